@@ -1,0 +1,81 @@
+"""The machine: device, dtype, cores, free memory, seed. Read once by the caller, passed down from there.
+
+Importing this file reads nothing; torch is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+
+from danlu.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the work runs.
+
+    Attributes:
+        name: torch's device name, "cpu" or "cuda".
+        cores: CPU threads that torch uses.
+        memory_bytes: memory free on the device when it was read.
+        has_bfloat16: bfloat16 matrix products run in hardware.
+    """
+
+    name: str
+    cores: int
+    memory_bytes: int
+    has_bfloat16: bool
+
+    def dtype(self, name: DtypeName) -> torch.dtype:
+        """The torch dtype for `name`; "auto" is bfloat16 where the hardware has it, else float32."""
+        import torch
+
+        if name == "auto":
+            return torch.bfloat16 if self.has_bfloat16 else torch.float32
+        if name == "float16" and self.name == "cpu":
+            raise ConfigError("dtype float16 on a CPU", allowed="auto, bfloat16, float32", fix="use bfloat16")
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def read_device() -> Device:
+    """Look at the machine: the first CUDA device if there is one, else the CPU."""
+    import torch
+
+    cores = torch.get_num_threads()
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return Device("cuda", cores, free, torch.cuda.is_bf16_supported())
+    has_bfloat16 = bool(
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return Device("cpu", cores, psutil.virtual_memory().available, has_bfloat16)
+
+
+def process_memory_bytes(device_name: str) -> int:
+    """Memory in use now: allocated by torch on CUDA, resident size of this process on a CPU."""
+    if device_name == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    return int(psutil.Process().memory_info().rss)
+
+
+def set_seed(seed: int) -> None:
+    """Seed python's, numpy's and torch's generators."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,123 @@
+"""Every error that a user can meet, drawn as one tree.
+
+    DanluError
+    ├── ConfigError          a recipe, an override or an option is wrong
+    ├── DataError            a record, a file or a data source is wrong
+    ├── ModelError           a model cannot be found, read or used
+    │   ├── UnknownModel     no such name
+    │   └── DownloadError    the name is known, but its files could not be brought here whole
+    ├── ResourceError        the machine lacks something
+    │   ├── DiskError        no space, no permission, not writable
+    │   └── MemoryShortage   out of memory
+    ├── TrainingError        a run went wrong in a way that the loop will not hide
+    ├── ParityError          two forms of one model do not answer alike
+    └── Interrupted          the user asked to stop; what was saved is said
+
+Each says what was seen, what is allowed, and what to do next. `assert` is left for our own mistakes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class DanluError(Exception):
+    """Base of all errors meant for the user.
+
+    Args:
+        seen: what was found, with its place (file, line, key) where there is one.
+        allowed: what would have been right.
+        fix: what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, seen: str, *, allowed: str = "", fix: str = "") -> None:
+        self.seen, self.allowed, self.fix = seen, allowed, fix
+        lines = [seen]
+        if allowed:
+            lines.append(f"  allowed: {allowed}")
+        if fix:
+            lines.append(f"  next: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(DanluError):
+    """A recipe, an override or an option is wrong."""
+
+    exit_code = 2
+
+
+class DataError(DanluError):
+    """A record, a file or a data source is wrong."""
+
+
+class ModelError(DanluError):
+    """A model cannot be found, read or used."""
+
+
+class UnknownModel(ModelError):
+    """No model has this name."""
+
+
+class DownloadError(ModelError):
+    """The model's files could not be brought here whole; nothing half-written is left."""
+
+
+class ResourceError(DanluError):
+    """The machine lacks something."""
+
+
+class DiskError(ResourceError):
+    """No space, no permission, or a path that cannot be written."""
+
+
+class MemoryShortage(ResourceError):
+    """Not enough memory for what was asked."""
+
+
+class TrainingError(DanluError):
+    """A run went wrong in a way that the loop will not hide."""
+
+
+class ParityError(DanluError):
+    """Two forms of one model do not answer alike."""
+
+
+class Interrupted(DanluError):
+    """The user asked to stop."""
+
+    exit_code = 130
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The valid name closest to `name`, as a question; empty when none is close."""
+    close = get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+_DISK_FAULTS = {
+    errno.ENOSPC: ("no space left on the disk", "free some space, or choose another directory"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another directory"),
+    errno.EACCES: ("no permission to write", "choose a directory that you may write to"),
+    errno.EPERM: ("no permission to write", "choose a directory that you may write to"),
+    errno.EROFS: ("the file system is read-only", "choose a directory that can be written"),
+    errno.ENOTDIR: ("a part of the path is a file", "choose another path"),
+}
+
+
+@contextmanager
+def disk_faults(path: Path | str, doing: str) -> Iterator[None]:
+    """Turn the operating system's write errors below `path` into a DiskError; let other errors through."""
+    try:
+        yield
+    except OSError as error:
+        fault = _DISK_FAULTS.get(error.errno or 0)
+        if fault is None:
+            raise
+        reason, fix = fault
+        raise DiskError(f"{doing}: {reason}: {error.filename or path}", fix=fix) from error
