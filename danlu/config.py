@@ -54,9 +54,7 @@ class _StrictLoader(yaml.SafeLoader):
 def recipe_names() -> list[str]:
     """Names of the recipes that ship inside the package."""
     folder = resources.files("danlu") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
@@ -67,9 +65,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise ConfigError(
-                f"no such recipe file: {path}", fix=f"shipped recipes: {', '.join(recipe_names())}"
-            )
+            raise ConfigError(f"no such recipe file: {path}", fix=f"shipped recipes: {', '.join(recipe_names())}")
         text = _read_text(path)
     elif name_or_path in recipe_names():
         text = (resources.files("danlu") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
@@ -85,9 +81,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not UTF-8 text (byte {error.start})", fix="save the recipe as UTF-8"
-        ) from error
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})", fix="save the recipe as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
 
@@ -111,9 +105,7 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(
-                f"not an override: {override!r}", allowed="key=value, such as train.learning_rate=1e-4"
-            )
+            raise ConfigError(f"not an override: {override!r}", allowed="key=value, such as train.learning_rate=1e-4")
         parts = key.split(".")
         node = result
         for part in parts[:-1]:
@@ -134,10 +126,13 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        faults = [_describe(model, dict(fault)) for fault in error.errors()]
-        raise ConfigError(
-            "\n".join([f"{where}: {len(faults)} fault(s)", *(f"  {fault}" for fault in faults)])
-        ) from None
+        faults = [f"  {fault}" for fault in describe_faults(error, model)]
+        raise ConfigError("\n".join([f"{where}: {len(faults)} fault(s)", *faults])) from None
+
+
+def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """pydantic's faults in our words, one a line, with the nearest valid key for an unknown one of `model`."""
+    return [_describe(model, dict(fault)) for fault in error.errors()]
 
 
 def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = ()) -> AnyOptions:
@@ -145,21 +140,17 @@ def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = 
     return validate(model, apply_overrides(read_recipe(name_or_path), overrides), where=name_or_path)
 
 
-def _describe(model: type[BaseModel], fault: dict[str, Any]) -> str:
+def _describe(model: type[BaseModel] | None, fault: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in fault["loc"]) or "(whole)"
     if fault["type"] == "extra_forbidden":
         key = str(fault["loc"][-1])
-        names = _field_names(model, fault["loc"][:-1])
+        names = _field_names(model, fault["loc"][:-1]) if model else []
         hint = RENAMED.get(key) or nearest(key, names)
         return f"{place}: unknown key; {hint or 'allowed: ' + ', '.join(names)}"
     if fault["type"] == "missing":
         return f"{place}: required, but not given"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    seen = (
-        ""
-        if fault["type"] == "value_error" and isinstance(fault["input"], dict)
-        else f" (seen: {fault['input']!r})"
-    )
+    seen = "" if fault["type"] == "value_error" and isinstance(fault["input"], dict) else f" (seen: {fault['input']!r})"
     return f"{place}: {message}{seen}"
 
 

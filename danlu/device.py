@@ -54,7 +54,7 @@ def read_device() -> Device:
         free, _ = torch.cuda.mem_get_info()
         return Device("cuda", cores, free, torch.cuda.is_bf16_supported())
     has_bfloat16 = bool(
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return Device("cpu", cores, psutil.virtual_memory().available, has_bfloat16)

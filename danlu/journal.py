@@ -84,11 +84,9 @@ class Journal:
         loaded: dict[str, Any] = json.loads(self.results_path.read_text("utf-8"))
         return loaded
 
-    def result(self, step: str, values: dict[str, Any]) -> None:
+    def result(self, step: str, values: Any) -> None:
         """Keep what `step` measured in results.json, whole or not at all."""
-        write_atomic(
-            self.results_path, json.dumps({**self.results(), step: values}, ensure_ascii=False, indent=2)
-        )
+        write_atomic(self.results_path, json.dumps({**self.results(), step: values}, ensure_ascii=False, indent=2))
 
     def rewind(self, step: int) -> None:
         """Drop the metric rows after `step`: a resumed run writes them again."""

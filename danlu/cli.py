@@ -1,0 +1,69 @@
+"""Names of commands, and what becomes of errors. The commands are in commands.py, imported when one is called."""
+
+from __future__ import annotations
+
+import sys
+
+import cyclopts
+from cyclopts import App, Parameter
+from pydantic import ValidationError
+from rich.console import Console
+
+import danlu
+from danlu.config import describe_faults
+from danlu.errors import DanluError, Interrupted
+
+app = App(
+    name="danlu",
+    version=danlu.__version__,
+    help="Danlu (丹炉): from raw data to a language model that serves your domain.",
+    help_format="markdown",
+    default_parameter=Parameter(name_transform=lambda name: name, negative=()),
+)
+data = App(name="data", help="Look at data before training on it.")
+
+_COMMANDS = {
+    "run": "Run a recipe: a shipped one by name, or a YAML file.",
+    "train": "Train with options given as flags instead of a recipe.",
+    "generate": "Answer one prompt.",
+    "chat": "Talk with a model.",
+    "merge": "Fold an adapter into its base model, and prove that both answer alike.",
+    "models": "List the models known by name.",
+    "report": "Write the report of a run directory anew.",
+}
+for _name, _help in _COMMANDS.items():
+    app.command(f"danlu.commands:{_name}", name=_name, help=_help)
+app.command(data)
+data.command("danlu.commands:check", name="check", help="Counts, lengths, duplicates and faults of a data file.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with 0, or with the exit code of the error it shows."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; errors meant for the user are shown without a traceback."""
+    from danlu.terminal import show_error
+
+    errors = Console(stderr=True)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except DanluError as error:
+        show_error(errors, error)
+        return error.exit_code
+    except cyclopts.CycloptsError as error:
+        show_error(errors, DanluError(_usage_fault(error), fix=f"danlu {' '.join(arguments[:1])} --help".rstrip()))
+        return 2
+    except KeyboardInterrupt:
+        show_error(errors, Interrupted("stopped"))
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _usage_fault(error: cyclopts.CycloptsError) -> str:
+    cause = error.__cause__
+    return "\n".join(describe_faults(cause)) if isinstance(cause, ValidationError) else str(error)

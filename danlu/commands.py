@@ -1,0 +1,254 @@
+"""What each command does. Options, defaults and help come from the pydantic models of the rooms below."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from danlu.config import load
+from danlu.data.chat import Chat
+from danlu.data.check import check as check_data
+from danlu.data.formats import FormatName, Message
+from danlu.data.source import read_conversations
+from danlu.device import DtypeName, read_device
+from danlu.errors import ConfigError, DataError
+from danlu.generate.engine import Engine
+from danlu.generate.params import GenerationParams
+from danlu.hub import KNOWN, cache_directory, is_cached, resolve
+from danlu.journal import Journal
+from danlu.model.load import load_tokenizer
+from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.report.page import write_report
+from danlu.run import Recipe
+from danlu.run import run as run_recipe
+from danlu.terminal import run_view, show_data, show_examples
+
+Flat = Parameter(name="*")
+_OUT = Console()
+
+
+def run(recipe: str, /, *overrides: str) -> None:
+    """Run a recipe: a shipped one by name, or a YAML file.
+
+    Parameters
+    ----------
+    recipe
+        name of a shipped recipe (quickstart), or path of a .yaml file
+    overrides
+        any key of the recipe, such as train.learning_rate=1e-4 or resume=true
+    """
+    _run(load(Recipe, recipe, overrides), ["run", recipe, *(o for o in overrides if o != "resume=true"), "resume=true"])
+
+
+def train(*, recipe: Annotated[Recipe, Flat]) -> None:
+    """Train with options given as flags instead of a recipe.
+
+    The flags are the keys of a recipe; the resolved recipe is kept in the run directory.
+    """
+    _run(recipe, ["run", str(recipe.directory / "recipe.yaml"), "resume=true"])
+
+
+def _run(recipe: Recipe, resume: list[str]) -> None:
+    with run_view(_OUT) as view:
+        directory = run_recipe(recipe, view, how_to_resume="danlu " + shlex.join(resume))
+        examples = Journal(directory).results().get("examples", [])
+    if examples:
+        show_examples(_OUT, examples)
+    if recipe.merge is not None:
+        merged = directory / "merged"
+        _OUT.print(f'use it: danlu generate {merged} "…"    danlu chat {merged}', markup=False, highlight=False)
+
+
+def generate(
+    model: str,
+    prompt: str,
+    /,
+    *,
+    params: Annotated[GenerationParams, Flat] = GenerationParams(),  # noqa: B008 - frozen
+    system: str | None = None,
+    raw: bool = False,
+    dtype: DtypeName = "auto",
+    adapter: str | None = None,
+) -> None:
+    """Answer one prompt.
+
+    Parameters
+    ----------
+    model
+        a name that `danlu models` lists, a directory, a .gguf file, or a hub id
+    prompt
+        what the user says; "-" reads it from standard input
+    system
+        a system message before it
+    raw
+        continue the prompt as plain text, without the chat template
+    dtype
+        number format of the weights; auto is bfloat16 where the hardware has it
+    adapter
+        directory of a PEFT adapter to put on the model
+    """
+    if raw and system is not None:
+        raise ConfigError("--system has no effect with --raw", fix="leave one of them out")
+    text = _standard_input() if prompt == "-" else prompt
+    engine = Engine(model, dtype=dtype, adapter=adapter)
+    _stream(engine, text if raw else [*_system(system), {"role": "user", "content": text}], params)
+
+
+def chat(
+    model: str,
+    /,
+    *,
+    params: Annotated[GenerationParams, Flat] = GenerationParams(),  # noqa: B008 - frozen
+    system: str | None = None,
+    dtype: DtypeName = "auto",
+    adapter: str | None = None,
+) -> None:
+    """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
+
+    Parameters
+    ----------
+    model
+        a name that `danlu models` lists, a directory, a .gguf file, or a hub id
+    system
+        a system message at the beginning
+    dtype
+        number format of the weights; auto is bfloat16 where the hardware has it
+    adapter
+        directory of a PEFT adapter to put on the model
+    """
+    engine = Engine(model, dtype=dtype, adapter=adapter)
+    messages = _system(system)
+    while line := _ask():
+        if line == "/new":
+            messages = _system(system)
+            continue
+        messages.append({"role": "user", "content": line})
+        messages.append({"role": "assistant", "content": _stream(engine, messages, params)})
+
+
+def _system(text: str | None) -> list[Message]:
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _ask() -> str:
+    try:
+        return _OUT.input("[bold]you[/] ").strip()
+    except EOFError:
+        return ""
+
+
+def _standard_input() -> str:
+    import sys
+
+    return sys.stdin.read()
+
+
+def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
+    """Print an answer as it grows; returns the whole."""
+    pieces = []
+    for piece in engine.stream(prompt, params):
+        pieces.append(piece)
+        _OUT.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    _OUT.print()
+    return "".join(pieces)
+
+
+def merge(
+    base: str,
+    adapter: Path,
+    out: Path,
+    /,
+    *,
+    prompts: Path | None = None,
+    accept_licence: bool = False,
+    options: Annotated[MergeOptions, Flat] = MergeOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Fold an adapter into its base model, and prove that both answer alike.
+
+    Parameters
+    ----------
+    base
+        the model that the adapter was trained on
+    adapter
+        directory of the PEFT adapter
+    out
+        directory of the merged model
+    prompts
+        data file whose conversations are asked; a few general questions otherwise
+    accept_licence
+        accept the licence of a base that asks for it
+    """
+    asked = [c.messages[:-1] for c in read_conversations(prompts)] if prompts else []
+    directory = resolve(base, cache=cache_directory(), say=_OUT.print, accept_licence=accept_licence)
+    parity = merge_checked(directory, adapter, out, asked, options, read_device(), _OUT.print)
+    _OUT.print(
+        f"{out}: {parity.prompts} greedy answers equal, logits within {parity.largest_logit_difference:.2g} "
+        f"(allowed {parity.tolerance:g})"
+    )
+
+
+def models() -> None:
+    """List the models known by name."""
+    table = Table("name", "parameters", "licence", "languages", "on this machine")
+    for known in KNOWN.values():
+        here = "yes" if is_cached(known.name, cache_directory()) else "no"
+        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here)
+    _OUT.print(table)
+    _OUT.print("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
+
+
+def check(
+    file: Path,
+    /,
+    *,
+    format: FormatName | None = None,
+    model: str | None = None,
+    chat_template: str | None = None,
+    accept_licence: bool = False,
+) -> None:
+    """Counts, lengths, duplicates and faults of a data file.
+
+    Parameters
+    ----------
+    file
+        .jsonl, .json, .csv, .tsv, .parquet, .txt, .md, or a directory of them
+    format
+        row format; recognised by the keys of the rows if not named
+    model
+        count lengths in this model's tokens; in characters without it
+    chat_template
+        Jinja text, or "chatml"; else the tokenizer's own
+    accept_licence
+        accept the licence of a model that asks for it
+    """
+    if chat_template is not None and model is None:
+        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
+    encode = None
+    if model is not None:
+        directory = resolve(model, cache=cache_directory(), say=_OUT.print, accept_licence=accept_licence)
+        encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
+    report = check_data(file, format=format, encode=encode)
+    show_data(_OUT, report)
+    if report.faults_total:
+        raise DataError(
+            f"{report.faults_total} faulty row(s)",
+            fix="mend them, or train with data.on_error=skip, which counts and lists what it leaves out",
+        )
+
+
+def report(directory: Path, /) -> None:
+    """Write the report of a run directory anew.
+
+    Parameters
+    ----------
+    directory
+        a run directory, such as runs/quickstart
+    """
+    if not (directory / "recipe.yaml").is_file():
+        raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
+    _OUT.print(str(write_report(Journal(directory))))

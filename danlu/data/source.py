@@ -1,0 +1,179 @@
+"""Where records come from, and which of them are held out.
+
+A source is files (formats.py) or a Python function that yields rows. Held-out records are whole groups,
+never a group's part: groups are named by the data (`group`), else records with the same beginning form one,
+so that no held-out question was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from danlu.config import Options
+from danlu.data.formats import (
+    Conversation,
+    FormatName,
+    Preference,
+    Record,
+    Skipped,
+    detect_format,
+    read_records,
+    record_from_row,
+)
+from danlu.errors import ConfigError, DataError, nearest
+
+
+class DataOptions(Options):
+    """What is learnt from, and what is kept aside to prove it."""
+
+    path: str | tuple[str, ...] | None = Field(None, description="file, directory, or a list of them")
+    source: str | None = Field(None, description="a Python function that yields rows: package.module:function")
+    source_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
+    format: FormatName | None = Field(None, description="row format; recognised by the keys of the rows if not named")
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description="a faulty row stops the run, or is counted and listed"
+    )
+    max_examples: int | None = Field(None, ge=1, description="train on a random choice of so many records")
+    held_out_path: str | None = Field(None, description="file of held-out records; else some are taken from the data")
+    held_out: int = Field(200, ge=0, description="records kept aside, in whole groups; at most a third of the data")
+    max_length: int = Field(2048, ge=8, description="tokens of one example at most")
+    too_long: Literal["raise", "skip", "truncate"] = Field("raise", description="what happens to a longer one")
+    chat_template: str | None = Field(None, description='Jinja text, or "chatml"; else the tokenizer\'s own')
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataOptions:
+        if (self.path is None) == (self.source is None):
+            raise ValueError("give data.path (files) or data.source (a Python function), one of them")
+        if self.source_options and self.source is None:
+            raise ValueError("source_options has no effect without source")
+        if self.source is not None and self.format is not None and self.held_out_path is None:
+            raise ValueError("format has no effect with source: rows are recognised by their keys")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+
+def read(options: DataOptions, seed: int, skipped: Skipped) -> tuple[list[Record], list[Record]]:
+    """(training records, held-out records).
+
+    Faulty rows go to `skipped` where options.on_error says so. Raises DataError when nothing is left.
+    """
+    if options.source is not None:
+        records = list(records_of_function(options.source, options.source_options, options.on_error, skipped))
+    else:
+        records = list(_records_of_files(options.paths, options, skipped))
+    if options.held_out_path is not None:
+        held_out = list(_records_of_files((options.held_out_path,), options, skipped))
+    else:
+        records, held_out = split(records, options.held_out, seed)
+    if not records:
+        raise DataError("no record is left to train on", fix="check the file with `danlu data check`")
+    if options.max_examples is not None and options.max_examples < len(records):
+        records = random.Random(seed).sample(records, options.max_examples)
+    return records, held_out
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """The conversations of a data file, for prompts. Raises DataError if it holds records of another kind."""
+    records = list(read_records(path))
+    conversations = [record for record in records if isinstance(record, Conversation)]
+    if len(conversations) < len(records):
+        raise DataError(f"{path}: prompts are taken from conversations; this file holds others")
+    return conversations
+
+
+def _records_of_files(paths: Iterable[str], options: DataOptions, skipped: Skipped) -> Iterator[Record]:
+    for path in paths:
+        yield from read_records(Path(path), format=options.format, on_error=options.on_error, skipped=skipped)
+
+
+def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Take whole groups, in random order, until `held_out` records (at most a third) are aside."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.group or _beginning(record), []).append(record)
+    order = list(groups)
+    random.Random(seed).shuffle(order)
+    wanted, taken = min(held_out, len(records) // 3), set[str]()
+    aside = 0
+    for name in order:
+        if aside >= wanted:
+            break
+        if aside + len(groups[name]) <= max(wanted, 1) * 1.2:  # a huge group stays whole, in training
+            taken.add(name)
+            aside += len(groups[name])
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for name, members in groups.items():
+        parts[name in taken].extend(members)
+    return parts
+
+
+def _beginning(record: Record) -> str:
+    """Digest of what comes before the first answer: equal questions share a group."""
+    if isinstance(record, Conversation):
+        first = next((at for at, m in enumerate(record.messages) if m["role"] == "assistant"), len(record.messages))
+        text = repr([message.get("content") for message in record.messages[:first]])
+    elif isinstance(record, Preference):
+        text = repr([message.get("content") for message in record.prompt])
+    else:
+        text = record.text
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def records_of_function(
+    source: str, options: Mapping[str, Any], on_error: Literal["raise", "skip"], skipped: Skipped
+) -> Iterator[Record]:
+    """Records from the rows that a Python function yields (mappings in any of the known formats)."""
+    function = _function(source)
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        raise ConfigError(
+            f"data.source_options do not fit {source}: {error}", allowed=str(inspect.signature(function))
+        ) from error
+    for number, row in enumerate(function(**options), 1):
+        place = f"{source}:{number}"
+        try:
+            if not isinstance(row, Mapping):
+                raise DataError(f"{place}: a row is a mapping, this is {type(row).__name__}")
+            yield record_from_row(row, detect_format(row), place)
+        except DataError as error:
+            if on_error == "raise":
+                raise
+            skipped.add(place, error.seen)
+
+
+def _function(source: str) -> Callable[..., Iterable[Any]]:
+    name, colon, attribute = source.partition(":")
+    if not colon:
+        raise ConfigError(f"data.source: {source!r}", allowed="package.module:function, or path/to/file.py:function")
+    try:
+        module = _module_of_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise ConfigError(f"data.source: {name} cannot be imported: {error}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"data.source: no function {attribute!r} in {name}; {nearest(attribute, names)}")
+    result: Callable[..., Iterable[Any]] = function
+    return result
+
+
+def _module_of_file(path: Path) -> Any:
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    if specification is None or specification.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

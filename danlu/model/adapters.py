@@ -1,0 +1,120 @@
+"""LoRA adapters: attach, count, save. The file format and the modules are PEFT's; reading one is load.py's.
+
+Knows no training and no data.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from danlu.config import Options
+from danlu.errors import ConfigError, DiskError, disk_faults
+
+
+class LoraOptions(Options):
+    """Low-rank adapters: W x + (alpha / r) B A x, with A and B trained (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(8, ge=1, le=4096, description="rank; 4-8 for one kind of task, more for varied data")
+    lora_alpha: float = Field(16, gt=0, description="scale times r; one to two times r is usual")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="share of the adapter's inputs dropped in training")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="layers that get an adapter; every linear layer but the head learns best"
+    )
+    init: Literal["gaussian", "kaiming"] = Field(
+        "gaussian", description="how A starts (standard deviation 1/r, or PEFT's default); B starts at zero"
+    )
+
+    @model_validator(mode="after")
+    def _alpha_is_sane(self) -> LoraOptions:
+        if self.lora_alpha > 64 * self.r:
+            raise ValueError(f"lora_alpha {self.lora_alpha} is over 64 times r {self.r}; one to two times r is usual")
+        return self
+
+
+def attach(model: Any, options: LoraOptions, seed: int) -> Any:
+    """`model` with a fresh adapter on it, base frozen; at the start it answers as the base does (B is zero).
+
+    Adapter weights are float32 whatever the base is: their updates are too small for bfloat16.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = options.target_modules
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        init_lora_weights="gaussian" if options.init == "gaussian" else True,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({name.split(".")[-1] for name, part in model.named_modules() if _is_linear(part)})
+        raise ConfigError(
+            f"lora.target_modules: no such layers: {targets}", allowed=f"all-linear, or some of {', '.join(names)}"
+        ) from error
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def save_adapter(model: Any, directory: Path) -> None:
+    """Write the adapter in PEFT's format, whole or not at all."""
+    save_whole(directory, lambda staging: model.save_pretrained(staging))
+
+
+def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write weights, configuration, tokenizer and chat template, whole or not at all."""
+
+    def write(staging: Path) -> None:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    save_whole(directory, write, needs_bytes=size)
+
+
+def save_whole(directory: Path, write: Any, needs_bytes: int = 0) -> None:
+    """Run `write(staging)` beside `directory` and move the result there; on any failure the old one stays.
+
+    Raises DiskError when there is less room than `needs_bytes`, or writing fails.
+    """
+    with disk_faults(directory, f"writing {directory.name}/"):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory.parent).free
+        if free < needs_bytes:
+            raise DiskError(
+                f"{directory}: {needs_bytes / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+                fix="free some space, or choose another directory",
+            )
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            try:
+                write(staging)
+            except Exception as error:
+                if type(error).__module__.startswith("safetensors") or "No space left" in str(error):
+                    raise DiskError(f"{directory}: could not be written: {error}", fix="free some space") from error
+                raise
+            staging.chmod(0o755)
+            old = directory.with_name(f".{directory.name}.old")
+            if directory.exists():
+                directory.rename(old)
+            staging.rename(directory)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""An adapter folded into its base: written, compared with base and adapter, and only then given its name.
+
+Both sides are compared in float32, where nothing but the merge itself can differ. Knows no training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from danlu.config import Options
+from danlu.data.chat import Chat
+from danlu.data.formats import Message
+from danlu.device import Device, DtypeName
+from danlu.errors import disk_faults
+from danlu.generate.engine import Engine
+from danlu.model.adapters import save_model
+from danlu.model.load import load_model, load_tokenizer, put_adapter
+from danlu.quantize.parity import Parity, check_parity
+
+# Asked when the caller has no prompts of its own.
+PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
+    ({"role": "user", "content": text},)
+    for text in (
+        "Name three colours.",
+        "Write one sentence about the sea.",
+        "What is 17 + 25?",
+        "用一句话介绍北京。",
+        "Translate to French: good morning.",
+        "def add(a, b):",
+        "Why is the sky blue?",
+        "List the days of the week.",
+    )
+)
+
+
+class MergeOptions(Options):
+    """The adapter folded into the base, and the gate that the result must pass."""
+
+    dtype: DtypeName = Field("auto", description="dtype of the merged weights; auto is that of the base's files")
+    tolerance: float = Field(1e-3, gt=0, description="largest logit difference allowed, both models in float32")
+    prompts: int = Field(32, ge=1, description="prompts whose greedy answers must be equal, at most")
+    max_new_tokens: int = Field(48, ge=1, description="tokens of each of those answers at most")
+
+
+def merge_checked(
+    base: Path,
+    adapter: Path,
+    out: Path,
+    conversations: Sequence[Sequence[Message]],
+    options: MergeOptions,
+    device: Device,
+    say: Callable[[str], None],
+) -> Parity:
+    """Write base + adapter to `out` and return how the two compare.
+
+    Raises ParityError when they do not answer alike; `out` is then not written (an older one stays), and
+    DiskError when it does not fit on the disk.
+    """
+    tokenizer = load_tokenizer(base)
+    say(f"merging {adapter} into {base.name}")
+    unverified = out.with_name(f".{out.name}.unverified")
+    try:
+        merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
+        save_model(merged.to(_dtype(options.dtype, base, device)), tokenizer, unverified)
+        del merged
+        chosen = list(conversations[: options.prompts]) or list(PROMPTS)
+        say(f"comparing adapter and merged model on {len(chosen)} prompts, in float32")
+        parity = check_parity(
+            _engine(put_adapter(load_model(base, device=device, dtype=torch.float32), adapter), base),
+            _engine(load_model(unverified, device=device, dtype=torch.float32), unverified),
+            chosen,
+            tolerance=options.tolerance,
+            max_new_tokens=options.max_new_tokens,
+        )
+        with disk_faults(out, "naming the merged model"):
+            if out.exists():
+                shutil.rmtree(out)
+            unverified.rename(out)
+    finally:
+        shutil.rmtree(unverified, ignore_errors=True)
+    return parity
+
+
+def _engine(model: Any, directory: Path) -> Engine:
+    return Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config))
+
+
+def _dtype(name: DtypeName, base: Path, device: Device) -> torch.dtype:
+    """The named dtype; "auto" is the one that the base's own files are written in."""
+    if name != "auto":
+        return device.dtype(name)
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    assert isinstance(stored, torch.dtype)
+    return stored

@@ -1,0 +1,117 @@
+"""Rows of metrics.jsonl -> the figures of the page: loss, rate, gradient, speed, memory.
+
+Knows what each column means and how to say it in words; drawing is curves.py's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from danlu.report.curves import SECOND, Curve, draw, smooth
+from danlu.report.numbers import is_figure, plain
+
+Rows = Sequence[dict[str, Any]]
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure with its caption."""
+
+    title: str
+    note: str
+    svg: str
+    wide: bool = False
+
+
+def charts(rows: Rows) -> list[Chart]:
+    """The figures for which the rows hold values; none for no rows."""
+    drawn = [
+        _loss(rows),
+        _rate(rows),
+        _small("Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
+        _small("Speed", "tokens/s", rows, tokens_per_second(rows), trend=True),
+        _small("Memory", "GiB", rows, memory_gib(rows)),
+    ]
+    return [chart for chart in drawn if chart]
+
+
+def column(rows: Rows, name: str) -> list[float]:
+    """One number a row; nan where the row lacks it."""
+    return [float(row[name]) if is_figure(row.get(name)) else math.nan for row in rows]
+
+
+def tokens_per_second(rows: Rows) -> list[float]:
+    """Speed of each step, from the step's tokens and seconds."""
+    pairs = zip(column(rows, "tokens"), column(rows, "seconds"), strict=True)
+    return [tokens / seconds if seconds > 0 else math.nan for tokens, seconds in pairs]
+
+
+def memory_gib(rows: Rows) -> list[float]:
+    """Memory of each step in GiB."""
+    return [value / 2**30 for value in column(rows, "memory_bytes")]
+
+
+def _loss(rows: Rows) -> Chart | None:
+    steps, loss, held_out = _steps(rows), column(rows, "loss"), column(rows, "eval_loss")
+    curves = []
+    if _finite(loss):
+        curves = _with_trend("training", steps, loss)
+    measured = [(step, value) for step, value in zip(steps, held_out, strict=True) if math.isfinite(value)]
+    if measured:
+        x, y = zip(*measured, strict=True)
+        curves.append(Curve("held out", x, y, colour=SECOND, points=True))
+    if not curves:
+        return None
+    parts = [_in_words("training loss", loss), _in_words("held-out loss", held_out)]
+    alt = "Loss by step: " + "; ".join(part for part in parts if part)
+    svg = draw("loss", curves, alt=alt, x_label="step", wide=True)
+    return Chart("Loss", "nats a token, of the tokens to be learnt", svg, wide=True)
+
+
+def _rate(rows: Rows) -> Chart | None:
+    """The learning rate, in its own power of ten: 0.00024 beside 8e-05 is hard to read."""
+    rates = column(rows, "lr")
+    highest = max(_finite(rates), default=0.0)
+    power = math.floor(math.log10(highest)) if highest > 0 else 0
+    unit = f"× 10{str(power).translate(_RAISED)}" if power else ""
+    return _small("Learning rate", unit, rows, [rate / 10.0**power for rate in rates])
+
+
+def _small(title: str, unit: str, rows: Rows, values: list[float], *, trend: bool = False) -> Chart | None:
+    if not _finite(values):
+        return None
+    alt = f"{title} by step: {_in_words(unit or title.lower(), values)}"
+    steps = _steps(rows)
+    curves = _with_trend(title, steps, values) if trend else [Curve(title, steps, values)]
+    svg = draw(title.lower().replace(" ", "-"), curves, alt=alt, x_label="step", from_zero=True)
+    return Chart(title, unit, svg)
+
+
+def _with_trend(name: str, steps: list[float], values: list[float]) -> list[Curve]:
+    """Each step, pale, under an average over a thirtieth of the run; the steps alone when they are few."""
+    memory = len(values) / 30
+    if memory < 2:
+        return [Curve(name, steps, values)]
+    smoothed = Curve(f"{name}, smoothed", steps, smooth(values, memory))
+    return [Curve("each step", steps, values, opacity=0.3), smoothed]
+
+
+def _steps(rows: Rows) -> list[float]:
+    """The rows' steps; a row without one is counted on from its place."""
+    return [s if math.isfinite(s) else float(i + 1) for i, s in enumerate(column(rows, "step"))]
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _in_words(name: str, values: Sequence[float]) -> str:
+    finite = _finite(values)
+    if not finite:
+        return ""
+    first, last, low, high = (plain(v) for v in (finite[0], finite[-1], min(finite), max(finite)))
+    return f"{name} from {first} at first to {last} at last, lowest {low}, highest {high}"

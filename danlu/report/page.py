@@ -1,0 +1,311 @@
+"""Run directory -> one HTML page that needs nothing else: what was done, what changed, how sure that is.
+
+Only reads the journal, and says what the journal lacks. Everything from recipe, data and model is
+escaped; no script, no font and no image is fetched. Measures nothing: the figures are the steps'.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from danlu import __version__
+from danlu.errors import DataError
+from danlu.journal import Journal, write_atomic
+from danlu.report.charts import charts, column
+from danlu.report.numbers import duration, fixed, is_figure, large, plain
+from danlu.report.verdict import MEASURES, Measure, figure, interval_decimals, interval_of, judge, spread
+
+# What a whole run leaves behind, and what a reader misses without it.
+_PARTS = {
+    "data": "how many examples were used",
+    "before": "the model before training",
+    "after": "the model after training",
+    "difference": "whether the change is more than chance",
+    "examples": "answers side by side",
+    "parity": "whether the merged model answers like the trained one",
+    "machine": "where it ran",
+}
+# No script and no fetch of any kind, whatever a text on the page may hold.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the page shows, read once."""
+
+    name: str
+    recipe: str
+    metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    results: dict[str, Any]
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A group of results.json; empty when it is absent or no group."""
+        found = self.results.get(name)
+        return found if isinstance(found, dict) else {}
+
+    def absent(self) -> list[str]:
+        """What a whole run would have left and this one did not."""
+        files = {"recipe.yaml": self.recipe, "metrics.jsonl": self.metrics, "events.jsonl": self.events}
+        missing = [f"{name} (empty or not there)" for name, content in files.items() if not content]
+        return missing + [f"{name} ({why})" for name, why in _PARTS.items() if not self.results.get(name)]
+
+
+def write_report(journal: Journal) -> Path:
+    """Write report.html into the run directory, whole or not at all, and return its path.
+
+    Raises DataError when there is no such directory, DiskError when it cannot be written.
+    """
+    if not journal.directory.is_dir():
+        raise DataError(f"no run directory: {journal.directory}", fix="name the directory of a run")
+    write_atomic(journal.report_path, render(read_run(journal)))
+    return journal.report_path
+
+
+def read_run(journal: Journal) -> Run:
+    """What the run directory holds; what is not there is empty."""
+    recipe = journal.recipe_path
+    return Run(
+        name=journal.directory.resolve().name,
+        recipe=recipe.read_text("utf-8") if recipe.exists() else "",
+        metrics=journal.metrics(),
+        events=journal.events(),
+        results=journal.results(),
+    )
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    style = (resources.files("danlu.report") / "page.css").read_text("utf-8")
+    name = escape(run.name)
+    sections = (
+        _header(run), _missing(run), _tiles(run), _comparison(run), _training(run), _examples(run),
+        _events(run), _facts(run), _recipe(run),
+    )  # fmt: skip
+    body = "\n".join(section for section in sections if section)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name} · Danlu report</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer class="soft">Danlu {__version__}. This page reads the run directory and nothing else.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _header(run: Run) -> str:
+    verdict = judge(run.results)
+    lines = [
+        f"<h1>{escape(run.name)}</h1>",
+        f'<p class="verdict {verdict.tone}">{_sentence(verdict.sentence)}</p>',
+    ]
+    if figure(run.results, "after", "overlap") is not None:
+        lines.append(f'<p class="soft">{_sentence(judge(run.results, "overlap").sentence)}</p>')
+    return f"<header>{''.join(lines)}</header>"
+
+
+def _sentence(text: str) -> str:
+    return escape(_capital(text) + ".")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _missing(run: Run) -> str:
+    absent = run.absent()
+    if not absent:
+        return ""
+    listed = "; ".join(escape(part) for part in absent)
+    return (
+        '<p class="notice"><b>Not everything is here.</b> The run stopped early, or its recipe did not ask '
+        f"for these: {listed}.</p>"
+    )
+
+
+def _tiles(run: Run) -> str:
+    seconds, tokens = (sum(v for v in column(run.metrics, n) if v > 0) for n in ("seconds", "tokens"))
+    learnt = sum(v for v in column(run.metrics, "learnt_tokens") if v > 0)
+    memory = max((v for v in column(run.metrics, "memory_bytes") if v > 0), default=0)
+    steps = [row["step"] for row in run.metrics if is_figure(row.get("step"))]
+    tiles = {
+        "optimizer steps": f"{max(steps):,}" if steps else "",
+        "tokens read": large(tokens) if tokens else "",
+        "of them learnt": large(learnt) if learnt else "",
+        "training time": duration(seconds) if seconds else "",
+        "speed": f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else "",
+        "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "",
+    }
+    shown = [f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items() if value]
+    return f'<dl class="tiles">{"".join(shown)}</dl>' if shown else ""
+
+
+def _comparison(run: Run) -> str:
+    measures = [m for m in (*run.part("before"), *run.part("after")) if _is_shown(run, m)]
+    if not measures:
+        return _section("Before and after", _absent("Neither the untrained nor the trained model was measured."))
+    rows = [_measure_row(run, measure) for measure in dict.fromkeys(measures)]
+    held_out = run.part("data").get("held_out")
+    size = f" on {held_out:,} held-out examples" if is_figure(held_out) else ""
+    note = (
+        f'<p class="soft">Measured{size}, which training never saw. An interval that excludes zero is a change '
+        "beyond chance.</p>"
+    )
+    heads = ["measure", *(f"#{name}" for name in ("before", "after", "change", "interval of the change"))]
+    return _section("Before and after", _table(heads, rows) + note)
+
+
+def _is_shown(run: Run, measure: str) -> bool:
+    return any(not isinstance(run.part(part).get(measure), (dict, list)) for part in ("before", "after"))
+
+
+def _measure_row(run: Run, key: str) -> str:
+    measure = MEASURES.get(key, Measure(key, less_is_better=False))
+    before, after = figure(run.results, "before", key), figure(run.results, "after", key)
+    interval = interval_of(run.results, key)
+    decimals = interval_decimals(interval, measure.decimals) if interval else measure.decimals
+    change = "–" if before is None or after is None else fixed(after - before, decimals, signed=True)
+    shown = [
+        fixed(value, decimals) if value is not None else plain(run.part(part).get(key))
+        for part, value in (("before", before), ("after", after))
+    ]
+    tone = f"tone {judge(run.results, key).tone}" if interval and key in MEASURES else ""
+    ends = f"{spread(interval, decimals)} ({interval.level * 100:g} %)" if interval else "–"
+    cells = [(shown[0], ""), (shown[1], ""), (change, tone), (ends, "")]
+    return f"<th scope=row>{escape(_capital(measure.name))}</th>" + "".join(
+        f'<td class="number {extra}">{escape(text)}</td>' for text, extra in cells
+    )
+
+
+def _training(run: Run) -> str:
+    drawn = charts(run.metrics)
+    if not drawn:
+        return _section("Training", _absent("No step was recorded in metrics.jsonl."))
+    figures = [
+        f"<figure{' class=wide' if chart.wide else ''}><figcaption><b>{chart.title}</b> "
+        f"<span>{chart.note}</span></figcaption>{chart.svg}</figure>"
+        for chart in drawn
+    ]
+    wide = "".join(f for f, chart in zip(figures, drawn, strict=True) if chart.wide)
+    small = "".join(f for f, chart in zip(figures, drawn, strict=True) if not chart.wide)
+    return _section("Training", f'{wide}<div class="grid">{small}</div>')
+
+
+def _examples(run: Run) -> str:
+    examples = [e for e in run.results.get("examples") or [] if isinstance(e, dict)]
+    if not examples:
+        return _section("Answers side by side", _absent("No answers were kept."))
+    return _section("Answers side by side", "".join(_example(example) for example in examples))
+
+
+def _example(example: dict[str, Any]) -> str:
+    place = f'<span class="place">{escape(plain(example["place"]))}</span>' if example.get("place") else ""
+    answers = "".join(
+        f'<div class="{key}"><h3>{head}</h3>{_text(example.get(key))}</div>'
+        for key, head in (("reference", "Reference"), ("before", "Before training"), ("after", "After training"))
+    )
+    return (
+        f'<article class="example"><div>{place}<h3>Prompt</h3>{_text(example.get("prompt"))}</div>'
+        f'<div class="answers">{answers}</div></article>'
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return _absent("not recorded")
+    if value == "":
+        return _absent("(an empty text)")
+    words = plain(value)
+    code = " code" if re.search(r"^(    |\t)", words, re.MULTILINE) else ""  # indented lines: columns matter
+    return f'<div class="text{code}" dir="auto">{escape(words)}</div>'
+
+
+def _events(run: Run) -> str:
+    if not run.events:
+        return _section("What was decided, and why", _absent("No decision was recorded in events.jsonl."))
+    rows = [_event_row(event) for event in run.events]
+    return _section("What was decided, and why", _table(["time (UTC)", "event", "reason", "details"], rows))
+
+
+def _event_row(event: dict[str, Any]) -> str:
+    details = "".join(
+        f"<span><code>{escape(str(key))}</code> {escape(plain(value))}</span>"
+        for key, value in event.items()
+        if key not in ("time", "kind", "reason")
+    )
+    return (
+        f'<td class="when">{_clock(event.get("time"))}</td><td><b>{escape(plain(event.get("kind")))}</b></td>'
+        f'<td class="reason">{escape(plain(event.get("reason")))}</td><td class="details">{details}</td>'
+    )
+
+
+def _clock(time: Any) -> str:
+    """Seconds since 1970 as a date; what cannot be one is shown as it is."""
+    try:
+        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S}"
+    except (TypeError, ValueError, OverflowError, OSError):
+        return escape(plain(time))
+
+
+def _facts(run: Run) -> str:
+    titles = {"data": "Data", "parity": "Merged against trained", "machine": "Machine", "run": "Whole run"}
+    blocks = [
+        f"<div>{_section(title, _table(['', ''], _fact_rows(run.part(part)), bare=True))}</div>"
+        for part, title in titles.items()
+        if run.part(part)
+    ]
+    return f'<div class="pair">{"".join(blocks)}</div>' if blocks else ""
+
+
+def _fact_rows(facts: dict[str, Any]) -> list[str]:
+    return [
+        f"<th scope=row>{escape(str(name).replace('_', ' '))}</th><td>{escape(_fact(str(name), value))}</td>"
+        for name, value in facts.items()
+    ]
+
+
+def _fact(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and is_figure(value):
+        return f"{value:,} ({value / 2**30:.2f} GiB)"
+    return plain(value)
+
+
+def _recipe(run: Run) -> str:
+    if not run.recipe:
+        return _section("Recipe", _absent("recipe.yaml is not there."))
+    return _section("Recipe", f'<div class="scroll"><pre>{escape(run.recipe)}</pre></div>')
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _absent(text: str) -> str:
+    return f'<p class="absent">{text}</p>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[str], *, bare: bool = False) -> str:
+    """Rows are ready cells; a head that begins with # stands over numbers."""
+    cells = "".join(
+        f"<th scope=col{' class=number' if head.startswith('#') else ''}>{head.lstrip('#')}</th>" for head in heads
+    )
+    head = "" if bare else f"<thead><tr>{cells}</tr></thead>"
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'

@@ -1,0 +1,87 @@
+"""results.json -> one sentence: did the held-out loss fall, and is that more than chance?
+
+Knows the names of the results, no HTML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from danlu.evaluate.bootstrap import Interval
+from danlu.report.numbers import decimals_for, fixed, is_figure
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a measure is called in a sentence, which way is better, and the fewest decimals worth showing."""
+
+    name: str
+    less_is_better: bool
+    decimals: int = 2
+
+
+MEASURES = {
+    "loss": Measure("held-out loss", less_is_better=True),
+    "perplexity": Measure("perplexity", less_is_better=True),
+    "overlap": Measure("character overlap with the references (chrF)", less_is_better=False, decimals=1),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence and its colour: "better", "worse", or "open" when nothing can be said."""
+
+    sentence: str
+    tone: str
+
+
+def judge(results: dict[str, Any], measure: str = "loss") -> Verdict:
+    """What the run did to `measure`, in one sentence; says so where a part was not measured."""
+    name, least = MEASURES[measure].name, MEASURES[measure].decimals
+    before, after = figure(results, "before", measure), figure(results, "after", measure)
+    if before is None or after is None:
+        absent = [part for part, value in (("before", before), ("after", after)) if value is None]
+        return Verdict(f"No verdict: {name} was not measured {' or '.join(absent)} training", "open")
+    interval = interval_of(results, measure)
+    if interval is None:
+        numbers = f"from {fixed(before, least)} to {fixed(after, least)}"
+        return Verdict(f"{name} went {numbers}; whether that is chance was not measured", "open")
+    decimals = interval_decimals(interval, least)
+    numbers = f"from {fixed(before, decimals)} to {fixed(after, decimals)}"
+    change = f"{interval.level * 100:g} % interval of the change {spread(interval, decimals)}"
+    if not interval.excludes_zero:
+        return Verdict(f"{name} did not change clearly, {numbers}: the {change} contains zero", "open")
+    fell = interval.value < 0
+    return Verdict(
+        f"{name} {'fell' if fell else 'rose'} {numbers} ({change})",
+        "better" if fell == MEASURES[measure].less_is_better else "worse",
+    )
+
+
+def figure(results: dict[str, Any], part: str, measure: str) -> float | None:
+    """A number of results.json, or None when it is absent or not finite."""
+    group = results.get(part)
+    value = group.get(measure) if isinstance(group, dict) else None
+    return float(value) if value is not None and is_figure(value) else None
+
+
+def interval_of(results: dict[str, Any], measure: str) -> Interval | None:
+    """The interval of the change of `measure`, or None when it was not measured whole."""
+    group = results.get("difference")
+    found = group.get(measure) if isinstance(group, dict) else None
+    names = ("value", "low", "high", "level")
+    if not isinstance(found, dict) or not all(is_figure(found.get(name)) for name in names):
+        return None
+    return Interval(*(float(found[name]) for name in names))
+
+
+def interval_decimals(interval: Interval, fewest: int = 2) -> int:
+    """Decimals that show the interval's width and which side of zero its ends are on."""
+    width = interval.high - interval.low
+    return decimals_for([10 * width, 10 * interval.low, 10 * interval.high], fewest)
+
+
+def spread(interval: Interval, decimals: int) -> str:
+    """The two ends, signed."""
+    return f"{fixed(interval.low, decimals, signed=True)} … {fixed(interval.high, decimals, signed=True)}"

@@ -1,0 +1,318 @@
+"""A recipe's steps, in order -> one run directory.
+
+    data -> before -> train -> after -> merge (and parity) -> report
+
+Each finished step leaves its figures in results.json; a resumed run goes on after the last of them. The
+steps themselves live in their packages; here is only their order, and the recipe that names their options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from pydantic import Field, model_validator
+
+from danlu.config import Options
+from danlu.data.chat import Chat, Example
+from danlu.data.formats import Conversation, Record, Skipped
+from danlu.data.source import DataOptions, read
+from danlu.device import Device, read_device, set_seed
+from danlu.errors import ConfigError, DataError, disk_faults
+from danlu.evaluate.held_out import Measured, Question, differences, measure
+from danlu.generate.engine import Engine
+from danlu.hub import cache_directory
+from danlu.journal import Journal, write_atomic
+from danlu.model.adapters import LoraOptions, attach, parameter_counts
+from danlu.model.likelihood import prepare
+from danlu.model.load import ModelOptions, load
+from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.report.page import write_report
+from danlu.train.loop import Run, TrainOptions, planned_steps, train
+from danlu.train.sft import sft_examples, sft_stage
+
+
+class ProveOptions(Options):
+    """How the held-out examples are measured, before and after."""
+
+    questions: int = Field(64, ge=0, description="held-out questions answered greedily, for the overlap")
+    examples: int = Field(10, ge=0, description="of them shown side by side in the report")
+    max_new_tokens: int = Field(48, ge=1, description="tokens of an answer at most")
+
+
+class Recipe(Options):
+    """One run, from data to a merged model and its report. A section left out is a step left out."""
+
+    name: str = Field("run", pattern=r"^[\w][\w.-]*$", description="the run directory is runs/NAME")
+    runs: str = Field("runs", description="folder that holds the run directories")
+    seed: int = Field(42, ge=0, lt=2**32, description="of the split, the order, the adapter and the dropout")
+    resume: bool = Field(False, description="go on with the last checkpoint of this run")
+    model: ModelOptions = Field(default_factory=ModelOptions)
+    data: DataOptions
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    train: TrainOptions = Field(default_factory=TrainOptions)
+    prove: ProveOptions | None = Field(default_factory=ProveOptions)
+    merge: MergeOptions | None = Field(default_factory=MergeOptions)
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Recipe:
+        if self.model.adapter is not None:
+            raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
+        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
+            raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+class Show(Protocol):
+    """What a run tells while it works; the terminal (cli.py) draws it."""
+
+    def say(self, text: str) -> None:
+        """A line about what is being done now."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A metrics row, with "step" of "steps"."""
+
+
+@dataclass
+class _Parts:
+    """What the steps share."""
+
+    recipe: Recipe
+    journal: Journal
+    device: Device
+    show: Show
+    chat: Chat
+    model: Any
+    directory: Path
+    examples: list[Example]
+    held_out: list[Example]
+    questions: list[Question]
+
+    def engine(self) -> Engine:
+        return Engine.around(self.model, self.chat)
+
+
+def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
+    """Run `recipe` and return its run directory.
+
+    An existing directory of the same name is moved aside, unless the recipe resumes it.
+    """
+    started = time.time()
+    journal = _open(recipe, show)
+    set_seed(recipe.seed)
+    device = read_device()
+    parts = _prepare(recipe, journal, device, show)
+    before = _measure(parts, "before")
+    train(
+        sft_stage(device),
+        parts.model,
+        Run(
+            examples=parts.examples,
+            held_out=parts.held_out,
+            seed=recipe.seed,
+            identity=_identity(recipe, parts.examples),
+            resume=recipe.resume,
+            how_to_resume=how_to_resume,
+            on_step=show.step,
+        ),
+        recipe.train,
+        journal,
+        device,
+    )
+    after = _measure(parts, "after")
+    _compare(parts, before, after)
+    if recipe.merge is not None:
+        _merge(parts, recipe.merge)
+    _finish(journal, started, show)
+    return journal.directory
+
+
+def _open(recipe: Recipe, show: Show) -> Journal:
+    directory = recipe.directory
+    with disk_faults(directory, "making the run directory"):
+        if recipe.resume and not (directory / "recipe.yaml").exists():
+            raise ConfigError(f"{directory}: there is no run to resume", fix="run without resume=true")
+        if directory.exists() and not recipe.resume:
+            aside = _free_name(directory)
+            directory.rename(aside)
+            show.say(f"an earlier run was kept as {aside}")
+        directory.mkdir(parents=True, exist_ok=True)
+    journal = Journal(directory)
+    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
+    write_atomic(journal.recipe_path, text)
+    return journal
+
+
+def _free_name(directory: Path) -> Path:
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+# -- data and model ------------------------------------------------------------------------------------
+
+
+def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _Parts:
+    skipped = Skipped()
+    records, held_out_records = read(recipe.data, recipe.seed, skipped)
+    show.say(f"data: {len(records)} records to train on, {len(held_out_records)} held out")
+    loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
+    chat = Chat.of(loaded.tokenizer, loaded.model.generation_config, recipe.data.chat_template)
+    examples = _examples(recipe, records, chat, skipped)
+    held_out = _examples(recipe, held_out_records, chat, skipped)
+    if not examples:
+        raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
+    model = attach(loaded.model, recipe.lora, recipe.seed)
+    kernels = prepare(model)
+    trainable, total = parameter_counts(model)
+    show.say(f"model: {total - trainable:,} frozen and {trainable:,} trained parameters, {loaded.dtype}")
+    _describe(recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype))
+    questions = _questions(recipe, held_out_records)
+    return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
+
+
+def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
+    may_skip = recipe.data.on_error == "skip" or recipe.data.too_long == "skip"
+    return sft_examples(
+        records,
+        chat,
+        max_length=recipe.data.max_length,
+        too_long=recipe.data.too_long,
+        skip=skipped.add if may_skip else None,
+    )
+
+
+def _questions(recipe: Recipe, records: Sequence[Record]) -> list[Question]:
+    """A random choice of the held-out conversations that end with an answer in words."""
+    if recipe.prove is None:
+        return []
+    fit = [Question(r) for r in records if isinstance(r, Conversation) and r.messages[-1].get("content")]
+    return random.Random(recipe.seed).sample(fit, min(recipe.prove.questions, len(fit)))
+
+
+def _describe(
+    recipe: Recipe,
+    journal: Journal,
+    device: Device,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    skipped: Skipped,
+    kernels: dict[str, int],
+    parameters: tuple[int, int],
+    dtype: str,
+) -> None:
+    tokens = sum(len(example.token_ids) for example in examples)
+    learnt = sum(example.learnt_tokens for example in examples)
+    journal.result(
+        "data",
+        {"train": len(examples), "held_out": len(held_out), "tokens": tokens, "learnt_tokens": learnt,
+         "skipped": skipped.count},
+    )  # fmt: skip
+    machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
+    machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}
+    journal.result("machine", {**machine, "trained_parameters": parameters[0], "all_parameters": parameters[1]})
+    if recipe.resume:
+        return
+    reason = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
+    journal.event("dtype", reason if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
+    journal.event("kernels", "each agrees with the module it replaces on random input", **kernels)
+    steps = planned_steps(recipe.train, len(examples))
+    journal.event("plan", f"{recipe.train.batch_size} examples a step", steps=steps, examples=len(examples))
+    for place, reason in skipped.faults:
+        journal.event("skipped", reason, place=place)
+
+
+def _identity(recipe: Recipe, examples: Sequence[Example]) -> str:
+    """What must be equal for a resumed run to go on: model, adapter, and every token of the data."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.token_ids, example.learnt)).encode())
+    return f"{recipe.model.model_dump()} {recipe.lora.model_dump()} {digest.hexdigest()}"
+
+
+# -- proof ---------------------------------------------------------------------------------------------
+
+
+def _measure(parts: _Parts, when: str) -> Measured | None:
+    """Measure the held-out examples, unless an earlier half of this run did."""
+    if parts.recipe.prove is None:
+        return None
+    known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
+    if known is not None:
+        return Measured([(total, weight) for total, weight in known["losses"]], known["answers"], known["overlaps"])
+    if not parts.held_out:
+        raise DataError("no example is held out, so nothing can be proved", fix="raise data.held_out, or prove: null")
+    parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
+    measured = measure(
+        parts.model,
+        parts.engine(),
+        parts.held_out,
+        parts.questions,
+        parts.device,
+        max_tokens=parts.recipe.train.micro_batch_tokens,
+        max_new_tokens=parts.recipe.prove.max_new_tokens,
+    )
+    parts.journal.result(f"measured_{when}", asdict(measured))
+    parts.journal.result(when, measured.summary())
+    parts.show.say(_sentence(when, measured))
+    return measured
+
+
+def _sentence(when: str, measured: Measured) -> str:
+    figures = measured.summary()
+    overlap = f", overlap {figures['overlap']:.1f}" if "overlap" in figures else ""
+    return f"{when}: held-out loss {figures['loss']:.3f}, perplexity {figures['perplexity']:.1f}{overlap}"
+
+
+def _compare(parts: _Parts, before: Measured | None, after: Measured | None) -> None:
+    if before is None or after is None or parts.recipe.prove is None:
+        return
+    groups = [example.group or example.place for example in parts.held_out]
+    question_groups = [q.conversation.group or q.conversation.place for q in parts.questions]
+    changes = differences(before, after, groups, question_groups)
+    parts.journal.result("difference", {name: asdict(interval) for name, interval in changes.items()})
+    shown = list(zip(parts.questions, before.answers, after.answers, strict=True))[: parts.recipe.prove.examples]
+    parts.journal.result(
+        "examples",
+        [
+            {"prompt": q.prompt, "reference": q.reference, "before": b, "after": a, "place": q.conversation.place}
+            for q, b, a in shown
+        ],
+    )
+    loss = changes["loss"]
+    parts.show.say(
+        f"the held-out loss changed by {loss.value:+.3f} (95 % interval {loss.low:+.3f} to {loss.high:+.3f})"
+    )
+
+
+# -- merge and report ----------------------------------------------------------------------------------
+
+
+def _merge(parts: _Parts, options: MergeOptions) -> None:
+    journal = parts.journal
+    conversations = [question.messages for question in parts.questions]
+    parity = merge_checked(
+        parts.directory, journal.adapter, journal.merged, conversations, options, parts.device, parts.show.say
+    )
+    journal.result("parity", parity.to_dict())
+    parts.show.say(f"parity: equal answers, logits within {parity.largest_logit_difference:.2g}")
+
+
+def _finish(journal: Journal, started: float, show: Show) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
+    show.say(f"report: {write_report(journal)}")

@@ -1,0 +1,318 @@
+"""One loop for every stage: accumulate, check, clip, step, log, save, resume.
+
+The loop knows no stage. A stage (sft.py, ...) hands it examples and a few functions; what a batch means
+and what is saved is the stage's business. Micro-batches are weighted by what the stage counts (learnt
+tokens, pairs), so accumulation changes nothing but memory. Loss and gradient norm are looked at before
+the step: a step that is not finite is never applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from danlu.data.packing import micro_batches, step_count, step_indices
+from danlu.device import Device, process_memory_bytes
+from danlu.errors import ConfigError, Interrupted, MemoryShortage, TrainingError
+from danlu.journal import Journal
+from danlu.train.checkpoint import checkpoints, clear_leftovers, load_checkpoint, save_checkpoint
+from danlu.train.optim import OptimOptions, build_optimizer, rate_factor
+
+Example = TypeVar("Example")
+Batch = TypeVar("Batch")
+
+
+class TrainOptions(OptimOptions):
+    """How long, in what portions, and how often to look and to save."""
+
+    num_train_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the data; fine-tuning wants one")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, whatever the epochs")
+    batch_size: int = Field(32, ge=1, description="examples of one optimizer step, over all its micro-batches")
+    micro_batch_tokens: int = Field(
+        4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
+    )
+    eval_steps: int = Field(
+        0, ge=0, description="steps between two looks at the held-out loss; 0 looks only at the end"
+    )
+    save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept, newest first")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss of one micro-batch.
+
+    Attributes:
+        total: scalar, summed (not averaged) over what the stage counts.
+        metrics: further sums over the same count, averaged over the step like the loss.
+    """
+
+    total: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Example, Batch]):
+    """What a stage brings to the loop.
+
+    Attributes:
+        name: "sft", ...
+        length: tokens of an example, for cutting micro-batches.
+        weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
+        collate: examples -> one micro-batch on the device.
+        loss: (model, batch) -> Loss, differentiable.
+        save: (model, directory) -> the stage's product on disk.
+    """
+
+    name: str
+    length: Callable[[Example], int]
+    weight: Callable[[Example], float]
+    collate: Callable[[Sequence[Example]], Batch]
+    loss: Callable[[Any, Batch], Loss]
+    save: Callable[[Any, Path], None]
+
+
+@dataclass(frozen=True)
+class Run(Generic[Example]):
+    """What one training run works on.
+
+    Attributes:
+        examples: trained on.
+        held_out: looked at only; may be empty.
+        identity: what, besides options and examples, must be the same when the run is resumed.
+        how_to_resume: the command shown when the run is stopped.
+        on_step: called with each metrics row.
+    """
+
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+    seed: int
+    identity: str
+    resume: bool = False
+    how_to_resume: str = "run the same command with resume=true"
+    on_step: Callable[[dict[str, Any]], None] = lambda _row: None
+
+
+def planned_steps(options: TrainOptions, examples: int) -> int:
+    """Optimizer steps that `options` make of so many examples."""
+    steps = step_count(examples, options.batch_size, options.num_train_epochs)
+    return min(steps, options.max_steps) if options.max_steps else steps
+
+
+def train(
+    stage: Stage[Example, Batch],
+    model: Any,
+    run: Run[Example],
+    options: TrainOptions,
+    journal: Journal,
+    device: Device,
+) -> None:
+    """Train `model` in place; metrics, events, checkpoints and the product go to the run directory.
+
+    Raises TrainingError on a loss or gradient that is not finite (the step is not applied), Interrupted on
+    Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
+    """
+    if not run.examples:
+        raise ConfigError("there is no example to train on", fix="check the data with `danlu data check`")
+    loop = _Loop(stage, model, run, options, journal, device)
+    with _stop_requests() as stop, _memory_faults(options):
+        loop.begin()
+        while loop.step < loop.steps:
+            loop.advance()
+            if stop.asked:
+                loop.save_checkpoint()
+                journal.event("interrupted", "the user asked to stop", step=loop.step)
+                raise Interrupted(f"stopped after step {loop.step} of {loop.steps}; saved", fix=run.how_to_resume)
+    stage.save(model, journal.adapter)
+
+
+class _Loop(Generic[Example, Batch]):
+    """State between two optimizer steps; `step` counts those done."""
+
+    def __init__(
+        self,
+        stage: Stage[Example, Batch],
+        model: Any,
+        run: Run[Example],
+        options: TrainOptions,
+        journal: Journal,
+        device: Device,
+    ) -> None:
+        self.stage, self.model, self.run, self.options = stage, model, run, options
+        self.journal, self.device = journal, device
+        self.steps = planned_steps(options, len(run.examples))
+        self.lengths = [stage.length(example) for example in run.examples]
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(self.trainable.items(), options)
+        self.step = 0
+
+    def begin(self) -> None:
+        torch.manual_seed(self.run.seed)
+        clear_leftovers(self.journal.checkpoints)
+        saved = checkpoints(self.journal.checkpoints)
+        if self.run.resume and saved:
+            self._restore(saved[-1])
+        self.journal.rewind(self.step)
+
+    def advance(self) -> None:
+        """One optimizer step, its log row, and what falls due after it."""
+        started = time.perf_counter()
+        chosen = step_indices(self.step, len(self.run.examples), self.options.batch_size, self.run.seed)
+        rate = self.options.learning_rate * self._rate_factor()
+        loss, metrics = self._accumulate(chosen)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.options.max_grad_norm))
+        self._refuse_nonfinite(loss, norm, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        row = {
+            "step": self.step,
+            "steps": self.steps,
+            "tokens": sum(self.lengths[index] for index in chosen),
+            "weight": sum(self.stage.weight(self.run.examples[index]) for index in chosen),
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "memory_bytes": process_memory_bytes(self.device.name),
+            "seconds": time.perf_counter() - started,
+            **metrics,
+        }
+        self._look_and_save(row)
+
+    def _rate_factor(self) -> float:
+        return rate_factor(self.step, self.steps, self.options.lr_scheduler_type, self.options.warmup_ratio)
+
+    def _accumulate(self, chosen: Sequence[int]) -> tuple[float, dict[str, float]]:
+        """Gradients of the step's mean loss; returns that loss and the means of the stage's metrics."""
+        self.model.train()
+        weight = sum(self.stage.weight(self.run.examples[index]) for index in chosen)
+        total, metrics = 0.0, dict[str, float]()
+        for group in micro_batches(self.lengths, chosen, self.options.micro_batch_tokens):
+            loss = self.stage.loss(self.model, self.stage.collate([self.run.examples[index] for index in group]))
+            (loss.total / weight).backward()
+            total += float(loss.total.detach())
+            for name, value in loss.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        return total / weight, {name: value / weight for name, value in metrics.items()}
+
+    def _refuse_nonfinite(self, loss: float, norm: float, rate: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        symptom = "the loss is not finite" if not math.isfinite(loss) else "the gradient is not finite"
+        self.journal.event(
+            "nonfinite", symptom, step=self.step + 1, loss=repr(loss), grad_norm=repr(norm), learning_rate=rate
+        )
+        raise TrainingError(
+            f"step {self.step + 1}: {symptom} (loss {loss}, gradient norm {norm}); the step was not applied",
+            fix=f"try a tenth of the rate: train.learning_rate={self.options.learning_rate / 10:g}",
+        )
+
+    def _look_and_save(self, row: dict[str, Any]) -> None:
+        last = self.step == self.steps
+        due = self.options.eval_steps and self.step % self.options.eval_steps == 0
+        if self.run.held_out and (last or due):
+            row["eval_loss"] = self._held_out_loss()
+        self.journal.metric(**row)
+        self.run.on_step(row)
+        if last or self.step % self.options.save_steps == 0:
+            self.save_checkpoint()
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        self.model.eval()
+        lengths = [self.stage.length(example) for example in self.run.held_out]
+        total = weight = 0.0
+        for group in micro_batches(lengths, range(len(lengths)), self.options.micro_batch_tokens):
+            examples = [self.run.held_out[index] for index in group]
+            total += float(self.stage.loss(self.model, self.stage.collate(examples)).total)
+            weight += sum(self.stage.weight(example) for example in examples)
+        return total / weight
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that must be equal for a resumed run to go on identically."""
+        digest = hashlib.sha256(self.run.identity.encode())
+        digest.update(json.dumps([self.run.seed, self.options.model_dump(mode="json")], sort_keys=True).encode())
+        digest.update(json.dumps([self.lengths, [self.stage.weight(e) for e in self.run.examples]]).encode())
+        return digest.hexdigest()
+
+    def save_checkpoint(self) -> None:
+        state = {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "trainable": {name: parameter.detach() for name, parameter in self.trainable.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.name == "cuda" else [],
+        }
+        save_checkpoint(self.journal.checkpoints, self.step, state, keep=self.options.save_total_limit)
+
+    def _restore(self, path: Path) -> None:
+        state = load_checkpoint(path, self.fingerprint)
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(state["trainable"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if self.device.name == "cuda":
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.step = state["step"]
+        self.journal.event("resumed", f"from {path.name}", step=self.step)
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads between steps; a second one kills."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
+
+    def ask(number: int, _frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    for number in signals:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def _memory_faults(options: TrainOptions) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryShortage(
+                f"out of memory at train.micro_batch_tokens={options.micro_batch_tokens}",
+                fix=f"lower it, for instance train.micro_batch_tokens={max(1, options.micro_batch_tokens // 2)}; "
+                "the result stays the same",
+            ) from error
+        raise

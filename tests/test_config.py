@@ -1,0 +1,67 @@
+"""Recipes, overrides, and what is said when they are wrong."""
+
+import pytest
+from danlu import config
+from danlu.config import Options
+from danlu.errors import ConfigError
+from pydantic import Field
+
+
+class Inner(Options):
+    learning_rate: float = Field(1e-4, gt=0)
+    steps: int = 3
+
+
+class Outer(Options):
+    name: str
+    train: Inner = Field(default_factory=Inner)
+    maybe: Inner | None = None
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "r.yaml"
+    path.write_text(text, "utf-8")
+    return config.load(Outer, str(path), overrides)
+
+
+def test_overrides_reach_into_groups_and_read_numbers(tmp_path):
+    recipe = load(tmp_path, "name: a\n", "train.learning_rate=3e-4", "maybe.steps=9", "name=丹")
+    assert (recipe.train.learning_rate, recipe.maybe.steps, recipe.name) == (3e-4, 9, "丹")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("name: a\ntrain: {learning_rat: 1}", [], r"train.learning_rat: unknown key; did you mean 'learning_rate'\?"),
+        ("name: a", ["maybe.step=1"], r"maybe.step: unknown key; did you mean 'steps'\?"),
+        ("name: a", ["train.lr=1"], "train.lr: unknown key; the key is learning_rate"),
+        ("train: {}", [], "name: required, but not given"),
+        ("name: a\nname: b", [], "line 2: the key 'name' is given twice"),
+        ("name: a\ntrain: {learning_rate: -1}", [], r"train.learning_rate: .*greater than 0 \(seen: -1\)"),
+        ("name: a\ntrain: {learning_rate: .nan}", [], "train.learning_rate: .*finite"),
+        ("- a", [], "a recipe is a mapping of keys, this is list"),
+        ("name: [", [], "not valid YAML"),
+        ("name: a", ["train"], "not an override: 'train'"),
+        ("name: a", ["name.x=1"], "'name' holds a value"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(tmp_path, text, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, text, *overrides)
+
+
+def test_every_fault_is_listed_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "nam: a\ntrain: {steps: x}")
+    assert all(part in str(caught.value) for part in ("name: required", "nam: unknown", "train.steps"))
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        config.read_recipe("quikstart")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_bytes("name: 丹炉".encode("gbk"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        config.read_recipe(str(tmp_path / "r.yaml"))
