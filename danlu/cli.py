@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import cyclopts
 from cyclopts import App, Parameter
 from pydantic import ValidationError
-from rich.console import Console
 
 import danlu
 from danlu.config import describe_faults
@@ -44,26 +44,35 @@ def main(arguments: list[str] | None = None) -> None:
 
 def call(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors meant for the user are shown without a traceback."""
-    from danlu.terminal import show_error
+    from danlu.terminal import new_console, show_error
 
-    errors = Console(stderr=True)
+    errors = new_console(stderr=True)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except DanluError as error:
         show_error(errors, error)
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        show_error(errors, DanluError(_usage_fault(error), fix=f"danlu {' '.join(arguments[:1])} --help".rstrip()))
+        show_error(errors, DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"])))
         return 2
     except KeyboardInterrupt:
         show_error(errors, Interrupted("stopped"))
         return Interrupted.exit_code
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at the end of Python
         return 1
     return 0
 
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:
     cause = error.__cause__
-    return "\n".join(describe_faults(cause)) if isinstance(cause, ValidationError) else str(error)
+    if not isinstance(cause, ValidationError):
+        return str(error)
+    return "\n".join(fault.removeprefix("(whole): ") for fault in describe_faults(cause))
+
+
+def _command(arguments: list[str]) -> list[str]:
+    """The beginning of a command line that names a command."""
+    if arguments[:2] == ["data", "check"]:
+        return arguments[:2]
+    return [name for name in arguments[:1] if name in _COMMANDS or name == "data"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from danlu.config import load
@@ -26,10 +25,11 @@ from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
 from danlu.run import Recipe
 from danlu.run import run as run_recipe
-from danlu.terminal import run_view, show_data, show_examples
+from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
-_OUT = Console()
+_OUT = new_console()
+_ERRORS = new_console(stderr=True)
 
 
 def run(recipe: str, /, *overrides: str) -> None:
@@ -61,7 +61,16 @@ def _run(recipe: Recipe, resume: list[str]) -> None:
         show_examples(_OUT, examples)
     if recipe.merge is not None:
         merged = directory / "merged"
-        _OUT.print(f'use it: danlu generate {merged} "…"    danlu chat {merged}', markup=False, highlight=False)
+        _say(f'use it: danlu generate {merged} "…"    danlu chat {merged}')
+
+
+def _say(text: str) -> None:
+    show(_OUT, text)
+
+
+def _news(text: str) -> None:
+    """A line about the work, apart from what the command was asked for."""
+    show(_ERRORS, text)
 
 
 def generate(
@@ -74,6 +83,7 @@ def generate(
     raw: bool = False,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    accept_licence: bool = False,
 ) -> None:
     """Answer one prompt.
 
@@ -91,11 +101,13 @@ def generate(
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
         directory of a PEFT adapter to put on the model
+    accept_licence
+        accept the licence of a model that asks for it
     """
     if raw and system is not None:
         raise ConfigError("--system has no effect with --raw", fix="leave one of them out")
     text = _standard_input() if prompt == "-" else prompt
-    engine = Engine(model, dtype=dtype, adapter=adapter)
+    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
     _stream(engine, text if raw else [*_system(system), {"role": "user", "content": text}], params)
 
 
@@ -107,6 +119,7 @@ def chat(
     system: str | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    accept_licence: bool = False,
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
 
@@ -120,8 +133,10 @@ def chat(
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
         directory of a PEFT adapter to put on the model
+    accept_licence
+        accept the licence of a model that asks for it
     """
-    engine = Engine(model, dtype=dtype, adapter=adapter)
+    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
     messages = _system(system)
     while line := _ask():
         if line == "/new":
@@ -137,7 +152,7 @@ def _system(text: str | None) -> list[Message]:
 
 def _ask() -> str:
     try:
-        return _OUT.input("[bold]you[/] ").strip()
+        return _OUT.input("[bold]you[/] ", markup=True).strip()
     except EOFError:
         return ""
 
@@ -153,7 +168,7 @@ def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
     pieces = []
     for piece in engine.stream(prompt, params):
         pieces.append(piece)
-        _OUT.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        show(_OUT, piece, end="")
     _OUT.print()
     return "".join(pieces)
 
@@ -166,6 +181,7 @@ def merge(
     *,
     prompts: Path | None = None,
     accept_licence: bool = False,
+    chat_template: str | None = None,
     options: Annotated[MergeOptions, Flat] = MergeOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Fold an adapter into its base model, and prove that both answer alike.
@@ -182,11 +198,13 @@ def merge(
         data file whose conversations are asked; a few general questions otherwise
     accept_licence
         accept the licence of a base that asks for it
+    chat_template
+        Jinja text, or "chatml", if it was given for the training; else the tokenizer's own
     """
     asked = [c.messages[:-1] for c in read_conversations(prompts)] if prompts else []
-    directory = resolve(base, cache=cache_directory(), say=_OUT.print, accept_licence=accept_licence)
-    parity = merge_checked(directory, adapter, out, asked, options, read_device(), _OUT.print)
-    _OUT.print(
+    directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
+    parity = merge_checked(directory, adapter, out, asked, options, read_device(), _say, chat_template)
+    _say(
         f"{out}: {parity.prompts} greedy answers equal, logits within {parity.largest_logit_difference:.2g} "
         f"(allowed {parity.tolerance:g})"
     )
@@ -199,7 +217,7 @@ def models() -> None:
         here = "yes" if is_cached(known.name, cache_directory()) else "no"
         table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here)
     _OUT.print(table)
-    _OUT.print("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
+    _say("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
 
 
 def check(
@@ -230,7 +248,7 @@ def check(
         raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
     encode = None
     if model is not None:
-        directory = resolve(model, cache=cache_directory(), say=_OUT.print, accept_licence=accept_licence)
+        directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
         encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
     report = check_data(file, format=format, encode=encode)
     show_data(_OUT, report)
@@ -251,4 +269,4 @@ def report(directory: Path, /) -> None:
     """
     if not (directory / "recipe.yaml").is_file():
         raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
-    _OUT.print(str(write_report(Journal(directory))))
+    _say(str(write_report(Journal(directory))))

@@ -52,7 +52,7 @@ def read_device() -> Device:
     cores = torch.get_num_threads()
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
-        return Device("cuda", cores, free, torch.cuda.is_bf16_supported())
+        return Device("cuda", cores, free, torch.cuda.is_bf16_supported(including_emulation=False))
     has_bfloat16 = bool(
         torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()

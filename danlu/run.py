@@ -176,12 +176,13 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
     held_out = _examples(recipe, held_out_records, chat, skipped)
     if not examples:
         raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
+    questions = _questions(recipe, held_out_records)
+    _check_provable(recipe, held_out, questions)
     model = attach(loaded.model, recipe.lora, recipe.seed)
     kernels = prepare(model)
     trainable, total = parameter_counts(model)
     show.say(f"model: {total - trainable:,} frozen and {trainable:,} trained parameters, {loaded.dtype}")
     _describe(recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype))
-    questions = _questions(recipe, held_out_records)
     return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
 
 
@@ -202,6 +203,24 @@ def _questions(recipe: Recipe, records: Sequence[Record]) -> list[Question]:
         return []
     fit = [Question(r) for r in records if isinstance(r, Conversation) and r.messages[-1].get("content")]
     return random.Random(recipe.seed).sample(fit, min(recipe.prove.questions, len(fit)))
+
+
+def _check_provable(recipe: Recipe, held_out: Sequence[Example], questions: Sequence[Question]) -> None:
+    """Say before training, not after, that an interval could not be made."""
+    if recipe.prove is None:
+        return
+    groups = {_group(example) for example in held_out}
+    asked = {_group(question.conversation) for question in questions}
+    if len(groups) < 2 or len(asked) == 1:
+        raise DataError(
+            f"{len(held_out)} held-out examples in {len(groups)} group(s): too few to prove a change",
+            allowed="at least two groups; an interval means little below thirty",
+            fix="raise data.held_out, give data.held_out_path, or leave the proof out with prove=null",
+        )
+
+
+def _group(example: Example | Conversation) -> str:
+    return example.group or example.place
 
 
 def _describe(
@@ -254,8 +273,6 @@ def _measure(parts: _Parts, when: str) -> Measured | None:
     known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
     if known is not None:
         return Measured([(total, weight) for total, weight in known["losses"]], known["answers"], known["overlaps"])
-    if not parts.held_out:
-        raise DataError("no example is held out, so nothing can be proved", fix="raise data.held_out, or prove: null")
     parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
     measured = measure(
         parts.model,
@@ -281,8 +298,8 @@ def _sentence(when: str, measured: Measured) -> str:
 def _compare(parts: _Parts, before: Measured | None, after: Measured | None) -> None:
     if before is None or after is None or parts.recipe.prove is None:
         return
-    groups = [example.group or example.place for example in parts.held_out]
-    question_groups = [q.conversation.group or q.conversation.place for q in parts.questions]
+    groups = [_group(example) for example in parts.held_out]
+    question_groups = [_group(question.conversation) for question in parts.questions]
     changes = differences(before, after, groups, question_groups)
     parts.journal.result("difference", {name: asdict(interval) for name, interval in changes.items()})
     shown = list(zip(parts.questions, before.answers, after.answers, strict=True))[: parts.recipe.prove.examples]

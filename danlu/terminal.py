@@ -15,6 +15,16 @@ from danlu.data.check import DataReport
 from danlu.errors import DanluError
 
 
+def new_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is: brackets are no markup, and :b: is no emoji."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def show(console: Console, text: str, end: str = "\n") -> None:
+    """Print text; lines are broken by the terminal alone, so that a path in a pipe or a log stays whole."""
+    console.print(text, end=end, soft_wrap=True)
+
+
 class RunView:
     """Lines of text, and a live bar while steps are made."""
 
@@ -28,7 +38,7 @@ class RunView:
     def say(self, text: str) -> None:
         """Print a line; a bar that is running is finished first."""
         self.close()
-        self._console.print(text, markup=False, highlight=False)
+        show(self._console, text)
 
     def step(self, row: dict[str, Any]) -> None:
         """Advance the bar to `row["step"]`; without a terminal, print every tenth of the way."""
@@ -39,7 +49,7 @@ class RunView:
         text = f"loss {loss:.3f}  {speed:,.0f} tokens/s"
         if not self._console.is_terminal:
             if row["step"] % max(1, row["steps"] // 10) == 0 or row["step"] == row["steps"]:
-                self._console.print(f"step {row['step']}/{row['steps']}  {text}", highlight=False)
+                show(self._console, f"step {row['step']}/{row['steps']}  {text}")
             return
         if self._progress is None:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
@@ -69,7 +79,7 @@ def run_view(console: Console) -> Iterator[RunView]:
 def show_error(console: Console, error: DanluError) -> None:
     """What was seen, what is allowed, what to do next."""
     console.print("error:", style="bold red", end=" ")
-    console.print(str(error), markup=False, highlight=False)
+    show(console, str(error))
 
 
 def show_examples(console: Console, examples: list[dict[str, str]], limit: int = 3) -> None:
@@ -94,8 +104,12 @@ def show_data(console: Console, report: DataReport) -> None:
     for name, value in figures.items():
         if name not in ("faults", "histogram", "path") and value is not None:
             table.add_row(name.replace("_", " "), _figure(value))
-    console.print(str(report.path), markup=False, highlight=False)
+    show(console, report.path)
     console.print(table)
+    for place, reason in report.faults:
+        show(console, f"{place}: {reason}")
+    if report.faults_total > len(report.faults):
+        show(console, f"and {report.faults_total - len(report.faults)} more")
 
 
 def _figure(value: Any) -> str:

@@ -1,10 +1,11 @@
 """Recipes, overrides, and what is said when they are wrong."""
 
 import pytest
+from pydantic import Field
+
 from danlu import config
 from danlu.config import Options
 from danlu.errors import ConfigError
-from pydantic import Field
 
 
 class Inner(Options):

@@ -98,7 +98,8 @@ def measure(
     """Loss on `examples`, greedy answers to `questions` and their overlap with the references."""
     losses = example_losses(model, examples, device, max_tokens)
     params = GenerationParams(max_new_tokens=max_new_tokens)
-    answers = [generation.text.strip() for generation in engine.generate([q.messages for q in questions], params)]
+    prompts = [engine.chat.prompt(q.messages) for q in questions]  # rendered even where nothing was said before
+    answers = [generation.text.strip() for generation in engine.generate(prompts, params)]
     overlaps = [chrf(answer, q.reference) for answer, q in zip(answers, questions, strict=True)]
     return Measured(losses, answers, overlaps)
 

@@ -5,9 +5,12 @@ Rows are left-padded in batches of similar length. Rendering is data/chat.py's; 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Thread
+from numbers import Integral
+from threading import Event, Thread
 from typing import Any, Literal
 
 import torch
@@ -18,7 +21,7 @@ from danlu.data.formats import Message
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError
 from danlu.generate.params import GenerationParams
-from danlu.hub import cache_directory
+from danlu.hub import Say, cache_directory, quiet_transformers, silent
 from danlu.model.attention import causal_attention
 from danlu.model.load import ModelOptions, load
 
@@ -61,13 +64,22 @@ class Engine:
         model_name_or_path: a name that `danlu models` lists, a directory, a .gguf file, or a hub id.
         dtype: "auto" is bfloat16 where the hardware has it, else float32.
         adapter: directory of a PEFT adapter to put on the model.
+        accept_licence: you accept the licence of a model that asks for it.
+        say: hears what is fetched and unpacked.
     """
 
-    def __init__(self, model_name_or_path: str, dtype: DtypeName = "auto", adapter: str | None = None) -> None:
-        options = validate(
-            ModelOptions, {"name": model_name_or_path, "dtype": dtype, "adapter": adapter}, where="Engine"
-        )
-        loaded = load(options, read_device(), cache=cache_directory())
+    def __init__(
+        self,
+        model_name_or_path: str,
+        dtype: DtypeName = "auto",
+        adapter: str | None = None,
+        *,
+        accept_licence: bool = False,
+        say: Say = silent,
+    ) -> None:
+        chosen = {"name": model_name_or_path, "dtype": dtype, "adapter": adapter, "accept_licence": accept_licence}
+        options = validate(ModelOptions, chosen, where="Engine")
+        loaded = load(options, read_device(), cache=cache_directory(), say=say)
         self._model = loaded.model
         self.chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
 
@@ -97,25 +109,29 @@ class Engine:
         return [answers[at] for at in range(len(ids))]
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[str]:
-        """Pieces of one answer's text as they come."""
+        """Pieces of one answer's text as they come; work ends when the caller stops asking."""
         from transformers import TextIteratorStreamer
 
         params = params or GenerationParams()
         ids = self.token_ids(prompt)
         streamer = TextIteratorStreamer(self.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
         faults: list[BaseException] = []
+        left = Event()
 
         def work() -> None:
             try:
-                self._run([ids], params, streamer=streamer)
+                self._run([ids], params, streamer=streamer, left=left)
             except BaseException as error:
                 faults.append(error)
-                streamer.end()
+                streamer.on_finalized_text("", stream_end=True)  # end() decodes once more, and may fail again
 
         thread = Thread(target=work, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:
+            left.set()
+            thread.join()
         if faults:
             raise faults[0]
 
@@ -130,10 +146,12 @@ class Engine:
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""
-        if isinstance(prompt, str):
+        if not prompt:
+            ids = []
+        elif isinstance(prompt, str):
             ids = self.chat.text_prompt(prompt)
-        elif prompt and isinstance(prompt[0], int):
-            ids = [int(token) for token in prompt]  # type: ignore[arg-type]
+        elif isinstance(prompt[0], Integral):
+            ids = [int(token) for token in prompt]
         else:
             ids = self.chat.prompt(prompt)  # type: ignore[arg-type]
         if not ids:
@@ -151,9 +169,11 @@ class Engine:
         return Answer(tuple(kept), self.chat.decode(kept), "length" if stop is None else "stop")
 
     @torch.inference_mode()
-    def _run(self, ids: list[list[int]], params: GenerationParams, streamer: Any = None) -> torch.Tensor:
-        """(rows, longest prompt + new tokens) token ids, left-padded."""
-        from transformers import GenerationConfig
+    def _run(
+        self, ids: list[list[int]], params: GenerationParams, streamer: Any = None, left: Event | None = None
+    ) -> torch.Tensor:
+        """(rows, longest prompt + new tokens) token ids, left-padded; ends early once `left` is set."""
+        from transformers import GenerationConfig, StoppingCriteriaList
 
         longest = max(map(len, ids))
         pad = min(self.chat.stop_ids)
@@ -169,11 +189,45 @@ class Engine:
             pad_token_id=pad,
             **(sampling if params.do_sample else {}),
         )
+        stopping = StoppingCriteriaList([_Left(left)] if left else [])
         self._model.eval()
-        with causal_attention(self._model), torch.random.fork_rng():
-            if params.seed is not None:
-                torch.manual_seed(params.seed)
+        with (
+            causal_attention(self._model),
+            _no_other_knobs(self._model),
+            torch.random.fork_rng(),
+            quiet_transformers(),
+        ):
+            if params.do_sample:
+                # Without a seed too: what fork_rng puts back afterwards would be drawn from again.
+                torch.manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
             result: torch.Tensor = self._model.generate(
-                input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
+                input_ids=input_ids,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=stopping,
+                streamer=streamer,
             )
         return result
+
+
+class _Left:
+    """transformers' stopping criterion: nobody waits for the rest."""
+
+    def __init__(self, left: Event) -> None:
+        self._left = left
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_options: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._left.is_set(), device=input_ids.device)
+
+
+@contextmanager
+def _no_other_knobs(model: Any) -> Iterator[None]:
+    """Inside, the model's own generation_config is bare: transformers would fill every knob not given from it."""
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own

@@ -5,8 +5,10 @@ Knows no training and no data.
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,8 @@ import torch
 from pydantic import Field, model_validator
 
 from danlu.config import Options
-from danlu.errors import ConfigError, DiskError, disk_faults
+from danlu.errors import ConfigError, DiskError, disk_faults, nearest
+from danlu.hub import quiet_transformers
 
 
 class LoraOptions(Options):
@@ -45,6 +48,8 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = options.target_modules
+    if not isinstance(targets, str):
+        _check_targets(model, targets)
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
@@ -54,13 +59,21 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
-    try:
+    with quiet_transformers():
         return get_peft_model(model, config)
-    except ValueError as error:
-        names = sorted({name.split(".")[-1] for name, part in model.named_modules() if _is_linear(part)})
+
+
+def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    """Each target is a linear layer's name or the end of one; PEFT passes over those that are not."""
+    layers = [name for name, part in model.named_modules() if _is_linear(part)]
+    known = sorted({name.split(".")[-1] for name in layers})
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if unknown or not targets:
         raise ConfigError(
-            f"lora.target_modules: no such layers: {targets}", allowed=f"all-linear, or some of {', '.join(names)}"
-        ) from error
+            f"lora.target_modules: no such layers: {', '.join(unknown) or '(none named)'}",
+            allowed=f"all-linear, or some of {', '.join(known)}",
+            fix=nearest(unknown[0], known) if unknown else "",
+        )
 
 
 def _is_linear(module: Any) -> bool:
@@ -89,7 +102,7 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
     save_whole(directory, write, needs_bytes=size)
 
 
-def save_whole(directory: Path, write: Any, needs_bytes: int = 0) -> None:
+def save_whole(directory: Path, write: Callable[[Path], None], needs_bytes: int = 0) -> None:
     """Run `write(staging)` beside `directory` and move the result there; on any failure the old one stays.
 
     Raises DiskError when there is less room than `needs_bytes`, or writing fails.
@@ -102,19 +115,47 @@ def save_whole(directory: Path, write: Any, needs_bytes: int = 0) -> None:
                 f"{directory}: {needs_bytes / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
                 fix="free some space, or choose another directory",
             )
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        staging = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+        staging.mkdir()
         try:
-            try:
+            with quiet_transformers(), _safetensors_faults(directory):
                 write(staging)
-            except Exception as error:
-                if type(error).__module__.startswith("safetensors") or "No space left" in str(error):
-                    raise DiskError(f"{directory}: could not be written: {error}", fix="free some space") from error
-                raise
-            staging.chmod(0o755)
-            old = directory.with_name(f".{directory.name}.old")
-            if directory.exists():
-                directory.rename(old)
-            staging.rename(directory)
-            shutil.rmtree(old, ignore_errors=True)
+            _share(staging)
+            move_into_place(staging, directory)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _safetensors_faults(directory: Path) -> Iterator[None]:
+    """safetensors hides the system's error in its text."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors") or "No space left" in str(error):
+            raise DiskError(f"{directory}: could not be written: {error}", fix="free some space") from error
+        raise
+
+
+def _share(directory: Path) -> None:
+    """Let others read what they may read of the directory; safetensors writes files for their owner only."""
+    mode = directory.stat().st_mode & 0o666
+    for path in (path for path in directory.rglob("*") if path.is_file()):
+        path.chmod(mode)
+
+
+def move_into_place(made: Path, directory: Path) -> None:
+    """Give the directory `made` the name `directory`; an older one goes only once the new one stands there."""
+    old = directory.with_name(f".{directory.name}.old")
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a killed process
+        directory.rename(old)
+    try:
+        made.rename(directory)
+    except OSError:
+        if old.exists():
+            old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

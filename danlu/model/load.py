@@ -2,7 +2,7 @@
 
 transformers reads the files; this file makes sure that it reads all of them and nothing besides: weights
 that are missing are an error, not random numbers, and code that a model brings along is never run.
-Finding the files is hub.py's work; what is done with an adapter besides reading it is adapters.py's.
+Finding the files is hub's work; what is done with an adapter besides reading it is adapters.py's.
 """
 
 from __future__ import annotations

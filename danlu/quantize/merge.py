@@ -15,12 +15,13 @@ import torch
 from pydantic import Field
 
 from danlu.config import Options
-from danlu.data.chat import Chat
+from danlu.data.chat import CHATML, Chat
 from danlu.data.formats import Message
 from danlu.device import Device, DtypeName
-from danlu.errors import disk_faults
+from danlu.errors import ConfigError, disk_faults
 from danlu.generate.engine import Engine
-from danlu.model.adapters import save_model
+from danlu.hub import quiet_transformers
+from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import load_model, load_tokenizer, put_adapter
 from danlu.quantize.parity import Parity, check_parity
 
@@ -57,39 +58,56 @@ def merge_checked(
     options: MergeOptions,
     device: Device,
     say: Callable[[str], None],
+    chat_template: str | None = None,
 ) -> Parity:
     """Write base + adapter to `out` and return how the two compare.
 
-    Raises ParityError when they do not answer alike; `out` is then not written (an older one stays), and
-    DiskError when it does not fit on the disk.
+    `chat_template` (Jinja text, or "chatml") is the one trained with, if it was not the base's own; the merged
+    model carries it.
+
+    Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
+    Raises ConfigError when `out` holds something other than a model, and DiskError when it does not fit on the disk.
     """
+    out = _checked_out(out, base, adapter)
     tokenizer = load_tokenizer(base)
+    if chat_template is not None:
+        tokenizer.chat_template = CHATML if chat_template == "chatml" else chat_template
     say(f"merging {adapter} into {base.name}")
     unverified = out.with_name(f".{out.name}.unverified")
     try:
-        merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
+        with quiet_transformers():
+            merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
         save_model(merged.to(_dtype(options.dtype, base, device)), tokenizer, unverified)
         del merged
         chosen = list(conversations[: options.prompts]) or list(PROMPTS)
         say(f"comparing adapter and merged model on {len(chosen)} prompts, in float32")
         parity = check_parity(
-            _engine(put_adapter(load_model(base, device=device, dtype=torch.float32), adapter), base),
+            _engine(put_adapter(load_model(base, device=device, dtype=torch.float32), adapter), base, chat_template),
             _engine(load_model(unverified, device=device, dtype=torch.float32), unverified),
             chosen,
             tolerance=options.tolerance,
             max_new_tokens=options.max_new_tokens,
         )
         with disk_faults(out, "naming the merged model"):
-            if out.exists():
-                shutil.rmtree(out)
-            unverified.rename(out)
+            move_into_place(unverified, out)
     finally:
         shutil.rmtree(unverified, ignore_errors=True)
     return parity
 
 
-def _engine(model: Any, directory: Path) -> Engine:
-    return Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config))
+def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
+    """`out` in full. It is replaced whole, so nothing but an older model may be there."""
+    place = out.resolve()
+    for source in (base.resolve(), adapter.resolve()):
+        if source == place or place in source.parents:
+            raise ConfigError(f"{out} holds {source}, which is merged from", fix="choose a new directory")
+    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / "config.json").is_file()):
+        raise ConfigError(f"{out} exists and is no model", fix="choose a new directory, or remove that one yourself")
+    return place
+
+
+def _engine(model: Any, directory: Path, chat_template: str | None = None) -> Engine:
+    return Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config, chat_template))
 
 
 def _dtype(name: DtypeName, base: Path, device: Device) -> torch.dtype:

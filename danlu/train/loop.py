@@ -72,6 +72,7 @@ class Stage(Generic[Example, Batch]):
         name: "sft", ...
         length: tokens of an example, for cutting micro-batches.
         weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
+        counted: the name of that count in the metrics.
         collate: examples -> one micro-batch on the device.
         loss: (model, batch) -> Loss, differentiable.
         save: (model, directory) -> the stage's product on disk.
@@ -83,6 +84,7 @@ class Stage(Generic[Example, Batch]):
     collate: Callable[[Sequence[Example]], Batch]
     loss: Callable[[Any, Batch], Loss]
     save: Callable[[Any, Path], None]
+    counted: str = "learnt_tokens"
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class _Loop(Generic[Example, Batch]):
             "step": self.step,
             "steps": self.steps,
             "tokens": sum(self.lengths[index] for index in chosen),
-            "weight": sum(self.stage.weight(self.run.examples[index]) for index in chosen),
+            self.stage.counted: self._weight(chosen),
             "loss": loss,
             "lr": rate,
             "grad_norm": norm,
@@ -200,7 +202,7 @@ class _Loop(Generic[Example, Batch]):
     def _accumulate(self, chosen: Sequence[int]) -> tuple[float, dict[str, float]]:
         """Gradients of the step's mean loss; returns that loss and the means of the stage's metrics."""
         self.model.train()
-        weight = sum(self.stage.weight(self.run.examples[index]) for index in chosen)
+        weight = self._weight(chosen)
         total, metrics = 0.0, dict[str, float]()
         for group in micro_batches(self.lengths, chosen, self.options.micro_batch_tokens):
             loss = self.stage.loss(self.model, self.stage.collate([self.run.examples[index] for index in group]))
@@ -209,6 +211,9 @@ class _Loop(Generic[Example, Batch]):
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value
         return total / weight, {name: value / weight for name, value in metrics.items()}
+
+    def _weight(self, chosen: Sequence[int]) -> float:
+        return sum(self.stage.weight(self.run.examples[index]) for index in chosen)
 
     def _refuse_nonfinite(self, loss: float, norm: float, rate: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

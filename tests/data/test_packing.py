@@ -1,6 +1,7 @@
 """Batches: nothing padded, nothing lost, the same whenever it is asked."""
 
 import pytest
+
 from danlu.data.chat import Example
 from danlu.data.packing import collate, micro_batches, step_count, step_indices
 

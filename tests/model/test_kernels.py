@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from danlu.model import kernels
 from danlu.model.attention import Documents, causal_window, documents_of, fast_attention, plain_attention
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import ARCHITECTURES, make_tiny_gguf, make_tiny_model
 
 from danlu.config import validate
 from danlu.device import Device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, UnknownModel
 from danlu.hub import quiet_transformers
 from danlu.model.load import ModelOptions, load, load_model, load_tokenizer
+from tiny import ARCHITECTURES, make_tiny_gguf, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 

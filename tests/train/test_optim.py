@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from danlu.config import validate
 from danlu.errors import ConfigError
 from danlu.train.optim import OptimOptions, build_optimizer, rate_factor

@@ -1,0 +1,46 @@
+# One command, the same for a person and for CI.
+#   make demo         install, then adapt a small model to data on this machine and prove that it got better
+#   make test         the tests               make test-slow   those that take minutes
+#   make check        format, lint, types     make format      apply the formatter
+#   make bench        every published number  make bench-sft   training speed beside TRL's
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-slow check format bench bench-sft clean
+.DEFAULT_GOAL := test
+
+# torch first and pinned, so that no later package can pull another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Danlu needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/danlu run quickstart
+
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-sft
+
+bench-sft: $(INSTALLED)
+	benchmarks/peers.sh trl
+	$(BIN)/python benchmarks/sft.py
+
+clean:
+	rm -rf .venv .peers runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,229 @@
+"""Training speed beside TRL's: same model, data, LoRA, optimizer and schedule, in one run on one machine.
+
+    make bench-sft                       (about 20 minutes on two cores)
+    .venv/bin/python benchmarks/sft.py --steps 8 --trial-steps 2
+
+First TRL's settings are tried, each in a process of its own: float32 weights, bfloat16 autocast, bfloat16
+weights, small and large batches, batches sorted by length, packing. Its fastest then trains for the full
+number of steps, and Danlu with it. Both adapters are measured by the same code on the same held-out
+examples. Tokens are those of examples; padding counts for nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
+JOB = {"batch_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "seed": 42}
+WARMUP_STEPS = 1  # left out of every speed, on both sides
+
+
+def setting(weights: str, size: int, *, autocast: bool = False, sampling: str = "random", packing: bool = False) -> Any:
+    return {
+        "weights": weights,
+        "autocast": autocast,
+        "per_device_train_batch_size": size,
+        "sampling": sampling,
+        "packing": packing,
+        "max_length": 512,
+        "examples_a_row": 8,
+    }
+
+
+TRL_SETTINGS = {
+    "float32, 8 rows": setting("float32", 8),
+    "float32, 32 rows": setting("float32", 32),
+    "float32, 8 rows, by length": setting("float32", 8, sampling="group_by_length"),
+    "float32, packed": setting("float32", 2, packing=True),
+    "bf16 autocast, 8 rows": setting("float32", 8, autocast=True),
+    "bf16 weights, 8 rows": setting("bfloat16", 8),
+    "bf16 weights, 32 rows": setting("bfloat16", 32),
+    "bf16 weights, 8 rows, by length": setting("bfloat16", 8, sampling="group_by_length"),
+    "bf16 weights, packed": setting("bfloat16", 2, packing=True),
+}
+
+
+def speed(result: dict[str, Any]) -> float:
+    """Tokens a second over all steps but the first."""
+    return sum(result["tokens"][WARMUP_STEPS:]) / sum(result["seconds"][WARMUP_STEPS:])
+
+
+def run_trl(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    return run_side([str(ROOT / ".peers/trl/bin/python"), str(ROOT / "benchmarks/peers/trl_sft.py")], job, scratch)
+
+
+def run_danlu(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    return run_side([sys.executable, __file__, "--side"], job, scratch)
+
+
+def run_side(command: list[str], job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Run one side in its own process and return what it measured."""
+    path = scratch / "job.json"
+    out = scratch / "out.json"
+    out.unlink(missing_ok=True)
+    path.write_text(json.dumps({**job, "out": str(out), "scratch": str(scratch / "trainer")}))
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def danlu_side(job: dict[str, Any]) -> None:
+    """Danlu's own training loop, at its defaults, on the job; runs in a process of its own."""
+    from danlu.data.chat import Chat
+    from danlu.data.formats import read_records
+    from danlu.device import read_device
+    from danlu.journal import Journal
+    from danlu.model.adapters import LoraOptions, attach
+    from danlu.model.likelihood import prepare
+    from danlu.model.load import load_model, load_tokenizer
+    from danlu.train.loop import Run, TrainOptions, train
+    from danlu.train.sft import sft_examples, sft_stage
+
+    device = read_device()
+    directory = Path(job["model"])
+    base = load_model(directory, device=device, dtype=device.dtype("auto"))
+    chat = Chat.of(load_tokenizer(directory), base.generation_config)
+    examples = sft_examples(read_records(Path(job["data"])), chat, max_length=512)
+    model = attach(base, LoraOptions(**job["lora"], init="kaiming"), job["seed"])
+    prepare(model)
+    options = TrainOptions(
+        max_steps=job["steps"],
+        save_steps=10_000,
+        **{key: job[key] for key in ("batch_size", "learning_rate", "weight_decay", "warmup_ratio")},
+    )
+    scratch = Path(tempfile.mkdtemp())
+    journal = Journal(scratch)
+    train(sft_stage(device), model, Run(examples, [], seed=job["seed"], identity="bench"), options, journal, device)
+    journal.adapter.rename(job["adapter"])
+    rows = journal.metrics()
+    result = {name: [row[name] for row in rows] for name in ("seconds", "tokens", "learnt_tokens")}
+    result["losses"] = [row["loss"] for row in rows]
+    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path(job["out"]).write_text(json.dumps(result))
+
+
+def held_out_loss(model: Path, adapter: Path, data: Path) -> float:
+    """Loss a learnt token of base + adapter in float32, by the same code for both sides."""
+    import torch
+
+    from danlu.data.chat import Chat
+    from danlu.data.formats import read_records
+    from danlu.device import read_device
+    from danlu.evaluate.held_out import example_losses
+    from danlu.model.likelihood import prepare
+    from danlu.model.load import load_model, load_tokenizer, put_adapter
+    from danlu.train.sft import sft_examples
+
+    device = read_device()
+    base = load_model(model, device=device, dtype=torch.float32)
+    chat = Chat.of(load_tokenizer(model), base.generation_config)
+    examples = sft_examples(read_records(data), chat, max_length=512)
+    adapted = put_adapter(base, adapter)
+    prepare(adapted)
+    losses = example_losses(adapted, examples, device, max_tokens=4096)
+    return sum(total for total, _ in losses) / sum(weight for _, weight in losses)
+
+
+def write_data(folder: Path, train_rows: int, held_out_rows: int) -> tuple[Path, Path]:
+    """The quickstart's data, split by module, as two JSONL files."""
+    from danlu.data.formats import Skipped
+    from danlu.data.source import DataOptions, read
+
+    options = DataOptions(
+        source="danlu.data.stdlib:docstring_pairs", max_examples=train_rows, held_out=held_out_rows
+    )
+    paths = folder / "train.jsonl", folder / "held_out.jsonl"
+    for path, records in zip(paths, read(options, 42, Skipped()), strict=True):
+        path.write_text("".join(json.dumps({"messages": r.messages}) + "\n" for r in records))
+    return paths
+
+
+def bf16_peak() -> float:
+    """FLOP/s of a 2048 x 2048 x 2048 bfloat16 product: the best of 20."""
+    import torch
+
+    x = torch.randn(2048, 2048).bfloat16()
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        x @ x
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048**3 / best
+
+
+def flop_a_token(model: Path, learnt_share: float) -> float:
+    """Products that LoRA training cannot avoid: forward and backward through frozen weights, 2 FLOP each.
+
+    The head works on learnt tokens only; the adapters' own products (under 5 %) are left out.
+    """
+    config = json.loads((model / "config.json").read_text())
+    hidden, layers, width = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    heads = config["head_dim"] * (2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"])
+    body = layers * (hidden * heads + 3 * hidden * width)
+    return 2 * 2 * (body + learnt_share * hidden * config["vocab_size"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the full runs")
+    parser.add_argument("--trial-steps", type=int, default=3, help="optimizer steps of each TRL setting's trial")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        danlu_side(json.loads(Path(arguments.side).read_text()))
+        return
+    from danlu.hub import cache_directory, resolve
+
+    model = resolve("smollm2-135m", cache=cache_directory())
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        train_data, held_out = write_data(scratch, JOB["batch_size"] * arguments.steps, 256)
+        job = {**JOB, "model": str(model), "data": str(train_data), "lora": LORA, "adapter": str(scratch / "trial")}
+        trials = {}
+        for label, one in TRL_SETTINGS.items():
+            trials[label] = run_trl({**job, "steps": arguments.trial_steps, "setting": one}, scratch)
+            peak = trials[label]["peak_memory_bytes"] / 1e9
+            print(f"TRL trial  {label:34} {speed(trials[label]):7.0f} tokens/s  {peak:5.1f} GB", flush=True)
+        best = max(trials, key=lambda label: speed(trials[label]))
+        full = {**job, "steps": arguments.steps}
+        trl = run_trl({**full, "setting": TRL_SETTINGS[best], "adapter": str(scratch / "trl")}, scratch)
+        danlu = run_danlu({**full, "adapter": str(scratch / "danlu")}, scratch)
+        losses = {side: held_out_loss(model, scratch / side, held_out) for side in ("trl", "danlu")}
+    report(best, trl, danlu, losses, model)
+
+
+def report(best: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[str, float], model: Path) -> None:
+    share = sum(danlu["learnt_tokens"]) / sum(danlu["tokens"])
+    print(f"\nSmolLM2-135M, LoRA r=8 on all linear layers, {JOB['batch_size']} examples a step")
+    print(f"{'':8} {'tokens/s':>9} {'learnt/s':>9} {'tokens':>8} {'peak GB':>8} {'held-out loss':>14}")
+    for side, result in (("TRL", trl), ("Danlu", danlu)):
+        rate = speed(result)
+        print(
+            f"{side:8} {rate:9.0f} {rate * share:9.0f} {sum(result['tokens']):8.0f} "
+            f"{result['peak_memory_bytes'] / 1e9:8.2f} {losses[side.lower()]:14.4f}"
+        )
+    print(f"TRL's best setting: {best}")
+    print(f"ratio: {speed(danlu) / speed(trl):.2f}")
+    medians = [statistics.median(t / s for t, s in zip(r["tokens"], r["seconds"], strict=True)) for r in (danlu, trl)]
+    print(f"ratio of median steps: {medians[0] / medians[1]:.2f}")
+    peak = bf16_peak()
+    used = speed(danlu) * flop_a_token(model, share)
+    print(f"bfloat16 peak {peak / 1e9:.0f} GFLOP/s measured; Danlu's products use {used / peak:.0%} of it")
+    print("training loss a step, TRL  :", " ".join(f"{loss:.2f}" for loss in trl["losses"]))
+    print("training loss a step, Danlu:", " ".join(f"{loss:.2f}" for loss in danlu["losses"]))
+
+
+if __name__ == "__main__":
+    main()

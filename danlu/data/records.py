@@ -1,0 +1,69 @@
+"""What data is once it is read: a conversation, a document, or a preference between two answers.
+
+Knows no file, no format and no tokenizer; `data/formats.py` makes these, everything after it takes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FAULTS_KEPT = 100
+
+# {"role", "content"} with content always text and, where the row has them, "tool_calls" (arguments as a mapping),
+# "name", "tool_call_id", "reasoning_content", and "train": False for an assistant turn that is not learnt.
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages to learn from: every assistant turn is learnt, save those that carry "train": False.
+
+    Attributes:
+        messages: at least one; the last is an assistant's.
+        place: where it was read, such as "train.jsonl:12".
+        group: records of one group never part between training and held-out data.
+        tools: function schemas offered to the model, each {"type": "function", "function": {...}}.
+    """
+
+    messages: tuple[Message, ...]
+    place: str
+    group: str | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document to continue pre-training on; all of it is learnt."""
+
+    text: str
+    place: str
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One prompt with a better and a worse answer; both answers open and end with an assistant turn."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    place: str
+    group: str | None = None
+
+
+Record = Conversation | Text | Preference
+
+
+@dataclass(slots=True)
+class Skipped:
+    """Faulty rows that were passed over: how many, and the first FAULTS_KEPT as (place, reason)."""
+
+    count: int = 0
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, place: str, reason: str) -> None:
+        """Count one row."""
+        self.count += 1
+        if len(self.faults) < FAULTS_KEPT:
+            self.faults.append((place, reason))

@@ -1,0 +1,348 @@
+"""A file -> its rows, each with its place or its fault.
+
+    .jsonl          one object a line                     .csv .tsv    the first line names the columns
+    .json           a list of objects, {"data": [...]},   .parquet     one row a record
+                    or objects one after another          .txt .md     documents parted by blank lines
+
+A directory is read as its files, sorted by name. Everything streams: memory does not grow with the file.
+Knows no format of rows: whether a table's columns will do, its caller says (`Columns`).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from danlu.data import files
+from danlu.errors import DataError
+
+PARQUET_ROWS = 128  # decoded at once
+
+
+class RowFault(Exception):
+    """One row is wrong. Whoever knows the row's place makes it a DataError, or counts it."""
+
+    def __init__(self, seen: str, *, allowed: str = "", fix: str = "") -> None:
+        super().__init__("; ".join([seen, *([f"allowed: {allowed}"] if allowed else [])]))
+        self.seen, self.allowed, self.fix = seen, allowed, fix
+
+    def at(self, place: str) -> DataError:
+        """The same as an error of the row at `place`."""
+        return DataError(
+            f"{place}: {self.seen}",
+            allowed=self.allowed,
+            fix=self.fix or "mend the row, or leave such rows out with on_error=skip",
+        )
+
+
+Row = dict[str, Any]
+PlacedRow = tuple[str, Row | RowFault]
+# A table's column names -> those to decode; RowFault when a table of such columns is of no use.
+Columns = Callable[[list[str]], list[str]]
+
+
+class Cells(dict[str, Any]):
+    """A row of a .csv or .tsv file: every value is a cell's text, whatever it stands for."""
+
+
+def placed_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
+    """The rows of a file, or of a directory's files, each with its place or its fault.
+
+    Args:
+        columns: asked once a table.
+
+    Raises DataError: at once for a path that is no readable file; while reading for a table that `columns`
+    refuses and for a fault after which the file cannot be read on.
+    """
+    found = files.data_files(path, list(_READERS))
+    return chain.from_iterable(_READERS[file.suffix.lower()](file, columns) for file in found)
+
+
+_LIST_HINT = "if the file is one list, name it .json"
+
+
+class _Decoder:
+    """JSON that refuses a key given twice, which the standard decoder would silently drop."""
+
+    def __init__(self) -> None:
+        self._twice: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self._twice.append(next(key for key in keys if keys.count(key) > 1))
+        return made
+
+    def row_at(self, text: str, start: int) -> tuple[Row | RowFault, int]:
+        """The object that begins at `start` (or its fault), and where it ends.
+
+        Raises ValueError or RecursionError, as the standard decoder does.
+        """
+        self._twice.clear()
+        value, end = self._decoder.raw_decode(text, start)
+        if not isinstance(value, dict):
+            kind = "a list" if isinstance(value, list) else repr(value)[:60]
+            hint = _LIST_HINT if isinstance(value, list) else ""
+            return RowFault(f"{kind} instead of a row", allowed="an object of keys and values", fix=hint), end
+        if self._twice:
+            return RowFault(f"the key {self._twice[0]!r} is given twice", fix="keep one of them"), end
+        return value, end
+
+    def row(self, text: str) -> Row | RowFault:
+        """The one object in `text`, or its fault."""
+        try:
+            row, end = self.row_at(text, len(text) - len(text.lstrip()))
+        except json.JSONDecodeError as error:
+            hint = _LIST_HINT if text.startswith("[") else ""
+            seen = f"not valid JSON: {error.msg} (column {error.colno})"
+            return RowFault(seen, allowed="one object on one line", fix=hint)
+        except RecursionError:
+            return RowFault("nested too deeply")
+        except ValueError as error:  # a number of thousands of digits
+            return RowFault(f"not usable JSON: {error}")
+        if text[end:].strip():
+            return RowFault(f"not valid JSON: more follows the object (column {end + 1})")
+        return row
+
+
+def _jsonl_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
+    decoder = _Decoder()
+    with files.opened(path) as file:
+        for number, line in files.lines(file, path.name):
+            text = line.rstrip().lstrip("\ufeff")  # the mark stands inside when files were joined
+            if text.strip():
+                yield f"{path.name}:{number}", decoder.row(text)
+
+
+class _JsonWindow:
+    """A moving window of a .json file, so that a list of any length is read in flat memory.
+
+    `text[at:]` is not read yet; `line` is the line of `at`, `behind` the characters of that line that have
+    left the window.
+    """
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self.file, self.name, self.decoder = file, name, _Decoder()
+        self.text, self.at, self.line, self.behind = "", 0, 1, 0
+
+    def fault(self, ahead: int, seen: str) -> DataError:
+        """`ahead` is how far past `at` the fault lies."""
+        at = self.at + ahead
+        newline = self.text.rfind("\n", 0, at)
+        line = self.line + self.text.count("\n", self.at, at)
+        column = at - newline if newline >= 0 else self.behind + at + 1
+        return DataError(
+            f"{self.name}:{line}: {seen} (column {column})",
+            allowed='a list of objects, {"data": [...]}, or objects one after another',
+            fix="mend the file; a .jsonl file, one object a line, can be read past a broken line",
+        )
+
+    def more(self) -> bool:
+        """Read on, doubling what is unread; False at the end of the file."""
+        chunk = self.file.read(max(files.CHUNK, len(self.text) - self.at))
+        newline = self.text.rfind("\n", 0, self.at)
+        self.behind = self.at - newline - 1 if newline >= 0 else self.behind + self.at
+        self.text, self.at = self.text[self.at :] + chunk, 0
+        return bool(chunk)
+
+    def move(self, to: int) -> None:
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end of the file."""
+        while True:
+            blank = re.compile(r"[ \t\r\n]*").match(self.text, self.at)
+            self.move(blank.end() if blank else self.at)
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def expect(self, mark: str) -> None:
+        if self.peek() != mark:
+            raise self.fault(0, f"not valid JSON: no {mark!r} where one is due")
+        self.move(self.at + 1)
+
+    def row(self) -> Row | RowFault:
+        """The next value, reading on until it is whole."""
+        while True:
+            try:
+                row, end = self.decoder.row_at(self.text, self.at)
+            except json.JSONDecodeError as error:
+                ahead = error.pos - self.at
+                if self._may_be_cut(error) and self.more():
+                    continue
+                raise self.fault(ahead, f"not valid JSON: {error.msg}") from None
+            except RecursionError:
+                raise self.fault(0, "nested too deeply") from None
+            except ValueError as error:
+                raise self.fault(0, f"not usable JSON: {error}") from None
+            if end == len(self.text) and self.more():  # a number may go on
+                continue
+            self.move(end)
+            return row
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """The fault may be only that the window ends inside the value."""
+        if len(self.text) - self.at > files.ROW_LIMIT:
+            raise self.fault(0, f"a row is longer than {files.ROW_LIMIT:,} characters, or is never closed")
+        return error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated string")
+
+
+def _json_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
+    with files.opened(path) as file:
+        window = _JsonWindow(file, path.name)
+        closing = _open_list(window)
+        number = 0
+        while window.peek() != closing[:1]:
+            if number and closing:
+                window.expect(",")
+                window.peek()
+            number += 1
+            yield f"{path.name}:{window.line} (item {number})", window.row()
+        for mark in closing:
+            window.expect(mark)
+        if window.peek():
+            raise window.fault(0, "more text follows the list")
+
+
+def _open_list(window: _JsonWindow) -> str:
+    """Step into the list of rows; the marks that must close it ("" when objects stand one after another)."""
+    first = window.peek()
+    while len(window.text) - window.at < 100 and window.more():
+        pass
+    wrapped = re.compile(r'\{\s*"data"\s*:\s*\[').match(window.text, window.at)
+    if wrapped:
+        window.move(wrapped.end())
+        return "]}"
+    if first == "[":
+        window.expect("[")
+        return "]"
+    if first not in ("{", ""):
+        raise window.fault(0, "not a list of rows")
+    return ""
+
+
+def _csv_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
+    return _table_rows(path, ",", columns)
+
+
+def _tsv_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
+    return _table_rows(path, "\t", columns)
+
+
+def _table_rows(path: Path, delimiter: str, columns: Columns) -> Iterator[PlacedRow]:
+    csv.field_size_limit(max(csv.field_size_limit(), files.ROW_LIMIT))  # the default refuses long answers
+    header: list[str] = []
+    with files.opened(path) as file:
+        lines = (line for _, line in files.lines(file, path.name))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
+            place = f"{path.name}:{reader.line_num + 1}"
+            cells = _next_cells(reader, place)
+            if cells is None:
+                return
+            if isinstance(cells, RowFault):
+                yield place, cells
+            elif not any(cells):
+                continue
+            elif not header:
+                header = _header(cells, place, columns)
+            elif len(cells) != len(header):
+                yield place, RowFault(f"{len(cells)} fields, but the header names {len(header)}")
+            else:
+                yield place, Cells(zip(header, cells, strict=True))
+
+
+def _next_cells(reader: Iterator[list[str]], place: str) -> list[str] | RowFault | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        if "field larger than" in str(error):
+            raise DataError(
+                f"{place}: a field is longer than {files.ROW_LIMIT:,} characters",
+                fix="look for a double quote that is never closed",
+            ) from None
+        reason = "a quoted field is never closed" if "unexpected end" in str(error) else str(error)
+        return RowFault(
+            f"not a valid table row: {reason}", fix='put the field in quotes, and write a quote in it as ""'
+        )
+
+
+def _header(cells: list[str], place: str, columns: Columns) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"{place}: the column {twice[0]!r} is named twice", fix="keep one of them")
+    _chosen(columns, names, place, "the first line of a table names its columns; ")
+    return names
+
+
+def _chosen(columns: Columns, names: list[str], place: str, advice: str = "") -> list[str]:
+    try:
+        return columns(names)
+    except RowFault as fault:
+        raise DataError(f"{place}: {fault.seen}", allowed=fault.allowed, fix=advice + fault.fix) from None
+
+
+def _parquet_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path, buffer_size=2**20) as file:
+            wanted = _chosen(columns, file.schema_arrow.names, path.name)
+            for batch in file.iter_batches(PARQUET_ROWS, columns=wanted, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}:{number}", _without_nulls(row)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"{path.name}: not a readable Parquet file (after row {number}): {reason}",
+            fix="write the file again; it may have been cut short",
+        ) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every object of a column all keys of the column: those that are null were not there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _text_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
+    """Documents parted by blank lines; line ends become "\\n"."""
+    held: list[str] = []
+    start = length = 0
+    with files.opened(path) as file:
+        for number, line in chain(files.lines(file, path.name), [(0, "")]):
+            if line.strip():
+                start = start if held else number
+                length += len(line)
+                if length > files.ROW_LIMIT:
+                    raise DataError(
+                        f"{path.name}:{start}: a document is longer than {files.ROW_LIMIT:,} characters",
+                        fix="part documents by blank lines",
+                    )
+                held.append(line.rstrip("\r\n"))
+            elif held:
+                yield f"{path.name}:{start}", {"text": "\n".join(held)}
+                held, length = [], 0
+
+
+_READERS: dict[str, Callable[[Path, Columns], Iterator[PlacedRow]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".parquet": _parquet_rows,
+    ".txt": _text_rows,
+    ".md": _text_rows,
+}

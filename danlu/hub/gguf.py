@@ -1,0 +1,135 @@
+"""A GGUF file -> a directory with float32 safetensors, config, tokenizer and chat template.
+
+transformers reads the file; here it is kept from being silently different: digits are cut as the model
+learnt them, and the saved tokenizer must agree with the one it came from. Which file, and where the
+directory is kept, is left to names.py and cache.py.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from danlu.errors import MemoryShortage, ModelError
+from danlu.hub.cache import need_disk
+from danlu.hub.quiet import quiet_transformers
+
+# GGUF word splitting that cuts digits one by one, which transformers 5.23 reads as plain GPT-2.
+# The names are llama.cpp's `tokenizer.ggml.pre` (llama-vocab.cpp).
+DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+
+# Text on which a converted tokenizer must agree with the one that it was made from.
+PROBE = " In 2018, it's I'LL  x\n\n\tdef f(x):\n    return 12 丹炉把数据炼成模型 é🙂<|im_start|><end_of_turn>"
+
+
+def convert_gguf(gguf: Path, out: Path, *, chat_template: str = "", end_of_turn: str = "") -> None:
+    """Write a GGUF file to the directory `out` as float32 safetensors, config, tokenizer and chat template.
+
+    Dequantised values are float32 by definition, so nothing is rounded. `chat_template` is used if the
+    file has none; `end_of_turn` is a token that ends an answer besides the file's own.
+    Raises ModelError (not readable, or an architecture that transformers does not read),
+    MemoryShortage, DiskError.
+    """
+    weights, splitter = _read_gguf_header(gguf)
+    need_disk(out, 4 * weights, "the model as float32")
+    if psutil.virtual_memory().available < 4 * weights:
+        raise MemoryShortage(
+            f"unpacking {gguf.name} needs at least {4 * weights / 1e9:.1f} GB of memory",
+            fix="close other programs, or use a directory with safetensors",
+        )
+    with quiet_transformers():
+        model, tokenizer = _load_gguf(gguf)
+        if splitter in DIGIT_SPLITTERS:
+            _split_digits(tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template or chat_template or None
+        _prepare(model, tokenizer, end_of_turn)
+        _save(model, tokenizer, out)
+        _check_tokenizer(tokenizer, out)
+
+
+def _read_gguf_header(gguf: Path) -> tuple[int, str]:
+    """Number of weights, and the name of the word splitting."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(gguf)
+        splitter = reader.get_field("tokenizer.ggml.pre")
+        weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    except Exception as error:  # the reader meets a broken file with whatever numpy raises
+        raise ModelError(f"{gguf.name}: broken or cut short: {error}", fix="fetch the file again") from error
+    return weights, str(splitter.contents()) if splitter else ""
+
+
+def _load_gguf(gguf: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name, options = str(gguf.parent), {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        with redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, **options
+            )
+    except MemoryError as error:
+        raise MemoryShortage(f"no memory left while unpacking {gguf.name}") from error
+    except Exception as error:  # transformers' readers raise ValueError, KeyError, NotImplementedError, ...
+        raise ModelError(
+            f"transformers cannot read {gguf.name}: {error}", fix="use the model's safetensors release"
+        ) from error
+    if loading["missing_keys"]:
+        raise ModelError(f"{gguf.name} lacks weights: {', '.join(sorted(loading['missing_keys'])[:5])}")
+    return model, tokenizer
+
+
+def _split_digits(tokenizer: Any) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _prepare(model: Any, tokenizer: Any, end_of_turn: str) -> None:
+    """Make the model one that can be saved, and say which tokens end an answer."""
+    from transformers import GenerationConfig
+
+    # transformers marks it as quantised by GGUF and would refuse to save it; its weights are plain float32.
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.__dict__.pop("_model_name_or_path", None)
+    model.is_quantized, model.hf_quantizer, model.quantization_method = False, None, None
+    end = tokenizer.eos_token_id
+    if end_of_turn:
+        end = [end, tokenizer.convert_tokens_to_ids(end_of_turn)]
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def _save(model: Any, tokenizer: Any, out: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    except SafetensorError as error:  # it hides the system's error in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(out)) from error
+
+
+def _check_tokenizer(tokenizer: Any, out: Path) -> None:
+    from transformers import AutoTokenizer
+
+    saved = AutoTokenizer.from_pretrained(str(out), local_files_only=True)
+    if saved(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
+        raise ModelError(
+            "the GGUF file's tokenizer does not survive being saved: it would cut text differently",
+            fix="use the model's safetensors release",
+        )

