@@ -141,11 +141,10 @@ def write_data(folder: Path, train_rows: int, held_out_rows: int) -> tuple[Path,
     from danlu.data.formats import Skipped
     from danlu.data.source import DataOptions, read
 
-    options = DataOptions(
-        source="danlu.data.stdlib:docstring_pairs", max_examples=train_rows, held_out=held_out_rows
-    )
+    options = DataOptions(source="danlu.data.stdlib:docstring_pairs", max_examples=train_rows, held_out=held_out_rows)
     paths = folder / "train.jsonl", folder / "held_out.jsonl"
-    for path, records in zip(paths, read(options, 42, Skipped()), strict=True):
+    split = read(options, 42, Skipped())
+    for path, records in zip(paths, (split.train, split.held_out), strict=True):
         path.write_text("".join(json.dumps({"messages": r.messages}) + "\n" for r in records))
     return paths
 

@@ -168,15 +168,17 @@ def _free_name(directory: Path) -> Path:
 
 def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _Parts:
     skipped = Skipped()
-    records, held_out_records = read(recipe.data, recipe.seed, skipped)
-    show.say(f"data: {len(records)} records to train on, {len(held_out_records)} held out")
+    split = read(recipe.data, recipe.seed, skipped)
+    show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
+    if split.left_out and not recipe.resume:
+        journal.event("left_out", "their questions are held out as well", records=split.left_out)
     loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
     chat = Chat.of(loaded.tokenizer, loaded.model.generation_config, recipe.data.chat_template)
-    examples = _examples(recipe, records, chat, skipped)
-    held_out = _examples(recipe, held_out_records, chat, skipped)
+    examples = _examples(recipe, split.train, chat, skipped)
+    held_out = _examples(recipe, split.held_out, chat, skipped)
     if not examples:
         raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
-    questions = _questions(recipe, held_out_records)
+    questions = _questions(recipe, split.held_out)
     _check_provable(recipe, held_out, questions)
     model = attach(loaded.model, recipe.lora, recipe.seed)
     kernels = prepare(model)

@@ -21,8 +21,8 @@ def new_console(*, stderr: bool = False) -> Console:
 
 
 def show(console: Console, text: str, end: str = "\n") -> None:
-    """Print text; lines are broken by the terminal alone, so that a path in a pipe or a log stays whole."""
-    console.print(text, end=end, soft_wrap=True)
+    """Print text as it is: rich would break long lines, also in a pipe, and turn tabs into spaces."""
+    print(text, end=end, file=console.file, flush=True)
 
 
 class RunView:

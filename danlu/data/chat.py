@@ -1,35 +1,44 @@
 """Messages -> token ids, and which of them are learnt. The one place that renders a prompt.
 
 Training, generation, evaluation and serving all come through here, so what generation feeds is what
-training saw: an example is accepted as one sequence only if the ids of every prompt that leads to a
-learnt answer are, token for token, the beginning of the example. Where a template rewrites earlier
-turns (or a tokenizer merges across the border), each answer becomes an example of its own instead.
+training saw: for every learnt answer, the ids before it are, token for token, the ids of the prompt that
+leads to it, and the ids learnt are those that generation has to make: the answer up to and with the first
+token that stops it. Answers share one sequence where that can hold for all of them; where a template rewrites
+earlier turns or leaves answers open, or a tokenizer merges across the border, each becomes an example of its own.
 
+A template's {% generation %} marks say nothing that this rule does not, and are passed over.
 Knows no files, no batches and no model.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from danlu.data.formats import Conversation, Message, Preference, Record, Text
+from danlu.data.records import Conversation, Message, Preference, Record, Text
 from danlu.errors import DataError, ModelError
 
 # The plain ChatML layout, for base models whose tokenizer brings no template.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-_GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+def template_text(template: str) -> str:
+    """Jinja text of a template given as text or by name ("chatml")."""
+    return CHATML if template == "chatml" else template
+
+
+_PROBE = "fire-phoenix"  # an answer that no template writes of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +87,13 @@ class Chat:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """Token ids that generation is fed for `messages`: rendered, with the opening of the answer."""
-        return self._encode(self._render(messages, tools, opening=True).text)
+        return self._encode(self._prompt_text(messages, tools))
 
     def text_prompt(self, text: str) -> list[int]:
         """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending."""
-        ids = list(self.tokenizer(text)["input_ids"])
-        while ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
-            ids.pop()
-        return ids
+        ids, bare = list(self.tokenizer(text)["input_ids"]), self._encode(text)
+        added_end = ids[-1:] == [self.tokenizer.eos_token_id] and ids[len(ids) - len(bare) :] != bare
+        return ids[:-1] if added_end else ids
 
     def examples(self, record: Record) -> list[Example]:
         """A record as one example, or as one for each learnt answer where the answers cannot share a sequence.
@@ -101,7 +109,7 @@ class Chat:
                 fix="keep the chosen answers as prompt/completion rows",
             )
         self._refuse_control_tokens(record)
-        turns = _learnt_turns(record)
+        turns = [self._learnt_turn(record, at) for at in _learnt_turns(record)]
         if not turns:
             raise DataError(f"{record.place}: no assistant turn to learn", fix="end the conversation with an answer")
         whole = self._one_sequence(record, turns)
@@ -110,9 +118,8 @@ class Chat:
     def lengths(self, record: Record) -> tuple[int, int]:
         """(tokens, learnt tokens) of a record; a preference pair counts as its prompt with the longer answer."""
         if isinstance(record, Preference):
-            pair = [
-                Conversation((*record.prompt, *answer), record.place) for answer in (record.chosen, record.rejected)
-            ]
+            prompt = [{**message, "train": False} for message in record.prompt]
+            pair = [Conversation((*prompt, *answer), record.place) for answer in (record.chosen, record.rejected)]
             return max(self.lengths(conversation) for conversation in pair)
         examples = self.examples(record)
         return sum(len(e.token_ids) for e in examples), sum(e.learnt_tokens for e in examples)
@@ -126,7 +133,7 @@ class Chat:
 
     @cached_property
     def _jinja(self) -> str:
-        template = CHATML if self.template == "chatml" else self.template or self.tokenizer.chat_template
+        template = template_text(self.template) if self.template else self.tokenizer.chat_template
         if isinstance(template, dict):
             template = template.get("default")
         if not template:
@@ -138,123 +145,177 @@ class Chat:
         return str(template)
 
     def _render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, *, opening: bool
-    ) -> _Rendered:
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        opening: bool = False,
+        place: str = "",
+    ) -> str:
         plain = [{key: value for key, value in message.items() if key != "train"} for message in messages]
-        has_markers = bool(_GENERATION_MARKER.search(self._jinja))
+        template = self._jinja
         try:
-            texts, spans = render_jinja_template(
+            texts, _ = render_jinja_template(
                 conversations=[plain],
-                chat_template=self._jinja,
+                chat_template=template,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=opening,
-                return_assistant_tokens_mask=has_markers,
-                **self.tokenizer.special_tokens_map,
+                **{"eos_token": self._end_token, **self.tokenizer.special_tokens_map},
             )
+        except TemplateSyntaxError as error:
+            raise ModelError(f"the chat template is no valid Jinja: {error} (line {error.lineno})") from error
         except Exception as error:  # Jinja raises what the template's author chose; all mean "not renderable"
-            raise DataError(f"the chat template refuses these messages: {error}") from error
-        return _Rendered(texts[0], [tuple(span) for span in spans[0]] if has_markers and spans else None)
+            seen = f"the chat template refuses these messages: {error}"
+            raise DataError(f"{place}: {seen}" if place else seen) from error
+        return str(texts[0])
+
+    def _prompt_text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, place: str = "") -> str:
+        return self._render(messages, tools, opening=True, place=place) + self._missing_opening
+
+    @cached_property
+    def _missing_opening(self) -> str:
+        """What every answer begins with, for a template that ignores add_generation_prompt; "" for others.
+
+        White space alone is no opening: it belongs to the answer, as in "[/INST] answer".
+        """
+        question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}
+        try:
+            asked, answered = self._render([question]), self._render([question, answer])
+            if self._render([question], opening=True) != asked or not answered.startswith(asked):
+                return ""
+        except DataError:
+            return ""
+        opening = answered[len(asked) :].partition(_PROBE)[0]
+        return opening.rstrip(" ") if opening.strip() else ""
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @cached_property
+    def _end_id(self) -> int:
+        """The token that closes what a template leaves open."""
+        eos = self.tokenizer.eos_token_id
+        return min(self.stop_ids) if eos is None else int(eos)
+
+    @property
+    def _end_token(self) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(self._end_id))
+
+    # -- what is refused ---------------------------------------------------------------------------
+
+    @cached_property
     def _control_tokens(self) -> list[str]:
-        return [token for token in self.tokenizer.all_special_tokens if token]
+        """The tokenizer's own, those that end an answer, and all that the template writes."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        written = [token.content for token in added if token.special and token.content in self._jinja]
+        stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
+        return [token for token in dict.fromkeys([*self.tokenizer.all_special_tokens, *stops, *written]) if token]
 
     def _refuse_control_tokens(self, record: Conversation) -> None:
-        for message in record.messages:
-            content = message.get("content") or ""
+        for at, message in enumerate(record.messages):
+            text = _written(message)
             for token in self._control_tokens:
-                if token in content:
+                if token in text:
                     raise DataError(
-                        f"{record.place}: a {message['role']} message holds the control token {token!r}",
+                        f"{record.place}: message {at} ({message['role']}) holds the control token {token!r}",
                         fix="remove it from the text: it would be read as the end or the beginning of a turn",
                     )
 
+    def _refuse_what_is_left_out(self, record: Conversation, turn: _Turn) -> None:
+        """A template that knows no tools or no reasoning would drop them without a word."""
+        message = record.messages[turn.at]
+        for tool in record.tools or ():
+            if tool["function"]["name"] not in turn.prompt:
+                raise _left_out(record.place, f"the tool {tool['function']['name']!r}", "tools")
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in turn.answer:
+                raise _left_out(record.place, f"a call of {call['function']['name']!r}", "tool_calls")
+        if message.get("reasoning_content", "").strip() not in turn.answer:
+            raise _left_out(record.place, "the reasoning of an answer", "reasoning_content")
+
     # -- what is learnt ----------------------------------------------------------------------------
 
-    def _one_sequence(self, record: Conversation, turns: Sequence[int]) -> Example | None:
-        """All turns in one sequence, or None when a prompt's ids are not the beginning of it."""
-        whole = self._render(record.messages, record.tools, opening=False)
-        token_ids = self._encode(whole.text)
+    def _learnt_turn(self, record: Conversation, at: int) -> _Turn:
+        prompt = self._prompt_text(record.messages[:at], record.tools, record.place)
+        through = self._render(record.messages[: at + 1], record.tools, place=record.place)
+        if not through.startswith(prompt):
+            raise DataError(
+                f"{record.place}: the chat template writes the answer in message {at} in a way that does not continue "
+                "the prompt for it",
+                allowed="a template whose prompt is the beginning of the answered conversation",
+                fix="set data.chat_template, or train: false in this message" if at else "put a user turn before it",
+            )
+        turn = _Turn(at, prompt, through[len(prompt) :], tuple(self._encode(prompt)))
+        self._refuse_what_is_left_out(record, turn)
+        return turn
+
+    def _one_sequence(self, record: Conversation, turns: Sequence[_Turn]) -> Example | None:
+        """All turns in one sequence, or None where some prompt's ids would not be its beginning."""
+        last = turns[-1]
+        if last.at == len(record.messages) - 1:
+            text = last.prompt + last.answer
+        else:
+            text = self._render(record.messages, record.tools, place=record.place)
+        token_ids = self._encode(text)
         learnt = [False] * len(token_ids)
         for turn in turns:
-            span = self._answer_span(record, turn, whole, token_ids)
-            if span is None:
+            through = turn.prompt + turn.answer
+            if not (text.startswith(through) and _is_beginning(turn.prompt_ids, token_ids)):
                 return None
-            for at in range(*span):
-                learnt[at] = True
-        if turns[-1] == len(record.messages) - 1:
-            self._end(token_ids, learnt)
+            start = len(turn.prompt_ids)
+            # The next turn's first token may be what stops this one, as <|user|> does in GLM.
+            limit = len(token_ids) if through == text else len(self._encode(through)) + 1
+            stop = self._first_stop(token_ids[:limit], start)
+            if stop is None and turn.at < len(record.messages) - 1:
+                return None
+            if stop is None:
+                return self._closed(record, turn, learnt)
+            learnt[start : stop + 1] = [True] * (stop + 1 - start)
         return Example(tuple(token_ids), tuple(learnt), record.place, record.group)
 
-    def _answer_span(
-        self, record: Conversation, turn: int, whole: _Rendered, token_ids: list[int]
-    ) -> tuple[int, int] | None:
-        """First and last+1 token of the answer at `turn`, or None when the ids before it are not the prompt's."""
-        prompt_text = self._render(record.messages[:turn], record.tools, opening=True).text
-        through_text = self._render(record.messages[: turn + 1], record.tools, opening=False).text
-        if not (whole.text.startswith(through_text) and through_text.startswith(prompt_text)):
-            return None
-        start, end = len(prompt_text), len(through_text)
-        if whole.spans is not None:
-            marked = [span for span in whole.spans if start <= span[0] and span[1] <= end]
-            if not marked:
-                return None
-            if not _is_beginning(self._encode(prompt_text), token_ids):
-                return None
-            start, end = marked[0][0], marked[-1][1]
-        before, through = self._encode(whole.text[:start]), self._encode(whole.text[:end])
-        if not (_is_beginning(before, token_ids) and _is_beginning(through, token_ids)):
-            return None
-        return len(before), self._last_stop(token_ids, len(before), len(through))
+    def _one_answer(self, record: Conversation, turn: _Turn) -> Example:
+        """Prompt ids exactly as generation feeds them, then the answer."""
+        start = len(turn.prompt_ids)
+        token_ids = (*turn.prompt_ids, *self._continuation(turn, turn.answer))
+        stop = self._first_stop(token_ids, start)
+        if stop is None:
+            return self._closed(record, turn, [False] * start)
+        learnt = (*[False] * start, *[True] * (stop + 1 - start), *[False] * (len(token_ids) - stop - 1))
+        return Example(token_ids, learnt, record.place, record.group)
 
-    def _one_answer(self, record: Conversation, turn: int) -> Example:
-        """Prompt ids exactly as generation feeds them, then the answer, tokenized on its own."""
-        prompt_text = self._render(record.messages[:turn], record.tools, opening=True).text
-        through_text = self._render(record.messages[: turn + 1], record.tools, opening=False).text
-        if not through_text.startswith(prompt_text):
-            raise ModelError(
-                f"{record.place}: the chat template renders an answer in a way that does not continue its own prompt",
-                fix="use a template whose generation prompt is the beginning of the rendered answer",
-            )
-        prompt, answer = self._encode(prompt_text), self._encode(through_text[len(prompt_text) :])
-        token_ids = prompt + answer
-        end = self._last_stop(token_ids, len(prompt), len(token_ids))
-        learnt = [len(prompt) <= at < end for at in range(len(token_ids))]
-        self._end(token_ids, learnt)
-        return Example(tuple(token_ids), tuple(learnt), record.place, record.group)
+    def _closed(self, record: Conversation, turn: _Turn, learnt: Sequence[bool]) -> Example:
+        """A template that closes no answer would teach a model never to stop: end where the words end."""
+        said = _through_the_words(turn.answer, record.messages[turn.at])
+        answer = [*self._continuation(turn, said), self._end_id]
+        before = learnt[: len(turn.prompt_ids)]
+        return Example((*turn.prompt_ids, *answer), (*before, *[True] * len(answer)), record.place, record.group)
 
-    def _last_stop(self, token_ids: Sequence[int], start: int, end: int) -> int:
-        """Where learning ends: after the last stop token, since generation never goes past it.
+    def _continuation(self, turn: _Turn, answer: str) -> list[int]:
+        """Ids of `answer` after the prompt, tokenized on its own only where the two would merge."""
+        ids = self._encode(turn.prompt + answer)
+        return ids[len(turn.prompt_ids) :] if _is_beginning(turn.prompt_ids, ids) else self._encode(answer)
 
-        A template whose markers leave the stop token out is completed by it, or the model would never stop.
-        """
-        stops = [at for at in range(start, end) if token_ids[at] in self.stop_ids]
-        if not stops and end < len(token_ids) and token_ids[end] in self.stop_ids:
-            return end + 1
-        return stops[-1] + 1 if stops else end
-
-    def _end(self, token_ids: list[int], learnt: list[bool]) -> None:
-        """A template that closes no answer would teach a model never to stop: close the last one with eos."""
-        last = max(at for at, is_learnt in enumerate(learnt) if is_learnt)
-        if token_ids[last] not in self.stop_ids and last == len(token_ids) - 1:
-            token_ids.append(self.tokenizer.eos_token_id)
-            learnt.append(True)
+    def _first_stop(self, token_ids: Sequence[int], start: int) -> int | None:
+        """Where generation stops. Content holds no such token, so it is the template's own."""
+        return next((at for at in range(start, len(token_ids)) if token_ids[at] in self.stop_ids), None)
 
     def _text_example(self, record: Text) -> Example:
         token_ids = self.text_prompt(record.text)
         if not token_ids:
             raise DataError(f"{record.place}: no text")
-        token_ids.append(self.tokenizer.eos_token_id)
+        if token_ids[-1] != self._end_id or len(token_ids) == 1:
+            token_ids.append(self._end_id)
         return Example(tuple(token_ids), (False, *[True] * (len(token_ids) - 1)), record.place, record.group)
 
 
 @dataclass(frozen=True, slots=True)
-class _Rendered:
-    text: str
-    spans: list[tuple[int, int]] | None  # characters inside the template's generation markers
+class _Turn:
+    """A learnt message as the template writes it: what generation is fed, and all that follows it."""
+
+    at: int
+    prompt: str
+    answer: str
+    prompt_ids: tuple[int, ...]
 
 
 def _learnt_turns(record: Conversation) -> list[int]:
@@ -267,3 +328,26 @@ def _learnt_turns(record: Conversation) -> list[int]:
 
 def _is_beginning(ids: Sequence[int], of: Sequence[int]) -> bool:
     return list(of[: len(ids)]) == list(ids)
+
+
+def _written(message: Message) -> str:
+    """All of a message's text that a template may write, one after another."""
+    keys = ("content", "reasoning_content", "name", "tool_call_id")
+    calls = json.dumps(message.get("tool_calls", []), ensure_ascii=False)
+    return "\n".join([*(message.get(key) or "" for key in keys), calls])
+
+
+def _through_the_words(answer: str, message: Message) -> str:
+    """`answer` without what a template adds after the message's content."""
+    content = message.get("content") or ""
+    for said in (content, content.strip()):
+        if said and said in answer and not message.get("tool_calls"):
+            return answer[: answer.rindex(said) + len(said)]
+    return answer
+
+
+def _left_out(place: str, what: str, key: str) -> DataError:
+    return DataError(
+        f"{place}: the chat template leaves out {what}",
+        fix=f"use a template that writes {key} (data.chat_template), or remove the key {key!r}",
+    )

@@ -103,14 +103,16 @@ def format_of(path: Path) -> FormatName:
     raise first or DataError(f"{path}: holds no rows", fix="check that this is the file you meant")
 
 
-def record_from_row(row: Mapping[str, Any], format: FormatName, place: str) -> Record:
+def record_from_row(row: Mapping[str, Any], format: FormatName | None, place: str) -> Record:
     """One row as a record; `place` says in errors where the row came from.
 
-    Raises DataError for a row that is not of this format.
+    Raises DataError for a row that is not of this format or, where `format` is None, of any one.
     """
-    _check_name(format)
+    if format is not None:
+        _check_name(format)
     try:
-        return _record(present(row), format, place)
+        given = present(row)
+        return _record(given, format or _detect(given), place)
     except RowFault as fault:
         raise fault.at(place) from None
 

@@ -1,8 +1,9 @@
 """Where records come from, and which of them are held out.
 
 A source is files (formats.py) or a Python function that yields rows. Held-out records are whole groups,
-never a group's part: groups are named by the data (`group`), else records with the same beginning form one,
-so that no held-out question was trained on.
+never a group's part: groups are named by the data (`group`), else records with the same question form one.
+A record whose question is held out too, from another group, is left out of training and counted: no held-out
+question was trained on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.util
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,6 @@ from danlu.data.formats import (
     Preference,
     Record,
     Skipped,
-    detect_format,
     read_records,
     record_from_row,
 )
@@ -64,8 +65,17 @@ class DataOptions(Options):
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
-def read(options: DataOptions, seed: int, skipped: Skipped) -> tuple[list[Record], list[Record]]:
-    """(training records, held-out records).
+@dataclass(frozen=True)
+class Split:
+    """Records to train on, records held out, and how many were left out because their question is held out."""
+
+    train: list[Record]
+    held_out: list[Record]
+    left_out: int
+
+
+def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
+    """The records of the data, split.
 
     Faulty rows go to `skipped` where options.on_error says so. Raises DataError when nothing is left.
     """
@@ -77,11 +87,14 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> tuple[list[Record
         held_out = list(_records_of_files((options.held_out_path,), options, skipped))
     else:
         records, held_out = split(records, options.held_out, seed)
+    asked = {_question(record) for record in held_out}
+    unseen = [record for record in records if _question(record) not in asked]
+    left_out, records = len(records) - len(unseen), unseen
     if not records:
         raise DataError("no record is left to train on", fix="check the file with `danlu data check`")
     if options.max_examples is not None and options.max_examples < len(records):
         records = random.Random(seed).sample(records, options.max_examples)
-    return records, held_out
+    return Split(records, held_out, left_out)
 
 
 def read_conversations(path: Path) -> list[Conversation]:
@@ -99,10 +112,10 @@ def _records_of_files(paths: Iterable[str], options: DataOptions, skipped: Skipp
 
 
 def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Take whole groups, in random order, until `held_out` records (at most a third) are aside."""
+    """Take whole groups, in random order, until about `held_out` records (at most a third) are aside."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.group or _beginning(record), []).append(record)
+        groups.setdefault(record.group or _question(record), []).append(record)
     order = list(groups)
     random.Random(seed).shuffle(order)
     wanted, taken = min(held_out, len(records) // 3), set[str]()
@@ -110,7 +123,8 @@ def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record]
     for name in order:
         if aside >= wanted:
             break
-        if aside + len(groups[name]) <= max(wanted, 1) * 1.2:  # a huge group stays whole, in training
+        # A huge group stays whole, in training.
+        if aside + len(groups[name]) <= min(wanted * 1.2, len(records) / 3):
             taken.add(name)
             aside += len(groups[name])
     parts: tuple[list[Record], list[Record]] = ([], [])
@@ -119,8 +133,8 @@ def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record]
     return parts
 
 
-def _beginning(record: Record) -> str:
-    """Digest of what comes before the first answer: equal questions share a group."""
+def _question(record: Record) -> str:
+    """Digest of what comes before the first answer; of a text, all of it."""
     if isinstance(record, Conversation):
         first = next((at for at, m in enumerate(record.messages) if m["role"] == "assistant"), len(record.messages))
         text = repr([message.get("content") for message in record.messages[:first]])
@@ -145,13 +159,13 @@ def records_of_function(
     for number, row in enumerate(function(**options), 1):
         place = f"{source}:{number}"
         try:
-            if not isinstance(row, Mapping):
-                raise DataError(f"{place}: a row is a mapping, this is {type(row).__name__}")
-            yield record_from_row(row, detect_format(row), place)
+            record = record_from_row(row, None, place)
         except DataError as error:
             if on_error == "raise":
                 raise
-            skipped.add(place, error.seen)
+            skipped.add(place, error.seen.removeprefix(f"{place}: "))
+        else:
+            yield record
 
 
 def _function(source: str) -> Callable[..., Iterable[Any]]:
@@ -165,7 +179,7 @@ def _function(source: str) -> Callable[..., Iterable[Any]]:
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"data.source: no function {attribute!r} in {name}; {nearest(attribute, names)}")
+        raise ConfigError(f"data.source: no function {attribute!r} in {name}", fix=nearest(attribute, names))
     result: Callable[..., Iterable[Any]] = function
     return result
 

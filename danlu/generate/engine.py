@@ -146,7 +146,7 @@ class Engine:
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""
-        if not prompt:
+        if len(prompt) == 0:
             ids = []
         elif isinstance(prompt, str):
             ids = self.chat.text_prompt(prompt)

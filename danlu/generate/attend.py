@@ -1,0 +1,196 @@
+"""One step's attention: the tokens of many requests in one row, each seeing its own slot.
+
+transformers calls the registered function once a layer with the queries, keys and values of all tokens of
+the step. It writes keys and values into the slots (kv.py) and attends: one product for all rows of a shelf,
+one for each chunk of a prompt. Which token is whose is worked out once a step, in a `Plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from danlu.errors import ModelError
+from danlu.generate.kv import KVShape, Shelf, Slot
+
+ATTENTION = "danlu_engine"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The next token of every row of every slot of a shelf: tokens `start` to `start + slots * rows` of the step.
+
+    The new tokens have their places in the slots already: token of row i of a slot is the slot's
+    `length - rows + i`th.
+    """
+
+    shelf: Shelf
+    start: int
+
+    @property
+    def count(self) -> int:
+        return len(self.shelf.slots) * self.shelf.rows
+
+    @cached_property
+    def slot_of(self) -> Tensor:
+        """(count,)"""
+        return torch.arange(len(self.shelf.slots)).repeat_interleave(self.shelf.rows)
+
+    @cached_property
+    def place_of(self) -> Tensor:
+        """(count,) place in its slot of each token."""
+        rows = self.shelf.rows
+        return torch.tensor([slot.length - rows + row for slot in self.shelf.slots for row in range(rows)])
+
+    @cached_property
+    def seen(self) -> int:
+        return self.shelf.longest
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start` to `start + count` of the step: `count` tokens of one slot, from its place `place` on.
+
+    They see what `row` sees (any row, where it is None) up to themselves.
+    """
+
+    slot: Slot
+    start: int
+    count: int
+    place: int
+    row: int
+
+
+@dataclass
+class Plan:
+    """What one step computes."""
+
+    rows: list[Rows]
+    chunks: list[Chunk]
+    masks: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    def rows_mask(self, at: int, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(slots, 1, rows * group, seen): 0 where a query may look, -inf elsewhere."""
+        key = ("rows", at, group, window, dtype)
+        if key not in self.masks:
+            part = self.rows[at]
+            slots, seen = len(part.shelf.slots), part.seen
+            may = part.shelf.visible[:slots, :, :seen]
+            if window is not None:
+                positions = part.shelf.positions[:slots, :seen]
+                own = positions.gather(1, part.place_of.view(slots, -1))  # (slots, rows)
+                may = may & (own[:, :, None] - positions[:, None, :] < window)
+            mask = torch.zeros(may.shape, dtype=dtype).masked_fill_(~may, -math.inf)
+            self.masks[key] = mask.repeat_interleave(group, 1).unsqueeze(1)
+        result = self.masks[key]
+        assert result is not None
+        return result
+
+    def chunk_mask(self, at: int, window: int | None) -> Tensor | None:
+        """(count, place + count) bool, or None for plain causal attention from the first token on."""
+        key = ("chunk", at, window)
+        if key not in self.masks:
+            chunk = self.chunks[at]
+            end = chunk.place + chunk.count
+            within_window = window is None or end <= window
+            self.masks[key] = None if chunk.place == 0 and within_window else self._chunk_mask(chunk, end, window)
+        return self.masks[key]
+
+    def _chunk_mask(self, chunk: Chunk, end: int, window: int | None) -> Tensor:
+        places = torch.arange(end)
+        own = places[chunk.place :]
+        may = chunk.slot.visible[chunk.row, :end] & (places[None] <= own[:, None])
+        if window is not None:
+            positions = chunk.slot.positions[:end]
+            may = may & (positions[chunk.place :, None] - positions[None] < window)
+        return may
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: Plan | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (1, heads, tokens, dim) -> (1, tokens, heads, dim)."""
+    assert plan is not None, "the engine gives every forward pass its plan"
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise ModelError("this model caps its attention scores or has attention sinks, which the engine cannot do yet")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, dim)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for at, part in enumerate(plan.rows):
+        span = slice(part.start, part.start + part.count)
+        group = q.shape[1] // k.shape[1]
+        mask = plan.rows_mask(at, group, sliding_window, q.dtype)
+        out[span] = _attend_rows(part, layer, q[span], k[span], v[span], mask, scale)
+    for at, chunk in enumerate(plan.chunks):
+        span = slice(chunk.start, chunk.start + chunk.count)
+        out[span] = _attend_chunk(chunk, layer, q[span], k[span], v[span], plan.chunk_mask(at, sliding_window), scale)
+    return out.unsqueeze(0), None
+
+
+def _attend_rows(part: Rows, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """q (slots * rows, heads, dim), mask (slots, 1, rows * group, seen) -> (slots * rows, heads, dim)."""
+    shelf = part.shelf
+    slots, rows, seen = len(shelf.slots), shelf.rows, part.seen
+    heads, dim, kv_heads = q.shape[1], q.shape[2], k.shape[1]
+    group = heads // kv_heads
+    shelf.keys[layer][part.slot_of, :, part.place_of] = k
+    shelf.values[layer][part.slot_of, :, part.place_of] = v
+    # Query heads that share a key head become rows of one product.
+    stacked = q.view(slots, rows, kv_heads, group, dim).transpose(1, 2).reshape(slots, kv_heads, rows * group, dim)
+    keys, values = (x[layer][:slots, :, :seen] for x in (shelf.keys, shelf.values))
+    out = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
+    return out.view(slots, kv_heads, rows, group, dim).transpose(1, 2).reshape(slots * rows, heads, dim)
+
+
+def _attend_chunk(
+    chunk: Chunk, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """q (count, heads, dim) -> (count, heads, dim)."""
+    shelf, index, end = chunk.slot.shelf, chunk.slot.index, chunk.place + chunk.count
+    shelf.keys[layer][index, :, chunk.place : end] = k.transpose(0, 1)
+    shelf.values[layer][index, :, chunk.place : end] = v.transpose(0, 1)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        shelf.keys[layer][index : index + 1, :, :end],
+        shelf.values[layer][index : index + 1, :, :end],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[0].transpose(0, 1)
+
+
+def use_engine_attention(model: Any) -> None:
+    """Make a transformers model attend through slots; its forward then needs `plan=`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_options: None)
+    model.set_attn_implementation(ATTENTION)
+
+
+def kv_shape(config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:
+    """What a token of this model costs."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return KVShape(text.num_hidden_layers, kv_heads, head_dim, dtype, device)

@@ -1,0 +1,258 @@
+"""Keys and values of every running request: one prompt held once, rows forked without a copy.
+
+A request owns one *slot*: a list of tokens that is only appended to. Its rows (beams, samples) are sets of
+tokens in that list: all see the prompt, each sees its own ancestors. Forking rows changes these sets, an
+index; no key or value moves. Tokens that no row sees any more are swept when a slot is full.
+
+Slots with the same number of rows and the same capacity (a power of two) lie densely in one *shelf*, so that
+one product serves all of them. Slots whose prompt is still being read stand on shelves of their own. A slot
+that outgrows its shelf moves to a larger one, and the last slot of a shelf fills the hole it leaves. What is
+allocated is counted in bytes against a budget that is never exceeded.
+
+Knows no strategy, no scores and no model beyond the shape of its keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SMALLEST_CAPACITY = 64  # tokens
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one token costs: `layers` times keys and values of (kv_heads, head_dim)."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class OutOfBudget(Exception):
+    """The budget has no room for this, and nothing was changed. The scheduler decides who waits."""
+
+
+class Shelf:
+    """Slots of one number of rows and one capacity.
+
+    Attributes:
+        keys, values: a tensor a layer, (room, kv_heads, capacity, head_dim).
+        visible: (room, rows, capacity) bool, the tokens that each row sees.
+        positions: (room, capacity) int64, where in its row each token stands.
+        slots: the slots in use; slot i has index i.
+        is_ready: whether the prompts of its slots have been read.
+    """
+
+    def __init__(self, shape: KVShape, rows: int, capacity: int, is_ready: bool) -> None:
+        self.shape, self.rows, self.capacity, self.is_ready = shape, rows, capacity, is_ready
+        self.slots: list[Slot] = []
+        empty = torch.empty(0, shape.kv_heads, capacity, shape.head_dim, dtype=shape.dtype, device=shape.device)
+        self.keys = [empty] * shape.layers
+        self.values = [empty] * shape.layers
+        self.visible = torch.zeros(0, rows, capacity, dtype=torch.bool, device=shape.device)
+        self.positions = torch.zeros(0, capacity, dtype=torch.int64, device=shape.device)
+
+    @property
+    def room(self) -> int:
+        return len(self.visible)
+
+    @property
+    def key(self) -> tuple[int, int, bool]:
+        return self.rows, self.capacity, self.is_ready
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.capacity * self.shape.token_bytes
+
+    @property
+    def longest(self) -> int:
+        """Tokens in the fullest slot."""
+        return max((slot.length for slot in self.slots), default=0)
+
+    def resize(self, room: int) -> None:
+        """Make room for so many slots; those in use are kept."""
+        count = len(self.slots)
+        assert room >= count, "slots in use would be lost"
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = _resized(old, room, count)
+        self.visible = _resized(self.visible, room, count)
+        self.positions = _resized(self.positions, room, count)
+
+    def add(self) -> Slot:
+        """A new empty slot; there must be room."""
+        slot = Slot(self, len(self.slots))
+        assert slot.index < self.room, "no room on the shelf"
+        self.slots.append(slot)
+        self.visible[slot.index] = False
+        return slot
+
+    def remove(self, slot: Slot) -> None:
+        """Take a slot out; the last one fills its place."""
+        last = self.slots.pop()
+        if last is not slot:
+            for tensor in (*self.keys, *self.values, self.visible, self.positions):
+                tensor[slot.index] = tensor[last.index]
+            self.slots[slot.index] = last
+            last.index = slot.index
+
+
+def _resized(old: Tensor, room: int, count: int) -> Tensor:
+    new = torch.zeros(room, *old.shape[1:], dtype=old.dtype, device=old.device)
+    new[:count] = old[:count]
+    return new
+
+
+@dataclass(eq=False)
+class Slot:
+    """One request's tokens: the first `length` places of row `index` of its shelf."""
+
+    shelf: Shelf
+    index: int
+    length: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.shelf.rows
+
+    @property
+    def visible(self) -> Tensor:
+        """(rows, capacity) bool."""
+        return self.shelf.visible[self.index]
+
+    @property
+    def positions(self) -> Tensor:
+        """(capacity,)."""
+        return self.shelf.positions[self.index]
+
+    def fits(self, tokens: int) -> bool:
+        return self.length + tokens <= self.shelf.capacity
+
+    def append_shared(self, count: int, first_position: int) -> None:
+        """Take `count` places that every row sees: a part of the prompt."""
+        places = slice(self.length, self.length + count)
+        self.visible[:, places] = True
+        self.positions[places] = torch.arange(first_position, first_position + count)
+        self.length += count
+
+    def append_step(self, position: int) -> None:
+        """Take one place for each row, which only that row sees."""
+        rows = torch.arange(self.rows)
+        self.visible[rows, self.length + rows] = True
+        self.positions[self.length : self.length + self.rows] = position
+        self.length += self.rows
+
+    def append_branch(self, row: int, count: int, first_position: int) -> None:
+        """Take `count` places that only `row` sees."""
+        places = slice(self.length, self.length + count)
+        self.visible[row, places] = True
+        self.positions[places] = torch.arange(first_position, first_position + count)
+        self.length += count
+
+    def fork(self, parents: list[int]) -> None:
+        """Row i becomes a copy of row parents[i]: an index change."""
+        if parents != list(range(self.rows)):
+            self.shelf.visible[self.index] = self.visible[parents]
+
+    def sweep(self) -> None:
+        """Close up over the tokens that no row sees."""
+        kept = self.visible[:, : self.length].any(0).nonzero().squeeze(1)
+        if len(kept) == self.length:
+            return
+        shelf, index, count = self.shelf, self.index, len(kept)
+        for tensors in (shelf.keys, shelf.values):
+            for tensor in tensors:
+                tensor[index, :, :count] = tensor[index][:, kept]
+        shelf.visible[index, :, :count] = shelf.visible[index][:, kept]
+        shelf.visible[index, :, count:] = False
+        shelf.positions[index, :count] = shelf.positions[index][kept]
+        self.length = count
+
+
+class KVStore:
+    """All shelves, under one budget of bytes."""
+
+    def __init__(self, shape: KVShape, budget_bytes: int) -> None:
+        self.shape, self.budget_bytes = shape, budget_bytes
+        self.shelves: dict[tuple[int, int, bool], Shelf] = {}
+        self.cached_bytes = 0  # held by the prefix cache, which shares the budget
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes allocated, in use or not."""
+        return self.cached_bytes + sum(shelf.room * shelf.slot_bytes for shelf in self.shelves.values())
+
+    def open(self, rows: int, tokens: int) -> Slot:
+        """A slot for `rows` rows, not ready, with capacity for at least `tokens` tokens. Raises OutOfBudget."""
+        return self._shelf_with_room(rows, capacity_for(tokens), is_ready=False).add()
+
+    def ready(self, slot: Slot) -> Slot:
+        """The slot, moved to the shelves of those whose prompt has been read. Raises OutOfBudget."""
+        return self._move(slot, self._shelf_with_room(slot.rows, slot.shelf.capacity, is_ready=True), None)
+
+    def close(self, slot: Slot) -> None:
+        """Free a slot; the shelf gives back memory when half of it is empty."""
+        shelf = slot.shelf
+        shelf.remove(slot)
+        if not shelf.slots:
+            del self.shelves[shelf.key]
+        elif len(shelf.slots) <= shelf.room // 2:
+            shelf.resize(len(shelf.slots))
+
+    def reserve(self, slot: Slot, tokens: int) -> Slot:
+        """A slot that holds what `slot` does and has room for `tokens` more. Raises OutOfBudget."""
+        if slot.fits(tokens):
+            return slot
+        slot.sweep()
+        if slot.fits(tokens):
+            return slot
+        capacity = capacity_for(slot.length + tokens)
+        return self._move(slot, self._shelf_with_room(slot.rows, capacity, slot.shelf.is_ready), None)
+
+    def narrow(self, slot: Slot, rows: list[int]) -> Slot:
+        """A slot that goes on with these of its rows only. Raises OutOfBudget."""
+        return self._move(slot, self._shelf_with_room(len(rows), slot.shelf.capacity, slot.shelf.is_ready), rows)
+
+    def _move(self, old: Slot, shelf: Shelf, rows: list[int] | None) -> Slot:
+        new, length = shelf.add(), old.length
+        pairs = zip((*shelf.keys, *shelf.values), (*old.shelf.keys, *old.shelf.values), strict=True)
+        for target, source in pairs:
+            target[new.index, :, :length] = source[old.index, :, :length]
+        visible = old.visible if rows is None else old.visible[rows]
+        shelf.visible[new.index, :, :length] = visible[:, :length]
+        shelf.positions[new.index, :length] = old.positions[:length]
+        new.length = length
+        self.close(old)
+        return new
+
+    def _shelf_with_room(self, rows: int, capacity: int, is_ready: bool) -> Shelf:
+        shelf = self.shelves.get((rows, capacity, is_ready)) or Shelf(self.shape, rows, capacity, is_ready)
+        if len(shelf.slots) == shelf.room:
+            wanted = shelf.room + max(1, shelf.room // 4)
+            # While one layer is copied, its old tensor still stands: that counts as well.
+            passing = shelf.room * shelf.slot_bytes // (2 * self.shape.layers)
+            for room in (wanted, shelf.room + 1):
+                if self.used_bytes + (room - shelf.room) * shelf.slot_bytes + passing <= self.budget_bytes:
+                    shelf.resize(room)
+                    break
+            else:
+                raise OutOfBudget(f"{shelf.slot_bytes} bytes more do not fit into {self.budget_bytes}")
+        self.shelves[shelf.key] = shelf
+        return shelf
+
+
+def capacity_for(tokens: int) -> int:
+    """The smallest shelf capacity that holds so many tokens."""
+    capacity = SMALLEST_CAPACITY
+    while capacity < tokens:
+        capacity *= 2
+    return capacity

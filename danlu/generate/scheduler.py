@@ -1,0 +1,255 @@
+"""Which requests run in the next step, and with what tokens: one continuous batch under one memory budget.
+
+A step takes the next token of every row of every running request, and a bounded portion of the prompts that
+are still being read, so that a long prompt does not stall the others. Requests are admitted in order while
+their prompt fits into the budget. When a running request needs memory that is not there, the newest one
+gives up its slot and waits; it is read in again later, prompt and answer so far, and goes on as if nothing had
+happened.
+
+Knows slots and plans; what a token means is the strategies' business, running the model is the engine's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from danlu.errors import MemoryShortage
+from danlu.generate.attend import Chunk, Plan, Rows
+from danlu.generate.kv import KVStore, OutOfBudget, Slot, capacity_for
+from danlu.generate.strategies import Step, Strategy
+
+PROMPT_TOKENS_A_STEP = 512
+
+
+@dataclass
+class Feed:
+    """Tokens still to be read into a slot: for one row, or for all (row None)."""
+
+    row: int | None
+    tokens: tuple[int, ...]
+    position: int
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt with its strategy, from submission to its last token.
+
+    Attributes:
+        prompt: token ids.
+        strategy: decides which rows go on with which tokens.
+        score: raw logits (rows, vocabulary) -> what the strategy chooses from.
+        use_cache: False forgets keys and values after every step and computes them anew.
+        on_step: called after each choice.
+        on_end: called once with None, or with the error that ended the request.
+    """
+
+    prompt: tuple[int, ...]
+    strategy: Strategy
+    score: Callable[[Tensor], Tensor]
+    use_cache: bool = True
+    on_step: Callable[[Step], None] = lambda _step: None
+    on_end: Callable[[BaseException | None], None] = lambda _error: None
+    slot: Slot | None = None
+    feeds: deque[Feed] = field(default_factory=deque)
+    next_tokens: list[int] = field(default_factory=list)
+    data: Any = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.strategy.sequences)
+
+    def everything(self) -> deque[Feed]:
+        """All that a fresh slot must read to stand where this request stands."""
+        made = self.strategy.sequences
+        if self.rows == 1:
+            return deque([Feed(None, (*self.prompt, *made[0]), 0)])
+        branches = [Feed(row, tokens, len(self.prompt)) for row, tokens in enumerate(made) if tokens]
+        return deque([Feed(None, self.prompt, 0), *branches])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whose scores a step computes, and at which of its tokens: one for each row, or one for all."""
+
+    request: Request
+    at: list[int]
+
+
+@dataclass
+class Work:
+    """One step: tokens, their positions, how they attend, and whose scores are wanted."""
+
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    plan: Plan = field(default_factory=lambda: Plan([], []))
+    wanted: list[Wanted] = field(default_factory=list)
+
+
+class Scheduler:
+    """Waiting, reading and running requests over one store."""
+
+    def __init__(self, store: KVStore, prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP) -> None:
+        self.store, self.prompt_tokens_a_step = store, prompt_tokens_a_step
+        self.waiting: deque[Request] = deque()
+        self.reading: list[Request] = []
+        self.running: list[Request] = []
+        self.preemptions = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.waiting or self.reading or self.running)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises MemoryShortage if not even its prompt can ever fit."""
+        need = capacity_for(len(request.prompt) + request.rows) * self.store.shape.token_bytes
+        if 2 * need > self.store.budget_bytes:
+            raise MemoryShortage(
+                f"a prompt of {len(request.prompt)} tokens needs {2 * need / 1e6:.0f} MB of keys and values; "
+                f"the budget is {self.store.budget_bytes / 1e6:.0f} MB",
+                fix="raise kv_budget_bytes, or shorten the prompt",
+            )
+        request.feeds = request.everything()
+        self.waiting.append(request)
+
+    def end(self, request: Request) -> None:
+        """Forget a request, wherever it stands, and free its memory at once."""
+        for group in (self.waiting, self.reading, self.running):
+            if request in group:
+                group.remove(request)
+        if request.slot is not None:
+            self.store.close(request.slot)
+            request.slot = None
+
+    def next_work(self) -> Work:
+        """The next step. Ends requests that can never get the memory they need."""
+        work = Work()
+        self._make_room()
+        self._admit()
+        self._take_rows(work)
+        self._take_chunks(work)
+        return work
+
+    def go_on(self, request: Request, step: Step) -> None:
+        """Apply a strategy's choice: fork the rows, and feed the chosen tokens next."""
+        slot = request.slot
+        assert slot is not None, "a request that chose has a slot"
+        if not request.use_cache:
+            self._send_back(request, first=True)
+            return
+        try:
+            if request in self.reading:
+                slot = request.slot = self.store.ready(slot)
+                self.reading.remove(request)
+                self.running.append(request)
+            if len(step.parents) < slot.rows:
+                request.slot = self.store.narrow(slot, step.parents)
+            else:
+                slot.fork(step.parents)
+            request.next_tokens = step.tokens
+        except OutOfBudget:
+            self._send_back(request, first=True)
+
+    # -- memory ----------------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Every running request gets places for its next tokens; the newest ones give way."""
+        for request in list(self.running):
+            while request.slot is not None:
+                try:
+                    request.slot = self.store.reserve(request.slot, request.rows)
+                    break
+                except OutOfBudget:
+                    self._give_way(request)
+
+    def _give_way(self, request: Request) -> None:
+        newest = (self.reading or self.running)[-1]
+        if newest is request and len(self.running) + len(self.reading) == 1:
+            self.end(request)
+            request.on_end(
+                MemoryShortage(
+                    f"this request alone needs more keys and values than the budget of "
+                    f"{self.store.budget_bytes / 1e6:.0f} MB",
+                    fix="raise kv_budget_bytes, or ask for fewer tokens or beams",
+                )
+            )
+            return
+        self._send_back(newest, first=True)
+
+    def _send_back(self, request: Request, *, first: bool) -> None:
+        """Take a request's slot; it will be read in again from its tokens."""
+        self.preemptions += request.use_cache
+        self.end(request)
+        request.feeds = request.everything()
+        if first:
+            self.waiting.appendleft(request)
+
+    def _admit(self) -> None:
+        while self.waiting:
+            request = self.waiting[0]
+            tokens = sum(len(feed.tokens) for feed in request.feeds) + request.rows
+            try:
+                request.slot = self.store.open(request.rows, tokens)
+            except OutOfBudget:
+                if not (self.reading or self.running):
+                    self.waiting.popleft()
+                    request.on_end(
+                        MemoryShortage("the budget of keys and values is too small", fix="raise kv_budget_bytes")
+                    )
+                    continue
+                return
+            self.reading.append(self.waiting.popleft())
+
+    # -- tokens ----------------------------------------------------------------------------------------
+
+    def _take_rows(self, work: Work) -> None:
+        owners = {request.slot: request for request in self.running if request.slot is not None}
+        for shelf in [shelf for shelf in self.store.shelves.values() if shelf.is_ready]:
+            part = Rows(shelf, len(work.token_ids))
+            for slot in shelf.slots:
+                request = owners[slot]
+                position = len(request.prompt) + request.strategy.made - 1
+                slot.append_step(position)
+                start = len(work.token_ids)
+                work.token_ids += request.next_tokens
+                work.positions += [position] * slot.rows
+                work.wanted.append(Wanted(request, list(range(start, start + slot.rows))))
+            work.plan.rows.append(part)
+
+    def _take_chunks(self, work: Work) -> None:
+        room = self.prompt_tokens_a_step
+        for request in self.reading:
+            ends: list[int] = []
+            while request.feeds and room > 0:
+                taken = self._take_chunk(work, request, room)
+                room -= taken
+                ends.append(len(work.token_ids) - 1)
+            if not request.feeds:
+                self._want_ends(work, request)
+
+    def _take_chunk(self, work: Work, request: Request, room: int) -> int:
+        """Read the beginning of the request's next feed; returns how many tokens that were."""
+        feed, slot = request.feeds[0], request.slot
+        assert slot is not None, "a request that is read has a slot"
+        tokens = feed.tokens[:room]
+        chunk = Chunk(slot, len(work.token_ids), len(tokens), slot.length, feed.row or 0)
+        if feed.row is None:
+            slot.append_shared(len(tokens), feed.position)
+        else:
+            slot.append_branch(feed.row, len(tokens), feed.position)
+        work.plan.chunks.append(chunk)
+        work.token_ids += tokens
+        work.positions += range(feed.position, feed.position + len(tokens))
+        if len(tokens) == len(feed.tokens):
+            request.feeds.popleft()
+            request.data = [*(request.data or []), len(work.token_ids) - 1]
+        else:
+            request.feeds[0] = Feed(feed.row, feed.tokens[len(tokens) :], feed.position + len(tokens))
+        return len(tokens)
+
+    def _want_ends(self, work: Work, request: Request) -> None:
+        work.wanted.append(Wanted(request, request.data))

@@ -1,0 +1,320 @@
+"""Scores -> which row goes on with which token. One class a strategy; the engine forks rows accordingly.
+
+A strategy sees the processed scores of its own rows, (rows, vocabulary) float32, and answers with a `Step`:
+for each row that goes on, its parent row and its token. Finished hypotheses are kept by the strategy. It
+knows no keys, no model and no other request.
+
+Beam search is Hugging Face's, token for token (formulae in docs/generation.md):
+
+    candidates  K = max(2, 1 + eos tokens) * num_beams of the best running + log p, over all rows
+    finished    a candidate among the best num_beams ends with eos, or the length is reached
+    score       sum of log p / (generated tokens, eos included) ** length_penalty
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+EarlyStopping = Literal["never"] | bool
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One answer: new tokens (with the eos that ended it, if one did) and its score."""
+
+    tokens: tuple[int, ...]
+    score: float | None
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Step:
+    """What goes on: row i continues row parents[i] with tokens[i]. Empty when the request is done."""
+
+    parents: list[int]
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a row ends.
+
+    Attributes:
+        max_new_tokens: a row has at most so many new tokens.
+        eos: tokens that end a row.
+        stops: whether new tokens end with one of the request's stop sequences.
+    """
+
+    max_new_tokens: int
+    eos: frozenset[int]
+    stops: Callable[[tuple[int, ...]], bool] = lambda _tokens: False
+
+
+class Strategy(ABC):
+    """Rows of one request. `sequences[i]` are the tokens that row i has made so far."""
+
+    def __init__(self, rows: int, limits: Limits) -> None:
+        self.max_new_tokens, self.eos, self.stops = limits.max_new_tokens, limits.eos, limits.stops
+        self.sequences: list[tuple[int, ...]] = [()] * rows
+
+    def end_of(self, sequence: tuple[int, ...]) -> FinishReason | None:
+        """Why a row with these new tokens ends here; None when it goes on."""
+        if sequence[-1] in self.eos or self.stops(sequence):
+            return "stop"
+        return "length" if len(sequence) >= self.max_new_tokens else None
+
+    @property
+    def made(self) -> int:
+        """Tokens made by each live row."""
+        return len(self.sequences[0])
+
+    @abstractmethod
+    def choose(self, scores: Tensor) -> Step:
+        """The next step, given scores (rows, vocabulary) of the rows as the last step left them.
+
+        On the first call every row is the prompt.
+        """
+
+    @abstractmethod
+    def results(self) -> list[Hypothesis]:
+        """The answers, best first."""
+
+
+class Independent(Strategy):
+    """Greedy search and sampling: rows that do not know of each other.
+
+    Args:
+        pick: scores (rows, vocabulary), and the number of each row -> a token a row.
+    """
+
+    def __init__(self, rows: int, limits: Limits, pick: Callable[[Tensor, Sequence[int], int], list[int]]) -> None:
+        super().__init__(rows, limits)
+        self._pick = pick
+        self._numbers = list(range(rows))
+        self._done: dict[int, Hypothesis] = {}
+
+    def choose(self, scores: Tensor) -> Step:
+        tokens = self._pick(scores, self._numbers, self.made)
+        parents, kept, sequences, numbers = [], [], [], []
+        for row, token in enumerate(tokens):
+            sequence = (*self.sequences[row], token)
+            reason = self.end_of(sequence)
+            if reason is None:
+                parents.append(row)
+                kept.append(token)
+                sequences.append(sequence)
+                numbers.append(self._numbers[row])
+            else:
+                self._done[self._numbers[row]] = Hypothesis(sequence, None, reason)
+        if sequences:
+            self.sequences, self._numbers = sequences, numbers
+        return Step(parents, kept)
+
+    def results(self) -> list[Hypothesis]:
+        return [self._done[number] for number in sorted(self._done)]
+
+
+@dataclass
+class BeamOptions:
+    """How beams are ranked and when they stop."""
+
+    num_beams: int
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    num_return_sequences: int = 1
+
+
+# (totals (rows, vocabulary), how many, tokens made so far) -> values and flat places of candidates, in rank order
+Draw = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+
+
+def highest_candidates(total: Tensor, count: int, _made: int = 0) -> tuple[Tensor, Tensor]:
+    """The `count` best of totals (rows, vocabulary): their values and flat places, best first."""
+    return torch.topk(total.reshape(-1), count)
+
+
+class Beam(Strategy):
+    """Beam search.
+
+    Args:
+        draw: finds the candidates; the best ones by default, a draw without replacement to sample.
+    """
+
+    def __init__(self, options: BeamOptions, limits: Limits, draw: Draw = highest_candidates) -> None:
+        super().__init__(options.num_beams, limits)
+        self.options, self._draw = options, draw
+        self.running = torch.full((options.num_beams,), -1e9)
+        self.running[0] = 0.0
+        self._finished: list[Hypothesis] = []
+        self._improvable = True
+
+    def choose(self, scores: Tensor) -> Step:
+        beams, vocabulary = self.options.num_beams, scores.shape[1]
+        count = max(2, 1 + len(self.eos)) * beams
+        values, places = self._draw(scores + self.running[:, None], count, self.made)
+        parents, tokens = (places // vocabulary).tolist(), (places % vocabulary).tolist()
+        sequences = [(*self.sequences[p], t) for p, t in zip(parents, tokens, strict=True)]
+        ends = [self.end_of(sequence) for sequence in sequences]
+        open_values = values + torch.tensor([-1e9 if end else 0.0 for end in ends])
+        self._keep_finished(values[:beams].tolist(), sequences[:beams], ends[:beams])
+        best, going = torch.topk(open_values, beams)
+        self.running = best
+        chosen = going.tolist()
+        self.sequences = [sequences[at] for at in chosen]
+        self._improvable = self._can_improve(float(best[0]))
+        if self._is_over(all(ends)):
+            return Step([], [])
+        return Step([parents[at] for at in chosen], [tokens[at] for at in chosen])
+
+    def _keep_finished(
+        self, values: Sequence[float], sequences: Sequence[tuple[int, ...]], ends: Sequence[FinishReason | None]
+    ) -> None:
+        """Finished candidates join the pool, of which the best num_beams stay."""
+        full = len(self._finished) == self.options.num_beams
+        if (full and self.options.early_stopping is True) or not self._improvable:
+            return
+        for value, sequence, end in zip(values, sequences, ends, strict=True):
+            if end is not None:
+                score = value / len(sequence) ** self.options.length_penalty
+                self._finished.append(Hypothesis(sequence, score, end))
+        self._finished.sort(key=lambda one: -(one.score or 0.0))
+        del self._finished[self.options.num_beams :]
+
+    def _can_improve(self, best_running: float) -> bool:
+        """Whether an open row may still beat the worst finished one (an estimate, unless "never")."""
+        if not self._improvable:
+            return False
+        length = self.made
+        if self.options.early_stopping == "never" and self.options.length_penalty > 0:
+            length = self.max_new_tokens
+        full = len(self._finished) == self.options.num_beams
+        worst = min(one.score or 0.0 for one in self._finished) if full else -1e9
+        return bool(best_running / length**self.options.length_penalty > worst)
+
+    def _is_over(self, all_ended: bool) -> bool:
+        full = len(self._finished) == self.options.num_beams
+        return all_ended or not self._improvable or (full and self.options.early_stopping is True)
+
+    def results(self) -> list[Hypothesis]:
+        return self._finished[: self.options.num_return_sequences]
+
+
+class _Pool:
+    """The best finished hypotheses of one group."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.kept: list[Hypothesis] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.kept) == self.size
+
+    @property
+    def worst(self) -> float:
+        return min(one.score or 0.0 for one in self.kept)
+
+    def add(self, one: Hypothesis) -> None:
+        self.kept.append(one)
+        if len(self.kept) > self.size:
+            self.kept.remove(min(self.kept, key=lambda kept: kept.score or 0.0))
+
+
+class GroupBeam(Strategy):
+    """Diverse beam search (Vijayakumar et al. 2016): later groups avoid what earlier ones chose.
+
+    Args:
+        groups: number of groups; each has num_beams / groups rows and as many finished hypotheses.
+        diversity_penalty: subtracted from a token's score for each row of an earlier group that chose it.
+        process: (scores, rows) -> processed scores. Penalties and bans come after diversity, as in
+            transformers, so this strategy is given log-probabilities and processes them itself.
+        pad: the token with which a finished group fills its rows.
+    """
+
+    def __init__(
+        self,
+        options: BeamOptions,
+        groups: int,
+        diversity_penalty: float,
+        limits: Limits,
+        pad: int,
+        process: Callable[[Tensor, Sequence[int]], Tensor] = lambda scores, _rows: scores,
+        draw: Draw = highest_candidates,
+    ) -> None:
+        super().__init__(options.num_beams, limits)
+        self.options, self.pad, self._process, self._draw = options, pad, process, draw
+        self.diversity_penalty = diversity_penalty
+        self.size = options.num_beams // groups
+        self.running = torch.full((options.num_beams,), -1e9)
+        self.running[:: self.size] = 0.0
+        self._pools = [_Pool(self.size) for _ in range(groups)]
+        self._done = [False] * groups
+
+    def choose(self, scores: Tensor) -> Step:
+        parents: list[int] = []
+        tokens: list[int] = []
+        chosen = torch.zeros(scores.shape[1])
+        for group in range(len(self._pools)):
+            rows = list(range(group * self.size, (group + 1) * self.size))
+            if self._done[group]:
+                picks = [(rows[0], self.pad, 0.0)] * self.size
+            else:
+                penalised = scores[rows] - self.diversity_penalty * chosen
+                picks = self._choose_in(group, rows, self._process(penalised, rows))
+            parents += [parent for parent, _, _ in picks]
+            tokens += [token for _, token, _ in picks]
+            self.running[rows] = torch.tensor([score for _, _, score in picks])
+            chosen += torch.bincount(torch.tensor(tokens[-self.size :]), minlength=len(chosen))
+        self.sequences = [(*self.sequences[p], t) for p, t in zip(parents, tokens, strict=True)]
+        if all(self._done) or self.made >= self.max_new_tokens:
+            self._finish_open_groups()
+            return Step([], [])
+        return Step(parents, tokens)
+
+    def _choose_in(self, group: int, rows: list[int], scores: Tensor) -> list[tuple[int, int, float]]:
+        """(parent, token, score) of the group's next rows; finished candidates go to its pool."""
+        vocabulary = scores.shape[1]
+        count = max(2, 1 + len(self.eos)) * self.size
+        values, places = self._draw(scores + self.running[rows, None], count, self.made)
+        picks: list[tuple[int, int, float]] = []
+        for rank, (value, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+            parent, token = rows[place // vocabulary], place % vocabulary
+            sequence = (*self.sequences[parent], token)
+            if token in self.eos or self.stops(sequence):
+                if rank < self.size:
+                    self._pools[group].add(self._scored(sequence, value, "stop"))
+            else:
+                picks.append((parent, token, value))
+            if len(picks) == self.size:
+                break
+        self._done[group] = self._is_done(self._pools[group], float(values.max()))
+        return picks
+
+    def _scored(self, sequence: tuple[int, ...], total: float, reason: FinishReason) -> Hypothesis:
+        return Hypothesis(sequence, total / len(sequence) ** self.options.length_penalty, reason)
+
+    def _is_done(self, pool: _Pool, best_total: float) -> bool:
+        if not pool.is_full:
+            return False
+        if self.options.early_stopping is True:
+            return True
+        length = self.made + 1
+        if self.options.early_stopping == "never" and self.options.length_penalty > 0:
+            length = self.max_new_tokens
+        return bool(pool.worst >= best_total / length**self.options.length_penalty)
+
+    def _finish_open_groups(self) -> None:
+        for row, sequence in enumerate(self.sequences):
+            if not self._done[row // self.size]:
+                self._pools[row // self.size].add(self._scored(sequence, float(self.running[row]), "length"))
+
+    def results(self) -> list[Hypothesis]:
+        ranked = sorted((one for pool in self._pools for one in pool.kept), key=lambda one: one.score or 0.0)
+        return ranked[::-1][: self.options.num_return_sequences]

@@ -1,0 +1,394 @@
+"""The engine: each prompt answered as it would be alone, by the knobs given and no others."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+from tiny import make_tiny_model
+
+from danlu import Engine, GenerationParams
+from danlu.data.chat import Chat
+from danlu.errors import ConfigError, ModelError, UnknownModel
+from danlu.generate import engine as engine_module
+from danlu.hub import quiet_transformers
+from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.attention import ATTENTION
+from danlu.model.likelihood import prepare
+
+PROMPTS = ["the quick brown fox", "one", "a model is trained on data and then used 丹炉", "what is the capital of"]
+GREEDY = GenerationParams(max_new_tokens=12)
+
+
+def strengthen(model, seed=0):
+    """Large random weights, so that answers depend on the prompt and differ from row to row."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.fixture
+def engine(tiny_model):
+    made = Engine(str(tiny_model), dtype="float32")
+    strengthen(made._model)
+    return made
+
+
+def answers(engine, prompts=PROMPTS, **knobs):
+    generations = engine.generate(prompts, GenerationParams(**{"max_new_tokens": 12, **knobs}))
+    return [generation.sequences[0] for generation in generations]
+
+
+def ids_of(engine, prompts=PROMPTS, **knobs):
+    return [answer.token_ids for answer in answers(engine, prompts, **knobs)]
+
+
+def stop_at(engine, token):
+    """Make `token` the one that ends an answer."""
+    engine.chat = Chat(engine.chat.tokenizer, frozenset({token}))
+
+
+def fixed_scores(engine, monkeypatch, scores):
+    """Let the model give these scores for every next token."""
+    own = engine._model.forward
+    row = torch.full((engine._model.config.vocab_size,), -math.inf)
+    for token, score in scores.items():
+        row[token] = score
+
+    def forward(*args, **options):
+        output = own(*args, **options)
+        output.logits = row.expand_as(output.logits).clone()
+        return output
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+
+
+# --- greedy
+
+
+def test_greedy_is_transformers_own_greedy_row_by_row(engine):
+    for prompt, seen in zip(PROMPTS, ids_of(engine), strict=True):
+        ids = engine.token_ids(prompt)
+        with quiet_transformers(), torch.no_grad():
+            row = engine._model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
+        new = row[len(ids) :]
+        stop = next((at for at, token in enumerate(new) if token in engine.chat.stop_ids), len(new))
+        assert seen == tuple(new[:stop])
+
+
+def test_greedy_takes_the_likeliest_token_each_time(engine):
+    ids = engine.token_ids(PROMPTS[0])
+    (seen,) = ids_of(engine, [PROMPTS[0]], max_new_tokens=6)
+    for token in seen:
+        assert int(engine.logits(ids)[-1].argmax()) == token
+        ids.append(token)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "mistral"])
+def test_in_a_batch_as_alone(tmp_path, architecture):
+    engine = Engine(str(make_tiny_model(tmp_path, architecture=architecture)), dtype="float32")
+    strengthen(engine._model)
+    alone = [ids_of(engine, [prompt], max_new_tokens=24)[0] for prompt in PROMPTS]
+    assert ids_of(engine, max_new_tokens=24) == alone
+    assert len(set(alone)) == len(PROMPTS)
+
+
+def test_more_prompts_than_a_batch_holds_come_back_in_order(engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "BATCH_ROWS", 3)
+    many = [PROMPTS[at % 4] + " x" * at for at in range(8)]
+    assert ids_of(engine, many) == [ids_of(engine, [prompt])[0] for prompt in many]
+    assert engine.generate([]) == []
+
+
+# --- prompts
+
+
+def test_text_messages_and_ids_say_the_same(engine):
+    messages = [{"role": "user", "content": "hello"}]
+    text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    ids = engine.token_ids(messages)
+    assert engine.chat.tokenizer.decode(ids) == text
+    assert engine.token_ids(text) == engine.token_ids(ids) == engine.token_ids(tuple(ids)) == ids
+    assert len(set(ids_of(engine, [messages, text, ids]))) == 1
+
+
+def test_ids_may_be_numpys(engine):
+    import numpy
+
+    assert engine.token_ids(numpy.array([5, 6, 7])) == [5, 6, 7]
+    assert engine.token_ids(list(numpy.array([5, 6, 7]))) == [5, 6, 7]
+
+
+@pytest.mark.parametrize("prompt", ["", [], ()])
+def test_an_empty_prompt_is_refused(engine, prompt):
+    with pytest.raises(ConfigError, match="an empty prompt"):
+        engine.generate([PROMPTS[0], prompt])
+    with pytest.raises(ConfigError, match="an empty prompt"):
+        next(engine.stream(prompt))
+
+
+# --- ends
+
+
+def test_an_answer_ends_at_a_stop_token_which_is_not_part_of_it(engine):
+    (free,) = answers(engine, [PROMPTS[0]])
+    assert free.finish_reason == "length"
+    assert len(free.token_ids) == 12
+    stop_at(engine, free.token_ids[5])
+    (ended,) = answers(engine, [PROMPTS[0]])
+    first = free.token_ids.index(free.token_ids[5])
+    assert (ended.token_ids, ended.finish_reason) == (free.token_ids[:first], "stop")
+    assert ended.text == engine.chat.decode(free.token_ids[:first])
+
+
+def test_rows_end_each_for_itself(engine):
+    free = ids_of(engine)
+    token = next(t for t in free[0][2:] if any(t not in row for row in free))
+    stop_at(engine, token)
+    for row, answer in zip(free, answers(engine), strict=True):
+        expected = row[: row.index(token)] if token in row else row
+        assert answer.token_ids == expected
+        assert answer.finish_reason == ("stop" if token in row else "length")
+
+
+def test_every_stop_token_of_the_generation_config_ends_an_answer(tiny_model, tmp_path):
+    import json
+    import shutil
+
+    directory = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((directory / "generation_config.json").read_text())
+    (directory / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [2, 77]}))
+    assert Engine(str(directory)).chat.stop_ids == {2, 77}
+
+
+def test_max_new_tokens_counts_new_tokens_only(engine):
+    for count in (1, 7):
+        assert [len(ids) for ids in ids_of(engine, max_new_tokens=count)] == [count] * 4
+
+
+# --- knobs
+
+
+def test_knobs_in_the_models_own_files_do_not_act_unseen(engine):
+    free, drawn = ids_of(engine), ids_of(engine, do_sample=True, seed=3)
+    config = engine._model.generation_config
+    config.update(no_repeat_ngram_size=1, min_p=0.99, suppress_tokens=list(range(200)), num_beams=3, top_k=1)
+    config.update(temperature=0.1, do_sample=True, repetition_penalty=5.0, min_new_tokens=9, typical_p=0.1)
+    assert ids_of(engine) == free
+    assert ids_of(engine, do_sample=True, seed=3) == drawn
+    assert engine._model.generation_config is config
+
+
+def test_a_penalty_makes_seen_tokens_less_likely_and_one_is_off(engine):
+    assert ids_of(engine, repetition_penalty=1.0) == ids_of(engine)
+    for ids in ids_of(engine, repetition_penalty=100.0):
+        assert len(set(ids)) == len(ids)
+
+
+def test_a_penalty_divides_positive_scores_and_multiplies_negative_ones(engine, monkeypatch):
+    # Token 50 is seen: 3 / 2 = 1.5 is less than 60's 2; with 1.4 it is 3 / 1.4 = 2.14, still more.
+    fixed_scores(engine, monkeypatch, {50: 3.0, 60: 2.0})
+    assert ids_of(engine, [[50, 9]], repetition_penalty=2.0, max_new_tokens=1) == [(60,)]
+    assert ids_of(engine, [[50, 9]], repetition_penalty=1.4, max_new_tokens=1) == [(50,)]
+    # Below zero: -1 * 2.5 = -2.5 is less than -2.
+    fixed_scores(engine, monkeypatch, {50: -1.0, 60: -2.0})
+    assert ids_of(engine, [[50, 9]], repetition_penalty=2.5, max_new_tokens=1) == [(60,)]
+    assert ids_of(engine, [[50, 9]], repetition_penalty=1.5, max_new_tokens=1) == [(50,)]
+
+
+def test_a_penalty_does_not_count_padding_as_seen(engine):
+    alone = [ids_of(engine, [prompt], repetition_penalty=1.3)[0] for prompt in PROMPTS]
+    assert ids_of(engine, repetition_penalty=1.3) == alone
+
+
+FOUR = {20: math.log(0.5), 21: math.log(0.25), 22: math.log(0.15), 23: math.log(0.1)}
+
+
+def many_draws(engine, monkeypatch, knobs, count=2000):
+    """Shares of the first token over `count` draws, made as one batch of equal rows."""
+    fixed_scores(engine, monkeypatch, FOUR)
+    stop_at(engine, 0)
+    monkeypatch.setattr(engine_module.secrets, "randbits", lambda bits: 5)
+    rows = engine._run([[9]] * count, GenerationParams(do_sample=True, max_new_tokens=1, **knobs))[:, -1].tolist()
+    return {token: rows.count(token) / count for token in sorted(set(rows))}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({}, {20: 0.5, 21: 0.25, 22: 0.15, 23: 0.1}),
+        ({"temperature": 1.0}, {20: 0.5, 21: 0.25, 22: 0.15, 23: 0.1}),
+        # Squares: 0.25, 0.0625, 0.0225, 0.01, over their sum 0.345.
+        ({"temperature": 0.5}, {20: 0.725, 21: 0.181, 22: 0.065, 23: 0.029}),
+        # Square roots: 0.7071, 0.5, 0.3873, 0.3162, over their sum 1.9106.
+        ({"temperature": 2.0}, {20: 0.370, 21: 0.262, 22: 0.203, 23: 0.166}),
+        ({"top_k": 2}, {20: 2 / 3, 21: 1 / 3}),
+        ({"top_k": 1}, {20: 1.0}),
+        # 0.5 + 0.25 = 0.75 is short of 0.8; with 0.15 it is 0.9.
+        ({"top_p": 0.8}, {20: 0.5 / 0.9, 21: 0.25 / 0.9, 22: 0.15 / 0.9}),
+        ({"top_p": 0.4}, {20: 1.0}),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(engine, monkeypatch, knobs, expected):
+    seen = many_draws(engine, monkeypatch, knobs)
+    assert seen.keys() == expected.keys()
+    for token, share in expected.items():
+        # four standard deviations of a share of 2000 draws
+        assert seen[token] == pytest.approx(share, abs=4 * (share * (1 - share) / 2000) ** 0.5 + 1e-3)
+
+
+def test_a_seed_makes_draws_repeatable_whatever_stands_beside(engine):
+    first = ids_of(engine, do_sample=True, seed=1)
+    assert ids_of(engine, do_sample=True, seed=1) == first
+    assert [ids_of(engine, [prompt], do_sample=True, seed=1)[0] for prompt in reversed(PROMPTS)] == first[::-1]
+    assert ids_of(engine, do_sample=True, seed=2) != first
+
+
+def test_without_a_seed_draws_vary(engine):
+    torch.manual_seed(0)
+    drawn = {tuple(ids_of(engine, do_sample=True)) for _ in range(3)}
+    assert len(drawn) == 3
+
+
+def test_drawing_leaves_torchs_generator_as_it_was(engine):
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    ids_of(engine, do_sample=True)
+    ids_of(engine, do_sample=True, seed=9)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- streaming
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, [{"role": "user", "content": "丹炉 ?"}]])
+def test_pieces_join_to_the_answer(engine, prompt):
+    for knobs in ({}, {"do_sample": True, "seed": 5}):
+        params = GenerationParams(max_new_tokens=60, **knobs)
+        pieces = list(engine.stream(prompt, params))
+        assert "".join(pieces) == engine.generate([prompt], params)[0].text
+        assert len(pieces) > 5
+
+
+def test_pieces_leave_the_stop_token_out(engine):
+    (free,) = answers(engine, [PROMPTS[0]])
+    engine.chat = Chat(engine.chat.tokenizer, frozenset({engine.chat.tokenizer.eos_token_id}))
+    text = "".join(engine.stream(PROMPTS[0], GREEDY))
+    assert text == engine.chat.decode(free.token_ids)
+    assert "<|im_end|>" not in text
+
+
+def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):
+    own, calls = engine._model.forward, []
+
+    def forward(*args, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError("no memory for the fourth token")
+        return own(*args, **options)
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+    with pytest.raises(MemoryError, match="the fourth token"):
+        list(engine.stream(PROMPTS[0], GREEDY))
+
+
+def test_a_fault_in_decoding_reaches_the_caller(engine, monkeypatch):
+    def decode(*args, **options):
+        raise ValueError("cannot be decoded")
+
+    monkeypatch.setattr(engine.chat.tokenizer, "decode", decode)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        list(engine.stream(PROMPTS[0], GREEDY))
+
+
+def test_work_ends_when_nobody_listens(engine, monkeypatch):
+    own, calls = engine._model.forward, []
+
+    def forward(*args, **options):
+        calls.append(1)
+        return own(*args, **options)
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+    threads = threading.active_count()
+    pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=400))
+    next(pieces)
+    pieces.close()
+    assert len(calls) < 400
+    assert threading.active_count() == threads
+
+
+# --- scores
+
+
+def test_logits_are_those_of_the_models_forward(engine):
+    ids = engine.token_ids(PROMPTS[0])
+    with torch.no_grad():
+        expected = engine._model(input_ids=torch.tensor([ids])).logits[0]
+    seen = engine.logits(ids)
+    assert torch.equal(seen, expected)
+    assert (seen.shape, seen.dtype) == ((len(ids), engine._model.config.vocab_size), torch.float32)
+
+
+# --- around a model that is being trained
+
+
+def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engine):
+    before, scores = ids_of(engine), engine.logits(engine.token_ids(PROMPTS[0]))
+    model = attach(engine._model, LoraOptions(r=2), seed=0)
+    prepare(model)
+    model.train()
+    around = Engine.around(model, engine.chat)
+    assert ids_of(around) == before  # B is zero
+    torch.testing.assert_close(around.logits(engine.token_ids(PROMPTS[0])), scores, atol=1e-4, rtol=1e-4)
+    assert "".join(around.stream(PROMPTS[0], GREEDY)) == engine.chat.decode(before[0])
+    assert model.get_base_model().config._attn_implementation == ATTENTION
+    assert all(weight.grad is None for weight in model.parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.1)
+    assert ids_of(around) != before
+
+
+# --- loading
+
+
+def test_an_adapter_is_put_on(tiny_model, tmp_path):
+    plain = Engine(str(tiny_model), dtype="float32")
+    model = attach(Engine(str(tiny_model), dtype="float32")._model, LoraOptions(r=2), seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 1)
+    save_adapter(model, tmp_path / "adapter")
+    engine = Engine(str(tiny_model), dtype="float32", adapter=str(tmp_path / "adapter"))
+    ids = engine.token_ids(PROMPTS[0])
+    expected = Engine.around(model, engine.chat).logits(ids)
+    torch.testing.assert_close(engine.logits(ids), expected)
+    assert not torch.allclose(engine.logits(ids), plain.logits(ids))
+
+
+def test_what_cannot_be_loaded_is_said(tiny_model, tmp_path):
+    with pytest.raises(UnknownModel):
+        Engine("no such model")
+    with pytest.raises(ConfigError, match="dtype"):
+        Engine(str(tiny_model), dtype="float8")
+    with pytest.raises(ModelError, match="no adapter_config.json"):
+        Engine(str(tiny_model), adapter=str(tmp_path))
+
+
+def test_a_licence_is_asked_for_and_can_be_accepted(monkeypatch, tmp_path):
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="accept_licence=true"):
+        Engine("gemma3-270m")
+    asked = []
+    monkeypatch.setattr(engine_module, "load", lambda options, *args, **more: asked.append(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Engine("gemma3-270m", accept_licence=True)
+    assert asked[0].accept_licence

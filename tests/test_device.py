@@ -1,0 +1,86 @@
+"""The machine as it is read, and what its dtypes are."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+
+from danlu.device import Device, process_memory_bytes, read_device, set_seed
+from danlu.errors import ConfigError
+
+OLD_CPU = Device("cpu", 2, 10**9, has_bfloat16=False)
+NEW_CPU = Device("cpu", 2, 10**9, has_bfloat16=True)
+GPU = Device("cuda", 2, 10**9, has_bfloat16=True)
+
+
+def test_auto_is_bfloat16_only_where_the_hardware_has_it():
+    assert NEW_CPU.dtype("auto") == torch.bfloat16
+    assert OLD_CPU.dtype("auto") == torch.float32
+
+
+@pytest.mark.parametrize("device", [OLD_CPU, NEW_CPU, GPU])
+def test_a_named_dtype_is_taken_as_named(device):
+    assert device.dtype("float32") == torch.float32
+    assert device.dtype("bfloat16") == torch.bfloat16
+
+
+def test_float16_is_refused_on_a_cpu():
+    assert GPU.dtype("float16") == torch.float16
+    with pytest.raises(ConfigError, match="float16 on a CPU") as caught:
+        NEW_CPU.dtype("float16")
+    assert "float32" in caught.value.allowed
+
+
+def test_bfloat16_has_the_range_of_float32_and_less_precision_than_float16():
+    # 8 bits of exponent against 5, 8 bits of precision against 11.
+    assert torch.finfo(torch.bfloat16).max > 1e38 > torch.finfo(torch.float16).max
+    assert (torch.finfo(torch.bfloat16).eps, torch.finfo(torch.float16).eps) == (2**-7, 2**-10)
+
+
+def test_the_cpu_is_read(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = read_device()
+    assert (device.name, device.cores) == ("cpu", torch.get_num_threads())
+    assert device.memory_bytes > 10**7
+    assert isinstance(device.has_bfloat16, bool)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_is_preferred_and_emulated_bfloat16_does_not_count(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 8 * 10**9))
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
+    )
+    device = read_device()
+    assert (device.name, device.memory_bytes, device.has_bfloat16) == ("cuda", 5 * 10**9, native)
+
+
+def test_memory_in_use_grows_with_what_is_held():
+    before = process_memory_bytes("cpu")
+    held = bytearray(os.urandom(1 << 20) * 64)  # 64 MiB, every page written
+    assert process_memory_bytes("cpu") - before > 32 << 20
+    del held
+
+
+def test_a_seed_fixes_every_generator():
+    def draw():
+        return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+    set_seed(5)
+    first = draw()
+    set_seed(5)
+    assert draw() == first
+    set_seed(6)
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+def test_importing_reads_nothing():
+    code = "import sys, danlu.device; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
