@@ -19,6 +19,7 @@ app = App(
     help="Danlu (丹炉): from raw data to a language model that serves your domain.",
     help_format="markdown",
     default_parameter=Parameter(name_transform=lambda name: name, negative=()),
+    suppress_keyboard_interrupt=False,  # call() says what became of it
 )
 data = App(name="data", help="Look at data before training on it.")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from danlu.config import load
+from danlu.config import load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import check as check_data
 from danlu.data.formats import FormatName, Message
@@ -45,11 +45,13 @@ def run(recipe: str, /, *overrides: str) -> None:
     _run(load(Recipe, recipe, overrides), ["run", recipe, *(o for o in overrides if o != "resume=true"), "resume=true"])
 
 
-def train(*, recipe: Annotated[Recipe, Flat]) -> None:
+def train(*, recipe: Annotated[Recipe | None, Flat] = None) -> None:
     """Train with options given as flags instead of a recipe.
 
     The flags are the keys of a recipe; the resolved recipe is kept in the run directory.
     """
+    if recipe is None:
+        recipe = validate(Recipe, {}, where="train")
     _run(recipe, ["run", str(recipe.directory / "recipe.yaml"), "resume=true"])
 
 
@@ -75,7 +77,7 @@ def _news(text: str) -> None:
 
 def generate(
     model: str,
-    prompt: str,
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
     params: Annotated[GenerationParams, Flat] = GenerationParams(),  # noqa: B008 - frozen
@@ -179,7 +181,7 @@ def merge(
     out: Path,
     /,
     *,
-    prompts: Path | None = None,
+    prompts_path: Path | None = None,
     accept_licence: bool = False,
     chat_template: str | None = None,
     options: Annotated[MergeOptions, Flat] = MergeOptions(),  # noqa: B008 - frozen
@@ -194,14 +196,14 @@ def merge(
         directory of the PEFT adapter
     out
         directory of the merged model
-    prompts
+    prompts_path
         data file whose conversations are asked; a few general questions otherwise
     accept_licence
         accept the licence of a base that asks for it
     chat_template
         Jinja text, or "chatml", if it was given for the training; else the tokenizer's own
     """
-    asked = [c.messages[:-1] for c in read_conversations(prompts)] if prompts else []
+    asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
     parity = merge_checked(directory, adapter, out, asked, options, read_device(), _say, chat_template)
     _say(

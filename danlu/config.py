@@ -71,8 +71,9 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         text = (resources.files("danlu") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
     else:
         raise ConfigError(
-            f"unknown recipe: {name_or_path!r} {nearest(name_or_path, recipe_names())}".rstrip(),
+            f"unknown recipe: {name_or_path!r}",
             allowed=f"{', '.join(recipe_names())}, or the path of a .yaml file",
+            fix=nearest(name_or_path, recipe_names()),
         )
     return parse_yaml(text, where=name_or_path)
 

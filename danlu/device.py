@@ -53,11 +53,20 @@ def read_device() -> Device:
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return Device("cuda", cores, free, torch.cuda.is_bf16_supported(including_emulation=False))
-    has_bfloat16 = bool(
-        torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return Device("cpu", cores, psutil.virtual_memory().available, has_bfloat16)
+    return Device("cpu", cores, psutil.virtual_memory().available, _cpu_has_bfloat16())
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; oneDNN would also emulate it, slower than float32."""
+    import platform
+
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if platform.machine() in ("x86_64", "AMD64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def process_memory_bytes(device_name: str) -> int:

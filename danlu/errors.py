@@ -106,6 +106,7 @@ _DISK_FAULTS = {
     errno.EACCES: ("no permission to write", "choose a directory that you may write to"),
     errno.EPERM: ("no permission to write", "choose a directory that you may write to"),
     errno.EROFS: ("the file system is read-only", "choose a directory that can be written"),
+    errno.EEXIST: ("a file stands where a directory is wanted", "choose another path, or move the file"),
     errno.ENOTDIR: ("a part of the path is a file", "choose another path"),
 }
 

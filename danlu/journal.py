@@ -18,7 +18,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from danlu.errors import disk_faults
 
@@ -109,12 +109,25 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    with disk_faults(path, f"writing {path.name}"), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with disk_faults(path, f"writing {path.name}"), path.open("ab+") as file:
+        if file.tell() and not _ends_with_newline(file):  # a kill cut the last line short
+            file.write(b"\n")
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """Whole rows; what a kill left of a line is passed over."""
     if not path.exists():
         return []
-    lines = path.read_text("utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

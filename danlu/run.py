@@ -325,8 +325,16 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
     journal = parts.journal
     conversations = [question.messages for question in parts.questions]
     parity = merge_checked(
-        parts.directory, journal.adapter, journal.merged, conversations, options, parts.device, parts.show.say
+        parts.directory,
+        journal.adapter,
+        journal.merged,
+        conversations,
+        options,
+        parts.device,
+        parts.show.say,
+        chat_template=parts.recipe.data.chat_template,
     )
+    journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
     journal.result("parity", parity.to_dict())
     parts.show.say(f"parity: equal answers, logits within {parity.largest_logit_difference:.2g}")
 

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny import make_tiny_model
+
+
+torch.set_num_threads(1)  # tiny models: a second thread costs more than it saves
 
 
 @pytest.fixture(scope="session")

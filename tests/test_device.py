@@ -55,9 +55,7 @@ def test_the_cpu_is_read(monkeypatch):
 def test_a_gpu_is_preferred_and_emulated_bfloat16_does_not_count(monkeypatch, native):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 8 * 10**9))
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
-    )
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     device = read_device()
     assert (device.name, device.memory_bytes, device.has_bfloat16) == ("cuda", 5 * 10**9, native)
 

@@ -88,7 +88,10 @@ def test_write_faults_become_disk_errors(number, reason):
 
 
 def test_the_path_is_named_where_the_system_names_none():
-    with pytest.raises(DiskError, match="writing x: no space left on the disk: /data"), disk_faults("/data", "writing x"):
+    with (
+        pytest.raises(DiskError, match="writing x: no space left on the disk: /data"),
+        disk_faults("/data", "writing x"),
+    ):
         raise OSError(errno.ENOSPC, "")
 
 
@@ -100,5 +103,5 @@ def test_other_faults_pass_through(fault):
 
 
 def test_a_disk_error_on_the_way_stays_as_it_is():
-    with pytest.raises(DiskError, match="^own$"), disk_faults("/data", "writing x"):
+    with pytest.raises(DiskError, match=r"^own$"), disk_faults("/data", "writing x"):
         raise DiskError("own")

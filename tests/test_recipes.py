@@ -26,7 +26,13 @@ def all_options():
 
 
 @pytest.mark.parametrize("name", config.recipe_names())
-def test_it_is_valid_and_says_the_same_when_written_out_and_read_again(name):
+def test_it_is_valid(name):
+    assert config.load(Recipe, name).name == name
+
+
+@pytest.mark.parametrize("name", config.recipe_names())
+def test_it_says_the_same_when_written_out_and_read_again(name):
+    """A run directory holds the recipe written out whole, and `danlu run runs/NAME/recipe.yaml` reads it."""
     recipe = config.load(Recipe, name)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True)
     assert config.validate(Recipe, config.parse_yaml(text, name), name) == recipe

@@ -15,6 +15,7 @@ STRATEGIES = ("greedy", "beam", "group", "constrained")
 COMMON = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "max_length")
 BEAM = ("length_penalty", "early_stopping", "num_return_sequences")
 WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+Rehearsal = Callable[[list[int], dict[str, Any]], list[list[int]]]  # prompt, knobs -> sequences
 BANS = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_new_tokens")
 
 
@@ -47,25 +48,22 @@ def draw_prompt(random: Random, draft: Callable[[list[int]], Draft]) -> list[int
     return prompt
 
 
-def draw_row(random: Random, draft: Draft, strategy: str, number: int, *, short: bool) -> dict[str, Any]:
+def draw_row(
+    random: Random, draft: Draft, strategy: str, number: int, *, rehearse: Rehearsal, short: bool
+) -> dict[str, Any]:
     """Prompt and knobs. The first rows of a strategy set one knob alone, the others two to seven together."""
     pool = COMMON if strategy == "greedy" else COMMON + BEAM
     if number <= len(pool) and not short:
         chosen = set(pool[number - 1 : number]) if number else set()
     else:
         chosen = set(random.sample(pool, random.randint(2, min(7, len(pool)))))
+        if strategy != "greedy" and random.random() < 0.4:
+            chosen |= {"length_penalty", "early_stopping"}  # when to stop depends on both
     if {"min_length", "min_new_tokens"} <= chosen:
         chosen.remove(random.choice(["min_length", "min_new_tokens"]))  # one overrules the other, with a warning
-    knobs = draw_ends(random, draft) | draw_beams(random, strategy)
     new_tokens = random.randint(5, 9) if short else random.randint(8, 24)
-    if "max_length" in chosen:
-        knobs["max_length"] = len(draft.prompt) + new_tokens
-    else:
-        knobs["max_new_tokens"] = new_tokens
-    for name in (*COMMON[:-1], *BEAM):
-        if name in chosen:
-            knobs[name] = draw_knob(random, draft, name, new_tokens, knobs)
-    prompt = draft.prompt
+    knobs = draw_beams(random, strategy)
+    prompt, phrases = draft.prompt, []
     if strategy == "constrained":
         phrases = draw_constraints(random, draft, knobs, both=len(chosen) > 2)
         if len(prompt) > 8 and random.random() < 0.2:  # the reference counts what the prompt already says
@@ -73,17 +71,54 @@ def draw_row(random: Random, draft: Draft, strategy: str, number: int, *, short:
             said = phrase[: random.randint(1, len(phrase))]
             place = random.choice([len(prompt) - len(said), random.randrange(len(prompt) - len(said))])
             prompt = prompt[:place] + said + prompt[place + len(said) :]
-    return {"strategy": strategy, "prompt": prompt, "knobs": knobs}
+    for name in (*COMMON[:-1], *BEAM):
+        if name in chosen:
+            knobs[name] = draw_knob(random, draft, name, new_tokens, knobs)
+    if "max_length" in chosen:
+        knobs["max_length"] = len(prompt) + new_tokens
+    else:
+        knobs["max_new_tokens"] = new_tokens
+    bare = without_ends(knobs)
+    said = rehearse(prompt, bare | {"eos_token_id": None, "pad_token_id": None})
+    taken = {token for phrase in phrases for token in phrase}
+    draws = [draw_ends(random, said, draft, taken) for _ in range(random.choice([1, 6]))]
+    ends = draws[0]
+    if len(draws) > 1:
+        ends = max(draws, key=lambda one: interest(rehearse, prompt, bare | one))
+    return {"strategy": strategy, "prompt": prompt, "knobs": ends | knobs}
 
 
-def draw_ends(random: Random, draft: Draft) -> dict[str, Any]:
-    """Eos and pad: one eos, several or none; a pad that is the eos, an ordinary token, or 0."""
-    if random.random() < 0.05:
+def without_ends(knobs: dict[str, Any]) -> dict[str, Any]:
+    """The same search free to end, all its beams returned: what an eos may be chosen by."""
+    kept = {name: value for name, value in knobs.items() if name not in ("min_length", "min_new_tokens")}
+    return kept | ({"num_return_sequences": knobs["num_beams"]} if "num_beams" in knobs else {})
+
+
+def interest(rehearse: Rehearsal, prompt: list[int], knobs: dict[str, Any]) -> tuple[int, int, int]:
+    """How many rules of stopping give different answers; how many sequences end in eos; how long they are."""
+    eos = knobs["eos_token_id"]
+    stops = {eos} if isinstance(eos, int) else set(eos or ())
+    sequences = rehearse(prompt, knobs)
+    answers = {str(sequences)}
+    if "early_stopping" in knobs:
+        answers |= {str(rehearse(prompt, knobs | {"early_stopping": rule})) for rule in (True, False, "never")}
+    return len(answers), sum(one[-1] in stops for one in sequences), sum(map(len, sequences))
+
+
+def draw_ends(random: Random, said: list[list[int]], draft: Draft, taken: set[int]) -> dict[str, Any]:
+    """Eos and pad. One eos, several or none, of tokens that this search says; the more often, the sooner chosen.
+
+    The pad is the eos, an ordinary token, or 0.
+    """
+    tokens = []
+    for sequence in said:
+        late = len(sequence) // 2 if taken else 1  # forced phrases first have their say
+        tokens += [token for token in sequence[late:] if token not in taken]
+    if random.random() < 0.04 or not tokens:
         return {"eos_token_id": None, "pad_token_id": None}
-    eos = [random.choice(draft.path[2:14])]
-    while len(eos) < random.choice([1, 1, 1, 2, 3]):
-        token = draft.token(random)
-        eos += [token] if token not in eos else []
+    size = random.choice([1, 1, 1, 2, 3, 6])
+    tokens += random.choices(tokens, k=size)  # never too few to choose from
+    eos = list(dict.fromkeys(random.sample(tokens, len(tokens))))[:size]
     others = [token for token in (0, draft.token(random), draft.token(random)) if token not in eos]
     pad = eos[0] if random.random() < 0.5 or not others else random.choice(others)
     return {"eos_token_id": eos if len(eos) > 1 else eos[0], "pad_token_id": pad}
@@ -136,15 +171,13 @@ def draw_bad_words(random: Random, draft: Draft) -> list[list[int]]:
 
 def draw_constraints(random: Random, draft: Draft, knobs: dict[str, Any], *, both: bool) -> list[list[int]]:
     """Sets force_words_ids, constraints or both; returns every phrase that they name."""
-    eos = knobs["eos_token_id"]
-    banned = {eos} if isinstance(eos, int) else set(eos or ())
     kind = random.choice(["words", "words", "objects", "both"] if both else ["words", "objects"])
     items: list[Any] = []
     if kind != "objects":
-        knobs["force_words_ids"] = [draw_item(random, draft, banned) for _ in range(random.choice([1, 1, 2, 3]))]
+        knobs["force_words_ids"] = [draw_item(random, draft) for _ in range(random.choice([1, 1, 1, 2, 3]))]
         items += knobs["force_words_ids"]
     if kind != "words":
-        made = [draw_item(random, draft, banned) for _ in range(random.choice([1, 2]))]
+        made = [draw_item(random, draft) for _ in range(random.choice([1, 1, 2]))]
         items += made
         knobs["constraints"] = [
             {"type": "DisjunctiveConstraint", "nested_token_ids": item}
@@ -155,14 +188,14 @@ def draw_constraints(random: Random, draft: Draft, knobs: dict[str, Any], *, bot
     return [phrase for item in items for phrase in (item if isinstance(item[0], list) else [item])]
 
 
-def draw_item(random: Random, draft: Draft, banned: set[int]) -> Any:
+def draw_item(random: Random, draft: Draft) -> Any:
     """A phrase, or a choice of phrases none of which begins another."""
-    phrase = draw_phrase(random, draft, banned)
+    phrase = draw_phrase(random, draft)
     if random.random() < 0.55:
         return phrase
     choice = [phrase]
     while len(choice) < random.choice([2, 3]):
-        other = draw_phrase(random, draft, banned)
+        other = draw_phrase(random, draft)
         if random.random() < 0.5:
             other = phrase[: max(1, len(phrase) - 1)] + other
         if not any(one[: len(other)] == other or other[: len(one)] == one for one in choice):
@@ -170,13 +203,13 @@ def draw_item(random: Random, draft: Draft, banned: set[int]) -> Any:
     return choice
 
 
-def draw_phrase(random: Random, draft: Draft, banned: set[int]) -> list[int]:
+def draw_phrase(random: Random, draft: Draft) -> list[int]:
     phrase: list[int] = []
-    for _ in range(random.choice([1, 2, 2, 3, 4])):
+    for _ in range(random.choice([1, 1, 2, 2, 3, 4])):
         again = phrase and random.random() < 0.15
         token = random.choice(phrase) if again else draft.token(random, 8)
-        if random.random() < 0.15 or token in banned:
-            token = random.choice([one for one in range(3, draft.vocab) if one not in banned])
+        if random.random() < 0.15:
+            token = random.randrange(3, draft.vocab)
         phrase.append(token)
     return phrase
 
@@ -189,7 +222,7 @@ def draw_distribution(random: Random, draft: Draft, number: int) -> dict[str, An
     else:
         chosen = set(random.sample(pool, random.randint(2, 5)))
     new = random.randint(0, 8)
-    knobs: dict[str, Any] = {"do_sample": True, "top_k": 0} | draw_ends(random, draft)
+    knobs: dict[str, Any] = {"do_sample": True, "top_k": 0} | draw_ends(random, draft.likely, draft, taken=set())
     if len(WARPERS) <= number < len(WARPERS) + 3:
         knobs["num_beams"] = random.randint(2, 4)
         chosen |= {random.choice(WARPERS)}

@@ -258,7 +258,9 @@ def _check_format(row: Row, format: FormatName, origin: str) -> None:
             fix="part the formats into files of their own",
         )
     missing = next(key for key in REQUIRED_KEYS[format] if key not in row)
-    raise RowFault(f"{format} needs the key {missing!r} {nearest(missing, islice(row, 12))}".rstrip())
+    known = {key for keys in REQUIRED_KEYS.values() for key in keys}
+    meant = nearest(missing, [key for key in islice(row, 12) if key not in known])
+    raise RowFault(f"{format} needs the key {missing!r}", fix=meant)
 
 
 def _from_messages(row: Row, place: str) -> Conversation:

@@ -24,10 +24,9 @@ ATTENTION = "danlu_engine"
 
 @dataclass(frozen=True)
 class Rows:
-    """The next token of every row of every slot of a shelf: tokens `start` to `start + slots * rows` of the step.
+    """The next token of every row of every ready slot of a shelf: tokens `start` to `start + count` of the step.
 
-    The new tokens have their places in the slots already: token of row i of a slot is the slot's
-    `length - rows + i`th.
+    They have their places already: that of row i is the slot's `length - rows + i`th.
     """
 
     shelf: Shelf
@@ -35,18 +34,22 @@ class Rows:
 
     @property
     def count(self) -> int:
-        return len(self.shelf.slots) * self.shelf.rows
+        return self.shelf.ready * self.shelf.rows
+
+    @property
+    def slots(self) -> list[Slot]:
+        return self.shelf.slots[: self.shelf.ready]
 
     @cached_property
     def slot_of(self) -> Tensor:
         """(count,)"""
-        return torch.arange(len(self.shelf.slots)).repeat_interleave(self.shelf.rows)
+        return torch.arange(self.shelf.ready).repeat_interleave(self.shelf.rows)
 
     @cached_property
     def place_of(self) -> Tensor:
         """(count,) place in its slot of each token."""
         rows = self.shelf.rows
-        return torch.tensor([slot.length - rows + row for slot in self.shelf.slots for row in range(rows)])
+        return torch.tensor([slot.length - rows + row for slot in self.slots for row in range(rows)])
 
     @cached_property
     def seen(self) -> int:
@@ -80,7 +83,7 @@ class Plan:
         key = ("rows", at, group, window, dtype)
         if key not in self.masks:
             part = self.rows[at]
-            slots, seen = len(part.shelf.slots), part.seen
+            slots, seen = part.shelf.ready, part.seen
             may = part.shelf.visible[:slots, :, :seen]
             if window is not None:
                 positions = part.shelf.positions[:slots, :seen]
@@ -146,7 +149,7 @@ def attend(
 def _attend_rows(part: Rows, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """q (slots * rows, heads, dim), mask (slots, 1, rows * group, seen) -> (slots * rows, heads, dim)."""
     shelf = part.shelf
-    slots, rows, seen = len(shelf.slots), shelf.rows, part.seen
+    slots, rows, seen = shelf.ready, shelf.rows, part.seen
     heads, dim, kv_heads = q.shape[1], q.shape[2], k.shape[1]
     group = heads // kv_heads
     shelf.keys[layer][part.slot_of, :, part.place_of] = k

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
 from danlu.config import Options, validate
 from danlu.errors import ConfigError
@@ -18,6 +18,9 @@ from danlu.generate.hf import knobs_from_hf
 
 # With no limit given, Hugging Face generates 20 tokens.
 DEFAULT_NEW_TOKENS = 20
+
+# More tokens than any model reads; a larger number is a slip.
+_MANY = 2**24
 
 Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "constrained_beam"]
 Words = str | tuple[int, ...]
@@ -29,7 +32,7 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
-_Count = Annotated[int, Field(le=2**24), BeforeValidator(_no_switch)]
+_Count = Annotated[int, BeforeValidator(_no_switch)]
 _Number = Annotated[float, BeforeValidator(_no_switch)]
 _Token = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_no_switch)]
 _Ids = Annotated[tuple[_Token, ...], Field(min_length=1)]
@@ -68,20 +71,39 @@ class Choice(Options):
         return choice
 
 
+def _kind(constraint: Any) -> str:
+    chooses = "choice" in constraint if isinstance(constraint, Mapping) else hasattr(constraint, "choice")
+    return "choice" if chooses else "phrase"
+
+
+_Constraint = Annotated[Annotated[Phrase, Tag("phrase")] | Annotated[Choice, Tag("choice")], Discriminator(_kind)]
+
+
 class GenerationParams(Options):
     """How tokens are chosen. p is a token's probability, s its score (logit; log p in beam search)."""
 
     # -- length
     max_new_tokens: _Count | None = Field(
-        None, ge=1, description="tokens generated at most. Overrides max_length; with neither set, 20, as in HF"
+        None,
+        ge=1,
+        le=_MANY,
+        description="tokens generated at most. Overrides max_length; with neither set, 20, as in HF",
     )
     max_length: _Count | None = Field(
-        None, ge=1, description="prompt and answer together have at most this many tokens. max_new_tokens is clearer"
+        None,
+        ge=1,
+        le=_MANY,
+        description="prompt and answer together have at most this many tokens. max_new_tokens is clearer",
     )
     min_new_tokens: _Count | None = Field(
-        None, ge=0, description="no end before this many new tokens (eos = -inf, stop sequences wait). Over min_length"
+        None,
+        ge=0,
+        le=_MANY,
+        description="no end before this many new tokens (eos = -inf, stop sequences wait). Over min_length",
     )
-    min_length: _Count = Field(0, ge=0, description="no end before prompt and answer together have this many tokens")
+    min_length: _Count = Field(
+        0, ge=0, le=_MANY, description="no end before prompt and answer together have this many tokens"
+    )
     eos_token_id: _Token | tuple[_Token, ...] | None = Field(
         None, description="tokens that end the answer, instead of the model's own; an empty list: none does"
     )
@@ -96,7 +118,10 @@ class GenerationParams(Options):
         1.0, gt=0, le=100, description="s / temperature; below 1 sharper, above 1 flatter, 1 (the model's own) is off"
     )
     top_k: _Count | None = Field(
-        None, ge=1, description="draw among the k likeliest tokens (ties stay). Off by default; HF's default is 50"
+        None,
+        ge=1,
+        le=_MANY,
+        description="draw among the k likeliest tokens (ties stay). Off by default; HF's default is 50",
     )
     top_p: _Number = Field(
         1.0, gt=0, le=1, description="draw among the likeliest tokens whose p sum up to this; 1 is off"
@@ -121,7 +146,7 @@ class GenerationParams(Options):
         0.0, ge=-2, le=2, description="s - penalty * (times that the token is in the answer) (OpenAI's, and its range)"
     )
     no_repeat_ngram_size: _Count = Field(
-        0, ge=0, description="no n-gram of prompt and answer comes twice; 1 bans every seen token, 0 is off"
+        0, ge=0, le=_MANY, description="no n-gram of prompt and answer comes twice; 1 bans every seen token, 0 is off"
     )
     bad_words_ids: tuple[_Ids, ...] = Field((), description="token sequences that may not appear in the answer")
     bad_words: tuple[_Text, ...] = Field((), description="the same as text, tokenized with and without a space before")
@@ -150,7 +175,7 @@ class GenerationParams(Options):
     force_words: tuple[_Text | Annotated[tuple[_Text, ...], Field(min_length=1)], ...] = Field(
         (), description="the same as text: a string is a phrase, a list of strings a choice of one"
     )
-    constraints: tuple[Phrase | Choice, ...] = Field(
+    constraints: tuple[_Constraint, ...] = Field(
         (), description="the same, spelt out: {phrase: ids or text} or {choice: [ids or text, ...]}"
     )
     exact_reference: StrictBool = Field(

@@ -5,9 +5,9 @@ tokens in that list: all see the prompt, each sees its own ancestors. Forking ro
 index; no key or value moves. Tokens that no row sees any more are swept when a slot is full.
 
 Slots with the same number of rows and the same capacity (a power of two) lie densely in one *shelf*, so that
-one product serves all of them. Slots whose prompt is still being read stand on shelves of their own. A slot
-that outgrows its shelf moves to a larger one, and the last slot of a shelf fills the hole it leaves. What is
-allocated is counted in bytes against a budget that is never exceeded.
+one product serves all of them: first those that are ready, then those whose prompt is still being read. A slot
+that outgrows its shelf moves to a larger one, and another fills the hole it leaves. What is allocated is counted
+in bytes against a budget that is never exceeded.
 
 Knows no strategy, no scores and no model beyond the shape of its keys.
 """
@@ -49,12 +49,13 @@ class Shelf:
         visible: (room, rows, capacity) bool, the tokens that each row sees.
         positions: (room, capacity) int64, where in its row each token stands.
         slots: the slots in use; slot i has index i.
-        is_ready: whether the prompts of its slots have been read.
+        ready: how many of them, from the first on, have read their prompt.
     """
 
-    def __init__(self, shape: KVShape, rows: int, capacity: int, is_ready: bool) -> None:
-        self.shape, self.rows, self.capacity, self.is_ready = shape, rows, capacity, is_ready
+    def __init__(self, shape: KVShape, rows: int, capacity: int) -> None:
+        self.shape, self.rows, self.capacity = shape, rows, capacity
         self.slots: list[Slot] = []
+        self.ready = 0
         empty = torch.empty(0, shape.kv_heads, capacity, shape.head_dim, dtype=shape.dtype, device=shape.device)
         self.keys = [empty] * shape.layers
         self.values = [empty] * shape.layers
@@ -66,8 +67,8 @@ class Shelf:
         return len(self.visible)
 
     @property
-    def key(self) -> tuple[int, int, bool]:
-        return self.rows, self.capacity, self.is_ready
+    def key(self) -> tuple[int, int]:
+        return self.rows, self.capacity
 
     @property
     def slot_bytes(self) -> int:
@@ -75,8 +76,8 @@ class Shelf:
 
     @property
     def longest(self) -> int:
-        """Tokens in the fullest slot."""
-        return max((slot.length for slot in self.slots), default=0)
+        """Tokens in the fullest of the ready slots."""
+        return max((slot.length for slot in self.slots[: self.ready]), default=0)
 
     def resize(self, room: int) -> None:
         """Make room for so many slots; those in use are kept."""
@@ -96,14 +97,37 @@ class Shelf:
         self.visible[slot.index] = False
         return slot
 
+    def make_ready(self, slot: Slot) -> None:
+        """Put a slot behind those that are ready."""
+        assert slot.index >= self.ready, "ready already"
+        other = self.slots[self.ready]
+        if other is not slot:
+            for tensor in self._tensors():
+                tensor[[slot.index, other.index]] = tensor[[other.index, slot.index]]
+            self.slots[slot.index], self.slots[other.index] = other, slot
+            slot.index, other.index = other.index, slot.index
+        self.ready += 1
+
     def remove(self, slot: Slot) -> None:
-        """Take a slot out; the last one fills its place."""
-        last = self.slots.pop()
-        if last is not slot:
-            for tensor in (*self.keys, *self.values, self.visible, self.positions):
-                tensor[slot.index] = tensor[last.index]
-            self.slots[slot.index] = last
-            last.index = slot.index
+        """Take a slot out; the last of its kind fills its place, and the last of all the place of that one."""
+        hole = slot.index
+        if hole < self.ready:
+            self.ready -= 1
+            hole = self._fill(hole, self.ready)
+        self._fill(hole, len(self.slots) - 1)
+        self.slots.pop()
+
+    def _fill(self, hole: int, source: int) -> int:
+        """Move slot `source` to `hole`; returns the new hole."""
+        if hole != source:
+            for tensor in self._tensors():
+                tensor[hole] = tensor[source]
+            self.slots[hole] = self.slots[source]
+            self.slots[hole].index = hole
+        return source
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.keys, *self.values, self.visible, self.positions)
 
 
 def _resized(old: Tensor, room: int, count: int) -> Tensor:
@@ -123,6 +147,10 @@ class Slot:
     @property
     def rows(self) -> int:
         return self.shelf.rows
+
+    @property
+    def is_ready(self) -> bool:
+        return self.index < self.shelf.ready
 
     @property
     def visible(self) -> Tensor:
@@ -183,7 +211,7 @@ class KVStore:
 
     def __init__(self, shape: KVShape, budget_bytes: int) -> None:
         self.shape, self.budget_bytes = shape, budget_bytes
-        self.shelves: dict[tuple[int, int, bool], Shelf] = {}
+        self.shelves: dict[tuple[int, int], Shelf] = {}
         self.cached_bytes = 0  # held by the prefix cache, which shares the budget
 
     @property
@@ -192,12 +220,8 @@ class KVStore:
         return self.cached_bytes + sum(shelf.room * shelf.slot_bytes for shelf in self.shelves.values())
 
     def open(self, rows: int, tokens: int) -> Slot:
-        """A slot for `rows` rows, not ready, with capacity for at least `tokens` tokens. Raises OutOfBudget."""
-        return self._shelf_with_room(rows, capacity_for(tokens), is_ready=False).add()
-
-    def ready(self, slot: Slot) -> Slot:
-        """The slot, moved to the shelves of those whose prompt has been read. Raises OutOfBudget."""
-        return self._move(slot, self._shelf_with_room(slot.rows, slot.shelf.capacity, is_ready=True), None)
+        """A slot for `rows` rows with capacity for at least `tokens` tokens. Raises OutOfBudget."""
+        return self._shelf_with_room(rows, capacity_for(tokens)).add()
 
     def close(self, slot: Slot) -> None:
         """Free a slot; the shelf gives back memory when half of it is empty."""
@@ -215,12 +239,11 @@ class KVStore:
         slot.sweep()
         if slot.fits(tokens):
             return slot
-        capacity = capacity_for(slot.length + tokens)
-        return self._move(slot, self._shelf_with_room(slot.rows, capacity, slot.shelf.is_ready), None)
+        return self._move(slot, self._shelf_with_room(slot.rows, capacity_for(slot.length + tokens)), None)
 
     def narrow(self, slot: Slot, rows: list[int]) -> Slot:
         """A slot that goes on with these of its rows only. Raises OutOfBudget."""
-        return self._move(slot, self._shelf_with_room(len(rows), slot.shelf.capacity, slot.shelf.is_ready), rows)
+        return self._move(slot, self._shelf_with_room(len(rows), slot.shelf.capacity), rows)
 
     def _move(self, old: Slot, shelf: Shelf, rows: list[int] | None) -> Slot:
         new, length = shelf.add(), old.length
@@ -231,11 +254,13 @@ class KVStore:
         shelf.visible[new.index, :, :length] = visible[:, :length]
         shelf.positions[new.index, :length] = old.positions[:length]
         new.length = length
+        if old.is_ready:
+            shelf.make_ready(new)
         self.close(old)
         return new
 
-    def _shelf_with_room(self, rows: int, capacity: int, is_ready: bool) -> Shelf:
-        shelf = self.shelves.get((rows, capacity, is_ready)) or Shelf(self.shape, rows, capacity, is_ready)
+    def _shelf_with_room(self, rows: int, capacity: int) -> Shelf:
+        shelf = self.shelves.get((rows, capacity)) or Shelf(self.shape, rows, capacity)
         if len(shelf.slots) == shelf.room:
             wanted = shelf.room + max(1, shelf.room // 4)
             # While one layer is copied, its old tensor still stands: that counts as well.

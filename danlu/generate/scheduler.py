@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -57,18 +56,20 @@ class Request:
     slot: Slot | None = None
     feeds: deque[Feed] = field(default_factory=deque)
     next_tokens: list[int] = field(default_factory=list)
-    data: Any = None
 
     @property
     def rows(self) -> int:
         return len(self.strategy.sequences)
 
     def everything(self) -> deque[Feed]:
-        """All that a fresh slot must read to stand where this request stands."""
+        """All that a fresh slot must read before this request can go on.
+
+        Of an answer that is under way, the last token of each row is left out: it is the next step's.
+        """
         made = self.strategy.sequences
         if self.rows == 1:
-            return deque([Feed(None, (*self.prompt, *made[0]), 0)])
-        branches = [Feed(row, tokens, len(self.prompt)) for row, tokens in enumerate(made) if tokens]
+            return deque([Feed(None, (*self.prompt, *made[0][:-1]), 0)])
+        branches = [Feed(row, tokens[:-1], len(self.prompt)) for row, tokens in enumerate(made) if len(tokens) > 1]
         return deque([Feed(None, self.prompt, 0), *branches])
 
 
@@ -128,6 +129,9 @@ class Scheduler:
     def next_work(self) -> Work:
         """The next step. Ends requests that can never get the memory they need."""
         work = Work()
+        for request in [request for request in self.reading if not request.feeds]:  # read in again
+            request.next_tokens = [tokens[-1] for tokens in request.strategy.sequences]
+            self._start(request)
         self._make_room()
         self._admit()
         self._take_rows(work)
@@ -139,20 +143,25 @@ class Scheduler:
         slot = request.slot
         assert slot is not None, "a request that chose has a slot"
         if not request.use_cache:
-            self._send_back(request, first=True)
+            self._send_back(request)
+            return
+        if request in self.reading:
+            self._start(request)
+        request.next_tokens = step.tokens
+        if len(step.parents) == slot.rows:
+            slot.fork(step.parents)
             return
         try:
-            if request in self.reading:
-                slot = request.slot = self.store.ready(slot)
-                self.reading.remove(request)
-                self.running.append(request)
-            if len(step.parents) < slot.rows:
-                request.slot = self.store.narrow(slot, step.parents)
-            else:
-                slot.fork(step.parents)
-            request.next_tokens = step.tokens
+            request.slot = self.store.narrow(slot, step.parents)
         except OutOfBudget:
-            self._send_back(request, first=True)
+            self._send_back(request)
+
+    def _start(self, request: Request) -> None:
+        """From reading to running."""
+        assert request.slot is not None, "a request that was read has a slot"
+        request.slot.shelf.make_ready(request.slot)
+        self.reading.remove(request)
+        self.running.append(request)
 
     # -- memory ----------------------------------------------------------------------------------------
 
@@ -178,15 +187,14 @@ class Scheduler:
                 )
             )
             return
-        self._send_back(newest, first=True)
+        self._send_back(newest)
 
-    def _send_back(self, request: Request, *, first: bool) -> None:
-        """Take a request's slot; it will be read in again from its tokens."""
+    def _send_back(self, request: Request) -> None:
+        """Take a request's slot; it waits in front, to be read in again from its tokens."""
         self.preemptions += request.use_cache
         self.end(request)
         request.feeds = request.everything()
-        if first:
-            self.waiting.appendleft(request)
+        self.waiting.appendleft(request)
 
     def _admit(self) -> None:
         while self.waiting:
@@ -208,9 +216,9 @@ class Scheduler:
 
     def _take_rows(self, work: Work) -> None:
         owners = {request.slot: request for request in self.running if request.slot is not None}
-        for shelf in [shelf for shelf in self.store.shelves.values() if shelf.is_ready]:
+        for shelf in [shelf for shelf in self.store.shelves.values() if shelf.ready]:
             part = Rows(shelf, len(work.token_ids))
-            for slot in shelf.slots:
+            for slot in part.slots:
                 request = owners[slot]
                 position = len(request.prompt) + request.strategy.made - 1
                 slot.append_step(position)
@@ -223,33 +231,23 @@ class Scheduler:
     def _take_chunks(self, work: Work) -> None:
         room = self.prompt_tokens_a_step
         for request in self.reading:
-            ends: list[int] = []
             while request.feeds and room > 0:
-                taken = self._take_chunk(work, request, room)
-                room -= taken
-                ends.append(len(work.token_ids) - 1)
-            if not request.feeds:
-                self._want_ends(work, request)
+                room -= self._take_chunk(work, request, room)
+            if not request.feeds and not request.strategy.made:
+                work.wanted.append(Wanted(request, [len(work.token_ids) - 1]))
 
     def _take_chunk(self, work: Work, request: Request, room: int) -> int:
         """Read the beginning of the request's next feed; returns how many tokens that were."""
-        feed, slot = request.feeds[0], request.slot
+        feed, slot = request.feeds.popleft(), request.slot
         assert slot is not None, "a request that is read has a slot"
-        tokens = feed.tokens[:room]
-        chunk = Chunk(slot, len(work.token_ids), len(tokens), slot.length, feed.row or 0)
+        tokens, rest = feed.tokens[:room], feed.tokens[room:]
+        work.plan.chunks.append(Chunk(slot, len(work.token_ids), len(tokens), slot.length, feed.row or 0))
         if feed.row is None:
             slot.append_shared(len(tokens), feed.position)
         else:
             slot.append_branch(feed.row, len(tokens), feed.position)
-        work.plan.chunks.append(chunk)
         work.token_ids += tokens
         work.positions += range(feed.position, feed.position + len(tokens))
-        if len(tokens) == len(feed.tokens):
-            request.feeds.popleft()
-            request.data = [*(request.data or []), len(work.token_ids) - 1]
-        else:
-            request.feeds[0] = Feed(feed.row, feed.tokens[len(tokens) :], feed.position + len(tokens))
+        if rest:
+            request.feeds.appendleft(Feed(feed.row, rest, feed.position + len(tokens)))
         return len(tokens)
-
-    def _want_ends(self, work: Work, request: Request) -> None:
-        work.wanted.append(Wanted(request, request.data))

@@ -3,8 +3,8 @@
 What is slow in an eager training step of a small model is not the matrix products but what stands
 between them: drawing dropout masks, casting, normalising, attention's backward. Each operation here has
 a plain form (`plain_*`, the definition) and a fast form with the same signature; tests compare them.
-`use_fast_kernels` swaps the fast forms into a model, module by module, after a numeric check of each
-kind of module, and says which it took; a module that differs keeps its own code.
+`use_fast_kernels` swaps the fast forms into a model, module by module, after a numeric check of each, and
+says which it took; a module that differs keeps its own code.
 
 Attention has a file of its own (attention.py). Knows no stage and no data.
 """
@@ -228,11 +228,10 @@ def use_fast_kernels(model: nn.Module) -> dict[str, int]:
     """Swap fast forms into `model` where they apply; returns how many modules of each kind took one."""
     taken: Counter[str] = Counter()
     for kind, applies, forward in _SWAPS:
-        modules = [module for module in model.modules() if applies(module)]
-        if modules and _agrees(kind, modules[0], forward):
-            for module in modules:
+        for module in model.modules():
+            if applies(module) and _agrees(kind, module, forward):
                 module.forward = MethodType(forward, module)
-            taken[kind] = len(modules)
+                taken[kind] += 1
     return dict(taken)
 
 

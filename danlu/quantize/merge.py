@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from pydantic import Field
 
 from danlu.config import Options
-from danlu.data.chat import CHATML, Chat
+from danlu.data.chat import Chat, template_text
 from danlu.data.formats import Message
 from danlu.device import Device, DtypeName
-from danlu.errors import ConfigError, disk_faults
+from danlu.errors import ConfigError, ParityError, disk_faults
 from danlu.generate.engine import Engine
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import move_into_place, save_model
@@ -41,11 +42,24 @@ PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
 )
 
 
+# Largest logit difference allowed where the recipe names none: rounding of float32, and of 16 bits.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
 class MergeOptions(Options):
     """The adapter folded into the base, and the gate that the result must pass."""
 
-    dtype: DtypeName = Field("auto", description="dtype of the merged weights; auto is that of the base's files")
-    tolerance: float = Field(1e-3, gt=0, description="largest logit difference allowed, both models in float32")
+    dtype: DtypeName = Field(
+        "auto",
+        description="dtype of the merged weights; auto is that of the base's files, or float32 if rounding to "
+        "those changes an answer",
+    )
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="largest logit difference allowed, computed in float32; by default 0.001, or 0.5 and 0.1 where "
+        "the merged weights are bfloat16 or float16",
+    )
     prompts: int = Field(32, ge=1, description="prompts whose greedy answers must be equal, at most")
     max_new_tokens: int = Field(48, ge=1, description="tokens of each of those answers at most")
 
@@ -71,28 +85,38 @@ def merge_checked(
     out = _checked_out(out, base, adapter)
     tokenizer = load_tokenizer(base)
     if chat_template is not None:
-        tokenizer.chat_template = CHATML if chat_template == "chatml" else chat_template
+        tokenizer.chat_template = template_text(chat_template)
     say(f"merging {adapter} into {base.name}")
+    chosen = list(conversations[: options.prompts]) or list(PROMPTS)
     unverified = out.with_name(f".{out.name}.unverified")
-    try:
-        with quiet_transformers():
-            merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
-        save_model(merged.to(_dtype(options.dtype, base, device)), tokenizer, unverified)
-        del merged
-        chosen = list(conversations[: options.prompts]) or list(PROMPTS)
-        say(f"comparing adapter and merged model on {len(chosen)} prompts, in float32")
-        parity = check_parity(
-            _engine(put_adapter(load_model(base, device=device, dtype=torch.float32), adapter), base, chat_template),
-            _engine(load_model(unverified, device=device, dtype=torch.float32), unverified),
-            chosen,
-            tolerance=options.tolerance,
-            max_new_tokens=options.max_new_tokens,
-        )
-        with disk_faults(out, "naming the merged model"):
-            move_into_place(unverified, out)
-    finally:
-        shutil.rmtree(unverified, ignore_errors=True)
-    return parity
+    reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
+    for dtype in _dtypes(options.dtype, base, device):
+        try:
+            with quiet_transformers():
+                merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
+            save_model(merged.to(dtype), tokenizer, unverified)
+            del merged
+            say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
+            parity = check_parity(
+                _engine(
+                    put_adapter(load_model(base, device=device, dtype=torch.float32), adapter), base, chat_template
+                ),
+                _engine(load_model(unverified, device=device, dtype=torch.float32), unverified),
+                chosen,
+                tolerance=options.tolerance or TOLERANCE[dtype],
+                max_new_tokens=options.max_new_tokens,
+            )
+            with disk_faults(out, "naming the merged model"):
+                move_into_place(unverified, out)
+            return replace(parity, dtype=str(dtype), reason=reason)
+        except ParityError as error:
+            if options.dtype != "auto" or dtype == torch.float32:
+                raise
+            reason = f"in {dtype}, {error.seen}"
+            say(f"{reason}; merging in float32 instead")
+        finally:
+            shutil.rmtree(unverified, ignore_errors=True)
+    raise AssertionError("float32 either passes or raises")
 
 
 def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
@@ -110,11 +134,11 @@ def _engine(model: Any, directory: Path, chat_template: str | None = None) -> En
     return Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config, chat_template))
 
 
-def _dtype(name: DtypeName, base: Path, device: Device) -> torch.dtype:
-    """The named dtype; "auto" is the one that the base's own files are written in."""
+def _dtypes(name: DtypeName, base: Path, device: Device) -> list[torch.dtype]:
+    """What to merge in, in the order to try: the named dtype, or that of the base's files and then float32."""
     if name != "auto":
-        return device.dtype(name)
+        return [device.dtype(name)]
     config = json.loads((base / "config.json").read_text("utf-8"))
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     assert isinstance(stored, torch.dtype)
-    return stored
+    return [stored, torch.float32] if stored in (torch.bfloat16, torch.float16) else [torch.float32]

@@ -28,12 +28,15 @@ class Parity:
         answer_tokens: greedy tokens compared, one by one.
         largest_logit_difference: over every position of prompts and answers.
         tolerance: what that difference may be.
+        dtype, reason: of the second model's weights, and why they have it; set by whoever chose it.
     """
 
     prompts: int
     answer_tokens: int
     largest_logit_difference: float
     tolerance: float
+    dtype: str = ""
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -36,12 +36,12 @@ class OptimOptions(Options):
 
     @model_validator(mode="after")
     def _each_knob_has_an_effect(self) -> OptimOptions:
-        given = self.model_fields_set
-        if self.optim != "sgd" and "momentum" in given:
-            raise ValueError("momentum has no effect with optim=adamw_torch; set adam_beta1, or optim=sgd")
-        adam = sorted(given & {"adam_beta1", "adam_beta2", "adam_epsilon"})
-        if self.optim == "sgd" and adam:
-            raise ValueError(f"{', '.join(adam)} has no effect with optim=sgd; set momentum, or optim=adamw_torch")
+        adam = ("adam_beta1", "adam_beta2", "adam_epsilon")
+        idle, other, own = (("momentum",), "adamw_torch", adam) if self.optim != "sgd" else (adam, "sgd", ("momentum",))
+        fields = type(self).model_fields
+        given = [name for name in idle if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"{', '.join(given)} has no effect with optim={other}; that one has {', '.join(own)}")
         return self
 
 

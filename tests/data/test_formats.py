@@ -251,7 +251,7 @@ BAD_ROWS = [
     ("messages", {"messages": []}, "messages is empty"),
     ("messages", {"messages": {}}, "messages is dict"),
     ("messages", {"messages": "hello"}, "messages: not valid JSON"),
-    ("messages", {"message": []}, "messages needs the key 'messages' did you mean 'message'?"),
+    ("messages", {"message": []}, "messages needs the key 'messages'\n  next: did you mean 'message'?"),
     ("messages", {"messages": ["hi"]}, "messages[0]: str instead of a message"),
     ("messages", {"messages": [{"content": "hi"}]}, "messages[0]: no 'role'"),
     (

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tiny import make_tiny_model
 
 from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation
@@ -19,6 +18,7 @@ from danlu.generate.params import GenerationParams
 from danlu.model.adapters import LoraOptions, attach
 from danlu.model.likelihood import prepare
 from danlu.model.load import load_model, load_tokenizer
+from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 

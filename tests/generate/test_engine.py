@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-from tiny import make_tiny_model
 
 from danlu import Engine, GenerationParams
 from danlu.data.chat import Chat
@@ -17,6 +16,7 @@ from danlu.hub import quiet_transformers
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.attention import ATTENTION
 from danlu.model.likelihood import prepare
+from tiny import make_tiny_model
 
 PROMPTS = ["the quick brown fox", "one", "a model is trained on data and then used 丹炉", "what is the capital of"]
 GREEDY = GenerationParams(max_new_tokens=12)
@@ -315,12 +315,12 @@ def test_work_ends_when_nobody_listens(engine, monkeypatch):
         return own(*args, **options)
 
     monkeypatch.setattr(engine._model, "forward", forward)
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=400))
     next(pieces)
     pieces.close()
     assert len(calls) < 400
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= before
 
 
 # --- scores
@@ -379,7 +379,7 @@ def test_what_cannot_be_loaded_is_said(tiny_model, tmp_path):
         Engine("no such model")
     with pytest.raises(ConfigError, match="dtype"):
         Engine(str(tiny_model), dtype="float8")
-    with pytest.raises(ModelError, match="no adapter_config.json"):
+    with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         Engine(str(tiny_model), adapter=str(tmp_path))
 
 

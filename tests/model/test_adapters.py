@@ -11,13 +11,13 @@ from collections import namedtuple
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import make_tiny_model
 
 from danlu.device import Device
 from danlu.errors import ConfigError, DiskError
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import LoraOptions, attach, move_into_place, parameter_counts, save_adapter, save_whole
 from danlu.model.load import load_model, put_adapter
+from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 IDS = torch.tensor([[5, 60, 7, 200, 9, 31]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, make_tiny_model
 from torch import nn
 
 from danlu.data.chat import Example
@@ -16,6 +15,7 @@ from danlu.model.attention import ATTENTION, causal_attention, use_document_atte
 from danlu.model.kernels import use_fast_kernels
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
+from tiny import ARCHITECTURES, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 
@@ -29,9 +29,7 @@ def documents(seed=3):
 
 
 def examples(learnt=lambda at: True):
-    return [
-        Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in documents()
-    ]
+    return [Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in documents()]
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +274,6 @@ def test_a_kind_that_differs_keeps_its_own_code(directories):
     torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="kernels.py looks at the first module of a kind only")
 @torch.no_grad()
 def test_one_module_that_differs_among_others_keeps_its_own_code(directories):
     model = load(directories["llama"]).requires_grad_(False)

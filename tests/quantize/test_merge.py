@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_tiny_model
 
 from danlu import Engine
 from danlu.data.chat import CHATML
@@ -19,6 +18,7 @@ from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model, put_adapter
 from danlu.quantize import merge
 from danlu.quantize.merge import MergeOptions, merge_checked
+from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 IDS = torch.tensor([[5, 60, 7, 200, 9, 31]])
@@ -164,13 +164,23 @@ def test_rounding_passes_where_the_tolerance_allows_it(tmp_path, out):
     assert stored(out) == {torch.bfloat16}
 
 
-def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once(tmp_path, out):
+def test_a_bfloat16_base_is_merged_in_float32_where_rounding_changes_an_answer(tmp_path, out):
     base = strengthen(make_tiny_model(tmp_path / "base"), torch.bfloat16)
     adapter = make_adapter(base, tmp_path / "adapter")
     with pytest.raises(ParityError):
-        run(base, adapter, out)
-    run(base, adapter, out, MergeOptions(dtype="float32", max_new_tokens=8))
+        run(base, adapter, out, MergeOptions(dtype="bfloat16", tolerance=1e-3, max_new_tokens=8))
+    assert not out.exists()
+    parity, _ = run(base, adapter, out, MergeOptions(tolerance=1e-3, max_new_tokens=8))
     assert stored(out) == {torch.float32}
+    assert parity.dtype == "torch.float32"
+    assert "in torch.bfloat16" in parity.reason
+
+
+def test_a_bfloat16_base_stays_bfloat16_where_the_answers_stay(tmp_path, out):
+    base = strengthen(make_tiny_model(tmp_path / "base"), torch.bfloat16)
+    parity, _ = run(base, make_adapter(base, tmp_path / "adapter"), out, MergeOptions(tolerance=1e3, max_new_tokens=1))
+    assert stored(out) == {torch.bfloat16}
+    assert parity.reason == "the dtype of the base's files"
 
 
 def test_float16_needs_a_gpu(base, adapter, out):

@@ -66,9 +66,7 @@ def test_other_answers_are_shown_side_by_side(first, second):
     change(second, torch.randn(32, 64, generator=torch.Generator().manual_seed(1)))
     with pytest.raises(ParityError) as caught:
         check(first, second)
-    one, other = (
-        engine.generate([CONVERSATIONS[0]])[0].sequences[0].token_ids[:6] for engine in (first, second)
-    )
+    one, other = (engine.generate([CONVERSATIONS[0]])[0].sequences[0].token_ids[:6] for engine in (first, second))
     place = next(at for at in range(6) if one[at] != other[at])
     shown = [repr(first.chat.decode(ids[place:])) for ids in (one, other)]
     assert f"prompt 0: greedy answers differ from token {place} on: {shown[0]} and {shown[1]}" in caught.value.seen
@@ -99,7 +97,7 @@ def test_an_answer_that_ends_earlier_is_another_answer(first, second):
 def test_scores_that_are_no_numbers_never_pass(first, second, value, monkeypatch):
     own = second.logits
     monkeypatch.setattr(second, "logits", lambda ids: own(ids) * 0 + value)
-    with pytest.raises(ParityError, match="logits differ by (nan|inf)"):
+    with pytest.raises(ParityError, match=r"logits differ by (nan|inf)"):
         check(first, second, tolerance=1e6)
 
 

@@ -60,7 +60,7 @@ def test_a_tiny_model_learns_its_answers(tmp_path, tiny_model, chat):
     journal = Journal(tmp_path)
     train(sft_stage(CPU), model, run, options, journal, CPU)
     losses = [row["loss"] for row in journal.metrics()]
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 0.4
     batch = sft_stage(CPU).collate(examples[:2])
     with torch.no_grad():
         assert float(token_losses(model.eval(), batch).mean()) == pytest.approx(

@@ -1,0 +1,394 @@
+"""The command line: every option shown, every mistake told in a line or two, and nothing loaded in vain."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import danlu
+from danlu import Engine, GenerationParams, cli
+from danlu.config import Options
+from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.quantize.merge import MergeOptions
+from danlu.run import Recipe
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments):
+        code = cli.call([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def words(text):
+    """Text without frames and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+# --- help
+
+
+def test_the_version(call):
+    assert call("--version") == (0, f"{danlu.__version__}\n", "")
+
+
+COMMANDS = [[name] for name in cli._COMMANDS] + [["data", "check"]]
+
+
+def test_help_lists_every_command(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    for name, text in cli._COMMANDS.items():
+        assert f"{name} {text}" in words(out)
+    assert "check Counts, lengths" in words(call("data", "--help")[1])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_help_of_a_command_is_that_of_the_list(call, command):
+    code, out, err = call(*command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: danlu {' '.join(command)}" in out
+    if command[0] in cli._COMMANDS:
+        assert cli._COMMANDS[command[0]] in words(out)
+
+
+def options_of(model, prefix=""):
+    """(flag, description) of every option of a pydantic model, sections looked into."""
+    for name, field in model.model_fields.items():
+        arms = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, Options)), None)
+        if inner:
+            yield from options_of(inner, f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}", field.description
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "least"), [("generate", GenerationParams, 7), ("chat", GenerationParams, 7),
+                                    ("merge", MergeOptions, 4), ("train", Recipe, 40)]
+)  # fmt: skip
+def test_help_shows_every_option_of_the_model_behind_it(call, command, model, least):
+    out = words(call(command, "--help")[1])
+    options = list(options_of(model))
+    assert len(options) >= least
+    for flag, description in options:
+        assert re.search(rf"{re.escape(flag)} [^-]*?{re.escape(words(description))}", out), flag
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generat", "m", "hi"], 'Did you mean "generate"?'),
+        (["data", "chek", "x"], 'Did you mean "check"?'),
+        (["generate", "m", "hi", "--temperatur", "2"], "Did you mean --temperature?"),
+        (["train", "--data.path", "x", "--lora.rr", "3"], "Did you mean --lora.r?"),
+        (["run", "quickstrt"], "did you mean 'quickstart'?"),
+        (["run", "quickstart", "train.learning_rat=1"], "did you mean 'learning_rate'?"),
+        (["run", "quickstart", "train.lr=1"], "the key is learning_rate"),
+        (["run", "nowhere.yaml"], "no such recipe file: nowhere.yaml"),
+        (["train"], "data: required, but not given"),
+        (["train", "--data.path", "x", "--lora.r", "0"], "lora.r: Input should be greater than or equal to 1"),
+        (["generate"], "MODEL requires an argument"),
+        (["generate", "m", "hi", "--temperature", "x"], "temperature: Input should be a valid number"),
+        (["generate", "m", "hi", "--max_new_tokens", "0"], "max_new_tokens: Input should be greater than"),
+        (["generate", "m", "hi", "--temperature", "0.5"], "error: temperature has no effect without do_sample"),
+        (["chat", "m", "--seed", "1", "--top_p", "0.5"], "error: seed, top_p has no effect without do_sample"),
+        (["generate", "m", "hi", "--raw", "--system", "s"], "--system has no effect with --raw"),
+        (["data", "check", "x.jsonl", "--chat_template", "chatml"], "--chat_template has no effect without --model"),
+        (["report", "nowhere"], "nowhere is no run directory"),
+        (["generate", "m", "hi", "--dtype", "float8"], "float8"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_without_a_traceback(call, arguments, said):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert "pydantic" not in err
+    assert "http" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(["generate"], "danlu generate"), (["data", "check"], "danlu data check"), (["nonsense"], "danlu")],
+)
+def test_a_mistake_names_the_help_to_read(call, arguments, command):
+    assert call(*arguments)[2].endswith(f"\n  next: {command} --help\n")
+    assert call(*command.split()[1:], "--help")[0] == 0
+
+
+def test_an_unknown_model_is_one_line_and_a_hint(call, monkeypatch):
+    code, out, err = call("generate", "smollm-135", "hi")
+    assert (code, out) == (1, "")
+    assert "did you mean 'smollm2-135m'?" in err
+    assert "Traceback" not in err
+
+
+def test_long_paths_in_errors_stay_whole(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = tmp_path / "a rather long name with spaces and [brackets]" / "x.jsonl"
+    assert str(path) in call("data", "check", path)[2]
+
+
+def test_ctrl_c_is_no_traceback(call, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("danlu.commands.is_cached", stop)
+    code, _, err = call("models")
+    assert (code, err) == (130, "error: stopped\n")
+
+
+# --- models, report
+
+
+def test_models_are_listed(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path))
+    code, out, _ = call("models")
+    assert code == 0
+    assert re.search(r"smollm2-135m │ 135 M +│ Apache-2.0 +│ English +│ no", out)
+    assert "gemma3-270m" in out
+    assert "modelscope:org/name" in out
+
+
+def test_a_report_is_written_anew(call, tmp_path, monkeypatch):
+    from danlu.journal import Journal
+
+    monkeypatch.setenv("COLUMNS", "30")
+    directory = tmp_path / "runs [old]"
+    directory.mkdir()
+    (directory / "recipe.yaml").write_text("name: x\n")
+    Journal(directory).metric(step=1, steps=1, tokens=9, loss=2.5, lr=1e-4, grad_norm=1.0, memory_bytes=1, seconds=1.0)
+    code, out, err = call("report", directory)
+    assert (code, err) == (0, "")
+    assert out == f"{directory / 'report.html'}\n"
+    assert (directory / "report.html").is_file()
+
+
+# --- data check
+
+
+GOOD = [{"prompt": "丹炉是什么?", "completion": "炼丹的炉子。"}, {"prompt": "one", "completion": "two"}]
+
+
+def write(path, rows):
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def test_a_good_file(call, tmp_path):
+    code, out, err = call("data", "check", write(tmp_path / "数据.jsonl", GOOD))
+    assert (code, err) == (0, "")
+    assert "数据.jsonl" in out
+    assert re.search(r"records +2\b", out)
+    assert re.search(r"faults total +0\b", out)
+    assert "unit characters" in out
+
+
+def test_lengths_in_tokens_of_a_model(call, tmp_path, tiny_model):
+    code, out, _ = call("data", "check", write(tmp_path / "d.jsonl", GOOD), "--model", tiny_model)
+    assert code == 0
+    assert "unit tokens" in out
+
+
+def test_faults_are_shown_with_their_place(call, tmp_path):
+    path = write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "没有答案"}, "{no json", GOOD[0]])
+    code, out, err = call("data", "check", path)
+    assert code == 1
+    assert "\nd.jsonl:3: " in out
+    assert "\nd.jsonl:4: not valid JSON" in out
+    assert re.search(r"records +3\b", out)
+    assert re.search(r"duplicates +1\b", out)
+    assert err.startswith("error: 2 faulty row(s)\n  next: ")
+
+
+def test_of_very_many_faults_some_are_shown(call, tmp_path):
+    code, out, err = call("data", "check", write(tmp_path / "d.jsonl", [*GOOD, *["{"] * 50]))
+    assert code == 1
+    assert out.count("not valid JSON") == 20
+    assert out.endswith("and 30 more\n")
+    assert "50 faulty" in err
+
+
+def test_a_file_without_a_usable_row(call, tmp_path):
+    code, out, err = call("data", "check", write(tmp_path / "d.jsonl", ["{", "{"]), "--format", "messages")
+    assert (code, out) == (1, "")
+    assert "no usable row; 2 faulty" in err
+    assert "d.jsonl:1" in err
+
+
+# --- generate, chat
+
+
+def test_one_prompt_is_answered(call, tiny_model):
+    code, out, err = call("generate", tiny_model, "one two", "--max_new_tokens", 9, "--dtype", "float32")
+    engine = Engine(str(tiny_model), dtype="float32")
+    params = GenerationParams(max_new_tokens=9)
+    assert (code, err) == (0, "")
+    assert out == engine.generate([[{"role": "user", "content": "one two"}]], params)[0].text + "\n"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts and knobs that reach the engine, which answers what is set here."""
+    asked = []
+    asked_text = "a:b:c\t[bold]x[/bold]\n  :warning: " + "y" * 400
+
+    def stream(self, prompt, params=None):
+        asked.append((list(prompt) if isinstance(prompt, (list, tuple)) else prompt, params))
+        yield from (asked_text[:7], asked_text[7:])
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    return asked
+
+
+def test_an_answer_is_printed_as_it_is(call, tiny_model, asked):
+    """No emoji for :b:, no markup for [bold], no spaces for a tab, no break of a long line."""
+    code, out, _ = call("generate", tiny_model, "hi")
+    assert code == 0
+    assert out == "a:b:c\t[bold]x[/bold]\n  :warning: " + "y" * 400 + "\n"
+
+
+def test_options_reach_the_engine(call, tiny_model, asked):
+    call("generate", tiny_model, "hi", "--system", "Be brief.", "--do_sample", "--top_k", 3, "--seed", 5)
+    ((messages, params),) = asked
+    assert messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    assert params == GenerationParams(do_sample=True, top_k=3, seed=5)
+
+
+def test_raw_text_and_standard_input(call, tiny_model, asked, monkeypatch):
+    call("generate", tiny_model, "one two", "--raw")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n丹炉"))
+    call("generate", tiny_model, "-")
+    assert asked[0][0] == "one two"
+    assert asked[1][0] == [{"role": "user", "content": "from a pipe\n丹炉"}]
+
+
+def test_a_talk_remembers_until_it_starts_anew(call, tiny_model, asked, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nand you?\n/new\nagain\n\nnever read\n"))
+    code, out, err = call("chat", tiny_model, "--system", "s", "--max_new_tokens", 3)
+    assert (code, err) == (0, "")
+    said = [[(m["role"], m["content"][:8]) for m in messages] for messages, _ in asked]
+    system, answer = ("system", "s"), ("assistant", "a:b:c\t[b")
+    assert said == [
+        [system, ("user", "hello")],
+        [system, ("user", "hello"), answer, ("user", "and you?")],
+        [system, ("user", "again")],
+    ]
+    assert "you " in out
+    assert all(params.max_new_tokens == 3 for _, params in asked)
+
+
+def test_a_talk_ends_with_its_input(call, tiny_model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello"))
+    code, out, err = call("chat", tiny_model, "--max_new_tokens", 3, "--dtype", "float32")
+    answer = Engine(str(tiny_model), dtype="float32").generate(
+        [[{"role": "user", "content": "hello"}]], GenerationParams(max_new_tokens=3)
+    )[0]
+    assert (code, err) == (0, "")
+    assert answer.text in out
+
+
+# --- merge
+
+
+@pytest.fixture
+def adapter(tiny_model, tmp_path):
+    model = attach(Engine(str(tiny_model), dtype="float32")._model, LoraOptions(r=2), seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.05)
+    save_adapter(model, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_is_merged_and_used(call, tiny_model, adapter, tmp_path):
+    out = tmp_path / "merged"
+    code, said, err = call("merge", tiny_model, adapter, out, "--max_new_tokens", 4)
+    assert (code, err) == (0, "")
+    assert f"{out}: 8 greedy answers equal, logits within" in said
+    assert "(allowed 0.001)" in said
+    with_adapter = call("generate", tiny_model, "hi", "--adapter", adapter, "--max_new_tokens", 5, "--dtype", "float32")
+    assert call("generate", out, "hi", "--max_new_tokens", 5, "--dtype", "float32") == with_adapter
+
+
+def test_prompts_of_ones_own_and_how_many(call, tiny_model, adapter, tmp_path):
+    path = write(tmp_path / "d.jsonl", GOOD)
+    arguments = ("merge", tiny_model, adapter, tmp_path / "merged", "--prompts_path", path, "--max_new_tokens", 2)
+    assert ": 2 greedy answers equal" in call(*arguments)[1]
+    assert ": 1 greedy answers equal" in call(*arguments, "--prompts", 1)[1]
+
+
+def test_a_merge_that_does_not_agree_is_an_error(call, tiny_model, adapter, tmp_path):
+    code, _, err = call(
+        "merge", tiny_model, adapter, tmp_path / "merged", "--tolerance", "1e-12", "--max_new_tokens", 1
+    )
+    assert code == 1
+    assert "logits differ by" in err
+    assert not (tmp_path / "merged").exists()
+
+
+# --- what is loaded, and pipes
+
+
+def python(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_importing_danlu_is_quick_and_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, time; started = time.perf_counter(); import danlu; seconds = time.perf_counter() - started\n"
+        "print(seconds, *({'torch', 'transformers', 'peft', 'pydantic'} & set(sys.modules)))"
+    )
+    best = min((python(code).stdout.split() for _ in range(3)), key=lambda said: float(said[0]))
+    assert len(best) == 1, f"loaded: {best[1:]}"
+    assert float(best[0]) < 0.3
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["data", "--help"]])
+def test_help_loads_no_torch(arguments):
+    code = (
+        f"import sys; from danlu.cli import call; call({arguments!r})\n"
+        "print(*({'torch', 'transformers', 'peft'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = python(code)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of another kind")
+@pytest.mark.parametrize("arguments", [["models"], ["--help"]])
+def test_a_reader_that_goes_away_is_no_traceback(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"from danlu.cli import main; main({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_the_command_is_installed():
+    command = shutil.which("danlu", path=os.path.dirname(sys.executable))
+    assert command, "pip install -e . makes it"
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{danlu.__version__}\n")
