@@ -28,6 +28,9 @@ from danlu.run import run as run_recipe
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
+
+# A command line wants a whole answer where the engine, like transformers, would stop after 20 tokens.
+ANSWER_TOKENS = 256
 _OUT = new_console()
 _ERRORS = new_console(stderr=True)
 
@@ -167,12 +170,16 @@ def _standard_input() -> str:
 
 def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
     """Print an answer as it grows; returns the whole."""
-    pieces = []
-    for piece in engine.stream(prompt, params):
-        pieces.append(piece)
-        show(_OUT, piece, end="")
-    _OUT.print()
-    return "".join(pieces)
+    if params.max_new_tokens is None and params.max_length is None:
+        params = params.model_copy(update={"max_new_tokens": ANSWER_TOKENS})
+    answers = []
+    for event in engine.stream(prompt, params):
+        if params.num_return_sequences == 1:
+            show(_OUT, event.text, end="")
+        if event.answer is not None:
+            answers.append(event.answer.text)
+            show(_OUT, "" if params.num_return_sequences == 1 else event.answer.text)
+    return answers[0]
 
 
 def merge(

@@ -88,6 +88,23 @@ def draw_row(
     return {"strategy": strategy, "prompt": prompt, "knobs": ends | knobs}
 
 
+def draw_stopping_row(random: Random, draft: Draft, strategy: str, *, rehearse: Rehearsal) -> dict[str, Any] | None:
+    """A row of few beams on which the three rules of early_stopping do not all agree; None if none was met."""
+    for _ in range(12):
+        knobs = {"num_beams": random.choice([2, 3]), "max_new_tokens": 24}
+        if strategy == "group":
+            knobs |= {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": random.choice([0.3, 1.0])}
+        knobs |= {"length_penalty": random.choice([0.5, 1.0, 2.0])}
+        said = rehearse(draft.prompt, knobs | {"eos_token_id": None, "pad_token_id": None})
+        knobs |= draw_ends(random, said, draft, taken=set())
+        rules = random.sample([True, False, "never"], 3)
+        answers = [str(rehearse(draft.prompt, knobs | {"early_stopping": rule})) for rule in rules]
+        for rule, one in zip(rules, answers, strict=True):
+            if answers.count(one) == 1:  # the one rule that stands apart
+                return {"strategy": strategy, "prompt": draft.prompt, "knobs": knobs | {"early_stopping": rule}}
+    return None
+
+
 def without_ends(knobs: dict[str, Any]) -> dict[str, Any]:
     """The same search free to end, all its beams returned: what an eos may be chosen by."""
     kept = {name: value for name, value in knobs.items() if name not in ("min_length", "min_new_tokens")}

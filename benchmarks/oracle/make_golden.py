@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 import torch
-from combinations import STRATEGIES, Draft, draw_distribution, draw_prompt, draw_row
+from combinations import STRATEGIES, Draft, draw_distribution, draw_prompt, draw_row, draw_stopping_row
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +40,11 @@ REAL_TEXTS = (
 )
 NOISE = 1e-5  # relative: far above what another CPU's summation order changes, far below a clear choice
 SCORE_TOLERANCE = 1e-4  # absolute below 1, relative above
-ROWS = {"greedy": 17, "beam": 34, "group": 22, "constrained": 20}  # kept at most, for each tiny model
+ROWS = {"greedy": 17, "beam": 36, "group": 25, "constrained": 20}  # kept at most, for each tiny model
 REAL_ROWS = {"greedy": 4, "beam": 7, "group": 5, "constrained": 4}
+STOPPING_ROWS = 5  # of these, each of beam and group: sought until the rules of early_stopping differ
 DISTRIBUTIONS = 14  # for each tiny model
-SPARE = 1.35  # drawn for each row kept
+SPARE = 1.25  # drawn for each row kept
 
 
 # ---- in our environment -------------------------------------------------------------------------------------------
@@ -275,12 +276,17 @@ def golden_rows(
     def rehearse(prompt: list[int], knobs: dict[str, Any]) -> list[list[int]]:
         return answer(model, {"prompt": prompt, "knobs": knobs}, heard)["sequences"]
 
-    rows = []
+    def drafted() -> Draft:
+        prompt = random.choice(prompts) if prompts else draw_prompt(random, lambda ids: draft(model, ids))
+        return draft(model, prompt)
+
+    stopping = ("beam", "group") * (0 if prompts else STOPPING_ROWS)
+    met = [draw_stopping_row(random, drafted(), strategy, rehearse=rehearse) for strategy in stopping]
+    rows = [row for row in met if row]
+    print(f"{directory.name}: {len(rows)} rows on which the rules of early_stopping differ")
     for strategy in STRATEGIES:
         for number in range(math.ceil(quota[strategy] * SPARE)):
-            prompt = random.choice(prompts) if prompts else draw_prompt(random, lambda ids: draft(model, ids))
-            drafted = draft(model, prompt)
-            rows.append(draw_row(random, drafted, strategy, number, rehearse=rehearse, short=bool(prompts)))
+            rows.append(draw_row(random, drafted(), strategy, number, rehearse=rehearse, short=bool(prompts)))
     answers = ask_all(directory, rows, lambda model, row, use_cache: answer(model, row, heard, use_cache=use_cache))
     kept, drawn, count = [], Counter(), Counter()
     for row, found in zip(rows, answers, strict=True):

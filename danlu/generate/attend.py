@@ -1,8 +1,8 @@
 """One step's attention: the tokens of many requests in one row, each seeing its own slot.
 
-transformers calls the registered function once a layer with the queries, keys and values of all tokens of
-the step. It writes keys and values into the slots (kv.py) and attends: one product for all rows of a shelf,
-one for each chunk of a prompt. Which token is whose is worked out once a step, in a `Plan`.
+The model calls `Plan.attend` once a layer (model/attention.py) with the queries, keys and values of all tokens
+of the step. It writes keys and values into the slots (kv.py) and attends: one product for all rows of a shelf,
+one for each chunk of a prompt. Which token is whose is worked out once a step.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danlu.errors import ModelError
 from danlu.generate.kv import KVShape, Shelf, Slot
-
-ATTENTION = "danlu_engine"
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,20 @@ class Plan:
     chunks: list[Chunk]
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
+        """One layer: q (tokens, heads, dim), k and v (tokens, kv_heads, dim) -> (tokens, heads, dim)."""
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for at, part in enumerate(self.rows):
+            span = slice(part.start, part.start + part.count)
+            mask = self.rows_mask(at, q.shape[1] // k.shape[1], window, q.dtype)
+            out[span] = _attend_rows(part, layer, q[span], k[span], v[span], mask, scaling)
+        for at, chunk in enumerate(self.chunks):
+            span = slice(chunk.start, chunk.start + chunk.count)
+            mask_or_none = self.chunk_mask(at, window)
+            out[span] = _attend_chunk(chunk, layer, q[span], k[span], v[span], mask_or_none, scaling)
+        return out
+
     def rows_mask(self, at: int, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """(slots, 1, rows * group, seen): 0 where a query may look, -inf elsewhere."""
         key = ("rows", at, group, window, dtype)
@@ -115,37 +126,6 @@ class Plan:
         return may
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    plan: Plan | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (1, heads, tokens, dim) -> (1, tokens, heads, dim)."""
-    assert plan is not None, "the engine gives every forward pass its plan"
-    if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise ModelError("this model caps its attention scores or has attention sinks, which the engine cannot do yet")
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, dim)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for at, part in enumerate(plan.rows):
-        span = slice(part.start, part.start + part.count)
-        group = q.shape[1] // k.shape[1]
-        mask = plan.rows_mask(at, group, sliding_window, q.dtype)
-        out[span] = _attend_rows(part, layer, q[span], k[span], v[span], mask, scale)
-    for at, chunk in enumerate(plan.chunks):
-        span = slice(chunk.start, chunk.start + chunk.count)
-        out[span] = _attend_chunk(chunk, layer, q[span], k[span], v[span], plan.chunk_mask(at, sliding_window), scale)
-    return out.unsqueeze(0), None
-
-
 def _attend_rows(part: Rows, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """q (slots * rows, heads, dim), mask (slots, 1, rows * group, seen) -> (slots * rows, heads, dim)."""
     shelf = part.shelf
@@ -178,16 +158,6 @@ def _attend_chunk(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out[0].transpose(0, 1)
-
-
-def use_engine_attention(model: Any) -> None:
-    """Make a transformers model attend through slots; its forward then needs `plan=`."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_options: None)
-    model.set_attn_implementation(ATTENTION)
 
 
 def kv_shape(config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.errors import DanluError, MemoryShortage, ModelError
-from danlu.generate.attend import kv_shape, use_engine_attention
+from danlu.errors import DanluError, MemoryShortage
+from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
+from danlu.model.attention import use_our_attention
 
 
 class Core:
@@ -29,6 +30,7 @@ class Core:
     """
 
     def __init__(self, model: Any, kv_budget_bytes: int, prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP) -> None:
+        use_our_attention(model)
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         shape = kv_shape(self.model.config, self.model.dtype, self.model.device)
         self.store = KVStore(shape, kv_budget_bytes)
@@ -58,21 +60,22 @@ class Core:
             at += len(wanted.at)
             self._choose(wanted.request, rows)
 
-    def run(self) -> None:
-        """Step until nothing is left to do."""
-        while not self.is_idle:
-            self.step()
+    def fail(self, error: BaseException) -> None:
+        """End every request with `error`."""
+        for request in self.scheduler.everyone():
+            self.scheduler.end(request)
+            request.on_end(error)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, work: Work) -> Tensor:
         """(wanted rows, vocabulary) float32."""
         device = self.model.device
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=device)
-        with _attending_through_slots(self.model), _memory_faults():
+        with _memory_faults():
             output = self.model(
                 input_ids=torch.tensor([work.token_ids], device=device),
                 position_ids=torch.tensor([work.positions], device=device),
-                plan=work.plan,
+                attend=work.plan.attend,
                 use_cache=False,
                 logits_to_keep=kept,
             )
@@ -82,8 +85,6 @@ class Core:
     def _choose(self, request: Request, logits: Tensor) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""
         try:
-            if not bool(torch.isfinite(logits).any(-1).all()) or bool(torch.isnan(logits).any()):
-                raise ModelError("the model's scores are not numbers", fix="try dtype float32; check the weights")
             step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
         except DanluError as error:
             self.scheduler.end(request)
@@ -95,18 +96,6 @@ class Core:
         else:
             self.scheduler.end(request)
             request.on_end(None)
-
-
-@contextlib.contextmanager
-def _attending_through_slots(model: Any) -> Iterator[None]:
-    before = model.config._attn_implementation
-    if before != "danlu_engine":
-        use_engine_attention(model)
-    try:
-        yield
-    finally:
-        if before != "danlu_engine":
-            model.set_attn_implementation(before)
 
 
 @contextlib.contextmanager

@@ -1,34 +1,48 @@
-"""Prompts -> answers, in batches, by transformers' own generate.
+"""Prompts -> answers: the engine as its users see it.
 
-Rows are left-padded in batches of similar length. Rendering is data/chat.py's; loading is model/load.py's.
+Every request has its own knobs and its own strategy; all run in one continuous batch (core.py). Rendering is
+data/chat.py's, loading model/load.py's. A prompt's way: token ids, a request with its strategy (requests.py),
+steps on the engine's thread (worker.py), and text again.
 """
 
 from __future__ import annotations
 
-import secrets
+import queue
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from threading import Event, Thread
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 
 from danlu.config import validate
 from danlu.data.chat import Chat
-from danlu.data.formats import Message
+from danlu.data.records import Message
 from danlu.device import DtypeName, read_device
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, DanluError
+from danlu.generate.core import Core
 from danlu.generate.params import GenerationParams
-from danlu.hub import Say, cache_directory, quiet_transformers, silent
-from danlu.model.attention import causal_attention
+from danlu.generate.requests import Job, Maker
+from danlu.generate.strategies import FinishReason
+from danlu.generate.text import TextStream
+from danlu.generate.worker import Worker
+from danlu.hub import Say, cache_directory, silent
+from danlu.model.attention import documents_of
 from danlu.model.load import ModelOptions, load
 
-# Rows decoded together; more rows cost more memory and save no time on a CPU.
-BATCH_ROWS = 32
-
 Prompt = str | Sequence[Message] | Sequence[int]
+
+# Of the memory that is free when an engine is made, keys and values may take this share.
+KV_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """One token's log-probability under the model, and those of the likeliest tokens in its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -36,25 +50,50 @@ class Answer:
     """One answer.
 
     Attributes:
-        token_ids: new tokens only, without the stop token.
-        text: their text, without control tokens.
-        finish_reason: "stop" (a stop token came) or "length" (max_new_tokens were made).
+        token_ids: new tokens only, with the token that ended the answer.
+        text: their text, without control tokens and (unless include_stop) without the stop sequence.
+        score: of beam search, sum of log p / length ** length_penalty; None otherwise.
+        finish_reason: "stop" (an end token or stop sequence came), "length" (the limit was reached), or
+            "unsatisfied" (the limit was reached before every forced phrase had appeared).
+        logprobs: one entry a token where the knob asked for them.
     """
 
     token_ids: tuple[int, ...]
     text: str
-    finish_reason: Literal["stop", "length"]
+    score: float | None
+    finish_reason: FinishReason
+    logprobs: tuple[Logprob, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The answers to one prompt."""
+    """The answers to one prompt, best first."""
 
+    prompt_token_ids: tuple[int, ...]
     sequences: tuple[Answer, ...]
 
     @property
     def text(self) -> str:
         return self.sequences[0].text
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of an answer.
+
+    Attributes:
+        index: which of the request's answers.
+        text: what has become certain since the last event. Beams change their mind, so theirs comes at the end.
+        token_ids: the tokens since the last event.
+        answer: the finished answer, with its last piece.
+        leading: of beams, the text that leads now.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    answer: Answer | None = None
+    leading: str | None = None
 
 
 class Engine:
@@ -64,6 +103,7 @@ class Engine:
         model_name_or_path: a name that `danlu models` lists, a directory, a .gguf file, or a hub id.
         dtype: "auto" is bfloat16 where the hardware has it, else float32.
         adapter: directory of a PEFT adapter to put on the model.
+        kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
         accept_licence: you accept the licence of a model that asks for it.
         say: hears what is fetched and unpacked.
     """
@@ -74,160 +114,169 @@ class Engine:
         dtype: DtypeName = "auto",
         adapter: str | None = None,
         *,
+        kv_budget_bytes: int | None = None,
         accept_licence: bool = False,
         say: Say = silent,
     ) -> None:
         chosen = {"name": model_name_or_path, "dtype": dtype, "adapter": adapter, "accept_licence": accept_licence}
         options = validate(ModelOptions, chosen, where="Engine")
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
-        self._model = loaded.model
-        self.chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
+        self._set_up(loaded.model, Chat.of(loaded.tokenizer, loaded.model.generation_config), kv_budget_bytes)
 
     @classmethod
-    def around(cls, model: Any, chat: Chat) -> Engine:
-        """An engine around a model that is in memory already."""
+    def around(cls, model: Any, chat: Chat, kv_budget_bytes: int | None = None) -> Engine:
+        """An engine around a model that is in memory already; it must not be trained while the engine answers."""
         engine = cls.__new__(cls)
-        engine._model, engine.chat = model, chat
+        engine._set_up(model, chat, kv_budget_bytes)
         return engine
 
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams | None = None) -> list[Generation]:
-        """One Generation a prompt, in order.
+    def _set_up(self, model: Any, chat: Chat, kv_budget_bytes: int | None) -> None:
+        self._model, self.chat = model.eval(), chat
+        budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
+        self.core = Core(model, budget)
+        self._worker = Worker(self.core)
+        self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
+
+    def close(self) -> None:
+        """End the engine's thread. An engine that nobody holds any more ends by itself."""
+        self._worker.close()
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams | Sequence[GenerationParams] | None = None
+    ) -> list[Generation]:
+        """One Generation a prompt, in order; all of them in one batch.
 
         Args:
             prompts: each a string (continued as it is), a list of messages (rendered by the chat template),
                 or a list of token ids.
+            params: the knobs of all, or one set a prompt.
+
+        Raises ConfigError for knobs that do not fit a prompt or the model, before anything is computed, and
+        MemoryShortage when a request alone exceeds the memory budget.
         """
-        params = params or GenerationParams()
-        ids = [self.token_ids(prompt) for prompt in prompts]
-        order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
-        answers: dict[int, Generation] = {}
-        # Padding would count as seen tokens, and a seeded draw would depend on its neighbours: such rows go alone.
-        at_once = 1 if params.repetition_penalty != 1 or params.seed is not None else BATCH_ROWS
-        for start in range(0, len(order), at_once):
-            rows = order[start : start + at_once]
-            answers.update(zip(rows, self._batch([ids[at] for at in rows], params), strict=True))
-        return [answers[at] for at in range(len(ids))]
-
-    def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[str]:
-        """Pieces of one answer's text as they come; work ends when the caller stops asking."""
-        from transformers import TextIteratorStreamer
-
-        params = params or GenerationParams()
-        ids = self.token_ids(prompt)
-        streamer = TextIteratorStreamer(self.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        faults: list[BaseException] = []
-        left = Event()
-
-        def work() -> None:
-            try:
-                self._run([ids], params, streamer=streamer, left=left)
-            except BaseException as error:
-                faults.append(error)
-                streamer.on_finalized_text("", stream_end=True)  # end() decodes once more, and may fail again
-
-        thread = Thread(target=work, daemon=True)
-        thread.start()
+        self._model.eval()
+        jobs = [self._job(prompt, knobs) for prompt, knobs in self._pairs(prompts, params)]
         try:
-            yield from streamer
+            for job in jobs:
+                self._worker.submit(job.request)
+            return [self._generation(job) for job in jobs]
+        except BaseException:
+            for job in jobs:
+                self._worker.cancel(job.request)
+            raise
+
+    def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[Event]:
+        """Pieces of the answers as they come; the work ends when the caller stops asking."""
+        self._model.eval()
+        job = self._job(prompt, params or GenerationParams())
+        self._worker.submit(job.request)
+        try:
+            yield from self._events(job)
         finally:
-            left.set()
-            thread.join()
-        if faults:
-            raise faults[0]
+            self._worker.cancel(job.request)
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's scores for the next token after each of `token_ids`: (tokens, vocabulary) float32."""
         self._model.eval()
-        with causal_attention(self._model):
-            output = self._model(input_ids=torch.tensor([list(token_ids)], device=self._model.device))
+        device = self._model.device
+        output = self._model(
+            input_ids=torch.tensor([list(token_ids)], device=device),
+            position_ids=torch.arange(len(token_ids), device=device).unsqueeze(0),
+            documents=documents_of((len(token_ids),), str(device)),
+            use_cache=False,
+        )
         scores: torch.Tensor = output.logits[0].float()
         return scores
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""
-        if len(prompt) == 0:
-            ids = []
-        elif isinstance(prompt, str):
+        if isinstance(prompt, str):
             ids = self.chat.text_prompt(prompt)
+        elif len(prompt) == 0:
+            ids = []
         elif isinstance(prompt[0], Integral):
-            ids = [int(token) for token in prompt]
+            ids = [int(token) for token in cast(Sequence[int], prompt)]
         else:
-            ids = self.chat.prompt(prompt)  # type: ignore[arg-type]
+            ids = self.chat.prompt(cast(Sequence[Message], prompt))
         if not ids:
             raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
         return ids
 
-    def _batch(self, ids: list[list[int]], params: GenerationParams) -> list[Generation]:
-        rows = self._run(ids, params)
-        longest = max(map(len, ids))
-        return [Generation((self._sequence(row[longest:]),)) for row in rows.tolist()]
+    # -- requests --------------------------------------------------------------------------------------
 
-    def _sequence(self, new: list[int]) -> Answer:
-        stop = next((at for at, token in enumerate(new) if token in self.chat.stop_ids), None)
-        kept = new if stop is None else new[:stop]
-        return Answer(tuple(kept), self.chat.decode(kept), "length" if stop is None else "stop")
+    def _pairs(
+        self, prompts: Sequence[Prompt], params: GenerationParams | Sequence[GenerationParams] | None
+    ) -> list[tuple[Prompt, GenerationParams]]:
+        if isinstance(prompts, str):
+            raise ConfigError("prompts is one string", allowed="a list of prompts", fix="put it into a list")
+        if params is None or isinstance(params, GenerationParams):
+            params = [params or GenerationParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise ConfigError(f"{len(prompts)} prompts and {len(params)} sets of knobs", allowed="one, or one a prompt")
+        return list(zip(prompts, params, strict=True))
 
-    @torch.inference_mode()
-    def _run(
-        self, ids: list[list[int]], params: GenerationParams, streamer: Any = None, left: Event | None = None
-    ) -> torch.Tensor:
-        """(rows, longest prompt + new tokens) token ids, left-padded; ends early once `left` is set."""
-        from transformers import GenerationConfig, StoppingCriteriaList
+    def _job(self, prompt: Prompt, params: GenerationParams) -> Job:
+        return self._maker.job(self.token_ids(prompt), params)
 
-        longest = max(map(len, ids))
-        pad = min(self.chat.stop_ids)
-        device = self._model.device
-        input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-        sampling = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k or 0}
-        config = GenerationConfig(
-            max_new_tokens=params.max_new_tokens,
-            do_sample=params.do_sample,
-            repetition_penalty=params.repetition_penalty,
-            eos_token_id=sorted(self.chat.stop_ids),
-            pad_token_id=pad,
-            **(sampling if params.do_sample else {}),
-        )
-        stopping = StoppingCriteriaList([_Left(left)] if left else [])
-        self._model.eval()
-        with (
-            causal_attention(self._model),
-            _no_other_knobs(self._model),
-            torch.random.fork_rng(),
-            quiet_transformers(),
-        ):
-            if params.do_sample:
-                # Without a seed too: what fork_rng puts back afterwards would be drawn from again.
-                torch.manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
-            result: torch.Tensor = self._model.generate(
-                input_ids=input_ids,
-                attention_mask=mask,
-                generation_config=config,
-                stopping_criteria=stopping,
-                streamer=streamer,
-            )
-        return result
+    def _generation(self, job: Job) -> Generation:
+        error = job.ended.get()
+        if error is not None:
+            raise error
+        return Generation(job.prompt, tuple(self._answers(job)))
+
+    def _answers(self, job: Job) -> list[Answer]:
+        answers = []
+        for hypothesis in job.request.strategy.results():
+            stream = job.text()
+            _push(stream, hypothesis.tokens, 0, job.min_new)
+            stream.finish()
+            logprobs = None
+            if job.params.logprobs is not None:
+                logprobs = self._logprobs(job.prompt, hypothesis.tokens, job.params.logprobs)
+            answers.append(Answer(hypothesis.tokens, stream.text, hypothesis.score, hypothesis.finish_reason, logprobs))
+        return answers
+
+    def _logprobs(self, prompt: Sequence[int], tokens: Sequence[int], top: int) -> tuple[Logprob, ...]:
+        scores = self.logits([*prompt, *tokens])[len(prompt) - 1 : -1].log_softmax(-1)  # (tokens, vocabulary)
+        best = scores.topk(top) if top else None
+        entries = []
+        for at, token in enumerate(tokens):
+            pairs = zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True) if best else ()
+            entries.append(Logprob(token, float(scores[at, token]), tuple(pairs)))
+        return tuple(entries)
+
+    def _events(self, job: Job) -> Iterator[Event]:
+        streams: dict[int, TextStream] = {}
+        told: dict[int, int] = {}
+        while True:
+            try:
+                progress = job.steps.get(timeout=0.05)
+            except queue.Empty:
+                if job.ended.empty():
+                    continue
+                break
+            for index, tokens in progress.items():
+                if job.params.num_beams > 1:
+                    yield Event(index, "", leading=self.chat.decode(tokens))
+                    continue
+                stream = streams.setdefault(index, job.text())
+                before = told.get(index, 0)
+                told[index] = len(tokens)
+                if text := _push(stream, tokens[before:], before, job.min_new):
+                    yield Event(index, text, tokens[before:])
+        for index, answer in enumerate(self._generation(job).sequences):
+            said = streams[index].text if index in streams else ""
+            yield Event(index, answer.text[len(said) :], answer.token_ids[told.get(index, 0) :], answer)
 
 
-class _Left:
-    """transformers' stopping criterion: nobody waits for the rest."""
+def _push(stream: TextStream, tokens: Sequence[int], made: int, min_new: int) -> str:
+    """Text that `tokens` make certain, after `made` others; nothing past a stop sequence."""
+    pieces = []
+    for at, token in enumerate(tokens, made + 1):
+        if stream.stop is None:
+            pieces.append(stream.push(token, armed=at >= min_new))
+    return "".join(pieces)
 
-    def __init__(self, left: Event) -> None:
-        self._left = left
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_options: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._left.is_set(), device=input_ids.device)
-
-
-@contextmanager
-def _no_other_knobs(model: Any) -> Iterator[None]:
-    """Inside, the model's own generation_config is bare: transformers would fill every knob not given from it."""
-    from transformers import GenerationConfig
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own, base.generation_config = base.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        base.generation_config = own
+__all__ = ["Answer", "DanluError", "Engine", "Event", "Generation", "Logprob", "Prompt"]

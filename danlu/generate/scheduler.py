@@ -105,6 +105,10 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not (self.waiting or self.reading or self.running)
 
+    def everyone(self) -> list[Request]:
+        """Every request that has not ended."""
+        return [*self.waiting, *self.reading, *self.running]
+
     def submit(self, request: Request) -> None:
         """Queue a request. Raises MemoryShortage if not even its prompt can ever fit."""
         need = capacity_for(len(request.prompt) + request.rows) * self.store.shape.token_bytes

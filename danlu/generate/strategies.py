@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "unsatisfied"]
 EarlyStopping = Literal["never"] | bool
 
 
@@ -49,12 +49,12 @@ class Limits:
     Attributes:
         max_new_tokens: a row has at most so many new tokens.
         eos: tokens that end a row.
-        stops: whether new tokens end with one of the request's stop sequences.
+        stops: whether a row (its number, as the last step left it) ends with this token by a stop sequence.
     """
 
     max_new_tokens: int
     eos: frozenset[int]
-    stops: Callable[[tuple[int, ...]], bool] = lambda _tokens: False
+    stops: Callable[[int, int], bool] = lambda _row, _token: False
 
 
 class Strategy(ABC):
@@ -64,11 +64,15 @@ class Strategy(ABC):
         self.max_new_tokens, self.eos, self.stops = limits.max_new_tokens, limits.eos, limits.stops
         self.sequences: list[tuple[int, ...]] = [()] * rows
 
-    def end_of(self, sequence: tuple[int, ...]) -> FinishReason | None:
-        """Why a row with these new tokens ends here; None when it goes on."""
-        if sequence[-1] in self.eos or self.stops(sequence):
+    def ends(self, row: int, token: int) -> bool:
+        """Whether `token` ends what row `row` has made."""
+        return token in self.eos or self.stops(row, token)
+
+    def end_of(self, row: int, token: int) -> FinishReason | None:
+        """Why row `row` ends with `token`; None when it goes on."""
+        if self.ends(row, token):
             return "stop"
-        return "length" if len(sequence) >= self.max_new_tokens else None
+        return "length" if self.made + 1 >= self.max_new_tokens else None
 
     @property
     def made(self) -> int:
@@ -81,6 +85,10 @@ class Strategy(ABC):
 
         On the first call every row is the prompt.
         """
+
+    def progress(self) -> dict[int, tuple[int, ...]]:
+        """Tokens so far by number of the answer; of beams, those of the leading row."""
+        return {0: self.sequences[0]}
 
     @abstractmethod
     def results(self) -> list[Hypothesis]:
@@ -105,7 +113,7 @@ class Independent(Strategy):
         parents, kept, sequences, numbers = [], [], [], []
         for row, token in enumerate(tokens):
             sequence = (*self.sequences[row], token)
-            reason = self.end_of(sequence)
+            reason = self.end_of(row, token)
             if reason is None:
                 parents.append(row)
                 kept.append(token)
@@ -116,6 +124,10 @@ class Independent(Strategy):
         if sequences:
             self.sequences, self._numbers = sequences, numbers
         return Step(parents, kept)
+
+    def progress(self) -> dict[int, tuple[int, ...]]:
+        done = {number: hypothesis.tokens for number, hypothesis in self._done.items()}
+        return done | dict(zip(self._numbers, self.sequences, strict=True))
 
     def results(self) -> list[Hypothesis]:
         return [self._done[number] for number in sorted(self._done)]
@@ -161,7 +173,7 @@ class Beam(Strategy):
         values, places = self._draw(scores + self.running[:, None], count, self.made)
         parents, tokens = (places // vocabulary).tolist(), (places % vocabulary).tolist()
         sequences = [(*self.sequences[p], t) for p, t in zip(parents, tokens, strict=True)]
-        ends = [self.end_of(sequence) for sequence in sequences]
+        ends = [self.end_of(p, t) for p, t in zip(parents, tokens, strict=True)]
         open_values = values + torch.tensor([-1e9 if end else 0.0 for end in ends])
         self._keep_finished(values[:beams].tolist(), sequences[:beams], ends[:beams])
         best, going = torch.topk(open_values, beams)
@@ -206,11 +218,11 @@ class Beam(Strategy):
         return self._finished[: self.options.num_return_sequences]
 
 
-class _Pool:
-    """The best finished hypotheses of one group."""
+class Pool:
+    """The best finished hypotheses of one group, and whether a better one may still come."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, options: BeamOptions, max_new_tokens: int) -> None:
+        self.size, self.options, self.max_new_tokens = size, options, max_new_tokens
         self.kept: list[Hypothesis] = []
 
     @property
@@ -221,10 +233,26 @@ class _Pool:
     def worst(self) -> float:
         return min(one.score or 0.0 for one in self.kept)
 
-    def add(self, one: Hypothesis) -> None:
-        self.kept.append(one)
+    def add(self, sequence: tuple[int, ...], total: float, reason: FinishReason) -> None:
+        """Score a hypothesis whose log p sum up to `total`, and keep it if it is among the best."""
+        score = total / len(sequence) ** self.options.length_penalty
+        self.kept.append(Hypothesis(sequence, score, reason))
         if len(self.kept) > self.size:
             self.kept.remove(min(self.kept, key=lambda kept: kept.score or 0.0))
+
+    def is_done(self, best_total: float, made: int) -> bool:
+        """Whether to stop, when the best candidate of this step sums up to `best_total` over `made` tokens."""
+        if not self.is_full:
+            return False
+        if self.options.early_stopping is True:
+            return True
+        is_never = self.options.early_stopping == "never" and self.options.length_penalty > 0
+        length = self.max_new_tokens if is_never else made
+        return bool(self.worst >= best_total / length**self.options.length_penalty)
+
+    def best(self) -> list[Hypothesis]:
+        """Best first; of equal ones the later first, as transformers pops them."""
+        return sorted(self.kept, key=lambda one: one.score or 0.0)[::-1]
 
 
 class GroupBeam(Strategy):
@@ -254,7 +282,7 @@ class GroupBeam(Strategy):
         self.size = options.num_beams // groups
         self.running = torch.full((options.num_beams,), -1e9)
         self.running[:: self.size] = 0.0
-        self._pools = [_Pool(self.size) for _ in range(groups)]
+        self._pools = [Pool(self.size, options, limits.max_new_tokens) for _ in range(groups)]
         self._done = [False] * groups
 
     def choose(self, scores: Tensor) -> Step:
@@ -286,34 +314,20 @@ class GroupBeam(Strategy):
         picks: list[tuple[int, int, float]] = []
         for rank, (value, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
             parent, token = rows[place // vocabulary], place % vocabulary
-            sequence = (*self.sequences[parent], token)
-            if token in self.eos or self.stops(sequence):
+            if self.ends(parent, token):
                 if rank < self.size:
-                    self._pools[group].add(self._scored(sequence, value, "stop"))
+                    self._pools[group].add((*self.sequences[parent], token), value, "stop")
             else:
                 picks.append((parent, token, value))
             if len(picks) == self.size:
                 break
-        self._done[group] = self._is_done(self._pools[group], float(values.max()))
+        self._done[group] = self._pools[group].is_done(float(values.max()), self.made + 1)
         return picks
-
-    def _scored(self, sequence: tuple[int, ...], total: float, reason: FinishReason) -> Hypothesis:
-        return Hypothesis(sequence, total / len(sequence) ** self.options.length_penalty, reason)
-
-    def _is_done(self, pool: _Pool, best_total: float) -> bool:
-        if not pool.is_full:
-            return False
-        if self.options.early_stopping is True:
-            return True
-        length = self.made + 1
-        if self.options.early_stopping == "never" and self.options.length_penalty > 0:
-            length = self.max_new_tokens
-        return bool(pool.worst >= best_total / length**self.options.length_penalty)
 
     def _finish_open_groups(self) -> None:
         for row, sequence in enumerate(self.sequences):
             if not self._done[row // self.size]:
-                self._pools[row // self.size].add(self._scored(sequence, float(self.running[row]), "length"))
+                self._pools[row // self.size].add(sequence, float(self.running[row]), "length")
 
     def results(self) -> list[Hypothesis]:
         ranked = sorted((one for pool in self._pools for one in pool.kept), key=lambda one: one.score or 0.0)

@@ -10,8 +10,7 @@ The plain form (`plain_attention`, one document at a time) is the definition; te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -23,8 +22,8 @@ from torch.nn import functional as F
 from danlu.errors import ModelError
 from danlu.model.kernels import apply
 
-# The name under which attention over documents is registered with transformers.
-ATTENTION = "danlu_documents"
+# The name under which our attention is registered with transformers.
+ATTENTION = "danlu"
 
 # Up to this many tokens a document, attention as batched products beats the flash kernel on a CPU
 # (its backward is slow for short rows); the score matrix is kept for the backward pass.
@@ -184,7 +183,7 @@ def fast_attention(
     return documents.gather(spread)
 
 
-def attention_over_documents(
+def _attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -192,42 +191,35 @@ def attention_over_documents(
     attention_mask: Tensor | None,
     *,
     documents: Documents | None = None,
+    attend: Callable[..., Tensor] | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (1, heads, tokens, dim) -> (1, tokens, heads, dim)."""
-    if documents is None:
-        raise ModelError("this model was prepared for training on documents laid end to end; it got none")
+    """transformers' attention interface: query (1, heads, tokens, dim) -> (1, tokens, heads, dim).
+
+    What the tokens see is said in the forward pass: `documents=` (training, scoring) or `attend=`, a function
+    (module, q, k, v, scaling, window) over (tokens, heads, dim) that knows better (generation, with its slots).
+    """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise ModelError(
-            "this model caps its attention scores or has attention sinks, which training does not support yet"
-        )
+        raise ModelError("this model caps its attention scores or has attention sinks, which is not supported yet")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    if attend is not None:
+        return attend(module, q, k, v, scale, sliding_window).unsqueeze(0), None
+    if documents is None:
+        raise ModelError("this model attends to documents laid end to end or to slots; it got neither")
     return fast_attention(q, k, v, documents, scale, sliding_window, dropout).unsqueeze(0), None
 
 
-def use_document_attention(model: Any) -> None:
-    """Make a transformers model keep documents apart; it then needs `documents=` in its forward."""
+def use_our_attention(model: Any) -> None:
+    """Make a transformers model attend as its forward pass says: it then needs `documents=` or `attend=`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(ATTENTION, attention_over_documents)
-    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_options: None)
-    model.set_attn_implementation(ATTENTION)
-
-
-@contextmanager
-def causal_attention(model: Any) -> Iterator[None]:
-    """Inside, `model` attends as transformers' own models do (padding masks, caches): for generation."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_options: None)
     if base.config._attn_implementation != ATTENTION:
-        yield
-        return
-    base.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
         base.set_attn_implementation(ATTENTION)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from danlu.data.packing import Batch
-from danlu.model.attention import documents_of, use_document_attention
+from danlu.model.attention import documents_of, use_our_attention
 from danlu.model.kernels import fast_head_loss, use_fast_kernels
 
 # Names under which model families change their logits after the head's product.
@@ -23,7 +23,7 @@ def prepare(model: Any) -> dict[str, int]:
 
     Returns how many modules of each kind took a fast kernel.
     """
-    use_document_attention(_base(model))
+    use_our_attention(model)
     return use_fast_kernels(model)
 
 

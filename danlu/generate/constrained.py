@@ -1,0 +1,70 @@
+"""Beam search in which phrases must appear. What a phrase is, and which rows go on, is constraints.py's.
+
+An answer may end only when all constraints are satisfied. When the length is used up before that, the best rows
+are returned all the same, and their finish reason says "unsatisfied".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danlu.generate.constraints import Constraints, pick_constrained
+from danlu.generate.strategies import BeamOptions, Hypothesis, Limits, Pool, Step, Strategy
+
+
+class ConstrainedBeam(Strategy):
+    """Dynamic beam allocation (Post & Vilar 2018): rows are spread over all degrees of progress.
+
+    Args:
+        constraints: what must appear.
+        prompt: token ids; the reference counts them towards the constraints.
+    """
+
+    def __init__(
+        self, options: BeamOptions, limits: Limits, constraints: Constraints[Any], prompt: Sequence[int]
+    ) -> None:
+        super().__init__(options.num_beams, limits)
+        self.options, self.constraints = options, constraints
+        self.states = [constraints.start(prompt)] * options.num_beams
+        self.running = torch.full((options.num_beams,), -1e9)
+        self.running[0] = 0.0
+        self._pool = Pool(options.num_beams, options, limits.max_new_tokens)
+        self._unsatisfied: list[Hypothesis] = []
+
+    def choose(self, scores: Tensor) -> Step:
+        totals = scores + self.running[:, None]
+        picks = pick_constrained(self.constraints, totals, self.states, self.sequences, self.ends, len(self.eos))
+        for pick in picks.finished:
+            self._pool.add((*self.sequences[pick.parent], pick.token), pick.score, "stop")
+        is_done = self._pool.is_done(float(totals.max()), self.made + 1)
+        self.states = [self.constraints.advance(self.states[pick.parent], pick.token) for pick in picks.live]
+        self.sequences = [(*self.sequences[pick.parent], pick.token) for pick in picks.live]
+        self.running = torch.tensor([pick.score for pick in picks.live])
+        if is_done:
+            return Step([], [])
+        if self.made >= self.max_new_tokens:
+            self._finish_open_rows()
+            return Step([], [])
+        return Step([pick.parent for pick in picks.live], [pick.token for pick in picks.live])
+
+    def _finish_open_rows(self) -> None:
+        """Rows at the end of the length: satisfied ones compete, others fill up what is missing.
+
+        The reference lets the others compete as well, once fewer rows than are asked for are satisfied.
+        """
+        satisfied = [self.constraints.complete(state) for state in self.states]
+        rest = Pool(self.options.num_beams, self.options, self.max_new_tokens)
+        too_few = sum(satisfied) < self.options.num_return_sequences
+        competing = self._pool if self.constraints.exact_reference and too_few else rest
+        for wanted, pool, reason in ((True, self._pool, "length"), (False, competing, "unsatisfied")):
+            for row, sequence in enumerate(self.sequences):
+                if satisfied[row] == wanted:
+                    pool.add(sequence, float(self.running[row]), reason)  # type: ignore[arg-type]
+        self._unsatisfied = rest.best()
+
+    def results(self) -> list[Hypothesis]:
+        return [*self._pool.best(), *self._unsatisfied][: self.options.num_return_sequences]
