@@ -28,6 +28,7 @@ _COMMANDS = {
     "train": "Train with options given as flags instead of a recipe.",
     "generate": "Answer one prompt.",
     "chat": "Talk with a model.",
+    "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
     "models": "List the models known by name.",
     "report": "Write the report of a run directory anew.",

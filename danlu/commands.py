@@ -25,9 +25,12 @@ from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
 from danlu.run import Recipe
 from danlu.run import run as run_recipe
+from danlu.serve.options import ServeOptions
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
+
+DEFAULT_MODEL = "smollm2-135m"
 
 # A command line wants a whole answer where the engine, like transformers, would stop after 20 tokens.
 ANSWER_TOKENS = 256
@@ -151,6 +154,38 @@ def chat(
         messages.append({"role": "assistant", "content": _stream(engine, messages, params)})
 
 
+def serve(
+    model: str,
+    /,
+    *,
+    options: Annotated[ServeOptions, Flat] = ServeOptions(),  # noqa: B008 - frozen
+    dtype: DtypeName = "auto",
+    adapter: str | None = None,
+    accept_licence: bool = False,
+) -> None:
+    """Answer over HTTP as OpenAI's API does. Ctrl-C ends it.
+
+    Parameters
+    ----------
+    model
+        a name that `danlu models` lists, a directory, a .gguf file, or a hub id
+    dtype
+        number format of the weights; auto is bfloat16 where the hardware has it
+    adapter
+        directory of a PEFT adapter to put on the model
+    accept_licence
+        accept the licence of a model that asks for it
+    """
+    from danlu.serve.api import make_app  # the web framework is for this command alone
+    from danlu.serve.server import listen
+    from danlu.serve.server import serve as serve_app
+
+    with listen(options) as taken:
+        engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
+        name = Path(model).name if Path(model).exists() else model
+        serve_app(make_app(engine, options, name), options, taken, _say)
+
+
 def _system(text: str | None) -> list[Message]:
     return [] if text is None else [{"role": "system", "content": text}]
 
@@ -247,7 +282,8 @@ def check(
     format
         row format; recognised by the keys of the rows if not named
     model
-        count lengths in this model's tokens; in characters without it
+        count lengths in this model's tokens; without it, in those of the default model if that is on this machine,
+        else in characters
     chat_template
         Jinja text, or "chatml"; else the tokenizer's own
     accept_licence
@@ -256,7 +292,11 @@ def check(
     if chat_template is not None and model is None:
         raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
     encode = None
-    if model is not None:
+    if model is None and is_cached(DEFAULT_MODEL, cache_directory()):
+        model = DEFAULT_MODEL
+    if model is None:
+        _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+    else:
         directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
         encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
     report = check_data(file, format=format, encode=encode)

@@ -67,6 +67,15 @@ def test_each_block_runs(name, tmp_path, environment):
     assert (tmp_path / "merged-model/model.safetensors").exists()
 
 
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["docs/generation.md", "docs/generation.zh.md"])
+def test_each_block_of_the_guides_runs_on_the_real_model(name, tmp_path):
+    for _, text in blocks(name):
+        done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
+        assert len(done.stdout.splitlines()) >= 6
+
+
 def test_the_two_readmes_have_the_same_blocks():
     def commands(name):
         return [line.split("#")[0].strip() for _, text in blocks(name) for line in text.splitlines()]

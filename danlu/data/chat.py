@@ -203,6 +203,11 @@ class Chat:
 
     # -- what is refused ---------------------------------------------------------------------------
 
+    def control_token_in(self, message: Message) -> str | None:
+        """The first control token that the text of a message spells out; None is the rule."""
+        text = _written(message)
+        return next((token for token in self._control_tokens if token in text), None)
+
     @cached_property
     def _control_tokens(self) -> list[str]:
         """The tokenizer's own, those that end an answer, and all that the template writes."""
@@ -213,13 +218,11 @@ class Chat:
 
     def _refuse_control_tokens(self, record: Conversation) -> None:
         for at, message in enumerate(record.messages):
-            text = _written(message)
-            for token in self._control_tokens:
-                if token in text:
-                    raise DataError(
-                        f"{record.place}: message {at} ({message['role']}) holds the control token {token!r}",
-                        fix="remove it from the text: it would be read as the end or the beginning of a turn",
-                    )
+            if token := self.control_token_in(message):
+                raise DataError(
+                    f"{record.place}: message {at} ({message['role']}) holds the control token {token!r}",
+                    fix="remove it from the text: it would be read as the end or the beginning of a turn",
+                )
 
     def _refuse_what_is_left_out(self, record: Conversation, turn: _Turn) -> None:
         """A template that knows no tools or no reasoning would drop them without a word."""

@@ -7,9 +7,10 @@ steps on the engine's thread (worker.py), and text again.
 
 from __future__ import annotations
 
+import asyncio
 import queue
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from typing import Any, cast
 
@@ -20,11 +21,12 @@ from danlu.data.chat import Chat
 from danlu.data.records import Message
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DanluError
+from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
+from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job, Maker
-from danlu.generate.strategies import FinishReason
-from danlu.generate.text import TextStream
+from danlu.generate.text import TextStream, push_all
 from danlu.generate.worker import Worker
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.attention import documents_of
@@ -34,66 +36,6 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
-
-
-@dataclass(frozen=True)
-class Logprob:
-    """One token's log-probability under the model, and those of the likeliest tokens in its place."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer.
-
-    Attributes:
-        token_ids: new tokens only, with the token that ended the answer.
-        text: their text, without control tokens and (unless include_stop) without the stop sequence.
-        score: of beam search, sum of log p / length ** length_penalty; None otherwise.
-        finish_reason: "stop" (an end token or stop sequence came), "length" (the limit was reached), or
-            "unsatisfied" (the limit was reached before every forced phrase had appeared).
-        logprobs: one entry a token where the knob asked for them.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    score: float | None
-    finish_reason: FinishReason
-    logprobs: tuple[Logprob, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The answers to one prompt, best first."""
-
-    prompt_token_ids: tuple[int, ...]
-    sequences: tuple[Answer, ...]
-
-    @property
-    def text(self) -> str:
-        return self.sequences[0].text
-
-
-@dataclass(frozen=True)
-class Event:
-    """A piece of an answer.
-
-    Attributes:
-        index: which of the request's answers.
-        text: what has become certain since the last event. Beams change their mind, so theirs comes at the end.
-        token_ids: the tokens since the last event.
-        answer: the finished answer, with its last piece.
-        leading: of beams, the text that leads now.
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...] = ()
-    answer: Answer | None = None
-    leading: str | None = None
 
 
 class Engine:
@@ -136,6 +78,7 @@ class Engine:
         self.core = Core(model, budget)
         self._worker = Worker(self.core)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
+        self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
 
     def close(self) -> None:
         """End the engine's thread. An engine that nobody holds any more ends by itself."""
@@ -174,6 +117,57 @@ class Engine:
             yield from self._events(job)
         finally:
             self._worker.cancel(job.request)
+
+    async def aopen(self, prompt: Prompt, params: GenerationParams | None = None) -> LiveAnswers:
+        """Start a request; its events are read on the running asyncio loop, and no thread waits for them.
+
+        The caller closes what comes back. Raises ConfigError as `generate` does.
+        """
+        self._model.eval()
+        loop = asyncio.get_running_loop()
+        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams())
+
+        async def finish() -> Generation:
+            return await loop.run_in_executor(self._aside, self._generation, job)
+
+        return LiveAnswers(job, self._worker, finish, self.chat.decode)
+
+    async def astream(self, prompt: Prompt, params: GenerationParams | None = None) -> AsyncIterator[Event]:
+        """`stream` for asyncio; close the iterator (contextlib.aclosing) to end the work early."""
+        live = await self.aopen(prompt, params)
+        try:
+            async for event in live.events():
+                yield event
+        finally:
+            live.close()
+
+    async def agenerate(self, prompt: Prompt, params: GenerationParams | None = None) -> Generation:
+        """The Generation of one prompt, for asyncio; cancelling the task ends the work."""
+        live = await self.aopen(prompt, params)
+        try:
+            answers = [event.answer async for event in live.events() if event.answer is not None]
+            return Generation(live.prompt_token_ids, tuple(answers))
+        finally:
+            live.close()
+
+    async def atoken_ids(self, prompt: Prompt) -> list[int]:
+        """`token_ids` for asyncio: a long text does not hold up the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, self.token_ids, prompt)
+
+    @property
+    def load(self) -> Load:
+        """What the engine is busy with, read while it works."""
+        scheduler, store = self.core.scheduler, self.core.store
+        running = [*scheduler.reading, *scheduler.running]
+        kv_bytes = store.cached_bytes + sum(shelf.room * shelf.slot_bytes for shelf in list(store.shelves.values()))
+        rows = sum(request.rows for request in running)
+        return Load(len(scheduler.waiting), len(running), rows, kv_bytes, store.budget_bytes)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and answer together may have, by the model's configuration; None if it says nothing."""
+        length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return None if length is None else int(length)
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -229,7 +223,7 @@ class Engine:
         answers = []
         for hypothesis in job.request.strategy.results():
             stream = job.text()
-            _push(stream, hypothesis.tokens, 0, job.min_new)
+            push_all(stream, hypothesis.tokens, 0, job.min_new)
             stream.finish()
             logprobs = None
             if job.params.logprobs is not None:
@@ -263,20 +257,11 @@ class Engine:
                 stream = streams.setdefault(index, job.text())
                 before = told.get(index, 0)
                 told[index] = len(tokens)
-                if text := _push(stream, tokens[before:], before, job.min_new):
+                if text := push_all(stream, tokens[before:], before, job.min_new):
                     yield Event(index, text, tokens[before:])
         for index, answer in enumerate(self._generation(job).sequences):
             said = streams[index].text if index in streams else ""
             yield Event(index, answer.text[len(said) :], answer.token_ids[told.get(index, 0) :], answer)
-
-
-def _push(stream: TextStream, tokens: Sequence[int], made: int, min_new: int) -> str:
-    """Text that `tokens` make certain, after `made` others; nothing past a stop sequence."""
-    pieces = []
-    for at, token in enumerate(tokens, made + 1):
-        if stream.stop is None:
-            pieces.append(stream.push(token, armed=at >= min_new))
-    return "".join(pieces)
 
 
 __all__ = ["Answer", "DanluError", "Engine", "Event", "Generation", "Logprob", "Prompt"]

@@ -259,6 +259,19 @@ class TextStream:
         return held
 
 
+def push_all(stream: TextStream, tokens: Sequence[int], made: int, min_new: int) -> str:
+    """Text that `tokens` make certain, after `made` others; nothing past a stop sequence.
+
+    Args:
+        min_new: new tokens before which no stop sequence ends the answer.
+    """
+    pieces = []
+    for at, token in enumerate(tokens, made + 1):
+        if stream.stop is None:
+            pieces.append(stream.push(token, armed=at >= min_new))
+    return "".join(pieces)
+
+
 def _overlap(text: str, stop: str) -> int:
     """The longest proper beginning of `stop` that `text` ends with, in characters."""
     sizes = range(min(len(stop) - 1, len(text)), 0, -1)

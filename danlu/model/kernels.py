@@ -6,20 +6,21 @@ a plain form (`plain_*`, the definition) and a fast form with the same signature
 `use_fast_kernels` swaps the fast forms into a model, module by module, after a numeric check of each, and
 says which it took; a module that differs keeps its own code.
 
-Attention has a file of its own (attention.py). Knows no stage and no data.
+LoRA and attention have files of their own (lora_kernel.py, attention.py). Knows no stage and no data.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from danlu.model.lora_kernel import SharedInput, sharing_groups
 
 # Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
 LOSS_CHUNK = 256
@@ -29,96 +30,6 @@ def apply(operation: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     """`operation.apply`, typed."""
     out: Tensor = operation.apply(*arguments)
     return out
-
-
-# -- dropout -------------------------------------------------------------------------------------------
-
-
-def plain_dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element with probability `p`, scale the rest by 1 / (1 - p)."""
-    return F.dropout(x, p, training=True)
-
-
-def dropped_positions(elements: int, p: float, device: torch.device) -> Tensor:
-    """Indices (drawn with replacement) to zero so that each of `elements` is dropped with probability `p`.
-
-    k draws miss an element with probability (1 - 1/n)^k; k solves (1 - 1/n)^k = 1 - p. For p = 0.05 that
-    is one random number for twenty elements, where a mask needs twenty: on a CPU, drawing masks was the
-    largest single cost of a LoRA step. The number of zeros varies less than a binomial's; each
-    element's probability is exact up to rounding of k.
-    """
-    if elements <= 1:
-        return (torch.rand(elements, device=device) < p).nonzero().squeeze(1)
-    draws = round(math.log1p(-p) / math.log1p(-1 / elements))
-    return torch.randint(elements, (draws,), device=device)
-
-
-def _zero_at(x: Tensor, positions: Tensor) -> Tensor:
-    x.view(-1).index_fill_(0, positions, 0)
-    return x
-
-
-# -- LoRA ----------------------------------------------------------------------------------------------
-
-
-def plain_lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, dropout: float
-) -> Tensor:
-    """x W^T + bias + scaling * dropout(x) A^T B^T (Hu et al. 2021, eq. 3).
-
-    Shapes: x (..., in), weight (out, in), a (r, in), b (out, r). The adapter works in its own dtype.
-    """
-    dropped = plain_dropout(x, dropout) if dropout else x
-    return F.linear(x, weight, bias) + (F.linear(F.linear(dropped.to(a.dtype), a), b) * scaling).to(x.dtype)
-
-
-class _LoraLinear(torch.autograd.Function):
-    """The same in the dtype of x: no float32 copies of activations, no mask, nothing saved but x and A x."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scaling: float,
-        dropout: float,
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out = F.linear(rows, weight, bias)
-        positions = dropped_positions(rows.numel(), dropout, x.device) if dropout else None
-        kept = rows if positions is None else _zero_at(rows.clone(), positions)
-        scaling = scaling / (1 - dropout)
-        inner = kept @ a.to(x.dtype).T  # (rows, r)
-        out.addmm_(inner, b.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(rows, weight, a, b, inner, positions)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        rows, weight, a, b, inner, positions = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
-        grad_inner = (grad @ b.to(grad.dtype)) * ctx.scaling
-        grad_b = (grad.T @ inner) * ctx.scaling
-        kept = rows if positions is None else _zero_at(rows.clone(), positions)
-        grad_a = grad_inner.T @ kept
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_inner @ a.to(grad.dtype)
-            if positions is not None:
-                _zero_at(grad_x, positions)
-            grad_x = grad_x.addmm_(grad, weight).view(ctx.shape)
-        return grad_x, None, None, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
-
-
-def fast_lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, dropout: float
-) -> Tensor:
-    """`plain_lora_linear` for a frozen weight and bias, with gradients for x, a and b."""
-    return apply(_LoraLinear, x, weight, bias, a, b, scaling, dropout)
 
 
 # -- norm and activation ---------------------------------------------------------------------------------
@@ -227,42 +138,18 @@ def fast_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def use_fast_kernels(model: nn.Module) -> dict[str, int]:
     """Swap fast forms into `model` where they apply; returns how many modules of each kind took one."""
     taken: Counter[str] = Counter()
-    for kind, applies, forward in _SWAPS:
+    for group in sharing_groups(model):
+        shared = SharedInput(group)
+        fast = [partial(shared.forward, at) for at in range(len(group))]
+        if _agree(group, fast, group[0].base_layer.weight):
+            shared.take_over()
+            taken["lora"] += len(group)
+    for kind, applies, forward, weight in _SWAPS:
         for module in model.modules():
-            if applies(module) and _agrees(kind, module, forward):
-                module.forward = MethodType(forward, module)
+            if applies(module) and _agree([module], [partial(forward, module)], weight(module)):
+                module.forward = partial(forward, module)
                 taken[kind] += 1
     return dict(taken)
-
-
-def _is_vanilla_lora(module: Any) -> bool:
-    from peft.tuners.lora.layer import Linear
-
-    return (
-        type(module) is Linear
-        and type(module.base_layer) is nn.Linear
-        and not module.lora_variant
-        and len(module.active_adapters) == 1
-        and not module.base_layer.weight.requires_grad
-        and not any(module.lora_bias.values())
-    )
-
-
-def _lora_forward(module: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    if module.disable_adapters or module.merged or args or options:
-        out: Tensor = type(module).forward(module, x, *args, **options)
-        return out
-    name = module.active_adapters[0]
-    dropout = module.lora_dropout[name]
-    return fast_lora_linear(
-        x,
-        module.base_layer.weight,
-        module.base_layer.bias,
-        module.lora_A[name].weight,
-        module.lora_B[name].weight,
-        module.scaling[name],
-        dropout.p if module.training and isinstance(dropout, nn.Dropout) else 0.0,
-    )
 
 
 def _is_rms_norm(module: Any) -> bool:
@@ -287,22 +174,22 @@ def _swiglu_forward(module: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _agrees(kind: str, module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether the fast form of this module answers as its own code does, on random input, without dropout."""
-    weight = module.gate_proj.weight if kind == "swiglu" else module.weight
+def _agree(modules: Sequence[Any], fast: Sequence[Callable[..., Tensor]], weight: Tensor) -> bool:
+    """Whether fast forms answer as the modules' own code does, on random input, without dropout."""
     x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0))
     x = x.to(weight.device, weight.dtype)
-    was_training = module.training
-    module.eval()
+    was_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
     with torch.no_grad():
-        own, fast = module(x), forward(module, x)
-    module.train(was_training)
+        pairs = [(module(x), form(x)) for module, form in zip(modules, fast, strict=True)]
+    for module, training in zip(modules, was_training, strict=True):
+        module.train(training)
     tolerance = 2e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    return bool((own - fast).abs().max() <= tolerance * own.abs().max().clamp_min(1e-6))
+    return all((own - seen).abs().max() <= tolerance * own.abs().max().clamp_min(1e-6) for own, seen in pairs)
 
 
-_SWAPS: Sequence[tuple[str, Callable[[Any], bool], Callable[..., Tensor]]] = (
-    ("lora", _is_vanilla_lora, _lora_forward),
-    ("norm", _is_rms_norm, _rms_norm_forward),
-    ("swiglu", _is_swiglu, _swiglu_forward),
+_SWAPS: Sequence[tuple[str, Callable[[Any], bool], Callable[..., Tensor], Callable[[Any], Tensor]]] = (
+    ("norm", _is_rms_norm, _rms_norm_forward, lambda module: module.weight),
+    ("swiglu", _is_swiglu, _swiglu_forward, lambda module: module.gate_proj.weight),
 )

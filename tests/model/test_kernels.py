@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from danlu.model import kernels
+from danlu.device import Device
+from danlu.model import kernels, lora_kernel
+from danlu.model.adapters import LoraOptions, attach
 from danlu.model.attention import Documents, causal_window, documents_of, fast_attention, plain_attention
+from danlu.model.load import load_model
 
+CPU = Device("cpu", 1, 2**34, False)
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
 
 
@@ -33,15 +37,54 @@ def test_lora_linear_equals_its_definition(dtype, tolerance, bias):
     b = random(24, dtype=dtype, seed=2, grad=False) if bias else None
     low, high = random(4, 16, seed=3), random(24, 4, seed=4)
     assert_same(
-        kernels.plain_lora_linear, kernels.fast_lora_linear, (x, weight, b, low, high, 2.0, 0.0), tolerance
+        lora_kernel.plain_lora_linear, lora_kernel.fast_lora_linear, (x, weight, b, low, high, 2.0, 0.0), tolerance
     )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_layers_that_share_an_input_equal_each_layer_alone(dtype, tolerance):
+    x = random(2, 5, 16, dtype=dtype)
+    sizes = ((24, 4), (8, 4), (8, 2))
+    layers = [
+        (random(out, 16, dtype=dtype, seed=out, grad=False), None, random(r, 16, seed=r), random(out, r, seed=9), scale)
+        for (out, r), scale in zip(sizes, (2.0, 1.0, 0.5), strict=True)
+    ]
+    learnt = [tensor for layer in layers for tensor in layer[2:4]]
+
+    def joined(outs):
+        return torch.cat(outs, -1)
+
+    def plain(x, *_):
+        return joined([lora_kernel.plain_lora_linear(x, *layer, 0.0) for layer in layers])
+
+    def fast(x, *_):
+        return joined(lora_kernel.fast_lora_linears(x, layers, 0.0))
+
+    assert_same(plain, fast, (x, *learnt), tolerance)
+
+
+def test_a_shared_input_is_computed_once_and_not_held(tiny_model):
+    model = attach(load_model(tiny_model, device=CPU, dtype=torch.float32), LoraOptions(lora_dropout=0.0), seed=0)
+    attention = model.get_base_model().model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    x, other = random(3, 32, grad=False), random(3, 32, seed=5, grad=False)
+    expected = [[layer(value) for layer in layers] for value in (x, other)]
+    shared = lora_kernel.SharedInput(layers)
+    shared.take_over()
+    for value, outs in zip((x, other), expected, strict=True):
+        for layer, out in zip(layers, outs, strict=True):
+            assert torch.allclose(layer(value), out, atol=1e-6)
+    assert shared._input is None
+    assert torch.allclose(layers[2](x), expected[0][2], atol=1e-6)  # on its own, out of turn
+    layers[0](x)
+    assert torch.allclose(layers[1](other), expected[1][1], atol=1e-6)  # another input in between
 
 
 def test_dropout_of_lora_drops_the_same_places_forward_and_backward():
     x = torch.ones(40, 50, requires_grad=True)
     weight, a, b = torch.zeros(50, 50), torch.eye(50), torch.eye(50)
     torch.manual_seed(1)
-    out = kernels.fast_lora_linear(x, weight, None, a, b, 1.0, 0.25)
+    out = lora_kernel.fast_lora_linear(x, weight, None, a, b, 1.0, 0.25)
     (grad,) = torch.autograd.grad(out.sum(), x)
     assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert torch.equal(grad, out)  # with identity matrices the gradient is the mask itself
@@ -53,7 +96,7 @@ def test_each_element_is_dropped_with_probability_p(p):
     n, rounds = 200, 4000
     hits = torch.zeros(n)
     for _ in range(rounds):
-        hits[kernels.dropped_positions(n, p, torch.device("cpu")).unique()] += 1
+        hits[lora_kernel.dropped_positions(n, p, torch.device("cpu")).unique()] += 1
     share = hits / rounds
     error = (p * (1 - p) / rounds) ** 0.5
     draws = round(torch.log1p(torch.tensor(-p)).item() / torch.log1p(torch.tensor(-1 / n)).item())

@@ -1,0 +1,86 @@
+"""What the engine hands back: answers, and the pieces of them that come while they grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from danlu.generate.strategies import FinishReason
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """One token's log-probability under the model, and those of the likeliest tokens in its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        token_ids: new tokens only, with the token that ended the answer.
+        text: their text, without control tokens and (unless include_stop) without the stop sequence.
+        score: of beam search, sum of log p / length ** length_penalty; None otherwise.
+        finish_reason: "stop" (an end token or stop sequence came), "length" (the limit was reached), or
+            "unsatisfied" (the limit was reached before every forced phrase had appeared).
+        logprobs: one entry a token where the knob asked for them.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    score: float | None
+    finish_reason: FinishReason
+    logprobs: tuple[Logprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answers to one prompt, best first."""
+
+    prompt_token_ids: tuple[int, ...]
+    sequences: tuple[Answer, ...]
+
+    @property
+    def text(self) -> str:
+        return self.sequences[0].text
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of an answer.
+
+    Attributes:
+        index: which of the request's answers.
+        text: what has become certain since the last event. Beams change their mind, so theirs comes at the end.
+        token_ids: the tokens since the last event.
+        answer: the finished answer, with its last piece.
+        leading: of beams, the text that leads now.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    answer: Answer | None = None
+    leading: str | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine is busy with.
+
+    Attributes:
+        waiting: requests whose prompt is not being read yet.
+        running: requests that are read or answered.
+        rows: answers and beams that grow in each step.
+        kv_bytes: allocated for keys and values now.
+        kv_budget_bytes: what they may take at most.
+    """
+
+    waiting: int
+    running: int
+    rows: int
+    kv_bytes: int
+    kv_budget_bytes: int

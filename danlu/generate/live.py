@@ -1,0 +1,102 @@
+"""A running request as an asyncio program sees it: events without a thread that waits for them.
+
+The engine's thread makes the steps and wakes the loop; text is made here. Knows no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from danlu.generate.answers import Event, Generation
+from danlu.generate.requests import Job
+from danlu.generate.strategies import Step
+from danlu.generate.text import TextStream, push_all
+from danlu.generate.worker import Worker
+
+
+class LiveAnswers:
+    """The answers to one prompt as they grow. Made on the loop that reads them, and starts the request.
+
+    Args:
+        job: not submitted yet.
+        worker: the engine's thread.
+        finish: awaits the whole of a request that has ended; raises the error that ended it.
+        decode: token ids -> text, for the hypothesis that leads.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        worker: Worker,
+        finish: Callable[[], Awaitable[Generation]],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        self._job, self._worker, self._finish, self._decode = job, worker, finish, decode
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._streams: dict[int, TextStream] = {}
+        self._pushed: dict[int, int] = {}  # answer number -> tokens that went into its stream
+        self._told: dict[int, int] = {}  # answer number -> tokens that went out with an event
+        self._wake_on_news()
+        worker.submit(job.request)
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        return self._job.prompt
+
+    def close(self) -> None:
+        """End the request, wherever it stands."""
+        self._worker.cancel(self._job.request)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Pieces of all answers, then each answer with its last piece; raises the error that ended the request."""
+        ended = False
+        while not ended:
+            await self._news.wait()
+            self._news.clear()
+            ended = not self._job.ended.empty()
+            for event in self._growth():
+                yield event
+        for index, answer in enumerate((await self._finish()).sequences):
+            said = self._streams[index].text if index in self._streams else ""
+            yield Event(index, answer.text[len(said) :], answer.token_ids[self._told.get(index, 0) :], answer)
+
+    def _wake_on_news(self) -> None:
+        request = self._job.request
+        on_step, on_end = request.on_step, request.on_end
+
+        def step(made: Step) -> None:
+            on_step(made)
+            self._wake()
+
+        def end(error: BaseException | None) -> None:
+            on_end(error)
+            self._wake()
+
+        request.on_step, request.on_end = step, end
+
+    def _wake(self) -> None:
+        """Called on the engine's thread. A loop that has ended has no reader left, and the engine goes on."""
+        try:
+            self._loop.call_soon_threadsafe(self._news.set)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _growth(self) -> list[Event]:
+        """Events since the last look; of beams, what leads now."""
+        progress: dict[int, tuple[int, ...]] = {}
+        while not self._job.steps.empty():
+            progress |= self._job.steps.get()
+        events = []
+        for index, tokens in progress.items():
+            if self._job.params.num_beams > 1:
+                events.append(Event(index, "", leading=self._decode(tokens)))
+                continue
+            pushed, self._pushed[index] = self._pushed.get(index, 0), len(tokens)
+            stream = self._streams.setdefault(index, self._job.text())
+            if text := push_all(stream, tokens[pushed:], pushed, self._job.min_new):
+                told, self._told[index] = self._told.get(index, 0), len(tokens)
+                events.append(Event(index, text, tokens[told:]))
+        return events

@@ -1,0 +1,89 @@
+"""What a server counts, in Prometheus' text form. Each server has a registry of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from danlu.generate.answers import Load
+
+_SPEED_WINDOW_SECONDS = 10.0
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Speed:
+    """Tokens a second over the last ten seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._made: deque[tuple[float, int]] = deque()
+
+    def add(self, tokens: int) -> None:
+        self._made.append((self._clock(), tokens))
+        self._forget()
+
+    @property
+    def per_second(self) -> float:
+        self._forget()
+        return sum(tokens for _, tokens in self._made) / _SPEED_WINDOW_SECONDS
+
+    def _forget(self) -> None:
+        while self._made and self._made[0][0] < self._clock() - _SPEED_WINDOW_SECONDS:
+            self._made.popleft()
+
+
+class Metrics:
+    """Counts of one server.
+
+    Args:
+        load: what the engine is busy with.
+    """
+
+    def __init__(self, load: Callable[[], Load]) -> None:
+        self.registry = CollectorRegistry()
+        self.speed = Speed()
+        self.requests = Counter(
+            "danlu_requests", "requests that ended, by what became of them", ["outcome"], registry=self.registry
+        )
+        self.prompt_tokens = Counter("danlu_prompt_tokens", "tokens of prompts", registry=self.registry)
+        self.generated_tokens = Counter("danlu_generated_tokens", "tokens of answers", registry=self.registry)
+        self.first_token = Histogram(
+            "danlu_time_to_first_token_seconds",
+            "from a request's arrival to the first piece of an answer; of beams, to the answer",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "danlu_request_seconds", "from a request's arrival to its end", buckets=_SECONDS, registry=self.registry
+        )
+        self.registry.register(_Gauges(load, self.speed))
+
+    def tokens(self, count: int) -> None:
+        """Tokens of an answer that have just been made."""
+        if count:
+            self.generated_tokens.inc(count)
+            self.speed.add(count)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    """The engine as it is at the moment of asking."""
+
+    def __init__(self, load: Callable[[], Load], speed: Speed) -> None:
+        self._load, self._speed = load, speed
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        load = self._load()
+        yield GaugeMetricFamily("danlu_requests_waiting", "prompts that are not being read yet", load.waiting)
+        yield GaugeMetricFamily("danlu_requests_running", "prompts that are read or answered", load.running)
+        yield GaugeMetricFamily("danlu_rows_running", "answers and beams that grow in each step", load.rows)
+        yield GaugeMetricFamily("danlu_kv_bytes", "allocated for keys and values", load.kv_bytes)
+        yield GaugeMetricFamily("danlu_kv_budget_bytes", "what keys and values may take", load.kv_budget_bytes)
+        yield GaugeMetricFamily("danlu_tokens_per_second", "over the last 10 seconds", self._speed.per_second)

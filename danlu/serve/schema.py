@@ -1,0 +1,301 @@
+"""Bodies of requests: OpenAI's names beside every knob of GenerationParams, read into an Ask.
+
+A field that is null counts as not given. What OpenAI's clients send and no answer depends on is passed over; what
+would change an answer and is not there yet is an error that names it. Knows no HTTP.
+
+Whether to draw: do_sample decides where it is given. Otherwise temperature 0 takes the likeliest token, a larger
+one draws; with neither, beams and forced words search, and everything else draws at temperature 1, as OpenAI does.
+A search gives the same answer each time, so a seed that comes with it is kept already; and with temperature 0
+top_p, top_k and min_p leave the likeliest token where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from danlu.config import Options, describe_faults
+from danlu.data.records import Message
+from danlu.errors import nearest
+from danlu.generate.engine import Prompt
+from danlu.generate.params import GenerationParams
+from danlu.serve.faults import ApiFault, blamed
+
+KNOBS = frozenset(GenerationParams.model_fields)
+
+# Sent by OpenAI's clients; no answer depends on them.
+INERT = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls",
+}  # fmt: skip
+NOT_YET = {
+    "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort",
+    "verbosity", "web_search_options", "suffix", "best_of", "guided_json", "guided_regex",
+}  # fmt: skip
+_OF_MESSAGES_INERT = {"refusal", "annotations"}
+_OF_MESSAGES_NOT_YET = {"tool_calls", "function_call", "tool_call_id", "name", "audio"}
+
+# Knobs that ask for a search where nothing says whether to draw.
+_SEARCHES = ("num_beams", "num_beam_groups", "constraints", "force_words", "force_words_ids")
+_MOOT_AT_ZERO = ("seed", "top_p", "top_k", "min_p")
+_LENGTHS = ("max_new_tokens", "max_length")
+
+
+class StreamOptions(Options):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool = Field(False, description="a last piece counts the tokens")
+    include_obfuscation: bool = Field(False, description="accepted, without effect")
+
+
+class ResponseFormat(Options):
+    """The form of an answer: text. json_object, json_schema and regex are not there yet."""
+
+    type: Literal["text"] = Field(description="text")
+
+
+class TextPart(Options):
+    """A piece of a message's content."""
+
+    type: Literal["text"] = Field(description="text; images and sound are not read")
+    text: str
+
+
+class ChatMessage(Options):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is read as system")
+    content: str | tuple[TextPart, ...]
+
+    @property
+    def plain(self) -> Message:
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class _Body(Options):
+    model: str = Field(description="the name that /v1/models lists")
+    stream: bool = Field(False, description="send the answer in pieces, as server-sent events")
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
+    stop: str | tuple[str, ...] | None = Field(None, description="strings that end the answer (stop_sequences)")
+    max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
+
+
+class ChatBody(_Body):
+    """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
+
+    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
+    logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
+    top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
+
+
+class CompletionBody(_Body):
+    """What /v1/completions reads; besides these, every knob of GenerationParams."""
+
+    prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...] = Field(
+        description="text or token ids, continued as they are; or a list of those"
+    )
+    echo: bool = Field(False, description="put the prompt before the answer")
+
+
+_AnyBody = TypeVar("_AnyBody", bound=_Body)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request wants.
+
+    Attributes:
+        names: knob -> the name under which the client gave it.
+        limited: the client set a length itself.
+        given: the keys of the body, which an error may blame.
+    """
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    params: GenerationParams
+    names: Mapping[str, str]
+    limited: bool
+    given: tuple[str, ...]
+    stream: bool = False
+    include_usage: bool = False
+    echo: bool = False
+
+    def in_client_words(self, message: str) -> str:
+        """An error of the engine, with the names that the client used."""
+        for knob, name in self.names.items():
+            message = re.sub(rf"\b{knob}\b", name, message)
+        return message
+
+
+def read_chat(document: dict[str, Any]) -> Ask:
+    """The Ask of a body for /v1/chat/completions. Raises ApiFault."""
+    given = _given(document)
+    if "messages" in given:
+        given["messages"] = _plain_messages(given["messages"])
+    body, knobs = _split(ChatBody, given)
+    names: dict[str, str] = {}
+    _put(knobs, names, "max_new_tokens", "max_completion_tokens", body.max_completion_tokens)
+    if body.top_logprobs is not None and body.logprobs in (None, False):
+        raise ApiFault(400, "top_logprobs has no effect without logprobs; set logprobs to true", "top_logprobs")
+    if body.logprobs is not None and not isinstance(body.logprobs, bool):
+        knobs["logprobs"] = body.logprobs
+    elif body.logprobs:
+        knobs["logprobs"] = 0
+    if body.top_logprobs is not None:
+        if not isinstance(body.logprobs, bool):
+            raise ApiFault(400, "logprobs is a number, and top_logprobs is given too; keep one", "top_logprobs")
+        knobs["logprobs"], names["logprobs"] = body.top_logprobs, "top_logprobs"
+    return _ask(body, (tuple(message.plain for message in body.messages),), knobs, names, given)
+
+
+def read_completion(document: dict[str, Any]) -> Ask:
+    """The Ask of a body for /v1/completions. Raises ApiFault."""
+    given = _given(document)
+    body, knobs = _split(CompletionBody, given)
+    prompts: tuple[Prompt, ...]
+    if isinstance(body.prompt, str):
+        prompts = (body.prompt,)
+    elif not body.prompt:
+        raise ApiFault(400, "prompt is an empty list", "prompt")
+    else:
+        prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt  # type: ignore[assignment]
+    if body.echo and knobs.get("logprobs") is not None:
+        raise ApiFault(400, "echo with logprobs is not supported yet; leave one of them out", "echo", "unsupported")
+    return _ask(body, prompts, knobs, {}, given, echo=body.echo)
+
+
+def _given(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if value is not None and key not in INERT}
+
+
+def _plain_messages(messages: Any) -> Any:
+    """Messages without the fields that say nothing; what would be lost is refused."""
+    if not isinstance(messages, list):
+        return messages
+    plain = []
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict):
+            return messages
+        kept = {key: value for key, value in message.items() if value is not None and key not in _OF_MESSAGES_INERT}
+        for key in sorted(_OF_MESSAGES_NOT_YET & kept.keys()):
+            if kept.pop(key):
+                raise ApiFault(400, f"messages.{at}.{key}: not supported yet", f"messages.{at}.{key}", "unsupported")
+        plain.append(kept)
+    return plain
+
+
+def _split(model: type[_AnyBody], given: dict[str, Any]) -> tuple[_AnyBody, dict[str, Any]]:
+    """The body proper, and the knobs beside it."""
+    own = set(model.model_fields)
+    for key in given.keys() - own - KNOBS:
+        if key in NOT_YET:
+            raise ApiFault(400, f"{key}: not supported yet", key, "unsupported")
+        raise ApiFault(400, f"{key}: unknown; {nearest(key, own | KNOBS)}".rstrip("; "), key, "unknown_parameter")
+    body = _validate(model, {key: value for key, value in given.items() if key in own}, {})
+    return body, {key: value for key, value in given.items() if key not in own}
+
+
+_AnyOptions = TypeVar("_AnyOptions", bound=Options)
+
+
+def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[str, str]) -> _AnyOptions:
+    """As JSON and strictly: a number in quotes is no number."""
+    try:
+        return model.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        message = "; ".join(fault.removeprefix("(whole): ") for fault in describe_faults(error, model))
+        for knob, name in names.items():
+            message = re.sub(rf"\b{knob}\b", name, message)
+        place = error.errors()[0]["loc"]
+        param = names.get(str(place[0]), str(place[0])) if place else None
+        param = param or blamed(message, [*names.values(), *values])
+        hint = " (only text is supported yet)" if param == "response_format" else ""
+        raise ApiFault(400, message + hint, param, "invalid_value") from None
+
+
+def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, value: Any) -> None:
+    """Set a knob that the client gave under OpenAI's name; twice is once too often."""
+    if value is None:
+        return
+    if knob in knobs:
+        other = names.get(knob, knob)
+        raise ApiFault(400, f"{name} and {other} say the same thing; keep one of them", name, "contradiction")
+    knobs[knob], names[knob] = value, name
+
+
+def _ask(
+    body: _Body,
+    prompts: tuple[Prompt, ...],
+    knobs: dict[str, Any],
+    names: dict[str, str],
+    given: dict[str, Any],
+    *,
+    echo: bool = False,
+) -> Ask:
+    if body.stream_options is not None and not body.stream:
+        raise ApiFault(400, "stream_options has no effect without stream; set stream to true", "stream_options")
+    _put(knobs, names, "max_new_tokens", "max_tokens", body.max_tokens)
+    _put(knobs, names, "num_return_sequences", "n", body.n)
+    _put(knobs, names, "stop_sequences", "stop", [body.stop] if isinstance(body.stop, str) else body.stop)
+    _decide_whether_to_draw(knobs)
+    params = _validate(GenerationParams, knobs, names)
+    return Ask(
+        model=body.model,
+        prompts=prompts,
+        params=params,
+        names=names,
+        limited=any(knob in knobs for knob in _LENGTHS),
+        given=tuple(given),
+        stream=body.stream,
+        include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        echo=echo,
+    )
+
+
+def _decide_whether_to_draw(knobs: dict[str, Any]) -> None:
+    temperature = knobs.get("temperature")
+    is_zero = isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
+    if is_zero and knobs.get("do_sample"):
+        raise ApiFault(400, "temperature 0 draws nothing, and do_sample is true; keep one of them", "temperature")
+    if is_zero:
+        del knobs["temperature"]
+        knobs["do_sample"] = False
+        for knob in _MOOT_AT_ZERO:
+            if not _faulty(knob, knobs):
+                knobs.pop(knob, None)
+    elif "do_sample" not in knobs:
+        searches = any(knobs.get(knob) not in (None, 1, []) for knob in _SEARCHES)
+        knobs["do_sample"] = temperature is not None or not searches
+    if knobs["do_sample"] is False and not _faulty("seed", knobs):
+        knobs.pop("seed", None)
+
+
+def _faulty(knob: str, knobs: Mapping[str, Any]) -> bool:
+    """Whether a knob that is about to be passed over holds a value that would be refused anyway."""
+    if knob not in knobs:
+        return False
+    try:
+        GenerationParams.model_validate_json(json.dumps({knob: knobs[knob], "do_sample": True}), strict=True)
+    except ValidationError:
+        return True
+    return False
+
+
+def schema_of(model: type[_Body]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """JSON schema of a body with every knob, and the definitions it refers to, for the API's own description."""
+    place = "#/components/schemas/{model}"
+    knobs = GenerationParams.model_json_schema(ref_template=place)
+    own = model.model_json_schema(ref_template=place)
+    definitions = {**knobs.pop("$defs", {}), **own.pop("$defs", {})}
+    own["properties"] = {**knobs["properties"], **own["properties"]}
+    return own, definitions

@@ -1,0 +1,70 @@
+"""The server as a process: a socket, a model, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from danlu.errors import ResourceError
+from danlu.serve.options import ServeOptions
+
+Say = Callable[[str], None]
+
+# After running requests were told that they end, their connections have this long to say so.
+_LAST_WORDS_SECONDS = 5
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """A socket on the address, taken before a model is loaded in vain. Raises ResourceError."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((options.host, options.port))
+    except OSError as error:
+        taken.close()
+        raise ResourceError(
+            f"cannot listen on {options.host}:{options.port}: {error.strerror}",
+            fix="choose another port (port 0 takes a free one), or end the program that holds it",
+        ) from error
+    return taken
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which says when it is ready, and lets running requests end when it is told to stop.
+
+    Args:
+        say: hears the line with the URL.
+    """
+
+    def __init__(self, app: FastAPI, options: ServeOptions, say: Say) -> None:
+        patience = int(options.shutdown_timeout_seconds) + _LAST_WORDS_SECONDS
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=patience
+        )
+        super().__init__(config)
+        self._options, self._say = options, say
+        self._stop_requests = app.state.service.closing.set
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            host, port = one.getsockname()[:2]
+            self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        last_call = asyncio.get_running_loop().call_later(self._options.shutdown_timeout_seconds, self._stop_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            last_call.cancel()
+
+
+def serve(app: FastAPI, options: ServeOptions, taken: socket.socket, say: Say) -> None:
+    """Answer on the socket until the process is told to stop (SIGINT, SIGTERM)."""
+    with taken:
+        Server(app, options, say).run(sockets=[taken])

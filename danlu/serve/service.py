@@ -1,0 +1,213 @@
+"""Requests on the engine: who may come in, what they get, and when they have to go.
+
+A request holds its places from admission to its end; whatever ends it (an answer, an error, its client, the clock,
+the server) also ends it in the engine. Knows no routes and no bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any, TypeVar
+
+from danlu.errors import DanluError
+from danlu.generate.answers import Answer, Event
+from danlu.generate.engine import Engine, Prompt
+from danlu.generate.live import LiveAnswers
+from danlu.generate.params import GenerationParams
+from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time
+from danlu.serve.metrics import Metrics
+from danlu.serve.options import ServeOptions
+from danlu.serve.replies import TokenNames, Usage
+from danlu.serve.schema import Ask
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_T = TypeVar("_T")
+
+
+class Service:
+    """One engine and those who wait for it."""
+
+    def __init__(self, engine: Engine, options: ServeOptions, model_name: str) -> None:
+        self.engine, self.options, self.model_name = engine, options, model_name
+        self.metrics = Metrics(lambda: engine.load)
+        self.names = TokenNames(engine.chat.tokenizer)
+        self.closing = asyncio.Event()
+        self.places_taken = 0
+
+    async def open(self, ask: Ask, arrived: float) -> Run:
+        """Start a request. Raises ApiFault when it does not fit, or when there is no place."""
+        if self.closing.is_set():
+            raise closing()
+        self._check(ask)
+        run = Run(self, ask, arrived)
+        try:
+            await run.start()
+        except BaseException as error:
+            run.close()
+            if isinstance(error, DanluError):
+                raise as_fault(error, ask.given, ask.in_client_words) from error
+            raise
+        return run
+
+    def _check(self, ask: Ask) -> None:
+        if ask.model != self.model_name:
+            raise ApiFault(
+                404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
+            )
+        count, rows = len(ask.prompts), len(ask.prompts) * ask.params.live_rows
+        if rows > self.options.max_rows:
+            knob = "num_beams" if ask.params.num_beams > 1 else ask.names.get("num_return_sequences", "prompt")
+            raise ApiFault(
+                400,
+                f"{count} prompt(s) with {ask.params.live_rows} answers or beams each; this server allows "
+                f"{self.options.max_rows} in all (max_rows)",
+                knob if ask.params.live_rows > 1 else "prompt",
+                "too_many_rows",
+            )
+        if count > self.options.max_queue:
+            raise ApiFault(400, f"{count} prompts; this server holds {self.options.max_queue} at once", "prompt")
+        if self.places_taken + count > self.options.max_queue:
+            raise ApiFault(
+                429,
+                f"{self.places_taken} prompts are here already, of {self.options.max_queue}; try again",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+
+    def fitting(self, ask: Ask, prompt_length: int) -> GenerationParams:
+        """The knobs for a prompt: where the client set no limit, ours. Raises ApiFault past the context."""
+        params, context = ask.params, self.engine.context_length
+        left = None if context is None else context - prompt_length
+        if not ask.limited and (left is None or left > 0):
+            limit = self.options.default_max_tokens if left is None else min(self.options.default_max_tokens, left)
+            limit = max(limit, min(params.min_new(prompt_length), left or limit))
+            params = params.model_copy(update={"max_new_tokens": limit})
+        if left is not None and max(1, params.new_tokens_limit(prompt_length)) > left:
+            name = ask.names.get("max_new_tokens", "max_new_tokens")
+            wanted = f" and {name} is {params.max_new_tokens}" if params.max_new_tokens and left > 0 else ""
+            raise ApiFault(
+                400,
+                f"the prompt has {prompt_length} tokens{wanted}; the model's context is {context} tokens in all",
+                name if wanted else None,
+                "context_length_exceeded",
+            )
+        return params
+
+
+class Run:
+    """All prompts of one request on the engine."""
+
+    def __init__(self, service: Service, ask: Ask, arrived: float) -> None:
+        self.service, self.ask, self._arrived = service, ask, arrived
+        self.deadline = arrived + service.options.request_timeout_seconds
+        self._places = len(ask.prompts)
+        service.places_taken += self._places
+        self._live: list[LiveAnswers] = []
+        self._readers: list[asyncio.Task[None]] = []
+        self._news: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue()
+        self._made = 0
+        self._told_first = False
+
+    @property
+    def choices(self) -> int:
+        return len(self.ask.prompts) * self.ask.params.num_return_sequences
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(sum(len(live.prompt_token_ids) for live in self._live), self._made)
+
+    async def start(self) -> None:
+        """Submit every prompt; an error in one of them is raised, and the caller closes the run."""
+        ready = [await self._prepare(prompt) for prompt in self.ask.prompts]
+        for token_ids, params in ready:
+            self._live.append(await self.service.engine.aopen(token_ids, params))
+        for at, live in enumerate(self._live):
+            self._readers.append(asyncio.create_task(self._read(at, live)))
+            self.service.metrics.prompt_tokens.inc(len(live.prompt_token_ids))
+
+    async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
+        chat, engine = self.service.engine.chat, self.service.engine
+        for at, message in enumerate(prompt if isinstance(prompt, tuple) else ()):
+            if isinstance(message, dict) and (token := chat.control_token_in(message)):
+                raise ApiFault(
+                    400,
+                    f"messages.{at}.content holds the control token {token!r}, which would be read as the end or the "
+                    "beginning of a turn; remove it",
+                    f"messages.{at}.content",
+                    "control_token",
+                )
+        token_ids = await engine.atoken_ids(prompt)
+        return token_ids, self.service.fitting(self.ask, len(token_ids))
+
+    async def _read(self, at: int, live: LiveAnswers) -> None:
+        try:
+            async for event in live.events():
+                self._news.put_nowait((at * self.ask.params.num_return_sequences + event.index, event))
+        except Exception as error:
+            self._news.put_nowait(error)
+
+    async def pieces(self, beat_seconds: float) -> AsyncIterator[tuple[int, Event] | None]:
+        """(number of the choice, event) as they come; None when nothing came for a while. Raises ApiFault."""
+        open_choices = self.choices
+        while open_choices:
+            left = self.deadline - time.monotonic()
+            try:
+                news = await asyncio.wait_for(self._news.get(), max(0, min(beat_seconds, left)))
+            except TimeoutError:
+                if left <= beat_seconds:
+                    raise out_of_time(self.service.options.request_timeout_seconds) from None
+                yield None
+                continue
+            if isinstance(news, BaseException):
+                raise as_fault(news, self.ask.given, self.ask.in_client_words)
+            self._count(news[1])
+            open_choices -= news[1].answer is not None
+            yield news
+
+    async def answers(self) -> list[Answer]:
+        """All answers, in order."""
+        found: dict[int, Answer] = {}
+        async for news in self.pieces(self.service.options.request_timeout_seconds):
+            if news is not None and news[1].answer is not None:
+                found[news[0]] = news[1].answer
+        return [found[index] for index in range(self.choices)]
+
+    def _count(self, event: Event) -> None:
+        if (event.text or event.answer is not None) and not self._told_first:
+            self._told_first = True
+            self.service.metrics.first_token.observe(time.monotonic() - self._arrived)
+        self._made += len(event.token_ids)
+        self.service.metrics.tokens(len(event.token_ids))
+
+    def close(self) -> None:
+        """End what still runs, and give the places back; more than once does no harm."""
+        for reader in self._readers:
+            reader.cancel()
+        for live in self._live:
+            live.close()
+        self.service.places_taken -= self._places
+        self._places = 0
+
+
+async def while_wanted(work: Awaitable[_T], receive: Receive, service: Service, seconds: float) -> _T:
+    """The result of `work`, unless its client goes away, the server is stopped or the time is up: ApiFault then."""
+    task = asyncio.ensure_future(work)
+    gone, stopped = asyncio.create_task(_gone(receive)), asyncio.create_task(service.closing.wait())
+    try:
+        await asyncio.wait({task, gone, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ApiFault(499, "the client went away", code="cancelled")
+        raise closing() if stopped.done() else out_of_time(service.options.request_timeout_seconds)
+    finally:
+        for one in (task, gone, stopped):
+            one.cancel()
+        await asyncio.gather(task, gone, stopped, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,68 @@
+"""An answer as server-sent events, with a sign of life while nothing comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.responses import Response
+
+from danlu.serve.faults import ApiFault, as_fault
+from danlu.serve.replies import DONE, KEEP_ALIVE, Replies, event_of
+from danlu.serve.service import Receive, Run, while_wanted
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BEAT_SECONDS = 10.0
+# After the deadline, a client that reads slowly has this long to take in what is on its way.
+_GRACE_SECONDS = 5.0
+
+
+class EventStream(Response):
+    """The pieces of a run as they come; owns the run and closes it.
+
+    Args:
+        ended: hears None, or the fault that ended the stream.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, run: Run, replies: Replies, ended: Callable[[ApiFault | None], None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._run, self._replies, self._ended = run, replies, ended
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        fault: ApiFault | None = ApiFault(499, "the stream was cut off", code="cancelled")
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            seconds = self._run.deadline + _GRACE_SECONDS - time.monotonic()
+            try:
+                await while_wanted(self._pieces(send), receive, self._run.service, seconds)
+                fault = None
+            except Exception as error:
+                fault = as_fault(error)
+                if fault.status != 499:
+                    await asyncio.wait_for(_say(send, event_of(fault.body)), _GRACE_SECONDS)
+            await asyncio.wait_for(_say(send, b"", more=False), _GRACE_SECONDS)
+        except (TimeoutError, OSError):  # nobody reads
+            pass
+        finally:
+            self._run.close()
+            self._ended(fault)
+
+    async def _pieces(self, send: Send) -> None:
+        for index in range(self._run.choices):
+            await _say(send, self._replies.beginning(index))
+        async for news in self._run.pieces(BEAT_SECONDS):
+            await _say(send, KEEP_ALIVE if news is None else self._replies.piece(*news))
+        if self._replies.counted:
+            await _say(send, self._replies.counts(self._run.usage))
+        await _say(send, DONE)
+
+
+async def _say(send: Send, data: bytes, *, more: bool = True) -> None:
+    if data or not more:
+        await send({"type": "http.response.body", "body": data, "more_body": more})

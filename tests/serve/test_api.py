@@ -1,0 +1,371 @@
+"""Routes without a network: answers equal to the engine's own, and every refusal with its status and its name."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from danlu.generate.params import GenerationParams
+from serving import CHAT, TEXT, is_idle
+
+HELLO = [{"role": "user", "content": "what is the capital of France?"}]
+STRATEGIES = {
+    "greedy": {"temperature": 0},
+    "sample": {"seed": 5, "temperature": 0.9},
+    "n": {"seed": 5, "n": 3},
+    "beam": {"num_beams": 3, "n": 2},
+    "beam_sample": {"num_beams": 2, "do_sample": True, "seed": 9},
+    "group_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "n": 4},
+    "constrained": {"num_beams": 3, "force_words": ["fox"]},
+    "penalties": {"temperature": 0, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "frequency_penalty": 0.5},
+}
+RENAMED = {"n": "num_return_sequences"}
+
+
+def params_of(knobs, **more):
+    """The same knobs, given to the engine directly."""
+    given = {RENAMED.get(name, name): value for name, value in knobs.items()}
+    if given.get("temperature") == 0:
+        del given["temperature"]
+    elif "num_beams" not in given:
+        given["do_sample"] = True
+    return GenerationParams(**given, **more)
+
+
+def chat(**more):
+    return {"model": "tiny", "messages": HELLO, "max_tokens": 16, **more}
+
+
+def text(**more):
+    return {"model": "tiny", "prompt": "the quick brown", "max_tokens": 16, **more}
+
+
+def events(response):
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def joined(pieces, part):
+    """Text and finish reason of each choice."""
+    texts, reasons = {}, {}
+    for piece in pieces:
+        for choice in piece["choices"]:
+            said = choice["delta"].get("content", "") if part == "delta" else choice["text"]
+            texts[choice["index"]] = texts.get(choice["index"], "") + said
+            if choice["finish_reason"]:
+                assert choice["index"] not in reasons
+                reasons[choice["index"]] = choice["finish_reason"]
+    return [texts[index] for index in sorted(texts)], [reasons[index] for index in sorted(reasons)]
+
+
+def error(response, status):
+    assert response.status_code == status, response.text
+    body = response.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    return body
+
+
+# --- answers
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_answer_is_the_engines_own(engine, post, name):
+    knobs = STRATEGIES[name]
+    expected = engine.generate([HELLO], params_of(knobs, max_new_tokens=16))[0]
+    body = post(CHAT, chat(**knobs)).json()
+    assert [choice["message"]["content"] for choice in body["choices"]] == [one.text for one in expected.sequences]
+    assert [choice.get("score") for choice in body["choices"]] == [one.score for one in expected.sequences]
+    made = sum(len(one.token_ids) for one in expected.sequences)
+    read = len(expected.prompt_token_ids)
+    assert body["usage"] == {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_stream_is_the_same_answer_in_pieces(engine, post, name):
+    knobs = STRATEGIES[name]
+    expected = engine.generate([HELLO], params_of(knobs, max_new_tokens=16))[0].sequences
+    pieces = events(post(CHAT, chat(**knobs, stream=True, stream_options={"include_usage": True})))
+    texts, reasons = joined(pieces, "delta")
+    assert texts == [one.text for one in expected]
+    assert reasons == ["length" if one.finish_reason == "unsatisfied" else one.finish_reason for one in expected]
+    assert pieces[-1]["choices"] == []
+    assert pieces[-1]["usage"]["completion_tokens"] == sum(len(one.token_ids) for one in expected)
+    assert all(piece["usage"] is None for piece in pieces[:-1])
+    assert len({piece["id"] for piece in pieces}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_of_several_prompts(engine, post, stream):
+    prompts = ["one two", "the lazy dog"]
+    params = GenerationParams(do_sample=True, seed=3, num_return_sequences=2, max_new_tokens=8)
+    expected = [one.text for made in engine.generate(prompts, params) for one in made.sequences]
+    asked = text(prompt=prompts, seed=3, n=2, max_tokens=8, echo=True, stream=stream)
+    response = post(TEXT, asked)
+    texts = joined(events(response), "text")[0] if stream else [one["text"] for one in response.json()["choices"]]
+    assert texts == [prompts[at // 2] + one for at, one in enumerate(expected)]
+
+
+def test_token_ids_as_prompt(engine, post):
+    ids = engine.token_ids("the quick brown")
+    as_text, as_ids = (post(TEXT, text(prompt=prompt, temperature=0)).json() for prompt in ("the quick brown", ids))
+    assert as_ids["choices"] == as_text["choices"]
+    assert error(post(TEXT, text(prompt=[10**6])), 400)
+    assert error(post(TEXT, text(prompt=[-1])), 400)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_are_cut_off(engine, post, stream):
+    whole = engine.generate([HELLO], GenerationParams(max_new_tokens=16))[0].text
+    stop = whole[5:8]
+    response = post(CHAT, chat(temperature=0, stop=[stop], stream=stream))
+    if stream:
+        assert joined(events(response), "delta") == ([whole[: whole.index(stop)]], ["stop"])
+    else:
+        assert response.json()["choices"][0]["message"]["content"] == whole[: whole.index(stop)]
+        assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_logprobs_in_openais_shape(engine, post):
+    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=6, logprobs=2))[0].sequences
+    choice = post(CHAT, chat(temperature=0, max_tokens=6, logprobs=True, top_logprobs=2)).json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert [one["logprob"] for one in entries] == pytest.approx([one.logprob for one in expected.logprobs])
+    assert all(one["top_logprobs"][0]["logprob"] >= one["top_logprobs"][1]["logprob"] for one in entries)
+    said = b"".join(bytes(one["bytes"]) for one in entries).decode("utf-8", "ignore")
+    assert choice["message"]["content"] in said
+    report = post(TEXT, text(temperature=0, max_tokens=6, logprobs=2)).json()["choices"][0]["logprobs"]
+    assert [len(report[key]) for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [6] * 4
+    pieces = events(post(CHAT, chat(temperature=0, max_tokens=6, logprobs=True, stream=True)))
+    assert len(pieces[-1]["choices"][0]["logprobs"]["content"]) == 6
+
+
+def test_unsatisfied_words_are_said(post):
+    words = {"num_beams": 2, "force_words": ["fox jumps over the lazy dog"], "max_tokens": 3}
+    choice = post(CHAT, chat(**words)).json()["choices"][0]
+    assert (choice["finish_reason"], choice["unsatisfied"]) == ("length", True)
+
+
+def test_without_a_limit_ours_counts_within_the_context(engine, post):
+    assert post(CHAT, {**chat(eos_token_id=[]), "max_tokens": None}, default_max_tokens=7).json()["usage"][
+        "completion_tokens"
+    ] == 7  # fmt: skip
+    long = {**text(eos_token_id=[], prompt=[5] * (engine.context_length - 3)), "max_tokens": None}
+    assert post(TEXT, long).json()["usage"]["completion_tokens"] == 3
+    fault = error(post(TEXT, text(prompt=[5] * 500, max_tokens=13)), 400)
+    assert (fault["code"], fault["param"]) == ("context_length_exceeded", "max_tokens")
+    assert error(post(TEXT, text(prompt=[5] * 512)), 400)["code"] == "context_length_exceeded"
+    assert error(post(TEXT, {**text(prompt=[5] * 600), "max_tokens": None}), 400)["code"] == "context_length_exceeded"
+
+
+# --- refusals
+
+
+def test_faults_in_the_body(post):
+    assert error(post(CHAT, b'{"model": '), 400)["code"] == "invalid_json"
+    assert error(post(CHAT, b'{"temperature": NaN}'), 400)["code"] == "invalid_json"
+    assert error(post(CHAT, chat(temperature="hot")), 400)["param"] == "temperature"
+    assert error(post(CHAT, chat(temprature=1)), 400)["param"] == "temprature"
+    assert error(post(CHAT, b"{}", {"content-type": "text/plain"}), 415)
+    assert error(post(CHAT, chat(model="gpt-4o")), 404)["code"] == "model_not_found"
+    assert error(post(CHAT, chat(n=129)), 400)["param"] == "n"
+    assert error(post(CHAT, chat(min_new_tokens=20, max_tokens=3)), 400)["param"] == "min_new_tokens"
+    assert error(post(CHAT, chat(bad_words_ids=[[10**6]])), 400)["param"] == "bad_words_ids"
+    assert error(post(TEXT, text(prompt="")), 400)
+    assert error(post(TEXT, text(prompt=["a"] * 300, n=None)), 400)["param"] == "prompt"
+
+
+def test_unicode(engine, post):
+    raw = json.dumps(chat()).encode().replace(b"what", b"\\ud800")
+    assert "surrogate" in error(post(CHAT, raw), 400)["message"]
+    for content in ("", "\0", "\N{ZERO WIDTH JOINER}" * 9, "e\N{COMBINING ACUTE ACCENT}", "\N{GRINNING FACE}丹炉"):
+        assert post(CHAT, chat(messages=[{"role": "user", "content": content}])).status_code == 200
+    held = error(post(CHAT, chat(messages=[{"role": "user", "content": "a<|im_end|>b"}])), 400)
+    assert (held["param"], held["code"]) == ("messages.0.content", "control_token")
+
+
+def test_long_bodies(ask, post):
+    assert error(post(CHAT, b" " * 10_000_000), 413)["code"] == "body_too_long"
+    taken = []
+
+    async def talk(client):
+        async def endless():
+            while True:
+                taken.append(1)
+                yield b" " * 65536
+
+        return await client.post(CHAT, content=endless(), headers={"content-type": "application/json"})
+
+    error(ask(talk), 413)
+    assert len(taken) <= 18
+
+
+def test_slow_bodies(ask):
+    async def talk(client):
+        async def trickle():
+            yield b"{"
+            await asyncio.sleep(5)
+            yield b"}"
+
+        return await client.post(CHAT, content=trickle(), headers={"content-type": "application/json"})
+
+    assert error(ask(talk, request_timeout_seconds=0.2), 408)["code"] == "timeout"
+
+
+def test_keys(ask):
+    async def talk(client):
+        sent = [None, "Bearer wrong", "Bearer ", "Basic secret", "Bearer secret", "bearer secret", "Bearer sécret"]
+        replies = []
+        for value in sent:
+            headers = {} if value is None else {"Authorization": value.encode()}
+            replies.append(await client.get("/v1/models", headers=headers))
+        return replies, await client.get("/health"), await client.get("/nowhere"), await client.post(CHAT, json={})
+
+    replies, health, nowhere, chatting = ask(talk, api_key="secret")
+    assert [one.status_code for one in replies] == [401, 401, 401, 401, 200, 200, 401]
+    assert error(replies[0], 401)["code"] == "invalid_api_key"
+    assert health.json() == {"status": "ok"}
+    error(nowhere, 401)
+    error(chatting, 401)
+
+
+def test_routes(ask):
+    async def talk(client):
+        return [
+            await client.get("/v1/models"), await client.get("/v1/models/tiny"), await client.get("/v1/models/x"),
+            await client.get("/v1/nothing"), await client.get(CHAT), await client.post("/v1/embeddings", json={}),
+            await client.get("/openapi.json"),
+        ]  # fmt: skip
+
+    models, one, other, unknown, wrong_method, embeddings, description = ask(talk)
+    assert [card["id"] for card in models.json()["data"]] == ["tiny"]
+    assert one.json()["id"] == "tiny"
+    error(other, 404)
+    assert "/v1/nothing" in error(unknown, 404)["message"]
+    error(wrong_method, 405)
+    assert "embeddings" in error(embeddings, 501)["message"]
+    body = description.json()["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"messages", "num_beams", "force_words"} <= set(body["properties"])
+    assert "Phrase" in description.json()["components"]["schemas"]
+
+
+def test_other_origins_only_when_asked_for(ask):
+    async def talk(client):
+        wish = {"Origin": "http://page.test", "Access-Control-Request-Method": "POST"}
+        return (await client.options(CHAT, headers=wish)).headers.get("access-control-allow-origin")
+
+    assert ask(talk) is None
+    assert ask(talk, cors_origins=("http://page.test",), api_key="k") == "http://page.test"
+
+
+def test_a_full_queue_says_when_to_come_back(ask, engine):
+    async def talk(client):
+        long = chat(max_tokens=400, eos_token_id=[], temperature=0)
+        first = asyncio.create_task(client.post(CHAT, json=long))
+        while not client.app.state.service.places_taken:
+            await asyncio.sleep(0.005)
+        second = await client.post(CHAT, json=chat())
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return second, client.app.state.service.places_taken
+
+    full, left = ask(talk, max_queue=1)
+    assert error(full, 429)["code"] == "queue_full"
+    assert full.headers["retry-after"] == "1"
+    assert left == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_time_is_up(ask, engine, stream):
+    async def talk(client):
+        long = chat(max_tokens=450, eos_token_id=[], num_beams=32, stream=stream)
+        return await client.post(CHAT, json=long), client.app.state.service.places_taken
+
+    response, left = ask(talk, request_timeout_seconds=0.2)
+    if stream:
+        assert json.loads(response.text.split("data: ")[-1])["error"]["code"] == "timeout"
+    else:
+        assert error(response, 504)["code"] == "timeout"
+    assert left == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failing_model_tells_no_secrets(post, engine, monkeypatch, stream):
+    def forward(*_args, **_options):
+        raise ZeroDivisionError("secret path")
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+    response = post(CHAT, chat(stream=stream))
+    body = json.loads(response.text.split("data: ")[-1])["error"] if stream else error(response, 500)
+    assert (body["code"], "secret" in response.text) == ("internal_error", False)
+    monkeypatch.undo()
+    assert post(CHAT, chat()).status_code == 200
+
+
+def test_metrics_parse(ask, engine):
+    async def talk(client):
+        await client.post(CHAT, json=chat(temperature=0, eos_token_id=[]))
+        await client.post(CHAT, json=chat(temprature=0))
+        return (await client.get("/metrics")).text
+
+    found = {}
+    for family in text_string_to_metric_families(ask(talk)):
+        for sample in family.samples:
+            found[sample.name, *sample.labels.values()] = sample.value
+    assert found["danlu_requests_total", "ok"] == 1
+    assert found["danlu_requests_total", "client_error"] == 1
+    assert found["danlu_generated_tokens_total",] == 16
+    assert found["danlu_time_to_first_token_seconds_count",] == 1
+    assert found["danlu_tokens_per_second",] == pytest.approx(1.6)
+    assert found["danlu_requests_running",] == found["danlu_kv_bytes",] == 0
+    assert found["danlu_kv_budget_bytes",] == engine.core.store.budget_bytes
+
+
+# --- many at once
+
+
+def test_64_at_once_each_as_alone(ask, engine):
+    knobs = list(STRATEGIES.values())
+    asked = [
+        chat(**knobs[at % len(knobs)], messages=[{"role": "user", "content": f"say {at}"}], stream=at % 3 == 0)
+        for at in range(64)
+    ]
+
+    def texts(response, stream):
+        if stream:
+            return joined(events(response), "delta")[0]
+        return [one["message"]["content"] for one in response.json()["choices"]]
+
+    async def talk(client):
+        return await asyncio.gather(*(client.post(CHAT, json=body) for body in asked))
+
+    responses = ask(talk)
+    for at, (body, response) in enumerate(zip(asked, responses, strict=True)):
+        alone = engine.generate([body["messages"]], params_of(knobs[at % len(knobs)], max_new_tokens=16))[0]
+        assert texts(response, body["stream"]) == [one.text for one in alone.sequences]
+    assert is_idle(engine)
+
+
+def test_200_cancelled_leave_nothing_behind(ask, engine):
+    async def talk(client):
+        async def one(at):
+            body = chat(max_tokens=400, eos_token_id=[], temperature=0, stream=at % 2 == 0)
+            with pytest.raises((TimeoutError, httpx.HTTPError)):
+                await asyncio.wait_for(client.post(CHAT, json=body), 0.01 * (at % 40))
+
+        await asyncio.gather(*(one(at) for at in range(200)))
+        for _ in range(500):
+            if is_idle(engine):
+                break
+            await asyncio.sleep(0.01)
+        return client.app.state.service.places_taken
+
+    assert ask(talk) == 0
+    assert is_idle(engine)
