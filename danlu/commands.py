@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -16,6 +16,7 @@ from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError
+from danlu.flags import as_flags, from_flags
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import KNOWN, cache_directory, is_cached, resolve
@@ -29,6 +30,11 @@ from danlu.serve.options import ServeOptions
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
+
+if TYPE_CHECKING:
+    Knobs = GenerationParams
+else:
+    Knobs = as_flags(GenerationParams)
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -86,7 +92,7 @@ def generate(
     prompt: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    params: Annotated[GenerationParams, Flat] = GenerationParams(),  # noqa: B008 - frozen
+    params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     raw: bool = False,
     dtype: DtypeName = "auto",
@@ -112,18 +118,19 @@ def generate(
     accept_licence
         accept the licence of a model that asks for it
     """
+    knobs = _knobs(params)
     if raw and system is not None:
         raise ConfigError("--system has no effect with --raw", fix="leave one of them out")
     text = _standard_input() if prompt == "-" else prompt
     engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    _stream(engine, text if raw else [*_system(system), {"role": "user", "content": text}], params)
+    _stream(engine, text if raw else [*_system(system), {"role": "user", "content": text}], knobs)
 
 
 def chat(
     model: str,
     /,
     *,
-    params: Annotated[GenerationParams, Flat] = GenerationParams(),  # noqa: B008 - frozen
+    params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
@@ -144,6 +151,7 @@ def chat(
     accept_licence
         accept the licence of a model that asks for it
     """
+    knobs = _knobs(params)
     engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
     messages = _system(system)
     while line := _ask():
@@ -151,7 +159,7 @@ def chat(
             messages = _system(system)
             continue
         messages.append({"role": "user", "content": line})
-        messages.append({"role": "assistant", "content": _stream(engine, messages, params)})
+        messages.append({"role": "assistant", "content": _stream(engine, messages, knobs)})
 
 
 def serve(
@@ -182,8 +190,9 @@ def serve(
 
     with listen(options) as taken:
         engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-        name = Path(model).name if Path(model).exists() else model
+        name = Path(model).resolve().name if Path(model).exists() else model
         serve_app(make_app(engine, options, name), options, taken, _say)
+        engine.close()
 
 
 def _system(text: str | None) -> list[Message]:
@@ -203,10 +212,15 @@ def _standard_input() -> str:
     return sys.stdin.read()
 
 
+def _knobs(flags: GenerationParams) -> GenerationParams:
+    params = from_flags(GenerationParams, flags)
+    if params.max_new_tokens is None and params.max_length is None:
+        return params.model_copy(update={"max_new_tokens": ANSWER_TOKENS})
+    return params
+
+
 def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
     """Print an answer as it grows; returns the whole."""
-    if params.max_new_tokens is None and params.max_length is None:
-        params = params.model_copy(update={"max_new_tokens": ANSWER_TOKENS})
     answers = []
     for event in engine.stream(prompt, params):
         if params.num_return_sequences == 1:

@@ -11,6 +11,7 @@
     │   └── MemoryShortage   out of memory
     ├── TrainingError        a run went wrong in a way that the loop will not hide
     ├── ParityError          two forms of one model do not answer alike
+    ├── AllBanned            no token is left to choose
     └── Interrupted          the user asked to stop; what was saved is said
 
 Each says what was seen, what is allowed, and what to do next. `assert` is left for our own mistakes.
@@ -86,6 +87,10 @@ class TrainingError(DanluError):
 
 class ParityError(DanluError):
     """Two forms of one model do not answer alike."""
+
+
+class AllBanned(DanluError):
+    """Every token is banned, or the model's scores are not numbers: an answer cannot go on."""
 
 
 class Interrupted(DanluError):

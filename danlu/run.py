@@ -8,6 +8,7 @@ steps themselves live in their packages; here is only their order, and the recip
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import random
@@ -27,7 +28,7 @@ from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation, Record, Skipped
 from danlu.data.source import DataOptions, read
 from danlu.device import Device, read_device, set_seed
-from danlu.errors import ConfigError, DataError, disk_faults
+from danlu.errors import ConfigError, DanluError, DataError, disk_faults
 from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
 from danlu.hub import cache_directory
@@ -108,12 +109,25 @@ class _Parts:
 def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
     """Run `recipe` and return its run directory.
 
-    An existing directory of the same name is moved aside, unless the recipe resumes it.
+    An existing directory of the same name is moved aside, unless the recipe resumes it. A run that an error stops
+    has its report as well, up to there.
     """
     started = time.time()
     journal = _open(recipe, show)
     set_seed(recipe.seed)
     device = read_device()
+    try:
+        _steps(recipe, journal, device, show, how_to_resume)
+    except DanluError as error:
+        with contextlib.suppress(DanluError):  # a full disk has no room for the report either
+            journal.event("stopped", error.seen)
+            write_report(journal)
+        raise
+    _finish(journal, started, show)
+    return journal.directory
+
+
+def _steps(recipe: Recipe, journal: Journal, device: Device, show: Show, how_to_resume: str) -> None:
     parts = _prepare(recipe, journal, device, show)
     before = _measure(parts, "before")
     train(
@@ -136,8 +150,6 @@ def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
     _compare(parts, before, after)
     if recipe.merge is not None:
         _merge(parts, recipe.merge)
-    _finish(journal, started, show)
-    return journal.directory
 
 
 def _open(recipe: Recipe, show: Show) -> Journal:

@@ -7,7 +7,6 @@ import torch
 
 from tiny import make_tiny_model
 
-
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it saves
 
 

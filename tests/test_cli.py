@@ -16,6 +16,7 @@ import torch
 import danlu
 from danlu import Engine, GenerationParams, cli
 from danlu.config import Options
+from danlu.generate.engine import Answer, Event
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.quantize.merge import MergeOptions
 from danlu.run import Recipe
@@ -113,6 +114,8 @@ def test_help_shows_every_option_of_the_model_behind_it(call, command, model, le
         (["data", "check", "x.jsonl", "--chat_template", "chatml"], "--chat_template has no effect without --model"),
         (["report", "nowhere"], "nowhere is no run directory"),
         (["generate", "m", "hi", "--dtype", "float8"], "float8"),
+        (["generate", "m", "hi", "--logit_bias", "5"], "logit_bias: Input should be a valid dictionary"),
+        (["generate", "m", "hi", "--stop_sequences", "[5"], "stop_sequences: '[5' is not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_without_a_traceback(call, arguments, said):
@@ -254,7 +257,8 @@ def asked(monkeypatch):
 
     def stream(self, prompt, params=None):
         asked.append((list(prompt) if isinstance(prompt, (list, tuple)) else prompt, params))
-        yield from (asked_text[:7], asked_text[7:])
+        answer = Answer((5, 6), asked_text, None, "length")
+        yield from (Event(0, asked_text[:7], (5,)), Event(0, asked_text[7:], (6,), answer))
 
     monkeypatch.setattr(Engine, "stream", stream)
     return asked
@@ -271,7 +275,41 @@ def test_options_reach_the_engine(call, tiny_model, asked):
     call("generate", tiny_model, "hi", "--system", "Be brief.", "--do_sample", "--top_k", 3, "--seed", 5)
     ((messages, params),) = asked
     assert messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
-    assert params == GenerationParams(do_sample=True, top_k=3, seed=5)
+    assert params == GenerationParams(do_sample=True, top_k=3, seed=5, max_new_tokens=256)
+
+
+@pytest.mark.parametrize(
+    ("flags", "knobs"),
+    [
+        (["--stop_sequences", "a", "--stop_sequences", "b c"], {"stop_sequences": ("a", "b c")}),
+        (["--stop_sequences", '["a", [5, 6]]', "--stop_sequences", "b"], {"stop_sequences": ("a", (5, 6), "b")}),
+        (["--bad_words_ids", "[[5, 6], [7]]"], {"bad_words_ids": ((5, 6), (7,))}),
+        (["--eos_token_id", "5"], {"eos_token_id": (5,)}),
+        (["--eos_token_id", "5", "--eos_token_id", "6"], {"eos_token_id": (5, 6)}),
+        (["--eos_token_id", "[]"], {"eos_token_id": ()}),
+        (["--logit_bias", '{"5": -2}', "--logit_bias", '{"6": 1.5}'], {"logit_bias": {5: -2.0, 6: 1.5}}),
+        (["--force_words", '["a", ["b", "c"]]', "--num_beams", "2"],
+         {"force_words": ("a", ("b", "c")), "num_beams": 2}),
+        (["--force_words_ids", "[[5, 6], [7]]", "--num_beams", "2"],
+         {"force_words_ids": ((5, 6), (7,)), "num_beams": 2}),
+        (["--constraints", '{"choice": ["a", "b"]}', "--num_beams", "2"],
+         {"constraints": [{"choice": ["a", "b"]}], "num_beams": 2}),
+        (["--early_stopping", "never", "--num_beams", "2"], {"early_stopping": "never", "num_beams": 2}),
+        (["--max_length", "30"], {"max_length": 30, "max_new_tokens": None}),
+    ],
+)  # fmt: skip
+def test_lists_and_mappings_are_flags_too(call, tiny_model, asked, flags, knobs):
+    assert call("generate", tiny_model, "hi", *flags)[0] == 0
+    assert asked[0][1] == GenerationParams(**{"max_new_tokens": 256, **knobs})
+
+
+def test_each_of_several_answers_is_printed(call, tiny_model):
+    knobs = ["--do_sample", "--seed", 5, "--num_return_sequences", 3, "--max_new_tokens", 5]
+    code, out, err = call("generate", tiny_model, "one two", *knobs, "--dtype", "float32")
+    engine = Engine(str(tiny_model), dtype="float32")
+    params = GenerationParams(do_sample=True, seed=5, num_return_sequences=3, max_new_tokens=5)
+    expected = engine.generate([[{"role": "user", "content": "one two"}]], params)[0].sequences
+    assert (code, err, out) == (0, "", "".join(answer.text + "\n" for answer in expected))
 
 
 def test_raw_text_and_standard_input(call, tiny_model, asked, monkeypatch):

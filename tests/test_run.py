@@ -5,7 +5,7 @@ import json
 import pytest
 
 from danlu.config import validate
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError, DataError, DiskError
 from danlu.hub import cache_directory
 from danlu.journal import Journal
 from danlu.run import Recipe, run
@@ -97,6 +97,22 @@ def test_a_finished_run_can_be_resumed_and_changes_nothing(recipe):
 def test_there_must_be_something_to_resume(recipe):
     with pytest.raises(ConfigError, match="no run to resume"):
         run(recipe(resume=True), Lines(), "")
+
+
+def test_a_run_that_fails_is_reported_as_well(recipe, monkeypatch):
+    def full(*_args, **_options):
+        raise DiskError("no room for the merged model")
+
+    monkeypatch.setattr("danlu.run.merge_checked", full)
+    with pytest.raises(DiskError):
+        run(recipe(), Lines(), "")
+    directory = recipe().directory
+    assert "no room for the merged model" in (directory / "report.html").read_text("utf-8")
+    monkeypatch.undo()
+    lines = Lines()
+    run(recipe(resume=True), lines, "")
+    assert (directory / "merged").exists()
+    assert lines.rows == []  # nothing was trained again
 
 
 def test_too_few_groups_are_found_before_training(recipe):

@@ -44,7 +44,7 @@ ROWS = {"greedy": 17, "beam": 36, "group": 25, "constrained": 20}  # kept at mos
 REAL_ROWS = {"greedy": 4, "beam": 7, "group": 5, "constrained": 4}
 STOPPING_ROWS = 5  # of these, each of beam and group: sought until the rules of early_stopping differ
 DISTRIBUTIONS = 14  # for each tiny model
-SPARE = 1.25  # drawn for each row kept
+SPARE, REAL_SPARE = 1.25, 1.4  # drawn for each row kept
 
 
 # ---- in our environment -------------------------------------------------------------------------------------------
@@ -283,9 +283,10 @@ def golden_rows(
     stopping = ("beam", "group") * (0 if prompts else STOPPING_ROWS)
     met = [draw_stopping_row(random, drafted(), strategy, rehearse=rehearse) for strategy in stopping]
     rows = [row for row in met if row]
-    print(f"{directory.name}: {len(rows)} rows on which the rules of early_stopping differ")
+    if stopping:
+        print(f"{directory.name}: {len(rows)} rows on which the rules of early_stopping differ")
     for strategy in STRATEGIES:
-        for number in range(math.ceil(quota[strategy] * SPARE)):
+        for number in range(math.ceil(quota[strategy] * (REAL_SPARE if prompts else SPARE))):
             rows.append(draw_row(random, drafted(), strategy, number, rehearse=rehearse, short=bool(prompts)))
     answers = ask_all(directory, rows, lambda model, row, use_cache: answer(model, row, heard, use_cache=use_cache))
     kept, drawn, count = [], Counter(), Counter()

@@ -12,8 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.generate.constraints import Constraints, pick_constrained
-from danlu.generate.strategies import BeamOptions, Hypothesis, Limits, Pool, Step, Strategy
+from danlu.generate.constraints import Constraints, Pick, pick_constrained
+from danlu.generate.strategies import (
+    PLACEHOLDER,
+    BeamOptions,
+    Hypothesis,
+    Limits,
+    Pool,
+    Step,
+    Strategy,
+    is_real,
+    refuse_none,
+)
 
 
 class ConstrainedBeam(Strategy):
@@ -30,7 +40,7 @@ class ConstrainedBeam(Strategy):
         super().__init__(options.num_beams, limits)
         self.options, self.constraints = options, constraints
         self.states = [constraints.start(prompt)] * options.num_beams
-        self.running = torch.full((options.num_beams,), -1e9)
+        self.running = torch.full((options.num_beams,), PLACEHOLDER)
         self.running[0] = 0.0
         self._pool = Pool(options.num_beams, options, limits.max_new_tokens)
         self._unsatisfied: list[Hypothesis] = []
@@ -41,15 +51,21 @@ class ConstrainedBeam(Strategy):
         for pick in picks.finished:
             self._pool.add((*self.sequences[pick.parent], pick.token), pick.score, "stop")
         is_done = self._pool.is_done(float(totals.max()), self.made + 1)
-        self.states = [self.constraints.advance(self.states[pick.parent], pick.token) for pick in picks.live]
-        self.sequences = [(*self.sequences[pick.parent], pick.token) for pick in picks.live]
-        self.running = torch.tensor([pick.score for pick in picks.live])
-        if is_done:
+        if is_done or not any(is_real(pick.score) for pick in picks.live):
+            refuse_none(self._pool.kept)
             return Step([], [])
+        live = self._filled(picks.live)
+        self.states = [self.constraints.advance(self.states[pick.parent], pick.token) for pick in live]
+        self.sequences = [(*self.sequences[pick.parent], pick.token) for pick in live]
+        self.running = torch.tensor([pick.score for pick in live])
         if self.made >= self.max_new_tokens:
             self._finish_open_rows()
             return Step([], [])
-        return Step([pick.parent for pick in picks.live], [pick.token for pick in picks.live])
+        return Step([pick.parent for pick in live], [pick.token for pick in live])
+
+    def _filled(self, live: list[Pick]) -> list[Pick]:
+        """As many rows as ever: stop sequences may end any number of candidates."""
+        return live + [live[0]._replace(score=PLACEHOLDER)] * (self.options.num_beams - len(live))
 
     def _finish_open_rows(self) -> None:
         """Rows at the end of the length: satisfied ones compete, others fill up what is missing.

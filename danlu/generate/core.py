@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.errors import DanluError, MemoryShortage
+from danlu.errors import MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
@@ -63,8 +63,13 @@ class Core:
     def fail(self, error: BaseException) -> None:
         """End every request with `error`."""
         for request in self.scheduler.everyone():
-            self.scheduler.end(request)
-            request.on_end(error)
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        if request.slot is not None:
+            request.slot.wipe()
+        self.scheduler.end(request)
+        request.on_end(error)
 
     @torch.no_grad()
     def _forward(self, work: Work) -> Tensor:
@@ -86,16 +91,15 @@ class Core:
         """Let the strategy choose; an error of its own ends the request and no other."""
         try:
             step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
-        except DanluError as error:
-            self.scheduler.end(request)
-            request.on_end(error)
+            if step.tokens:
+                self.scheduler.go_on(request, step)
+                request.on_step(step)
+                return
+        except Exception as error:
+            self._fail(request, error)
             return
-        if step.tokens:
-            self.scheduler.go_on(request, step)
-            request.on_step(step)
-        else:
-            self.scheduler.end(request)
-            request.on_end(None)
+        self.scheduler.end(request)
+        request.on_end(None)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ steps on the engine's thread (worker.py), and text again.
 from __future__ import annotations
 
 import asyncio
-import queue
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -101,6 +101,7 @@ class Engine:
         jobs = [self._job(prompt, knobs) for prompt, knobs in self._pairs(prompts, params)]
         try:
             for job in jobs:
+                job.is_followed = False
                 self._worker.submit(job.request)
             return [self._generation(job) for job in jobs]
         except BaseException:
@@ -169,13 +170,19 @@ class Engine:
         length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return None if length is None else int(length)
 
-    @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """The model's scores for the next token after each of `token_ids`: (tokens, vocabulary) float32."""
+        """The model's scores for the next token after each of `token_ids`: (tokens, vocabulary) float32.
+
+        One forward pass, between two steps of what else is running.
+        """
         self._model.eval()
+        return self._worker.run(partial(self._logits, list(token_ids)))
+
+    @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
+    def _logits(self, token_ids: list[int]) -> torch.Tensor:
         device = self._model.device
         output = self._model(
-            input_ids=torch.tensor([list(token_ids)], device=device),
+            input_ids=torch.tensor([token_ids], device=device),
             position_ids=torch.arange(len(token_ids), device=device).unsqueeze(0),
             documents=documents_of((len(token_ids),), str(device)),
             use_cache=False,
@@ -242,23 +249,18 @@ class Engine:
 
     def _events(self, job: Job) -> Iterator[Event]:
         streams: dict[int, TextStream] = {}
+        pushed: dict[int, int] = {}
         told: dict[int, int] = {}
-        while True:
-            try:
-                progress = job.steps.get(timeout=0.05)
-            except queue.Empty:
-                if job.ended.empty():
-                    continue
-                break
+        while progress := job.steps.get():
             for index, tokens in progress.items():
                 if job.params.num_beams > 1:
                     yield Event(index, "", leading=self.chat.decode(tokens))
                     continue
                 stream = streams.setdefault(index, job.text())
-                before = told.get(index, 0)
-                told[index] = len(tokens)
+                before, pushed[index] = pushed.get(index, 0), len(tokens)
                 if text := push_all(stream, tokens[before:], before, job.min_new):
-                    yield Event(index, text, tokens[before:])
+                    start, told[index] = told.get(index, 0), len(tokens)
+                    yield Event(index, text, tokens[start:])
         for index, answer in enumerate(self._generation(job).sequences):
             said = streams[index].text if index in streams else ""
             yield Event(index, answer.text[len(said) :], answer.token_ids[told.get(index, 0) :], answer)

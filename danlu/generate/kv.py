@@ -14,6 +14,7 @@ Knows no strategy, no scores and no model beyond the shape of its keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,10 @@ class KVShape:
     @property
     def token_bytes(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def slot_bytes(self, rows: int, capacity: int) -> int:
+        """Keys, values, which rows see each token (a byte a row), and its position (8 bytes)."""
+        return capacity * (self.token_bytes + rows + 8)
 
 
 class OutOfBudget(Exception):
@@ -72,7 +77,7 @@ class Shelf:
 
     @property
     def slot_bytes(self) -> int:
-        return self.capacity * self.shape.token_bytes
+        return self.shape.slot_bytes(self.rows, self.capacity)
 
     @property
     def longest(self) -> int:
@@ -179,10 +184,10 @@ class Slot:
         self.positions[self.length : self.length + self.rows] = position
         self.length += self.rows
 
-    def append_branch(self, row: int, count: int, first_position: int) -> None:
-        """Take `count` places that only `row` sees."""
+    def append_branch(self, rows: Sequence[int], count: int, first_position: int) -> None:
+        """Take `count` places that only `rows` see."""
         places = slice(self.length, self.length + count)
-        self.visible[row, places] = True
+        self.visible[list(rows), places] = True
         self.positions[places] = torch.arange(first_position, first_position + count)
         self.length += count
 
@@ -190,6 +195,11 @@ class Slot:
         """Row i becomes a copy of row parents[i]: an index change."""
         if parents != list(range(self.rows)):
             self.shelf.visible[self.index] = self.visible[parents]
+
+    def wipe(self) -> None:
+        """Zero keys and values: what is not a number would reach whoever takes the place next, masked or not."""
+        for tensor in (*self.shelf.keys, *self.shelf.values):
+            tensor[self.index] = 0
 
     def sweep(self) -> None:
         """Close up over the tokens that no row sees."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from danlu.data.chat import Chat
+from danlu.errors import ConfigError
 from danlu.generate import logits
 from danlu.generate.constrained import ConstrainedBeam
 from danlu.generate.constraints import constraints_for
@@ -40,8 +41,9 @@ class Job:
     Attributes:
         text: makes the text of an answer before its first token.
         min_new: new tokens before which no stop sequence ends the answer.
-        steps: progress after each step: answer number -> its tokens so far.
+        steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
         ended: receives None or an error, once.
+        is_followed: whether anybody reads `steps`.
     """
 
     prompt: tuple[int, ...]
@@ -51,6 +53,7 @@ class Job:
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
     ended: queue.SimpleQueue[BaseException | None]
+    is_followed: bool = True
 
 
 class Maker:
@@ -69,6 +72,8 @@ class Maker:
 
     def job(self, prompt: Sequence[int], params: GenerationParams) -> Job:
         """A job for `prompt`. Raises ConfigError when the knobs do not fit it or the model."""
+        if strange := [token for token in prompt if not 0 <= token < self.vocabulary]:
+            raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
         text = partial(self._text, params)
@@ -81,17 +86,16 @@ class Maker:
 
         def on_step(step: Step) -> None:
             rows.go_on(step)
-            steps.put(strategy.progress())
+            if job.is_followed:
+                steps.put(strategy.progress())
 
-        request = Request(
-            prompt=tuple(prompt),
-            strategy=strategy,
-            score=self._score(params, rows),
-            use_cache=params.use_cache,
-            on_step=on_step,
-            on_end=ended.put,
-        )
-        return Job(tuple(prompt), params, request, text, params.min_new(len(prompt)), steps, ended)
+        def on_end(error: BaseException | None) -> None:
+            ended.put(error)
+            steps.put({})
+
+        request = Request(tuple(prompt), strategy, self._score(params, rows), params.use_cache, on_step, on_end)
+        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended)
+        return job
 
     # -- words -----------------------------------------------------------------------------------------
 

@@ -11,16 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from danlu.errors import DanluError
+from danlu.errors import AllBanned
 from danlu.generate import logits
 from danlu.generate.history import History, Prompt, bad_words
 from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import Step
 from danlu.generate.text import TextStream
-
-
-class AllBanned(DanluError):
-    """Every token is banned, or the model's scores are not numbers."""
 
 
 class RowStates:
@@ -65,7 +61,7 @@ class RowStates:
     def penalised(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Penalties and bans over scores (rows, vocabulary) of all rows, or of those named.
 
-        Raises AllBanned when no row has a token left.
+        Raises AllBanned when a row has no token left; of beams, other rows may still go on.
         """
         numbers = list(range(len(scores))) if rows is None else list(rows)
         params = self.params
@@ -97,14 +93,15 @@ class RowStates:
             tokens += self.eos
         return tokens
 
-    @staticmethod
-    def _refuse_faulty(scores: Tensor) -> None:
-        faulty = logits.faulty_rows(scores)
-        if bool(torch.isnan(scores.amax(-1)).any()) or bool((scores.amax(-1) == torch.inf).any()):
+    def _refuse_faulty(self, scores: Tensor) -> None:
+        best = scores.amax(-1)  # NaN when anything is NaN
+        if bool(torch.isfinite(best).all()):
+            return
+        if bool((best.isnan() | (best == torch.inf)).any()):
             raise AllBanned("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
-        if bool(faulty.all()):
+        if self.params.num_beams == 1:
             raise AllBanned(
-                "every token is banned here", fix="loosen bad_words_ids, no_repeat_ngram_size, min_new_tokens"
+                "every token is banned here", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
             )
 
     def warped(self, scores: Tensor) -> Tensor:
@@ -128,7 +125,7 @@ class RowStates:
 
     def stops(self, row: int, token: int) -> bool:
         """Whether `token` completes a stop sequence in row `row`, once the least length is reached."""
-        if not self._streams or self._made + 1 < self._min_new:
+        if not self._streams or self._made + 1 < self._min_new or self._streams[row].stop is not None:
             return False
         stream = self._streams[row].fork()
         stream.push(token)
@@ -145,7 +142,8 @@ class RowStates:
             armed = self._made + 1 >= self._min_new
             self._streams = [self._streams[parent].fork() for parent in parents]
             for stream, token in zip(self._streams, tokens, strict=True):
-                stream.push(token, armed=armed)
+                if stream.stop is None:  # else a beam that only fills its place
+                    stream.push(token, armed=armed)
         rows = torch.arange(len(parents))
         if self._seen is not None:
             self._seen = self._seen[parents]

@@ -12,7 +12,7 @@ Knows slots and plans; what a token means is the strategies' business, running t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -27,9 +27,9 @@ PROMPT_TOKENS_A_STEP = 512
 
 @dataclass
 class Feed:
-    """Tokens still to be read into a slot: for one row, or for all (row None)."""
+    """Tokens still to be read into a slot, which `rows` see; None is all rows."""
 
-    row: int | None
+    rows: tuple[int, ...] | None
     tokens: tuple[int, ...]
     position: int
 
@@ -66,11 +66,24 @@ class Request:
 
         Of an answer that is under way, the last token of each row is left out: it is the next step's.
         """
-        made = self.strategy.sequences
-        if self.rows == 1:
-            return deque([Feed(None, (*self.prompt, *made[0][:-1]), 0)])
-        branches = [Feed(row, tokens[:-1], len(self.prompt)) for row, tokens in enumerate(made) if len(tokens) > 1]
-        return deque([Feed(None, self.prompt, 0), *branches])
+        made = [tokens[:-1] for tokens in self.strategy.sequences]
+        (_, _, shared), *branches = _runs(made, tuple(range(self.rows)), 0)
+        feeds = [Feed(rows, made[rows[0]][start:end], len(self.prompt) + start) for rows, start, end in branches]
+        return deque([Feed(None, (*self.prompt, *made[0][:shared]), 0), *feeds])
+
+
+def _runs(
+    sequences: Sequence[Sequence[int]], rows: tuple[int, ...], start: int
+) -> list[tuple[tuple[int, ...], int, int]]:
+    """(rows, start, end) of each run of tokens that these rows share, from `start` on; a run before what follows it."""
+    first, end = sequences[rows[0]], start
+    while end < len(first) and all(sequences[row][end] == first[end] for row in rows):
+        end += 1
+    found = [(rows, start, end)]
+    if end < len(first):
+        for token in dict.fromkeys(sequences[row][end] for row in rows):
+            found += _runs(sequences, tuple(row for row in rows if sequences[row][end] == token), end)
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,13 +124,9 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises MemoryShortage if not even its prompt can ever fit."""
-        need = capacity_for(len(request.prompt) + request.rows) * self.store.shape.token_bytes
-        if 2 * need > self.store.budget_bytes:
-            raise MemoryShortage(
-                f"a prompt of {len(request.prompt)} tokens needs {2 * need / 1e6:.0f} MB of keys and values; "
-                f"the budget is {self.store.budget_bytes / 1e6:.0f} MB",
-                fix="raise kv_budget_bytes, or shorten the prompt",
-            )
+        tokens = len(request.prompt) + request.rows
+        if self._need(request, tokens) > self.store.budget_bytes:
+            raise self._shortage(request, tokens)
         request.feeds = request.everything()
         self.waiting.append(request)
 
@@ -177,21 +186,8 @@ class Scheduler:
                     request.slot = self.store.reserve(request.slot, request.rows)
                     break
                 except OutOfBudget:
-                    self._give_way(request)
-
-    def _give_way(self, request: Request) -> None:
-        newest = (self.reading or self.running)[-1]
-        if newest is request and len(self.running) + len(self.reading) == 1:
-            self.end(request)
-            request.on_end(
-                MemoryShortage(
-                    f"this request alone needs more keys and values than the budget of "
-                    f"{self.store.budget_bytes / 1e6:.0f} MB",
-                    fix="raise kv_budget_bytes, or ask for fewer tokens or beams",
-                )
-            )
-            return
-        self._send_back(newest)
+                    # Of one that is alone, old and new slot may not fit side by side: it is read into the new one.
+                    self._send_back((self.reading or self.running)[-1])
 
     def _send_back(self, request: Request) -> None:
         """Take a request's slot; it waits in front, to be read in again from its tokens."""
@@ -209,12 +205,21 @@ class Scheduler:
             except OutOfBudget:
                 if not (self.reading or self.running):
                     self.waiting.popleft()
-                    request.on_end(
-                        MemoryShortage("the budget of keys and values is too small", fix="raise kv_budget_bytes")
-                    )
+                    request.on_end(self._shortage(request, tokens))
                     continue
                 return
             self.reading.append(self.waiting.popleft())
+
+    def _need(self, request: Request, tokens: int) -> int:
+        return self.store.shape.slot_bytes(request.rows, capacity_for(tokens))
+
+    def _shortage(self, request: Request, tokens: int) -> MemoryShortage:
+        """The error of a request that does not fit even when it is alone."""
+        return MemoryShortage(
+            f"{tokens} tokens of one request need {self._need(request, tokens) / 1e6:.1f} MB of keys and values; "
+            f"the budget is {self.store.budget_bytes / 1e6:.1f} MB",
+            fix="raise kv_budget_bytes, or ask for a shorter prompt, fewer tokens or fewer beams",
+        )
 
     # -- tokens ----------------------------------------------------------------------------------------
 
@@ -245,13 +250,15 @@ class Scheduler:
         feed, slot = request.feeds.popleft(), request.slot
         assert slot is not None, "a request that is read has a slot"
         tokens, rest = feed.tokens[:room], feed.tokens[room:]
-        work.plan.chunks.append(Chunk(slot, len(work.token_ids), len(tokens), slot.length, feed.row or 0))
-        if feed.row is None:
+        work.plan.chunks.append(
+            Chunk(slot, len(work.token_ids), len(tokens), slot.length, feed.rows[0] if feed.rows else 0)
+        )
+        if feed.rows is None:
             slot.append_shared(len(tokens), feed.position)
         else:
-            slot.append_branch(feed.row, len(tokens), feed.position)
+            slot.append_branch(feed.rows, len(tokens), feed.position)
         work.token_ids += tokens
         work.positions += range(feed.position, feed.position + len(tokens))
         if rest:
-            request.feeds.appendleft(Feed(feed.row, rest, feed.position + len(tokens)))
+            request.feeds.appendleft(Feed(feed.rows, rest, feed.position + len(tokens)))
         return len(tokens)

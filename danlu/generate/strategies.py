@@ -21,8 +21,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from danlu.errors import AllBanned
+
 FinishReason = Literal["stop", "length", "unsatisfied"]
 EarlyStopping = Literal["never"] | bool
+
+# The score of a row that stands for no hypothesis: at the start, all rows but one; later, rows for which there was
+# no candidate. What grows from it is not an answer.
+PLACEHOLDER = -1e9
+
+
+def is_real(total: float) -> bool:
+    """Whether a sum of log p belongs to a hypothesis that is possible."""
+    return total > PLACEHOLDER / 2
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class Independent(Strategy):
 
     def progress(self) -> dict[int, tuple[int, ...]]:
         done = {number: hypothesis.tokens for number, hypothesis in self._done.items()}
-        return done | dict(zip(self._numbers, self.sequences, strict=True))
+        return dict(zip(self._numbers, self.sequences, strict=True)) | done
 
     def results(self) -> list[Hypothesis]:
         return [self._done[number] for number in sorted(self._done)]
@@ -162,7 +173,7 @@ class Beam(Strategy):
     def __init__(self, options: BeamOptions, limits: Limits, draw: Draw = highest_candidates) -> None:
         super().__init__(options.num_beams, limits)
         self.options, self._draw = options, draw
-        self.running = torch.full((options.num_beams,), -1e9)
+        self.running = torch.full((options.num_beams,), PLACEHOLDER)
         self.running[0] = 0.0
         self._finished: list[Hypothesis] = []
         self._improvable = True
@@ -174,7 +185,7 @@ class Beam(Strategy):
         parents, tokens = (places // vocabulary).tolist(), (places % vocabulary).tolist()
         sequences = [(*self.sequences[p], t) for p, t in zip(parents, tokens, strict=True)]
         ends = [self.end_of(p, t) for p, t in zip(parents, tokens, strict=True)]
-        open_values = values + torch.tensor([-1e9 if end else 0.0 for end in ends])
+        open_values = values + torch.tensor([PLACEHOLDER if end else 0.0 for end in ends])
         self._keep_finished(values[:beams].tolist(), sequences[:beams], ends[:beams])
         best, going = torch.topk(open_values, beams)
         self.running = best
@@ -182,6 +193,7 @@ class Beam(Strategy):
         self.sequences = [sequences[at] for at in chosen]
         self._improvable = self._can_improve(float(best[0]))
         if self._is_over(all(ends)):
+            refuse_none(self._finished)
             return Step([], [])
         return Step([parents[at] for at in chosen], [tokens[at] for at in chosen])
 
@@ -193,7 +205,7 @@ class Beam(Strategy):
         if (full and self.options.early_stopping is True) or not self._improvable:
             return
         for value, sequence, end in zip(values, sequences, ends, strict=True):
-            if end is not None:
+            if end is not None and is_real(value):
                 score = value / len(sequence) ** self.options.length_penalty
                 self._finished.append(Hypothesis(sequence, score, end))
         self._finished.sort(key=lambda one: -(one.score or 0.0))
@@ -201,13 +213,13 @@ class Beam(Strategy):
 
     def _can_improve(self, best_running: float) -> bool:
         """Whether an open row may still beat the worst finished one (an estimate, unless "never")."""
-        if not self._improvable:
+        if not self._improvable or not is_real(best_running):
             return False
         length = self.made
         if self.options.early_stopping == "never" and self.options.length_penalty > 0:
             length = self.max_new_tokens
         full = len(self._finished) == self.options.num_beams
-        worst = min(one.score or 0.0 for one in self._finished) if full else -1e9
+        worst = min(one.score or 0.0 for one in self._finished) if full else PLACEHOLDER
         return bool(best_running / length**self.options.length_penalty > worst)
 
     def _is_over(self, all_ended: bool) -> bool:
@@ -216,6 +228,14 @@ class Beam(Strategy):
 
     def results(self) -> list[Hypothesis]:
         return self._finished[: self.options.num_return_sequences]
+
+
+def refuse_none(answers: Sequence[Hypothesis]) -> None:
+    """Raise AllBanned where a search has ended without any answer."""
+    if not answers:
+        raise AllBanned(
+            "every continuation is banned", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
+        )
 
 
 class Pool:
@@ -234,7 +254,9 @@ class Pool:
         return min(one.score or 0.0 for one in self.kept)
 
     def add(self, sequence: tuple[int, ...], total: float, reason: FinishReason) -> None:
-        """Score a hypothesis whose log p sum up to `total`, and keep it if it is among the best."""
+        """Score a hypothesis whose log p sum up to `total`, and keep it if it is possible and among the best."""
+        if not is_real(total):
+            return
         score = total / len(sequence) ** self.options.length_penalty
         self.kept.append(Hypothesis(sequence, score, reason))
         if len(self.kept) > self.size:
@@ -280,7 +302,7 @@ class GroupBeam(Strategy):
         self.options, self.pad, self._process, self._draw = options, pad, process, draw
         self.diversity_penalty = diversity_penalty
         self.size = options.num_beams // groups
-        self.running = torch.full((options.num_beams,), -1e9)
+        self.running = torch.full((options.num_beams,), PLACEHOLDER)
         self.running[:: self.size] = 0.0
         self._pools = [Pool(self.size, options, limits.max_new_tokens) for _ in range(groups)]
         self._done = [False] * groups
@@ -303,6 +325,7 @@ class GroupBeam(Strategy):
         self.sequences = [(*self.sequences[p], t) for p, t in zip(parents, tokens, strict=True)]
         if all(self._done) or self.made >= self.max_new_tokens:
             self._finish_open_groups()
+            refuse_none(self.results())
             return Step([], [])
         return Step(parents, tokens)
 
@@ -321,8 +344,16 @@ class GroupBeam(Strategy):
                 picks.append((parent, token, value))
             if len(picks) == self.size:
                 break
-        self._done[group] = self._pools[group].is_done(float(values.max()), self.made + 1)
-        return picks
+        is_dead = not any(is_real(value) for _, _, value in picks)
+        self._done[group] = is_dead or self._pools[group].is_done(float(values.max()), self.made + 1)
+        spare = (*picks[0][:2], PLACEHOLDER) if picks else (rows[0], self.pad, PLACEHOLDER)
+        return picks + [spare] * (self.size - len(picks))  # stop sequences may end any number of candidates
+
+    def progress(self) -> dict[int, tuple[int, ...]]:
+        open_rows = [group * self.size for group, is_done in enumerate(self._done) if not is_done]
+        if not open_rows:
+            return {0: self.results()[0].tokens}
+        return {0: self.sequences[max(open_rows, key=lambda row: float(self.running[row]))]}
 
     def _finish_open_groups(self) -> None:
         for row, sequence in enumerate(self.sequences):

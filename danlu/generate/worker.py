@@ -1,73 +1,115 @@
 """One thread that steps the core, for as long as there is something to do.
 
-Callers hand it work from any thread; between two steps it takes in what has arrived. An error in a step ends
-every request with that error, and the thread goes on. Knows no prompts and no text.
+Callers hand it work from any thread; between two steps it takes in what has arrived, so nothing else runs the
+model meanwhile. An error in a step ends every request with that error, and the thread goes on. Knows no prompts
+and no text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
+from danlu.errors import Interrupted
 from danlu.generate.core import Core
 from danlu.generate.scheduler import Request
 
 Job = Callable[[], None]
+Inbox = queue.SimpleQueue[Job | None]
+T = TypeVar("T")
 
 
 class Worker:
-    """Starts with the first request; ends when nobody holds it any more."""
+    """Starts with the first request; ends when it is closed, or when nobody holds it any more."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._stop = weakref.finalize(self, self._inbox.put, None)
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []  # none, or the one
+        self._handing_in = threading.Lock()
+        # Also at exit: a thread that the interpreter tears down inside torch would abort the process.
+        self._stop = weakref.finalize(self, _end, self._inbox, self._threads)
 
     def submit(self, request: Request) -> None:
         """Queue a request; a prompt that can never fit ends it with MemoryShortage."""
-
-        def job() -> None:
-            try:
-                self.core.submit(request)
-            except Exception as error:
-                request.on_end(error)
-
-        self._hand_in(job)
+        self._hand_in(partial(_submit, self.core, request))
 
     def cancel(self, request: Request) -> None:
         """Forget a request as soon as the current step is done."""
-        core = self.core
-        self._hand_in(lambda: core.cancel(request))
+        with contextlib.suppress(Interrupted):  # then it is forgotten already
+            self._hand_in(partial(self.core.cancel, request))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call `function` between two steps; returns what it returns, and raises what it raises."""
+        outcome: Future[T] = Future()
+        self._hand_in(partial(_run, function, outcome))
+        return outcome.result()
 
     def close(self) -> None:
-        """End the thread; what still runs is dropped."""
-        self._stop()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        """End the thread; what still runs ends with Interrupted."""
+        with self._handing_in:
+            self._stop()
 
     def _hand_in(self, job: Job) -> None:
-        with self._starting:
-            if self._thread is None:
+        with self._handing_in:
+            if not self._stop.alive:
+                raise _closed()
+            if not self._threads:
                 # The thread holds the core and the inbox, not the worker: a forgotten engine must be able to end.
-                arguments: tuple[Any, ...] = (self.core, self._inbox)
-                self._thread = threading.Thread(target=_loop, args=arguments, name="danlu-engine", daemon=True)
-                self._thread.start()
-        self._inbox.put(job)
+                arguments = (self.core, self._inbox)
+                thread = threading.Thread(target=_loop, args=arguments, name="danlu-engine", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._inbox.put(job)
 
 
-def _loop(core: Core, inbox: queue.SimpleQueue[Job | None]) -> None:
-    while True:
-        while not inbox.empty() or core.is_idle:
-            job = inbox.get()
-            if job is None:
-                return
-            job()
+def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
+    """Ask the thread to end, and wait until it has: at most for the step that it is in."""
+    inbox.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _loop(core: Core, inbox: Inbox) -> None:
+    while _take_in(core, inbox):
         try:
             core.step()
         except Exception as error:
             core.fail(error)
+
+
+def _take_in(core: Core, inbox: Inbox) -> bool:
+    """Do what has arrived, and wait where there is nothing else to do; False when it is time to end."""
+    while not inbox.empty() or core.is_idle:
+        job = inbox.get()
+        if job is None:
+            core.fail(_closed())
+            return False
+        job()
+        del job  # it may hold the worker, and so keep it from being forgotten
+    return True
+
+
+def _submit(core: Core, request: Request) -> None:
+    try:
+        core.submit(request)
+    except Exception as error:
+        request.on_end(error)
+
+
+def _run(function: Callable[[], T], outcome: Future[T]) -> None:
+    try:
+        outcome.set_result(function())
+    except Exception as error:
+        outcome.set_exception(error)
+
+
+def _closed() -> Interrupted:
+    return Interrupted("the engine was closed", fix="make another one")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from danlu.errors import DanluError, ModelError, ResourceError
+from danlu.errors import DanluError, Interrupted, ModelError, ResourceError
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_MESSAGE = 1000  # characters; an error may quote what was sent
@@ -69,6 +69,8 @@ def as_fault(error: BaseException, names: Iterable[str] = (), say: Callable[[str
     if not isinstance(error, DanluError):
         _LOG.error("a request failed", exc_info=error)
         return ApiFault(500, "the server failed on this request; its log says more", code="internal_error")
+    if isinstance(error, Interrupted):  # the engine was closed
+        return closing()
     message = say(str(error))
     if isinstance(error, ModelError):
         return ApiFault(400, message, "model", "model_cannot")

@@ -29,10 +29,10 @@ class ServeOptions(Options):
         512, ge=1, description="new tokens at most where a request names no limit; what the context leaves, if less"
     )
     request_timeout_seconds: float = Field(
-        600, gt=0, description="a request that takes longer ends with an error (504), its upload included (408)"
+        600.0, gt=0, description="a request that takes longer ends with an error (504), its upload included (408)"
     )
     shutdown_timeout_seconds: float = Field(
-        30, ge=0, description="when the server is told to stop, running requests have this long to finish (else 503)"
+        30.0, ge=0, description="when the server is told to stop, running requests have this long to finish (else 503)"
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages from these origins may ask, such as http://localhost:3000; none by default"

@@ -168,7 +168,7 @@ def read_completion(document: dict[str, Any]) -> Ask:
     elif not body.prompt:
         raise ApiFault(400, "prompt is an empty list", "prompt")
     else:
-        prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt  # type: ignore[assignment]
+        prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt
     if body.echo and knobs.get("logprobs") is not None:
         raise ApiFault(400, "echo with logprobs is not supported yet; leave one of them out", "echo", "unsupported")
     return _ask(body, prompts, knobs, {}, given, echo=body.echo)
@@ -209,9 +209,11 @@ _AnyOptions = TypeVar("_AnyOptions", bound=Options)
 
 
 def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[str, str]) -> _AnyOptions:
-    """As JSON and strictly: a number in quotes is no number."""
+    """As JSON and strictly: a number in quotes is no number, save where JSON has no other way, as a key."""
     try:
-        return model.model_validate_json(json.dumps(values), strict=True)
+        strict = {key: value for key, value in values.items() if key != "logit_bias"}
+        result = model.model_validate_json(json.dumps(strict), strict=True)
+        return result if strict == values else model.model_validate_json(json.dumps(values))
     except ValidationError as error:
         message = "; ".join(fault.removeprefix("(whole): ") for fault in describe_faults(error, model))
         for knob, name in names.items():

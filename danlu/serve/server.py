@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -66,5 +67,5 @@ class Server(uvicorn.Server):
 
 def serve(app: FastAPI, options: ServeOptions, taken: socket.socket, say: Say) -> None:
     """Answer on the socket until the process is told to stop (SIGINT, SIGTERM)."""
-    with taken:
+    with taken, contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended in order, and raises it again
         Server(app, options, say).run(sockets=[taken])

@@ -149,22 +149,27 @@ class Run:
             self._news.put_nowait(error)
 
     async def pieces(self, beat_seconds: float) -> AsyncIterator[tuple[int, Event] | None]:
-        """(number of the choice, event) as they come; None when nothing came for a while. Raises ApiFault."""
+        """(number of the choice, event with news) as they come; None after a while without. Raises ApiFault."""
         open_choices = self.choices
+        beat = time.monotonic() + beat_seconds
         while open_choices:
-            left = self.deadline - time.monotonic()
+            if time.monotonic() >= self.deadline:
+                raise out_of_time(self.service.options.request_timeout_seconds)
             try:
-                news = await asyncio.wait_for(self._news.get(), max(0, min(beat_seconds, left)))
+                async with asyncio.timeout(max(0, min(beat, self.deadline) - time.monotonic())):
+                    news = await self._news.get()
             except TimeoutError:
-                if left <= beat_seconds:
-                    raise out_of_time(self.service.options.request_timeout_seconds) from None
+                beat = time.monotonic() + beat_seconds
                 yield None
                 continue
             if isinstance(news, BaseException):
                 raise as_fault(news, self.ask.given, self.ask.in_client_words)
-            self._count(news[1])
-            open_choices -= news[1].answer is not None
-            yield news
+            event = news[1]
+            if event.text or event.answer is not None:  # beams also say what leads; a client has no use for it
+                beat = time.monotonic() + beat_seconds
+                self._count(event)
+                open_choices -= event.answer is not None
+                yield news
 
     async def answers(self) -> list[Answer]:
         """All answers, in order."""
@@ -175,7 +180,7 @@ class Run:
         return [found[index] for index in range(self.choices)]
 
     def _count(self, event: Event) -> None:
-        if (event.text or event.answer is not None) and not self._told_first:
+        if not self._told_first:
             self._told_first = True
             self.service.metrics.first_token.observe(time.monotonic() - self._arrived)
         self._made += len(event.token_ids)

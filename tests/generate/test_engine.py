@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import signal
 import threading
+import time
+import weakref
 
 import pytest
 import torch
 
 from danlu import Engine, GenerationParams
-from danlu.data.chat import Chat
-from danlu.errors import ConfigError, ModelError, UnknownModel
+from danlu.data.chat import Example
+from danlu.data.packing import collate
+from danlu.device import Device
+from danlu.errors import AllBanned, ConfigError, DanluError, Interrupted, ModelError, UnknownModel
 from danlu.generate import engine as engine_module
+from danlu.generate import requests as requests_module
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.attention import ATTENTION
-from danlu.model.likelihood import prepare
+from danlu.model.likelihood import prepare, token_losses
+from danlu.model.load import load_model
 from tiny import make_tiny_model
 
 PROMPTS = ["the quick brown fox", "one", "a model is trained on data and then used 丹炉", "what is the capital of"]
 GREEDY = GenerationParams(max_new_tokens=12)
+CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 
 
 def strengthen(model, seed=0):
@@ -48,14 +57,9 @@ def ids_of(engine, prompts=PROMPTS, **knobs):
     return [answer.token_ids for answer in answers(engine, prompts, **knobs)]
 
 
-def stop_at(engine, token):
-    """Make `token` the one that ends an answer."""
-    engine.chat = Chat(engine.chat.tokenizer, frozenset({token}))
-
-
 def fixed_scores(engine, monkeypatch, scores):
     """Let the model give these scores for every next token."""
-    own = engine._model.forward
+    own = type(engine._model).forward.__get__(engine._model)
     row = torch.full((engine._model.config.vocab_size,), -math.inf)
     for token, score in scores.items():
         row[token] = score
@@ -71,14 +75,14 @@ def fixed_scores(engine, monkeypatch, scores):
 # --- greedy
 
 
-def test_greedy_is_transformers_own_greedy_row_by_row(engine):
+def test_greedy_is_transformers_own_greedy_row_by_row(engine, tiny_model):
+    plain = strengthen(load_model(tiny_model, device=CPU, dtype=torch.float32)).eval()
     for prompt, seen in zip(PROMPTS, ids_of(engine), strict=True):
         ids = engine.token_ids(prompt)
         with quiet_transformers(), torch.no_grad():
-            row = engine._model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
-        new = row[len(ids) :]
-        stop = next((at for at, token in enumerate(new) if token in engine.chat.stop_ids), len(new))
-        assert seen == tuple(new[:stop])
+            row = plain.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0].tolist()
+        assert seen == tuple(row[len(ids) :])
+    assert plain.config._attn_implementation == "sdpa"
 
 
 def test_greedy_takes_the_likeliest_token_each_time(engine):
@@ -98,11 +102,22 @@ def test_in_a_batch_as_alone(tmp_path, architecture):
     assert len(set(alone)) == len(PROMPTS)
 
 
-def test_more_prompts_than_a_batch_holds_come_back_in_order(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "BATCH_ROWS", 3)
+def test_answers_come_back_in_the_order_of_prompts(engine):
     many = [PROMPTS[at % 4] + " x" * at for at in range(8)]
     assert ids_of(engine, many) == [ids_of(engine, [prompt])[0] for prompt in many]
     assert engine.generate([]) == []
+
+
+def test_each_prompt_may_have_its_own_knobs(engine):
+    knobs = [GREEDY, GenerationParams(num_beams=3), GenerationParams(do_sample=True, seed=3, max_new_tokens=5)]
+    together = engine.generate(PROMPTS[:3], knobs)
+    alone = [engine.generate([prompt], one)[0] for prompt, one in zip(PROMPTS, knobs, strict=False)]
+    assert [one.sequences[0].token_ids for one in together] == [one.sequences[0].token_ids for one in alone]
+    assert [len(one.sequences[0].token_ids) for one in together] == [12, 20, 5]  # 20, as in transformers
+    with pytest.raises(ConfigError, match="4 prompts and 3 sets of knobs"):
+        engine.generate(PROMPTS, knobs)
+    with pytest.raises(ConfigError, match="prompts is one string"):
+        engine.generate(PROMPTS[0])
 
 
 # --- prompts
@@ -135,23 +150,45 @@ def test_an_empty_prompt_is_refused(engine, prompt):
 # --- ends
 
 
-def test_an_answer_ends_at_a_stop_token_which_is_not_part_of_it(engine):
+def test_an_answer_ends_with_an_ending_token(engine):
     (free,) = answers(engine, [PROMPTS[0]])
     assert free.finish_reason == "length"
     assert len(free.token_ids) == 12
-    stop_at(engine, free.token_ids[5])
-    (ended,) = answers(engine, [PROMPTS[0]])
+    (ended,) = answers(engine, [PROMPTS[0]], eos_token_id=free.token_ids[5])
     first = free.token_ids.index(free.token_ids[5])
-    assert (ended.token_ids, ended.finish_reason) == (free.token_ids[:first], "stop")
-    assert ended.text == engine.chat.decode(free.token_ids[:first])
+    assert (ended.token_ids, ended.finish_reason) == (free.token_ids[: first + 1], "stop")
+    assert ended.text == engine.chat.decode(ended.token_ids)
+
+
+def test_the_models_own_end_is_a_control_token_and_not_in_the_text(engine, monkeypatch):
+    fixed_scores(engine, monkeypatch, {engine.chat.tokenizer.eos_token_id: 1.0, 50: 0.0})
+    (answer,) = answers(engine, [PROMPTS[0]])
+    assert (answer.token_ids, answer.text, answer.finish_reason) == ((2,), "", "stop")
+
+
+def test_an_answer_ends_before_a_stop_string(engine):
+    (free,) = answers(engine, [PROMPTS[0]])
+    stop = free.text[4:7]
+    at = free.text.index(stop)
+    (ended,) = answers(engine, [PROMPTS[0]], stop_sequences=[stop])
+    assert (ended.text, ended.finish_reason) == (free.text[:at], "stop")
+    assert ended.token_ids == free.token_ids[: len(ended.token_ids)]
+    (kept,) = answers(engine, [PROMPTS[0]], stop_sequences=[stop], include_stop=True)
+    assert kept.text == free.text[:at] + stop
+
+
+def test_stop_strings_wait_for_the_least_length(engine):
+    (free,) = answers(engine, [PROMPTS[0]])
+    for first in (1, 4, 9):
+        (ended,) = answers(engine, [PROMPTS[0]], stop_sequences=[[t] for t in free.token_ids], min_new_tokens=first)
+        assert ended.token_ids == free.token_ids[:first]
 
 
 def test_rows_end_each_for_itself(engine):
     free = ids_of(engine)
     token = next(t for t in free[0][2:] if any(t not in row for row in free))
-    stop_at(engine, token)
-    for row, answer in zip(free, answers(engine), strict=True):
-        expected = row[: row.index(token)] if token in row else row
+    for row, answer in zip(free, answers(engine, eos_token_id=token), strict=True):
+        expected = row[: row.index(token) + 1] if token in row else row
         assert answer.token_ids == expected
         assert answer.finish_reason == ("stop" if token in row else "length")
 
@@ -212,9 +249,10 @@ FOUR = {20: math.log(0.5), 21: math.log(0.25), 22: math.log(0.15), 23: math.log(
 def many_draws(engine, monkeypatch, knobs, count=2000):
     """Shares of the first token over `count` draws, made as one batch of equal rows."""
     fixed_scores(engine, monkeypatch, FOUR)
-    stop_at(engine, 0)
-    monkeypatch.setattr(engine_module.secrets, "randbits", lambda bits: 5)
-    rows = engine._run([[9]] * count, GenerationParams(do_sample=True, max_new_tokens=1, **knobs))[:, -1].tolist()
+    monkeypatch.setattr(requests_module.secrets, "randbits", lambda bits: 5)
+    params = GenerationParams(do_sample=True, max_new_tokens=1, num_return_sequences=1000, **knobs)
+    drawn = [engine.generate([[9]], params.model_copy(update={"seed": seed}))[0] for seed in range(count // 1000)]
+    rows = [answer.token_ids[0] for generation in drawn for answer in generation.sequences]
     return {token: rows.count(token) / count for token in sorted(set(rows))}
 
 
@@ -229,6 +267,7 @@ def many_draws(engine, monkeypatch, knobs, count=2000):
         ({"temperature": 2.0}, {20: 0.370, 21: 0.262, 22: 0.203, 23: 0.166}),
         ({"top_k": 2}, {20: 2 / 3, 21: 1 / 3}),
         ({"top_k": 1}, {20: 1.0}),
+        ({"min_p": 0.4}, {20: 2 / 3, 21: 1 / 3}),
         # 0.5 + 0.25 = 0.75 is short of 0.8; with 0.15 it is 0.9.
         ({"top_p": 0.8}, {20: 0.5 / 0.9, 21: 0.25 / 0.9, 22: 0.15 / 0.9}),
         ({"top_p": 0.4}, {20: 1.0}),
@@ -269,19 +308,36 @@ def test_drawing_leaves_torchs_generator_as_it_was(engine):
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, [{"role": "user", "content": "丹炉 ?"}]])
 def test_pieces_join_to_the_answer(engine, prompt):
-    for knobs in ({}, {"do_sample": True, "seed": 5}):
+    several = {"do_sample": True, "seed": 5, "num_return_sequences": 3}
+    for knobs in ({}, {"do_sample": True, "seed": 5}, several, {**several, "stop_sequences": ["e", [40, 41]]}):
         params = GenerationParams(max_new_tokens=60, **knobs)
-        pieces = list(engine.stream(prompt, params))
-        assert "".join(pieces) == engine.generate([prompt], params)[0].text
-        assert len(pieces) > 5
+        events = list(engine.stream(prompt, params))
+        expected = engine.generate([prompt], params)[0].sequences
+        assert tuple(event.answer for event in events if event.answer) == expected
+        for index, answer in enumerate(expected):
+            own = [event for event in events if event.index == index]
+            assert "".join(event.text for event in own) == answer.text
+            assert tuple(token for event in own for token in event.token_ids) == answer.token_ids
+            assert [event.answer for event in own[:-1]] == [None] * (len(own) - 1)
+            assert len(own) > 5 or answer.finish_reason == "stop"
 
 
-def test_pieces_leave_the_stop_token_out(engine):
-    (free,) = answers(engine, [PROMPTS[0]])
-    engine.chat = Chat(engine.chat.tokenizer, frozenset({engine.chat.tokenizer.eos_token_id}))
-    text = "".join(engine.stream(PROMPTS[0], GREEDY))
-    assert text == engine.chat.decode(free.token_ids)
-    assert "<|im_end|>" not in text
+def test_beams_stream_what_leads_and_their_text_at_the_end(engine):
+    for knobs in ({"num_beams": 4}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}):
+        params = GenerationParams(max_new_tokens=8, num_return_sequences=2, **knobs)
+        *leading, first, second = engine.stream(PROMPTS[0], params)
+        assert (first.answer, second.answer) == engine.generate([PROMPTS[0]], params)[0].sequences
+        assert [first.text, second.text] == [first.answer.text, second.answer.text]
+        assert len(leading) == 7
+        assert all(event.text == "" and event.leading for event in leading)
+
+
+def test_what_nobody_follows_is_not_kept(engine):
+    job = engine._job(PROMPTS[0], GREEDY)
+    job.is_followed = False
+    engine._worker.submit(job.request)
+    engine._generation(job)
+    assert job.steps.qsize() == 1  # the end
 
 
 def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):
@@ -294,17 +350,58 @@ def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):
         return own(*args, **options)
 
     monkeypatch.setattr(engine._model, "forward", forward)
-    with pytest.raises(MemoryError, match="the fourth token"):
-        list(engine.stream(PROMPTS[0], GREEDY))
+    expected = None
+    for ask in (lambda: list(engine.stream(PROMPTS[0], GREEDY)), lambda: engine.generate(PROMPTS, GREEDY)):
+        calls.clear()
+        with pytest.raises(MemoryError, match="the fourth token"):
+            ask()
+        seen = ids_of(engine)  # and the engine goes on
+        assert seen == (expected or seen)
+        expected = seen
+        assert engine.load.kv_bytes == 0
 
 
-def test_a_fault_in_decoding_reaches_the_caller(engine, monkeypatch):
-    def decode(*args, **options):
-        raise ValueError("cannot be decoded")
+def test_a_fault_of_one_request_is_its_own(engine, monkeypatch):
+    expected = answers(engine, PROMPTS[:2])
+    spoilt, sound = (engine._job(prompt, GREEDY) for prompt in PROMPTS[:2])
+    own = spoilt.request.on_step
 
-    monkeypatch.setattr(engine.chat.tokenizer, "decode", decode)
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        list(engine.stream(PROMPTS[0], GREEDY))
+    def on_step(step):
+        own(step)
+        if spoilt.request.strategy.made == 3:
+            raise ValueError("cannot be counted")
+
+    spoilt.request.on_step = on_step
+    for job in (spoilt, sound):
+        engine._worker.submit(job.request)
+    with pytest.raises(ValueError, match="cannot be counted"):
+        engine._generation(spoilt)
+    assert engine._generation(sound).sequences == (expected[1],)
+
+
+def test_scores_that_are_no_numbers_end_their_request_and_reach_no_other(engine):
+    """Keys that are not numbers lie in a place which the next request takes over."""
+    expected = ids_of(engine, [PROMPTS[1]])
+    embedding = engine._model.get_input_embeddings().weight.data
+    kept = embedding[7].clone()
+    embedding[7] = math.nan
+    with pytest.raises(DanluError, match="not numbers"):
+        ids_of(engine, [[5] * 40 + [7]])
+    beside = engine._job([9, 9], GenerationParams(max_new_tokens=400))
+    engine._worker.submit(beside.request)  # keeps the shelf, with its memory, in use
+    with pytest.raises(DanluError, match="not numbers"):
+        ids_of(engine, [[5] * 40 + [7]])
+    embedding[7] = kept
+    assert ids_of(engine, [PROMPTS[1]]) == expected
+    engine._worker.cancel(beside.request)
+
+
+def test_a_row_without_a_token_left_is_said(engine, monkeypatch):
+    fixed_scores(engine, monkeypatch, {20: 1.0, 21: 0.5})
+    for knobs in ({}, {"do_sample": True, "num_return_sequences": 2, "seed": 0}, {"num_beams": 2}):
+        with pytest.raises(AllBanned, match="banned"):
+            ids_of(engine, [[9]], no_repeat_ngram_size=1, **knobs)
+    assert ids_of(engine, [[9]], no_repeat_ngram_size=1, max_new_tokens=2) == [(20, 21)]
 
 
 def test_work_ends_when_nobody_listens(engine, monkeypatch):
@@ -315,24 +412,95 @@ def test_work_ends_when_nobody_listens(engine, monkeypatch):
         return own(*args, **options)
 
     monkeypatch.setattr(engine._model, "forward", forward)
-    before = set(threading.enumerate())
     pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=400))
     next(pieces)
     pieces.close()
+    engine.logits([5])  # what was asked for before this is done
     assert len(calls) < 400
-    assert set(threading.enumerate()) <= before
+    assert engine.core.is_idle
+    assert engine.load.kv_bytes == 0
+
+
+def test_an_interrupted_caller_takes_its_work_along(engine):
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([PROMPTS[0]] * 8, GenerationParams(max_new_tokens=5000))
+    engine.logits([5])
+    assert engine.core.is_idle
+    assert engine.load.kv_bytes == 0
+
+
+# --- the engine's end
+
+
+def wait_for(is_so, seconds=10):
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    assert is_so()
+
+
+@pytest.mark.parametrize("ask", ["generate", "stream", "unfinished stream", "logits", "fault"])
+def test_a_forgotten_engine_ends_its_thread_and_frees_its_model(tiny_model, ask):
+    engine = Engine(str(tiny_model), dtype="float32")
+    if ask == "generate":
+        engine.generate(PROMPTS, GREEDY)
+    elif ask == "stream":
+        list(engine.stream(PROMPTS[0], GREEDY))
+    elif ask == "unfinished stream":
+        next(engine.stream(PROMPTS[0], GREEDY))
+    elif ask == "logits":
+        engine.logits([5])
+    else:
+        engine._model.forward = lambda **_options: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            engine.generate(PROMPTS, GREEDY)
+    thread, model = engine._worker._threads[0], weakref.ref(engine._model)
+    assert thread.is_alive()
+    del engine
+    wait_for(lambda: not thread.is_alive())
+    wait_for(lambda: model() is None)
+
+
+def test_a_closed_engine_says_so(engine):
+    pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=5000))
+    next(pieces)
+    engine.close()
+    for ask in (lambda: list(pieces), lambda: ids_of(engine), lambda: engine.logits([5])):
+        with pytest.raises(Interrupted, match="closed"):
+            ask()
+    engine.close()
+    assert not engine._worker._threads[0].is_alive()
 
 
 # --- scores
 
 
-def test_logits_are_those_of_the_models_forward(engine):
+def test_logits_are_those_of_the_models_forward(engine, tiny_model):
     ids = engine.token_ids(PROMPTS[0])
+    plain = strengthen(load_model(tiny_model, device=CPU, dtype=torch.float32)).eval()
     with torch.no_grad():
-        expected = engine._model(input_ids=torch.tensor([ids])).logits[0]
+        expected = plain(input_ids=torch.tensor([ids])).logits[0]
     seen = engine.logits(ids)
-    assert torch.equal(seen, expected)
+    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
     assert (seen.shape, seen.dtype) == ((len(ids), engine._model.config.vocab_size), torch.float32)
+
+
+def test_logprobs_are_the_models_own(engine):
+    for knobs in ({}, {"num_beams": 2, "num_return_sequences": 2}, {"repetition_penalty": 3.0}):
+        params = GenerationParams(logprobs=3, max_new_tokens=6, **knobs)
+        for answer in engine.generate([PROMPTS[0]], params)[0].sequences:
+            ids = engine.token_ids(PROMPTS[0])
+            for entry, token in zip(answer.logprobs, answer.token_ids, strict=True):
+                expected = engine.logits(ids)[-1].log_softmax(-1)
+                best = expected.topk(3)
+                assert (entry.token_id, entry.logprob) == (token, pytest.approx(float(expected[token]), abs=1e-4))
+                assert [one for one, _ in entry.top] == best.indices.tolist()
+                assert [p for _, p in entry.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+                ids.append(token)
+    assert answers(engine, [PROMPTS[0]], logprobs=0)[0].logprobs[0].top == ()
 
 
 # --- around a model that is being trained
@@ -346,13 +514,19 @@ def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engi
     around = Engine.around(model, engine.chat)
     assert ids_of(around) == before  # B is zero
     torch.testing.assert_close(around.logits(engine.token_ids(PROMPTS[0])), scores, atol=1e-4, rtol=1e-4)
-    assert "".join(around.stream(PROMPTS[0], GREEDY)) == engine.chat.decode(before[0])
+    text = "".join(event.text for event in around.stream(PROMPTS[0], GREEDY))
+    assert text == engine.chat.decode(before[0])
     assert model.get_base_model().config._attn_implementation == ATTENTION
     assert all(weight.grad is None for weight in model.parameters())
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.fill_(0.1)
+    assert ids_of(around) != before
+    model.train()
+    batch = collate([Example(tuple(range(5, 25)), (False, *[True] * 19))])
+    token_losses(model, batch).mean().backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
     assert ids_of(around) != before
 
 

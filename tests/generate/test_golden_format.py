@@ -92,3 +92,9 @@ def test_distributions_are_whole_and_cover_the_sampling_knobs() -> None:
     named = Counter(name for row in rows for name, value in row["knobs"].items() if value)
     wanted = ["temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"]
     assert all(named[name] >= 5 for name in [*wanted, "bad_words_ids", "min_new_tokens", "num_beams"]), named
+
+
+def test_the_guides_name_the_number_of_golden_answers():
+    count = len((GOLDEN / "generation.jsonl").read_text("utf-8").splitlines())
+    for page in ("README.md", "README.zh-CN.md", "docs/generation.md", "docs/generation.zh.md"):
+        assert str(count) in (GOLDEN.parent.parent / page).read_text("utf-8"), page

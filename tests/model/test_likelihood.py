@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from danlu.data.chat import Example
+from danlu.data.chat import Chat, Example
 from danlu.data.packing import collate
 from danlu.device import Device
 from danlu.errors import ModelError
+from danlu.generate.engine import Engine
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import ATTENTION, causal_attention, use_document_attention
+from danlu.model.attention import ATTENTION, documents_of, plain_attention, use_our_attention
 from danlu.model.kernels import use_fast_kernels
 from danlu.model.likelihood import prepare, token_losses
-from danlu.model.load import load_model
+from danlu.model.load import load_model, load_tokenizer
 from tiny import ARCHITECTURES, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
@@ -185,30 +186,49 @@ def test_logits_that_the_family_changes_go_through_the_models_own_code(tmp_path)
 def test_a_prepared_model_refuses_rows_without_documents(directories):
     model = load(directories["llama"])
     prepare(model)
-    with pytest.raises(ModelError, match="laid end to end; it got none"):
+    with pytest.raises(ModelError, match="laid end to end or to slots; it got neither"):
         model(input_ids=torch.tensor([[5, 6, 7]]))
 
 
 def test_scores_that_are_capped_are_refused():
-    from danlu.model.attention import attention_over_documents, documents_of
+    from transformers import AttentionInterface
 
     q = torch.zeros(1, 2, 3, 4)
+    attention = AttentionInterface()[ATTENTION]
     with pytest.raises(ModelError, match="caps its attention scores"):
-        attention_over_documents(nn.Module(), q, q, q, None, documents=documents_of((3,), "cpu"), softcap=50.0)
+        attention(nn.Module(), q, q, q, None, documents=documents_of((3,), "cpu"), softcap=50.0)
 
 
 @torch.no_grad()
-def test_inside_causal_attention_the_model_is_a_plain_one(directories):
+def test_who_calls_the_model_may_say_how_tokens_attend(directories):
+    """`attend` gets each layer's queries, keys and values of all tokens, its scale and its window."""
     model = with_adapter(directories["mistral"])
-    ids = torch.tensor([documents()[0]])
-    expected = model(input_ids=ids).logits
+    ids = documents()[0]
+    expected = model(input_ids=torch.tensor([ids])).logits
     prepare(model)
-    with causal_attention(model):
-        torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
-    assert model.config._attn_implementation == ATTENTION
-    with pytest.raises(RuntimeError, match="torn"), causal_attention(model):
-        raise RuntimeError("torn")
-    assert model.config._attn_implementation == ATTENTION
+    windows = []
+
+    def attend(module, q, k, v, scaling, window):
+        windows.append((module.layer_idx, window))
+        assert (q.shape, k.shape, v.shape) == ((len(ids), 4, 8), (len(ids), 2, 8), (len(ids), 2, 8))
+        return plain_attention(q, k, v, documents_of((len(ids),), "cpu"), scaling, window)
+
+    given = {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids)).unsqueeze(0)}
+    torch.testing.assert_close(model(**given, attend=attend, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
+    assert windows == [(0, 16), (1, 16)]
+    prepare(model)  # once more changes nothing
+    assert model.get_base_model().config._attn_implementation == ATTENTION
+
+
+def test_a_layout_made_while_answering_serves_training(directories, monkeypatch):
+    """The engine's scores and training share the cache of layouts."""
+    monkeypatch.setattr("danlu.model.attention.SHORT_DOCUMENT", 20)
+    model = load(directories["mistral"])
+    engine = Engine.around(model, Chat.of(load_tokenizer(directories["mistral"]), model.generation_config))
+    batch = collate([examples()[4]])
+    engine.logits(batch.token_ids.tolist())
+    token_losses(model, batch).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
 
 
 # --- which kernels are taken
@@ -269,7 +289,7 @@ def test_a_kind_that_differs_keeps_its_own_code(directories):
         layer.mlp = GeluMlp(layer.mlp)
     model.model.norm = ShiftedRMSNorm(model.model.norm)
     expected = alone(model)
-    use_document_attention(model)
+    use_our_attention(model)
     assert use_fast_kernels(model) == {}
     torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
 
@@ -280,7 +300,7 @@ def test_one_module_that_differs_among_others_keeps_its_own_code(directories):
     last = model.model.layers[-1]
     last.input_layernorm, last.mlp = ShiftedRMSNorm(last.input_layernorm), GeluMlp(last.mlp)
     expected = alone(model)
-    use_document_attention(model)
+    use_our_attention(model)
     assert use_fast_kernels(model) == {"norm": 4, "swiglu": 1}
     torch.testing.assert_close(token_losses(model, collate(examples())), expected, atol=1e-4, rtol=1e-4)
 

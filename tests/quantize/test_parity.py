@@ -88,7 +88,7 @@ def test_the_first_prompt_that_differs_is_named(first, second, monkeypatch):
 
 def test_an_answer_that_ends_earlier_is_another_answer(first, second):
     ids = first.generate([CONVERSATIONS[0]])[0].sequences[0].token_ids
-    second.chat = Chat(first.chat.tokenizer, frozenset({ids[3]}))
+    second = Engine.around(second._model, Chat(first.chat.tokenizer, frozenset({ids[3]})))
     with pytest.raises(ParityError, match=r"prompt \d: greedy answers differ from token \d on: .* and '\(the end\)'"):
         check(first, second)
 

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from serving import wait_until
 
 from danlu import Engine
 from danlu.serve.api import make_app
 from danlu.serve.options import ServeOptions
 from danlu.serve.server import Server, listen
-from serving import wait_until
 from tiny import make_golden_model
 
 

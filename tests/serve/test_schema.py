@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from danlu.errors import ConfigError, Interrupted, MemoryShortage
 from danlu.generate.params import GenerationParams
 from danlu.serve.body import parse
-from danlu.serve.faults import ApiFault, blamed
+from danlu.serve.faults import ApiFault, as_fault, blamed
 from danlu.serve.schema import INERT, NOT_YET, ChatBody, CompletionBody, read_chat, read_completion, schema_of
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -76,11 +77,8 @@ def test_openai_names_are_the_knobs_of_danlu():
 
 @pytest.mark.parametrize("knob", sorted(GenerationParams.model_fields))
 def test_every_knob_is_known_under_its_own_name(knob):
-    try:
-        chat(**{knob: {"no": "value"}})
-    except ApiFault as error:
-        assert error.code != "unknown_parameter"
-        assert error.param == knob
+    error = fault(chat, **{knob: {"no": "value"}})
+    assert (error.param, error.code) == (knob, "invalid_value")
 
 
 @pytest.mark.parametrize(
@@ -225,6 +223,14 @@ def test_a_pair_of_surrogates_is_a_character():
 def test_blame_falls_on_the_first_name_in_the_message():
     assert blamed("top_p has no effect without do_sample", ["do_sample", "top_p", "p"]) == "top_p"
     assert blamed("nothing", ["top_p"]) is None
+
+
+def test_errors_of_ours_have_their_status():
+    statuses = {Interrupted("closed"): 503, MemoryShortage("m"): 400, ConfigError("c"): 400, KeyError("k"): 500}
+    for error, status in statuses.items():
+        assert as_fault(error).status == status
+    assert "k" not in as_fault(KeyError("a key")).message.split()
+    assert len(as_fault(ConfigError("x" * 9999)).body["error"]["message"]) < 1100
 
 
 def test_the_schema_lists_every_knob():

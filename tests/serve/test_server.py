@@ -10,13 +10,9 @@ import time
 import httpx
 import openai
 import pytest
-
-from danlu.cli import call
-from danlu.errors import ResourceError
-from danlu.generate.params import GenerationParams
-from danlu.serve.options import ServeOptions
-from danlu.serve.server import listen
 from serving import CHAT, is_idle, wait_until
+
+from danlu.generate.params import GenerationParams
 
 HELLO = [{"role": "user", "content": "what is the capital of France?"}]
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 450, "eos_token_id": [], "temperature": 0}
@@ -150,13 +146,3 @@ def test_stopping_lets_a_short_request_finish(start, engine):
     running.server.should_exit = True
     asking.join(20)
     assert replies[0].json()["usage"]["completion_tokens"] == 100
-
-
-def test_a_port_that_is_taken_is_said(capsys, tiny_model):
-    with listen(ServeOptions(port=0)) as taken:
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ResourceError, match=f"127.0.0.1:{port}"):
-            listen(ServeOptions(port=port))
-        assert call(["serve", str(tiny_model), f"--port={port}"]) == 1
-    assert "choose another port" in capsys.readouterr().err
