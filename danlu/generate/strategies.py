@@ -321,7 +321,8 @@ class GroupBeam(Strategy):
             parents += [parent for parent, _, _ in picks]
             tokens += [token for _, token, _ in picks]
             self.running[rows] = torch.tensor([score for _, _, score in picks])
-            chosen += torch.bincount(torch.tensor(tokens[-self.size :]), minlength=len(chosen))
+            for _, token, score in picks:
+                chosen[token] += is_real(score)
         self.sequences = [(*self.sequences[p], t) for p, t in zip(parents, tokens, strict=True)]
         if all(self._done) or self.made >= self.max_new_tokens:
             self._finish_open_groups()

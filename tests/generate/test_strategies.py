@@ -147,9 +147,7 @@ def test_a_search_ends_when_nothing_possible_is_left(make):
     assert {one.tokens for one in strategy.results()} == {(A, EOS)}
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: beam(2, 2, 6), lambda: group(max_new_tokens=6), lambda: constrained([[(A,)]])]
-)
+@pytest.mark.parametrize("make", [lambda: beam(2, 2, 6), group, lambda: constrained([[(A,)]])])
 def test_a_search_without_any_answer_says_so(make):
     dead = {(): (0, 1.0, 0), A: (0, 0, 0), B: (1 / 3,) * 3, EOS: (1 / 3,) * 3}
     with pytest.raises(AllBanned, match="every continuation is banned"):
@@ -216,14 +214,17 @@ def test_what_a_group_pays_stays_in_its_score():
     is_answer(second, (A, B, EOS), (log(0.21) - 0.2) / 3, "stop")
 
 
-@pytest.mark.parametrize(("pad", "second"), [(EOS, (B, A)), (A, (B, B))])
-def test_a_finished_group_goes_on_with_padding_which_later_groups_avoid(pad, second):
-    """The first group ends at once (end .55). Then its padding counts as chosen: where that is a, the second takes b."""
-    table = {(): (0.55, 0.25, 0.2), A: (0.05, 0.5, 0.45), B: (0.05, 0.5, 0.45), EOS: (1 / 3,) * 3}
-    strategy = group(2, 2, 2, penalty=1.0, pad=pad, max_new_tokens=3)
+@pytest.mark.parametrize(("pad", "third"), [(EOS, A), (A, B)])
+def test_a_finished_group_goes_on_with_padding_which_later_groups_avoid(pad, third):
+    """The first ends in step 2, a-end .54. From then on its padding counts as chosen.
+
+    The second: b; then b again (log .38 = -0.968), as the first's a costs 1; then a (.6), unless that is the padding.
+    """
+    table = {(): START, A: (0.9, 0.06, 0.04), B: (0.02, 0.6, 0.38), EOS: (1 / 3,) * 3}
+    strategy = group(2, 2, 2, pad=pad, max_new_tokens=4)
     rows = search(strategy, table)
-    assert [one[1] for one in rows] == [(B,), second]  # a of the first group's own row costs 1 in step 1
-    assert strategy.results()[0] == Hypothesis((EOS,), pytest.approx(log(0.55)), "stop")
+    assert rows == [[(A,), (B,)], [(A, A), (B, B)], [(A, A, pad), (B, B, third)]]
+    is_answer(strategy.results()[0], (A, EOS), log(0.54) / 2, "stop")
 
 
 @pytest.mark.parametrize(("early_stopping", "steps"), [(True, 3), (False, 3), ("never", 5)])
