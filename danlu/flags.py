@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from cyclopts import Parameter
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
-from danlu.config import Options
+from danlu.config import Options, describe_faults
 from danlu.errors import ConfigError
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -30,13 +30,17 @@ def as_flags(options: type[AnyOptions]) -> type[AnyOptions]:
 
 
 def from_flags(options: type[AnyOptions], flags: BaseModel) -> AnyOptions:
-    """The options that the flags say. Raises ConfigError, or pydantic's ValidationError."""
+    """The options that the flags say. Raises ConfigError."""
     given = {name: getattr(flags, name) for name in flags.model_fields_set}
     for name, value in given.items():
         kinds = _kinds(options.model_fields[name].annotation)
         if kinds & {tuple, dict}:
             given[name] = _joined(name, value, is_mapping=dict in kinds)
-    return options.model_validate(given)
+    try:
+        return options.model_validate(given)
+    except ValidationError as error:
+        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error)]
+        raise ConfigError("\n".join(faults)) from None
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -23,9 +23,10 @@ from danlu.run import Recipe
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(capsys, monkeypatch, tmp_path_factory):
     """Run a command line in this process: (exit code, standard output, standard error)."""
     monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def run(*arguments):
         code = cli.call([str(argument) for argument in arguments])
