@@ -308,13 +308,13 @@ def check(
     encode = None
     if model is None and is_cached(DEFAULT_MODEL, cache_directory()):
         model = DEFAULT_MODEL
-    if model is None:
-        _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
-    else:
+    if model is not None:
         directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
         encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
     report = check_data(file, format=format, encode=encode)
     show_data(_OUT, report)
+    if model is None:
+        _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
     if report.faults_total:
         raise DataError(
             f"{report.faults_total} faulty row(s)",

@@ -40,13 +40,14 @@ class Rows:
     @cached_property
     def slot_of(self) -> Tensor:
         """(count,)"""
-        return torch.arange(self.shelf.ready).repeat_interleave(self.shelf.rows)
+        return torch.arange(self.shelf.ready, device=self.shelf.shape.device).repeat_interleave(self.shelf.rows)
 
     @cached_property
     def place_of(self) -> Tensor:
         """(count,) place in its slot of each token."""
         rows = self.shelf.rows
-        return torch.tensor([slot.length - rows + row for slot in self.slots for row in range(rows)])
+        places = [slot.length - rows + row for slot in self.slots for row in range(rows)]
+        return torch.tensor(places, device=self.shelf.shape.device)
 
     @cached_property
     def seen(self) -> int:
@@ -57,7 +58,7 @@ class Rows:
 class Chunk:
     """Tokens `start` to `start + count` of the step: `count` tokens of one slot, from its place `place` on.
 
-    They see what `row` sees (any row, where it is None) up to themselves.
+    They see what `row` sees, up to themselves.
     """
 
     slot: Slot
@@ -100,7 +101,7 @@ class Plan:
                 positions = part.shelf.positions[:slots, :seen]
                 own = positions.gather(1, part.place_of.view(slots, -1))  # (slots, rows)
                 may = may & (own[:, :, None] - positions[:, None, :] < window)
-            mask = torch.zeros(may.shape, dtype=dtype).masked_fill_(~may, -math.inf)
+            mask = torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, -math.inf)
             self.masks[key] = mask.repeat_interleave(group, 1).unsqueeze(1)
         result = self.masks[key]
         assert result is not None
@@ -117,7 +118,7 @@ class Plan:
         return self.masks[key]
 
     def _chunk_mask(self, chunk: Chunk, end: int, window: int | None) -> Tensor:
-        places = torch.arange(end)
+        places = torch.arange(end, device=chunk.slot.visible.device)
         own = places[chunk.place :]
         may = chunk.slot.visible[chunk.row, :end] & (places[None] <= own[:, None])
         if window is not None:

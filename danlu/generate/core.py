@@ -73,7 +73,7 @@ class Core:
 
     @torch.no_grad()
     def _forward(self, work: Work) -> Tensor:
-        """(wanted rows, vocabulary) float32."""
+        """(wanted rows, vocabulary) float32, on the CPU, where the strategies work."""
         device = self.model.device
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=device)
         with _memory_faults():
@@ -84,7 +84,7 @@ class Core:
                 use_cache=False,
                 logits_to_keep=kept,
             )
-        logits: Tensor = output.logits[0].float()
+        logits: Tensor = output.logits[0].float().cpu()
         return logits
 
     def _choose(self, request: Request, logits: Tensor) -> None:

@@ -63,14 +63,14 @@ class TextPart(Options):
     """A piece of a message's content."""
 
     type: Literal["text"] = Field(description="text; images and sound are not read")
-    text: str
+    text: str = Field(description="the words")
 
 
 class ChatMessage(Options):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is read as system")
-    content: str | tuple[TextPart, ...]
+    content: str | tuple[TextPart, ...] = Field(description="the words, as one text or in parts")
 
     @property
     def plain(self) -> Message:
