@@ -312,9 +312,9 @@ def check(
         directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
         encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
     report = check_data(file, format=format, encode=encode)
-    show_data(_OUT, report)
     if model is None:
         _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+    show_data(_OUT, report)
     if report.faults_total:
         raise DataError(
             f"{report.faults_total} faulty row(s)",

@@ -1,0 +1,153 @@
+"""What goes wrong in one request stays there; an engine that is interrupted, closed or forgotten leaves nothing."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import threading
+import time
+import weakref
+
+import pytest
+from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of
+
+from danlu import Engine, GenerationParams
+from danlu.errors import AllBanned, DanluError, Interrupted
+
+# --- faults
+
+
+def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):
+    own, calls = engine._model.forward, []
+
+    def forward(*args, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError("no memory for the fourth token")
+        return own(*args, **options)
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+    expected = None
+    for ask in (lambda: list(engine.stream(PROMPTS[0], GREEDY)), lambda: engine.generate(PROMPTS, GREEDY)):
+        calls.clear()
+        with pytest.raises(MemoryError, match="the fourth token"):
+            ask()
+        seen = ids_of(engine)  # and the engine goes on
+        assert seen == (expected or seen)
+        expected = seen
+        assert engine.load.kv_bytes == 0
+
+
+def test_a_fault_of_one_request_is_its_own(engine, monkeypatch):
+    expected = answers(engine, PROMPTS[:2])
+    spoilt, sound = (engine._job(prompt, GREEDY) for prompt in PROMPTS[:2])
+    own = spoilt.request.on_step
+
+    def on_step(step):
+        own(step)
+        if spoilt.request.strategy.made == 3:
+            raise ValueError("cannot be counted")
+
+    spoilt.request.on_step = on_step
+    for job in (spoilt, sound):
+        engine._worker.submit(job.request)
+    with pytest.raises(ValueError, match="cannot be counted"):
+        engine._generation(spoilt)
+    assert engine._generation(sound).sequences == (expected[1],)
+
+
+def test_scores_that_are_no_numbers_end_their_request_and_reach_no_other(engine):
+    """Keys that are not numbers lie in a place which the next request takes over."""
+    expected = ids_of(engine, [PROMPTS[1]])
+    embedding = engine._model.get_input_embeddings().weight.data
+    kept = embedding[7].clone()
+    embedding[7] = math.nan
+    with pytest.raises(DanluError, match="not numbers"):
+        ids_of(engine, [[5] * 40 + [7]])
+    beside = engine._job([9, 9], GenerationParams(max_new_tokens=400))
+    engine._worker.submit(beside.request)  # keeps the shelf, with its memory, in use
+    with pytest.raises(DanluError, match="not numbers"):
+        ids_of(engine, [[5] * 40 + [7]])
+    embedding[7] = kept
+    assert ids_of(engine, [PROMPTS[1]]) == expected
+    engine._worker.cancel(beside.request)
+
+
+def test_a_row_without_a_token_left_is_said(engine, monkeypatch):
+    fixed_scores(engine, monkeypatch, {20: 1.0, 21: 0.5})
+    for knobs in ({}, {"do_sample": True, "num_return_sequences": 2, "seed": 0}, {"num_beams": 2}):
+        with pytest.raises(AllBanned, match="banned"):
+            ids_of(engine, [[9]], no_repeat_ngram_size=1, **knobs)
+    assert ids_of(engine, [[9]], no_repeat_ngram_size=1, max_new_tokens=2) == [(20, 21)]
+
+
+def test_work_ends_when_nobody_listens(engine, monkeypatch):
+    own, calls = engine._model.forward, []
+
+    def forward(*args, **options):
+        calls.append(1)
+        return own(*args, **options)
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+    pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=400))
+    next(pieces)
+    pieces.close()
+    engine.logits([5])  # what was asked for before this is done
+    assert len(calls) < 400
+    assert engine.core.is_idle
+    assert engine.load.kv_bytes == 0
+
+
+def test_an_interrupted_caller_takes_its_work_along(engine):
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([PROMPTS[0]] * 8, GenerationParams(max_new_tokens=5000))
+    engine.logits([5])
+    assert engine.core.is_idle
+    assert engine.load.kv_bytes == 0
+
+
+# --- the engine's end
+
+
+def wait_for(is_so, seconds=10):
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    assert is_so()
+
+
+@pytest.mark.parametrize("ask", ["generate", "stream", "unfinished stream", "logits", "fault"])
+def test_a_forgotten_engine_ends_its_thread_and_frees_its_model(tiny_model, ask):
+    engine = Engine(str(tiny_model), dtype="float32")
+    if ask == "generate":
+        engine.generate(PROMPTS, GREEDY)
+    elif ask == "stream":
+        list(engine.stream(PROMPTS[0], GREEDY))
+    elif ask == "unfinished stream":
+        next(engine.stream(PROMPTS[0], GREEDY))
+    elif ask == "logits":
+        engine.logits([5])
+    else:
+        engine._model.forward = lambda **_options: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            engine.generate(PROMPTS, GREEDY)
+    thread, model = engine._worker._threads[0], weakref.ref(engine._model)
+    assert thread.is_alive()
+    del engine
+    wait_for(lambda: not thread.is_alive())
+    wait_for(lambda: model() is None)
+
+
+def test_a_closed_engine_says_so(engine):
+    pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=5000))
+    next(pieces)
+    engine.close()
+    for ask in (lambda: list(pieces), lambda: ids_of(engine), lambda: engine.logits([5])):
+        with pytest.raises(Interrupted, match="closed"):
+            ask()
+    engine.close()
+    assert not engine._worker._threads[0].is_alive()
