@@ -9,7 +9,7 @@ import torch
 
 from danlu.data.chat import Chat
 from danlu.device import Device
-from danlu.errors import MemoryShortage
+from danlu.errors import AllBanned, MemoryShortage
 from danlu.generate.core import Core
 from danlu.generate.kv import SMALLEST_CAPACITY
 from danlu.generate.params import GenerationParams
@@ -262,3 +262,45 @@ def test_all_rows_may_end_in_the_first_step(bench):
 
 def test_a_scheduler_begins_idle(bench):
     assert Scheduler(bench.core().store).is_idle
+
+
+def test_what_is_not_a_number_reaches_no_other_request(bench):
+    """Keys that are no numbers lie in a place which the next request takes over; masked or not, they would count."""
+    core = bench.core()
+    beside = [bench.job(core, prompt_of(50, seed), max_new_tokens=60, eos_token_id=[]) for seed in range(3)]
+    core.step()
+    spoilt = bench.job(core, [5] * 40 + [7])
+
+    def spoil(_module, inputs, output):
+        output[inputs[0] == 7] = torch.nan
+
+    hook = bench.model.get_input_embeddings().register_forward_hook(spoil)
+    core.step()
+    hook.remove()
+    with pytest.raises(AllBanned, match="not numbers"):
+        answers(spoilt)
+    shelf = beside[0].request.slot.shelf
+    assert (shelf.room, len(shelf.slots)) == (4, 3)  # the place is still there
+    later = bench.job(core, [9, 9], max_new_tokens=8)
+    finish(core)
+    assert answers(later) == bench.alone([9, 9], max_new_tokens=8)
+    for seed, job in enumerate(beside):
+        assert answers(job) == bench.alone(prompt_of(50, seed), max_new_tokens=60, eos_token_id=[])
+
+
+@pytest.mark.parametrize("kind", ["beam", "group", "constrained"])
+def test_stop_sequences_may_end_most_candidates(bench, kind):
+    """Then fewer beams go on than there are places; what fills the places is no answer."""
+    stops = [chr(code) for code in range(ord("A"), ord("z"))]
+    liked = dict.fromkeys(range(35, 92), 3.0)  # the tokens of these letters
+    core = bench.core()
+    knobs = {**KNOBS[kind], "eos_token_id": [], "stop_sequences": stops, "max_new_tokens": 12, "logit_bias": liked}
+    jobs = [bench.job(core, prompt_of(10, seed), **knobs) for seed in range(12)]
+    finish(core)
+    for job in jobs:
+        assert answers(job)
+        for one in job.request.strategy.results():
+            text = job.text()
+            seen = [text.push(token) for token in one.tokens if text.stop is None]
+            assert (text.stop is not None) == (one.finish_reason == "stop")
+            assert len(seen) == len(one.tokens)
