@@ -234,7 +234,8 @@ def refuse_none(answers: Sequence[Hypothesis]) -> None:
     """Raise AllBanned where a search has ended without any answer."""
     if not answers:
         raise AllBanned(
-            "every continuation is banned", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
+            "every continuation is banned, or ends before it may",
+            fix="loosen bad_words_ids, no_repeat_ngram_size, min_new_tokens or stop_sequences",
         )
 
 

@@ -288,13 +288,17 @@ def test_what_is_not_a_number_reaches_no_other_request(bench):
         assert answers(job) == bench.alone(prompt_of(50, seed), max_new_tokens=60, eos_token_id=[])
 
 
-@pytest.mark.parametrize("kind", ["beam", "group", "constrained"])
+@pytest.mark.parametrize("kind", ["beam", "beam_sample", "group", "constrained"])
 def test_stop_sequences_may_end_most_candidates(bench, kind):
     """Then fewer beams go on than there are places; what fills the places is no answer."""
     stops = [chr(code) for code in range(ord("A"), ord("z"))]
-    liked = dict.fromkeys(range(35, 92), 3.0)  # the tokens of these letters
+    liked = dict.fromkeys(range(35, 92), 2.0)  # the tokens of these letters
     core = bench.core()
     knobs = {**KNOBS[kind], "eos_token_id": [], "stop_sequences": stops, "max_new_tokens": 12, "logit_bias": liked}
+    if kind == "constrained":
+        knobs["force_words_ids"] = [[200, 201]]  # no letters
+    if kind == "beam_sample":
+        knobs["top_k"] = 2  # so few candidates that rows which only fill a place have to give some
     jobs = [bench.job(core, prompt_of(10, seed), **knobs) for seed in range(12)]
     finish(core)
     for job in jobs:
