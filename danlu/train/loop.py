@@ -141,25 +141,24 @@ def train(
     stage.save(model, journal.adapter)
 
 
+@dataclass(eq=False)
 class _Loop(Generic[Example, Batch]):
     """State between two optimizer steps; `step` counts those done."""
 
-    def __init__(
-        self,
-        stage: Stage[Example, Batch],
-        model: Any,
-        run: Run[Example],
-        options: TrainOptions,
-        journal: Journal,
-        device: Device,
-    ) -> None:
-        self.stage, self.model, self.run, self.options = stage, model, run, options
-        self.journal, self.device = journal, device
+    stage: Stage[Example, Batch]
+    model: Any
+    run: Run[Example]
+    options: TrainOptions
+    journal: Journal
+    device: Device
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        stage, model, run, options = self.stage, self.model, self.run, self.options
         self.steps = planned_steps(options, len(run.examples))
         self.lengths = [stage.length(example) for example in run.examples]
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(self.trainable.items(), options)
-        self.step = 0
 
     def begin(self) -> None:
         torch.manual_seed(self.run.seed)
