@@ -20,7 +20,7 @@ from danlu.config import validate
 from danlu.data.chat import Chat
 from danlu.data.records import Message
 from danlu.device import DtypeName, read_device
-from danlu.errors import ConfigError, DanluError
+from danlu.errors import ConfigError
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
 from danlu.generate.live import LiveAnswers
@@ -266,4 +266,4 @@ class Engine:
             yield Event(index, answer.text[len(said) :], answer.token_ids[told.get(index, 0) :], answer)
 
 
-__all__ = ["Answer", "DanluError", "Engine", "Event", "Generation", "Logprob", "Prompt"]
+__all__ = ["Answer", "Engine", "Event", "Generation", "Logprob", "Prompt"]
