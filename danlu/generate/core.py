@@ -16,6 +16,7 @@ from torch import Tensor
 from danlu.errors import MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
+from danlu.generate.prefix import PrefixCache
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
 from danlu.model.attention import use_our_attention
 
@@ -27,14 +28,23 @@ class Core:
         model: a decoder-only transformers model in evaluation mode, or a PeftModel around one.
         kv_budget_bytes: what keys and values may take at most.
         prompt_tokens_a_step: portion of prompts read in one step.
+        prefix_cache: keep what was read for requests that begin the same way. The model's weights must not change.
     """
 
-    def __init__(self, model: Any, kv_budget_bytes: int, prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP) -> None:
+    def __init__(
+        self,
+        model: Any,
+        kv_budget_bytes: int,
+        prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP,
+        *,
+        prefix_cache: bool = False,
+    ) -> None:
         use_our_attention(model)
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         shape = kv_shape(self.model.config, self.model.dtype, self.model.device)
         self.store = KVStore(shape, kv_budget_bytes)
-        self.scheduler = Scheduler(self.store, prompt_tokens_a_step)
+        self.prefixes = PrefixCache(self.store) if prefix_cache else None
+        self.scheduler = Scheduler(self.store, prompt_tokens_a_step, self.prefixes)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises MemoryShortage if its prompt can never fit."""
@@ -89,6 +99,7 @@ class Core:
 
     def _choose(self, request: Request, logits: Tensor) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""
+        held = request.strategy.sequences[0]  # by the first row, before the choice
         try:
             step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
             if step.tokens:
@@ -98,7 +109,7 @@ class Core:
         except Exception as error:
             self._fail(request, error)
             return
-        self.scheduler.end(request)
+        self.scheduler.finish(request, held)
         request.on_end(None)
 
 
