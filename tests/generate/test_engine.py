@@ -348,6 +348,30 @@ def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engi
     assert ids_of(around) != before
 
 
+# --- what was read before
+
+
+def test_an_engine_reads_a_beginning_once_unless_it_is_told_not_to(engine, tiny_model):
+    without = Engine(str(tiny_model), dtype="float32", prefix_cache=False)
+    strengthen(without._model)
+    prompts = [[*range(5, 85), last] for last in (9, 10)]
+    expected = [ids_of(without, [prompt])[0] for prompt in prompts]
+    assert [ids_of(engine, [prompt])[0] for prompt in prompts] == expected
+    assert (engine.load.prefix_hit_tokens, without.load.prefix_hit_tokens) == (64, 0)
+    assert engine.load.prefix_cache_bytes > without.load.prefix_cache_bytes == 0
+    assert engine.load.kv_bytes == 0
+
+
+def test_an_engine_around_a_model_sees_its_new_weights(engine):
+    prompt = list(range(5, 85))
+    around = Engine.around(engine._model, engine.chat)
+    before = ids_of(around, [prompt])
+    strengthen(engine._model, seed=1)
+    after = ids_of(around, [prompt])
+    assert before != after == ids_of(Engine.around(engine._model, engine.chat), [prompt])
+    assert around.load.prefix_cache_bytes == 0
+
+
 # --- loading
 
 

@@ -388,7 +388,7 @@ def test_what_is_not_a_number_never_comes_back(bench, core):
     def spoil(_module, inputs, output):
         output[inputs[0] == 7] = torch.nan
 
-    prompt = [*[5] * 40, 7, *[6] * 40]  # no token after it sees it through a window of 16, but for its keys
+    prompt = [*[5] * 40, 7, *[6] * 40]
     hook = bench.model.get_input_embeddings().register_forward_hook(spoil)
     spoilt = bench.job(core, prompt)
     core.step()
@@ -449,9 +449,11 @@ def test_the_real_model_answers_the_same_with_and_without_a_hit():
     told = "Answer in one short sentence. " * 12
     asked = [told + "Where is Paris?", told + "Where is Rome, and what is it?"]
     prompts = [bench.chat.prompt([{"role": "user", "content": text}]) for text in asked]
-    for at, prompt in enumerate([prompts[0], *prompts]):
+    bench.job(core, prompts[0], max_new_tokens=1)
+    finish(core)
+    for prompt in prompts:
         jobs = {kind: bench.job(core, prompt, **{**knobs, "max_new_tokens": 24}) for kind, knobs in KNOBS.items()}
         finish(core)
         for kind, job in jobs.items():
-            assert (job.request.cached_tokens > 64) == (at > 0)
+            assert job.request.cached_tokens >= 64
             assert answers(job) == bench.alone(prompt, **{**KNOBS[kind], "max_new_tokens": 24}), kind
