@@ -27,9 +27,8 @@ from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job, Maker
 from danlu.generate.text import TextStream, push_all
-from danlu.generate.worker import Worker
+from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
-from danlu.model.attention import documents_of
 from danlu.model.load import ModelOptions, load
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -64,24 +63,34 @@ class Engine:
     ) -> None:
         chosen = {"name": model_name_or_path, "dtype": dtype, "adapter": adapter, "accept_licence": accept_licence}
         options = validate(ModelOptions, chosen, where="Engine")
+        in_a_thread(partial(self._load, options, kv_budget_bytes, prefix_cache, say))
+
+    def _load(self, options: ModelOptions, kv_budget_bytes: int | None, prefix_cache: bool, say: Say) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
-        self._set_up(loaded.model, chat, kv_budget_bytes, prefix_cache)
+        self._set_up(loaded.model, chat, kv_budget_bytes, weights_change=False, prefix_cache=prefix_cache)
 
     @classmethod
-    def around(cls, model: Any, chat: Chat, kv_budget_bytes: int | None = None) -> Engine:
-        """An engine around a model that is in memory already; it must not be trained while the engine answers.
+    def around(
+        cls, model: Any, chat: Chat, kv_budget_bytes: int | None = None, *, weights_change: bool = True
+    ) -> Engine:
+        """An engine around a model that is in memory already.
 
-        It may be trained between two questions, so there is no prefix cache: keys that older weights made are wrong.
+        Args:
+            weights_change: the model may be trained between two requests, never during one. False is faster (keys
+                that older weights made are wrong, so only then is there a prefix cache), and takes the model over:
+                it cannot be run or saved by itself any more.
         """
         engine = cls.__new__(cls)
-        engine._set_up(model, chat, kv_budget_bytes, prefix_cache=False)
+        engine._set_up(model, chat, kv_budget_bytes, weights_change=weights_change, prefix_cache=not weights_change)
         return engine
 
-    def _set_up(self, model: Any, chat: Chat, kv_budget_bytes: int | None, prefix_cache: bool) -> None:
+    def _set_up(
+        self, model: Any, chat: Chat, kv_budget_bytes: int | None, *, weights_change: bool, prefix_cache: bool
+    ) -> None:
         self._model, self.chat = model.eval(), chat
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
-        self.core = Core(model, budget, prefix_cache=prefix_cache)
+        self.core = Core(model, budget, weights_change=weights_change, prefix_cache=prefix_cache)
         self._worker = Worker(self.core)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
@@ -183,19 +192,7 @@ class Engine:
         One forward pass, between two steps of what else is running.
         """
         self._model.eval()
-        return self._worker.run(partial(self._logits, list(token_ids)))
-
-    @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
-    def _logits(self, token_ids: list[int]) -> torch.Tensor:
-        device = self._model.device
-        output = self._model(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=torch.arange(len(token_ids), device=device).unsqueeze(0),
-            documents=documents_of((len(token_ids),), str(device)),
-            use_cache=False,
-        )
-        scores: torch.Tensor = output.logits[0].float()
-        return scores
+        return self._worker.run(partial(self.core.logits, list(token_ids)))
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of, strengthen
+from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of, strengthen, strong_engine
 
 from danlu import Engine, GenerationParams
 from danlu.data.chat import Example
@@ -20,7 +20,7 @@ from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.attention import ATTENTION
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
-from tiny import make_tiny_model
+from tiny import make_golden_model, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 
@@ -48,8 +48,7 @@ def test_greedy_takes_the_likeliest_token_each_time(engine):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "mistral"])
 def test_in_a_batch_as_alone(tmp_path, architecture):
-    engine = Engine(str(make_tiny_model(tmp_path, architecture=architecture)), dtype="float32")
-    strengthen(engine._model)
+    engine = strong_engine(make_tiny_model(tmp_path, architecture=architecture))
     alone = [ids_of(engine, [prompt], max_new_tokens=24)[0] for prompt in PROMPTS]
     assert ids_of(engine, max_new_tokens=24) == alone
     assert len(set(alone)) == len(PROMPTS)
@@ -351,15 +350,14 @@ def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engi
 # --- what was read before
 
 
-def test_an_engine_reads_a_beginning_once_unless_it_is_told_not_to(engine, tiny_model):
-    without = Engine(str(tiny_model), dtype="float32", prefix_cache=False)
-    strengthen(without._model)
+def test_an_engine_reads_a_beginning_once_unless_it_is_told_not_to(tmp_path):
+    directory = str(make_golden_model(tmp_path, "llama"))
+    cached, without = (Engine(directory, "float32", prefix_cache=cache) for cache in (True, False))
     prompts = [[*range(5, 85), last] for last in (9, 10)]
     expected = [ids_of(without, [prompt])[0] for prompt in prompts]
-    assert [ids_of(engine, [prompt])[0] for prompt in prompts] == expected
-    assert (engine.load.prefix_hit_tokens, without.load.prefix_hit_tokens) == (64, 0)
-    assert engine.load.prefix_cache_bytes > without.load.prefix_cache_bytes == 0
-    assert engine.load.kv_bytes == 0
+    assert [ids_of(cached, [prompt])[0] for prompt in prompts] == expected
+    assert (cached.load.prefix_hit_tokens, without.load.prefix_hit_tokens) == (64, 0)
+    assert cached.load.prefix_cache_bytes > without.load.prefix_cache_bytes == cached.load.kv_bytes == 0
 
 
 def test_an_engine_around_a_model_sees_its_new_weights(engine):
@@ -377,7 +375,7 @@ def test_an_engine_around_a_model_sees_its_new_weights(engine):
 
 def test_an_adapter_is_put_on(tiny_model, tmp_path):
     plain = Engine(str(tiny_model), dtype="float32")
-    model = attach(Engine(str(tiny_model), dtype="float32")._model, LoraOptions(r=2), seed=0)
+    model = attach(load_model(tiny_model, device=CPU, dtype=torch.float32), LoraOptions(r=2), seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
