@@ -116,7 +116,8 @@ class Run:
 
     @property
     def usage(self) -> Usage:
-        return Usage(sum(len(live.prompt_token_ids) for live in self._live), self._made)
+        read = sum(len(live.prompt_token_ids) for live in self._live)
+        return Usage(read, self._made, sum(live.cached_tokens for live in self._live))
 
     async def start(self) -> None:
         """Submit every prompt; an error in one of them is raised, and the caller closes the run."""
