@@ -161,7 +161,8 @@ def _processed(params: GenerationParams, rows: RowStates, scores: Tensor, of: Se
 
 
 def _processed_in_group(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int]) -> Tensor:
-    rows.tell("diversity_penalty", scores, of)
+    if params.diversity_penalty:
+        rows.tell("diversity_penalty", scores, of)
     return _processed(params, rows, scores, of)
 
 

@@ -191,6 +191,10 @@ class Trace:
     steps: tuple[Step, ...]
     answers: tuple[TracedAnswer, ...]
 
+    @property
+    def has_beams(self) -> bool:
+        return self.strategy not in ("greedy", "sample")
+
     def to_json(self) -> str:
         """The trace as one JSON object: the fields above by name, tuples as lists, None as null."""
         return _ADAPTER.dump_json(self).decode()
