@@ -13,12 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from danlu.generate import logits
 from danlu.generate.answers import Generation
 from danlu.generate.requests import Job, uniforms_of
 from danlu.generate.strategies import Hypothesis, Row
 from danlu.generate.strategies import Step as Chosen
 from danlu.generate.text import TokenNames
-from danlu.generate.trace import After, Branch, Candidate, Choice, Finished, Stage, Step, Token, Trace, TracedAnswer
+from danlu.generate.trace import (
+    After,
+    Branch,
+    Candidate,
+    Choice,
+    Dropped,
+    Finished,
+    Stage,
+    Step,
+    Token,
+    Trace,
+    TracedAnswer,
+)
 
 # Candidates that are kept of each row, beside those that were chosen.
 TOP = 8
@@ -81,7 +94,8 @@ class Recorder:
 
     def _scored(self, scores: Tensor) -> Tensor:
         strategy = self._job.request.strategy
-        self._given = scores
+        has_beams = self._job.params.num_beams > 1
+        self._given = logits.log_softmax(scores) if has_beams else scores  # as requests.py has it
         self._stages: list[tuple[str, list[int], Tensor]] = []
         self._before, self._sequences = strategy.standing(), list(strategy.sequences)
         return self._score(scores)
@@ -165,9 +179,10 @@ class Recorder:
         before, after = scores
         dropped = (before > -torch.inf) & (after == -torch.inf)
         count = int(dropped.sum())
-        likeliest = p.masked_fill(~dropped, -1.0).topk(min(self._top, count)).indices.tolist()
-        left = int((after > -torch.inf).sum())
-        return Stage(knob, not torch.equal(before, after), left, count, self._tokens(likeliest))
+        best = p.masked_fill(~dropped, -1.0).topk(min(self._top, count))
+        likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        gone = tuple(Dropped(self._token(token), one) for token, one in likeliest)
+        return Stage(knob, not torch.equal(before, after), int((after > -torch.inf).sum()), count, gone)
 
     def _u(self, row: int, group: int) -> float | None:
         params = self._job.params

@@ -3,9 +3,9 @@
 Plain frozen values that go to JSON and back. Every number is one that the engine used, kept while it ran
 (recorder.py); a step's scores are those of one forward pass. Draws nothing and knows no engine.
 
-Scores and probabilities: `score` is the number that the engine went on with, the model's logit or, in beam search
-after the first stage, log p; None stands for minus infinity. `p` is softmax over the row's scores at that point,
-which is what a draw from the row sees.
+Scores and probabilities: `score` is the number that the engine went on with, at first the model's logit, or log p
+where there are beams; None stands for minus infinity. `p` is softmax over the row's scores at that point, which is
+what a draw from the row sees; beams add up scores, which stages leave as they are, without making them sum to 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Candidate:
 
     Attributes:
         rank: its place by the model's own scores, from 1.
-        score: the model's logit.
+        score: before any stage: the model's logit; where there are beams, log p.
         p: softmax of the model's logits.
         after: what each stage of the row made of it, in their order.
         dropped_by: the knob that took it out; None if it was still there at the end.
@@ -68,6 +68,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A token that a stage took out, and its p before that."""
+
+    token: Token
+    p: float
+
+
+@dataclass(frozen=True)
 class Stage:
     """One knob at work on the scores of a row.
 
@@ -83,7 +91,7 @@ class Stage:
     has_changed: bool
     left: int
     dropped: int
-    likeliest_dropped: tuple[Token, ...]
+    likeliest_dropped: tuple[Dropped, ...]
 
 
 @dataclass(frozen=True)

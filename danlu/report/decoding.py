@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from danlu.generate.trace import Candidate, Choice, Token, Trace
+from danlu.generate.trace import Candidate, Choice, Trace
 from danlu.report.beam_tree import beam_tree
 from danlu.report.glyphs import Glyphs, percent
 
@@ -172,16 +172,11 @@ def _show_dropped(console: Console, glyphs: Glyphs, choice: Choice) -> None:
     """What stages took out, beside what the table shows: by name when they are few."""
     shown = {one.token.id for one in choice.candidates}
     for stage in choice.stages:
-        if not stage.dropped:
-            continue
+        likely = [one for one in stage.likeliest_dropped if one.token.id not in shown and one.p >= _LEAST_P]
         if stage.dropped > len(stage.likeliest_dropped):
-            text = f"{stage.knob} dropped {stage.dropped:,} tokens, {stage.left:,} left"
-        elif hidden := [token for token in stage.likeliest_dropped if token.id not in shown]:
-            text = f"{stage.knob} also dropped {_listed(glyphs, hidden)}"
+            text = f"dropped {stage.dropped:,} tokens, {stage.left:,} left"
+        elif likely:
+            text = "also dropped " + ", ".join(f"{glyphs.quoted(one.token.text)} {percent(one.p)}" for one in likely)
         else:
             continue
-        console.print(Text(f"  {text}", style="dim"))
-
-
-def _listed(glyphs: Glyphs, tokens: Sequence[Token]) -> str:
-    return " ".join(glyphs.quoted(token.text) for token in tokens)
+        console.print(Text(f"  {stage.knob} {text}", style="dim"))
