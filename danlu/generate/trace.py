@@ -61,11 +61,6 @@ class Candidate:
     dropped_by: str | None
     is_chosen: bool
 
-    @property
-    def last_p(self) -> float:
-        """What the choice saw."""
-        return self.after[-1].p if self.after else self.p
-
 
 @dataclass(frozen=True)
 class Dropped:

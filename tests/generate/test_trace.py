@@ -125,7 +125,6 @@ def test_each_filter_s_probabilities(engine, monkeypatch):
     assert [seen[token].dropped_by for token in expected] == [None, None, "top_p", "top_k"]
     assert [seen[token].rank for token in expected] == [1, 2, 3, 4]
     assert seen[13].after[1].score is None
-    assert seen[10].last_p == seen[10].after[-1].p
     (chosen,) = [one for one in choice.candidates if one.is_chosen]
     assert chosen.token.id == (10 if choice.u < 16 / 25 else 11)
 
@@ -150,7 +149,7 @@ def test_a_draw_takes_the_first_token_whose_sum_exceeds_u(engine):
     for made, step in enumerate(trace.steps):
         for choice in step.choices:
             assert choice.u == float(uniforms_of(11, [choice.group], made))
-            left = sorted((one.token.id, one.last_p) for one in choice.candidates if one.dropped_by is None)
+            left = sorted((one.token.id, one.after[-1].p) for one in choice.candidates if one.dropped_by is None)
             assert len(left) == 5
             sums = [sum(p for _, p in left[: at + 1]) for at in range(5)]
             drawn = next(token for (token, _), total in zip(left, sums, strict=True) if total > choice.u)
@@ -188,7 +187,7 @@ def test_a_ban_names_its_knob(engine, monkeypatch, knob):
     assert by_id(choice)[10].p == pytest.approx(0.6)
     assert [one.token.id for one in choice.stages[0].likeliest_dropped[:1]] == [10]
     assert by_id(choice)[11].is_chosen
-    assert by_id(choice)[11].last_p == pytest.approx(0.75)
+    assert by_id(choice)[11].after[-1].p == pytest.approx(0.75)
 
 
 def test_words_to_avoid_that_are_given_as_text_are_named_so(engine):
