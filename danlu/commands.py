@@ -15,7 +15,7 @@ from danlu.data.check import check as check_data
 from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flags, from_flags
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
@@ -23,6 +23,7 @@ from danlu.hub import KNOWN, cache_directory, is_cached, resolve
 from danlu.journal import Journal
 from danlu.model.load import load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
 from danlu.run import Recipe
 from danlu.run import run as run_recipe
@@ -95,6 +96,9 @@ def generate(
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     raw: bool = False,
+    show: bool = False,
+    show_tokens: int | None = None,
+    show_json: Path | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
     accept_licence: bool = False,
@@ -111,6 +115,12 @@ def generate(
         a system message before it
     raw
         continue the prompt as plain text, without the chat template
+    show
+        draw what each token was chosen from and which knob dropped what, and beams as a tree
+    show_tokens
+        of each answer, draw so many tokens; 8 without it
+    show_json
+        file for what --show draws, whole and as JSON
     dtype
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
@@ -121,9 +131,22 @@ def generate(
     knobs = _knobs(params)
     if raw and system is not None:
         raise ConfigError("--system has no effect with --raw", fix="leave one of them out")
+    if show_tokens is not None and not (show and show_tokens > 0):
+        raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
     engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    _stream(engine, text if raw else [*_system(system), {"role": "user", "content": text}], knobs)
+    asked = text if raw else [*_system(system), {"role": "user", "content": text}]
+    if not (show or show_json):
+        _stream(engine, asked, knobs)
+        return
+    trace = engine.trace(asked, knobs)
+    for answer in trace.answers:
+        _say(answer.text)
+    if show_json:
+        with disk_faults(show_json, "the trace"):
+            show_json.write_text(trace.to_json(), encoding="utf-8")
+    if show:
+        show_trace(_OUT, trace, show_tokens or TOKENS)
 
 
 def chat(

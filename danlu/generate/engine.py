@@ -25,8 +25,10 @@ from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
+from danlu.generate.recorder import TOP, Recorder
 from danlu.generate.requests import Job, Maker
-from danlu.generate.text import TextStream, push_all
+from danlu.generate.text import TextStream, TokenNames, push_all
+from danlu.generate.trace import Trace
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.load import ModelOptions, load
@@ -123,6 +125,24 @@ class Engine:
             for job in jobs:
                 self._worker.cancel(job.request)
             raise
+
+    def trace(self, prompt: Prompt, params: GenerationParams | None = None, top: int = TOP) -> Trace:
+        """Answer one prompt as `generate` does, and tell how each token was chosen.
+
+        Args:
+            top: candidates to keep of each row and step, beside those that were chosen.
+        """
+        if top < 1:
+            raise ConfigError(f"top: {top}", allowed="1 or more")
+        self._model.eval()
+        job = self._job(prompt, params or GenerationParams())
+        job.is_followed = False
+        recorder = Recorder(job, TokenNames(self.chat.tokenizer), top)
+        self._worker.submit(job.request)
+        try:
+            return recorder.trace(self._generation(job))
+        finally:
+            self._worker.cancel(job.request)
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[Event]:
         """Pieces of the answers as they come; the work ends when the caller stops asking."""

@@ -39,6 +39,8 @@ class Job:
     """A request on its way, and what its caller waits for.
 
     Attributes:
+        rows: what its rows have seen, and the stages of their scores.
+        seed: of its draws.
         text: makes the text of an answer before its first token.
         min_new: new tokens before which no stop sequence ends the answer.
         steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
@@ -49,6 +51,8 @@ class Job:
     prompt: tuple[int, ...]
     params: GenerationParams
     request: Request
+    rows: RowStates
+    seed: int
     text: Callable[[], TextStream]
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
@@ -80,7 +84,8 @@ class Maker:
         rows = RowStates(
             params, prompt, eos, self.vocabulary, self._bad_words(params), text() if params.stop_sequences else None
         )
-        strategy = self._strategy(params, prompt, eos, rows)
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        strategy = self._strategy(params, prompt, eos, rows, seed)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -94,7 +99,7 @@ class Maker:
             steps.put({})
 
         request = Request(tuple(prompt), strategy, self._score(params, rows), params.use_cache, on_step, on_end)
-        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended)
+        job = Job(request.prompt, params, request, rows, seed, text, params.min_new(len(prompt)), steps, ended)
         return job
 
     # -- words -----------------------------------------------------------------------------------------
@@ -122,10 +127,9 @@ class Maker:
     # -- strategies ------------------------------------------------------------------------------------
 
     def _strategy(
-        self, params: GenerationParams, prompt: Sequence[int], eos: frozenset[int], rows: RowStates
+        self, params: GenerationParams, prompt: Sequence[int], eos: frozenset[int], rows: RowStates, seed: int
     ) -> Strategy:
         limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
         if params.num_beams == 1:
             pick = partial(_drawn, seed) if params.do_sample else _likeliest
             return Independent(params.live_rows, limits, pick)
@@ -137,7 +141,7 @@ class Maker:
             return ConstrainedBeam(options, limits, forced, prompt)
         draw: Draw = partial(_drawn_candidates, seed) if params.do_sample else highest_candidates
         if params.num_beam_groups > 1:
-            process = partial(_processed, params, rows)
+            process = partial(_processed_in_group, params, rows)
             return GroupBeam(options, params.num_beam_groups, params.diversity_penalty, limits, self.pad, process, draw)
         return Beam(options, limits, draw)
 
@@ -153,7 +157,13 @@ class Maker:
 def _processed(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int] | None = None) -> Tensor:
     """Penalties and bans, then, to draw from, temperature and the rest."""
     scores = rows.penalised(scores, of)
-    return rows.warped(scores) if params.do_sample else scores
+    return rows.warped(scores, of) if params.do_sample else scores
+
+
+def _processed_in_group(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int]) -> Tensor:
+    if params.diversity_penalty:
+        rows.tell("diversity_penalty", scores, of)
+    return _processed(params, rows, scores, of)
 
 
 def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]:
@@ -162,10 +172,13 @@ def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]
 
 
 def _drawn(seed: int, scores: Tensor, numbers: Sequence[int], made: int) -> list[int]:
-    """A draw depends on the request's seed, the step and the row's number alone."""
-    u = logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
-    picked: list[int] = logits.draw(scores, u).tolist()
+    picked: list[int] = logits.draw(scores, uniforms_of(seed, numbers, made)).tolist()
     return picked
+
+
+def uniforms_of(seed: int, numbers: Sequence[int], made: int) -> Tensor:
+    """The u of each row, (rows,): it depends on the request's seed, the step and the row's number alone."""
+    return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
 
 
 def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,22 @@ def detokenizer(tokenizer: Any, *, skip_special_tokens: bool = True) -> Detokeni
     return ByWindow(tokenizer, skip_special_tokens)
 
 
+class TokenNames:
+    """Token id -> the text and bytes that a report about tokens shows."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer, skip_special_tokens=False) if Pieces.can_read(tokenizer) else None
+
+    def data(self, token: int) -> bytes:
+        if self._pieces is not None:
+            return self._pieces[token]
+        return str(self._tokenizer.decode([token])).encode()
+
+    def text(self, token: int) -> str:
+        return self.data(token).decode("utf-8", "replace")
+
+
 class ByBytes:
     """Joins the bytes of tokens and decodes them as UTF-8; a token costs a look-up."""
 

@@ -15,26 +15,10 @@ from functools import cached_property
 from typing import Any
 
 from danlu.generate.answers import Answer, Event, Logprob
-from danlu.generate.text import Pieces
+from danlu.generate.text import TokenNames
 
 # OpenAI's stand-in for minus infinity, which JSON does not have.
 _LOWEST = -9999.0
-
-
-class TokenNames:
-    """Token id -> the text and bytes that a report of log-probabilities shows."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pieces = Pieces(tokenizer, skip_special_tokens=False) if Pieces.can_read(tokenizer) else None
-
-    def data(self, token: int) -> bytes:
-        if self._pieces is not None:
-            return self._pieces[token]
-        return str(self._tokenizer.decode([token])).encode()
-
-    def text(self, token: int) -> str:
-        return self.data(token).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from danlu.generate.answers import Answer, Event
 from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
+from danlu.generate.text import TokenNames
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import TokenNames, Usage
+from danlu.serve.replies import Usage
 from danlu.serve.schema import Ask
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
