@@ -56,7 +56,7 @@ def test_openais_client_reads_errors(client):
     assert bad.value.param == "top_p"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="other", messages=HELLO)
-    with pytest.raises(openai.APIStatusError, match="not there yet"):
+    with pytest.raises(openai.APIStatusError, match="no embeddings"):
         client.embeddings.create(model="tiny", input="x")
 
 
