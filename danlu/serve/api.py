@@ -162,7 +162,9 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
         arrived = time.monotonic()
         try:
             if embeddings is None:
-                raise ApiFault(501, "no embeddings: this server was started with --embedder none", code="not_implemented")
+                raise ApiFault(
+                    501, "no embeddings: this server was started with --embedder none", code="not_implemented"
+                )
             work = embeddings.answer(await _document(request, backend))
             seconds = arrived + backend.options.request_timeout_seconds - time.monotonic()
             body = await while_wanted(work, request.receive, backend, seconds)
