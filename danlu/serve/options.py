@@ -59,7 +59,7 @@ class BackendOptions(Options):
         None, description="whose knobs the other server knows besides OpenAI's (backend openai); openai: none"
     )
     vllm_arguments: str | None = Field(
-        None, description="more for `vllm serve`, as on its command line, such as '--tensor-parallel-size 2'"
+        None, description="more for `vllm serve`, with an equals sign: --vllm_arguments='--tensor-parallel-size 2'"
     )
     start_timeout_seconds: float | None = Field(
         None, gt=0, description="vLLM has this long to load the model; by default 1800"
