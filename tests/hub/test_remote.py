@@ -108,7 +108,9 @@ def test_what_is_taken_of_a_repository():
 
     from danlu.hub.remote import UNWANTED_FILES, WANTED_FILES
 
-    files = ["model.safetensors", "config.json", "1_Pooling/config.json", "onnx/config.json", "2_Dense/model.safetensors",
-             "pytorch_model.bin", "code.py", "consolidated.safetensors"]  # fmt: skip
+    files = [
+        "model.safetensors", "config.json", "1_Pooling/config.json", "onnx/config.json", "2_Dense/model.safetensors",
+        "pytorch_model.bin", "code.py", "consolidated.safetensors",
+    ]  # fmt: skip
     taken = list(filter_repo_objects(files, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES))
     assert taken == ["model.safetensors", "config.json", "1_Pooling/config.json"]
