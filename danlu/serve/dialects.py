@@ -36,7 +36,10 @@ _VLLM_AND_SGLANG = _OPENAI | {
 }
 
 # Knobs that are worded by code below, and not by a name alone.
-_WORDED = {"do_sample", "max_new_tokens", "stop_sequences", "include_stop", "eos_token_id", "logprobs", "num_beams"}
+_WORDED = {
+    "do_sample", "max_new_tokens", "stop_sequences", "include_stop", "eos_token_id", "logprobs", "num_beams",
+    "json_schema", "regex",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Dialect:
         completions: whether it has /completions, with log-probabilities and with echo.
         beams: whether it searches with beams.
         chat_limit: what it calls the limit of a chat's answer.
+        completion_schema: whether /completions reads response_format as well.
+        regex: the name of an expression that the answer must match; empty: it has none.
     """
 
     name: FlavourName
@@ -67,6 +72,8 @@ class Dialect:
     echo: bool = True
     beams: bool = False
     chat_limit: str = "max_tokens"
+    completion_schema: bool = False
+    regex: str = ""
 
 
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
@@ -84,6 +91,8 @@ DIALECTS: dict[FlavourName, Dialect] = {
             include_stop="include_stop_str_in_output",
             ignore_eos=True,
             beams=True,
+            completion_schema=True,
+            regex="structured_outputs.regex",
         ),
         Dialect(
             "sglang",
@@ -92,6 +101,8 @@ DIALECTS: dict[FlavourName, Dialect] = {
             stop_ids="stop_token_ids",
             include_stop="no_stop_trim",
             ignore_eos=True,
+            completion_schema=True,
+            regex="regex",
         ),
         Dialect(
             "llama.cpp",
@@ -196,6 +207,8 @@ class _Translation:
             "include_stop": self._keep_stop,
             "eos_token_id": self._ends,
             "logprobs": self._logprobs,
+            "json_schema": self._schema,
+            "regex": self._regex,
             "num_beams": self._beams,
         }
         for knob, word in worders.items():
@@ -251,6 +264,19 @@ class _Translation:
             self._put("logprobs", top)
         else:
             raise self._cannot("logprobs", "in completions", "ask /v1/chat/completions")
+
+    def _schema(self, schema: dict[str, Any]) -> None:
+        if not self._chat and not self._dialect.completion_schema:
+            raise self._cannot("json_schema", "in completions", "ask /v1/chat/completions")
+        form: dict[str, Any] = {"type": "json_object"}
+        if schema != {"type": "object"}:
+            form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        self._put("response_format", form)
+
+    def _regex(self, expression: str) -> None:
+        if not self._dialect.regex:
+            raise self._cannot("regex")
+        self._put(self._dialect.regex, expression)
 
     def _beams(self, beams: int) -> None:
         if not self._dialect.beams or self._ask.params.do_sample:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from danlu.generate.params import GenerationParams
@@ -172,3 +175,28 @@ def test_a_refusal_uses_the_clients_own_word():
 
 def test_a_limit_leaves_room_for_the_least():
     assert chat("vllm", min_new_tokens=900)["max_tokens"] == 900
+
+
+class Formed(GenerationParams):
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+
+
+def formed(flavour, is_chat, **form):
+    ask = (
+        read_chat({"model": "m", "messages": MESSAGES}) if is_chat else read_completion({"model": "m", "prompt": "hi"})
+    )
+    return worded(replace(ask, params=Formed(do_sample=True, **form)), flavour, is_chat, 512)
+
+
+def test_forms_of_answers():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    for flavour in DIALECTS:
+        assert formed(flavour, True, json_schema=schema)["response_format"] == named
+        assert formed(flavour, True, json_schema={"type": "object"})["response_format"] == {"type": "json_object"}
+    assert formed("vllm", False, json_schema=schema)["response_format"] == named
+    assert fault(formed, "openai", False, json_schema=schema).param == "json_schema"
+    assert formed("vllm", True, regex="a+")["structured_outputs"] == {"regex": "a+"}
+    assert formed("sglang", True, regex="a+")["regex"] == "a+"
+    assert fault(formed, "llama.cpp", True, regex="a+").param == "regex"
