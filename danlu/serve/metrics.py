@@ -41,10 +41,10 @@ class Metrics:
     """Counts of one server.
 
     Args:
-        load: what the engine is busy with.
+        load: what the engine is busy with; None where there is no engine here.
     """
 
-    def __init__(self, load: Callable[[], Load]) -> None:
+    def __init__(self, load: Callable[[], Load] | None) -> None:
         self.registry = CollectorRegistry()
         self.speed = Speed()
         self.requests = Counter(
@@ -61,7 +61,9 @@ class Metrics:
         self.duration = Histogram(
             "danlu_request_seconds", "from a request's arrival to its end", buckets=_SECONDS, registry=self.registry
         )
-        self.registry.register(_Gauges(load, self.speed))
+        self.embedded_tokens = Counter("danlu_embedded_tokens", "tokens of embedded texts", registry=self.registry)
+        if load is not None:
+            self.registry.register(_Gauges(load, self.speed))
 
     def tokens(self, count: int) -> None:
         """Tokens of an answer that have just been made."""
