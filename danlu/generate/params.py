@@ -182,6 +182,12 @@ class GenerationParams(Options):
         False, description="copy the known faults of transformers 4.56.2's constrained search; for comparisons"
     )
 
+    # -- the answer's form
+    json_schema: dict[str, Any] | None = Field(
+        None, description="the answer is JSON that fits this schema; {type: object} is any object, {} any JSON"
+    )
+    regex: _Text | None = Field(None, description="the whole answer matches this regular expression (Rust's syntax)")
+
     # -- the rest
     logprobs: _Count | None = Field(
         None,
@@ -315,6 +321,12 @@ class GenerationParams(Options):
                 f"num_return_sequences ({answers}) without do_sample or num_beams: all answers would be the same; "
                 "set do_sample to true, or num_beams"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> GenerationParams:
+        if self.json_schema is not None and self.regex is not None:
+            raise ValueError("json_schema and regex both say what the answer looks like; keep one of them")
         return self
 
     @model_validator(mode="after")

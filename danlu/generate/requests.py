@@ -16,6 +16,7 @@ from danlu.errors import ConfigError
 from danlu.generate import logits
 from danlu.generate.constrained import ConstrainedBeam
 from danlu.generate.constraints import constraints_for
+from danlu.generate.grammar import Grammar, Grammars
 from danlu.generate.history import Automaton
 from danlu.generate.params import GenerationParams
 from danlu.generate.rows import RowStates
@@ -69,6 +70,7 @@ class Maker:
         pad = chat.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(chat.stop_ids)
         self._words = detokenizer(chat.tokenizer)
+        self._grammars = Grammars(chat, vocabulary)
 
     def job(self, prompt: Sequence[int], params: GenerationParams) -> Job:
         """A job for `prompt`. Raises ConfigError when the knobs do not fit it or the model."""
@@ -76,10 +78,10 @@ class Maker:
             raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
-        text = partial(self._text, params)
-        rows = RowStates(
-            params, prompt, eos, self.vocabulary, self._bad_words(params), text() if params.stop_sequences else None
-        )
+        grammar = self._grammars.of(params)
+        text = partial(self._text, params, grammar)
+        stream = text() if params.stop_sequences else None
+        rows = RowStates(params, prompt, eos, self.vocabulary, self._bad_words(params), stream, grammar)
         strategy = self._strategy(params, prompt, eos, rows)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -99,10 +101,12 @@ class Maker:
 
     # -- words -----------------------------------------------------------------------------------------
 
-    def _text(self, params: GenerationParams) -> TextStream:
+    def _text(self, params: GenerationParams, grammar: Grammar | None) -> TextStream:
         strings = [stop for stop in params.stop_sequences if isinstance(stop, str)]
         tokens = [stop for stop in params.stop_sequences if not isinstance(stop, str)]
-        return TextStream(self._words.fork(), strings, Automaton(tokens), include_stop=params.include_stop)
+        accepts = None if grammar is None else grammar.accepts
+        words, keep = self._words.fork(), params.include_stop
+        return TextStream(words, strings, Automaton(tokens), include_stop=keep, accepts=accepts)
 
     def _bad_words(self, params: GenerationParams) -> list[tuple[int, ...]]:
         as_text = [form for word in params.bad_words for form in word_forms(self.chat.tokenizer, word)]

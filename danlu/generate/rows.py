@@ -13,6 +13,7 @@ from torch import Tensor
 
 from danlu.errors import AllBanned
 from danlu.generate import logits
+from danlu.generate.grammar import Grammar, GrammarRows
 from danlu.generate.history import History, Prompt, bad_words
 from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import Step
@@ -29,6 +30,8 @@ class RowStates:
         vocabulary: number of scores a row.
         bad: token sequences to avoid, those given as text included.
         stream: the text of a row before its first token, with its stop sequences; None when there are none.
+        grammar: the form of the answer; None when it is free.
+        rows: how many, where the knobs alone do not say it.
     """
 
     def __init__(
@@ -39,15 +42,18 @@ class RowStates:
         vocabulary: int,
         bad: Sequence[Sequence[int]] = (),
         stream: TextStream | None = None,
+        grammar: Grammar | None = None,
+        rows: int | None = None,
     ) -> None:
         self.params, self.eos = params, eos
         self._min_new = params.min_new(len(prompt))
         self._made = 0
         shared = Prompt(prompt, ngram_size=params.no_repeat_ngram_size, avoided=bad_words(bad, eos))
         self._needs_history = bool(params.no_repeat_ngram_size or bad)
-        rows = params.live_rows
+        rows = params.live_rows if rows is None else rows
         self._histories = [History(shared) for _ in range(rows)] if self._needs_history else []
         self._streams = [stream] * rows if stream is not None else []
+        self._forms = GrammarRows(grammar, rows, eos) if grammar is not None else None
         self._seen: Tensor | None = None
         if params.repetition_penalty != 1:
             self._seen = torch.zeros(rows, vocabulary, dtype=torch.bool)
@@ -81,6 +87,8 @@ class RowStates:
         if any(banned):
             at = torch.tensor([row for row, tokens in enumerate(banned) for _ in tokens])
             logits.ban(scores, at, torch.tensor([token for tokens in banned for token in tokens]))
+        if self._forms is not None:
+            scores = self._forms.masked(scores, numbers)
         self._refuse_faulty(scores)
         return scores
 
@@ -99,7 +107,9 @@ class RowStates:
             return
         if bool((best.isnan() | (best == torch.inf)).any()):
             raise AllBanned("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
-        if self.params.num_beams == 1:
+        if self.params.num_beams == 1 and not self.params.forced:
+            if self._forms is not None:
+                raise self._forms.nothing_left(self.params, int(best.isinf().nonzero()[0]))
             raise AllBanned(
                 "every token is banned here", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
             )
@@ -144,6 +154,8 @@ class RowStates:
             for stream, token in zip(self._streams, tokens, strict=True):
                 if stream.stop is None:  # else a beam that only fills its place
                     stream.push(token, armed=armed)
+        if self._forms is not None:
+            self._forms.go_on(parents, tokens)
         rows = torch.arange(len(parents))
         if self._seen is not None:
             self._seen = self._seen[parents]
