@@ -17,6 +17,7 @@ from torch import Tensor
 
 from danlu.errors import ConfigError
 from danlu.generate.history import Automaton, Tokens
+from danlu.generate.strategies import highest_candidates
 
 State = TypeVar("State", bound=Hashable)
 Forced = Sequence[Sequence[Sequence[int]]]
@@ -131,10 +132,17 @@ class Appearing(Constraints[tuple[int | None, ...]]):
         return self._wanted[state]
 
     def progress(self, state: tuple[int | None, ...]) -> int:
-        return sum(
-            size if node is None else automaton.depth[node]
-            for automaton, node, size in zip(self._automata, state, self.sizes, strict=True)
-        )
+        """Of what is begun only the longest counts: of "new york" and "new delhi", "new" brings one forward.
+
+        So a token that goes on with it always adds to the progress, and no row is stuck.
+        """
+        begun, done = 0, 0
+        for automaton, node, size in zip(self._automata, state, self.sizes, strict=True):
+            if node is None:
+                done += size
+            else:
+                begun = max(begun, automaton.depth[node])
+        return done + begun
 
     def missing(self, state: tuple[int | None, ...]) -> tuple[int, ...]:
         return tuple(number for number, node in enumerate(state) if node is not None)
@@ -247,6 +255,7 @@ def pick_constrained(
     sequences: Sequence[Hashable],
     ends: Callable[[int, int], bool],
     eos_count: int,
+    draw: Callable[[Tensor, int], tuple[Tensor, Tensor]] = highest_candidates,
 ) -> Picks:
     """The next rows of a constrained beam search: as many as there are, spread over all degrees of progress.
 
@@ -261,8 +270,9 @@ def pick_constrained(
         sequences: of each row, what it generated; rows with equal ones count once.
         ends: whether (row, token) ends an answer. It may only when all constraints are satisfied.
         eos_count: number of tokens that end an answer.
+        draw: finds the candidates of all rows; the best ones by default.
     """
-    step = _Step(constraints, totals, states, sequences, ends)
+    step = _Step(constraints, totals, states, sequences, ends, draw)
     plain, finished = step.plain(max(2, 1 + eos_count) * len(totals))
     if constraints.exact_reference:
         return Picks(step.in_turn_as_reference(plain), finished)
@@ -271,12 +281,23 @@ def pick_constrained(
     return Picks(step.in_turn(plain, [pick for pick in own if not ends(pick.parent, pick.token)]), finished + ended)
 
 
+# (scores (rows, vocabulary), (rows, tokens) that phrases want) -> what a draw chooses from, where those are not cut
+Warp = Callable[[Tensor, tuple[list[int], list[int]]], Tensor]
+
+
+def wanted_places(constraints: Constraints[Any], states: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """(rows, tokens) that bring a row forward."""
+    places = [(row, token) for row, state in enumerate(states) for token in constraints.wanted(state)]
+    return [row for row, _ in places], [token for _, token in places]
+
+
 class _Step(NamedTuple):
     constraints: Constraints[Any]
     totals: Tensor
     states: Sequence[Any]
     sequences: Sequence[Hashable]
     ends: Callable[[int, int], bool]
+    draw: Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
     def after(self, pick: Pick) -> Any:
         return self.constraints.advance(self.states[pick.parent], pick.token)
@@ -284,10 +305,10 @@ class _Step(NamedTuple):
     def plain(self, count: int) -> tuple[list[Pick], list[Pick]]:
         """(rows that go on, finished) of plain beam search; only the best ranks may finish."""
         rows, vocabulary = self.totals.shape
-        best = self.totals.reshape(-1).topk(min(count, self.totals.numel()))
+        values, places = self.draw(self.totals, min(count, self.totals.numel()))
         live: list[Pick] = []
         finished: list[Pick] = []
-        for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+        for rank, (score, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
             pick = Pick(place // vocabulary, place % vocabulary, score)
             if not self.ends(pick.parent, pick.token):
                 live.append(pick)

@@ -22,7 +22,10 @@ DEFAULT_NEW_TOKENS = 20
 # More tokens than any model reads; a larger number is a slip.
 _MANY = 2**24
 
-Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "constrained_beam"]
+Strategy = Literal[
+    "greedy", "sample", "beam", "beam_sample", "group_beam",
+    "constrained_greedy", "constrained_sample", "constrained_beam", "constrained_beam_sample", "constrained_group_beam",
+]  # fmt: skip
 Words = str | tuple[int, ...]
 
 
@@ -218,17 +221,24 @@ class GenerationParams(Options):
     @property
     def strategy(self) -> Strategy:
         """Which search runs. With do_sample, the groups of group_beam draw their candidates."""
-        if self.forced:
-            return "constrained_beam"
         if self.num_beam_groups > 1:
-            return "group_beam"
+            return "constrained_group_beam" if self.forced else "group_beam"
+        if self.num_beams > 1 and self.do_sample:
+            return "constrained_beam_sample" if self.forced else "beam_sample"
         if self.num_beams > 1:
-            return "beam_sample" if self.do_sample else "beam"
-        return "sample" if self.do_sample else "greedy"
+            return "constrained_beam" if self.forced else "beam"
+        if self.do_sample:
+            return "constrained_sample" if self.forced else "sample"
+        return "constrained_greedy" if self.forced else "greedy"
+
+    @property
+    def revises(self) -> bool:
+        """Whether an answer may change until its end: beams do, and what looks for a place for forced phrases."""
+        return self.num_beams > 1 or bool(self.forced)
 
     @property
     def live_rows(self) -> int:
-        """Rows decoded at once."""
+        """Rows decoded at once; with forced phrases and no beams, answers, each of several rows (Maker.rows)."""
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
     def eos_ids(self, of_model: Iterable[int]) -> frozenset[int]:
@@ -336,12 +346,11 @@ class GenerationParams(Options):
             return self
         names = [knob for knob in ("constraints", "force_words", "force_words_ids") if getattr(self, knob)]
         name = ", ".join(names)
-        if self.num_beams == 1:
-            raise ValueError(f"{name} needs beams to choose among; set num_beams to 2 or more")
-        if self.num_beam_groups > 1:
-            raise ValueError(f"{name} does not work with num_beam_groups; leave num_beam_groups at 1")
-        if self.do_sample:
-            raise ValueError(f"{name} does not work with do_sample; leave do_sample at false")
+        if self.exact_reference and self.strategy != "constrained_beam":
+            raise ValueError(
+                "exact_reference copies a search that has beams and neither groups nor draws; set num_beams to 2 or "
+                "more, and leave num_beam_groups and do_sample out"
+            )
         for alternatives in forced:
             Choice(choice=alternatives)
             forbidden = all(any(_holds(words, bad) for bad in self._bad()) for words in alternatives)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from torch import Tensor
 from danlu.data.chat import Chat
 from danlu.errors import ConfigError
 from danlu.generate import logits
-from danlu.generate.constrained import ConstrainedBeam
-from danlu.generate.constraints import constraints_for
+from danlu.generate.banks import Banked, banks_of
+from danlu.generate.constrained import ConstrainedBeam, ConstrainedGroups
+from danlu.generate.constraints import Constraints, constraints_for
 from danlu.generate.grammar import Grammar, Grammars
 from danlu.generate.history import Automaton
 from danlu.generate.params import GenerationParams
@@ -42,6 +44,7 @@ class Job:
     Attributes:
         text: makes the text of an answer before its first token.
         min_new: new tokens before which no stop sequence ends the answer.
+        forced: the phrases that must appear; None when there are none.
         steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
         ended: receives None or an error, once.
         is_followed: whether anybody reads `steps`.
@@ -54,6 +57,7 @@ class Job:
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
     ended: queue.SimpleQueue[BaseException | None]
+    forced: Constraints[Any] | None = None
     is_followed: bool = True
 
 
@@ -81,8 +85,11 @@ class Maker:
         grammar = self._grammars.of(params)
         text = partial(self._text, params, grammar)
         stream = text() if params.stop_sequences else None
-        rows = RowStates(params, prompt, eos, self.vocabulary, self._bad_words(params), stream, grammar)
-        strategy = self._strategy(params, prompt, eos, rows)
+        forced = self._constraints(params)
+        rows = RowStates(
+            params, prompt, eos, self.vocabulary, self._bad_words(params), stream, grammar, _rows(params, forced)
+        )
+        strategy = self._strategy(params, prompt, eos, rows, forced)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -96,8 +103,12 @@ class Maker:
             steps.put({})
 
         request = Request(tuple(prompt), strategy, self._score(params, rows), params.use_cache, on_step, on_end)
-        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended)
+        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended, forced)
         return job
+
+    def rows(self, params: GenerationParams) -> int:
+        """Rows decoded at once; with forced phrases and no beams, one for each degree of progress of each answer."""
+        return _rows(params, self._constraints(params))
 
     # -- words -----------------------------------------------------------------------------------------
 
@@ -112,9 +123,11 @@ class Maker:
         as_text = [form for word in params.bad_words for form in word_forms(self.chat.tokenizer, word)]
         return [*params.bad_words_ids, *as_text]
 
-    def _forced(self, params: GenerationParams) -> list[tuple[tuple[int, ...], ...]]:
+    def _constraints(self, params: GenerationParams) -> Constraints[Any] | None:
         """Each constraint as its alternatives in token ids; a text counts with and without a space before it."""
-        return [
+        if not params.forced:
+            return None
+        forced = [
             tuple(
                 form
                 for words in alternatives
@@ -122,27 +135,39 @@ class Maker:
             )
             for alternatives in params.forced
         ]
+        return constraints_for(forced, params.exact_reference)
 
     # -- strategies ------------------------------------------------------------------------------------
 
     def _strategy(
-        self, params: GenerationParams, prompt: Sequence[int], eos: frozenset[int], rows: RowStates
+        self,
+        params: GenerationParams,
+        prompt: Sequence[int],
+        eos: frozenset[int],
+        rows: RowStates,
+        forced: Constraints[Any] | None,
     ) -> Strategy:
         limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
+        warp = partial(_warped, params, rows) if params.do_sample else None
+        if params.num_beams == 1 and forced is not None:
+            take = partial(_drawn_one, seed) if params.do_sample else _likeliest_one
+            return Banked(params.live_rows, limits, forced, take, warp)
         if params.num_beams == 1:
             pick = partial(_drawn, seed) if params.do_sample else _likeliest
             return Independent(params.live_rows, limits, pick)
         options = BeamOptions(
             params.num_beams, params.length_penalty, params.early_stopping, params.num_return_sequences
         )
-        if params.forced:
-            forced = constraints_for(self._forced(params), params.exact_reference)
-            return ConstrainedBeam(options, limits, forced, prompt)
         draw: Draw = partial(_drawn_candidates, seed) if params.do_sample else highest_candidates
         if params.num_beam_groups > 1:
             process = partial(_processed, params, rows)
-            return GroupBeam(options, params.num_beam_groups, params.diversity_penalty, limits, self.pad, process, draw)
+            groups = (params.num_beam_groups, params.diversity_penalty, limits, self.pad, process, draw)
+            if forced is not None:
+                return ConstrainedGroups(options, *groups, constraints=forced, warp=warp)
+            return GroupBeam(options, *groups)
+        if forced is not None:
+            return ConstrainedBeam(options, limits, forced, prompt, draw, warp)
         return Beam(options, limits, draw)
 
     @staticmethod
@@ -155,9 +180,21 @@ class Maker:
 
 
 def _processed(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int] | None = None) -> Tensor:
-    """Penalties and bans, then, to draw from, temperature and the rest."""
+    """Penalties and bans, then, to draw from, temperature and the rest; forced phrases have their own say in these."""
     scores = rows.penalised(scores, of)
-    return rows.warped(scores) if params.do_sample else scores
+    return rows.warped(scores) if params.do_sample and not params.forced else scores
+
+
+def _warped(params: GenerationParams, rows: RowStates, scores: Tensor, wanted: tuple[list[int], list[int]]) -> Tensor:
+    """What is drawn from, where top_k, top_p and the like have not cut off what the phrases want."""
+    warped = rows.warped(scores).clone()
+    warped[wanted] = scores[wanted] / params.temperature
+    return warped
+
+
+def _rows(params: GenerationParams, forced: Constraints[Any] | None) -> int:
+    """Rows decoded at once."""
+    return params.live_rows if forced is None or params.num_beams > 1 else params.live_rows * banks_of(forced)
 
 
 def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]:
@@ -170,6 +207,14 @@ def _drawn(seed: int, scores: Tensor, numbers: Sequence[int], made: int) -> list
     u = logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
     picked: list[int] = logits.draw(scores, u).tolist()
     return picked
+
+
+def _likeliest_one(scores: Tensor, _lane: int, _made: int) -> int:
+    return int(scores.argmax())
+
+
+def _drawn_one(seed: int, scores: Tensor, lane: int, made: int) -> int:
+    return _drawn(seed, scores[None], [lane], made)[0]
 
 
 def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,10 @@ class Service:
         """Start a request. Raises ApiFault when it does not fit, or when there is no place."""
         if self.closing.is_set():
             raise closing()
-        self._check(ask)
+        try:
+            self._check(ask)
+        except DanluError as error:
+            raise as_fault(error, ask.given, ask.in_client_words) from error
         run = Run(self, ask, arrived)
         try:
             await run.start()
@@ -56,14 +59,14 @@ class Service:
             raise ApiFault(
                 404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
             )
-        count, rows = len(ask.prompts), len(ask.prompts) * ask.params.live_rows
-        if rows > self.options.max_rows:
+        count, rows = len(ask.prompts), self.engine.rows(ask.params)
+        if count * rows > self.options.max_rows:
             knob = "num_beams" if ask.params.num_beams > 1 else ask.names.get("num_return_sequences", "prompt")
             raise ApiFault(
                 400,
-                f"{count} prompt(s) with {ask.params.live_rows} answers or beams each; this server allows "
+                f"{count} prompt(s) with {rows} answers or beams each; this server allows "
                 f"{self.options.max_rows} in all (max_rows)",
-                knob if ask.params.live_rows > 1 else "prompt",
+                knob if rows > 1 else "prompt",
                 "too_many_rows",
             )
         if count > self.options.max_queue:

@@ -49,6 +49,8 @@ def fault(make, **more):
         ({"num_beams": 2, "do_sample": True}, "beam_sample"),
         ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1}, "group_beam"),
         ({"num_beams": 2, "force_words": ["fox"]}, "constrained_beam"),
+        ({"force_words": ["fox"]}, "constrained_greedy"),
+        ({"force_words": ["fox"], "temperature": 0.7}, "constrained_sample"),
     ],
 )
 def test_which_strategy(given, strategy):
