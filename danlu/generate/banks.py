@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from danlu.generate import logits
-from danlu.generate.constraints import Constraints, Warp, wanted_places
+from danlu.generate.allocation import Warp, wanted_places
+from danlu.generate.constraints import Constraints
 from danlu.generate.strategies import Hypothesis, Limits, Step, Strategy, refuse_none
 
 # (scores (n,), lane, tokens made so far) -> the place that is taken. Draws of different lanes are independent.

@@ -1,4 +1,4 @@
-"""Beam search in which phrases must appear. What a phrase is, and which rows go on, is constraints.py's.
+"""Beam search in which phrases must appear. What a phrase is, is constraints.py's; which rows go on, allocation.py's.
 
 An answer may end only when all constraints are satisfied. When the length is used up before that, the best rows
 are returned all the same, and their finish reason says "unsatisfied".
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.generate.constraints import Constraints, Pick, Warp, pick_constrained, wanted_places
+from danlu.generate.allocation import Pick, Warp, pick_constrained, wanted_places
+from danlu.generate.constraints import Constraints
 from danlu.generate.strategies import (
     PLACEHOLDER,
     BeamOptions,

@@ -8,7 +8,7 @@ the prompt is checked by `check_against`. Knows no tokenizer: words given as tex
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
@@ -221,15 +221,11 @@ class GenerationParams(Options):
     @property
     def strategy(self) -> Strategy:
         """Which search runs. With do_sample, the groups of group_beam draw their candidates."""
-        if self.num_beam_groups > 1:
-            return "constrained_group_beam" if self.forced else "group_beam"
-        if self.num_beams > 1 and self.do_sample:
-            return "constrained_beam_sample" if self.forced else "beam_sample"
         if self.num_beams > 1:
-            return "constrained_beam" if self.forced else "beam"
-        if self.do_sample:
-            return "constrained_sample" if self.forced else "sample"
-        return "constrained_greedy" if self.forced else "greedy"
+            kind = "group_beam" if self.num_beam_groups > 1 else "beam_sample" if self.do_sample else "beam"
+        else:
+            kind = "sample" if self.do_sample else "greedy"
+        return cast(Strategy, f"constrained_{kind}" if self.forced else kind)
 
     @property
     def revises(self) -> bool:
@@ -348,8 +344,7 @@ class GenerationParams(Options):
         name = ", ".join(names)
         if self.exact_reference and self.strategy != "constrained_beam":
             raise ValueError(
-                "exact_reference copies a search that has beams and neither groups nor draws; set num_beams to 2 or "
-                "more, and leave num_beam_groups and do_sample out"
+                "exact_reference copies a search with beams, without groups and draws; set num_beams to 2 or more"
             )
         for alternatives in forced:
             Choice(choice=alternatives)

@@ -24,7 +24,7 @@ STRATEGIES = {
     "sample": {"do_sample": True, "seed": 3, "num_return_sequences": 3},
     "narrow_sample": {"do_sample": True, "seed": 4, "top_k": 1, "temperature": 0.5},
     "beam": {"num_beams": 3, "num_return_sequences": 2},
-    "beam_sample": {"num_beams": 3, "num_return_sequences": 2, "do_sample": True, "seed": 3, "top_k": 2},
+    "beam_sample": {"num_beams": 3, "num_return_sequences": 2, "do_sample": True, "seed": 3, "top_k": 20},
     "group_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 2.0, "num_return_sequences": 4},
     "group_sample": {"num_beams": 4, "num_beam_groups": 2, "do_sample": True, "seed": 1, "num_return_sequences": 2},
 }

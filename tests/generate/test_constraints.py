@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from danlu.errors import ConfigError
-from danlu.generate.constraints import Appearing, AsReference, Constraints, Pick, Picks, constraints_for
-from danlu.generate.constraints import pick_constrained as pick_rows
+from danlu.generate.allocation import Pick, Picks
+from danlu.generate.allocation import pick_constrained as pick_rows
+from danlu.generate.constraints import Appearing, AsReference, Constraints, constraints_for
 
 
 def after(constraints: Constraints[Any], *tokens: int) -> Any:

@@ -71,10 +71,10 @@ def test_the_strategy_follows_from_the_knobs(knobs, strategy, rows):
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences (3) is more than num_beams (2)"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens (9) is more than max_new_tokens (8)"),
         ({"min_length": 9, "max_length": 8}, "min_length (9) is more than max_length (8)"),
-        ({"force_words": ["red"], "exact_reference": True}, "exact_reference copies a search that has beams"),
+        ({"force_words": ["red"], "exact_reference": True}, "exact_reference copies a search with beams"),
         (
             {"force_words": ["red"], "num_beams": 2, "do_sample": True, "exact_reference": True},
-            "exact_reference copies a search that has beams and neither groups nor draws",
+            "exact_reference copies a search with beams, without groups and draws",
         ),
         ({"force_words": ["a red car"], "bad_words": ["red"], "num_beams": 2}, "force_words asks for 'a red car'"),
         (

@@ -29,6 +29,9 @@ KNOBS = {
     "beam_sample": {"num_beams": 3, "do_sample": True, "seed": 8},
     "group": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
     "constrained": {"num_beams": 4, "force_words_ids": [[40, 41], [[60, 61], [70]]]},
+    "constrained_greedy": {"force_words_ids": [[40, 41], [[60, 61], [70]]]},
+    "constrained_sample": {"force_words_ids": [[40]], "do_sample": True, "seed": 5, "num_return_sequences": 2},
+    "form": {"regex": "[a-z]{20,60}", "do_sample": True, "seed": 5, "num_return_sequences": 3},
     "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 9},
 }
 
@@ -254,7 +257,7 @@ def test_all_rows_may_end_in_the_first_step(bench):
     core = bench.core()
     for kind, knobs in KNOBS.items():
         if kind != "penalties":
-            job = bench.job(core, prompt_of(20), **{**knobs, "max_new_tokens": 2 if kind == "constrained" else 1})
+            job = bench.job(core, prompt_of(20), **{**knobs, "max_new_tokens": 2 if "constrained" in kind else 1})
             finish(core)
             assert all(len(tokens) <= 2 for tokens in answers(job)), kind
             assert job.request.strategy.progress()
