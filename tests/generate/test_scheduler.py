@@ -30,7 +30,7 @@ KNOBS = {
     "group": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
     "constrained": {"num_beams": 4, "force_words_ids": [[40, 41], [[60, 61], [70]]]},
     "constrained_greedy": {"force_words_ids": [[40, 41], [[60, 61], [70]]]},
-    "constrained_sample": {"force_words_ids": [[40]], "do_sample": True, "seed": 5, "num_return_sequences": 2},
+    "constrained_sample": {"force_words_ids": [[40, 41]], "do_sample": True, "seed": 5},
     "form": {"regex": "[a-z]{20,60}", "do_sample": True, "seed": 5, "num_return_sequences": 3},
     "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 9},
 }
