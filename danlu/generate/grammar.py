@@ -32,6 +32,9 @@ KEPT = 64
 _BLANKS = r"[\x20\x0A\x0D\x09]{1,32}"
 _LIMITS = LLParserLimits(verbose_errors=False)
 
+# A fault is looked for so many parts down; what is nested deeper is mostly a fault of nesting.
+_DEEPEST_PLACE = 12
+
 # Knobs that ban tokens; with a form, they may leave none.
 _BANS = ("bad_words", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens", "min_length")
 
@@ -208,7 +211,10 @@ def _settled(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_grammar(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(_settled(schema))
+    try:
+        return LLMatcher.grammar_from_json_schema(_settled(schema))
+    except ValueError as error:
+        raise ConfigError(f"json_schema: {error}", fix="give what JSON can hold") from error
 
 
 # -- faults
@@ -223,17 +229,17 @@ def _short(error: str) -> str:
 
 
 def _schema_fault(schema: Any, error: str) -> ConfigError:
-    place = "/".join(_place(schema, schema, error)) or "the schema itself"
+    place = "/".join(_place(schema, schema, error, _DEEPEST_PLACE)) or "the schema itself"
     return ConfigError(f"json_schema: {_short(error)} (at {place})", fix="see docs/generation.md for what can be asked")
 
 
-def _place(root: Any, schema: Any, error: str) -> list[str]:
-    """The keys that lead to the innermost part which has this fault on its own."""
+def _place(root: Any, schema: Any, error: str, depth: int) -> list[str]:
+    """The keys that lead to the innermost part which has this fault on its own, `depth` steps down at most."""
     shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    for keys, part in _parts(schema):
+    for keys, part in _parts(schema) if depth else ():
         alone = shared | part
         if LLMatcher.validate_grammar(_json_grammar(alone)) == error:
-            return [*keys, *_place(root, part, error)]
+            return [*keys, *_place(root, part, error, depth - 1)]
     return []
 
 

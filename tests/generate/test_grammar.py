@@ -156,6 +156,9 @@ def test_a_form_and_a_ban_that_contradict_each_other_are_named(engine, knobs, wo
             {"json_schema": {"$defs": {"x": {"type": "string", "pattern": "(("}}, "items": {"$ref": "#/$defs/x"}}},
             r"json_schema: unclosed group",
         ),
+        ({"json_schema": {"const": "\ud800"}}, "json_schema: Value is not JSON"),
+        ({"json_schema": {"x-guidance": 3}}, "x-guidance is 3"),
+        ({"regex": "(" * 300 + ")" * 300}, "nested parentheses"),
         (
             {"json_schema": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}},
             "Unimplemented keys",
