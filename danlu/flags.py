@@ -1,13 +1,15 @@
 """Options that are lists or mappings, as flags of the command line.
 
 A flag holds one word, or JSON; given several times, its values add up: `--stop_sequences END --stop_sequences
-'[[50, 51], "."]'` are three stop sequences. Knows no particular option; the options' own model checks the values.
+'[[50, 51], "."]'` are three stop sequences. A mapping may also stand in a file: `--json_schema @form.json`. Knows no
+particular option; the options' own model checks the values.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from cyclopts import Parameter
@@ -48,10 +50,20 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 def _joined(name: str, words: Sequence[Any], is_mapping: bool) -> Any:
-    values = [_read(name, word) for word in words]
+    values = [_read(name, _from_file(name, word) if is_mapping else word) for word in words]
     if is_mapping and all(isinstance(value, dict) for value in values):
         return {key: entry for value in values for key, entry in value.items()}
     return [item for value in values for item in (value if isinstance(value, list) else [value])]
+
+
+def _from_file(name: str, word: Any) -> Any:
+    """The text of the file that a word such as @form.json names; any other word as it is."""
+    if not isinstance(word, str) or not word.startswith("@"):
+        return word
+    try:
+        return Path(word[1:]).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: {word}: {error}", fix="@ stands before the path of a JSON file") from error
 
 
 def _read(name: str, word: Any) -> Any:

@@ -25,6 +25,9 @@ KNOBS = {
     "beam_sample": {"num_beams": 3, "do_sample": True, "seed": 8},
     "group": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
     "constrained": {"num_beams": 4, "force_words_ids": [[40, 41], [[60, 61], [70]]]},
+    "constrained_greedy": {"force_words_ids": [[40, 41], [[60, 61], [70]]]},
+    "constrained_sample": {"force_words_ids": [[40, 41]], "do_sample": True, "seed": 5},
+    "form": {"regex": "[a-z]{20,60}", "do_sample": True, "seed": 5, "num_return_sequences": 3},
     "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 9},
 }
 

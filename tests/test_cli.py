@@ -300,6 +300,10 @@ def test_options_reach_the_engine(call, tiny_model, asked):
          {"force_words_ids": ((5, 6), (7,)), "num_beams": 2}),
         (["--constraints", '{"choice": ["a", "b"]}', "--num_beams", "2"],
          {"constraints": [{"choice": ["a", "b"]}], "num_beams": 2}),
+        (["--json_schema", '{"type": "object", "maxProperties": 2}'],
+         {"json_schema": {"type": "object", "maxProperties": 2}}),
+        (["--json_schema", "{}"], {"json_schema": {}}),
+        (["--regex", "[a-z]{2,3}"], {"regex": "[a-z]{2,3}"}),
         (["--early_stopping", "never", "--num_beams", "2"], {"early_stopping": "never", "num_beams": 2}),
         (["--max_length", "30"], {"max_length": 30, "max_new_tokens": None}),
     ],
@@ -307,6 +311,16 @@ def test_options_reach_the_engine(call, tiny_model, asked):
 def test_lists_and_mappings_are_flags_too(call, tiny_model, asked, flags, knobs):
     assert call("generate", tiny_model, "hi", *flags)[0] == 0
     assert asked[0][1] == GenerationParams(**{"max_new_tokens": 256, **knobs})
+
+
+def test_a_schema_may_stand_in_a_file(call, tiny_model, asked, tmp_path):
+    (tmp_path / "form.json").write_text('{"type": "object"}\n', "utf-8")
+    assert call("generate", tiny_model, "hi", "--json_schema", f"@{tmp_path}/form.json")[0] == 0
+    assert asked[0][1].json_schema == {"type": "object"}
+    code, _, err = call("generate", tiny_model, "hi", "--json_schema", f"@{tmp_path}/none.json")
+    assert code == 2
+    assert "json_schema" in err
+    assert "none.json" in err
 
 
 def test_each_of_several_answers_is_printed(call, tiny_model):

@@ -27,6 +27,8 @@ class Answer:
         finish_reason: "stop" (an end token or stop sequence came), "length" (the limit was reached), or
             "unsatisfied" (the limit was reached before every forced phrase had appeared).
         logprobs: one entry a token where the knob asked for them.
+        forced: of each forced phrase, in the order constraints, force_words_ids, force_words, where it first stands in
+            token_ids, (start, end), the end not included; None of a phrase that is not there. None: none was forced.
     """
 
     token_ids: tuple[int, ...]
@@ -34,6 +36,7 @@ class Answer:
     score: float | None
     finish_reason: FinishReason
     logprobs: tuple[Logprob, ...] | None = None
+    forced: tuple[tuple[int, int] | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,11 @@ class Event:
 
     Attributes:
         index: which of the request's answers.
-        text: what has become certain since the last event. Beams change their mind, so theirs comes at the end.
+        text: what has become certain since the last event. Beams and rows with forced phrases change their mind, so
+            theirs comes at the end.
         token_ids: the tokens since the last event.
         answer: the finished answer, with its last piece.
-        leading: of beams, the text that leads now.
+        leading: of those, the text that leads now.
     """
 
     index: int

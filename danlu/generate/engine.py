@@ -200,6 +200,10 @@ class Engine:
         hits = self.core.prefixes.hit_tokens if self.core.prefixes else 0
         return Load(len(scheduler.waiting), len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits)
 
+    def rows(self, params: GenerationParams) -> int:
+        """Answers, beams and rows of forced phrases that a prompt with these knobs keeps at once."""
+        return self._maker.rows(params)
+
     @property
     def context_length(self) -> int | None:
         """Tokens that prompt and answer together may have, by the model's configuration; None if it says nothing."""
@@ -259,7 +263,9 @@ class Engine:
             logprobs = None
             if job.params.logprobs is not None:
                 logprobs = self._logprobs(job.prompt, hypothesis.tokens, job.params.logprobs)
-            answers.append(Answer(hypothesis.tokens, stream.text, hypothesis.score, hypothesis.finish_reason, logprobs))
+            forced = None if job.forced is None else tuple(job.forced.positions(hypothesis.tokens))
+            score, reason = hypothesis.score, hypothesis.finish_reason
+            answers.append(Answer(hypothesis.tokens, stream.text, score, reason, logprobs, forced))
         return answers
 
     def _logprobs(self, prompt: Sequence[int], tokens: Sequence[int], top: int) -> tuple[Logprob, ...]:
@@ -277,7 +283,7 @@ class Engine:
         told: dict[int, int] = {}
         while progress := job.steps.get():
             for index, tokens in progress.items():
-                if job.params.num_beams > 1:
+                if job.params.revises:
                     yield Event(index, "", leading=self.chat.decode(tokens))
                     continue
                 stream = streams.setdefault(index, job.text())

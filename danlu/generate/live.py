@@ -96,7 +96,7 @@ class LiveAnswers:
             progress |= self._job.steps.get()
         events = []
         for index, tokens in progress.items():
-            if self._job.params.num_beams > 1:
+            if self._job.params.revises:
                 events.append(Event(index, "", leading=self._decode(tokens)))
                 continue
             pushed, self._pushed[index] = self._pushed.get(index, 0), len(tokens)

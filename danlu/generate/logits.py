@@ -20,6 +20,7 @@ PIPELINE = (
     "no_repeat_ngram_size",
     "bad_words_ids",
     "min_length and min_new_tokens",
+    "json_schema or regex",
     "faulty_rows, then with do_sample only:",
     "temperature",
     "top_k",

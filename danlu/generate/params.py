@@ -8,7 +8,7 @@ the prompt is checked by `check_against`. Knows no tokenizer: words given as tex
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
@@ -22,7 +22,10 @@ DEFAULT_NEW_TOKENS = 20
 # More tokens than any model reads; a larger number is a slip.
 _MANY = 2**24
 
-Strategy = Literal["greedy", "sample", "beam", "beam_sample", "group_beam", "constrained_beam"]
+Strategy = Literal[
+    "greedy", "sample", "beam", "beam_sample", "group_beam",
+    "constrained_greedy", "constrained_sample", "constrained_beam", "constrained_beam_sample", "constrained_group_beam",
+]  # fmt: skip
 Words = str | tuple[int, ...]
 
 
@@ -182,6 +185,12 @@ class GenerationParams(Options):
         False, description="copy the known faults of transformers 4.56.2's constrained search; for comparisons"
     )
 
+    # -- the answer's form
+    json_schema: dict[str, Any] | None = Field(
+        None, description="the answer is JSON that fits this schema; {type: object} is any object, {} any JSON"
+    )
+    regex: _Text | None = Field(None, description="the whole answer matches this regular expression (Rust's syntax)")
+
     # -- the rest
     logprobs: _Count | None = Field(
         None,
@@ -212,17 +221,20 @@ class GenerationParams(Options):
     @property
     def strategy(self) -> Strategy:
         """Which search runs. With do_sample, the groups of group_beam draw their candidates."""
-        if self.forced:
-            return "constrained_beam"
-        if self.num_beam_groups > 1:
-            return "group_beam"
         if self.num_beams > 1:
-            return "beam_sample" if self.do_sample else "beam"
-        return "sample" if self.do_sample else "greedy"
+            kind = "group_beam" if self.num_beam_groups > 1 else "beam_sample" if self.do_sample else "beam"
+        else:
+            kind = "sample" if self.do_sample else "greedy"
+        return cast(Strategy, f"constrained_{kind}" if self.forced else kind)
+
+    @property
+    def revises(self) -> bool:
+        """Whether an answer may change until its end: beams do, and what looks for a place for forced phrases."""
+        return self.num_beams > 1 or bool(self.forced)
 
     @property
     def live_rows(self) -> int:
-        """Rows decoded at once."""
+        """Rows decoded at once; with forced phrases and no beams, answers, each of several rows (Maker.rows)."""
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
     def eos_ids(self, of_model: Iterable[int]) -> frozenset[int]:
@@ -318,18 +330,22 @@ class GenerationParams(Options):
         return self
 
     @model_validator(mode="after")
+    def _one_form(self) -> GenerationParams:
+        if self.json_schema is not None and self.regex is not None:
+            raise ValueError("json_schema and regex both say what the answer looks like; keep one of them")
+        return self
+
+    @model_validator(mode="after")
     def _constraints_agree(self) -> GenerationParams:
         forced = self.forced
         if not forced:
             return self
         names = [knob for knob in ("constraints", "force_words", "force_words_ids") if getattr(self, knob)]
         name = ", ".join(names)
-        if self.num_beams == 1:
-            raise ValueError(f"{name} needs beams to choose among; set num_beams to 2 or more")
-        if self.num_beam_groups > 1:
-            raise ValueError(f"{name} does not work with num_beam_groups; leave num_beam_groups at 1")
-        if self.do_sample:
-            raise ValueError(f"{name} does not work with do_sample; leave do_sample at false")
+        if self.exact_reference and self.strategy != "constrained_beam":
+            raise ValueError(
+                "exact_reference copies a search with beams, without groups and draws; set num_beams to 2 or more"
+            )
         for alternatives in forced:
             Choice(choice=alternatives)
             forbidden = all(any(_holds(words, bad) for bad in self._bad()) for words in alternatives)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from torch import Tensor
 from danlu.data.chat import Chat
 from danlu.errors import ConfigError
 from danlu.generate import logits
-from danlu.generate.constrained import ConstrainedBeam
-from danlu.generate.constraints import constraints_for
+from danlu.generate.banks import Banked, banks_of
+from danlu.generate.constrained import ConstrainedBeam, ConstrainedGroups
+from danlu.generate.constraints import Constraints, constraints_for
+from danlu.generate.grammar import Grammar, Grammars
 from danlu.generate.history import Automaton
 from danlu.generate.params import GenerationParams
 from danlu.generate.rows import RowStates
@@ -43,6 +46,7 @@ class Job:
         seed: of its draws.
         text: makes the text of an answer before its first token.
         min_new: new tokens before which no stop sequence ends the answer.
+        forced: the phrases that must appear; None when there are none.
         steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
         ended: receives None or an error, once.
         is_followed: whether anybody reads `steps`.
@@ -57,6 +61,7 @@ class Job:
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
     ended: queue.SimpleQueue[BaseException | None]
+    forced: Constraints[Any] | None = None
     is_followed: bool = True
 
 
@@ -73,6 +78,7 @@ class Maker:
         pad = chat.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(chat.stop_ids)
         self._words = detokenizer(chat.tokenizer)
+        self._grammars = Grammars(chat, vocabulary)
 
     def job(self, prompt: Sequence[int], params: GenerationParams) -> Job:
         """A job for `prompt`. Raises ConfigError when the knobs do not fit it or the model."""
@@ -80,12 +86,15 @@ class Maker:
             raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
-        text = partial(self._text, params)
+        grammar = self._grammars.of(params)
+        text = partial(self._text, params, grammar)
+        stream = text() if params.stop_sequences else None
+        forced = self._constraints(params)
         rows = RowStates(
-            params, prompt, eos, self.vocabulary, self._bad_words(params), text() if params.stop_sequences else None
+            params, prompt, eos, self.vocabulary, self._bad_words(params), stream, grammar, _rows(params, forced)
         )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        strategy = self._strategy(params, prompt, eos, rows, seed)
+        strategy = self._strategy(params, prompt, eos, rows, seed, forced)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -99,23 +108,31 @@ class Maker:
             steps.put({})
 
         request = Request(tuple(prompt), strategy, self._score(params, rows), params.use_cache, on_step, on_end)
-        job = Job(request.prompt, params, request, rows, seed, text, params.min_new(len(prompt)), steps, ended)
+        job = Job(request.prompt, params, request, rows, seed, text, params.min_new(len(prompt)), steps, ended, forced)
         return job
+
+    def rows(self, params: GenerationParams) -> int:
+        """Rows decoded at once; with forced phrases and no beams, one for each degree of progress of each answer."""
+        return _rows(params, self._constraints(params))
 
     # -- words -----------------------------------------------------------------------------------------
 
-    def _text(self, params: GenerationParams) -> TextStream:
+    def _text(self, params: GenerationParams, grammar: Grammar | None) -> TextStream:
         strings = [stop for stop in params.stop_sequences if isinstance(stop, str)]
         tokens = [stop for stop in params.stop_sequences if not isinstance(stop, str)]
-        return TextStream(self._words.fork(), strings, Automaton(tokens), include_stop=params.include_stop)
+        accepts = None if grammar is None else grammar.accepts
+        words, keep = self._words.fork(), params.include_stop
+        return TextStream(words, strings, Automaton(tokens), include_stop=keep, accepts=accepts)
 
     def _bad_words(self, params: GenerationParams) -> list[tuple[int, ...]]:
         as_text = [form for word in params.bad_words for form in word_forms(self.chat.tokenizer, word)]
         return [*params.bad_words_ids, *as_text]
 
-    def _forced(self, params: GenerationParams) -> list[tuple[tuple[int, ...], ...]]:
+    def _constraints(self, params: GenerationParams) -> Constraints[Any] | None:
         """Each constraint as its alternatives in token ids; a text counts with and without a space before it."""
-        return [
+        if not params.forced:
+            return None
+        forced = [
             tuple(
                 form
                 for words in alternatives
@@ -123,26 +140,39 @@ class Maker:
             )
             for alternatives in params.forced
         ]
+        return constraints_for(forced, params.exact_reference)
 
     # -- strategies ------------------------------------------------------------------------------------
 
     def _strategy(
-        self, params: GenerationParams, prompt: Sequence[int], eos: frozenset[int], rows: RowStates, seed: int
+        self,
+        params: GenerationParams,
+        prompt: Sequence[int],
+        eos: frozenset[int],
+        rows: RowStates,
+        seed: int,
+        forced: Constraints[Any] | None,
     ) -> Strategy:
         limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
+        warp = partial(_warped, params, rows) if params.do_sample else None
+        if params.num_beams == 1 and forced is not None:
+            take = partial(_drawn_one, seed) if params.do_sample else _likeliest_one
+            return Banked(params.live_rows, limits, forced, take, warp)
         if params.num_beams == 1:
             pick = partial(_drawn, seed) if params.do_sample else _likeliest
             return Independent(params.live_rows, limits, pick)
         options = BeamOptions(
             params.num_beams, params.length_penalty, params.early_stopping, params.num_return_sequences
         )
-        if params.forced:
-            forced = constraints_for(self._forced(params), params.exact_reference)
-            return ConstrainedBeam(options, limits, forced, prompt)
         draw: Draw = partial(_drawn_candidates, seed) if params.do_sample else highest_candidates
         if params.num_beam_groups > 1:
             process = partial(_processed_in_group, params, rows)
-            return GroupBeam(options, params.num_beam_groups, params.diversity_penalty, limits, self.pad, process, draw)
+            groups = (params.num_beam_groups, params.diversity_penalty, limits, self.pad, process, draw)
+            if forced is not None:
+                return ConstrainedGroups(options, *groups, constraints=forced, warp=warp)
+            return GroupBeam(options, *groups)
+        if forced is not None:
+            return ConstrainedBeam(options, limits, forced, prompt, draw, warp)
         return Beam(options, limits, draw)
 
     @staticmethod
@@ -155,15 +185,33 @@ class Maker:
 
 
 def _processed(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int] | None = None) -> Tensor:
-    """Penalties and bans, then, to draw from, temperature and the rest."""
+    """Penalties and bans, then, to draw from, temperature and the rest; forced phrases have their own say in these."""
     scores = rows.penalised(scores, of)
-    return rows.warped(scores, of) if params.do_sample else scores
+    return rows.warped(scores, of) if params.do_sample and not params.forced else scores
 
 
 def _processed_in_group(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int]) -> Tensor:
     if params.diversity_penalty:
         rows.tell("diversity_penalty", scores, of)
     return _processed(params, rows, scores, of)
+
+
+def _warped(
+    params: GenerationParams,
+    rows: RowStates,
+    scores: Tensor,
+    wanted: tuple[list[int], list[int]],
+    of: Sequence[int],
+) -> Tensor:
+    """What is drawn from, where top_k, top_p and the like have not cut off what the phrases want."""
+    warped = rows.warped(scores, of).clone()
+    warped[wanted] = scores[wanted] / params.temperature
+    return warped
+
+
+def _rows(params: GenerationParams, forced: Constraints[Any] | None) -> int:
+    """Rows decoded at once."""
+    return params.live_rows if forced is None or params.num_beams > 1 else params.live_rows * banks_of(forced)
 
 
 def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]:
@@ -179,6 +227,14 @@ def _drawn(seed: int, scores: Tensor, numbers: Sequence[int], made: int) -> list
 def uniforms_of(seed: int, numbers: Sequence[int], made: int) -> Tensor:
     """The u of each row, (rows,): it depends on the request's seed, the step and the row's number alone."""
     return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
+
+
+def _likeliest_one(scores: Tensor, _lane: int, _made: int) -> int:
+    return int(scores.argmax())
+
+
+def _drawn_one(seed: int, scores: Tensor, lane: int, made: int) -> int:
+    return _drawn(seed, scores[None], [lane], made)[0]
 
 
 def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from danlu.errors import AllBanned
 from danlu.generate import logits
+from danlu.generate.grammar import Grammar, GrammarRows
 from danlu.generate.history import History, Prompt, bad_words
 from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import Step
@@ -46,6 +47,8 @@ class RowStates:
         vocabulary: number of scores a row.
         bad: token sequences to avoid, those given as text included.
         stream: the text of a row before its first token, with its stop sequences; None when there are none.
+        grammar: the form of the answer; None when it is free.
+        rows: how many, where the knobs alone do not say it.
 
     Attributes:
         watch: hears the scores after each stage; None, and nothing is spent on it.
@@ -59,15 +62,18 @@ class RowStates:
         vocabulary: int,
         bad: Sequence[Sequence[int]] = (),
         stream: TextStream | None = None,
+        grammar: Grammar | None = None,
+        rows: int | None = None,
     ) -> None:
         self.params, self.eos = params, eos
         self._min_new = params.min_new(len(prompt))
         self._made = 0
         shared = Prompt(prompt, ngram_size=params.no_repeat_ngram_size, avoided=bad_words(bad, eos))
         self._needs_history = bool(params.no_repeat_ngram_size or bad)
-        rows = params.live_rows
+        rows = params.live_rows if rows is None else rows
         self._histories = [History(shared) for _ in range(rows)] if self._needs_history else []
         self._streams = [stream] * rows if stream is not None else []
+        self._forms = GrammarRows(grammar, rows, eos) if grammar is not None else None
         self._seen: Tensor | None = None
         if params.repetition_penalty != 1:
             self._seen = torch.zeros(rows, vocabulary, dtype=torch.bool)
@@ -96,7 +102,9 @@ class RowStates:
             return
         if bool((best.isnan() | (best == torch.inf)).any()):
             raise AllBanned("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
-        if self.params.num_beams == 1:
+        if self.params.num_beams == 1 and not self.params.forced:
+            if self._forms is not None:
+                raise self._forms.nothing_left(self.params, int(best.isinf().nonzero()[0]))
             raise AllBanned(
                 "every token is banned here", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
             )
@@ -145,6 +153,8 @@ class RowStates:
             for stream, token in zip(self._streams, tokens, strict=True):
                 if stream.stop is None:  # else a beam that only fills its place
                     stream.push(token, armed=armed)
+        if self._forms is not None:
+            self._forms.go_on(parents, tokens)
         rows = torch.arange(len(parents))
         if self._seen is not None:
             self._seen = self._seen[parents]
@@ -178,6 +188,7 @@ def penalties(params: GenerationParams, min_new: int, *, has_bad_words: bool) ->
         (params.no_repeat_ngram_size > 0, "no_repeat_ngram_size", _ban(_by_ngrams)),
         (has_bad_words, _set_of(params, "bad_words", "bad_words_ids"), _ban(_by_words)),
         (min_new > 0, least, _ban(_by_length)),
+        (params.json_schema is not None or params.regex is not None, _set_of(params, "regex", "json_schema"), _form),
     )
     return [Stage(knob, apply) for is_on, knob, apply in all_stages if is_on]
 
@@ -228,6 +239,11 @@ def _ban(banned_in: Callable[[RowStates, int], Sequence[int]]) -> Callable[..., 
         return logits.ban(scores if is_own else scores.clone(), at, tokens)
 
     return apply
+
+
+def _form(states: RowStates, scores: Tensor, rows: Sequence[int], _is_own: bool) -> Tensor:
+    assert states._forms is not None
+    return states._forms.masked(scores, list(rows))
 
 
 def _by_ngrams(states: RowStates, row: int) -> Sequence[int]:

@@ -280,7 +280,7 @@ def refuse_none(answers: Sequence[Hypothesis]) -> None:
     if not answers:
         raise AllBanned(
             "every continuation is banned, or ends before it may",
-            fix="loosen bad_words_ids, no_repeat_ngram_size, min_new_tokens or stop_sequences",
+            fix="loosen bad_words_ids, no_repeat_ngram_size, min_new_tokens, stop_sequences, json_schema or regex",
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -193,6 +193,7 @@ class TextStream:
         stops: stop strings, not empty.
         stop_tokens: stop sequences of token ids.
         include_stop: keep the stop sequence in the text.
+        accepts: whether a stop may leave this text; where not, it ends nothing. None is always.
 
     Attributes:
         text: what was handed out.
@@ -206,8 +207,9 @@ class TextStream:
         stop_tokens: Automaton | None = None,
         *,
         include_stop: bool = False,
+        accepts: Callable[[str], bool] | None = None,
     ) -> None:
-        self._words, self._include_stop = words, include_stop
+        self._words, self._include_stop, self._accepts = words, include_stop, accepts
         self._stops, self._stop_tokens = tuple(stops), stop_tokens or Automaton([])
         self.text = ""
         self.stop: str | Tokens | None = None
@@ -238,7 +240,8 @@ class TextStream:
 
     def fork(self) -> TextStream:
         """A row that goes on from here."""
-        other = TextStream(self._words.fork(), self._stops, self._stop_tokens, include_stop=self._include_stop)
+        keep, accepts = self._include_stop, self._accepts
+        other = TextStream(self._words.fork(), self._stops, self._stop_tokens, include_stop=keep, accepts=accepts)
         other.text, other.stop, other._held = self.text, self.stop, self._held
         other._node, other._starts = self._node, self._starts
         return other
@@ -254,17 +257,25 @@ class TextStream:
 
     def _end(self, buffer: str, old: int) -> int | None:
         """Where the answer's text ends, because a stop is complete in the part of `buffer` after `old`."""
-        found = [
-            (at + len(stop), at, stop)
-            for stop in self._stops
-            if (at := buffer.find(stop, max(0, old - len(stop) + 1))) >= 0
+        found: list[tuple[int, int, str | Tokens]] = [
+            (at + len(stop), at, stop) for stop in self._stops for at in self._places(buffer, stop, old)
         ]
         if (tokens := self._stop_tokens.ending(self._node)) is not None:
-            found.append((len(buffer), self._starts[-len(tokens)] - len(self.text), tokens))  # type: ignore[arg-type]
-        if not found:
-            return None
-        end, start, self.stop = min(found, key=lambda one: one[:2])
-        return end if self._include_stop else start
+            found.append((len(buffer), self._starts[-len(tokens)] - len(self.text), tokens))
+        for end, start, stop in sorted(found, key=lambda one: one[:2]):
+            cut = end if self._include_stop else start
+            if self._accepts is None or self._accepts(self.text + buffer[:cut]):
+                self.stop = stop
+                return cut
+        return None
+
+    @staticmethod
+    def _places(buffer: str, stop: str, old: int) -> Iterator[int]:
+        """Where `stop` begins in `buffer`, each time that it ends after `old`."""
+        at = buffer.find(stop, max(0, old - len(stop) + 1))
+        while at >= 0:
+            yield at
+            at = buffer.find(stop, at + 1)
 
     def _hold_back(self, buffer: str) -> int:
         """How many characters at the end of `buffer` may be the beginning of a stop."""

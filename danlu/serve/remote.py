@@ -95,7 +95,7 @@ class Remote:
             raise ApiFault(
                 404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
             )
-        check_size(ask, self.options, self.places_taken)
+        check_size(ask, self.options, self.places_taken, ask.params.live_rows)
         body = worded(ask, self.flavour, chat, self.options.default_max_tokens)
         call = _Call(self, "/chat/completions" if chat else "/completions", body, ask, arrived)
         try:

@@ -1,7 +1,8 @@
 """Answers in the shapes of OpenAI's API: whole, in pieces, with log-probabilities and counts.
 
-Beside OpenAI's fields, a choice carries `score` where beams were ranked, and `unsatisfied: true` where the limit
-came before every forced phrase had appeared (its finish_reason is then "length", as OpenAI has no word for it).
+Beside OpenAI's fields, a choice carries `score` where beams were ranked, `forced` with the place of each forced phrase
+in the answer's tokens (its start and end, or null), and `unsatisfied: true` where the limit came before every forced
+phrase had appeared (its finish_reason is then "length", as OpenAI has no word for it).
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ class Replies:
         }
         if answer.score is not None:
             ending["score"] = answer.score
+        if answer.forced is not None:
+            ending["forced"] = answer.forced
         if unsatisfied:
             ending["unsatisfied"] = True
         return ending

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from danlu.config import Options, describe_faults
 from danlu.data.records import Message
 from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
+from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, blamed
 
 KNOBS = frozenset(GenerationParams.model_fields)
@@ -35,7 +36,7 @@ INERT = {
 }  # fmt: skip
 NOT_YET = {
     "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort",
-    "verbosity", "web_search_options", "suffix", "best_of", "guided_json", "guided_regex",
+    "verbosity", "web_search_options", "suffix", "best_of",
 }  # fmt: skip
 _OF_MESSAGES_INERT = {"refusal", "annotations"}
 _OF_MESSAGES_NOT_YET = {"tool_calls", "function_call", "tool_call_id", "name", "audio"}
@@ -53,10 +54,28 @@ class StreamOptions(Options):
     include_obfuscation: bool = Field(False, description="accepted, without effect")
 
 
-class ResponseFormat(Options):
-    """The form of an answer: text. json_object, json_schema and regex are not there yet."""
+class NamedSchema(Options):
+    """A JSON schema as OpenAI's clients send it; every answer fits it, whatever `strict` says."""
 
-    type: Literal["text"] = Field(description="text")
+    name: str = Field(min_length=1, description="no answer depends on it")
+    description: str | None = Field(None, description="no answer depends on it")
+    form: dict[str, Any] = Field({}, alias="schema", description="the schema (json_schema)")
+    strict: bool | None = Field(None, description="accepted, without effect")
+
+
+class ResponseFormat(Options):
+    """The form of an answer: any text, any JSON object, JSON of a schema, or text that matches an expression."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
+    regex: str | None = Field(None, description="with the type regex")
+
+    @model_validator(mode="after")
+    def _as_the_type_says(self) -> ResponseFormat:
+        for name in ("json_schema", "regex"):
+            if (self.type == name) != (getattr(self, name) is not None):
+                raise ValueError(f"the type is {self.type!r}; {name} belongs to the type {name!r}, and only there")
+        return self
 
 
 class TextPart(Options):
@@ -84,6 +103,8 @@ class _Body(Options):
     stream: bool = Field(False, description="send the answer in pieces, as server-sent events")
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's name of json_schema; or its JSON text")
+    guided_regex: str | None = Field(None, description="vLLM's name of regex")
     n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
     stop: str | tuple[str, ...] | None = Field(None, description="strings that end the answer (stop_sequences)")
     max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
@@ -221,8 +242,7 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         place = error.errors()[0]["loc"]
         param = names.get(str(place[0]), str(place[0])) if place else None
         param = param or blamed(message, [*names.values(), *values])
-        hint = " (only text is supported yet)" if param == "response_format" else ""
-        raise ApiFault(400, message + hint, param, "invalid_value") from None
+        raise ApiFault(400, message, param, "invalid_value") from None
 
 
 def read_body(model: type[_AnyOptions], document: dict[str, Any]) -> _AnyOptions:
@@ -240,6 +260,25 @@ def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, val
     knobs[knob], names[knob] = value, name
 
 
+def _put_form(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> None:
+    """Set json_schema or regex from whichever name the client gave it."""
+    form, guided = body.response_format, body.guided_json
+    if form is not None and form.type == "json_object":
+        _put(knobs, names, "json_schema", "response_format", {"type": "object"})
+    elif form is not None and form.json_schema is not None:
+        _put(knobs, names, "json_schema", "response_format", form.json_schema.form)
+    elif form is not None:
+        _put(knobs, names, "regex", "response_format", form.regex)
+    if isinstance(guided, str):
+        try:
+            guided = parse(guided.encode())
+        except ApiFault as fault:
+            message = fault.message.replace("the body", "guided_json", 1)
+            raise ApiFault(400, message, "guided_json", "invalid_value") from None
+    _put(knobs, names, "json_schema", "guided_json", guided)
+    _put(knobs, names, "regex", "guided_regex", body.guided_regex)
+
+
 def _ask(
     body: _Body,
     prompts: tuple[Prompt, ...],
@@ -254,6 +293,7 @@ def _ask(
     _put(knobs, names, "max_new_tokens", "max_tokens", body.max_tokens)
     _put(knobs, names, "num_return_sequences", "n", body.n)
     _put(knobs, names, "stop_sequences", "stop", [body.stop] if isinstance(body.stop, str) else body.stop)
+    _put_form(knobs, names, body)
     _decide_whether_to_draw(knobs)
     params = _validate(GenerationParams, knobs, names)
     return Ask(

@@ -34,16 +34,20 @@ class Host(Protocol):
     closing: asyncio.Event
 
 
-def check_size(ask: Ask, options: ServeOptions, places_taken: int) -> None:
-    """Raise ApiFault for a request that is too wide, or for which there is no place now."""
-    count, rows = len(ask.prompts), len(ask.prompts) * ask.params.live_rows
-    if rows > options.max_rows:
+def check_size(ask: Ask, options: ServeOptions, places_taken: int, rows: int) -> None:
+    """Raise ApiFault for a request that is too wide, or for which there is no place now.
+
+    Args:
+        rows: answers or beams that grow at once for each prompt.
+    """
+    count = len(ask.prompts)
+    if count * rows > options.max_rows:
         knob = "num_beams" if ask.params.num_beams > 1 else ask.names.get("num_return_sequences", "prompt")
         raise ApiFault(
             400,
-            f"{count} prompt(s) with {ask.params.live_rows} answers or beams each; this server allows "
+            f"{count} prompt(s) with {rows} answers or beams each; this server allows "
             f"{options.max_rows} in all (max_rows)",
-            knob if ask.params.live_rows > 1 else "prompt",
+            knob if rows > 1 else "prompt",
             "too_many_rows",
         )
     if count > options.max_queue:
@@ -66,7 +70,10 @@ class Service:
         """Start a request. Raises ApiFault when it does not fit, or when there is no place."""
         if self.closing.is_set():
             raise closing()
-        self._check(ask)
+        try:
+            self._check(ask)
+        except DanluError as error:
+            raise as_fault(error, ask.given, ask.in_client_words) from error
         run = Run(self, ask, arrived)
         try:
             await run.start()
@@ -82,7 +89,7 @@ class Service:
             raise ApiFault(
                 404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
             )
-        check_size(ask, self.options, self.places_taken)
+        check_size(ask, self.options, self.places_taken, self.engine.rows(ask.params))
 
     def fitting(self, ask: Ask, prompt_length: int) -> GenerationParams:
         """The knobs for a prompt: where the client set no limit, ours. Raises ApiFault past the context."""

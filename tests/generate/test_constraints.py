@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from danlu.errors import ConfigError
-from danlu.generate.constraints import Appearing, AsReference, Constraints, Pick, Picks, constraints_for
-from danlu.generate.constraints import pick_constrained as pick_rows
+from danlu.generate.allocation import Pick, Picks
+from danlu.generate.allocation import pick_constrained as pick_rows
+from danlu.generate.constraints import Appearing, AsReference, Constraints, constraints_for
 
 
 def after(constraints: Constraints[Any], *tokens: int) -> Any:
@@ -77,9 +78,32 @@ def test_nothing_half_done_is_given_up_for_a_start():
     assert both.wanted(after(both, 1)) == (2,)  # 7 would win one and lose one
 
 
+def test_phrases_that_begin_alike_do_not_block_each_other():
+    both = Appearing([[[1, 2]], [[1, 3]]])
+    assert both.progress(after(both, 1)) == 1
+    assert both.wanted(after(both, 1)) == (2, 3)
+    assert both.progress(after(both, 1, 2)) == 2
+
+
 def test_the_prompt_does_not_count():
     assert Appearing([[[1]]]).start([1, 1]) == (0,)
     assert AsReference([[[1]]]).complete(AsReference([[[1]]]).start([1, 1]))
+
+
+def test_until_all_is_there_some_token_brings_it_forward():
+    dice = random.Random(4)
+    for _ in range(200):
+        forced = [[[dice.randrange(3) for _ in range(dice.randint(1, 4))]] for _ in range(dice.randint(1, 4))]
+        constraints = Appearing(forced)
+        state = constraints.start()
+        for _ in range(dice.randint(0, 5)):
+            state = constraints.advance(state, dice.randrange(4))
+        steps = sum(constraints.sizes) - constraints.progress(state)
+        for _ in range(steps):
+            if not constraints.complete(state):
+                state = constraints.advance(state, dice.choice(constraints.wanted(state)))
+        assert constraints.complete(state)
+        assert constraints.progress(state) == sum(constraints.sizes)
 
 
 def test_completion_as_a_rescan():
@@ -130,6 +154,16 @@ def test_the_reference_follows_one_constraint_at_a_time():
     assert both.wanted(after(both, 1, 4)) == (4, 1)  # 4 broke the first, and began nothing
     assert both.missing(after(both, 1, 2, 3)) == (1,)
     assert both.complete(after(both, 1, 2, 3, 4, 5, 9))
+
+
+def test_the_reference_queues_a_broken_constraint_at_the_end():
+    """Both begin with 1; the first is broken by 9, so the next 1 begins the second, and then the first again."""
+    both = AsReference([[[1, 2]], [[1, 3]], [[4]]])
+    assert both.wanted(after(both, 1)) == (2,)
+    assert after(both, 1, 9).pending == (1, 2, 0)
+    assert both.wanted(after(both, 1, 9, 1)) == (3,)
+    assert after(both, 1, 9, 1, 9).pending == (2, 0, 1)
+    assert both.wanted(after(both, 1, 9, 1, 9, 1)) == (2,)
 
 
 def test_the_reference_shares_the_list_of_a_choice():

@@ -40,7 +40,11 @@ def test_every_knob_says_what_it_does():
         ({**BEAMS, "do_sample": True}, "beam_sample", 4),
         ({**BEAMS, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group_beam", 4),
         ({**BEAMS, "num_beam_groups": 2, "do_sample": True}, "group_beam", 4),
+        ({"force_words": ["red"]}, "constrained_greedy", 1),
+        ({"force_words": ["red"], "do_sample": True, "num_return_sequences": 2}, "constrained_sample", 2),
         ({**BEAMS, "force_words": ["red"]}, "constrained_beam", 4),
+        ({**BEAMS, "force_words": ["red"], "do_sample": True}, "constrained_beam_sample", 4),
+        ({**BEAMS, "force_words": ["red"], "num_beam_groups": 2, "diversity_penalty": 1}, "constrained_group_beam", 4),
     ],
 )
 def test_the_strategy_follows_from_the_knobs(knobs, strategy, rows):
@@ -67,11 +71,10 @@ def test_the_strategy_follows_from_the_knobs(knobs, strategy, rows):
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences (3) is more than num_beams (2)"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens (9) is more than max_new_tokens (8)"),
         ({"min_length": 9, "max_length": 8}, "min_length (9) is more than max_length (8)"),
-        ({"force_words": ["red"]}, "force_words needs beams to choose among; set num_beams"),
-        ({"force_words": ["red"], "num_beams": 2, "do_sample": True}, "force_words does not work with do_sample"),
+        ({"force_words": ["red"], "exact_reference": True}, "exact_reference copies a search with beams"),
         (
-            {"force_words": ["red"], "num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1},
-            "force_words does not work with num_beam_groups",
+            {"force_words": ["red"], "num_beams": 2, "do_sample": True, "exact_reference": True},
+            "exact_reference copies a search with beams, without groups and draws",
         ),
         ({"force_words": ["a red car"], "bad_words": ["red"], "num_beams": 2}, "force_words asks for 'a red car'"),
         (
@@ -84,6 +87,7 @@ def test_the_strategy_follows_from_the_knobs(knobs, strategy, rows):
         ),
         ({"force_words_ids": [[[1, 2], [1]]], "num_beams": 2}, "(1, 2) begins with (1,)"),
         ({"constraints": [{"choice": ["ab", "a"]}], "num_beams": 2}, "'ab' begins with 'a'"),
+        ({"json_schema": {}, "regex": "a"}, "json_schema and regex both say what the answer looks like"),
         ({"temperature": 0, "do_sample": True}, "temperature 0 would be greedy search"),
         ({"num_beams": True}, "a number is asked for"),
         ({"top_p": True, "do_sample": True}, "a number is asked for"),
@@ -138,6 +142,8 @@ def test_a_wrong_combination_names_the_knobs(knobs, words):
         ("constraints", [{"phrase": ""}]),
         ("constraints", [{"choice": []}]),
         ("constraints", [{"phrases": "a"}]),
+        ("json_schema", "object"),
+        ("regex", ""),
         ("seed", -1),
         ("seed", 2**63),
         ("logprobs", 21),

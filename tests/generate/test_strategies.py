@@ -182,6 +182,27 @@ def test_forced_phrases_with_stop_sequences_that_end_most():
     is_answer(strategy.results()[0], (B, EOS), log(0.21) / 2, "stop")
 
 
+@pytest.mark.parametrize(("end", "is_over"), [(-0.1, False), (-9.0, True)])
+def test_whether_constrained_search_stops_is_asked_of_its_best_candidate_an_end_included(end, is_over):
+    """Two beams, "a" forced; rows are (end, a, b), each with log p.
+
+    Finished are a-end at -1.8 / 2 and ba-end at -3.3 / 3. In the fourth step aaa-end comes in at -2.1 / 4 = -.525, the
+    best candidate of all: it beats the worst that is kept (-.9), so the search goes on, though what is open stands
+    at -5 / 4 only. Without it, that is all there is, and the search is over.
+    """
+    strategy = constrained([[(A,)]], beams=2, answers=2, max_new_tokens=9)
+    for scores in (
+        [[-9, -0.1, -3], [-9, -9, -9]],
+        [[-1.7, -1, -4], [-9, -0.2, -5]],
+        [[-9, -0.9, -9], [-0.1, -3, -9]],
+    ):
+        assert strategy.choose(torch.tensor(scores, dtype=torch.float32)).tokens
+    assert [one.tokens for one in strategy._pool.best()] == [(A, EOS), (B, A, EOS)]
+    assert strategy.sequences[0] == (A, A, A)
+    step = strategy.choose(torch.tensor([[end, -3, -9], [-9, -3, -9]]))
+    assert (step.tokens == []) == is_over
+
+
 def test_forced_phrases_that_did_not_appear_are_said():
     strategy = constrained([[(B, B, B, B)]], beams=2, answers=2, max_new_tokens=2)
     search(strategy)

@@ -21,6 +21,11 @@ STRATEGIES = {
     "beam_sample": {"num_beams": 3, "do_sample": True, "seed": 4, "top_p": 0.8, "num_return_sequences": 2},
     "group_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "num_return_sequences": 4,
                    "eos_token_id": ENDS, "min_new_tokens": 2},
+    "constrained_greedy": {"force_words_ids": [[50, 51], [70]], "eos_token_id": ENDS[20:40]},
+    "constrained_sample": {"force_words_ids": [[50, 51]], "do_sample": True, "seed": 6, "num_return_sequences": 3,
+                           "top_k": 40, "eos_token_id": ENDS[:5]},
+    "constrained_group_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0,
+                               "force_words_ids": [[50, 51]], "num_return_sequences": 3},
     "constrained_beam": {"num_beams": 4, "force_words_ids": [[50, 51], [70]], "num_return_sequences": 3},
 }  # fmt: skip
 

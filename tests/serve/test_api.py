@@ -21,6 +21,9 @@ STRATEGIES = {
     "beam_sample": {"num_beams": 2, "do_sample": True, "seed": 9},
     "group_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "n": 4},
     "constrained": {"num_beams": 3, "force_words": ["fox"]},
+    "constrained_greedy": {"force_words": ["fox"]},
+    "constrained_sample": {"force_words": ["fox"], "temperature": 0.8, "seed": 3, "n": 2},
+    "form": {"regex": "[a-z]{2,5}( [a-z]{2,5}){1,9}", "temperature": 0},
     "penalties": {"temperature": 0, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "frequency_penalty": 0.5},
 }
 RENAMED = {"n": "num_return_sequences"}
@@ -31,7 +34,7 @@ def params_of(knobs, **more):
     given = {RENAMED.get(name, name): value for name, value in knobs.items()}
     if given.get("temperature") == 0:
         del given["temperature"]
-    elif "num_beams" not in given:
+    elif not {"num_beams", "force_words"} & set(given) or "temperature" in given:
         given["do_sample"] = True
     return GenerationParams(**given, **more)
 
@@ -150,6 +153,31 @@ def test_logprobs_in_openais_shape(engine, post):
     assert [len(report[key]) for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [6] * 4
     pieces = events(post(CHAT, chat(temperature=0, max_tokens=6, logprobs=True, stream=True)))
     assert len(pieces[-1]["choices"][0]["logprobs"]["content"]) == 6
+
+
+def test_the_places_of_forced_words_are_said(engine, post):
+    expected = engine.generate(["the quick brown"], params_of({"force_words": ["fox", "lazy"]}, max_new_tokens=16))
+    choice = post(TEXT, text(force_words=["fox", "lazy"])).json()["choices"][0]
+    assert choice["forced"] == [list(place) for place in expected[0].sequences[0].forced]
+    assert "forced" not in post(TEXT, text()).json()["choices"][0]
+
+
+def test_rows_of_forced_words_count(engine, post):
+    fault = error(post(TEXT, text(force_words=["fox"], n=4, do_sample=True), max_rows=4), 400)
+    assert (fault["code"], fault["param"]) == ("too_many_rows", "n")
+    ids = engine.chat.tokenizer.encode("the")
+    begins = error(post(TEXT, text(constraints=[{"choice": ["the", [*ids, 5]]}])), 400)
+    assert "begins with" in begins["message"]
+
+
+def test_a_faulty_form_is_refused_by_its_name(post):
+    assert error(post(TEXT, text(guided_regex="((")), 400)["param"] == "guided_regex"
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"items": {"type": "nmber"}}}}
+    fault = error(post(CHAT, chat(response_format=form)), 400)
+    assert fault["param"] == "response_format"
+    assert "nmber (at items)" in fault["message"]
+    fault = error(post(CHAT, chat(response_format={"type": "regex", "regex": "a"}, min_new_tokens=5)), 400)
+    assert fault["param"] == "response_format"
 
 
 def test_unsatisfied_words_are_said(post):

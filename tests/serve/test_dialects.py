@@ -49,20 +49,23 @@ VALUES = {
     "exact_reference": {"num_beams": 3, "force_words": ["fox"], "exact_reference": True},
     "logprobs": {"logprobs": 2},
     "use_cache": {"use_cache": False},
+    "json_schema": {"json_schema": {"type": "object"}},
+    "regex": {"regex": "[a-z]+"},
 }
 # Besides OpenAI's, which every one of them has.
 OPENAI = {
     "max_new_tokens", "do_sample", "temperature", "top_p", "seed", "num_return_sequences", "stop_sequences",
-    "presence_penalty", "frequency_penalty", "logprobs",
+    "presence_penalty", "frequency_penalty", "logprobs", "json_schema",
 }  # fmt: skip
 HAS = {
     "openai": {"logit_bias"},
     "vllm": {
         "logit_bias", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "bad_words", "eos_token_id",
-        "include_stop", "num_beams", "length_penalty",
+        "include_stop", "num_beams", "length_penalty", "regex",
     },
     "sglang": {
         "logit_bias", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "eos_token_id", "include_stop",
+        "regex",
     },
     "llama.cpp": {"logit_bias", "top_k", "min_p", "typical_p", "repetition_penalty"},
     "rtp-llm": {"top_k", "repetition_penalty", "min_new_tokens", "no_repeat_ngram_size"},

@@ -49,6 +49,8 @@ def fault(make, **more):
         ({"num_beams": 2, "do_sample": True}, "beam_sample"),
         ({"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1}, "group_beam"),
         ({"num_beams": 2, "force_words": ["fox"]}, "constrained_beam"),
+        ({"force_words": ["fox"]}, "constrained_greedy"),
+        ({"force_words": ["fox"], "temperature": 0.7}, "constrained_sample"),
     ],
 )
 def test_which_strategy(given, strategy):
@@ -77,7 +79,7 @@ def test_openai_names_are_the_knobs_of_danlu():
 
 @pytest.mark.parametrize("knob", sorted(GenerationParams.model_fields))
 def test_every_knob_is_known_under_its_own_name(knob):
-    error = fault(chat, **{knob: {"no": "value"}})
+    error = fault(chat, **{knob: [{"no": "value"}]})
     assert (error.param, error.code) == (knob, "invalid_value")
 
 
@@ -127,11 +129,53 @@ def test_null_is_not_given():
     assert chat(stop=None, n=None, temperature=None, tools=None, top_k=None) == chat()
 
 
-def test_response_formats():
-    assert chat(response_format={"type": "text"}).params == chat().params
-    error = fault(chat, response_format={"type": "json_schema", "json_schema": {}})
-    assert error.param == "response_format"
-    assert "supported yet" in error.message
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "default": None}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "knobs"),
+    [
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"json_schema": {"type": "object"}}),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": SCHEMA, "strict": True},
+                }
+            },
+            {"json_schema": SCHEMA},
+        ),
+        ({"response_format": {"type": "regex", "regex": "[ab]+"}}, {"regex": "[ab]+"}),
+        ({"guided_json": SCHEMA}, {"json_schema": SCHEMA}),
+        ({"guided_json": '{"type": "array"}'}, {"json_schema": {"type": "array"}}),
+        ({"guided_regex": "[ab]+"}, {"regex": "[ab]+"}),
+        ({"json_schema": SCHEMA}, {"json_schema": SCHEMA}),
+        ({"regex": "[ab]+"}, {"regex": "[ab]+"}),
+    ],
+)
+def test_forms_of_answers(given, knobs):
+    for make in (chat, text):
+        assert make(**given).params == GenerationParams(do_sample=True, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "words"),
+    [
+        ({"response_format": {"type": "grammar"}}, "response_format", "'json_schema'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs to the type"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "name"),
+        ({"response_format": {"type": "json_object", "regex": "a"}}, "response_format", "regex belongs to the type"),
+        ({"guided_json": "{"}, "guided_json", "guided_json is no valid JSON"),
+        ({"guided_json": SCHEMA, "json_schema": SCHEMA}, "guided_json", "keep one of them"),
+        ({"guided_json": SCHEMA, "guided_regex": "a"}, "guided_json", "guided_json and guided_regex both say"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format", "response_format and regex"),
+    ],
+)
+def test_forms_that_make_no_sense(given, param, words):
+    error = fault(chat, **given)
+    assert error.param == param
+    assert words in error.message
 
 
 # --- values

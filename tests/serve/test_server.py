@@ -50,6 +50,29 @@ def test_openais_client_with_danlus_knobs(client, engine):
     assert "".join(piece.choices[0].text for piece in pieces) == expected.text
 
 
+def test_openais_client_asks_for_forms(client):
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "c": {"enum": ["red", "blue"]}},
+        "required": ["n", "c"],
+        "additionalProperties": False,
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    named = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema, "strict": True}}
+    ask = {"model": "tiny", "messages": HELLO, "max_tokens": 60, "seed": 1}
+    for knobs in ({"response_format": named}, {"extra_body": {"guided_json": schema, "num_beams": 2}}):
+        choice = client.chat.completions.create(**ask, **knobs).choices[0]
+        found = json.loads(choice.message.content)
+        assert choice.finish_reason == "stop"
+        assert (set(found), found["c"] in ("red", "blue")) == ({"n", "c"}, True)
+    pieces = client.chat.completions.create(**ask, stream=True, response_format=named)
+    assert json.loads("".join(piece.choices[0].delta.content or "" for piece in pieces)).keys() == {"n", "c"}
+    choice = client.chat.completions.create(**ask, response_format={"type": "json_object"}).choices[0]
+    assert choice.message.content.startswith("{")
+    choice = client.chat.completions.create(**ask, extra_body={"guided_regex": "(yes|no)"}).choices[0]
+    assert choice.message.content in ("yes", "no")
+
+
 def test_openais_client_reads_errors(client):
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model="tiny", messages=HELLO, top_p=7)

@@ -1,0 +1,254 @@
+"""Answers of a given form: a JSON schema or a regular expression -> the tokens that may come next.
+
+llguidance follows the form byte by byte; here each row has its place in it, forks with the row, and turns all
+other tokens' scores to -inf. An end is allowed where the text is complete, and once nothing can be added, only
+the end is. Knows no strategy and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, hf
+from torch import Tensor
+
+from danlu.data.chat import Chat
+from danlu.errors import AllBanned, ConfigError
+from danlu.generate.params import GenerationParams
+from danlu.generate.text import Pieces
+
+# So many forms stay compiled.
+KEPT = 64
+
+# Between the parts of JSON: enough for an indented line, and no way to go on for ever with blanks.
+_BLANKS = r"[\x20\x0A\x0D\x09]{1,32}"
+_LIMITS = LLParserLimits(verbose_errors=False)
+
+# A fault is looked for so many parts down; what is nested deeper is mostly a fault of nesting.
+_DEEPEST_PLACE = 12
+
+# Knobs that ban tokens; with a form, they may leave none.
+_BANS = ("bad_words", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens", "min_length")
+
+
+class Grammars:
+    """The forms that requests to one model ask for, each compiled once.
+
+    Args:
+        chat: the model's tokenizer and the tokens that end an answer.
+        vocabulary: number of scores a row; may be larger than the tokenizer's.
+    """
+
+    def __init__(self, chat: Chat, vocabulary: int) -> None:
+        self.chat, self.vocabulary = chat, vocabulary
+        self._known: OrderedDict[str, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, params: GenerationParams) -> Grammar | None:
+        """The form that the knobs ask for. Raises ConfigError when it is faulty, with the place of the fault."""
+        if params.json_schema is None and params.regex is None:
+            return None
+        key = json.dumps([params.json_schema, params.regex])
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = self._compiled(params)
+                while len(self._known) > KEPT:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
+            return self._known[key]
+
+    def _compiled(self, params: GenerationParams) -> Grammar:
+        if params.regex is not None:
+            source = f" (?:{params.regex})" if self._drops_first_space else params.regex
+            return Grammar("regex", self._matcher("regex", LLMatcher.grammar_from_regex(source)), self)
+        schema = params.json_schema or {}
+        grammar = _json_grammar(schema)
+        if error := LLMatcher.validate_grammar(grammar, self.tokenizer):
+            raise _schema_fault(schema, error)
+        if self._drops_first_space:
+            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {json.dumps(_settled(schema))}')
+        return Grammar("json_schema", self._matcher("json_schema", grammar), self)
+
+    def _matcher(self, knob: str, grammar: str) -> LLMatcher:
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise ConfigError(
+                f"{knob}: {_short(matcher.get_error())}", fix="see docs/generation.md for what can be asked"
+            )
+        return matcher
+
+    @cached_property
+    def tokenizer(self) -> LLTokenizer:
+        """Takes about a second for a large vocabulary."""
+        try:
+            return hf.from_tokenizer(
+                self.chat.tokenizer,
+                max(self.vocabulary, len(self.chat.tokenizer)),
+                [token for token in sorted(self.chat.stop_ids) if self.is_silent(token)] or None,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"json_schema and regex cannot be followed with this model's tokenizer: {error}"
+            ) from error
+
+    def is_silent(self, token: int) -> bool:
+        """Whether a token that ends an answer leaves nothing in its text."""
+        return self.chat.decode([token]) == ""
+
+    @cached_property
+    def _drops_first_space(self) -> bool:
+        """Whether the answer's text is that of its tokens without a space in front, as sentencepiece writes it."""
+        return Pieces.can_read(self.chat.tokenizer) and Pieces(self.chat.tokenizer).drops_first_space
+
+    @property
+    def opening(self) -> str:
+        """What stands before the answer's text in its tokens."""
+        return " " if self._drops_first_space else ""
+
+
+class Grammar:
+    """One compiled form; shared by all requests that ask for it.
+
+    Args:
+        knob: the knob that asked for it.
+        start: before the first token; never moved on, only copied.
+    """
+
+    def __init__(self, knob: str, start: LLMatcher, of: Grammars) -> None:
+        self.knob, self._start, self.of = knob, start, of
+
+    def begin(self) -> LLMatcher:
+        return self._start.deep_copy()
+
+    def accepts(self, text: str) -> bool:
+        """Whether `text` is a complete answer."""
+        matcher = self.begin()
+        return matcher.consume_tokens(self.of.tokenizer.tokenize_str(self.of.opening + text)) and matcher.is_accepting()
+
+
+class GrammarRows:
+    """Where each row of a request stands in the form; None is a row that has left it, which only fills its place.
+
+    Args:
+        rows: number of rows at the start.
+        eos: tokens that end the request's answers.
+    """
+
+    def __init__(self, grammar: Grammar, rows: int, eos: frozenset[int]) -> None:
+        self.grammar = grammar
+        self._rows: list[LLMatcher | None] = [grammar.begin() for _ in range(rows)]
+        self._silent = [token for token in eos if grammar.of.is_silent(token)]
+        self._spoken = sorted(eos.difference(self._silent))  # such an end belongs to the text
+
+    def masked(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
+        """Scores (rows, vocabulary) with -inf on every token that leads out of the form."""
+        allowed = np.stack([self._allowed(self._rows[row], scores.shape[1]) for row in rows])
+        return scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
+
+    def _allowed(self, matcher: LLMatcher | None, vocabulary: int) -> np.ndarray:
+        """(vocabulary,) bool."""
+        if matcher is None:
+            return np.zeros(vocabulary, bool)
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        if matcher.is_error():
+            raise AllBanned(f"{self.grammar.knob}: {_short(matcher.get_error())}", fix="ask for a simpler form")
+        allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
+        allowed[self.grammar.of.tokenizer.eos_tokens] = False
+        allowed[self._silent] = matcher.is_accepting()
+        for token in self._spoken:
+            allowed[token] = allowed[token] and self._is_complete_with(matcher, token)
+        return allowed
+
+    @staticmethod
+    def _is_complete_with(matcher: LLMatcher, token: int) -> bool:
+        after = matcher.deep_copy()
+        return after.consume_token(token) and after.is_accepting()
+
+    def go_on(self, parents: Sequence[int], tokens: Sequence[int]) -> None:
+        """Fork and move on the rows as the strategy chose."""
+        before, taken = self._rows, set[int]()
+        self._rows = []
+        for parent in parents:
+            matcher = before[parent]
+            self._rows.append(matcher.deep_copy() if matcher is not None and parent in taken else matcher)
+            taken.add(parent)
+        for row, token in enumerate(tokens):
+            matcher = self._rows[row]
+            if matcher is not None and not matcher.consume_token(token):
+                self._rows[row] = None
+
+    def nothing_left(self, params: GenerationParams, row: int) -> AllBanned:
+        """Why no token is left in a row: what the form needs, and which knobs may have taken it away."""
+        knob, matcher = self.grammar.knob, self._rows[row]
+        bans = [name for name in _BANS if getattr(params, name)]
+        is_complete = matcher is not None and matcher.is_accepting()
+        if is_complete and not (self._silent or self._spoken):
+            return AllBanned(
+                f"the answer is complete by {knob}, and eos_token_id leaves no token to end it with",
+                fix="leave eos_token_id out",
+            )
+        needed = "only the end may follow" if is_complete else "no token goes on with it"
+        if bans:
+            return AllBanned(f"{knob}: {needed}, once {', '.join(bans)} has banned tokens", fix=f"loosen {bans[0]}")
+        return AllBanned(f"{knob}: {needed} in this model's vocabulary", fix=f"loosen {knob}")
+
+
+def _settled(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with what it leaves open to llguidance; what that cannot check is always refused."""
+    given = schema.get("x-guidance", {})
+    if not isinstance(given, dict):
+        raise ConfigError(f"json_schema: x-guidance is {given!r}", allowed="an object of llguidance's options")
+    blanks = {} if "whitespace_flexible" in given else {"whitespace_pattern": _BLANKS}
+    return {**schema, "x-guidance": {**blanks, **given, "lenient": False}}
+
+
+def _json_grammar(schema: dict[str, Any]) -> str:
+    try:
+        return LLMatcher.grammar_from_json_schema(_settled(schema))
+    except ValueError as error:
+        raise ConfigError(f"json_schema: {error}", fix="give what JSON can hold") from error
+
+
+# -- faults
+
+
+def _short(error: str) -> str:
+    """llguidance's words, without the grammar that it made itself; a regex with the place of its fault below it."""
+    found = re.search(r"regex parse error:\n(.*?)\nerror: ([^\n]*)", error, re.DOTALL)
+    if found:
+        return f"{found[2]}\n{found[1]}"
+    return error.split("\n<non-verbose/>")[0].strip()
+
+
+def _schema_fault(schema: Any, error: str) -> ConfigError:
+    place = "/".join(_place(schema, schema, error, _DEEPEST_PLACE)) or "the schema itself"
+    return ConfigError(f"json_schema: {_short(error)} (at {place})", fix="see docs/generation.md for what can be asked")
+
+
+def _place(root: Any, schema: Any, error: str, depth: int) -> list[str]:
+    """The keys that lead to the innermost part which has this fault on its own, `depth` steps down at most."""
+    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    for keys, part in _parts(schema) if depth else ():
+        alone = shared | part
+        if LLMatcher.validate_grammar(_json_grammar(alone)) == error:
+            return [*keys, *_place(root, part, error, depth - 1)]
+    return []
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The schemas directly inside one, each with its keys."""
+    for key, value in schema.items():
+        if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
+            yield from (([key, name], part) for name, part in value.items() if isinstance(part, dict))
+        elif isinstance(value, list):
+            yield from (([key, str(at)], part) for at, part in enumerate(value) if isinstance(part, dict))
+        elif isinstance(value, dict) and key not in ("const", "default", "x-guidance"):
+            yield [key], value

@@ -1,0 +1,227 @@
+"""Answers of a given form: whatever strategy and knobs run, what stops fits."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from answering import PROMPTS, answers, fixed_scores
+from transformers import PreTrainedTokenizerFast
+
+from danlu import GenerationParams
+from danlu.data.chat import Chat
+from danlu.errors import AllBanned, ConfigError
+from danlu.generate import grammar
+from danlu.generate.grammar import Grammars
+from tiny import make_tokenizer
+
+COMPACT = {"x-guidance": {"whitespace_flexible": False}}  # random weights are fond of blanks
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "c": {"enum": ["red", "blue", "丹"]}},
+    "required": ["n", "c"],
+    "additionalProperties": False,
+    **COMPACT,
+}
+REGEX = r"(the|丹炉) [a-z]{2,9}( [0-9]{1,3})?"
+STRATEGIES = {
+    "greedy": {},
+    "sample": {"do_sample": True, "seed": 3, "num_return_sequences": 4, "temperature": 2.0},
+    "beam": {"num_beams": 4, "num_return_sequences": 4},
+    "beam_sample": {"num_beams": 3, "num_return_sequences": 3, "do_sample": True, "seed": 3, "top_p": 0.9},
+    "group_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "num_return_sequences": 4},
+    "penalties": {"repetition_penalty": 1.4, "frequency_penalty": 1.0},
+}
+
+
+def fits_schema(text):
+    found = json.loads(text)
+    return set(found) == {"n", "c"} and 0 <= found["n"] <= 99 and found["c"] in SCHEMA["properties"]["c"]["enum"]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("form", "fits"),
+    [({"json_schema": SCHEMA}, fits_schema), ({"regex": REGEX}, lambda text: re.fullmatch(REGEX, text))],
+    ids=["schema", "regex"],
+)
+def test_what_stops_fits(engine, name, form, fits):
+    found = engine.generate(PROMPTS, GenerationParams(max_new_tokens=120, **form, **STRATEGIES[name]))
+    sequences = [one for generation in found for one in generation.sequences]
+    assert all(one.finish_reason == "stop" and fits(one.text) for one in sequences), [one.text for one in sequences]
+
+
+def test_any_object(engine):
+    found = answers(engine, json_schema={"type": "object"}, max_new_tokens=200, do_sample=True, seed=1)
+    ended = [one for one in found if one.finish_reason == "stop"]
+    assert ended
+    assert all(isinstance(json.loads(one.text), dict) for one in ended)
+    assert all(one.text.startswith("{") for one in found)
+
+
+def test_once_complete_only_the_end_follows(engine):
+    (answer,) = answers(engine, ["one"], regex="abc")
+    assert (answer.text, answer.finish_reason) == ("abc", "stop")
+    assert answer.token_ids[-1] in engine.chat.stop_ids
+
+
+def test_a_limit_may_cut_the_answer(engine):
+    (answer,) = answers(engine, ["one"], regex="(abc){50}", max_new_tokens=5)
+    assert answer.finish_reason == "length"
+    assert ("abc" * 50).startswith(answer.text)
+
+
+def test_an_end_that_is_text_belongs_to_the_answer(engine):
+    end = engine.chat.tokenizer.convert_tokens_to_ids("b")
+    for regex, text in (("a[bc]{3}", "b"), ("[ab]{3}c|[ab]{5}", "b")):
+        found = engine.generate(
+            PROMPTS, GenerationParams(regex=regex, eos_token_id=end, max_new_tokens=20, num_beams=2)
+        )
+        for answer in (one.sequences[0] for one in found):
+            assert re.fullmatch(regex, answer.text)
+            assert answer.text.endswith(text)
+
+
+# -- stop sequences
+
+
+def test_a_stop_sequence_counts_where_the_text_before_it_fits(engine, monkeypatch):
+    ids = engine.chat.tokenizer.convert_tokens_to_ids
+    fixed_scores(engine, monkeypatch, {ids("a"): 2.0, ids("b"): 1.0, ids("c"): 0.5, 2: 0.0})
+    for beams in (1, 3):
+        (answer,) = answers(engine, ["one"], regex="aaabac", stop_sequences=["b"], num_beams=beams)
+        assert answer.text == "aaabac"
+        (answer,) = answers(engine, ["one"], regex="aaab?", stop_sequences=["b"], num_beams=beams)
+        assert (answer.text, answer.finish_reason) == ("aaa", "stop")
+        kept = {"stop_sequences": ["b"], "include_stop": True, "num_beams": beams}
+        (answer,) = answers(engine, ["one"], regex="aaab(abc)?", **kept)
+        assert (answer.text, len(answer.token_ids)) == ("aaab", 4)
+
+
+def test_of_a_stop_that_comes_twice_in_a_token_the_one_that_fits_counts(engine):
+    (answer,) = answers(
+        engine,
+        ["one"],
+        json_schema={"const": {"a": {"b": 1}}, **COMPACT},
+        stop_sequences=["}"],
+        include_stop=True,
+        max_new_tokens=40,
+    )
+    assert json.loads(answer.text) == {"a": {"b": 1}}
+    assert answer.finish_reason == "stop"
+
+
+def test_streams_stop_where_answers_do(engine):
+    params = GenerationParams(regex="[a-z]{3}", stop_sequences=["a", "e"], max_new_tokens=8)
+    for prompt in PROMPTS:
+        whole = engine.generate([prompt], params)[0].sequences[0]
+        events = list(engine.stream(prompt, params))
+        assert "".join(event.text for event in events) == whole.text
+        assert events[-1].answer == whole
+        assert re.fullmatch("[a-z]{3}", whole.text)
+
+
+# -- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"regex": "a{3}", "min_new_tokens": 9}, "regex: only the end may follow, once min_new_tokens has banned"),
+        ({"regex": "a{3}", "eos_token_id": []}, "complete by regex, and eos_token_id leaves no token to end it"),
+        ({"regex": "abc", "bad_words": ["b"]}, "regex: no token goes on with it, once bad_words has banned"),
+        ({"regex": "a{9}b", "no_repeat_ngram_size": 1}, "once no_repeat_ngram_size has banned tokens"),
+    ],
+)
+def test_a_form_and_a_ban_that_contradict_each_other_are_named(engine, knobs, words):
+    with pytest.raises(AllBanned, match=words):
+        answers(engine, ["one"], **knobs)
+    with pytest.raises(AllBanned, match="regex"):
+        answers(engine, ["one"], **knobs, num_beams=2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"regex": "ab(("}, r"regex: unclosed group\n    ab\(\(\n       \^"),
+        ({"regex": "a(?=b)"}, "look-around, including look-ahead and look-behind, is not supported"),
+        ({"json_schema": {"type": "objekt"}}, r"json_schema: Invalid type: objekt \(at the schema itself\)"),
+        (
+            {"json_schema": {"properties": {"a": {"anyOf": [{"type": "string"}, {"items": {"type": "nmber"}}]}}}},
+            r"json_schema: Invalid type: nmber \(at properties/a/anyOf/1/items\)",
+        ),
+        (
+            {"json_schema": {"$defs": {"x": {"type": "string", "pattern": "(("}}, "items": {"$ref": "#/$defs/x"}}},
+            r"json_schema: unclosed group",
+        ),
+        ({"json_schema": {"const": "\ud800"}}, "json_schema: Value is not JSON"),
+        ({"json_schema": {"x-guidance": 3}}, "x-guidance is 3"),
+        ({"regex": "(" * 300 + ")" * 300}, "nested parentheses"),
+        (
+            {"json_schema": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}},
+            "Unimplemented keys",
+        ),
+    ],
+)
+def test_a_faulty_form_is_refused_with_its_place(engine, knobs, words):
+    with pytest.raises(ConfigError, match=words):
+        answers(engine, ["one"], **knobs)
+
+
+# -- how it is kept
+
+
+def test_a_form_is_compiled_once(engine, monkeypatch):
+    made = []
+    own = Grammars._compiled
+    monkeypatch.setattr(Grammars, "_compiled", lambda self, params: made.append(params) or own(self, params))
+    answers(engine, regex="[ab]{2}")
+    answers(engine, regex="[ab]{2}", num_beams=2)
+    answers(engine, regex="[ab]{3}")
+    assert [params.regex for params in made] == ["[ab]{2}", "[ab]{3}"]
+    monkeypatch.setattr(grammar, "KEPT", 1)
+    for regex in ("c", "[ab]{3}"):
+        answers(engine, ["one"], regex=regex)
+    assert [params.regex for params in made][2:] == ["c", "[ab]{3}"]
+
+
+def test_a_form_waits_for_memory_and_goes_on(engine):
+    """Preemption reads a request in again; its place in the form stays."""
+    knobs = {"json_schema": SCHEMA, "max_new_tokens": 60}
+    expected = [answer.token_ids for answer in answers(engine, **knobs)]
+    assert [answer.token_ids for answer in answers(engine, **knobs, use_cache=False)] == expected
+
+
+def test_a_vocabulary_larger_than_the_tokenizer_s():
+    tokenizer = make_tokenizer()
+    rows = grammar.GrammarRows(
+        Grammars(Chat(tokenizer, frozenset({2})), len(tokenizer) + 40).of(GenerationParams(regex="[ab]")),
+        1,
+        frozenset({2}),
+    )
+    scores = rows.masked(torch.zeros(1, len(tokenizer) + 40), [0])
+    assert scores.shape[1] == len(tokenizer) + 40
+    assert set(scores[0].isfinite().nonzero()[:, 0].tolist()) == set(tokenizer.convert_tokens_to_ids(["a", "b"]))
+
+
+def test_the_space_that_sentencepiece_drops_is_no_part_of_the_answer():
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "b"]
+    bpe = Tokenizer(
+        models.BPE({name: at for at, name in enumerate(names)}, [("▁", "a")], unk_token="<unk>", byte_fallback=True)
+    )
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    bpe.decoder = decoders.Sequence(steps)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    forms = Grammars(Chat(tokenizer, frozenset({2})), len(tokenizer))
+    for knobs, text in (({"regex": "ab"}, "ab"), ({"json_schema": {"const": "a"}}, '"a"')):
+        form = forms.of(GenerationParams(**knobs))
+        assert form.accepts(text)
+        assert not form.accepts(" " + text)
+        rows = grammar.GrammarRows(form, 1, frozenset({2}))
+        first = rows.masked(torch.zeros(1, len(tokenizer)), [0])[0].isfinite().nonzero()[:, 0].tolist()
+        assert {tokenizer.convert_ids_to_tokens(token)[0] for token in first if token > 258} == {"▁"}
