@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.errors import MemoryShortage
+from danlu.errors import ConfigError, MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
 from danlu.model.attention import use_our_attention
+from danlu.model.lora_bank import Hooks, LoraBank
 
 
 class Core:
@@ -32,17 +33,27 @@ class Core:
     def __init__(self, model: Any, kv_budget_bytes: int, prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP) -> None:
         use_our_attention(model)
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.bank = LoraBank.of(self.model)
+        self.hooks = Hooks(self.bank, self.model)
         shape = kv_shape(self.model.config, self.model.dtype, self.model.device)
         self.store = KVStore(shape, kv_budget_bytes)
         self.scheduler = Scheduler(self.store, prompt_tokens_a_step)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises MemoryShortage if its prompt can never fit."""
+        """Queue a request. Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone."""
+        if request.adapter is not None:
+            self.bank.require(request.adapter)
         self.scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
         self.scheduler.end(request)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ConfigError while requests use it, or if there is none of that name."""
+        if users := sum(request.adapter == name for request in self.scheduler.everyone()):
+            raise ConfigError(f"adapter {name!r}: {users} request(s) use it", fix="wait for them, or cancel them")
+        self.bank.drop(name)
 
     @property
     def is_idle(self) -> bool:
@@ -76,7 +87,7 @@ class Core:
         """(wanted rows, vocabulary) float32, on the CPU, where the strategies work."""
         device = self.model.device
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=device)
-        with _memory_faults():
+        with _memory_faults(), self.hooks.during(work.adapters):
             output = self.model(
                 input_ids=torch.tensor([work.token_ids], device=device),
                 position_ids=torch.tensor([work.positions], device=device),

@@ -43,6 +43,7 @@ class Request:
         strategy: decides which rows go on with which tokens.
         score: raw logits (rows, vocabulary) -> what the strategy chooses from.
         use_cache: False forgets keys and values after every step and computes them anew.
+        adapter: the name under which the bank holds its adapter; None is the base.
         on_step: called after each choice.
         on_end: called once with None, or with the error that ended the request.
     """
@@ -56,6 +57,7 @@ class Request:
     slot: Slot | None = None
     feeds: deque[Feed] = field(default_factory=deque)
     next_tokens: list[int] = field(default_factory=list)
+    adapter: str | None = None
 
     @property
     def rows(self) -> int:
@@ -96,10 +98,15 @@ class Wanted:
 
 @dataclass
 class Work:
-    """One step: tokens, their positions, how they attend, and whose scores are wanted."""
+    """One step: tokens, their positions and adapters, how they attend, and whose scores are wanted.
+
+    Attributes:
+        adapters: the tokens in runs of (adapter, count), in order.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    adapters: list[tuple[str | None, int]] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan([], []))
     wanted: list[Wanted] = field(default_factory=list)
 
@@ -234,6 +241,7 @@ class Scheduler:
                 start = len(work.token_ids)
                 work.token_ids += request.next_tokens
                 work.positions += [position] * slot.rows
+                work.adapters.append((request.adapter, slot.rows))
                 work.wanted.append(Wanted(request, list(range(start, start + slot.rows))))
             work.plan.rows.append(part)
 
@@ -259,6 +267,7 @@ class Scheduler:
             slot.append_branch(feed.rows, len(tokens), feed.position)
         work.token_ids += tokens
         work.positions += range(feed.position, feed.position + len(tokens))
+        work.adapters.append((request.adapter, len(tokens)))
         if rest:
             request.feeds.appendleft(Feed(feed.rows, rest, feed.position + len(tokens)))
         return len(tokens)
