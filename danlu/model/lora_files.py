@@ -102,7 +102,7 @@ def why_not_plain(directory: Path) -> str | None:
     known = {*_INERT, *PlainLora.model_fields, "peft_type", "init_lora_weights", "bias"} - {"target_parameters"}
     for name in sorted(config.keys() - known):
         if config[name]:
-            return f"{name} is {str(config[name])[:80]!r}"
+            return f"{name} is {repr(config[name])[:80]}"
     with _opened(directory) as file:
         names = list(file.keys())
     for name in names:
