@@ -26,7 +26,7 @@ from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
 from danlu.run import Recipe
 from danlu.run import run as run_recipe
-from danlu.serve.options import ServeOptions
+from danlu.serve.options import ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
@@ -168,7 +168,7 @@ def serve(
     *,
     options: Annotated[ServeOptions, Flat] = ServeOptions(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
-    adapter: str | None = None,
+    adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it.
@@ -180,7 +180,8 @@ def serve(
     dtype
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
-        directory of a PEFT adapter to put on the model
+        NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
+        DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
     accept_licence
         accept the licence of a model that asks for it
     """
@@ -188,8 +189,11 @@ def serve(
     from danlu.serve.server import listen
     from danlu.serve.server import serve as serve_app
 
+    own, named = adapters_named(adapter or ())
     with listen(options) as taken:
-        engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
+        engine = Engine(model, dtype=dtype, adapter=own, accept_licence=accept_licence, say=_news)
+        for adapter_name, directory in named.items():
+            engine.load_adapter(adapter_name, directory)
         name = Path(model).resolve().name if Path(model).exists() else model
         serve_app(make_app(engine, options, name), options, taken, _say)
         engine.close()

@@ -149,7 +149,7 @@ def _replies(service: Service, run: Run, chat: bool) -> Replies:
         decode = service.engine.chat.tokenizer.decode
         texts = [prompt if isinstance(prompt, str) else str(decode(list(prompt))) for prompt in ask.prompts]
         openings = [text for text in texts for _ in range(ask.params.num_return_sequences)]
-    return Replies(service.model_name, service.names, chat, openings, counted=ask.include_usage)
+    return Replies(ask.model, service.names, chat, openings, counted=ask.include_usage)
 
 
 async def _whole(service: Service, run: Run, replies: Replies, request: Request) -> dict[str, Any]:
@@ -172,17 +172,19 @@ def _count(service: Service, fault: ApiFault | None, arrived: float) -> None:
 
 def _add_the_rest(app: FastAPI, service: Service) -> None:
     created = int(time.time())
-    card = {"id": service.model_name, "object": "model", "created": created, "owned_by": "danlu"}
+
+    def card(name: str) -> dict[str, Any]:
+        parent = service.parent(name)
+        return {"id": name, "object": "model", "created": created, "owned_by": "danlu", "parent": parent}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": [card(name) for name in service.models]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != service.model_name:
-            raise ApiFault(404, f"no model {name!r}", "model", "model_not_found")
-        return card
+        service.adapter_of(name)
+        return card(name)
 
     @app.post("/v1/embeddings")
     async def embeddings() -> None:

@@ -1,10 +1,13 @@
-"""ServeOptions: how a server listens, whom it lets in, and how much it takes at once."""
+"""ServeOptions: how a server listens, whom it lets in, and how much it takes at once; and which adapters it has."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pydantic import Field
 
 from danlu.config import Options
+from danlu.errors import ConfigError
 
 
 class ServeOptions(Options):
@@ -37,3 +40,26 @@ class ServeOptions(Options):
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages from these origins may ask, such as http://localhost:3000; none by default"
     )
+
+
+def adapters_named(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The directory of the model's own adapter, if any, and name -> directory of the others.
+
+    A word is NAME=DIRECTORY or DIRECTORY; what stands before the first = is no name if it holds a slash. Raises
+    ConfigError for a second directory without a name, and for a name given twice.
+    """
+    own: str | None = None
+    named: dict[str, str] = {}
+    for word in words:
+        name, equals, directory = word.partition("=")
+        if not equals or "/" in name:
+            if own is not None:
+                raise ConfigError(f"--adapter {own} and {word}: two without a name", fix="name them: NAME=DIRECTORY")
+            own = word
+            continue
+        if not name or not directory:
+            raise ConfigError(f"--adapter {word!r}", allowed="NAME=DIRECTORY, or DIRECTORY")
+        if name in named:
+            raise ConfigError(f"--adapter {name} is given twice", fix="choose two names")
+        named[name] = directory
+    return own, named
