@@ -11,7 +11,7 @@ from adapting import CPU, edit_config, edit_weights, make_adapter
 
 from danlu.errors import ConfigError, ModelError
 from danlu.model.load import load_model, put_adapter
-from danlu.model.lora_bank import EVERY, Hooks, LoraBank, segments_of
+from danlu.model.lora_bank import EVERY, FEW_TOKENS, Hooks, LoraBank, Step
 from danlu.model.lora_files import LowRank, why_not_plain
 from tiny import make_tiny_model
 
@@ -58,47 +58,84 @@ def by_hand(x, out, parts, owners):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(
-    "owners",
-    [
-        [None] * 7,
-        ["a"] * 7,
-        ["a", "a", None, None, "b", "b", "b"],
-        ["a", "b", "a", None, "b", "a", "c"],
-        ["elsewhere", "a", "elsewhere", "b", "b", None, "elsewhere"],
-    ],
-)
+OWNERS = {
+    "base": [None] * 7,
+    "one": ["a"] * 7,
+    "runs": ["a", "a", None, None, "b", "b", "b"],
+    "mixed": ["a", "b", "a", None, "b", "a", "c"],
+    "on other layers too": ["elsewhere", "a", "elsewhere", "b", "b", None, "elsewhere"],
+    "many": ["a", "b", "a", "elsewhere", None, "c"] * FEW_TOKENS,
+}
+
+
+@pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
 def test_each_token_takes_the_part_of_its_own_adapter(owners):
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     parts = {name: LowRank(draw(6, rank), draw(rank, 5)) for name, rank in (("a", 2), ("b", 3), ("c", 1))}
-    bank = LoraBank({"layer": (6, 5), "other": (6, 5)}, torch.device("cpu"), torch.float32)
+    bank = LoraBank({"layer": (6, 5), "other": (6, 5)}, torch.device("cpu"), torch.float64)
     for name, part in parts.items():
         bank.put(name, Path(name), {"layer": part})
     bank.put("elsewhere", Path("elsewhere"), {"other": parts["a"]})
-    x, wide = draw(7, 6), draw(7, 12)
+    x, wide = draw(len(owners), 6), draw(len(owners), 12)
     expected = by_hand(x, wide[:, 3:8], parts | {"elsewhere": LowRank(draw(6, 1) * 0, draw(1, 5))}, owners)
-    untouched = wide.clone()
-    segments = segments_of([(owner, 1) for owner in owners], torch.device("cpu"))
-    bank.add_to("layer", x, wide[:, 3:8], segments)  # a part of a wider tensor, as of fused layers
-    torch.testing.assert_close(wide[:, 3:8], expected)
-    assert torch.equal(wide[:, :3], untouched[:, :3])
-    assert torch.equal(wide[:, 8:], untouched[:, 8:])
-    bank.add_to("unknown layer", x, wide, segments)
-    torch.testing.assert_close(wide[:, 3:8], expected)
+    step = Step.of([(owner, 1) for owner in owners], torch.device("cpu"))
+    for add in (bank.add_to, bank.add_one_by_one):
+        seen = wide.clone()
+        add("layer", x, seen[:, 3:8], step)  # a part of a wider tensor, as of fused layers
+        add("unknown layer", x, seen, step)
+        torch.testing.assert_close(seen[:, 3:8], expected)
+        assert torch.equal(seen[:, :3], wide[:, :3])
+        assert torch.equal(seen[:, 8:], wide[:, 8:])
+
+
+def test_an_adapter_that_overflows_spoils_no_other_row():
+    bank = LoraBank({"layer": (2, 2)}, torch.device("cpu"), torch.float32)
+    bank.put("sane", Path("sane"), {"layer": LowRank(torch.ones(2, 1), torch.ones(1, 2))})
+    bank.put("wild", Path("wild"), {"layer": LowRank(torch.full((2, 1), 3e38), torch.ones(1, 2))})
+    out = torch.zeros(2, 2)
+    bank.add_to("layer", torch.ones(2, 2), out, Step.of([("sane", 1), ("wild", 1)], torch.device("cpu")))
+    assert out[0].tolist() == [2, 2]
+    assert out[1].isinf().all()
+
+
+def test_a_stack_follows_what_is_loaded_and_asked():
+    bank = LoraBank({"layer": (1, 1)}, torch.device("cpu"), torch.float32)
+
+    def put(name, value):
+        bank.put(name, Path(name), {"layer": LowRank(torch.tensor([[value]]), torch.ones(1, 1))})
+
+    def seen(*names):
+        out = torch.zeros(len(names), 1)
+        bank.add_to("layer", torch.ones(len(names), 1), out, Step.of([(n, 1) for n in names], torch.device("cpu")))
+        return out.flatten().tolist()
+
+    for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
+        put(name, value)
+    assert seen("a", "b") == [1, 2]
+    assert seen("c", "b", "a") == [3, 2, 1]
+    bank.drop("b")
+    put("b", 5.0)
+    assert seen("c", "b", "a") == [3, 5, 1]
 
 
 def test_segments():
-    cpu = torch.device("cpu")
-    assert segments_of([], cpu) == []
-    assert segments_of([(None, 3), (None, 2)], cpu) == []
-    ((name, tokens),) = segments_of([("a", 2), ("a", 5)], cpu)
-    assert (name, tokens) == ("a", EVERY)
+    def segments(*runs):
+        return Step.of(runs, torch.device("cpu")).segments
+
+    assert segments() == []
+    assert segments((None, 3), (None, 2)) == []
+    ((name, tokens),) = segments(("a", 2), ("a", 5))
+    assert name == "a"
     assert tokens is EVERY
-    assert segments_of([("a", 2), ("a", 1), (None, 1), ("b", 2)], cpu) == [("a", slice(0, 3)), ("b", slice(4, 6))]
-    ((_, of_a), (_, of_b)) = segments_of([("a", 1), ("b", 2), ("a", 2)], cpu)
+    assert segments(("a", 2), ("a", 1), (None, 1), ("b", 2)) == [("a", slice(0, 3)), ("b", slice(4, 6))]
+    ((_, of_a), (_, of_b)) = segments(("a", 1), ("b", 2), ("a", 2))
     assert of_a.tolist() == [0, 3, 4]
     assert of_b == slice(1, 3)
+    assert Step.of([("a", 1), (None, 4)], torch.device("cpu")).count == 5
 
 
 KINDS = {
