@@ -27,7 +27,7 @@ from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
 from danlu.run import Recipe
 from danlu.run import run as run_recipe
-from danlu.serve.options import BackendOptions, ServeOptions
+from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
@@ -192,7 +192,7 @@ def serve(
     options: Annotated[ServeOptions, Flat] = ServeOptions(),  # noqa: B008 - frozen
     backend: Annotated[BackendOptions, Flat] = BackendOptions(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
-    adapter: str | None = None,
+    adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it.
@@ -205,14 +205,16 @@ def serve(
     dtype
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
-        directory of a PEFT adapter to put on the model
+        NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
+        DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
     accept_licence
         accept the licence of a model that asks for it
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
-    loading = ModelOptions(name=model or "", dtype=dtype, adapter=adapter, accept_licence=accept_licence)
-    serve_model(loading, options, backend, say=_say, news=_news)
+    own, named = adapters_named(adapter or ())
+    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, accept_licence=accept_licence)
+    serve_model(loading, named, options, backend, say=_say, news=_news)
 
 
 def _system(text: str | None) -> list[Message]:

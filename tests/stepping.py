@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import torch
 
@@ -43,9 +44,12 @@ class Bench:
     def core(self, budget=PLENTY, prompt_tokens_a_step=512, **options):
         return Core(self.model, budget, prompt_tokens_a_step, **options)
 
-    def job(self, core, prompt, cache_key=None, **knobs):
+    def job(self, core, prompt, adapter=None, **knobs):
+        """A job with an adapter that adds nothing, if one is named."""
         job = self.maker.job(prompt, GenerationParams(**{"max_new_tokens": 40, **knobs}))
-        job.request.cache_key = cache_key
+        job.request.adapter = adapter
+        if adapter is not None and adapter not in core.bank.adapters:
+            core.bank.put(adapter, Path("nowhere"), {})
         core.submit(job.request)
         return job
 

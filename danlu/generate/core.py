@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.errors import MemoryShortage
+from danlu.errors import ConfigError, MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
 from danlu.generate.prefix import PrefixCache
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
 from danlu.model.attention import documents_of, fast_attention, use_our_attention
 from danlu.model.lean import Attend, decoder_of
+from danlu.model.lora_bank import LoraBank, Step
 
 
 class Core:
@@ -46,18 +47,28 @@ class Core:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.device = base.device
         shape = kv_shape(base.config, base.dtype, base.device)
-        self.decoder = decoder_of(base, weights_change=weights_change)
+        self.bank = LoraBank.of(base)
+        self.decoder = decoder_of(base, self.bank, weights_change=weights_change)
         self.store = KVStore(shape, kv_budget_bytes)
         self.prefixes = PrefixCache(self.store) if prefix_cache else None
         self.scheduler = Scheduler(self.store, prompt_tokens_a_step, self.prefixes)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises MemoryShortage if its prompt can never fit."""
+        """Queue a request. Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone."""
+        if request.adapter is not None:
+            self.bank.require(request.adapter)
         self.scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
         self.scheduler.end(request)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ConfigError while requests use it, or if there is none of that name."""
+        if users := sum(request.adapter == name for request in self.scheduler.everyone()):
+            raise ConfigError(f"adapter {name!r}: {users} request(s) use it", fix="wait for them, or cancel them")
+        self.bank.drop(name)
+        self.store.make_way(self.store.cached_bytes)  # another adapter may get its name
 
     @property
     def is_idle(self) -> bool:
@@ -86,24 +97,38 @@ class Core:
         self.scheduler.end(request)
         request.on_end(error)
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """(tokens, vocabulary) float32: the scores after each of these tokens, which nothing else sees."""
+    def logits(self, token_ids: Sequence[int], adapter: str | None = None) -> Tensor:
+        """(tokens, vocabulary) float32: the scores after each of these tokens, which nothing else sees.
+
+        Raises ConfigError if there is no such adapter.
+        """
+        if adapter is not None:
+            self.bank.require(adapter)
         documents = documents_of((len(token_ids),), str(self.device))
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
             return fast_attention(q, k, v, documents, scaling, window)
 
-        return self._run(list(token_ids), list(range(len(token_ids))), attend, slice(None))
+        count = len(token_ids)
+        return self._run(list(token_ids), list(range(count)), attend, slice(None), [(adapter, count)])
 
     def _forward(self, work: Work) -> Tensor:
         """(wanted rows, vocabulary) float32, on the CPU, where the strategies work."""
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=self.device)
-        return self._run(work.token_ids, work.positions, work.plan.attend, kept).cpu()
+        return self._run(work.token_ids, work.positions, work.plan.attend, kept, work.adapters).cpu()
 
-    def _run(self, token_ids: list[int], positions: list[int], attend: Attend, kept: Tensor | slice) -> Tensor:
+    def _run(
+        self,
+        token_ids: list[int],
+        positions: list[int],
+        attend: Attend,
+        kept: Tensor | slice,
+        adapters: Sequence[tuple[str | None, int]],
+    ) -> Tensor:
         tokens, at = (torch.tensor(numbers, device=self.device) for numbers in (token_ids, positions))
+        step = Step.of(adapters, self.device)
         with _memory_faults():
-            return self.decoder(tokens, at, attend, kept).float()
+            return self.decoder(tokens, at, attend, kept, step).float()
 
     def _choose(self, request: Request, logits: Tensor) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""

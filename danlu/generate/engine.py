@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from danlu.data.chat import Chat
 from danlu.data.records import Message
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError
+from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
 from danlu.generate.live import LiveAnswers
@@ -32,6 +34,7 @@ from danlu.generate.trace import Trace
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.load import ModelOptions, load
+from danlu.model.lora_files import why_not_plain
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -45,7 +48,8 @@ class Engine:
     Args:
         model_name_or_path: a name that `danlu models` lists, a directory, a .gguf file, or a hub id.
         dtype: "auto" is bfloat16 where the hardware has it, else float32.
-        adapter: directory of a PEFT adapter to put on the model.
+        adapter: directory of a PEFT adapter, the engine's own: that of requests which name none. One that is not
+            plain LoRA becomes a part of the model; the engine can then hold no other adapter, nor ask the base.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
         prefix_cache: keep the keys and values of prompts for later ones that begin the same way.
         accept_licence: you accept the licence of a model that asks for it.
@@ -63,14 +67,26 @@ class Engine:
         accept_licence: bool = False,
         say: Say = silent,
     ) -> None:
-        chosen = {"name": model_name_or_path, "dtype": dtype, "adapter": adapter, "accept_licence": accept_licence}
+        own = None if adapter is None else Path(adapter).expanduser()
+        is_plain = own is not None and why_not_plain(own) is None
+        part_of_model = None if is_plain else adapter
+        chosen = {
+            "name": model_name_or_path,
+            "dtype": dtype,
+            "adapter": part_of_model,
+            "accept_licence": accept_licence,
+        }
         options = validate(ModelOptions, chosen, where="Engine")
-        in_a_thread(partial(self._load, options, kv_budget_bytes, prefix_cache, say))
+        in_a_thread(partial(self._load, options, own if is_plain else None, kv_budget_bytes, prefix_cache, say))
 
-    def _load(self, options: ModelOptions, kv_budget_bytes: int | None, prefix_cache: bool, say: Say) -> None:
+    def _load(
+        self, options: ModelOptions, own: Path | None, kv_budget_bytes: int | None, prefix_cache: bool, say: Say
+    ) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
         self._set_up(loaded.model, chat, kv_budget_bytes, weights_change=False, prefix_cache=prefix_cache)
+        if own is not None:
+            self.core.bank.put(DEFAULT, own, self.core.bank.read(own))
 
     @classmethod
     def around(
@@ -94,6 +110,7 @@ class Engine:
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         self.core = Core(model, budget, weights_change=weights_change, prefix_cache=prefix_cache)
         self._worker = Worker(self.core)
+        self._adapters = Adapters(self.core, self._worker, inside=hasattr(model, "get_base_model"))
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
 
@@ -101,8 +118,32 @@ class Engine:
         """End the engine's thread. An engine that nobody holds any more ends by itself."""
         self._worker.close()
 
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The loaded adapters: name -> the directory that each came from. "default" is the engine's own."""
+        return self._adapters.loaded
+
+    def load_adapter(self, name: str, directory: str | Path) -> None:
+        """Read a plain LoRA adapter; requests may name it from then on. What runs goes on meanwhile.
+
+        Raises ModelError for files that are missing, damaged, made for another base or more than plain LoRA, and
+        ConfigError for a name that is taken, or an engine whose model has an adapter as a part of it.
+        """
+        if name in (BASE, DEFAULT, ""):
+            raise ConfigError(f"an adapter cannot be called {name!r}", allowed="any other name")
+        self._adapters.load(name, Path(directory).expanduser())
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter that was loaded. Raises ConfigError while requests use it, or if there is none."""
+        if name == DEFAULT:
+            raise ConfigError("the engine's own adapter stays", fix='ask without it: adapter="base"')
+        self._adapters.unload(name)
+
     def generate(
-        self, prompts: Sequence[Prompt], params: GenerationParams | Sequence[GenerationParams] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        params: GenerationParams | Sequence[GenerationParams] | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[Generation]:
         """One Generation a prompt, in order; all of them in one batch.
 
@@ -110,12 +151,14 @@ class Engine:
             prompts: each a string (continued as it is), a list of messages (rendered by the chat template),
                 or a list of token ids.
             params: the knobs of all, or one set a prompt.
+            adapter: the name of a loaded adapter for all, or one a prompt. None is the engine's own adapter, or the
+                base if it has none; "base" is the model without any.
 
         Raises ConfigError for knobs that do not fit a prompt or the model, before anything is computed, and
         MemoryShortage when a request alone exceeds the memory budget.
         """
         self._model.eval()
-        jobs = [self._job(prompt, knobs) for prompt, knobs in self._pairs(prompts, params)]
+        jobs = [self._job(*asked) for asked in self._asked(prompts, params, adapter)]
         try:
             for job in jobs:
                 job.is_followed = False
@@ -126,7 +169,9 @@ class Engine:
                 self._worker.cancel(job.request)
             raise
 
-    def trace(self, prompt: Prompt, params: GenerationParams | None = None, top: int = TOP) -> Trace:
+    def trace(
+        self, prompt: Prompt, params: GenerationParams | None = None, top: int = TOP, adapter: str | None = None
+    ) -> Trace:
         """Answer one prompt as `generate` does, and tell how each token was chosen.
 
         Args:
@@ -135,7 +180,7 @@ class Engine:
         if top < 1:
             raise ConfigError(f"top: {top}", allowed="1 or more")
         self._model.eval()
-        job = self._job(prompt, params or GenerationParams())
+        job = self._job(prompt, params or GenerationParams(), adapter)
         job.is_followed = False
         recorder = Recorder(job, TokenNames(self.chat.tokenizer), top)
         self._worker.submit(job.request)
@@ -144,42 +189,50 @@ class Engine:
         finally:
             self._worker.cancel(job.request)
 
-    def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[Event]:
+    def stream(
+        self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
+    ) -> Iterator[Event]:
         """Pieces of the answers as they come; the work ends when the caller stops asking."""
         self._model.eval()
-        job = self._job(prompt, params or GenerationParams())
+        job = self._job(prompt, params or GenerationParams(), adapter)
         self._worker.submit(job.request)
         try:
             yield from self._events(job)
         finally:
             self._worker.cancel(job.request)
 
-    async def aopen(self, prompt: Prompt, params: GenerationParams | None = None) -> LiveAnswers:
+    async def aopen(
+        self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
+    ) -> LiveAnswers:
         """Start a request; its events are read on the running asyncio loop, and no thread waits for them.
 
         The caller closes what comes back. Raises ConfigError as `generate` does.
         """
         self._model.eval()
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams())
+        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams(), adapter)
 
         async def finish() -> Generation:
             return await loop.run_in_executor(self._aside, self._generation, job)
 
         return LiveAnswers(job, self._worker, finish, self.chat.decode)
 
-    async def astream(self, prompt: Prompt, params: GenerationParams | None = None) -> AsyncIterator[Event]:
+    async def astream(
+        self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
+    ) -> AsyncIterator[Event]:
         """`stream` for asyncio; close the iterator (contextlib.aclosing) to end the work early."""
-        live = await self.aopen(prompt, params)
+        live = await self.aopen(prompt, params, adapter)
         try:
             async for event in live.events():
                 yield event
         finally:
             live.close()
 
-    async def agenerate(self, prompt: Prompt, params: GenerationParams | None = None) -> Generation:
+    async def agenerate(
+        self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
+    ) -> Generation:
         """The Generation of one prompt, for asyncio; cancelling the task ends the work."""
-        live = await self.aopen(prompt, params)
+        live = await self.aopen(prompt, params, adapter)
         try:
             answers = [event.answer async for event in live.events() if event.answer is not None]
             return Generation(live.prompt_token_ids, tuple(answers))
@@ -210,13 +263,13 @@ class Engine:
         length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return None if length is None else int(length)
 
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+    def logits(self, token_ids: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """The model's scores for the next token after each of `token_ids`: (tokens, vocabulary) float32.
 
         One forward pass, between two steps of what else is running.
         """
         self._model.eval()
-        return self._worker.run(partial(self.core.logits, list(token_ids)))
+        return self._worker.run(partial(self.core.logits, list(token_ids), self._adapters.named(adapter)))
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""
@@ -234,19 +287,25 @@ class Engine:
 
     # -- requests --------------------------------------------------------------------------------------
 
-    def _pairs(
-        self, prompts: Sequence[Prompt], params: GenerationParams | Sequence[GenerationParams] | None
-    ) -> list[tuple[Prompt, GenerationParams]]:
+    def _asked(
+        self,
+        prompts: Sequence[Prompt],
+        params: GenerationParams | Sequence[GenerationParams] | None,
+        adapter: str | Sequence[str | None] | None,
+    ) -> list[tuple[Prompt, GenerationParams, str | None]]:
         if isinstance(prompts, str):
             raise ConfigError("prompts is one string", allowed="a list of prompts", fix="put it into a list")
         if params is None or isinstance(params, GenerationParams):
             params = [params or GenerationParams()] * len(prompts)
-        if len(params) != len(prompts):
-            raise ConfigError(f"{len(prompts)} prompts and {len(params)} sets of knobs", allowed="one, or one a prompt")
-        return list(zip(prompts, params, strict=True))
+        if adapter is None or isinstance(adapter, str):
+            adapter = [adapter] * len(prompts)
+        for count, what in ((len(params), "sets of knobs"), (len(adapter), "adapters")):
+            if count != len(prompts):
+                raise ConfigError(f"{len(prompts)} prompts and {count} {what}", allowed="one, or one a prompt")
+        return list(zip(prompts, params, adapter, strict=True))
 
-    def _job(self, prompt: Prompt, params: GenerationParams) -> Job:
-        return self._maker.job(self.token_ids(prompt), params)
+    def _job(self, prompt: Prompt, params: GenerationParams, adapter: str | None = None) -> Job:
+        return self._maker.job(self.token_ids(prompt), params, self._adapters.named(adapter))
 
     def _generation(self, job: Job) -> Generation:
         error = job.ended.get()
@@ -262,14 +321,15 @@ class Engine:
             stream.finish()
             logprobs = None
             if job.params.logprobs is not None:
-                logprobs = self._logprobs(job.prompt, hypothesis.tokens, job.params.logprobs)
+                logprobs = self._logprobs(job, hypothesis.tokens, job.params.logprobs)
             forced = None if job.forced is None else tuple(job.forced.positions(hypothesis.tokens))
             score, reason = hypothesis.score, hypothesis.finish_reason
             answers.append(Answer(hypothesis.tokens, stream.text, score, reason, logprobs, forced))
         return answers
 
-    def _logprobs(self, prompt: Sequence[int], tokens: Sequence[int], top: int) -> tuple[Logprob, ...]:
-        scores = self.logits([*prompt, *tokens])[len(prompt) - 1 : -1].log_softmax(-1)  # (tokens, vocabulary)
+    def _logprobs(self, job: Job, tokens: Sequence[int], top: int) -> tuple[Logprob, ...]:
+        everything = self._worker.run(partial(self.core.logits, [*job.prompt, *tokens], job.request.adapter))
+        scores = everything[len(job.prompt) - 1 : -1].log_softmax(-1)  # (tokens, vocabulary)
         best = scores.topk(top) if top else None
         entries = []
         for at, token in enumerate(tokens):

@@ -2,7 +2,7 @@
 
 They are kept in *blocks* of tokens. A block is found by the block before it and its own token ids, so one lookup
 says that everything up to its end is the same: a dictionary compares what it finds, and no accident of hashing
-gives one prompt another's keys. The first block of a prompt hangs on the request's `cache_key` instead, which
+gives one prompt another's keys. The first block of a prompt hangs on the request's adapter instead, which
 tells apart what must not be shared (keys made with different adapters).
 
 Blocks count against the store's budget (kv.py). Whoever runs goes first: the store asks for memory back, and the
@@ -38,7 +38,7 @@ class Block:
     tensor: Tensor
 
 
-# The block before it (of a prompt's first block, the request's cache_key), and its token ids.
+# The block before it (of a prompt's first block, the request's adapter), and its token ids.
 Place = tuple[Hashable, tuple[int, ...]]
 
 
@@ -58,9 +58,9 @@ class PrefixCache:
         self.block_bytes = BLOCK_TOKENS * store.shape.token_bytes
         store.make_way = self.make_way
 
-    def recall(self, cache_key: Hashable, tokens: Sequence[int], slot: Slot) -> int:
+    def recall(self, adapter: Hashable, tokens: Sequence[int], slot: Slot) -> int:
         """Go on with `slot`, which holds a beginning of `tokens`, from here; returns how many tokens it gained."""
-        chain = self._find(cache_key, tokens)
+        chain = self._find(adapter, tokens)
         had, has = slot.length, len(chain) * BLOCK_TOKENS
         if has <= had:
             return 0
@@ -70,9 +70,9 @@ class PrefixCache:
         self.hit_tokens += has - had
         return has - had
 
-    def keep(self, cache_key: Hashable, tokens: Sequence[int], slot: Slot) -> None:
+    def keep(self, adapter: Hashable, tokens: Sequence[int], slot: Slot) -> None:
         """Keep what stands in the first places of `slot`, which are `tokens`: as many whole blocks as fit."""
-        chain = self._find(cache_key, tokens)
+        chain = self._find(adapter, tokens)
         store, start = self.store, len(chain)
         left = min(CACHE_SHARE * store.budget_bytes - store.cached_bytes, store.budget_bytes - store.used_bytes)
         free = int(left // self.block_bytes)
@@ -83,13 +83,13 @@ class PrefixCache:
         found = [_taken(slot, at * BLOCK_TOKENS) for at in range(start, start + count)]
         if not _are_numbers(found):
             return
-        parent: Hashable = chain[-1] if chain else cache_key
+        parent: Hashable = chain[-1] if chain else adapter
         for ids, tensor in zip(islice(_parts(tokens), start, None), found, strict=False):
             block = Block(tensor)
             self.blocks[parent, ids] = block
             parent = block
         store.cached_bytes += count * self.block_bytes
-        self._find(cache_key, tokens)  # in their order of use
+        self._find(adapter, tokens)  # in their order of use
 
     def make_way(self, wanted_bytes: int) -> None:
         """Give back at least so many bytes; there must be as many."""
@@ -100,9 +100,9 @@ class PrefixCache:
             self.blocks.popitem(last=False)
             self.store.cached_bytes -= self.block_bytes
 
-    def _find(self, cache_key: Hashable, tokens: Sequence[int]) -> list[Block]:
+    def _find(self, adapter: Hashable, tokens: Sequence[int]) -> list[Block]:
         """The blocks with which `tokens` begin; they are in use now."""
-        parent, places, chain = cache_key, list[Place](), list[Block]()
+        parent, places, chain = adapter, list[Place](), list[Block]()
         for ids in _parts(tokens):
             block = self.blocks.get((parent, ids))
             if block is None:

@@ -80,8 +80,11 @@ class Maker:
         self._words = detokenizer(chat.tokenizer)
         self._grammars = Grammars(chat, vocabulary)
 
-    def job(self, prompt: Sequence[int], params: GenerationParams) -> Job:
-        """A job for `prompt`. Raises ConfigError when the knobs do not fit it or the model."""
+    def job(self, prompt: Sequence[int], params: GenerationParams, adapter: str | None = None) -> Job:
+        """A job for `prompt`, with the bank's adapter of that name, or the base.
+
+        Raises ConfigError when the knobs do not fit the prompt or the model.
+        """
         if strange := [token for token in prompt if not 0 <= token < self.vocabulary]:
             raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
@@ -107,7 +110,8 @@ class Maker:
             ended.put(error)
             steps.put({})
 
-        request = Request(tuple(prompt), strategy, self._score(params, rows), params.use_cache, on_step, on_end)
+        score = self._score(params, rows)
+        request = Request(tuple(prompt), strategy, score, params.use_cache, on_step, on_end, adapter=adapter)
         job = Job(request.prompt, params, request, rows, seed, text, params.min_new(len(prompt)), steps, ended, forced)
         return job
 

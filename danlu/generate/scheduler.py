@@ -13,7 +13,7 @@ Knows slots and plans; what a token means is the strategies' business, running t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -45,9 +45,9 @@ class Request:
         strategy: decides which rows go on with which tokens.
         score: raw logits (rows, vocabulary) -> what the strategy chooses from.
         use_cache: False forgets keys and values after every step and computes them anew.
+        adapter: the name under which the bank holds its adapter; None is the base.
         on_step: called after each choice.
         on_end: called once with None, or with the error that ended the request.
-        cache_key: only requests with an equal one share what they have read.
         cached_tokens: of the prompt, those that were there already and had not to be read.
     """
 
@@ -57,11 +57,11 @@ class Request:
     use_cache: bool = True
     on_step: Callable[[Step], None] = lambda _step: None
     on_end: Callable[[BaseException | None], None] = lambda _error: None
-    cache_key: Hashable = None
     cached_tokens: int = 0
     slot: Slot | None = None
     feeds: deque[Feed] = field(default_factory=deque)
     next_tokens: list[int] = field(default_factory=list)
+    adapter: str | None = None
 
     @property
     def rows(self) -> int:
@@ -102,10 +102,15 @@ class Wanted:
 
 @dataclass
 class Work:
-    """One step: tokens, their positions, how they attend, and whose scores are wanted."""
+    """One step: tokens, their positions and adapters, how they attend, and whose scores are wanted.
+
+    Attributes:
+        adapters: the tokens in runs of (adapter, count), in order.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    adapters: list[tuple[str | None, int]] = field(default_factory=list)
     plan: Plan = field(default_factory=lambda: Plan([], []))
     wanted: list[Wanted] = field(default_factory=list)
 
@@ -202,7 +207,7 @@ class Scheduler:
     def _keep(self, request: Request, tokens: Sequence[int]) -> None:
         """Let later requests have what stands in the first places of this one's slot."""
         if self.prefixes is not None and request.use_cache and request.slot is not None:
-            self.prefixes.keep(request.cache_key, tokens, request.slot)
+            self.prefixes.keep(request.adapter, tokens, request.slot)
 
     # -- memory ----------------------------------------------------------------------------------------
 
@@ -264,6 +269,7 @@ class Scheduler:
                 start = len(work.token_ids)
                 work.token_ids += request.next_tokens
                 work.positions += [position] * slot.rows
+                work.adapters.append((request.adapter, slot.rows))
                 work.wanted.append(Wanted(request, list(range(start, start + slot.rows))))
             work.plan.rows.append(part)
 
@@ -282,7 +288,7 @@ class Scheduler:
         if self.prefixes is None or not request.use_cache or feed.rows is not None or slot is None:
             return
         tokens = (*request.prompt, *request.strategy.sequences[0])[: feed.position + len(feed.tokens) - 1]
-        gained = self.prefixes.recall(request.cache_key, tokens, slot)
+        gained = self.prefixes.recall(request.adapter, tokens, slot)
         request.feeds[0] = Feed(None, feed.tokens[gained:], feed.position + gained)
         if not request.strategy.made:
             request.cached_tokens += gained
@@ -301,6 +307,7 @@ class Scheduler:
             slot.append_branch(feed.rows, len(tokens), feed.position)
         work.token_ids += tokens
         work.positions += range(feed.position, feed.position + len(tokens))
+        work.adapters.append((request.adapter, len(tokens)))
         if rest:
             request.feeds.appendleft(Feed(feed.rows, rest, feed.position + len(tokens)))
         return len(tokens)

@@ -65,7 +65,7 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
 
 def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
     """Each target is a linear layer's name or the end of one; PEFT passes over those that are not."""
-    layers = [name for name, part in model.named_modules() if _is_linear(part)]
+    layers = [name for name, part in model.named_modules() if is_linear(part)]
     known = sorted({name.split(".")[-1] for name in layers})
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
     if unknown or not targets:
@@ -76,7 +76,8 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
         )
 
 
-def _is_linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
+    """Whether it is a linear layer, or GPT-2's Conv1D, which is one too."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 

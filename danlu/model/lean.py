@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danlu.model.attention import documents_of, fast_attention
+from danlu.model.lora_bank import Hooks, LoraBank, Step
 from danlu.model.products import Product, fixed_product, live_product
 
 # model_type of transformers whose layers are LeanLayer's; tests compare each.
@@ -29,15 +31,33 @@ PROBE_TOKENS = 12
 
 # (layer, q (tokens, heads, dim), k and v (tokens, kv_heads, dim), scaling, window) -> (tokens, heads, dim)
 Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None], Tensor]
-# (token ids (tokens,), positions (tokens,), attend, which tokens) -> their logits (kept, vocabulary)
-Decoder = Callable[[Tensor, Tensor, Attend, Tensor | slice], Tensor]
+# (token ids (tokens,), positions (tokens,), attend, which tokens, whose adapters) -> their logits (kept, vocabulary)
+Decoder = Callable[[Tensor, Tensor, Attend, Tensor | slice, Step], Tensor]
 Norm = Callable[[Tensor], Tensor]
+# (layer's name, x, what its base made of x): adds what the adapters of a step have for it
+AddLora = Callable[[str, Tensor, Tensor], None]
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GEMMA_PARTS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+@dataclass
+class Joined:
+    """Layers that read the same input, as one product; each is so many columns of it, under its name in the model."""
+
+    product: Product
+    columns: Sequence[tuple[str, slice]]
+
+    def __call__(self, x: Tensor, add: AddLora | None) -> Tensor:
+        """x (tokens, inputs) -> (tokens, sum of outputs)."""
+        out = self.product(x)
+        if add is not None:
+            for name, columns in self.columns:
+                add(name, x, out[:, columns])
+        return out
 
 
 @dataclass
@@ -50,10 +70,10 @@ class LeanLayer:
     kv_heads: int
     scaling: float
     window: int | None
-    qkv: Product
-    out: Product
-    gate_up: Product
-    down: Product
+    qkv: Joined
+    out: Joined
+    gate_up: Joined
+    down: Joined
     activation: Callable[[Tensor], Tensor]
     before_attention: Norm
     before_mlp: Norm
@@ -61,17 +81,17 @@ class LeanLayer:
     after_mlp: Norm | None
     head_norm: Norm | None
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, add: AddLora | None) -> Tensor:
         """x (tokens, hidden); cos and sin (tokens, 1, dim), the first half of sin negated -> (tokens, hidden)."""
         tokens, turned = len(x), self.heads + self.kv_heads
-        qkv = self.qkv(self.before_attention(x)).view(tokens, turned + self.kv_heads, -1)
+        qkv = self.qkv(self.before_attention(x), add).view(tokens, turned + self.kv_heads, -1)
         qk = qkv[:, :turned] if self.head_norm is None else self.head_norm(qkv[:, :turned])
         qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, -1), sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
-        y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1))
+        y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1), add)
         x = x + (y if self.after_attention is None else self.after_attention(y))
-        gate, up = self.gate_up(self.before_mlp(x)).chunk(2, -1)
-        y = self.down(self.activation(gate).mul_(up))
+        gate, up = self.gate_up(self.before_mlp(x), add).chunk(2, -1)
+        y = self.down(self.activation(gate).mul_(up), add)
         return x + (y if self.after_mlp is None else self.after_mlp(y))
 
 
@@ -84,54 +104,62 @@ class LeanDecoder:
     layers: list[LeanLayer]
     norm: Norm
     head: Product
+    bank: LoraBank
 
     @torch.no_grad()
-    def __call__(self, token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice) -> Tensor:
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice, step: Step
+    ) -> Tensor:
         """token_ids and positions (tokens,) -> logits (kept, vocabulary) after the tokens `kept`."""
         x = self.embed(token_ids)
         rotations = self.rotate(x, positions)
+        add = partial(self._add, step) if step.segments else None
         for layer in self.layers:
-            x = layer(x, *rotations[layer.kind], attend)
+            x = layer(x, *rotations[layer.kind], attend, add)
         return self.head(self.norm(x[kept]))
 
+    def _add(self, step: Step, name: str, x: Tensor, out: Tensor) -> None:
+        self.bank.add_to(name, x, out, step)
 
-def decoder_of(model: Any, *, weights_change: bool) -> Decoder:
+
+def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool) -> Decoder:
     """A forward pass over `model`, which attends as attention.py does: the lean one where it applies.
 
     Args:
+        bank: adapters that a token may have.
         weights_change: the model is trained meanwhile, so its own layers are called. Otherwise their weights may go
             over into a faster form: they are taken from the model, which cannot run by itself any more.
     """
-    lean = lean_form(model, weights_change=weights_change)
-    return plain_decoder(model) if lean is None else lean
+    lean = lean_form(model, bank, weights_change=weights_change)
+    return plain_decoder(model, bank) if lean is None else lean
 
 
-def plain_decoder(model: Any) -> Decoder:
+def plain_decoder(model: Any, bank: LoraBank) -> Decoder:
     """The pass as transformers has it."""
+    hooks = Hooks(bank, model)
 
     @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
-    def run(token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice) -> Tensor:
+    def run(token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice, step: Step) -> Tensor:
         at = torch.arange(len(token_ids), device=token_ids.device)[kept]
-        output = model(
-            input_ids=token_ids[None], position_ids=positions[None], attend=attend, use_cache=False, logits_to_keep=at
-        )
-        logits: Tensor = output.logits[0]
+        given = {"input_ids": token_ids[None], "position_ids": positions[None], "logits_to_keep": at}
+        with hooks.during(step):
+            logits: Tensor = model(**given, attend=attend, use_cache=False).logits[0]
         return logits
 
     return run
 
 
-def lean_form(model: Any, *, weights_change: bool) -> LeanDecoder | None:
+def lean_form(model: Any, bank: LoraBank, *, weights_change: bool) -> LeanDecoder | None:
     """The lean pass over the weights of `model`; None where it does not apply."""
     if model.config.model_type not in KNOWN or not all(map(_is_known, model.model.layers)):
         return None
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(model.config.vocab_size, (PROBE_TOKENS,), generator=generator).to(model.device)
     positions = torch.arange(PROBE_TOKENS, device=model.device)
-    reader = _Reader(model)
-    answer = plain_decoder(model)(token_ids, positions, reader.attend, slice(None))
+    reader, nobody = _Reader(model, bank), Step.of([], model.device)
+    answer = plain_decoder(model, bank)(token_ids, positions, reader.attend, slice(None), nobody)
     lean = reader.read(fixed=False)
-    if not _agree(lean(token_ids, positions, reader.attend, slice(None)), answer):
+    if not _agree(lean(token_ids, positions, reader.attend, slice(None), nobody), answer):
         return None
     return lean if weights_change else reader.read(fixed=True)
 
@@ -157,8 +185,9 @@ def _children(module: nn.Module) -> set[str]:
 class _Reader:
     """Reads a transformers model. What its layers tell their attention is heard while it runs."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, bank: LoraBank) -> None:
+        self.model, self.bank = model, bank
+        self._names = {module: name for name, module in model.named_modules()}
         self._told: dict[int, tuple[float, int | None]] = {}  # layer -> scaling and window
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
@@ -171,7 +200,7 @@ class _Reader:
         decoder = self.model.model
         layers = [self._layer(layer, fixed) for layer in decoder.layers]
         head = self._product([self.model.lm_head], fixed)
-        return LeanDecoder(decoder.embed_tokens, self._rotate, layers, _norm(decoder.norm, fixed), head)
+        return LeanDecoder(decoder.embed_tokens, self._rotate, layers, _norm(decoder.norm, fixed), head, self.bank)
 
     def _layer(self, layer: Any, fixed: bool) -> LeanLayer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -185,10 +214,10 @@ class _Reader:
             kv_heads=attention.k_proj.out_features // attention.head_dim,
             scaling=scaling,
             window=window,
-            qkv=self._product([attention.q_proj, attention.k_proj, attention.v_proj], fixed),
-            out=self._product([attention.o_proj], fixed),
-            gate_up=self._product([mlp.gate_proj, mlp.up_proj], fixed),
-            down=self._product([mlp.down_proj], fixed),
+            qkv=self._joined([attention.q_proj, attention.k_proj, attention.v_proj], fixed),
+            out=self._joined([attention.o_proj], fixed),
+            gate_up=self._joined([mlp.gate_proj, mlp.up_proj], fixed),
+            down=self._joined([mlp.down_proj], fixed),
             activation=mlp.act_fn,
             before_attention=_norm(layer.input_layernorm, fixed),
             before_mlp=_norm(before_mlp, fixed),
@@ -196,6 +225,12 @@ class _Reader:
             after_mlp=_norm(layer.post_feedforward_layernorm, fixed) if is_gemma else None,
             head_norm=self._head_norm(attention, fixed),
         )
+
+    def _joined(self, layers: Sequence[Any], fixed: bool) -> Joined:
+        ends = list(accumulate(layer.out_features for layer in layers))
+        columns = [slice(end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
+        names = [self._names[layer] for layer in layers]
+        return Joined(self._product(layers, fixed), list(zip(names, columns, strict=True)))
 
     @staticmethod
     def _product(layers: Sequence[Any], fixed: bool) -> Product:

@@ -88,7 +88,7 @@ def load(options: ModelOptions, device: Device, *, cache: Path, say: Say = silen
     dtype = device.dtype(options.dtype)
     adapter = Path(options.adapter).expanduser() if options.adapter is not None else None
     if adapter is not None:
-        _check_adapter(adapter)
+        adapter_config(adapter)
     directory = resolve(options.name, cache=cache, say=say, accept_licence=options.accept_licence)
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, device=device, dtype=dtype, say=say)
@@ -151,11 +151,11 @@ def load_model(
         )
     if loading["missing_keys"]:
         raise ModelError(
-            f"{directory}: the files lack weights of {type(model).__name__}: {_some(loading['missing_keys'])}",
+            f"{directory}: the files lack weights of {type(model).__name__}: {some(loading['missing_keys'])}",
             fix="fetch the model again; a base without its language-model head cannot be used",
         )
     if loading["unexpected_keys"]:
-        say(f"weights that {type(model).__name__} has no place for: {_some(loading['unexpected_keys'])}")
+        say(f"weights that {type(model).__name__} has no place for: {some(loading['unexpected_keys'])}")
     with _reading(directory, "model", config):
         return model.to(device.name).eval()
 
@@ -182,11 +182,11 @@ def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
         )
         missing = [name for name in loading["missing_keys"] if not name.startswith("pooler.")]  # which nobody asks
         if missing:
-            raise ModelError(f"{directory}: the files lack weights of {type(model).__name__}: {_some(missing)}")
+            raise ModelError(f"{directory}: the files lack weights of {type(model).__name__}: {some(missing)}")
         return model.to(device.name).eval()
 
 
-def _some(names: Iterable[object]) -> str:
+def some(names: Iterable[object]) -> str:
     ordered = sorted(str(name) for name in names)
     rest = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
     return ", ".join(ordered[:5]) + rest
@@ -295,7 +295,7 @@ def _check_pair(model: Any, tokenizer: Any, directory: Path) -> None:
         )
 
 
-def _check_adapter(adapter: Path) -> dict[str, Any]:
+def adapter_config(adapter: Path) -> dict[str, Any]:
     """The adapter's config. PEFT would look for a missing file on the network; here it is an error."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
@@ -312,7 +312,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
-    base = _check_adapter(adapter).get("base_model_name_or_path") or "unknown"
+    base = adapter_config(adapter).get("base_model_name_or_path") or "unknown"
     try:
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
@@ -330,7 +330,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     astray = (wanted - given) | (given - wanted - set(adapted.state_dict()))
     if astray:
         raise ModelError(
-            f"{adapter}: its weights and the model's do not match: {_some(astray)}",
+            f"{adapter}: its weights and the model's do not match: {some(astray)}",
             fix=f"it was made for {base}; load that base",
         )
     return adapted.eval()

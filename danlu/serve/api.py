@@ -188,8 +188,9 @@ def _add_the_rest(app: FastAPI, backend: Backend, embeddings: Embeddings | None)
     created = int(time.time())
 
     def cards() -> list[dict[str, Any]]:
-        names = (*backend.model_names, *(() if embeddings is None else (embeddings.name,)))
-        return [{"id": name, "object": "model", "created": created, "owned_by": "danlu"} for name in names]
+        names = {**backend.models, **({} if embeddings is None else {embeddings.name: None})}
+        card = {"object": "model", "created": created, "owned_by": "danlu"}
+        return [{"id": name, **card, "parent": parent} for name, parent in names.items()]
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -197,10 +198,11 @@ def _add_the_rest(app: FastAPI, backend: Backend, embeddings: Embeddings | None)
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        for card in cards():
-            if card["id"] == name:
-                return card
-        raise ApiFault(404, f"no model {name!r}", "model", "model_not_found")
+        known = {card["id"]: card for card in cards()}
+        if name not in known:
+            names = ", ".join(map(repr, known))
+            raise ApiFault(404, f"no model {name!r}; this server has {names}", "model", "model_not_found")
+        return known[name]
 
     @app.get("/health")
     async def health() -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastapi.responses import JSONResponse, Response
@@ -29,7 +29,7 @@ class Backend(Protocol):
 
     Attributes:
         closing: set when the server is told to stop; whatever still runs then ends.
-        model_names: what clients may ask for.
+        models: what clients may ask for, each with the model that it is an adapter of.
     """
 
     options: ServeOptions
@@ -37,7 +37,7 @@ class Backend(Protocol):
     metrics: Metrics
 
     @property
-    def model_names(self) -> tuple[str, ...]: ...
+    def models(self) -> Mapping[str, str | None]: ...
 
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         """The answer, whole or as a stream.
@@ -65,8 +65,8 @@ class OwnEngine:
         self.options, self.closing, self.metrics = service.options, service.closing, service.metrics
 
     @property
-    def model_names(self) -> tuple[str, ...]:
-        return (self.service.model_name,)
+    def models(self) -> Mapping[str, str | None]:
+        return {name: self.service.parent(name) for name in self.service.models}
 
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         run = await self.service.open(ask, arrived)
@@ -91,7 +91,7 @@ def _replies(service: Service, run: Run, chat: bool) -> Replies:
         decode = service.engine.chat.tokenizer.decode
         texts = [prompt if isinstance(prompt, str) else str(decode(list(prompt))) for prompt in ask.prompts]
         openings = [text for text in texts for _ in range(ask.params.num_return_sequences)]
-    return Replies(service.model_name, service.names, chat, openings, counted=ask.include_usage)
+    return Replies(ask.model, service.names, chat, openings, counted=ask.include_usage)
 
 
 async def _whole(service: Service, run: Run, replies: Replies, receive: Receive) -> dict[str, Any]:

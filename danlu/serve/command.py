@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,20 +22,29 @@ from danlu.serve.service import Service
 from danlu.serve.vllm import START_TIMEOUT_SECONDS, vllm_server
 
 
-def serve_model(loading: ModelOptions, options: ServeOptions, chosen: BackendOptions, *, say: Say, news: Say) -> None:
+def serve_model(
+    loading: ModelOptions,
+    named: Mapping[str, str],
+    options: ServeOptions,
+    chosen: BackendOptions,
+    *,
+    say: Say,
+    news: Say,
+) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         loading: which model; its name is empty where none was given.
+        named: further adapters, name -> directory.
         say: hears when the server is ready.
         news: hears of slow work before.
 
     Raises ConfigError for options without effect, and what making the backend raises.
     """
-    _check(loading, chosen)
+    _check(loading, named, chosen)
     embeddings = _embeddings(chosen, options, news)
     try:
-        with listen(options) as taken, _backend(loading, options, chosen, news) as backend:
+        with listen(options) as taken, _backend(loading, named, options, chosen, news) as backend:
             if embeddings is not None and embeddings.name not in EMBEDDERS:
                 embeddings.load()  # a slip in a name or a path shows now
             serve(make_app_over(backend, embeddings), options, taken, say)
@@ -44,12 +53,12 @@ def serve_model(loading: ModelOptions, options: ServeOptions, chosen: BackendOpt
             embeddings.close()
 
 
-def _check(loading: ModelOptions, chosen: BackendOptions) -> None:
+def _check(loading: ModelOptions, named: Mapping[str, str], chosen: BackendOptions) -> None:
     if chosen.backend != "openai" and not loading.name:
         raise ConfigError("no model given", fix="danlu serve MODEL; `danlu models` lists names")
     vain = {"openai": ("dtype", "adapter", "accept_licence"), "vllm": ("adapter",), "danlu": ()}[chosen.backend]
     for name in vain:
-        if getattr(loading, name) != ModelOptions.model_fields[name].default:
+        if getattr(loading, name) != ModelOptions.model_fields[name].default or (name == "adapter" and named):
             fix = "danlu merge makes one model of base and adapter" if name == "adapter" else "leave it out"
             raise ConfigError(f"--{name} has no effect with --backend {chosen.backend}", fix=fix)
 
@@ -61,7 +70,9 @@ def _embeddings(chosen: BackendOptions, options: ServeOptions, news: Say) -> Emb
 
 
 @contextmanager
-def _backend(loading: ModelOptions, options: ServeOptions, chosen: BackendOptions, news: Say) -> Iterator[Backend]:
+def _backend(
+    loading: ModelOptions, named: Mapping[str, str], options: ServeOptions, chosen: BackendOptions, news: Say
+) -> Iterator[Backend]:
     """The backend, ended on the way out."""
     name = options.served_model_name or _short(loading.name)
     if chosen.backend == "openai":
@@ -97,6 +108,8 @@ def _backend(loading: ModelOptions, options: ServeOptions, chosen: BackendOption
             say=news,
         )
         try:
+            for adapter, place in named.items():
+                engine.load_adapter(adapter, place)
             yield OwnEngine(Service(engine, options, name))
         finally:
             engine.close()

@@ -1,12 +1,17 @@
-"""ServeOptions: how a server listens, whom it lets in, and how much it takes at once. BackendOptions: who answers."""
+"""ServeOptions: how a server listens, whom it lets in, and how much it takes at once. BackendOptions: who answers.
+
+And which adapters it has.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from danlu.config import Options
+from danlu.errors import ConfigError
 
 BackendName = Literal["danlu", "vllm", "openai"]
 FlavourName = Literal["openai", "danlu", "vllm", "sglang", "llama.cpp", "rtp-llm"]
@@ -81,3 +86,26 @@ class BackendOptions(Options):
         if self.backend == "openai" and self.base_url is None:
             raise ValueError("backend openai needs base_url: where the other server is, such as http://host:8000/v1")
         return self
+
+
+def adapters_named(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The directory of the model's own adapter, if any, and name -> directory of the others.
+
+    A word is NAME=DIRECTORY or DIRECTORY; what stands before the first = is no name if it holds a slash. Raises
+    ConfigError for a second directory without a name, and for a name given twice.
+    """
+    own: str | None = None
+    named: dict[str, str] = {}
+    for word in words:
+        name, equals, directory = word.partition("=")
+        if not equals or "/" in name:
+            if own is not None:
+                raise ConfigError(f"--adapter {own} and {word}: two without a name", fix="name them: NAME=DIRECTORY")
+            own = word
+            continue
+        if not name or not directory:
+            raise ConfigError(f"--adapter {word!r}", allowed="NAME=DIRECTORY, or DIRECTORY")
+        if name in named:
+            raise ConfigError(f"--adapter {name} is given twice", fix="choose two names")
+        named[name] = directory
+    return own, named

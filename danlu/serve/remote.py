@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -76,8 +76,8 @@ class Remote:
         running.set_function(lambda: self.places_taken)
 
     @property
-    def model_names(self) -> tuple[str, ...]:
-        return (self.model_name,)
+    def models(self) -> Mapping[str, str | None]:
+        return {self.model_name: None}
 
     async def close(self) -> None:
         await self.client.aclose()

@@ -11,7 +11,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeVar
 
-from danlu.errors import DanluError
+from danlu.errors import ConfigError, DanluError
+from danlu.generate.adapters import BASE, DEFAULT
 from danlu.generate.answers import Answer, Event
 from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
@@ -61,10 +62,30 @@ class Service:
 
     def __init__(self, engine: Engine, options: ServeOptions, model_name: str) -> None:
         self.engine, self.options, self.model_name = engine, options, model_name
+        if model_name in engine.adapters or (model_name == BASE and DEFAULT in engine.adapters):
+            raise ConfigError(
+                f"{model_name!r} would be the name of two models",
+                fix="choose another served_model_name, or another name for the adapter",
+            )
         self.metrics = Metrics(lambda: engine.load)
         self.names = TokenNames(engine.chat.tokenizer)
         self.closing = asyncio.Event()
         self.places_taken = 0
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """What clients may ask for: name -> the engine's name for its adapter.
+
+        The model's own name is the engine as it was made. Where that has an adapter of its own, "base" is without.
+        """
+        names = self.engine.adapters.keys() - {self.model_name}
+        base = {BASE: BASE} if DEFAULT in names else {}
+        return {self.model_name: None, **base, **{name: name for name in sorted(names - {DEFAULT})}}
+
+    def parent(self, model: str) -> str | None:
+        """The served model on which an adapter stands; None for one that stands alone."""
+        base = BASE if BASE in self.models else self.model_name
+        return None if model == base else base
 
     async def open(self, ask: Ask, arrived: float) -> Run:
         """Start a request. Raises ApiFault when it does not fit, or when there is no place."""
@@ -85,11 +106,16 @@ class Service:
         return run
 
     def _check(self, ask: Ask) -> None:
-        if ask.model != self.model_name:
-            raise ApiFault(
-                404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
-            )
+        self.adapter_of(ask.model)
         check_size(ask, self.options, self.places_taken, self.engine.rows(ask.params))
+
+    def adapter_of(self, model: str) -> str | None:
+        """The engine's name for the adapter of a served model. Raises ApiFault if there is no such model."""
+        models = self.models
+        if model not in models:
+            known = ", ".join(map(repr, models))
+            raise ApiFault(404, f"no model {model!r}; this server has {known}", "model", "model_not_found")
+        return models[model]
 
     def fitting(self, ask: Ask, prompt_length: int) -> GenerationParams:
         """The knobs for a prompt: where the client set no limit, ours. Raises ApiFault past the context."""
@@ -137,8 +163,9 @@ class Run:
     async def start(self) -> None:
         """Submit every prompt; an error in one of them is raised, and the caller closes the run."""
         ready = [await self._prepare(prompt) for prompt in self.ask.prompts]
+        adapter = self.service.adapter_of(self.ask.model)
         for token_ids, params in ready:
-            self._live.append(await self.service.engine.aopen(token_ids, params))
+            self._live.append(await self.service.engine.aopen(token_ids, params, adapter))
         for at, live in enumerate(self._live):
             self._readers.append(asyncio.create_task(self._read(at, live)))
             self.service.metrics.prompt_tokens.inc(len(live.prompt_token_ids))

@@ -47,17 +47,17 @@ def opened(cache, tokens, rows=1):
     return slot
 
 
-def kept(cache, tokens, cache_key=None):
+def kept(cache, tokens, adapter=None):
     """Read and kept by a request that is gone again."""
     slot = opened(cache, tokens)
-    cache.keep(cache_key, tokens, slot)
+    cache.keep(adapter, tokens, slot)
     cache.store.close(slot)
 
 
-def found(cache, tokens, cache_key=None):
+def found(cache, tokens, adapter=None):
     """How many tokens a new request would not have to read; they are checked."""
     slot = cache.store.open(2, len(tokens))
-    count = cache.recall(cache_key, tokens, slot)
+    count = cache.recall(adapter, tokens, slot)
     holds(slot, tokens[:count])
     cache.store.close(slot)
     return count
@@ -124,7 +124,7 @@ def test_a_slot_that_was_read_in_part_goes_on_from_there():
 
 def test_another_key_is_another_prompt():
     cache, tokens = cache_of(), prompt_of(64)
-    kept(cache, tokens, cache_key=("adapter", 1))
+    kept(cache, tokens, adapter=("adapter", 1))
     assert found(cache, tokens) == found(cache, tokens, ("adapter", 2)) == 0
     assert found(cache, tokens, ("adapter", 1)) == 64
 
@@ -363,8 +363,8 @@ def test_in_a_mixed_batch_answers_are_those_alone(bench, core):
 
 def test_requests_with_other_keys_share_nothing(bench, core):
     hits = []
-    for cache_key in (None, "adapter", "adapter", None):
-        job = bench.job(core, prompt_of(40), cache_key, max_new_tokens=2)
+    for adapter in (None, "adapter", "adapter", None):
+        job = bench.job(core, prompt_of(40), adapter, max_new_tokens=2)
         finish(core)
         hits.append(job.request.cached_tokens)
     assert hits == [0, 0, 32, 32]
@@ -437,7 +437,7 @@ def test_at_random_requests_come_and_go_under_a_tiny_budget(bench, seed):
     for number in range(30):
         prompt = prompt_of(dice.choice([30, 64, 75]), dice.randrange(2)) + prompt_of(dice.randint(1, 9), number)
         knobs = {**KNOBS[dice.choice(list(KNOBS))], "max_new_tokens": dice.choice([10, 30])}
-        asked.append((prompt, knobs, bench.job(core, prompt, cache_key=dice.choice([None, "b"]), **knobs)))
+        asked.append((prompt, knobs, bench.job(core, prompt, adapter=dice.choice([None, "b"]), **knobs)))
         if dice.random() < 0.1:
             cancelled.append(dice.choice(asked)[2])
             core.cancel(cancelled[-1].request)

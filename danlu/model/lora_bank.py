@@ -1,0 +1,237 @@
+"""Many LoRA adapters over one model: each token of a step takes the part of its own adapter, or of none.
+
+The base stays as it is. `LoraBank.add_to` is the whole computation, by a layer's name and on plain tensors, for
+whoever computes the layers; `Hooks` brings it into a transformers model. Reading files is lora_files.py's. Knows no
+requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danlu.errors import ConfigError, ModelError, nearest
+from danlu.model.adapters import is_linear
+from danlu.model.lora_files import LowRank, read_lora
+
+# Which tokens of a step have an adapter: a slice, or (count,) int64.
+Tokens = slice | Tensor
+EVERY = slice(None)
+
+# In a step of at most so many tokens the calls cost more than the products: all adapters are then multiplied at once
+# for every token, and the foreign parts zeroed. A CPU does it in float32: one product of 8 tokens, 576 numbers and
+# rank 8 takes 2.4 microseconds there, and 18 in bfloat16 (oneDNN's set-up).
+FEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Step:
+    """Which adapter each token of a forward pass has; a token in no segment has none.
+
+    Attributes:
+        segments: (adapter, its tokens), each adapter once.
+        count: tokens in all.
+    """
+
+    segments: Sequence[tuple[str, Tokens]]
+    count: int
+    device: torch.device
+    _foreign: dict[tuple[tuple[str, int], ...], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, runs: Iterable[tuple[str | None, int]], device: torch.device) -> Step:
+        """The step whose tokens stand in runs of (adapter, count), in order."""
+        spans: dict[str, list[tuple[int, int]]] = {}
+        start = 0
+        for name, group in groupby(runs, key=lambda run: run[0]):
+            end = start + sum(count for _, count in group)
+            if name is not None:
+                spans.setdefault(name, []).append((start, end))
+            start = end
+        if list(spans.values()) == [[(0, start)]]:
+            return cls([(name, EVERY) for name in spans], start, device)
+        return cls([(name, _tokens(places, device)) for name, places in spans.items()], start, device)
+
+    def foreign(self, ranks: tuple[tuple[str, int], ...]) -> Tensor:
+        """(count, sum of ranks): True where the column of an adapter is not the token's own."""
+        if ranks not in self._foreign:
+            places = dict(self.segments)
+            masks = []
+            for name, rank in ranks:
+                mask = torch.ones(self.count, rank, dtype=torch.bool, device=self.device)
+                mask[places[name]] = False
+                masks.append(mask)
+            self._foreign[ranks] = torch.cat(masks, 1)
+        return self._foreign[ranks]
+
+
+def _tokens(spans: Sequence[tuple[int, int]], device: torch.device) -> Tokens:
+    if len(spans) == 1:
+        return slice(*spans[0])
+    return torch.tensor([at for start, end in spans for at in range(start, end)], device=device)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Several adapters' parts of one layer, side by side: down (in, sum of ranks), up (sum of ranks, out)."""
+
+    ranks: tuple[tuple[str, int], ...]
+    down: Tensor
+    up: Tensor
+
+
+class LoraBank:
+    """The matrices of the adapters in memory.
+
+    Args:
+        shapes: (in, out) of every linear layer that may have an adapter, by name.
+        device, dtype: where and as what the matrices are held; those of the layers' activations.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], device: torch.device, dtype: torch.dtype) -> None:
+        self._shapes, self._device, self._dtype = shapes, device, dtype
+        self.adapters: dict[str, Path] = {}
+        self._layers: dict[str, dict[str, LowRank]] = {}  # layer -> adapter -> its part
+        self._stacks: dict[str, _Stack] = {}
+
+    @classmethod
+    def of(cls, model: Any) -> LoraBank:
+        """An empty bank for a transformers model's linear layers below the head."""
+        head = model.get_output_embeddings()
+        layers = {name: part for name, part in model.named_modules() if is_linear(part) and part is not head}
+        return cls({name: _shape(layer) for name, layer in layers.items()}, model.device, model.dtype)
+
+    @property
+    def layers(self) -> AbstractSet[str]:
+        """The layers on which any adapter has a part."""
+        return self._layers.keys()
+
+    def read(self, directory: Path) -> dict[str, LowRank]:
+        """The adapter's parts by layer. Raises ModelError as `lora_files.read_lora` does."""
+        return read_lora(directory, self._shapes, self._device, self._dtype)
+
+    def put(self, name: str, directory: Path, parts: Mapping[str, LowRank]) -> None:
+        """Hold what was read from `directory` as `name`. Raises ConfigError if there is one of that name."""
+        if name in self.adapters:
+            raise ConfigError(
+                f"adapter {name!r} is loaded already, from {self.adapters[name]}",
+                fix="unload it first, or choose another name",
+            )
+        for layer, part in parts.items():
+            self._layers.setdefault(layer, {})[name] = part
+        self.adapters[name] = directory
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter. Raises ConfigError if there is none of that name."""
+        self.require(name)
+        del self.adapters[name]
+        self._stacks.clear()
+        for parts in self._layers.values():
+            parts.pop(name, None)
+        self._layers = {layer: parts for layer, parts in self._layers.items() if parts}
+
+    def require(self, name: str) -> None:
+        """Raises ConfigError if there is no adapter of that name."""
+        if name not in self.adapters:
+            known = ", ".join(sorted(self.adapters)) or "none is loaded"
+            fix = nearest(name, self.adapters) or "load it first: engine.load_adapter(name, directory)"
+            raise ConfigError(f"no adapter {name!r}", allowed=known, fix=fix)
+
+    def add_to(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
+        """Add to each token's output what its adapter has for `layer`: out += x A^T (scaling B)^T.
+
+        Args:
+            x: (tokens, in).
+            out: (tokens, out), what the base made of x; it may be a part of a wider tensor.
+        """
+        parts = self._layers.get(layer)
+        if parts is None:
+            return
+        ranks = tuple((name, parts[name].down.shape[1]) for name, _ in step.segments if name in parts)
+        if step.count > FEW_TOKENS:
+            self.add_one_by_one(layer, x, out, step)
+        elif ranks:
+            stack = self._stack(layer, ranks)
+            inner = x.to(stack.down.dtype) @ stack.down
+            if step.segments[0][1] is not EVERY:
+                inner.masked_fill_(step.foreign(ranks), 0)
+            out.add_(inner @ stack.up)
+
+    def add_one_by_one(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
+        """The plain form of `add_to`, which is the definition: each adapter with its own tokens."""
+        parts = self._layers.get(layer, {})
+        for name, tokens in step.segments:
+            part = parts.get(name)
+            if part is None:
+                continue
+            if tokens is EVERY:
+                out.addmm_(x @ part.down, part.up)
+            elif isinstance(tokens, slice):
+                out[tokens].addmm_(x[tokens] @ part.down, part.up)
+            else:
+                out.index_add_(0, tokens, x[tokens] @ part.down @ part.up)
+
+    def _stack(self, layer: str, ranks: tuple[tuple[str, int], ...]) -> _Stack:
+        """The stack of these adapters; the last one of each layer is kept, as steps mostly have what the last had."""
+        stack = self._stacks.get(layer)
+        if stack is None or stack.ranks != ranks:
+            parts = [self._layers[layer][name] for name, _ in ranks]
+            down, up = torch.cat([part.down for part in parts], 1), torch.cat([part.up for part in parts])
+            dtype = torch.promote_types(down.dtype, torch.float32) if down.device.type == "cpu" else down.dtype
+            self._stacks[layer] = stack = _Stack(ranks, down.to(dtype), up.to(dtype))
+        return stack
+
+
+class Hooks:
+    """Lets a transformers model's linear layers add what a bank holds for the tokens of a step."""
+
+    def __init__(self, bank: LoraBank, model: Any) -> None:
+        self._bank, self._model = bank, model
+        self._hooked: dict[str, Any] = {}
+        self._step: Step | None = None
+
+    @contextmanager
+    def during(self, step: Step) -> Iterator[None]:
+        """A forward pass over one row of tokens. Where none has an adapter, it runs as if there were no bank."""
+        self._hook(self._bank.layers if step.segments else frozenset())
+        self._step = step
+        try:
+            yield
+        finally:
+            self._step = None
+
+    def _hook(self, layers: AbstractSet[str]) -> None:
+        """Let these layers, and no others, ask the bank."""
+        if self._hooked.keys() == layers:
+            return
+        for module in self._hooked.values():
+            del module.forward
+        self._hooked = {name: self._model.get_submodule(name) for name in layers}
+        for name, module in self._hooked.items():
+            module.forward = partial(self._forward, name, module.forward)
+
+    def _forward(self, name: str, own: Any, x: Tensor) -> Tensor:
+        out: Tensor = own(x)
+        if self._step is not None:
+            rows, count = x.reshape(-1, x.shape[-1]), self._step.count
+            if len(rows) != count:
+                raise ModelError(f"{name} sees {len(rows)} of {count} tokens: it cannot have an adapter here")
+            self._bank.add_to(name, rows, out.view(-1, out.shape[-1]), self._step)
+        return out
+
+
+def _shape(layer: Any) -> tuple[int, int]:
+    """(in, out) of nn.Linear, or of the Conv1D of GPT-2, whose weight lies the other way round."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.in_features, layer.out_features
+    inside, outside = layer.weight.shape
+    return inside, outside

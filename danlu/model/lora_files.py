@@ -1,0 +1,194 @@
+"""PEFT's files of a plain LoRA adapter -> the two small matrices of each layer, without PEFT's modules.
+
+Plain LoRA is y + scaling * (x A^T) B^T on linear layers below the head, nothing else trained. Whatever an
+adapter's files say beyond that (DoRA, biases, whole modules, embeddings, a changed base) is named, not passed over.
+What is done with the matrices is lora_bank.py's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
+
+from danlu.config import describe_faults
+from danlu.errors import ModelError
+from danlu.model.load import adapter_config, some
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Number = TypeVar("Number", int, float)
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+# Fields that change nothing in a forward pass of a loaded adapter. PEFT's Conv1D layers also compute x A^T B^T,
+# so fan_in_fan_out is of merging alone.
+_INERT = {
+    "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode",
+    "lora_dropout", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
+}  # fmt: skip
+# How A and B started; other ways (pissa, olora, corda, loftq) also change the base.
+_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class PlainLora(BaseModel):
+    """The fields of adapter_config.json that say what a plain adapter computes, and where."""
+
+    r: int = Field(8, ge=1)
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    alpha_pattern: dict[str, float] = {}
+    target_modules: str | list[str]
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    target_parameters: None = None  # PEFT's matching asks for it
+
+    def rank(self, layer: str) -> int:
+        return next(_matching(self.rank_pattern, layer), self.r)
+
+    def scaling(self, layer: str) -> float:
+        """alpha / r, or alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
+        rank = self.rank(layer)
+        alpha = next(_matching(self.alpha_pattern, layer), self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, layers: Iterable[str]) -> set[str]:
+        """Those of `layers` that the adapter is said to be on."""
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        if self.target_modules == "all-linear":
+            return set(layers)
+        return {layer for layer in layers if check_target_module_exists(self, layer)}
+
+
+def _matching(values: Mapping[str, Number], layer: str) -> Iterator[Number]:
+    """PEFT's rule: a pattern names the end of a layer's name; the first that matches counts."""
+    return (value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", layer))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one layer: x down up.
+
+    Attributes:
+        down: (in, r), A transposed.
+        up: (r, out), B transposed, times the scaling.
+    """
+
+    down: Tensor
+    up: Tensor
+
+
+def why_not_plain(directory: Path) -> str | None:
+    """The field or tensor by which the adapter is more than plain LoRA; None if it is plain.
+
+    Raises ModelError for files that are missing or damaged.
+    """
+    config = adapter_config(directory)
+    if str(config.get("peft_type")).upper() != "LORA":
+        return f"peft_type is {config.get('peft_type')!r}"
+    if config.get("init_lora_weights", True) not in _STARTS:
+        return f"init_lora_weights is {config['init_lora_weights']!r}, which changes the base"
+    if config.get("bias", "none") != "none":
+        return f"bias is {config['bias']!r}"
+    known = {*_INERT, *PlainLora.model_fields, "peft_type", "init_lora_weights", "bias"} - {"target_parameters"}
+    for name in sorted(config.keys() - known):
+        if config[name]:
+            return f"{name} is {repr(config[name])[:80]}"
+    with _opened(directory) as file:
+        names = list(file.keys())
+    for name in names:
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            return f"it holds the tensor {name}"
+        if "." not in match[1]:
+            return f"target_modules has the head, {match[1]}"
+        if "experts" in match[1].split("."):
+            return f"target_modules has layers of experts, {match[1]}"
+    return None
+
+
+def read_lora(
+    directory: Path, shapes: Mapping[str, tuple[int, int]], device: torch.device, dtype: torch.dtype
+) -> dict[str, LowRank]:
+    """The adapter's matrices by layer name.
+
+    Args:
+        directory: as PEFT wrote it.
+        shapes: (in, out) of every linear layer that may have an adapter.
+        dtype: of the matrices; the scaling is multiplied in before they are rounded to it.
+
+    Raises ModelError when files are missing or damaged, the adapter is not plain LoRA, or it was made for another base.
+    """
+    if reason := why_not_plain(directory):
+        raise ModelError(
+            f"{directory}: the adapter is not plain LoRA: {reason}",
+            allowed="A and B of linear layers below the head, beside which nothing was trained",
+            fix="merge it into a model of its own (danlu merge), or make an engine with it: Engine(adapter=DIRECTORY)",
+        )
+    document = adapter_config(directory)
+    config = _plain(document, directory)
+    with _opened(directory) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    fix = f"it was made for {document.get('base_model_name_or_path') or 'an unknown base'}; load that base"
+    found = {match[1] for name in weights if (match := _TENSOR.fullmatch(name))}
+    if astray := found - shapes.keys():
+        raise ModelError(f"{directory}: the adapter does not fit the model: no such layers: {some(astray)}", fix=fix)
+    try:
+        wanted = {_name(layer, which) for layer in found | config.targets(shapes) for which in "AB"}
+        if missing := wanted - weights.keys():
+            raise ModelError(f"{directory}: the adapter lacks weights: {some(missing)}", fix=fix)
+        pairs = {layer: (weights[_name(layer, "A")], weights[_name(layer, "B")]) for layer in sorted(found)}
+        for layer, (a, b) in pairs.items():
+            (inside, outside), rank = shapes[layer], config.rank(layer)
+            if a.shape != (rank, inside) or b.shape != (outside, rank):
+                raise ModelError(
+                    f"{directory}: the adapter does not fit the model: {layer} has A {tuple(a.shape)} "
+                    f"and B {tuple(b.shape)}",
+                    allowed=f"({rank}, {inside}) and ({outside}, {rank})",
+                    fix=fix,
+                )
+            if not (a.isfinite().all() and b.isfinite().all()):
+                raise ModelError(f"{directory}: {layer} holds values that are not numbers", fix="train it again")
+        return {layer: _low_rank(a, b, config.scaling(layer), device, dtype) for layer, (a, b) in pairs.items()}
+    except re.error as error:
+        raise ModelError(f"{directory / CONFIG}: no regular expression: {error}") from error
+
+
+def _low_rank(a: Tensor, b: Tensor, scaling: float, device: torch.device, dtype: torch.dtype) -> LowRank:
+    up = b.float() * scaling
+    return LowRank(a.to(device, dtype).T, up.to(device, dtype).T)
+
+
+def _name(layer: str, which: str) -> str:
+    return f"base_model.model.{layer}.lora_{which}.weight"
+
+
+def _plain(document: dict[str, Any], directory: Path) -> PlainLora:
+    try:
+        return PlainLora.model_validate({key: value for key, value in document.items() if value is not None})
+    except ValidationError as error:
+        faults = "; ".join(describe_faults(error))
+        fix = "the file is damaged; copy the adapter again"
+        raise ModelError(f"{directory / CONFIG}: {faults}", fix=fix) from error
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[Any]:
+    """The file of the weights; ModelError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(directory / WEIGHTS, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        fix = "the file is damaged or cut short; copy the adapter again"
+        raise ModelError(f"{directory / WEIGHTS}: {error}", fix=fix) from error
