@@ -8,7 +8,7 @@ steps on the engine's thread (worker.py), and text again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral
@@ -23,10 +23,13 @@ from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
+from danlu.generate.growth import Growth
 from danlu.generate.live import LiveAnswers
+from danlu.generate.logits import log_softmax
+from danlu.generate.logprobs import report
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job, Maker
-from danlu.generate.text import TextStream, push_all
+from danlu.generate.text import push_all
 from danlu.generate.worker import Worker
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.attention import documents_of
@@ -36,6 +39,10 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
+
+# Tokens whose scores for the whole vocabulary are held at once where a text is scored; each portion reads again what
+# stands before it, and other requests go on between two portions.
+SCORED_AT_ONCE = 512
 
 
 class Engine:
@@ -178,14 +185,45 @@ class Engine:
         self._model.eval()
         return self._worker.run(partial(self._logits, list(token_ids)))
 
+    def prompt_logprobs(self, prompt: Prompt, top: int = 0) -> tuple[Logprob, ...]:
+        """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.
+
+        Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
+        """
+        self._model.eval()
+        return self._logprobs(self.token_ids(prompt), 1, top)
+
+    async def aprompt_logprobs(self, prompt: Prompt, top: int = 0) -> tuple[Logprob, ...]:
+        """`prompt_logprobs` for asyncio; a task that is cancelled leaves at most one portion to be computed."""
+        self._model.eval()
+        token_ids = await self.atoken_ids(prompt)
+        entries: list[Logprob] = []
+        for portion in self._portions(token_ids, 1, top):
+            entries += await asyncio.wrap_future(self._worker.begin(portion))
+        return tuple(entries)
+
+    def _logprobs(self, token_ids: Sequence[int], start: int, top: int) -> tuple[Logprob, ...]:
+        """Of token_ids[start:], each after those before it."""
+        portions = self._portions(token_ids, start, top)
+        return tuple(entry for portion in portions for entry in self._worker.run(portion))
+
+    def _portions(self, token_ids: Sequence[int], start: int, top: int) -> Iterator[Callable[[], list[Logprob]]]:
+        for begin in range(start, len(token_ids), SCORED_AT_ONCE):
+            yield partial(self._reported, list(token_ids[: begin + SCORED_AT_ONCE]), begin, top)
+
+    def _reported(self, token_ids: list[int], start: int, top: int) -> list[Logprob]:
+        return report(log_softmax(self._logits(token_ids[:-1], start - 1)), token_ids[start:], top)
+
     @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
-    def _logits(self, token_ids: list[int]) -> torch.Tensor:
+    def _logits(self, token_ids: list[int], start: int = 0) -> torch.Tensor:
+        """After each of token_ids[start:]."""
         device = self._model.device
         output = self._model(
             input_ids=torch.tensor([token_ids], device=device),
             position_ids=torch.arange(len(token_ids), device=device).unsqueeze(0),
             documents=documents_of((len(token_ids),), str(device)),
             use_cache=False,
+            logits_to_keep=len(token_ids) - start,
         )
         scores: torch.Tensor = output.logits[0].float()
         return scores
@@ -202,6 +240,7 @@ class Engine:
             ids = self.chat.prompt(cast(Sequence[Message], prompt))
         if not ids:
             raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
+        self._maker.check(ids)
         return ids
 
     # -- requests --------------------------------------------------------------------------------------
@@ -228,42 +267,22 @@ class Engine:
 
     def _answers(self, job: Job) -> list[Answer]:
         answers = []
-        for hypothesis in job.request.strategy.results():
+        for index, hypothesis in enumerate(job.request.strategy.results()):
             stream = job.text()
             push_all(stream, hypothesis.tokens, 0, job.min_new)
             stream.finish()
-            logprobs = None
-            if job.params.logprobs is not None:
-                logprobs = self._logprobs(job.prompt, hypothesis.tokens, job.params.logprobs)
+            logprobs = job.ledger.of(index) if job.ledger else None
+            if job.params.logprobs is not None and logprobs is None:  # beams: rows change their past
+                whole = [*job.prompt, *hypothesis.tokens]
+                logprobs = self._logprobs(whole, len(job.prompt), job.params.logprobs)
             answers.append(Answer(hypothesis.tokens, stream.text, hypothesis.score, hypothesis.finish_reason, logprobs))
         return answers
 
-    def _logprobs(self, prompt: Sequence[int], tokens: Sequence[int], top: int) -> tuple[Logprob, ...]:
-        scores = self.logits([*prompt, *tokens])[len(prompt) - 1 : -1].log_softmax(-1)  # (tokens, vocabulary)
-        best = scores.topk(top) if top else None
-        entries = []
-        for at, token in enumerate(tokens):
-            pairs = zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True) if best else ()
-            entries.append(Logprob(token, float(scores[at, token]), tuple(pairs)))
-        return tuple(entries)
-
     def _events(self, job: Job) -> Iterator[Event]:
-        streams: dict[int, TextStream] = {}
-        pushed: dict[int, int] = {}
-        told: dict[int, int] = {}
+        growth = Growth(job, self.chat.decode)
         while progress := job.steps.get():
-            for index, tokens in progress.items():
-                if job.params.num_beams > 1:
-                    yield Event(index, "", leading=self.chat.decode(tokens))
-                    continue
-                stream = streams.setdefault(index, job.text())
-                before, pushed[index] = pushed.get(index, 0), len(tokens)
-                if text := push_all(stream, tokens[before:], before, job.min_new):
-                    start, told[index] = told.get(index, 0), len(tokens)
-                    yield Event(index, text, tokens[start:])
-        for index, answer in enumerate(self._generation(job).sequences):
-            said = streams[index].text if index in streams else ""
-            yield Event(index, answer.text[len(said) :], answer.token_ids[told.get(index, 0) :], answer)
+            yield from growth.events(progress)
+        yield from growth.last(self._generation(job))
 
 
 __all__ = ["Answer", "Engine", "Event", "Generation", "Logprob", "Prompt"]

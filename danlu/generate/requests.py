@@ -17,6 +17,7 @@ from danlu.generate import logits
 from danlu.generate.constrained import ConstrainedBeam
 from danlu.generate.constraints import constraints_for
 from danlu.generate.history import Automaton
+from danlu.generate.logprobs import Ledger, Pick
 from danlu.generate.params import GenerationParams
 from danlu.generate.rows import RowStates
 from danlu.generate.scheduler import Request
@@ -43,6 +44,7 @@ class Job:
         min_new: new tokens before which no stop sequence ends the answer.
         steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
         ended: receives None or an error, once.
+        ledger: log-probabilities of the answers so far, where they are asked for and no beams are ranked.
         is_followed: whether anybody reads `steps`.
     """
 
@@ -53,6 +55,7 @@ class Job:
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
     ended: queue.SimpleQueue[BaseException | None]
+    ledger: Ledger | None = None
     is_followed: bool = True
 
 
@@ -71,16 +74,17 @@ class Maker:
         self._words = detokenizer(chat.tokenizer)
 
     def job(self, prompt: Sequence[int], params: GenerationParams) -> Job:
-        """A job for `prompt`. Raises ConfigError when the knobs do not fit it or the model."""
-        if strange := [token for token in prompt if not 0 <= token < self.vocabulary]:
-            raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
+        """A job for `prompt`, whose ids are checked. Raises ConfigError when the knobs do not fit it or the model."""
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
         text = partial(self._text, params)
         rows = RowStates(
             params, prompt, eos, self.vocabulary, self._bad_words(params), text() if params.stop_sequences else None
         )
-        strategy = self._strategy(params, prompt, eos, rows)
+        ledger = None
+        if params.logprobs is not None and params.num_beams == 1:
+            ledger = Ledger(params.live_rows, params.logprobs)
+        strategy = self._strategy(params, prompt, eos, rows, ledger)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -93,9 +97,16 @@ class Maker:
             ended.put(error)
             steps.put({})
 
-        request = Request(tuple(prompt), strategy, self._score(params, rows), params.use_cache, on_step, on_end)
-        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended)
+        score = self._score(params, rows)
+        score = ledger.seeing(score) if ledger else score
+        request = Request(tuple(prompt), strategy, score, params.use_cache, on_step, on_end)
+        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended, ledger)
         return job
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Raise ConfigError when a token id is outside of the vocabulary."""
+        if strange := [token for token in prompt if not 0 <= token < self.vocabulary]:
+            raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
 
     # -- words -----------------------------------------------------------------------------------------
 
@@ -122,13 +133,18 @@ class Maker:
     # -- strategies ------------------------------------------------------------------------------------
 
     def _strategy(
-        self, params: GenerationParams, prompt: Sequence[int], eos: frozenset[int], rows: RowStates
+        self,
+        params: GenerationParams,
+        prompt: Sequence[int],
+        eos: frozenset[int],
+        rows: RowStates,
+        ledger: Ledger | None,
     ) -> Strategy:
         limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         if params.num_beams == 1:
-            pick = partial(_drawn, seed) if params.do_sample else _likeliest
-            return Independent(params.live_rows, limits, pick)
+            pick: Pick = partial(_drawn, seed) if params.do_sample else _likeliest
+            return Independent(params.live_rows, limits, ledger.noting(pick) if ledger else pick)
         options = BeamOptions(
             params.num_beams, params.length_penalty, params.early_stopping, params.num_return_sequences
         )

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from danlu.errors import AllBanned
+from danlu.errors import AllBanned, FaultyScores
 from danlu.generate import logits
 from danlu.generate.history import History, Prompt, bad_words
 from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import Step
 from danlu.generate.text import TextStream
+
+# Knobs that ban tokens.
+_BANS = ("no_repeat_ngram_size", "bad_words_ids", "bad_words", "min_new_tokens", "min_length")
 
 
 class RowStates:
@@ -61,8 +64,10 @@ class RowStates:
     def penalised(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Penalties and bans over scores (rows, vocabulary) of all rows, or of those named.
 
-        Raises AllBanned when a row has no token left; of beams, other rows may still go on.
+        Raises AllBanned when a row has no token left (of beams, other rows may still go on), and FaultyScores when
+        what came in was not numbers.
         """
+        given = scores
         numbers = list(range(len(scores))) if rows is None else list(rows)
         params = self.params
         ones = torch.ones(len(scores), dtype=torch.float64)
@@ -81,7 +86,7 @@ class RowStates:
         if any(banned):
             at = torch.tensor([row for row, tokens in enumerate(banned) for _ in tokens])
             logits.ban(scores, at, torch.tensor([token for tokens in banned for token in tokens]))
-        self._refuse_faulty(scores)
+        self._refuse_faulty(scores, given)
         return scores
 
     def _banned(self, row: int) -> list[int]:
@@ -93,16 +98,17 @@ class RowStates:
             tokens += self.eos
         return tokens
 
-    def _refuse_faulty(self, scores: Tensor) -> None:
+    def _refuse_faulty(self, scores: Tensor, given: Tensor) -> None:
         best = scores.amax(-1)  # NaN when anything is NaN
         if bool(torch.isfinite(best).all()):
             return
+        if not bool(torch.isfinite(given.amax(-1)).all()):
+            raise FaultyScores()
         if bool((best.isnan() | (best == torch.inf)).any()):
-            raise AllBanned("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
+            raise AllBanned(f"repetition_penalty {self.params.repetition_penalty:g} leaves no number of some scores")
         if self.params.num_beams == 1:
-            raise AllBanned(
-                "every token is banned here", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
-            )
+            knobs = [name for name in _BANS if getattr(self.params, name)]
+            raise AllBanned("every token is banned here", fix=f"loosen {', '.join(knobs)}")
 
     def warped(self, scores: Tensor) -> Tensor:
         """What a draw chooses from: temperature, top_k, top_p, min_p, typical_p."""

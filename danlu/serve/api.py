@@ -122,7 +122,7 @@ def _handler(service: Service, read: _Reader, *, chat: bool) -> _Handler:
 
         try:
             run = await _start(service, request, read, arrived)
-            replies = _replies(service, run, chat)
+            replies = Replies(service.model_name, service.names, chat, counted=run.ask.include_usage)
             if run.ask.stream:
                 return EventStream(run, replies, ended)
             body = await _whole(service, run, replies, request)
@@ -142,20 +142,13 @@ async def _start(service: Service, request: Request, read: _Reader, arrived: flo
     return await service.open(read(document), arrived)
 
 
-def _replies(service: Service, run: Run, chat: bool) -> Replies:
-    ask = run.ask
-    openings = []
-    if ask.echo:
-        decode = service.engine.chat.tokenizer.decode
-        texts = [prompt if isinstance(prompt, str) else str(decode(list(prompt))) for prompt in ask.prompts]
-        openings = [text for text in texts for _ in range(ask.params.num_return_sequences)]
-    return Replies(service.model_name, service.names, chat, openings, counted=ask.include_usage)
-
-
 async def _whole(service: Service, run: Run, replies: Replies, request: Request) -> dict[str, Any]:
+    async def everything() -> dict[str, Any]:
+        echoes = await run.echoes()
+        return replies.whole(await run.answers(), run.usage, echoes)
+
     try:
-        answers = await while_wanted(run.answers(), request.receive, service, run.deadline - time.monotonic() + 1)
-        return replies.whole(answers, run.usage)
+        return await while_wanted(everything(), request.receive, service, run.deadline - time.monotonic() + 1)
     finally:
         run.close()
 

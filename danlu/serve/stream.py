@@ -54,8 +54,8 @@ class EventStream(Response):
             self._ended(fault)
 
     async def _pieces(self, send: Send) -> None:
-        for index in range(self._run.choices):
-            await _say(send, self._replies.beginning(index))
+        for index, echo in enumerate(await self._run.echoes()):
+            await _say(send, self._replies.beginning(index, echo))
         async for news in self._run.pieces(BEAT_SECONDS):
             await _say(send, KEEP_ALIVE if news is None else self._replies.piece(*news))
         if self._replies.counted:

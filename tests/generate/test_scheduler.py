@@ -9,7 +9,7 @@ import torch
 
 from danlu.data.chat import Chat
 from danlu.device import Device
-from danlu.errors import AllBanned, MemoryShortage
+from danlu.errors import FaultyScores, MemoryShortage
 from danlu.generate.core import Core
 from danlu.generate.kv import SMALLEST_CAPACITY
 from danlu.generate.params import GenerationParams
@@ -277,7 +277,7 @@ def test_what_is_not_a_number_reaches_no_other_request(bench):
     hook = bench.model.get_input_embeddings().register_forward_hook(spoil)
     core.step()
     hook.remove()
-    with pytest.raises(AllBanned, match="not numbers"):
+    with pytest.raises(FaultyScores, match="not numbers"):
         answers(spoilt)
     shelf = beside[0].request.slot.shelf
     assert (shelf.room, len(shelf.slots)) == (4, 3)  # the place is still there
