@@ -10,11 +10,10 @@ import time
 import httpx
 import openai
 import pytest
-from serving import CHAT, is_idle, wait_until
+from serving import CHAT, HELLO, is_idle, wait_until
 
 from danlu.generate.params import GenerationParams
 
-HELLO = [{"role": "user", "content": "what is the capital of France?"}]
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 450, "eos_token_id": [], "temperature": 0}
 
 
@@ -48,6 +47,70 @@ def test_openais_client_with_danlus_knobs(client, engine):
     assert body.choices[0].text == expected.text
     pieces = client.completions.create(model="tiny", prompt="the", max_tokens=12, extra_body=knobs, stream=True)
     assert "".join(piece.choices[0].text for piece in pieces) == expected.text
+
+
+def test_openais_client_reads_log_probabilities(client, engine):
+    asked = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True}
+    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=12, logprobs=2))[0].sequences
+    own = pytest.approx([one.logprob for one in expected.logprobs], abs=1e-4)
+    whole = client.chat.completions.create(**asked, top_logprobs=2)
+    pieces = list(client.chat.completions.create(**asked, top_logprobs=2, stream=True))
+    streamed = [one for piece in pieces if piece.choices[0].logprobs for one in piece.choices[0].logprobs.content]
+    assert [one.logprob for one in whole.choices[0].logprobs.content] == own
+    assert [one.logprob for one in streamed] == own
+    assert [one.token for one in streamed] == [one.token for one in whole.choices[0].logprobs.content]
+    for entry, answer in zip(streamed, expected.logprobs, strict=True):
+        assert [one.logprob for one in entry.top_logprobs] == pytest.approx([p for _, p in answer.top], abs=1e-4)
+    ending = {"eos_token_id": expected.token_ids[-1]}  # its helper, which joins the pieces, takes no other end
+    with client.chat.completions.stream(**asked, extra_body=ending) as stream:
+        joined = [one.logprob for one in stream.get_final_completion().choices[0].logprobs.content]
+    assert joined == pytest.approx([one.logprob for one in expected.logprobs][: len(joined)], abs=1e-4)
+    assert len(joined) > 1
+
+
+def test_openais_client_scores_a_prompt(client, engine):
+    own = engine.prompt_logprobs("the quick brown fox", 1)
+    asked = {"model": "tiny", "prompt": "the quick brown fox", "logprobs": 1, "echo": True, "max_tokens": 0}
+    (choice,) = client.completions.create(**asked).choices
+    assert (choice.text, choice.logprobs.token_logprobs[0]) == ("the quick brown fox", None)
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx([one.logprob for one in own], abs=1e-4)
+    pieces = list(client.completions.create(**asked, stream=True))
+    assert pieces[0].choices[0].logprobs == choice.logprobs
+    assert pieces[-1].choices[0].finish_reason == "length"
+
+
+BEAMS = {"beam": {"num_beams": 3}, "group": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}}
+
+
+@pytest.mark.parametrize("name", BEAMS)
+def test_openais_client_is_told_what_leads(client, engine, name):
+    params = GenerationParams(**BEAMS[name], max_new_tokens=30, eos_token_id=())
+    leading = [event.leading for event in engine.stream(HELLO, params) if event.leading is not None]
+    (expected,) = engine.generate([HELLO], params)[0].sequences
+    asked = {"model": "tiny", "max_tokens": 30, "stream": True, "extra_body": {**BEAMS[name], "eos_token_id": []}}
+    for shown in (False, True):
+        options = {"stream_options": {"include_leading": True}} if shown else {}
+        pieces = [one.choices[0] for one in client.chat.completions.create(messages=HELLO, **asked, **options)]
+        assert "".join(one.delta.content or "" for one in pieces) == expected.text
+        assert pieces[-1].model_extra["score"] == pytest.approx(expected.score)
+        said = [one.model_extra["danlu"]["leading"] for one in pieces if "danlu" in one.model_extra]
+        assert bool(said) == shown
+        left = iter(leading)
+        assert all(text in left for text in said)  # in order; a busy reader skips some
+        texts = [one.choices[0] for one in client.completions.create(prompt="the", **asked, **options)]
+        assert any("danlu" in one.model_extra for one in texts) == shown
+        assert all(one.text == "" for one in texts[:-1])
+
+
+def test_what_leads_as_bytes(start):
+    body = {**LONG, "max_tokens": 12, "num_beams": 3, "stream": True, "stream_options": {"include_leading": True}}
+    lines = httpx.post(f"{start().url}/chat/completions", json=body, timeout=20).text.split("\n\n")
+    pieces = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    told = [piece["choices"][0] for piece in pieces if "danlu" in piece["choices"][0]]
+    assert told
+    for choice in told:
+        assert list(choice.pop("danlu")) == ["leading"]
+        assert choice == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
 
 
 def test_openais_client_reads_errors(client):
