@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,7 +172,7 @@ def serve(
     adapter: str | None = None,
     accept_licence: bool = False,
 ) -> None:
-    """Answer over HTTP as OpenAI's API does. Ctrl-C ends it.
+    """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
 
     Parameters
     ----------
@@ -185,9 +186,11 @@ def serve(
         accept the licence of a model that asks for it
     """
     from danlu.serve.api import make_app  # the web framework is for this command alone
+    from danlu.serve.keys import with_key
     from danlu.serve.server import listen
     from danlu.serve.server import serve as serve_app
 
+    options = with_key(options, os.environ)
     with listen(options) as taken:
         engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
         name = Path(model).resolve().name if Path(model).exists() else model
