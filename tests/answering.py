@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
-from danlu import GenerationParams
+from danlu import Engine, GenerationParams
+from danlu.data.chat import Chat
+from danlu.device import Device
+from danlu.model.load import load_model, load_tokenizer
 
 PROMPTS = ["the quick brown fox", "one", "a model is trained on data and then used 丹炉", "what is the capital of"]
 GREEDY = GenerationParams(max_new_tokens=12)
@@ -22,6 +26,12 @@ def strengthen(model, seed=0):
     return model
 
 
+def strong_engine(directory):
+    """An engine around a strengthened model of its own, which a test may change."""
+    model = load_model(Path(directory), device=Device("cpu", 1, 10**9, has_bfloat16=False), dtype=torch.float32)
+    return Engine.around(strengthen(model), Chat.of(load_tokenizer(Path(directory)), model.generation_config))
+
+
 def answers(engine, prompts=PROMPTS, **knobs):
     generations = engine.generate(prompts, GenerationParams(**{"max_new_tokens": 12, **knobs}))
     return [generation.sequences[0] for generation in generations]
@@ -33,14 +43,11 @@ def ids_of(engine, prompts=PROMPTS, **knobs):
 
 def fixed_scores(engine, monkeypatch, scores):
     """Let the model give these scores for every next token."""
-    own = type(engine._model).forward.__get__(engine._model)
-    row = torch.full((engine._model.config.vocab_size,), -math.inf)
+    row = torch.full((len(engine.logits([0])[0]),), -math.inf)
     for token, score in scores.items():
         row[token] = score
 
-    def forward(*args, **options):
-        output = own(*args, **options)
-        output.logits = row.expand_as(output.logits).clone()
-        return output
+    def decoder(token_ids, _positions, _attend, kept):
+        return row.repeat(len(token_ids[kept]), 1)
 
-    monkeypatch.setattr(engine._model, "forward", forward)
+    monkeypatch.setattr(engine.core, "decoder", decoder)

@@ -16,8 +16,10 @@ import torch
 import danlu
 from danlu import Engine, GenerationParams, cli
 from danlu.config import Options
+from danlu.device import Device
 from danlu.generate.engine import Answer, Event
 from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
 from danlu.run import Recipe
 
@@ -351,7 +353,8 @@ def test_a_talk_ends_with_its_input(call, tiny_model, monkeypatch):
 
 @pytest.fixture
 def adapter(tiny_model, tmp_path):
-    model = attach(Engine(str(tiny_model), dtype="float32")._model, LoraOptions(r=2), seed=0)
+    device = Device("cpu", 1, 10**9, has_bfloat16=False)
+    model = attach(load_model(tiny_model, device=device, dtype=torch.float32), LoraOptions(r=2), seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:

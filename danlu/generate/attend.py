@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.generate.kv import KVShape, Shelf, Slot
@@ -76,9 +76,8 @@ class Plan:
     chunks: list[Chunk]
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
-    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
         """One layer: q (tokens, heads, dim), k and v (tokens, kv_heads, dim) -> (tokens, heads, dim)."""
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for at, part in enumerate(self.rows):
             span = slice(part.start, part.start + part.count)

@@ -7,7 +7,7 @@ its next tokens. Knows no text, no prompt rendering and no threads; engine.py do
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from danlu.errors import MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
-from danlu.model.attention import use_our_attention
+from danlu.model.attention import documents_of, fast_attention, use_our_attention
+from danlu.model.lean import Attend, decoder_of
 
 
 class Core:
@@ -27,12 +28,22 @@ class Core:
         model: a decoder-only transformers model in evaluation mode, or a PeftModel around one.
         kv_budget_bytes: what keys and values may take at most.
         prompt_tokens_a_step: portion of prompts read in one step.
+        weights_change: the model is trained between two requests; otherwise its weights belong to the core.
     """
 
-    def __init__(self, model: Any, kv_budget_bytes: int, prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP) -> None:
+    def __init__(
+        self,
+        model: Any,
+        kv_budget_bytes: int,
+        prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP,
+        *,
+        weights_change: bool = True,
+    ) -> None:
         use_our_attention(model)
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        shape = kv_shape(self.model.config, self.model.dtype, self.model.device)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.device = base.device
+        shape = kv_shape(base.config, base.dtype, base.device)
+        self.decoder = decoder_of(base, weights_change=weights_change)
         self.store = KVStore(shape, kv_budget_bytes)
         self.scheduler = Scheduler(self.store, prompt_tokens_a_step)
 
@@ -71,21 +82,24 @@ class Core:
         self.scheduler.end(request)
         request.on_end(error)
 
-    @torch.no_grad()
+    def logits(self, token_ids: Sequence[int], start: int = 0) -> Tensor:
+        """(tokens, vocabulary) float32: the scores after each of token_ids[start:], which nothing else sees."""
+        documents = documents_of((len(token_ids),), str(self.device))
+
+        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
+            return fast_attention(q, k, v, documents, scaling, window)
+
+        return self._run(list(token_ids), list(range(len(token_ids))), attend, slice(start, None))
+
     def _forward(self, work: Work) -> Tensor:
         """(wanted rows, vocabulary) float32, on the CPU, where the strategies work."""
-        device = self.model.device
-        kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=device)
+        kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=self.device)
+        return self._run(work.token_ids, work.positions, work.plan.attend, kept).cpu()
+
+    def _run(self, token_ids: list[int], positions: list[int], attend: Attend, kept: Tensor | slice) -> Tensor:
+        tokens, at = (torch.tensor(numbers, device=self.device) for numbers in (token_ids, positions))
         with _memory_faults():
-            output = self.model(
-                input_ids=torch.tensor([work.token_ids], device=device),
-                position_ids=torch.tensor([work.positions], device=device),
-                attend=work.plan.attend,
-                use_cache=False,
-                logits_to_keep=kept,
-            )
-        logits: Tensor = output.logits[0].float().cpu()
-        return logits
+            return self.decoder(tokens, at, attend, kept).float()
 
     def _choose(self, request: Request, logits: Tensor) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""

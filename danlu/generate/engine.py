@@ -30,9 +30,8 @@ from danlu.generate.logprobs import report
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job, Maker
 from danlu.generate.text import push_all
-from danlu.generate.worker import Worker
+from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
-from danlu.model.attention import documents_of
 from danlu.model.load import ModelOptions, load
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -69,20 +68,31 @@ class Engine:
     ) -> None:
         chosen = {"name": model_name_or_path, "dtype": dtype, "adapter": adapter, "accept_licence": accept_licence}
         options = validate(ModelOptions, chosen, where="Engine")
+        in_a_thread(partial(self._load, options, kv_budget_bytes, say))
+
+    def _load(self, options: ModelOptions, kv_budget_bytes: int | None, say: Say) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
-        self._set_up(loaded.model, Chat.of(loaded.tokenizer, loaded.model.generation_config), kv_budget_bytes)
+        chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
+        self._set_up(loaded.model, chat, kv_budget_bytes, weights_change=False)
 
     @classmethod
-    def around(cls, model: Any, chat: Chat, kv_budget_bytes: int | None = None) -> Engine:
-        """An engine around a model that is in memory already; it must not be trained while the engine answers."""
+    def around(
+        cls, model: Any, chat: Chat, kv_budget_bytes: int | None = None, *, weights_change: bool = True
+    ) -> Engine:
+        """An engine around a model that is in memory already.
+
+        Args:
+            weights_change: the model may be trained between two requests, never during one. False is faster, and
+                takes the model over: it cannot be run or saved by itself any more.
+        """
         engine = cls.__new__(cls)
-        engine._set_up(model, chat, kv_budget_bytes)
+        engine._set_up(model, chat, kv_budget_bytes, weights_change=weights_change)
         return engine
 
-    def _set_up(self, model: Any, chat: Chat, kv_budget_bytes: int | None) -> None:
+    def _set_up(self, model: Any, chat: Chat, kv_budget_bytes: int | None, *, weights_change: bool) -> None:
         self._model, self.chat = model.eval(), chat
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
-        self.core = Core(model, budget)
+        self.core = Core(model, budget, weights_change=weights_change)
         self._worker = Worker(self.core)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
@@ -183,7 +193,7 @@ class Engine:
         One forward pass, between two steps of what else is running.
         """
         self._model.eval()
-        return self._worker.run(partial(self._logits, list(token_ids)))
+        return self._worker.run(partial(self.core.logits, list(token_ids)))
 
     def prompt_logprobs(self, prompt: Prompt, top: int = 0) -> tuple[Logprob, ...]:
         """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.
@@ -212,21 +222,7 @@ class Engine:
             yield partial(self._reported, list(token_ids[: begin + SCORED_AT_ONCE]), begin, top)
 
     def _reported(self, token_ids: list[int], start: int, top: int) -> list[Logprob]:
-        return report(log_softmax(self._logits(token_ids[:-1], start - 1)), token_ids[start:], top)
-
-    @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
-    def _logits(self, token_ids: list[int], start: int = 0) -> torch.Tensor:
-        """After each of token_ids[start:]."""
-        device = self._model.device
-        output = self._model(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=torch.arange(len(token_ids), device=device).unsqueeze(0),
-            documents=documents_of((len(token_ids),), str(device)),
-            use_cache=False,
-            logits_to_keep=len(token_ids) - start,
-        )
-        scores: torch.Tensor = output.logits[0].float()
-        return scores
+        return report(log_softmax(self.core.logits(token_ids[:-1], start - 1)), token_ids[start:], top)
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""

@@ -12,7 +12,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -23,6 +23,17 @@ from danlu.generate.scheduler import Request
 Job = Callable[[], None]
 Inbox = queue.SimpleQueue[Job | None]
 T = TypeVar("T")
+
+
+def in_a_thread(function: Callable[[], T]) -> T:
+    """Call `function` in a thread that ends with it.
+
+    OpenMP keeps a pool of threads for each thread that ever ran a parallel product. Where the pools together have
+    more threads than the machine has cores, its waiting threads go to sleep at once and waking them costs more than
+    a small product. So that the worker's pool is the only one, nobody else keeps one.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
 
 
 class Worker:

@@ -200,14 +200,14 @@ def _attention(
     """transformers' attention interface: query (1, heads, tokens, dim) -> (1, tokens, heads, dim).
 
     What the tokens see is said in the forward pass: `documents=` (training, scoring) or `attend=`, a function
-    (module, q, k, v, scaling, window) over (tokens, heads, dim) that knows better (generation, with its slots).
+    (layer, q, k, v, scaling, window) over (tokens, heads, dim) that knows better (generation, with its slots).
     """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise ModelError("this model caps its attention scores or has attention sinks, which is not supported yet")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     if attend is not None:
-        return attend(module, q, k, v, scale, sliding_window).unsqueeze(0), None
+        return attend(int(module.layer_idx), q, k, v, scale, sliding_window).unsqueeze(0), None  # type: ignore[arg-type]
     if documents is None:
         raise ModelError("this model attends to documents laid end to end or to slots; it got neither")
     return fast_attention(q, k, v, documents, scale, sliding_window, dropout).unsqueeze(0), None

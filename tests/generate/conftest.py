@@ -1,13 +1,9 @@
 """An engine that several files ask."""
 
 import pytest
-from answering import strengthen
-
-from danlu import Engine
+from answering import strong_engine
 
 
 @pytest.fixture
 def engine(tiny_model):
-    made = Engine(str(tiny_model), dtype="float32")
-    strengthen(made._model)
-    return made
+    return strong_engine(tiny_model)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of, strengthen
+from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of, strengthen, strong_engine
 
 from danlu import Engine, GenerationParams
 from danlu.data.chat import Example
@@ -48,8 +48,7 @@ def test_greedy_takes_the_likeliest_token_each_time(engine):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "mistral"])
 def test_in_a_batch_as_alone(tmp_path, architecture):
-    engine = Engine(str(make_tiny_model(tmp_path, architecture=architecture)), dtype="float32")
-    strengthen(engine._model)
+    engine = strong_engine(make_tiny_model(tmp_path, architecture=architecture))
     alone = [ids_of(engine, [prompt], max_new_tokens=24)[0] for prompt in PROMPTS]
     assert ids_of(engine, max_new_tokens=24) == alone
     assert len(set(alone)) == len(PROMPTS)
@@ -338,7 +337,7 @@ def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engi
 
 def test_an_adapter_is_put_on(tiny_model, tmp_path):
     plain = Engine(str(tiny_model), dtype="float32")
-    model = attach(Engine(str(tiny_model), dtype="float32")._model, LoraOptions(r=2), seed=0)
+    model = attach(load_model(tiny_model, device=CPU, dtype=torch.float32), LoraOptions(r=2), seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:

@@ -19,15 +19,15 @@ from danlu.errors import AllBanned, DanluError, Interrupted
 
 
 def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):
-    own, calls = engine._model.forward, []
+    own, calls = engine.core.decoder, []
 
-    def forward(*args, **options):
+    def decoder(*args):
         calls.append(1)
         if len(calls) == 4:
             raise MemoryError("no memory for the fourth token")
-        return own(*args, **options)
+        return own(*args)
 
-    monkeypatch.setattr(engine._model, "forward", forward)
+    monkeypatch.setattr(engine.core, "decoder", decoder)
     expected = None
     for ask in (lambda: list(engine.stream(PROMPTS[0], GREEDY)), lambda: engine.generate(PROMPTS, GREEDY)):
         calls.clear()
@@ -83,13 +83,13 @@ def test_a_row_without_a_token_left_is_said(engine, monkeypatch):
 
 
 def test_work_ends_when_nobody_listens(engine, monkeypatch):
-    own, calls = engine._model.forward, []
+    own, calls = engine.core.decoder, []
 
-    def forward(*args, **options):
+    def decoder(*args):
         calls.append(1)
-        return own(*args, **options)
+        return own(*args)
 
-    monkeypatch.setattr(engine._model, "forward", forward)
+    monkeypatch.setattr(engine.core, "decoder", decoder)
     pieces = engine.stream(PROMPTS[0], GenerationParams(max_new_tokens=400))
     next(pieces)
     pieces.close()
@@ -132,14 +132,14 @@ def test_a_forgotten_engine_ends_its_thread_and_frees_its_model(tiny_model, ask)
     elif ask == "logits":
         engine.logits([5])
     else:
-        engine._model.forward = lambda **_options: 1 / 0
+        engine.core.decoder = lambda *_args: 1 / 0
         with pytest.raises(ZeroDivisionError):
             engine.generate(PROMPTS, GREEDY)
-    thread, model = engine._worker._threads[0], weakref.ref(engine._model)
+    thread, core = engine._worker._threads[0], weakref.ref(engine.core)
     assert thread.is_alive()
     del engine
     wait_for(lambda: not thread.is_alive())
-    wait_for(lambda: model() is None)
+    wait_for(lambda: core() is None)
 
 
 def test_a_closed_engine_says_so(engine):

@@ -79,7 +79,9 @@ def engines(tmp_path_factory):
     for architecture in ARCHITECTURES:
         directory = make_golden_model(tmp_path_factory.mktemp("golden") / architecture, architecture)
         model = load_model(directory, device=CPU, dtype=torch.float32)
-        made[architecture] = Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config))
+        made[architecture] = Engine.around(
+            model, Chat.of(load_tokenizer(directory), model.generation_config), weights_change=False
+        )
     return made
 
 
@@ -94,7 +96,7 @@ def test_answers_of_the_real_model_equal_the_reference_s():
 
     directory = resolve("smollm2-135m", cache=cache_directory())
     model = load_model(directory, device=CPU, dtype=torch.float32)
-    engine = Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config))
+    engine = Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config), weights_change=False)
     check(engine, rows_by_model("generation.jsonl")["smollm2-135m"])
 
 

@@ -43,7 +43,7 @@ def test_they_are_those_of_a_second_pass(engine, name, ends):
 
 
 def test_no_second_pass_is_made(engine, monkeypatch):
-    monkeypatch.setattr(engine, "_logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine.core, "logits", lambda *_: 1 / 0)
     (answer,) = answers(engine, [PROMPTS[0]], logprobs=0, eos_token_id=[])
     assert len(answer.logprobs) == 12
     assert answer.logprobs[0].top == ()
@@ -110,8 +110,8 @@ def test_what_cannot_be_scored_is_said(engine):
 
 def test_a_reader_who_goes_ends_the_scoring_after_a_portion(engine, monkeypatch):
     monkeypatch.setattr(engine_module, "SCORED_AT_ONCE", 1)
-    own, begun = engine._logits, []
-    monkeypatch.setattr(engine, "_logits", lambda *given: begun.append(1) or own(*given))
+    own, begun = engine.core.logits, []
+    monkeypatch.setattr(engine.core, "logits", lambda *given: begun.append(1) or own(*given))
 
     async def leave():
         task = asyncio.create_task(engine.aprompt_logprobs([5] * 400))

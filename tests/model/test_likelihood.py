@@ -208,8 +208,8 @@ def test_who_calls_the_model_may_say_how_tokens_attend(directories):
     prepare(model)
     windows = []
 
-    def attend(module, q, k, v, scaling, window):
-        windows.append((module.layer_idx, window))
+    def attend(layer, q, k, v, scaling, window):
+        windows.append((layer, window))
         assert (q.shape, k.shape, v.shape) == ((len(ids), 4, 8), (len(ids), 2, 8), (len(ids), 2, 8))
         return plain_attention(q, k, v, documents_of((len(ids),), "cpu"), scaling, window)
 

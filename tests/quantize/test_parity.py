@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from answering import strong_engine
 
 from danlu import Engine
 from danlu.data.chat import CHATML, Chat
@@ -19,13 +20,7 @@ CONVERSATIONS = [
 
 @pytest.fixture
 def first(tiny_model):
-    engine = Engine(str(tiny_model), dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in engine._model.named_parameters():
-            if "norm" not in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
-    return engine
+    return strong_engine(tiny_model)
 
 
 @pytest.fixture

@@ -263,10 +263,10 @@ def test_time_is_up(ask, engine, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failing_model_tells_no_secrets(post, engine, monkeypatch, stream):
-    def forward(*_args, **_options):
+    def decoder(*_args):
         raise ZeroDivisionError("secret path")
 
-    monkeypatch.setattr(engine._model, "forward", forward)
+    monkeypatch.setattr(engine.core, "decoder", decoder)
     response = post(CHAT, chat(stream=stream))
     body = json.loads(response.text.split("data: ")[-1])["error"] if stream else error(response, 500)
     assert (body["code"], "secret" in response.text) == ("internal_error", False)

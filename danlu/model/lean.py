@@ -1,0 +1,249 @@
+"""A decoder's forward pass with as little as possible between its matrix products.
+
+In a step of a small model, transformers' modules cost more time than the products in them. This is the same pass
+written flat, for decoders of the Llama kind: layers that read one input are one product (products.py), queries and
+keys are rotated together. `lean_form` reads a transformers model, compares the answers of both on a few tokens, and
+refuses what it does not know or what differs; such a model runs as transformers has it.
+
+Which tokens see which is the caller's `attend`, as in attention.py. Knows no cache and no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from danlu.model.attention import documents_of, fast_attention
+from danlu.model.products import Product, fixed_product, live_product
+
+# model_type of transformers whose layers are LeanLayer's; tests compare each.
+KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
+
+PROBE_TOKENS = 12
+
+# (layer, q (tokens, heads, dim), k and v (tokens, kv_heads, dim), scaling, window) -> (tokens, heads, dim)
+Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None], Tensor]
+# (token ids (tokens,), positions (tokens,), attend, which tokens) -> their logits (kept, vocabulary)
+Decoder = Callable[[Tensor, Tensor, Attend, Tensor | slice], Tensor]
+Norm = Callable[[Tensor], Tensor]
+
+_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_GEMMA_PARTS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+@dataclass
+class LeanLayer:
+    """One layer. `after_attention` and `after_mlp` stand where a model norms what a block adds (Gemma)."""
+
+    index: int
+    kind: str
+    heads: int
+    kv_heads: int
+    scaling: float
+    window: int | None
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+    activation: Callable[[Tensor], Tensor]
+    before_attention: Norm
+    before_mlp: Norm
+    after_attention: Norm | None
+    after_mlp: Norm | None
+    head_norm: Norm | None
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x (tokens, hidden); cos and sin (tokens, 1, dim), the first half of sin negated -> (tokens, hidden)."""
+        tokens, turned = len(x), self.heads + self.kv_heads
+        qkv = self.qkv(self.before_attention(x)).view(tokens, turned + self.kv_heads, -1)
+        qk = qkv[:, :turned] if self.head_norm is None else self.head_norm(qkv[:, :turned])
+        qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, -1), sin)
+        q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
+        y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1))
+        x = x + (y if self.after_attention is None else self.after_attention(y))
+        gate, up = self.gate_up(self.before_mlp(x)).chunk(2, -1)
+        y = self.down(self.activation(gate).mul_(up))
+        return x + (y if self.after_mlp is None else self.after_mlp(y))
+
+
+@dataclass
+class LeanDecoder:
+    """The whole pass. `rotate` gives cos and sin by the kind of layer."""
+
+    embed: Callable[[Tensor], Tensor]
+    rotate: Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
+    layers: list[LeanLayer]
+    norm: Norm
+    head: Product
+
+    @torch.no_grad()
+    def __call__(self, token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice) -> Tensor:
+        """token_ids and positions (tokens,) -> logits (kept, vocabulary) after the tokens `kept`."""
+        x = self.embed(token_ids)
+        rotations = self.rotate(x, positions)
+        for layer in self.layers:
+            x = layer(x, *rotations[layer.kind], attend)
+        return self.head(self.norm(x[kept]))
+
+
+def decoder_of(model: Any, *, weights_change: bool) -> Decoder:
+    """A forward pass over `model`, which attends as attention.py does: the lean one where it applies.
+
+    Args:
+        weights_change: the model is trained meanwhile, so its own layers are called. Otherwise their weights may go
+            over into a faster form: they are taken from the model, which cannot run by itself any more.
+    """
+    lean = lean_form(model, weights_change=weights_change)
+    return plain_decoder(model) if lean is None else lean
+
+
+def plain_decoder(model: Any) -> Decoder:
+    """The pass as transformers has it."""
+
+    @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
+    def run(token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice) -> Tensor:
+        at = torch.arange(len(token_ids), device=token_ids.device)[kept]
+        output = model(
+            input_ids=token_ids[None], position_ids=positions[None], attend=attend, use_cache=False, logits_to_keep=at
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    return run
+
+
+def lean_form(model: Any, *, weights_change: bool) -> LeanDecoder | None:
+    """The lean pass over the weights of `model`; None where it does not apply."""
+    if model.config.model_type not in KNOWN or not all(map(_is_known, model.model.layers)):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(model.config.vocab_size, (PROBE_TOKENS,), generator=generator).to(model.device)
+    positions = torch.arange(PROBE_TOKENS, device=model.device)
+    reader = _Reader(model)
+    answer = plain_decoder(model)(token_ids, positions, reader.attend, slice(None))
+    lean = reader.read(fixed=False)
+    if not _agree(lean(token_ids, positions, reader.attend, slice(None)), answer):
+        return None
+    return lean if weights_change else reader.read(fixed=True)
+
+
+def _agree(own: Tensor, wanted: Tensor) -> bool:
+    tolerance = 5e-2 if wanted.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return bool((own - wanted).abs().max() <= tolerance * wanted.abs().max().clamp_min(1e-6))
+
+
+def _is_known(layer: Any) -> bool:
+    """Whether a layer consists of the parts that LeanLayer calls, and of no other."""
+    return (
+        _children(layer) in (_PARTS, _PARTS | _GEMMA_PARTS)
+        and _children(layer.self_attn) in (_PROJECTIONS, _PROJECTIONS | _HEAD_NORMS)
+        and _children(layer.mlp) == _MLP
+    )
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+class _Reader:
+    """Reads a transformers model. What its layers tell their attention is heard while it runs."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._told: dict[int, tuple[float, int | None]] = {}  # layer -> scaling and window
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
+        """Causal attention over one document."""
+        self._told[layer] = scaling, window
+        return fast_attention(q, k, v, documents_of((len(q),), str(q.device)), scaling, window)
+
+    def read(self, fixed: bool) -> LeanDecoder:
+        """The lean pass. `fixed` takes the weights as they are now, else the model's layers are called."""
+        decoder = self.model.model
+        layers = [self._layer(layer, fixed) for layer in decoder.layers]
+        head = self._product([self.model.lm_head], fixed)
+        return LeanDecoder(decoder.embed_tokens, self._rotate, layers, _norm(decoder.norm, fixed), head)
+
+    def _layer(self, layer: Any, fixed: bool) -> LeanLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        scaling, window = self._told[attention.layer_idx]
+        is_gemma = _children(layer) > _PARTS
+        before_mlp = layer.pre_feedforward_layernorm if is_gemma else layer.post_attention_layernorm
+        return LeanLayer(
+            index=attention.layer_idx,
+            kind=attention.layer_type if self._kinds else "",
+            heads=attention.q_proj.out_features // attention.head_dim,
+            kv_heads=attention.k_proj.out_features // attention.head_dim,
+            scaling=scaling,
+            window=window,
+            qkv=self._product([attention.q_proj, attention.k_proj, attention.v_proj], fixed),
+            out=self._product([attention.o_proj], fixed),
+            gate_up=self._product([mlp.gate_proj, mlp.up_proj], fixed),
+            down=self._product([mlp.down_proj], fixed),
+            activation=mlp.act_fn,
+            before_attention=_norm(layer.input_layernorm, fixed),
+            before_mlp=_norm(before_mlp, fixed),
+            after_attention=_norm(layer.post_attention_layernorm, fixed) if is_gemma else None,
+            after_mlp=_norm(layer.post_feedforward_layernorm, fixed) if is_gemma else None,
+            head_norm=self._head_norm(attention, fixed),
+        )
+
+    @staticmethod
+    def _product(layers: Sequence[Any], fixed: bool) -> Product:
+        if not fixed or not all(type(layer) is nn.Linear for layer in layers):
+            return live_product(layers)
+        product = fixed_product(layers)
+        for layer in layers:  # which need not hold the weights twice
+            layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+        return product
+
+    @staticmethod
+    def _head_norm(attention: Any, fixed: bool) -> Norm | None:
+        """The norms of queries and keys as one, over (tokens, heads + kv_heads, dim)."""
+        if not hasattr(attention, "q_norm"):
+            return None
+        heads = attention.q_proj.out_features // attention.head_dim
+        of_q, of_k = _norm(attention.q_norm, fixed), _norm(attention.k_norm, fixed)
+        return lambda qk: torch.cat([of_q(qk[:, :heads]), of_k(qk[:, heads:])], 1)
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """Kinds of layers that differ in how they rotate; none where all rotate alike."""
+        return tuple(getattr(self.model.model.rotary_emb, "layer_types", ()))
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        rotary, at = self.model.model.rotary_emb, positions[None]
+        angles = {kind: rotary(x, at, kind) for kind in self._kinds} or {"": rotary(x, at)}
+        return {kind: (cos[0, :, None], _signed(sin[0, :, None])) for kind, (cos, sin) in angles.items()}
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """The first half of the last dimension negated: rotating (a, b) is (a, b) cos + (-b, a) sin."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
+def _norm(module: Any, fixed: bool) -> Norm:
+    """An RMS norm as one operation, where that answers as the module does; else the module."""
+    weight = module.weight.detach()
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    x = torch.linspace(-2, 3, 4 * len(weight), dtype=weight.dtype, device=weight.device).view(4, -1)
+    # Gemma's weights are what is added to 1; that sum would not follow a weight that is trained.
+    with torch.no_grad():
+        for scale in (weight, 1 + weight) if fixed else (weight,):
+            if eps is not None and _agree(F.rms_norm(x, weight.shape, scale, eps), module(x)):
+                return partial(_rms_norm, tuple(weight.shape), scale, eps)
+    return lambda x: module(x)
+
+
+def _rms_norm(shape: tuple[int, ...], weight: Tensor, eps: float, x: Tensor) -> Tensor:
+    return F.rms_norm(x, shape, weight, eps)
