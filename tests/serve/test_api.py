@@ -8,11 +8,16 @@ import math
 
 import httpx
 import pytest
-from answering import fixed_scores
+from answering import alive, fixed_scores
 from prometheus_client.parser import text_string_to_metric_families
 from serving import CHAT, HELLO, TEXT, chat, error, events, is_idle, text
 
+from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
+from danlu.generate.requests import Job
+from danlu.generate.rows import RowStates
+from danlu.generate.text import TextStream
+from danlu.serve.service import Run
 
 STRATEGIES = {
     "greedy": {"temperature": 0},
@@ -350,9 +355,13 @@ def test_64_at_once_each_as_alone(ask, engine):
 
 
 def test_200_cancelled_leave_nothing_behind(ask, engine):
+    kinds = (Run, LiveAnswers, Job, RowStates, TextStream)
+    before = alive(*kinds)
+
     async def talk(client):
         async def one(at):
-            body = chat(max_tokens=400, eos_token_id=[], temperature=0, stream=at % 2 == 0)
+            knobs = {"stop": ["never"], "logprobs": True, "stream": at % 2 == 0}
+            body = chat(max_tokens=400, eos_token_id=[], temperature=0, **knobs)
             with pytest.raises((TimeoutError, httpx.HTTPError)):
                 await asyncio.wait_for(client.post(CHAT, json=body), 0.01 * (at % 40))
 
@@ -365,3 +374,5 @@ def test_200_cancelled_leave_nothing_behind(ask, engine):
 
     assert ask(talk) == 0
     assert is_idle(engine)
+    assert engine.load.kv_bytes == 0
+    assert alive(*kinds) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -10,9 +11,13 @@ import time
 import httpx
 import openai
 import pytest
+from answering import alive
 from serving import CHAT, HELLO, is_idle, wait_until
 
+from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
+from danlu.generate.requests import Job
+from danlu.serve.service import Run
 
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 450, "eos_token_id": [], "temperature": 0}
 
@@ -169,6 +174,67 @@ def test_a_client_that_does_not_read_holds_up_nobody(start, engine):
         assert reply.status_code == 200
         wait_until(lambda: running.service.places_taken == 0, 15)
     assert is_idle(engine)
+
+
+def test_a_slow_reader_gets_its_whole_answer_and_holds_up_nobody(start, engine):
+    running = start()
+    address = running.server.servers[0].sockets[0].getsockname()
+    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=450, eos_token_id=()))[0].sequences
+    body = json.dumps({**LONG, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect(address)
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        got = slow.recv(64)
+        for _ in range(8):
+            reply = httpx.post(f"{running.url}/chat/completions", json={**LONG, "max_tokens": 5}, timeout=20)
+            assert reply.json()["usage"]["completion_tokens"] == 5
+            got += slow.recv(64)
+        assert b"[DONE]" not in got
+        while piece := slow.recv(4096):
+            got += piece
+    lines = [line for line in got.split(b"\n") if line.startswith(b"data: {")]
+    said = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for line in lines]
+    assert "".join(said) == expected.text
+    assert b"[DONE]" in got
+    wait_until(lambda: is_idle(engine) and running.service.places_taken == 0)
+
+
+def test_64_streams_of_which_some_leave(start, engine):
+    """Those who stay are answered as alone, through all comings and goings."""
+    before = alive(Run, LiveAnswers, Job)
+    running = start()
+    kinds = [{"temperature": 0}, {"seed": 4, "n": 2}, BEAMS["beam"], BEAMS["group"], {"temperature": 0, "logprobs": 2}]
+    asked = [{**LONG, "max_tokens": 24, "stream": True, "temperature": None, **kinds[at % 5]} for at in range(64)]
+
+    async def one(client, at):
+        texts = {}
+        async with client.stream("POST", "/chat/completions", json=asked[at]) as response:
+            async for line in response.aiter_lines():
+                if at % 4 == 3 and texts:
+                    return None
+                if line.startswith("data: {"):
+                    choice = json.loads(line.removeprefix("data: "))["choices"][0]
+                    texts.setdefault(choice["index"], []).append(choice["delta"].get("content", ""))
+        return ["".join(texts[index]) for index in sorted(texts)]
+
+    async def all_of_them():
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=running.url, timeout=40, limits=limits) as client:
+            return await asyncio.gather(*(one(client, at) for at in range(64)))
+
+    drawn = GenerationParams(do_sample=True, seed=4, num_return_sequences=2, max_new_tokens=24, eos_token_id=())
+    params = [GenerationParams(**BEAMS[name], max_new_tokens=24, eos_token_id=()) for name in ("beam", "group")]
+    greedy = GenerationParams(max_new_tokens=24, eos_token_id=())
+    alone = [
+        [answer.text for answer in engine.generate([HELLO], one)[0].sequences]
+        for one in (greedy, drawn, *params, greedy)
+    ]
+    for at, texts in enumerate(asyncio.run(all_of_them())):
+        assert texts == (None if at % 4 == 3 else alone[at % 5])
+    wait_until(lambda: is_idle(engine) and running.service.places_taken == 0)
+    assert alive(Run, LiveAnswers, Job) == before
 
 
 def test_a_long_upload_is_refused(start):
