@@ -36,10 +36,10 @@ COLUMNS = {
     "zh": ("客户端数", "token/s", "请求/s", "首个 token（毫秒）", "相邻两段之间（毫秒）", "整个回答（毫秒）"),
 }
 HOW = {
-    "en": "p50 / p90 / p99 of {requests} requests of {new_tokens} new tokens each, {model}, {machine}; written by\n"
-    "`{command}`.",
-    "zh": "p50 / p90 / p99，{requests} 个请求，每个生成 {new_tokens} 个 token，{model}，{machine}；由\n"
-    "`{command}` 写入。",
+    "en": "p50 / p90 / p99 of {requests} requests of {new_tokens} new tokens each, {model}, {cores} cores ({kind}), load\n"
+    "average before {busy:.1f}; written by `{command}`.",
+    "zh": "p50 / p90 / p99，{requests} 个请求，每个生成 {new_tokens} 个 token，{model}，{cores} 核（{kind}），运行前的平均负载\n"
+    "{busy:.1f}；由 `{command}` 写入。",
 }
 
 
@@ -158,16 +158,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--write", action="store_true", help="put the table into the guide to serving")
     chosen = parser.parse_args(arguments)
+    busy = os.getloadavg()[0]
     with served(chosen.model) as url:
         rows = [asyncio.run(load(url, clients, chosen.requests, chosen.new_tokens)) for clients in chosen.clients]
     print(table(rows, "en"), end="")
     if chosen.write:
         given = sys.argv[1:] if arguments is None else arguments
-        command = " ".join(["python benchmarks/serve.py", *given])
-        machine = f"{os.cpu_count()} cores ({platform.machine()})"
+        threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
+        command = " ".join([*threads, "python benchmarks/serve.py", *given])
+        known = {**vars(chosen), "cores": os.cpu_count(), "kind": platform.machine(), "busy": busy, "command": command}
         for language, guide in GUIDES.items():
-            how = HOW[language].format(**vars(chosen), machine=machine, command=command)
-            guide.write_text(written(guide.read_text("utf-8"), f"{table(rows, language)}\n{how}\n"), "utf-8")
+            block = f"{table(rows, language)}\n{HOW[language].format(**known)}\n"
+            guide.write_text(written(guide.read_text("utf-8"), block), "utf-8")
 
 
 if __name__ == "__main__":
