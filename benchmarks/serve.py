@@ -36,10 +36,10 @@ COLUMNS = {
     "zh": ("客户端数", "token/s", "请求/s", "首个 token（毫秒）", "相邻两段之间（毫秒）", "整个回答（毫秒）"),
 }
 HOW = {
-    "en": "p50 / p90 / p99 of {requests} requests of {new_tokens} new tokens each, {model}, {cores} cores ({kind}), load\n"
-    "average before {busy:.1f}; written by `{command}`.",
-    "zh": "p50 / p90 / p99，{requests} 个请求，每个生成 {new_tokens} 个 token，{model}，{cores} 核（{kind}），运行前的平均负载\n"
-    "{busy:.1f}；由 `{command}` 写入。",
+    "en": "p50 / p90 / p99 of {requests} requests of {new_tokens} new tokens each, {model}, {cores} cores ({kind}),\n"
+    "load average before {busy:.1f}; written by `{command}`.",
+    "zh": "p50 / p90 / p99，{requests} 个请求，每个生成 {new_tokens} 个 token，{model}，{cores} 核（{kind}），\n"
+    "运行前的平均负载 {busy:.1f}；由 `{command}` 写入。",
 }
 
 

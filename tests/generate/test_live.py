@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import pytest
 from answering import alive
+from serving import wait_until
 
 from danlu import Engine, GenerationParams
 from danlu.errors import ConfigError
@@ -104,7 +105,7 @@ def test_200_that_are_cancelled_leave_nothing_behind(engine):
     engine.logits([5])  # what was asked for before this is done
     assert engine.core.is_idle
     assert engine.load.kv_bytes == 0
-    assert alive(*kinds) == before
+    wait_until(lambda: alive(*kinds) <= before)  # a prompt that is just being read is let go after that
 
 
 def test_a_loop_that_has_ended_does_not_hurt_the_engine(engine):

@@ -234,7 +234,7 @@ def test_64_streams_of_which_some_leave(start, engine):
     for at, texts in enumerate(asyncio.run(all_of_them())):
         assert texts == (None if at % 4 == 3 else alone[at % 5])
     wait_until(lambda: is_idle(engine) and running.service.places_taken == 0)
-    assert alive(Run, LiveAnswers, Job) == before
+    wait_until(lambda: alive(Run, LiveAnswers, Job) <= before)
 
 
 def test_a_long_upload_is_refused(start):
