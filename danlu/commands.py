@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,18 +15,19 @@ from danlu.data.check import check as check_data
 from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flags, from_flags
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.hub import KNOWN, cache_directory, is_cached, resolve
+from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
 from danlu.journal import Journal
-from danlu.model.load import load_tokenizer
+from danlu.model.load import ModelOptions, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
 from danlu.run import Recipe
 from danlu.run import run as run_recipe
-from danlu.serve.options import ServeOptions
+from danlu.serve.options import BackendOptions, ServeOptions
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
@@ -96,6 +96,9 @@ def generate(
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     raw: bool = False,
+    show: bool = False,
+    show_tokens: int | None = None,
+    show_json: Path | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
     accept_licence: bool = False,
@@ -112,6 +115,12 @@ def generate(
         a system message before it
     raw
         continue the prompt as plain text, without the chat template
+    show
+        draw what each token was chosen from and which knob dropped what, and beams as a tree
+    show_tokens
+        of each answer, draw so many tokens; 8 without it
+    show_json
+        file for what --show draws, whole and as JSON
     dtype
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
@@ -122,9 +131,22 @@ def generate(
     knobs = _knobs(params)
     if raw and system is not None:
         raise ConfigError("--system has no effect with --raw", fix="leave one of them out")
+    if show_tokens is not None and not (show and show_tokens > 0):
+        raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
     engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    _stream(engine, text if raw else [*_system(system), {"role": "user", "content": text}], knobs)
+    asked = text if raw else [*_system(system), {"role": "user", "content": text}]
+    if not (show or show_json):
+        _stream(engine, asked, knobs)
+        return
+    trace = engine.trace(asked, knobs)
+    for answer in trace.answers:
+        _say(answer.text)
+    if show_json:
+        with disk_faults(show_json, "the trace"):
+            show_json.write_text(trace.to_json(), encoding="utf-8")
+    if show:
+        show_trace(_OUT, trace, show_tokens or TOKENS)
 
 
 def chat(
@@ -164,10 +186,11 @@ def chat(
 
 
 def serve(
-    model: str,
+    model: str | None = None,
     /,
     *,
     options: Annotated[ServeOptions, Flat] = ServeOptions(),  # noqa: B008 - frozen
+    backend: Annotated[BackendOptions, Flat] = BackendOptions(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
     adapter: str | None = None,
     accept_licence: bool = False,
@@ -177,7 +200,8 @@ def serve(
     Parameters
     ----------
     model
-        a name that `danlu models` lists, a directory, a .gguf file, or a hub id
+        a name that `danlu models` lists, a directory, a .gguf file, or a hub id; with --backend openai the other
+        server's name for its model, needed where it has several
     dtype
         number format of the weights; auto is bfloat16 where the hardware has it
     adapter
@@ -185,17 +209,10 @@ def serve(
     accept_licence
         accept the licence of a model that asks for it
     """
-    from danlu.serve.api import make_app  # the web framework is for this command alone
-    from danlu.serve.keys import with_key
-    from danlu.serve.server import listen
-    from danlu.serve.server import serve as serve_app
+    from danlu.serve.command import serve_model  # the web framework is for this command alone
 
-    options = with_key(options, os.environ)
-    with listen(options) as taken:
-        engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-        name = Path(model).resolve().name if Path(model).exists() else model
-        serve_app(make_app(engine, options, name), options, taken, _say)
-        engine.close()
+    loading = ModelOptions(name=model or "", dtype=dtype, adapter=adapter, accept_licence=accept_licence)
+    serve_model(loading, options, backend, say=_say, news=_news)
 
 
 def _system(text: str | None) -> list[Message]:
@@ -273,10 +290,11 @@ def merge(
 
 def models() -> None:
     """List the models known by name."""
-    table = Table("name", "parameters", "licence", "languages", "on this machine")
-    for known in KNOWN.values():
+    table = Table("name", "parameters", "licence", "languages", "on this machine", "makes")
+    for known in (*KNOWN.values(), *EMBEDDERS.values()):
         here = "yes" if is_cached(known.name, cache_directory()) else "no"
-        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here)
+        makes = "vectors" if known.name in EMBEDDERS else "text"
+        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here, makes)
     _OUT.print(table)
     _say("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
 

@@ -18,6 +18,7 @@ from danlu import Engine, GenerationParams, cli
 from danlu.config import Options
 from danlu.device import Device
 from danlu.generate.engine import Answer, Event
+from danlu.generate.trace import Trace
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
@@ -117,6 +118,8 @@ def test_help_shows_every_option_of_the_model_behind_it(call, command, model, le
         (["data", "check", "x.jsonl", "--chat_template", "chatml"], "--chat_template has no effect without --model"),
         (["report", "nowhere"], "nowhere is no run directory"),
         (["generate", "m", "hi", "--dtype", "float8"], "float8"),
+        (["generate", "m", "hi", "--show_tokens", "3"], "--show_tokens 3\n  allowed: 1 or more, beside --show"),
+        (["generate", "m", "hi", "--show", "--show_tokens", "0"], "allowed: 1 or more"),
         (["generate", "m", "hi", "--logit_bias", "5"], "logit_bias: Input should be a valid dictionary"),
         (["generate", "m", "hi", "--stop_sequences", "[5"], "stop_sequences: '[5' is not valid JSON"),
     ],
@@ -313,6 +316,22 @@ def test_each_of_several_answers_is_printed(call, tiny_model):
     params = GenerationParams(do_sample=True, seed=5, num_return_sequences=3, max_new_tokens=5)
     expected = engine.generate([[{"role": "user", "content": "one two"}]], params)[0].sequences
     assert (code, err, out) == (0, "", "".join(answer.text + "\n" for answer in expected))
+
+
+def test_decoding_is_drawn_and_written(call, tiny_model, tmp_path):
+    asked = ("generate", tiny_model, "hi", "--max_new_tokens", 3, "--num_beams", 2)
+    _, answer, _ = call(*asked)
+    file = tmp_path / "trace.json"
+    code, out, err = call(*asked, "--show", "--show_tokens", 2, "--show_json", file)
+    assert (code, err) == (0, "")
+    assert out.startswith(answer)
+    assert "answer 1, token by token" in out
+    assert "1 more tokens: --show_tokens 3" in out
+    trace = Trace.from_json(file.read_text("utf-8"))
+    assert trace.answers[0].text + "\n" == answer
+    assert call(*asked, "--show_json", file) == (0, answer, "")
+    code, _, err = call(*asked, "--show_json", tmp_path / "trace.json" / "inner")
+    assert (code, "a part of the path is a file" in err) == (1, True)
 
 
 def test_raw_text_and_standard_input(call, tiny_model, asked, monkeypatch):

@@ -77,8 +77,10 @@ class Load:
         waiting: requests whose prompt is not being read yet.
         running: requests that are read or answered.
         rows: answers and beams that grow in each step.
-        kv_bytes: allocated for keys and values now.
-        kv_budget_bytes: what they may take at most.
+        kv_bytes: allocated for the keys and values of requests now.
+        kv_budget_bytes: what these and the prefix cache may take at most.
+        prefix_cache_bytes: held by the prefix cache now.
+        prefix_hit_tokens: tokens that had not to be read, because they were in the prefix cache.
     """
 
     waiting: int
@@ -86,3 +88,5 @@ class Load:
     rows: int
     kv_bytes: int
     kv_budget_bytes: int
+    prefix_cache_bytes: int
+    prefix_hit_tokens: int

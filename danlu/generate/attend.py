@@ -38,16 +38,18 @@ class Rows:
         return self.shelf.slots[: self.shelf.ready]
 
     @cached_property
-    def slot_of(self) -> Tensor:
-        """(count,)"""
-        return torch.arange(self.shelf.ready, device=self.shelf.shape.device).repeat_interleave(self.shelf.rows)
+    def place_of(self) -> Tensor:
+        """(slots, rows) place in its slot of each token."""
+        rows = self.shelf.rows
+        places = [[slot.length - rows + row for row in range(rows)] for slot in self.slots]
+        return torch.tensor(places, device=self.shelf.shape.device)
 
     @cached_property
-    def place_of(self) -> Tensor:
-        """(count,) place in its slot of each token."""
-        rows = self.shelf.rows
-        places = [slot.length - rows + row for slot in self.slots for row in range(rows)]
-        return torch.tensor(places, device=self.shelf.shape.device)
+    def target(self) -> Tensor:
+        """(count * kv_heads,) where each token's keys lie among all of a layer, (room * kv_heads * capacity, dim)."""
+        heads, capacity = self.shelf.shape.kv_heads, self.shelf.capacity
+        at = torch.arange(self.shelf.ready * heads, device=self.shelf.shape.device).view(-1, 1, heads)
+        return (at * capacity + self.place_of[..., None]).view(-1)
 
     @cached_property
     def seen(self) -> int:
@@ -78,10 +80,13 @@ class Plan:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
         """One layer: q (tokens, heads, dim), k and v (tokens, kv_heads, dim) -> (tokens, heads, dim)."""
+        group = q.shape[1] // k.shape[1]
+        if len(self.rows) == 1 and not self.chunks:
+            return _attend_rows(self.rows[0], layer, q, k, v, self.rows_mask(0, group, window, q.dtype), scaling)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for at, part in enumerate(self.rows):
             span = slice(part.start, part.start + part.count)
-            mask = self.rows_mask(at, q.shape[1] // k.shape[1], window, q.dtype)
+            mask = self.rows_mask(at, group, window, q.dtype)
             out[span] = _attend_rows(part, layer, q[span], k[span], v[span], mask, scaling)
         for at, chunk in enumerate(self.chunks):
             span = slice(chunk.start, chunk.start + chunk.count)
@@ -98,7 +103,7 @@ class Plan:
             may = part.shelf.visible[:slots, :, :seen]
             if window is not None:
                 positions = part.shelf.positions[:slots, :seen]
-                own = positions.gather(1, part.place_of.view(slots, -1))  # (slots, rows)
+                own = positions.gather(1, part.place_of)  # (slots, rows)
                 may = may & (own[:, :, None] - positions[:, None, :] < window)
             mask = torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, -math.inf)
             self.masks[key] = mask.repeat_interleave(group, 1).unsqueeze(1)
@@ -132,12 +137,18 @@ def _attend_rows(part: Rows, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: 
     slots, rows, seen = shelf.ready, shelf.rows, part.seen
     heads, dim, kv_heads = q.shape[1], q.shape[2], k.shape[1]
     group = heads // kv_heads
-    shelf.keys[layer][part.slot_of, :, part.place_of] = k
-    shelf.values[layer][part.slot_of, :, part.place_of] = v
+    keys, values = shelf.keys[layer], shelf.values[layer]
+    keys.view(-1, dim).index_copy_(0, part.target, k.reshape(-1, dim))
+    values.view(-1, dim).index_copy_(0, part.target, v.reshape(-1, dim))
     # Query heads that share a key head become rows of one product.
-    stacked = q.view(slots, rows, kv_heads, group, dim).transpose(1, 2).reshape(slots, kv_heads, rows * group, dim)
-    keys, values = (x[layer][:slots, :, :seen] for x in (shelf.keys, shelf.values))
+    if rows == 1:
+        stacked = q.view(slots, kv_heads, group, dim)
+    else:
+        stacked = q.view(slots, rows, kv_heads, group, dim).transpose(1, 2).reshape(slots, kv_heads, rows * group, dim)
+    keys, values = keys[:slots, :, :seen], values[:slots, :, :seen]
     out = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
+    if rows == 1:
+        return out.view(slots, heads, dim)
     return out.view(slots, kv_heads, rows, group, dim).transpose(1, 2).reshape(slots * rows, heads, dim)
 
 

@@ -19,8 +19,10 @@ from danlu.generate.strategies import (
     Hypothesis,
     Limits,
     Pool,
+    Row,
     Step,
     Strategy,
+    beam_row,
     is_real,
     refuse_none,
 )
@@ -84,3 +86,10 @@ class ConstrainedBeam(Strategy):
 
     def results(self) -> list[Hypothesis]:
         return [*self._pool.best(), *self._unsatisfied][: self.options.num_return_sequences]
+
+    def standing(self) -> list[Row]:
+        pairs = zip(self.running.tolist(), self.states, strict=True)
+        return [beam_row(total, bank=self.constraints.progress(state)) for total, state in pairs]
+
+    def finished(self) -> list[tuple[int, Hypothesis]]:
+        return [(0, hypothesis) for hypothesis in (*self._pool.kept, *self._unsatisfied)]

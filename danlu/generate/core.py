@@ -16,6 +16,7 @@ from torch import Tensor
 from danlu.errors import MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
+from danlu.generate.prefix import PrefixCache
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
 from danlu.model.attention import documents_of, fast_attention, use_our_attention
 from danlu.model.lean import Attend, decoder_of
@@ -29,6 +30,7 @@ class Core:
         kv_budget_bytes: what keys and values may take at most.
         prompt_tokens_a_step: portion of prompts read in one step.
         weights_change: the model is trained between two requests; otherwise its weights belong to the core.
+        prefix_cache: keep what was read for requests that begin the same way; wrong as soon as weights change.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Core:
         prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP,
         *,
         weights_change: bool = True,
+        prefix_cache: bool = False,
     ) -> None:
         use_our_attention(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -45,7 +48,8 @@ class Core:
         shape = kv_shape(base.config, base.dtype, base.device)
         self.decoder = decoder_of(base, weights_change=weights_change)
         self.store = KVStore(shape, kv_budget_bytes)
-        self.scheduler = Scheduler(self.store, prompt_tokens_a_step)
+        self.prefixes = PrefixCache(self.store) if prefix_cache else None
+        self.scheduler = Scheduler(self.store, prompt_tokens_a_step, self.prefixes)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises MemoryShortage if its prompt can never fit."""
@@ -103,6 +107,7 @@ class Core:
 
     def _choose(self, request: Request, logits: Tensor) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""
+        held = request.strategy.sequences[0]  # by the first row, before the choice
         try:
             step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
             if step.tokens:
@@ -112,7 +117,7 @@ class Core:
         except Exception as error:
             self._fail(request, error)
             return
-        self.scheduler.end(request)
+        self.scheduler.finish(request, held)
         request.on_end(None)
 
 

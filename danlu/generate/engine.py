@@ -28,8 +28,10 @@ from danlu.generate.live import LiveAnswers
 from danlu.generate.logits import log_softmax
 from danlu.generate.logprobs import report
 from danlu.generate.params import GenerationParams
+from danlu.generate.recorder import TOP, Recorder
 from danlu.generate.requests import Job, Maker
-from danlu.generate.text import push_all
+from danlu.generate.text import TokenNames, push_all
+from danlu.generate.trace import Trace
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.load import ModelOptions, load
@@ -52,6 +54,7 @@ class Engine:
         dtype: "auto" is bfloat16 where the hardware has it, else float32.
         adapter: directory of a PEFT adapter to put on the model.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
+        prefix_cache: keep the keys and values of prompts for later ones that begin the same way.
         accept_licence: you accept the licence of a model that asks for it.
         say: hears what is fetched and unpacked.
     """
@@ -63,17 +66,18 @@ class Engine:
         adapter: str | None = None,
         *,
         kv_budget_bytes: int | None = None,
+        prefix_cache: bool = True,
         accept_licence: bool = False,
         say: Say = silent,
     ) -> None:
         chosen = {"name": model_name_or_path, "dtype": dtype, "adapter": adapter, "accept_licence": accept_licence}
         options = validate(ModelOptions, chosen, where="Engine")
-        in_a_thread(partial(self._load, options, kv_budget_bytes, say))
+        in_a_thread(partial(self._load, options, kv_budget_bytes, prefix_cache, say))
 
-    def _load(self, options: ModelOptions, kv_budget_bytes: int | None, say: Say) -> None:
+    def _load(self, options: ModelOptions, kv_budget_bytes: int | None, prefix_cache: bool, say: Say) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
-        self._set_up(loaded.model, chat, kv_budget_bytes, weights_change=False)
+        self._set_up(loaded.model, chat, kv_budget_bytes, weights_change=False, prefix_cache=prefix_cache)
 
     @classmethod
     def around(
@@ -82,17 +86,20 @@ class Engine:
         """An engine around a model that is in memory already.
 
         Args:
-            weights_change: the model may be trained between two requests, never during one. False is faster, and
-                takes the model over: it cannot be run or saved by itself any more.
+            weights_change: the model may be trained between two requests, never during one. False is faster (keys
+                that older weights made are wrong, so only then is there a prefix cache), and takes the model over:
+                it cannot be run or saved by itself any more.
         """
         engine = cls.__new__(cls)
-        engine._set_up(model, chat, kv_budget_bytes, weights_change=weights_change)
+        engine._set_up(model, chat, kv_budget_bytes, weights_change=weights_change, prefix_cache=not weights_change)
         return engine
 
-    def _set_up(self, model: Any, chat: Chat, kv_budget_bytes: int | None, *, weights_change: bool) -> None:
+    def _set_up(
+        self, model: Any, chat: Chat, kv_budget_bytes: int | None, *, weights_change: bool, prefix_cache: bool
+    ) -> None:
         self._model, self.chat = model.eval(), chat
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
-        self.core = Core(model, budget, weights_change=weights_change)
+        self.core = Core(model, budget, weights_change=weights_change, prefix_cache=prefix_cache)
         self._worker = Worker(self.core)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
@@ -125,6 +132,24 @@ class Engine:
             for job in jobs:
                 self._worker.cancel(job.request)
             raise
+
+    def trace(self, prompt: Prompt, params: GenerationParams | None = None, top: int = TOP) -> Trace:
+        """Answer one prompt as `generate` does, and tell how each token was chosen.
+
+        Args:
+            top: candidates to keep of each row and step, beside those that were chosen.
+        """
+        if top < 1:
+            raise ConfigError(f"top: {top}", allowed="1 or more")
+        self._model.eval()
+        job = self._job(prompt, params or GenerationParams())
+        job.is_followed = False
+        recorder = Recorder(job, TokenNames(self.chat.tokenizer), top)
+        self._worker.submit(job.request)
+        try:
+            return recorder.trace(self._generation(job))
+        finally:
+            self._worker.cancel(job.request)
 
     def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[Event]:
         """Pieces of the answers as they come; the work ends when the caller stops asking."""
@@ -177,9 +202,10 @@ class Engine:
         """What the engine is busy with, read while it works."""
         scheduler, store = self.core.scheduler, self.core.store
         running = [*scheduler.reading, *scheduler.running]
-        kv_bytes = store.cached_bytes + sum(shelf.room * shelf.slot_bytes for shelf in list(store.shelves.values()))
+        kv_bytes = sum(shelf.room * shelf.slot_bytes for shelf in list(store.shelves.values()))
         rows = sum(request.rows for request in running)
-        return Load(len(scheduler.waiting), len(running), rows, kv_bytes, store.budget_bytes)
+        hits = self.core.prefixes.hit_tokens if self.core.prefixes else 0
+        return Load(len(scheduler.waiting), len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits)
 
     @property
     def context_length(self) -> int | None:

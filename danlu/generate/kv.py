@@ -7,14 +7,14 @@ index; no key or value moves. Tokens that no row sees any more are swept when a 
 Slots with the same number of rows and the same capacity (a power of two) lie densely in one *shelf*, so that
 one product serves all of them: first those that are ready, then those whose prompt is still being read. A slot
 that outgrows its shelf moves to a larger one, and another fills the hole it leaves. What is allocated is counted
-in bytes against a budget that is never exceeded.
+in bytes against a budget that is never exceeded. The prefix cache (prefix.py) shares it, and makes way.
 
 Knows no strategy, no scores and no model beyond the shape of its keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -217,12 +217,18 @@ class Slot:
 
 
 class KVStore:
-    """All shelves, under one budget of bytes."""
+    """All shelves, under one budget of bytes.
+
+    Attributes:
+        cached_bytes: held by the prefix cache.
+        make_way: asks the cache to give back at least so many of them.
+    """
 
     def __init__(self, shape: KVShape, budget_bytes: int) -> None:
         self.shape, self.budget_bytes = shape, budget_bytes
         self.shelves: dict[tuple[int, int], Shelf] = {}
-        self.cached_bytes = 0  # held by the prefix cache, which shares the budget
+        self.cached_bytes = 0
+        self.make_way: Callable[[int], None] = lambda _bytes: None
 
     @property
     def used_bytes(self) -> int:
@@ -276,13 +282,22 @@ class KVStore:
             # While one layer is copied, its old tensor still stands: that counts as well.
             passing = shelf.room * shelf.slot_bytes // (2 * self.shape.layers)
             for room in (wanted, shelf.room + 1):
-                if self.used_bytes + (room - shelf.room) * shelf.slot_bytes + passing <= self.budget_bytes:
+                if self._can_hold((room - shelf.room) * shelf.slot_bytes + passing):
                     shelf.resize(room)
                     break
             else:
                 raise OutOfBudget(f"{shelf.slot_bytes} bytes more do not fit into {self.budget_bytes}")
         self.shelves[shelf.key] = shelf
         return shelf
+
+    def _can_hold(self, more_bytes: int) -> bool:
+        """Whether so many bytes more fit; the prefix cache makes way if that helps."""
+        lacking = self.used_bytes + more_bytes - self.budget_bytes
+        if lacking > self.cached_bytes:
+            return False
+        if lacking > 0:
+            self.make_way(lacking)
+        return True
 
 
 def capacity_for(tokens: int) -> int:

@@ -43,6 +43,11 @@ class LiveAnswers:
     def prompt_token_ids(self) -> tuple[int, ...]:
         return self._job.prompt
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were in the prefix cache."""
+        return self._job.request.cached_tokens
+
     def close(self) -> None:
         """End the request, wherever it stands."""
         self._worker.cancel(self._job.request)

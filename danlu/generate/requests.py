@@ -40,6 +40,8 @@ class Job:
     """A request on its way, and what its caller waits for.
 
     Attributes:
+        rows: what its rows have seen, and the stages of their scores.
+        seed: of its draws.
         text: makes the text of an answer before its first token.
         min_new: new tokens before which no stop sequence ends the answer.
         steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
@@ -51,6 +53,8 @@ class Job:
     prompt: tuple[int, ...]
     params: GenerationParams
     request: Request
+    rows: RowStates
+    seed: int
     text: Callable[[], TextStream]
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
@@ -81,10 +85,11 @@ class Maker:
         rows = RowStates(
             params, prompt, eos, self.vocabulary, self._bad_words(params), text() if params.stop_sequences else None
         )
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
         ledger = None
         if params.logprobs is not None and params.num_beams == 1:
             ledger = Ledger(params.live_rows, params.logprobs)
-        strategy = self._strategy(params, prompt, eos, rows, ledger)
+        strategy = self._strategy(params, prompt, eos, rows, seed, ledger)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -100,7 +105,8 @@ class Maker:
         score = self._score(params, rows)
         score = ledger.seeing(score) if ledger else score
         request = Request(tuple(prompt), strategy, score, params.use_cache, on_step, on_end)
-        job = Job(request.prompt, params, request, text, params.min_new(len(prompt)), steps, ended, ledger)
+        min_new = params.min_new(len(prompt))
+        job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, ledger)
         return job
 
     def check(self, prompt: Sequence[int]) -> None:
@@ -138,10 +144,10 @@ class Maker:
         prompt: Sequence[int],
         eos: frozenset[int],
         rows: RowStates,
+        seed: int,
         ledger: Ledger | None,
     ) -> Strategy:
         limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
         if params.num_beams == 1:
             pick: Pick = partial(_drawn, seed) if params.do_sample else _likeliest
             return Independent(params.live_rows, limits, ledger.noting(pick) if ledger else pick)
@@ -153,7 +159,7 @@ class Maker:
             return ConstrainedBeam(options, limits, forced, prompt)
         draw: Draw = partial(_drawn_candidates, seed) if params.do_sample else highest_candidates
         if params.num_beam_groups > 1:
-            process = partial(_processed, params, rows)
+            process = partial(_processed_in_group, params, rows)
             return GroupBeam(options, params.num_beam_groups, params.diversity_penalty, limits, self.pad, process, draw)
         return Beam(options, limits, draw)
 
@@ -169,7 +175,13 @@ class Maker:
 def _processed(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int] | None = None) -> Tensor:
     """Penalties and bans, then, to draw from, temperature and the rest."""
     scores = rows.penalised(scores, of)
-    return rows.warped(scores) if params.do_sample else scores
+    return rows.warped(scores, of) if params.do_sample else scores
+
+
+def _processed_in_group(params: GenerationParams, rows: RowStates, scores: Tensor, of: Sequence[int]) -> Tensor:
+    if params.diversity_penalty:
+        rows.tell("diversity_penalty", scores, of)
+    return _processed(params, rows, scores, of)
 
 
 def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]:
@@ -178,10 +190,13 @@ def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]
 
 
 def _drawn(seed: int, scores: Tensor, numbers: Sequence[int], made: int) -> list[int]:
-    """A draw depends on the request's seed, the step and the row's number alone."""
-    u = logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
-    picked: list[int] = logits.draw(scores, u).tolist()
+    picked: list[int] = logits.draw(scores, uniforms_of(seed, numbers, made)).tolist()
     return picked
+
+
+def uniforms_of(seed: int, numbers: Sequence[int], made: int) -> Tensor:
+    """The u of each row, (rows,): it depends on the request's seed, the step and the row's number alone."""
+    return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
 
 
 def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[Tensor, Tensor]:

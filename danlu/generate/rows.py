@@ -1,12 +1,13 @@
 """The rows of one request between steps: what they have seen, how their scores are processed, when text stops.
 
-Composes the operations of logits.py in their order, for the knobs that are set; a request without penalties or
+Composes the operations of logits.py in their order, as stages named by their knobs; a request without penalties or
 bans costs nothing here. Forks with the rows that the strategy chose. Knows no model and no other request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,21 @@ from danlu.generate.text import TextStream
 
 # Knobs that ban tokens.
 _BANS = ("no_repeat_ngram_size", "bad_words_ids", "bad_words", "min_new_tokens", "min_length")
+# Hears the scores of some rows after a stage: its knob, scores (rows, vocabulary), and the rows' numbers.
+Watch = Callable[[str, Tensor, Sequence[int]], None]
+
+
+class Stage(NamedTuple):
+    """One knob at work.
+
+    Attributes:
+        knob: its name.
+        apply: (states, scores (rows, vocabulary), numbers of these rows, whether it may write into the scores) ->
+            scores, the same tensor where there is nothing to do.
+    """
+
+    knob: str
+    apply: Callable[[RowStates, Tensor, Sequence[int], bool], Tensor]
 
 
 class RowStates:
@@ -32,6 +48,9 @@ class RowStates:
         vocabulary: number of scores a row.
         bad: token sequences to avoid, those given as text included.
         stream: the text of a row before its first token, with its stop sequences; None when there are none.
+
+    Attributes:
+        watch: hears the scores after each stage; None, and nothing is spent on it.
     """
 
     def __init__(
@@ -58,6 +77,9 @@ class RowStates:
         self._counts: Tensor | None = None
         if params.presence_penalty or params.frequency_penalty:
             self._counts = torch.zeros(rows, vocabulary)
+        self.watch: Watch | None = None
+        self._penalties = penalties(params, self._min_new, has_bad_words=bool(bad))
+        self._filters = filters(params)
 
     # -- scores ----------------------------------------------------------------------------------------
 
@@ -68,35 +90,9 @@ class RowStates:
         what came in was not numbers.
         """
         given = scores
-        numbers = list(range(len(scores))) if rows is None else list(rows)
-        params = self.params
-        ones = torch.ones(len(scores), dtype=torch.float64)
-        if self._seen is not None:
-            scores = logits.repetition_penalty(scores, self._seen[numbers], ones * params.repetition_penalty)
-        if self._counts is not None:
-            presence, frequency = ones * params.presence_penalty, ones * params.frequency_penalty
-            scores = logits.presence_frequency(scores, self._counts[numbers], presence, frequency)
-        banned = [self._banned(number) for number in numbers]
-        if params.logit_bias or any(banned):
-            scores = scores.clone()
-        if params.logit_bias:
-            at = torch.arange(len(scores)).repeat_interleave(len(params.logit_bias))
-            tokens = torch.tensor(list(params.logit_bias)).repeat(len(scores))
-            logits.add_bias(scores, at, tokens, torch.tensor(list(params.logit_bias.values())).repeat(len(scores)))
-        if any(banned):
-            at = torch.tensor([row for row, tokens in enumerate(banned) for _ in tokens])
-            logits.ban(scores, at, torch.tensor([token for tokens in banned for token in tokens]))
+        scores = self._through(self._penalties, scores, rows)
         self._refuse_faulty(scores, given)
         return scores
-
-    def _banned(self, row: int) -> list[int]:
-        tokens: list[int] = []
-        if self._needs_history:
-            history = self._histories[row]
-            tokens += [*history.banned_by_ngrams(), *history.banned_by_words()]
-        if self._made < self._min_new:
-            tokens += self.eos
-        return tokens
 
     def _refuse_faulty(self, scores: Tensor, given: Tensor) -> None:
         best = scores.amax(-1)  # NaN when anything is NaN
@@ -110,22 +106,26 @@ class RowStates:
             knobs = [name for name in _BANS if getattr(self.params, name)]
             raise AllBanned("every token is banned here", fix=f"loosen {', '.join(knobs)}")
 
-    def warped(self, scores: Tensor) -> Tensor:
+    def warped(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """What a draw chooses from: temperature, top_k, top_p, min_p, typical_p."""
-        params, rows = self.params, len(scores)
-        keep = torch.full((rows,), len(self.eos) + 1 if params.num_beams > 1 else 1)
-        ones = torch.ones(rows, dtype=torch.float64)
-        if params.temperature != 1:
-            scores = logits.temperature(scores, ones * params.temperature)
-        if params.top_k is not None:
-            scores = logits.top_k(scores, torch.full((rows,), params.top_k), keep)
-        if params.top_p < 1:
-            scores = logits.top_p(scores, ones * params.top_p, keep)
-        if params.min_p > 0:
-            scores = logits.min_p(scores, ones * params.min_p, keep)
-        if params.typical_p < 1:
-            scores = logits.typical_p(scores, ones * params.typical_p, keep)
+        return self._through(self._filters, scores, rows)
+
+    def _through(self, stages: Sequence[Stage], scores: Tensor, rows: Sequence[int] | None) -> Tensor:
+        given, numbers = scores, range(len(scores)) if rows is None else rows
+        for stage in stages:
+            is_own = scores is not given and self.watch is None
+            scores = stage.apply(self, scores, numbers, is_own)
+            self.tell(stage.knob, scores, numbers)
         return scores
+
+    def tell(self, knob: str, scores: Tensor, rows: Sequence[int]) -> None:
+        """Let the watch hear what `knob` has made of the scores."""
+        if self.watch is not None:
+            self.watch(knob, scores, rows)
+
+    def _kept_at_least(self, scores: Tensor) -> Tensor:
+        """Tokens that a filter leaves in each row: to a beam, one that goes on beside all that end it."""
+        return torch.full((len(scores),), len(self.eos) + 1 if self.params.num_beams > 1 else 1)
 
     # -- tokens ----------------------------------------------------------------------------------------
 
@@ -164,3 +164,111 @@ class RowStates:
         rows = list(range(self.params.live_rows))
         for token in tokens:
             self.go_on(Step(rows, [token] * len(rows)))
+
+
+# -- stages, in the order in which they act
+
+
+def penalties(params: GenerationParams, min_new: int, *, has_bad_words: bool) -> list[Stage]:
+    """Penalties and bans that are set. Each ban is a stage, so that it is known which knob banned a token."""
+    least = "min_length" if params.min_new_tokens is None else "min_new_tokens"
+    all_stages = (
+        (params.repetition_penalty != 1, "repetition_penalty", _repetition),
+        (
+            bool(params.presence_penalty or params.frequency_penalty),
+            _set_of(params, "presence_penalty", "frequency_penalty"),
+            _presence_frequency,
+        ),
+        (bool(params.logit_bias), "logit_bias", _bias),
+        (params.no_repeat_ngram_size > 0, "no_repeat_ngram_size", _ban(_by_ngrams)),
+        (has_bad_words, _set_of(params, "bad_words", "bad_words_ids"), _ban(_by_words)),
+        (min_new > 0, least, _ban(_by_length)),
+    )
+    return [Stage(knob, apply) for is_on, knob, apply in all_stages if is_on]
+
+
+def filters(params: GenerationParams) -> list[Stage]:
+    """What shapes the distribution that is drawn from, where it is set."""
+    all_stages = (
+        (params.temperature != 1, "temperature", _temperature),
+        (params.top_k is not None, "top_k", _top_k),
+        (params.top_p < 1, "top_p", _top_p),
+        (params.min_p > 0, "min_p", _min_p),
+        (params.typical_p < 1, "typical_p", _typical_p),
+    )
+    return [Stage(knob, apply) for is_on, knob, apply in all_stages if is_on]
+
+
+def _set_of(params: GenerationParams, *knobs: str) -> str:
+    return " and ".join(knob for knob in knobs if getattr(params, knob)) or knobs[0]
+
+
+def _repetition(states: RowStates, scores: Tensor, rows: Sequence[int], _is_own: bool) -> Tensor:
+    assert states._seen is not None
+    penalty = _each(scores, states.params.repetition_penalty)
+    return logits.repetition_penalty(scores, states._seen[list(rows)], penalty)
+
+
+def _presence_frequency(states: RowStates, scores: Tensor, rows: Sequence[int], _is_own: bool) -> Tensor:
+    assert states._counts is not None
+    presence, frequency = states.params.presence_penalty, states.params.frequency_penalty
+    counts = states._counts[list(rows)]
+    return logits.presence_frequency(scores, counts, _each(scores, presence), _each(scores, frequency))
+
+
+def _bias(states: RowStates, scores: Tensor, _rows: Sequence[int], is_own: bool) -> Tensor:
+    bias, count = states.params.logit_bias, len(scores)
+    at = torch.arange(count).repeat_interleave(len(bias))
+    tokens, values = torch.tensor(list(bias)), torch.tensor(list(bias.values()))
+    return logits.add_bias(scores if is_own else scores.clone(), at, tokens.repeat(count), values.repeat(count))
+
+
+def _ban(banned_in: Callable[[RowStates, int], Sequence[int]]) -> Callable[..., Tensor]:
+    def apply(states: RowStates, scores: Tensor, rows: Sequence[int], is_own: bool) -> Tensor:
+        banned = [banned_in(states, row) for row in rows]
+        if not any(banned):
+            return scores
+        at = torch.tensor([place for place, tokens in enumerate(banned) for _ in tokens])
+        tokens = torch.tensor([token for tokens in banned for token in tokens])
+        return logits.ban(scores if is_own else scores.clone(), at, tokens)
+
+    return apply
+
+
+def _by_ngrams(states: RowStates, row: int) -> Sequence[int]:
+    return states._histories[row].banned_by_ngrams()
+
+
+def _by_words(states: RowStates, row: int) -> Sequence[int]:
+    return states._histories[row].banned_by_words()
+
+
+def _by_length(states: RowStates, _row: int) -> Sequence[int]:
+    return tuple(states.eos) if states._made < states._min_new else ()
+
+
+def _temperature(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
+    return logits.temperature(scores, _each(scores, states.params.temperature))
+
+
+def _top_k(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
+    k = states.params.top_k
+    assert k is not None
+    return logits.top_k(scores, torch.full((len(scores),), k), states._kept_at_least(scores))
+
+
+def _top_p(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
+    return logits.top_p(scores, _each(scores, states.params.top_p), states._kept_at_least(scores))
+
+
+def _min_p(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
+    return logits.min_p(scores, _each(scores, states.params.min_p), states._kept_at_least(scores))
+
+
+def _typical_p(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
+    return logits.typical_p(scores, _each(scores, states.params.typical_p), states._kept_at_least(scores))
+
+
+def _each(scores: Tensor, value: float) -> Tensor:
+    """The knob's value for each row, as float64: exactly what it says."""
+    return torch.full((len(scores),), value, dtype=torch.float64)

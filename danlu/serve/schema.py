@@ -236,6 +236,11 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         raise ApiFault(400, message + hint, param, "invalid_value") from None
 
 
+def read_body(model: type[_AnyOptions], document: dict[str, Any]) -> _AnyOptions:
+    """A body without knobs. Raises ApiFault."""
+    return _validate(model, _given(document), {})
+
+
 def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, value: Any) -> None:
     """Set a knob that the client gave under OpenAI's name; twice is once too often."""
     if value is None:

@@ -8,33 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from danlu.generate.answers import Logprob
-from danlu.generate.text import Pieces
+from danlu.generate.text import TokenNames
 
 # OpenAI's stand-in for minus infinity, which JSON does not have.
 _LOWEST = -9999.0
-
-
-class TokenNames:
-    """Token id -> the text and bytes that a report of log-probabilities shows."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pieces = Pieces(tokenizer, skip_special_tokens=False) if Pieces.can_read(tokenizer) else None
-        self.control = frozenset(at for at, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self.drops_first_space = self._pieces is not None and self._pieces.drops_first_space
-
-    def data(self, token: int) -> bytes:
-        if self._pieces is not None:
-            return self._pieces[token]
-        return str(self._tokenizer.decode([token])).encode()
-
-    def text(self, token: int) -> str:
-        """As /v1/completions names it, where names are keys: a part of a character by its bytes."""
-        data = self.data(token)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 @dataclass(frozen=True)
@@ -90,7 +67,7 @@ def chat_report(names: TokenNames, entries: Sequence[Logprob]) -> dict[str, Any]
 def text_report(names: TokenNames, entries: Sequence[Logprob], places: Places) -> dict[str, list[Any]]:
     """As /v1/completions has it; the likeliest tokens have the chosen one among them."""
     return {
-        "tokens": [names.text(entry.token_id) for entry in entries],
+        "tokens": [_key(names, entry.token_id) for entry in entries],
         "token_logprobs": [max(entry.logprob, _LOWEST) for entry in entries],
         "top_logprobs": [_by_name(names, entry) for entry in entries],
         "text_offset": [places.next(entry.token_id) for entry in entries],
@@ -103,7 +80,7 @@ def echo_report(names: TokenNames, echo: Echo) -> dict[str, list[Any]] | None:
         return None
     first, places = echo.token_ids[0], Places(names, 0, echo.text)
     head: dict[str, list[Any]] = {
-        "tokens": [names.text(first)],
+        "tokens": [_key(names, first)],
         "token_logprobs": [None],
         "top_logprobs": [None],
         "text_offset": [places.next(first)],
@@ -113,7 +90,16 @@ def echo_report(names: TokenNames, echo: Echo) -> dict[str, list[Any]] | None:
 
 
 def _by_name(names: TokenNames, entry: Logprob) -> dict[str, float]:
-    found = {names.text(entry.token_id): max(entry.logprob, _LOWEST)}
+    found = {_key(names, entry.token_id): max(entry.logprob, _LOWEST)}
     for token, logprob in entry.top:
-        found.setdefault(names.text(token), max(logprob, _LOWEST))
+        found.setdefault(_key(names, token), max(logprob, _LOWEST))
     return found
+
+
+def _key(names: TokenNames, token: int) -> str:
+    """A token's name where names are keys: a part of a character by its bytes, as OpenAI does."""
+    data = names.data(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

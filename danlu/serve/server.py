@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from danlu.errors import Interrupted, ResourceError
+from danlu.serve.backends import Backend
 from danlu.serve.options import ServeOptions
 
 Say = Callable[[str], None]
@@ -52,7 +53,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._options, self._say = options, say
-        self._stop_requests = app.state.service.closing.set
+        self._backend: Backend = app.state.backend
         self._loop: asyncio.AbstractEventLoop | None = None
         self.has_cut_off = False
 
@@ -79,11 +80,14 @@ class Server(uvicorn.Server):
             self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}/v1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        last_call = asyncio.get_running_loop().call_later(self._options.shutdown_timeout_seconds, self._stop_requests)
+        last_call = asyncio.get_running_loop().call_later(
+            self._options.shutdown_timeout_seconds, self._backend.closing.set
+        )
         try:
             await super().shutdown(sockets)
         finally:
             last_call.cancel()
+            await self._backend.close()
 
 
 def serve(app: FastAPI, options: ServeOptions, taken: socket.socket, say: Say) -> None:

@@ -9,22 +9,48 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from danlu.errors import DanluError
 from danlu.generate.answers import Answer, Event
 from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
-from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time
+from danlu.generate.text import TokenNames
+from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
 from danlu.serve.replies import Usage
 from danlu.serve.schema import Ask
-from danlu.serve.scores import Echo, TokenNames
+from danlu.serve.scores import Echo
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _T = TypeVar("_T")
+
+
+class Host(Protocol):
+    """What requests run on."""
+
+    options: ServeOptions
+    closing: asyncio.Event
+
+
+def check_size(ask: Ask, options: ServeOptions, places_taken: int) -> None:
+    """Raise ApiFault for a request that is too wide, or for which there is no place now."""
+    count, rows = len(ask.prompts), len(ask.prompts) * ask.params.live_rows
+    if rows > options.max_rows:
+        knob = "num_beams" if ask.params.num_beams > 1 else ask.names.get("num_return_sequences", "prompt")
+        raise ApiFault(
+            400,
+            f"{count} prompt(s) with {ask.params.live_rows} answers or beams each; this server allows "
+            f"{options.max_rows} in all (max_rows)",
+            knob if ask.params.live_rows > 1 else "prompt",
+            "too_many_rows",
+        )
+    if count > options.max_queue:
+        raise ApiFault(400, f"{count} prompts; this server holds {options.max_queue} at once", "prompt")
+    if places_taken + count > options.max_queue:
+        raise queue_full(places_taken, options.max_queue)
 
 
 class Service:
@@ -57,25 +83,7 @@ class Service:
             raise ApiFault(
                 404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
             )
-        count, rows = len(ask.prompts), len(ask.prompts) * ask.params.live_rows
-        if rows > self.options.max_rows:
-            knob = "num_beams" if ask.params.num_beams > 1 else ask.names.get("num_return_sequences", "prompt")
-            raise ApiFault(
-                400,
-                f"{count} prompt(s) with {ask.params.live_rows} answers or beams each; this server allows "
-                f"{self.options.max_rows} in all (max_rows)",
-                knob if ask.params.live_rows > 1 else "prompt",
-                "too_many_rows",
-            )
-        if count > self.options.max_queue:
-            raise ApiFault(400, f"{count} prompts; this server holds {self.options.max_queue} at once", "prompt")
-        if self.places_taken + count > self.options.max_queue:
-            raise ApiFault(
-                429,
-                f"{self.places_taken} prompts are here already, of {self.options.max_queue}; try again",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            )
+        check_size(ask, self.options, self.places_taken)
 
     def fitting(self, ask: Ask, prompt_length: int) -> GenerationParams:
         """The knobs for a prompt: where the client set no limit, ours. Raises ApiFault past the context."""
@@ -118,7 +126,7 @@ class Run:
 
     @property
     def usage(self) -> Usage:
-        return Usage(sum(map(len, self._prompts)), self._made)
+        return Usage(sum(map(len, self._prompts)), self._made, sum(live.cached_tokens for live in self._live))
 
     async def start(self) -> None:
         """Submit every prompt; an error in one of them is raised, and the caller closes the run."""
@@ -221,17 +229,17 @@ class Run:
         self._places = 0
 
 
-async def while_wanted(work: Awaitable[_T], receive: Receive, service: Service, seconds: float) -> _T:
+async def while_wanted(work: Awaitable[_T], receive: Receive, host: Host, seconds: float) -> _T:
     """The result of `work`, unless its client goes away, the server is stopped or the time is up: ApiFault then."""
     task = asyncio.ensure_future(work)
-    gone, stopped = asyncio.create_task(_gone(receive)), asyncio.create_task(service.closing.wait())
+    gone, stopped = asyncio.create_task(_gone(receive)), asyncio.create_task(host.closing.wait())
     try:
         await asyncio.wait({task, gone, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
             raise ApiFault(499, "the client went away", code="cancelled")
-        raise closing() if stopped.done() else out_of_time(service.options.request_timeout_seconds)
+        raise closing() if stopped.done() else out_of_time(host.options.request_timeout_seconds)
     finally:
         for one in (task, gone, stopped):
             one.cancel()

@@ -20,7 +20,7 @@ from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.attention import ATTENTION
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
-from tiny import make_tiny_model
+from tiny import make_golden_model, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 
@@ -330,6 +330,29 @@ def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engi
     token_losses(model, batch).mean().backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
     assert ids_of(around) != before
+
+
+# --- what was read before
+
+
+def test_an_engine_reads_a_beginning_once_unless_it_is_told_not_to(tmp_path):
+    directory = str(make_golden_model(tmp_path, "llama"))
+    cached, without = (Engine(directory, "float32", prefix_cache=cache) for cache in (True, False))
+    prompts = [[*range(5, 85), last] for last in (9, 10)]
+    expected = [ids_of(without, [prompt])[0] for prompt in prompts]
+    assert [ids_of(cached, [prompt])[0] for prompt in prompts] == expected
+    assert (cached.load.prefix_hit_tokens, without.load.prefix_hit_tokens) == (64, 0)
+    assert cached.load.prefix_cache_bytes > without.load.prefix_cache_bytes == cached.load.kv_bytes == 0
+
+
+def test_an_engine_around_a_model_sees_its_new_weights(engine):
+    prompt = list(range(5, 85))
+    around = Engine.around(engine._model, engine.chat)
+    before = ids_of(around, [prompt])
+    strengthen(engine._model, seed=1)
+    after = ids_of(around, [prompt])
+    assert before != after == ids_of(Engine.around(engine._model, engine.chat), [prompt])
+    assert around.load.prefix_cache_bytes == 0
 
 
 # --- loading

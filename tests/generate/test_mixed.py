@@ -98,7 +98,7 @@ def test_forty_random_requests_are_each_answered_as_alone(tmp_path, architecture
     expected = [answered(alone, prompt, params, False) for prompt, params in asked]
     alone.close()
 
-    engine = Engine.around(model, chat, kv_budget_bytes=700 * 270)
+    engine = Engine(str(tmp_path / architecture), "float32", kv_budget_bytes=700 * 270)  # with a prefix cache
     seen: dict[int, object] = {}
 
     def ask(numbers, dice):
@@ -123,6 +123,8 @@ def test_forty_random_requests_are_each_answered_as_alone(tmp_path, architecture
     assert wrong == {}
     assert engine.core.scheduler.preemptions > 0
     assert engine.load.kv_bytes == 0
+    assert engine.load.prefix_hit_tokens > 0
+    engine.close()
 
 
 def kv_bytes_at_the_end(model, chat, beams, new_tokens, prompt):

@@ -2,91 +2,19 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
+from stepping import KNOBS, Bench, answers, finish, prompt_of, slots
 
-from danlu.data.chat import Chat
-from danlu.device import Device
 from danlu.errors import FaultyScores, MemoryShortage
-from danlu.generate.core import Core
-from danlu.generate.kv import SMALLEST_CAPACITY
-from danlu.generate.params import GenerationParams
-from danlu.generate.requests import Maker
 from danlu.generate.scheduler import Feed, Request, Scheduler
-from danlu.model.load import load_model, load_tokenizer
 from tiny import make_golden_model
-
-CPU = Device("cpu", 1, 2**34, False)
-PLENTY = 2**30
-
-# One of every kind. Beams share some of what they have made, samples do not.
-KNOBS = {
-    "greedy": {},
-    "sample": {"do_sample": True, "seed": 5, "num_return_sequences": 3},
-    "beam": {"num_beams": 4, "num_return_sequences": 2, "early_stopping": "never"},
-    "beam_sample": {"num_beams": 3, "do_sample": True, "seed": 8},
-    "group": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
-    "constrained": {"num_beams": 4, "force_words_ids": [[40, 41], [[60, 61], [70]]]},
-    "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 9},
-}
-
-
-class Bench:
-    """Cores around one model, stepped by hand."""
-
-    def __init__(self, directory):
-        self.model = load_model(directory, device=CPU, dtype=torch.float32).eval()
-        self.chat = Chat.of(load_tokenizer(directory), self.model.generation_config)
-        self.maker = Maker(self.chat, self.model.config.vocab_size)
-
-    def core(self, budget=PLENTY, prompt_tokens_a_step=512):
-        return Core(self.model, budget, prompt_tokens_a_step)
-
-    def job(self, core, prompt, **knobs):
-        job = self.maker.job(prompt, GenerationParams(**{"max_new_tokens": 40, **knobs}))
-        core.submit(job.request)
-        return job
-
-    def alone(self, prompt, **knobs):
-        core = self.core()
-        job = self.job(core, prompt, **knobs)
-        finish(core)
-        return answers(job)
-
-
-def finish(core, steps=5000):
-    while not core.is_idle and steps:
-        core.step()
-        assert core.store.used_bytes <= core.store.budget_bytes
-        steps -= 1
-    assert steps, "it does not come to an end"
-    assert core.store.used_bytes == 0
-
-
-def answers(job):
-    error = job.ended.get_nowait()
-    if error is not None:
-        raise error
-    assert job.ended.empty()
-    return [one.tokens for one in job.request.strategy.results()]
-
-
-def prompt_of(length, seed=0):
-    dice = random.Random(seed)
-    return [dice.randrange(3, 300) for _ in range(length)]
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
 def bench(request, tmp_path_factory):
     """Mistral's window of 16 is shorter than the prompts."""
     return Bench(make_golden_model(tmp_path_factory.mktemp("model") / request.param, request.param))
-
-
-def slots(core, count, rows=1, capacity=SMALLEST_CAPACITY):
-    """A budget for so many slots: while a shelf grows, half a slot more stands about."""
-    return int((count + 0.5) * core.store.shape.slot_bytes(rows, capacity))
 
 
 # -- admission

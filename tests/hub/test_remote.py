@@ -101,3 +101,16 @@ def test_modelscope(tiny_model, cache, monkeypatch):
     assert hub.resolve("modelscope:org/name@v2", cache=cache) == tiny_model
     with pytest.raises(DownloadError, match="did not give org/none: 404"):
         hub.resolve("modelscope:org/none", cache=cache)
+
+
+def test_what_is_taken_of_a_repository():
+    from huggingface_hub.utils import filter_repo_objects
+
+    from danlu.hub.remote import UNWANTED_FILES, WANTED_FILES
+
+    files = [
+        "model.safetensors", "config.json", "1_Pooling/config.json", "onnx/config.json", "2_Dense/model.safetensors",
+        "pytorch_model.bin", "code.py", "consolidated.safetensors",
+    ]  # fmt: skip
+    taken = list(filter_repo_objects(files, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES))
+    assert taken == ["model.safetensors", "config.json", "1_Pooling/config.json"]

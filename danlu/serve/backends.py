@@ -1,0 +1,95 @@
+"""Who answers: the engine of this process (OwnEngine), or another server with OpenAI's API (remote.py).
+
+A backend gets a request that has been read and checked, and gives a response in OpenAI's shapes. Routes, keys and
+bodies are left to api.py, and so is counting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fastapi.responses import JSONResponse, Response
+
+from danlu.serve.faults import ApiFault
+from danlu.serve.metrics import Metrics
+from danlu.serve.options import ServeOptions
+from danlu.serve.replies import Replies
+from danlu.serve.schema import Ask
+from danlu.serve.service import Receive, Run, Service, while_wanted
+from danlu.serve.stream import AnswerStream
+
+Ended = Callable[[ApiFault | None], None]
+
+
+class Backend(Protocol):
+    """What a server needs of whoever answers.
+
+    Attributes:
+        closing: set when the server is told to stop; whatever still runs then ends.
+        model_names: what clients may ask for.
+    """
+
+    options: ServeOptions
+    closing: asyncio.Event
+    metrics: Metrics
+
+    @property
+    def model_names(self) -> tuple[str, ...]: ...
+
+    async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
+        """The answer, whole or as a stream.
+
+        Raises ApiFault, and calls `ended` when it does not: with None, or with what ended the stream.
+
+        Args:
+            chat: whether the answer is a message, or a text.
+            arrived: when the request came, on the monotonic clock.
+            receive: hears when the client goes away.
+        """
+
+    async def check_health(self) -> None:
+        """Raise ApiFault unless requests can be answered."""
+
+    async def close(self) -> None:
+        """Let go of connections; called on the loop when the server has ended."""
+
+
+class OwnEngine:
+    """The engine of this process."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.options, self.closing, self.metrics = service.options, service.closing, service.metrics
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return (self.service.model_name,)
+
+    async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
+        run = await self.service.open(ask, arrived)
+        replies = Replies(self.service.model_name, self.service.names, chat, counted=ask.include_usage)
+        if ask.stream:
+            return AnswerStream(run, replies, ended)
+        body = await _whole(self.service, run, replies, receive)
+        ended(None)
+        return JSONResponse(body)
+
+    async def check_health(self) -> None:
+        """The engine is in this process: if one answers, so does the other."""
+
+    async def close(self) -> None:
+        """The engine belongs to whoever made it."""
+
+
+async def _whole(service: Service, run: Run, replies: Replies, receive: Receive) -> dict[str, Any]:
+    async def everything() -> dict[str, Any]:
+        echoes = await run.echoes()
+        return replies.whole(await run.answers(), run.usage, echoes)
+
+    try:
+        return await while_wanted(everything(), receive, service, run.deadline - time.monotonic() + 1)
+    finally:
+        run.close()

@@ -1,0 +1,109 @@
+"""`danlu serve`: options -> a backend and an embedder -> a server that runs until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from danlu.errors import ConfigError
+from danlu.generate.engine import Engine
+from danlu.hub import EMBEDDERS, Say, cache_directory, resolve
+from danlu.model.load import ModelOptions
+from danlu.recall.embed import Embedder
+from danlu.serve.api import make_app_over
+from danlu.serve.backends import Backend, OwnEngine
+from danlu.serve.embeddings import Embeddings
+from danlu.serve.keys import with_key
+from danlu.serve.options import BackendOptions, ServeOptions
+from danlu.serve.remote import KEY_VARIABLE, Remote, only_model
+from danlu.serve.server import listen, serve
+from danlu.serve.service import Service
+from danlu.serve.vllm import START_TIMEOUT_SECONDS, vllm_server
+
+
+def serve_model(loading: ModelOptions, options: ServeOptions, chosen: BackendOptions, *, say: Say, news: Say) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        loading: which model; its name is empty where none was given.
+        say: hears when the server is ready.
+        news: hears of slow work before.
+
+    Raises ConfigError for options without effect, and what making the backend raises.
+    """
+    _check(loading, chosen)
+    options = with_key(options, os.environ)
+    embeddings = _embeddings(chosen, options, news)
+    try:
+        with listen(options) as taken, _backend(loading, options, chosen, news) as backend:
+            if embeddings is not None and embeddings.name not in EMBEDDERS:
+                embeddings.load()  # a slip in a name or a path shows now
+            serve(make_app_over(backend, embeddings), options, taken, say)
+    finally:
+        if embeddings is not None:
+            embeddings.close()
+
+
+def _check(loading: ModelOptions, chosen: BackendOptions) -> None:
+    if chosen.backend != "openai" and not loading.name:
+        raise ConfigError("no model given", fix="danlu serve MODEL; `danlu models` lists names")
+    vain = {"openai": ("dtype", "adapter", "accept_licence"), "vllm": ("adapter",), "danlu": ()}[chosen.backend]
+    for name in vain:
+        if getattr(loading, name) != ModelOptions.model_fields[name].default:
+            fix = "danlu merge makes one model of base and adapter" if name == "adapter" else "leave it out"
+            raise ConfigError(f"--{name} has no effect with --backend {chosen.backend}", fix=fix)
+
+
+def _embeddings(chosen: BackendOptions, options: ServeOptions, news: Say) -> Embeddings | None:
+    if chosen.embedder == "none":
+        return None
+    return Embeddings(_short(chosen.embedder), lambda: Embedder(chosen.embedder, say=news), options)
+
+
+@contextmanager
+def _backend(loading: ModelOptions, options: ServeOptions, chosen: BackendOptions, news: Say) -> Iterator[Backend]:
+    """The backend, ended on the way out."""
+    name = options.served_model_name or _short(loading.name)
+    if chosen.backend == "openai":
+        assert chosen.base_url is not None, "checked by the options"
+        key = os.environ.get(KEY_VARIABLE) or None
+        upstream = loading.name or only_model(chosen.base_url, key)
+        yield Remote(
+            chosen.base_url,
+            options,
+            flavour=chosen.flavour or "openai",
+            upstream_name=upstream,
+            model_name=options.served_model_name or upstream,
+            key=key,
+        )
+    elif chosen.backend == "vllm":
+        directory = resolve(loading.name, cache=cache_directory(), say=news, accept_licence=loading.accept_licence)
+        seconds = chosen.start_timeout_seconds or START_TIMEOUT_SECONDS
+        with vllm_server(directory, name, loading.dtype, chosen.vllm_arguments or "", seconds, news) as running:
+            yield Remote(
+                running.base_url,
+                options,
+                flavour="vllm",
+                upstream_name=name,
+                model_name=name,
+                why_down=running.why_down,
+            )
+    else:
+        engine = Engine(
+            loading.name,
+            dtype=loading.dtype,
+            adapter=loading.adapter,
+            accept_licence=loading.accept_licence,
+            say=news,
+        )
+        try:
+            yield OwnEngine(Service(engine, options, name))
+        finally:
+            engine.close()
+
+
+def _short(name: str) -> str:
+    """What clients call a model: its directory's name, or the name itself."""
+    return Path(name).resolve().name if Path(name).exists() else name
