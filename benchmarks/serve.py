@@ -1,9 +1,10 @@
-"""Latency of a server under load: time to first token, time a token, and the whole, at several concurrencies.
+"""Latency and throughput of `danlu serve` under load, at several numbers of clients.
 
-    python benchmarks/serve.py [--model smollm2-135m] [--concurrency 1 4 16] [--requests 32] [--new_tokens 64]
+    make bench-serve                     (writes the table into docs/serving.md and its Chinese twin)
+    .venv/bin/python benchmarks/serve.py --clients 1 4 --requests 8 --new_tokens 16
 
-Starts a server of its own on a free port and asks it over HTTP, streaming. Every client asks again as soon as it
-has its answer; prompts differ, and every answer has exactly --new_tokens tokens.
+Starts the command in a process of its own on a free port and asks it over HTTP, streaming. Every client asks again as
+soon as it has its answer; prompts differ, and every answer has exactly --new_tokens tokens. Times are the client's.
 """
 
 from __future__ import annotations
@@ -11,30 +12,104 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import threading
+import math
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import quantiles
+from itertools import pairwise
+from pathlib import Path
 
 import httpx
 
-from danlu import Engine
-from danlu.serve.api import make_app
-from danlu.serve.options import ServeOptions
-from danlu.serve.server import Server, listen
+ROOT = Path(__file__).resolve().parent.parent
+GUIDES = {"en": ROOT / "docs" / "serving.md", "zh": ROOT / "docs" / "serving.zh.md"}
+BLOCK = re.compile(r"<!-- bench:serve -->\n.*?<!-- end -->\n", re.DOTALL)
+COLUMNS = {
+    "en": ("clients", "tokens/s", "requests/s", "first token, ms", "between pieces, ms", "whole answer, ms"),
+    "zh": ("客户端数", "token/s", "请求/s", "首个 token（毫秒）", "相邻两段之间（毫秒）", "整个回答（毫秒）"),
+}
+HOW = {
+    "en": "p50 / p90 / p99 of {requests} requests of {new_tokens} new tokens each, {model}, {cores} cores ({kind}),\n"
+    "load average before {busy:.1f}; written by `{command}`.",
+    "zh": "p50 / p90 / p99，{requests} 个请求，每个生成 {new_tokens} 个 token，{model}，{cores} 核（{kind}），\n"
+    "运行前的平均负载 {busy:.1f}；由 `{command}` 写入。",
+}
 
 
 @dataclass
 class Timing:
-    """One request: seconds to the first piece, seconds in all, tokens."""
+    """One request: seconds from asking to each piece with text, and to the end."""
 
-    first: float
+    pieces: list[float]
     whole: float
     tokens: int
 
-    @property
-    def each(self) -> float:
-        return (self.whole - self.first) / max(1, self.tokens - 1)
+
+@dataclass
+class Row:
+    """What so many clients saw; times in seconds."""
+
+    clients: int
+    tokens_per_second: float
+    requests_per_second: float
+    first: list[float]
+    between: list[float]
+    whole: list[float]
+
+    @classmethod
+    def of(cls, clients: int, timings: Sequence[Timing], seconds: float) -> Row:
+        return cls(
+            clients,
+            sum(one.tokens for one in timings) / seconds,
+            len(timings) / seconds,
+            [one.pieces[0] for one in timings],
+            [after - before for one in timings for before, after in pairwise(one.pieces)],
+            [one.whole for one in timings],
+        )
+
+    def cells(self) -> list[str]:
+        times = [percentiles(values) for values in (self.first, self.between, self.whole)]
+        return [str(self.clients), f"{self.tokens_per_second:.0f}", f"{self.requests_per_second:.1f}", *times]
+
+
+def percentiles(seconds: Sequence[float]) -> str:
+    """p50, p90 and p99 in milliseconds: the least value that so many percent do not exceed."""
+    ranked = sorted(seconds)
+    return " / ".join(f"{ranked[math.ceil(len(ranked) * at / 100) - 1] * 1e3:.0f}" for at in (50, 90, 99))
+
+
+def table(rows: Sequence[Row], language: str) -> str:
+    lines = [COLUMNS[language], ["---"] * 6, *(row.cells() for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def written(text: str, block: str) -> str:
+    """`text` with its block replaced. Raises ValueError where there is not exactly one."""
+    if len(BLOCK.findall(text)) != 1:
+        raise ValueError("one block between <!-- bench:serve --> and <!-- end --> is asked for")
+    return BLOCK.sub(lambda _: f"<!-- bench:serve -->\n{block}<!-- end -->\n", text)
+
+
+@contextmanager
+def served(model: str) -> Iterator[str]:
+    """URL of a server in a process of its own."""
+    command = [sys.executable, "-c", "from danlu.cli import main; main()", "serve", model, "--port=0"]
+    with subprocess.Popen([*command, "--served_model_name=bench"], stdout=subprocess.PIPE, text=True, cwd=ROOT) as one:
+        try:
+            assert one.stdout is not None
+            ready = one.stdout.readline()
+            if not ready.startswith("ready: "):
+                raise SystemExit("the server did not start")
+            yield ready.removeprefix("ready: ").strip()
+        finally:
+            one.send_signal(signal.SIGTERM)
 
 
 async def ask(client: httpx.AsyncClient, number: int, new_tokens: int) -> Timing:
@@ -43,7 +118,7 @@ async def ask(client: httpx.AsyncClient, number: int, new_tokens: int) -> Timing
         "max_tokens": new_tokens, "eos_token_id": [], "seed": number, "stream": True,
         "stream_options": {"include_usage": True},
     }  # fmt: skip
-    began, first, tokens = time.perf_counter(), None, 0
+    began, pieces, tokens = time.perf_counter(), [], 0
     async with client.stream("POST", "/chat/completions", json=body) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
@@ -52,15 +127,14 @@ async def ask(client: httpx.AsyncClient, number: int, new_tokens: int) -> Timing
             piece = json.loads(line.removeprefix("data: "))
             if "error" in piece:
                 raise RuntimeError(piece["error"]["message"])
-            if first is None and piece["choices"] and piece["choices"][0]["delta"].get("content"):
-                first = time.perf_counter() - began
+            if piece["choices"] and piece["choices"][0]["delta"].get("content"):
+                pieces.append(time.perf_counter() - began)
             tokens = (piece.get("usage") or {}).get("completion_tokens", tokens)
     whole = time.perf_counter() - began
-    return Timing(whole if first is None else first, whole, tokens)
+    return Timing(pieces or [whole], whole, tokens)
 
 
-async def load(url: str, concurrency: int, requests: int, new_tokens: int) -> tuple[list[Timing], float]:
-    """Timings of all requests, and the seconds that they took together."""
+async def load(url: str, clients: int, requests: int, new_tokens: int) -> Row:
     numbers = iter(range(requests))
     timings: list[Timing] = []
 
@@ -68,53 +142,34 @@ async def load(url: str, concurrency: int, requests: int, new_tokens: int) -> tu
         for number in numbers:
             timings.append(await ask(client, number, new_tokens))
 
-    limits = httpx.Limits(max_connections=concurrency)
+    limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         await ask(client, 0, 2)
         began = time.perf_counter()
-        await asyncio.gather(*(client_loop(client) for _ in range(concurrency)))
-        return timings, time.perf_counter() - began
+        await asyncio.gather(*(client_loop(client) for _ in range(clients)))
+        return Row.of(clients, timings, time.perf_counter() - began)
 
 
-def percentiles(values: list[float], scale: float) -> str:
-    cuts = quantiles(values, n=100, method="inclusive")
-    return " / ".join(f"{cuts[at - 1] * scale:.0f}" for at in (50, 90, 99))
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=64)
-    chosen = parser.parse_args()
-    options, ready = ServeOptions(port=0), threading.Event()
-    urls: list[str] = []
-
-    def say(line: str) -> None:
-        urls.append(line.removeprefix("ready: "))
-        ready.set()
-
-    with listen(options) as taken:
-        server = Server(make_app(Engine(chosen.model), options, "bench"), options, say)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
-        thread.start()
-        ready.wait()
-        try:
-            print(
-                "| clients | tokens/s | first token ms p50/p90/p99 | each token ms p50/p90/p99 | whole ms p50/p90/p99 |"
-            )
-            print("|---|---|---|---|---|")
-            for concurrency in chosen.concurrency:
-                timings, seconds = asyncio.run(load(urls[0], concurrency, chosen.requests, chosen.new_tokens))
-                speed = sum(one.tokens for one in timings) / seconds
-                columns = [
-                    percentiles([getattr(one, name) for one in timings], 1e3) for name in ("first", "each", "whole")
-                ]
-                print(f"| {concurrency} | {speed:.0f} | {' | '.join(columns)} |", flush=True)
-        finally:
-            server.should_exit = True
-            thread.join()
+    parser.add_argument("--write", action="store_true", help="put the table into the guide to serving")
+    chosen = parser.parse_args(arguments)
+    busy = os.getloadavg()[0]
+    with served(chosen.model) as url:
+        rows = [asyncio.run(load(url, clients, chosen.requests, chosen.new_tokens)) for clients in chosen.clients]
+    print(table(rows, "en"), end="")
+    if chosen.write:
+        given = sys.argv[1:] if arguments is None else arguments
+        threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
+        command = " ".join([*threads, "python benchmarks/serve.py", *given])
+        known = {**vars(chosen), "cores": os.cpu_count(), "kind": platform.machine(), "busy": busy, "command": command}
+        for language, guide in GUIDES.items():
+            block = f"{table(rows, language)}\n{HOW[language].format(**known)}\n"
+            guide.write_text(written(guide.read_text("utf-8"), block), "utf-8")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def serve(
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     accept_licence: bool = False,
 ) -> None:
-    """Answer over HTTP as OpenAI's API does. Ctrl-C ends it.
+    """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@
     ├── TrainingError        a run went wrong in a way that the loop will not hide
     ├── ParityError          two forms of one model do not answer alike
     ├── AllBanned            no token is left to choose
+    ├── FaultyScores         a model's scores are not numbers
     └── Interrupted          the user asked to stop; what was saved is said
 
 Each says what was seen, what is allowed, and what to do next. `assert` is left for our own mistakes.
@@ -90,7 +91,14 @@ class ParityError(DanluError):
 
 
 class AllBanned(DanluError):
-    """Every token is banned, or the model's scores are not numbers: an answer cannot go on."""
+    """Every token is banned by the knobs: an answer cannot go on."""
+
+
+class FaultyScores(DanluError):
+    """The model's scores are not numbers; no knob of a request is to blame."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
 
 
 class Interrupted(DanluError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
@@ -51,3 +52,9 @@ def fixed_scores(engine, monkeypatch, scores):
         return row.repeat(len(token_ids[kept]), 1)
 
     monkeypatch.setattr(engine.core, "decoder", decoder)
+
+
+def alive(*kinds):
+    """How many objects of these classes somebody still holds."""
+    gc.collect()
+    return sum(type(one) in kinds for one in gc.get_objects())

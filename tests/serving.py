@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HELLO = [{"role": "user", "content": "what is the capital of France?"}]
 
 
 def wait_until(condition, seconds=10):
@@ -17,3 +19,27 @@ def wait_until(condition, seconds=10):
 def is_idle(engine):
     load = engine.load
     return not (load.waiting or load.running or load.kv_bytes)
+
+
+def chat(**more):
+    return {"model": "tiny", "messages": HELLO, "max_tokens": 16, **more}
+
+
+def text(**more):
+    return {"model": "tiny", "prompt": "the quick brown", "max_tokens": 16, **more}
+
+
+def events(response):
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def error(response, status):
+    assert response.status_code == status, response.text
+    body = response.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    return body

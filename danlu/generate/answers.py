@@ -62,6 +62,7 @@ class Event:
         token_ids: the tokens since the last event.
         answer: the finished answer, with its last piece.
         leading: of those, the text that leads now.
+        logprobs: one entry for each of token_ids, where the knob asked for them.
     """
 
     index: int
@@ -69,6 +70,7 @@ class Event:
     token_ids: tuple[int, ...] = ()
     answer: Answer | None = None
     leading: str | None = None
+    logprobs: tuple[Logprob, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ class Core:
         self.scheduler.end(request)
         request.on_end(error)
 
-    def logits(self, token_ids: Sequence[int], adapter: str | None = None) -> Tensor:
-        """(tokens, vocabulary) float32: the scores after each of these tokens, which nothing else sees.
+    def logits(self, token_ids: Sequence[int], start: int = 0, adapter: str | None = None) -> Tensor:
+        """(tokens, vocabulary) float32: the scores after each of token_ids[start:], which nothing else sees.
 
         Raises ConfigError if there is no such adapter.
         """
@@ -110,7 +110,7 @@ class Core:
             return fast_attention(q, k, v, documents, scaling, window)
 
         count = len(token_ids)
-        return self._run(list(token_ids), list(range(count)), attend, slice(None), [(adapter, count)])
+        return self._run(list(token_ids), list(range(count)), attend, slice(start, None), [(adapter, count)])
 
     def _forward(self, work: Work) -> Tensor:
         """(wanted rows, vocabulary) float32, on the CPU, where the strategies work."""

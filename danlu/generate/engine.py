@@ -8,7 +8,7 @@ steps on the engine's thread (worker.py), and text again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral
@@ -25,11 +25,14 @@ from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
+from danlu.generate.growth import Growth
 from danlu.generate.live import LiveAnswers
+from danlu.generate.logits import log_softmax
+from danlu.generate.logprobs import report
 from danlu.generate.params import GenerationParams
 from danlu.generate.recorder import TOP, Recorder
 from danlu.generate.requests import Job, Maker
-from danlu.generate.text import TextStream, TokenNames, push_all
+from danlu.generate.text import TokenNames, push_all
 from danlu.generate.trace import Trace
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
@@ -40,6 +43,10 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
+
+# Tokens whose scores for the whole vocabulary are held at once where a text is scored; each portion reads again what
+# stands before it, and other requests go on between two portions.
+SCORED_AT_ONCE = 512
 
 
 class Engine:
@@ -269,7 +276,38 @@ class Engine:
         One forward pass, between two steps of what else is running.
         """
         self._model.eval()
-        return self._worker.run(partial(self.core.logits, list(token_ids), self._adapters.named(adapter)))
+        return self._worker.run(partial(self.core.logits, list(token_ids), 0, self._adapters.named(adapter)))
+
+    def prompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
+        """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.
+
+        Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
+        """
+        self._model.eval()
+        return self._logprobs(self.token_ids(prompt), 1, top, self._adapters.named(adapter))
+
+    async def aprompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
+        """`prompt_logprobs` for asyncio; a task that is cancelled leaves at most one portion to be computed."""
+        self._model.eval()
+        token_ids = await self.atoken_ids(prompt)
+        entries: list[Logprob] = []
+        for portion in self._portions(token_ids, 1, top, self._adapters.named(adapter)):
+            entries += await asyncio.wrap_future(self._worker.begin(portion))
+        return tuple(entries)
+
+    def _logprobs(self, token_ids: Sequence[int], start: int, top: int, adapter: str | None) -> tuple[Logprob, ...]:
+        """Of token_ids[start:], each after those before it, with the bank's adapter of that name."""
+        portions = self._portions(token_ids, start, top, adapter)
+        return tuple(entry for portion in portions for entry in self._worker.run(portion))
+
+    def _portions(
+        self, token_ids: Sequence[int], start: int, top: int, adapter: str | None
+    ) -> Iterator[Callable[[], list[Logprob]]]:
+        for begin in range(start, len(token_ids), SCORED_AT_ONCE):
+            yield partial(self._reported, list(token_ids[: begin + SCORED_AT_ONCE]), begin, top, adapter)
+
+    def _reported(self, token_ids: list[int], start: int, top: int, adapter: str | None) -> list[Logprob]:
+        return report(log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter)), token_ids[start:], top)
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model is fed for `prompt`."""
@@ -283,6 +321,7 @@ class Engine:
             ids = self.chat.prompt(cast(Sequence[Message], prompt))
         if not ids:
             raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
+        self._maker.check(ids)
         return ids
 
     # -- requests --------------------------------------------------------------------------------------
@@ -315,45 +354,24 @@ class Engine:
 
     def _answers(self, job: Job) -> list[Answer]:
         answers = []
-        for hypothesis in job.request.strategy.results():
+        for index, hypothesis in enumerate(job.request.strategy.results()):
             stream = job.text()
             push_all(stream, hypothesis.tokens, 0, job.min_new)
             stream.finish()
-            logprobs = None
-            if job.params.logprobs is not None:
-                logprobs = self._logprobs(job, hypothesis.tokens, job.params.logprobs)
+            logprobs = job.ledger.of(index) if job.ledger else None
+            if job.params.logprobs is not None and logprobs is None:  # what looks back: rows change their past
+                whole = [*job.prompt, *hypothesis.tokens]
+                logprobs = self._logprobs(whole, len(job.prompt), job.params.logprobs, job.request.adapter)
             forced = None if job.forced is None else tuple(job.forced.positions(hypothesis.tokens))
             score, reason = hypothesis.score, hypothesis.finish_reason
             answers.append(Answer(hypothesis.tokens, stream.text, score, reason, logprobs, forced))
         return answers
 
-    def _logprobs(self, job: Job, tokens: Sequence[int], top: int) -> tuple[Logprob, ...]:
-        everything = self._worker.run(partial(self.core.logits, [*job.prompt, *tokens], job.request.adapter))
-        scores = everything[len(job.prompt) - 1 : -1].log_softmax(-1)  # (tokens, vocabulary)
-        best = scores.topk(top) if top else None
-        entries = []
-        for at, token in enumerate(tokens):
-            pairs = zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True) if best else ()
-            entries.append(Logprob(token, float(scores[at, token]), tuple(pairs)))
-        return tuple(entries)
-
     def _events(self, job: Job) -> Iterator[Event]:
-        streams: dict[int, TextStream] = {}
-        pushed: dict[int, int] = {}
-        told: dict[int, int] = {}
+        growth = Growth(job, self.chat.decode)
         while progress := job.steps.get():
-            for index, tokens in progress.items():
-                if job.params.revises:
-                    yield Event(index, "", leading=self.chat.decode(tokens))
-                    continue
-                stream = streams.setdefault(index, job.text())
-                before, pushed[index] = pushed.get(index, 0), len(tokens)
-                if text := push_all(stream, tokens[before:], before, job.min_new):
-                    start, told[index] = told.get(index, 0), len(tokens)
-                    yield Event(index, text, tokens[start:])
-        for index, answer in enumerate(self._generation(job).sequences):
-            said = streams[index].text if index in streams else ""
-            yield Event(index, answer.text[len(said) :], answer.token_ids[told.get(index, 0) :], answer)
+            yield from growth.events(progress)
+        yield from growth.last(self._generation(job))
 
 
 __all__ = ["Answer", "Engine", "Event", "Generation", "Logprob", "Prompt"]

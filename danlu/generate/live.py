@@ -1,6 +1,6 @@
 """A running request as an asyncio program sees it: events without a thread that waits for them.
 
-The engine's thread makes the steps and wakes the loop; text is made here. Knows no model.
+The engine's thread makes the steps and wakes the loop; text is made on the loop (growth.py). Knows no model.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from danlu.generate.answers import Event, Generation
+from danlu.generate.growth import Growth
 from danlu.generate.requests import Job
 from danlu.generate.strategies import Step
-from danlu.generate.text import TextStream, push_all
 from danlu.generate.worker import Worker
 
 
@@ -32,12 +32,10 @@ class LiveAnswers:
         finish: Callable[[], Awaitable[Generation]],
         decode: Callable[[Sequence[int]], str],
     ) -> None:
-        self._job, self._worker, self._finish, self._decode = job, worker, finish, decode
+        self._job, self._worker, self._finish = job, worker, finish
+        self._growth = Growth(job, decode)
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._streams: dict[int, TextStream] = {}
-        self._pushed: dict[int, int] = {}  # answer number -> tokens that went into its stream
-        self._told: dict[int, int] = {}  # answer number -> tokens that went out with an event
         self._wake_on_news()
         worker.submit(job.request)
 
@@ -61,11 +59,10 @@ class LiveAnswers:
             await self._news.wait()
             self._news.clear()
             ended = not self._job.ended.empty()
-            for event in self._growth():
+            for event in self._growth.events(self._progress()):
                 yield event
-        for index, answer in enumerate((await self._finish()).sequences):
-            said = self._streams[index].text if index in self._streams else ""
-            yield Event(index, answer.text[len(said) :], answer.token_ids[self._told.get(index, 0) :], answer)
+        for event in self._growth.last(await self._finish()):
+            yield event
 
     def _wake_on_news(self) -> None:
         request = self._job.request
@@ -89,19 +86,9 @@ class LiveAnswers:
             if not self._loop.is_closed():
                 raise
 
-    def _growth(self) -> list[Event]:
-        """Events since the last look; of beams, what leads now."""
+    def _progress(self) -> dict[int, tuple[int, ...]]:
+        """What has been made since the last look."""
         progress: dict[int, tuple[int, ...]] = {}
         while not self._job.steps.empty():
             progress |= self._job.steps.get()
-        events = []
-        for index, tokens in progress.items():
-            if self._job.params.revises:
-                events.append(Event(index, "", leading=self._decode(tokens)))
-                continue
-            pushed, self._pushed[index] = self._pushed.get(index, 0), len(tokens)
-            stream = self._streams.setdefault(index, self._job.text())
-            if text := push_all(stream, tokens[pushed:], pushed, self._job.min_new):
-                told, self._told[index] = self._told.get(index, 0), len(tokens)
-                events.append(Event(index, text, tokens[told:]))
-        return events
+        return progress

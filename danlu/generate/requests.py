@@ -20,6 +20,7 @@ from danlu.generate.constrained import ConstrainedBeam, ConstrainedGroups
 from danlu.generate.constraints import Constraints, constraints_for
 from danlu.generate.grammar import Grammar, Grammars
 from danlu.generate.history import Automaton
+from danlu.generate.logprobs import Ledger, Pick
 from danlu.generate.params import GenerationParams
 from danlu.generate.rows import RowStates
 from danlu.generate.scheduler import Request
@@ -49,6 +50,7 @@ class Job:
         forced: the phrases that must appear; None when there are none.
         steps: progress after each step: answer number -> its tokens so far; at the end, nothing.
         ended: receives None or an error, once.
+        ledger: log-probabilities of the answers so far, where they are asked for and no beams are ranked.
         is_followed: whether anybody reads `steps`.
     """
 
@@ -62,6 +64,7 @@ class Job:
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
     ended: queue.SimpleQueue[BaseException | None]
     forced: Constraints[Any] | None = None
+    ledger: Ledger | None = None
     is_followed: bool = True
 
 
@@ -81,12 +84,10 @@ class Maker:
         self._grammars = Grammars(chat, vocabulary)
 
     def job(self, prompt: Sequence[int], params: GenerationParams, adapter: str | None = None) -> Job:
-        """A job for `prompt`, with the bank's adapter of that name, or the base.
+        """A job for `prompt`, whose ids are checked, with the bank's adapter of that name, or the base.
 
         Raises ConfigError when the knobs do not fit the prompt or the model.
         """
-        if strange := [token for token in prompt if not 0 <= token < self.vocabulary]:
-            raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
         grammar = self._grammars.of(params)
@@ -97,7 +98,10 @@ class Maker:
             params, prompt, eos, self.vocabulary, self._bad_words(params), stream, grammar, _rows(params, forced)
         )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        strategy = self._strategy(params, prompt, eos, rows, seed, forced)
+        ledger = None
+        if params.logprobs is not None and not params.revises:
+            ledger = Ledger(params.live_rows, params.logprobs)
+        strategy = self._strategy(params, prompt, eos, rows, seed, forced, ledger)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -111,13 +115,20 @@ class Maker:
             steps.put({})
 
         score = self._score(params, rows)
+        score = ledger.seeing(score) if ledger else score
         request = Request(tuple(prompt), strategy, score, params.use_cache, on_step, on_end, adapter=adapter)
-        job = Job(request.prompt, params, request, rows, seed, text, params.min_new(len(prompt)), steps, ended, forced)
+        min_new = params.min_new(len(prompt))
+        job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, forced, ledger)
         return job
 
     def rows(self, params: GenerationParams) -> int:
         """Rows decoded at once; with forced phrases and no beams, one for each degree of progress of each answer."""
         return _rows(params, self._constraints(params))
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Raise ConfigError when a token id is outside of the vocabulary."""
+        if strange := [token for token in prompt if not 0 <= token < self.vocabulary]:
+            raise ConfigError(f"prompt: token id {strange[0]}", allowed=f"0 to {self.vocabulary - 1}, the vocabulary")
 
     # -- words -----------------------------------------------------------------------------------------
 
@@ -156,6 +167,7 @@ class Maker:
         rows: RowStates,
         seed: int,
         forced: Constraints[Any] | None,
+        ledger: Ledger | None,
     ) -> Strategy:
         limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
         warp = partial(_warped, params, rows) if params.do_sample else None
@@ -163,8 +175,8 @@ class Maker:
             take = partial(_drawn_one, seed) if params.do_sample else _likeliest_one
             return Banked(params.live_rows, limits, forced, take, warp)
         if params.num_beams == 1:
-            pick = partial(_drawn, seed) if params.do_sample else _likeliest
-            return Independent(params.live_rows, limits, pick)
+            pick: Pick = partial(_drawn, seed) if params.do_sample else _likeliest
+            return Independent(params.live_rows, limits, ledger.noting(pick) if ledger else pick)
         options = BeamOptions(
             params.num_beams, params.length_penalty, params.early_stopping, params.num_return_sequences
         )

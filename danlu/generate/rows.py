@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from danlu.errors import AllBanned
+from danlu.errors import AllBanned, FaultyScores
 from danlu.generate import logits
 from danlu.generate.grammar import Grammar, GrammarRows
 from danlu.generate.history import History, Prompt, bad_words
@@ -20,6 +20,8 @@ from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import Step
 from danlu.generate.text import TextStream
 
+# Knobs that ban tokens.
+_BANS = ("no_repeat_ngram_size", "bad_words_ids", "bad_words", "min_new_tokens", "min_length")
 # Hears the scores of some rows after a stage: its knob, scores (rows, vocabulary), and the rows' numbers.
 Watch = Callable[[str, Tensor, Sequence[int]], None]
 
@@ -90,24 +92,27 @@ class RowStates:
     def penalised(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Penalties and bans over scores (rows, vocabulary) of all rows, or of those named.
 
-        Raises AllBanned when a row has no token left; of beams, other rows may still go on.
+        Raises AllBanned when a row has no token left (of beams, other rows may still go on), and FaultyScores when
+        what came in was not numbers.
         """
+        given = scores
         scores = self._through(self._penalties, scores, rows)
-        self._refuse_faulty(scores)
+        self._refuse_faulty(scores, given)
         return scores
 
-    def _refuse_faulty(self, scores: Tensor) -> None:
+    def _refuse_faulty(self, scores: Tensor, given: Tensor) -> None:
         best = scores.amax(-1)  # NaN when anything is NaN
         if bool(torch.isfinite(best).all()):
             return
+        if not bool(torch.isfinite(given.amax(-1)).all()):
+            raise FaultyScores()
         if bool((best.isnan() | (best == torch.inf)).any()):
-            raise AllBanned("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
+            raise AllBanned(f"repetition_penalty {self.params.repetition_penalty:g} leaves no number of some scores")
         if self.params.num_beams == 1 and not self.params.forced:
             if self._forms is not None:
                 raise self._forms.nothing_left(self.params, int(best.isinf().nonzero()[0]))
-            raise AllBanned(
-                "every token is banned here", fix="loosen bad_words_ids, no_repeat_ngram_size or min_new_tokens"
-            )
+            knobs = [name for name in _BANS if getattr(self.params, name)]
+            raise AllBanned("every token is banned here", fix=f"loosen {', '.join(knobs)}")
 
     def warped(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """What a draw chooses from: temperature, top_k, top_p, min_p, typical_p."""

@@ -104,11 +104,18 @@ def detokenizer(tokenizer: Any, *, skip_special_tokens: bool = True) -> Detokeni
 
 
 class TokenNames:
-    """Token id -> the text and bytes that a report about tokens shows."""
+    """Token id -> the text and bytes that a report about tokens shows.
+
+    Attributes:
+        control: tokens that are left out of an answer's text.
+        drops_first_space: a text does not begin with the space of its first token.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._pieces = Pieces(tokenizer, skip_special_tokens=False) if Pieces.can_read(tokenizer) else None
+        self.control = frozenset(at for at, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self.drops_first_space = self._pieces is not None and self._pieces.drops_first_space
 
     def data(self, token: int) -> bytes:
         if self._pieces is not None:

@@ -58,9 +58,13 @@ class Worker:
 
     def run(self, function: Callable[[], T]) -> T:
         """Call `function` between two steps; returns what it returns, and raises what it raises."""
+        return self.begin(function).result()
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """`run` for those who do not wait."""
         outcome: Future[T] = Future()
         self._hand_in(partial(_run, function, outcome))
-        return outcome.result()
+        return outcome
 
     def close(self) -> None:
         """End the thread; what still runs ends with Interrupted."""
@@ -116,6 +120,8 @@ def _submit(core: Core, request: Request) -> None:
 
 
 def _run(function: Callable[[], T], outcome: Future[T]) -> None:
+    if not outcome.set_running_or_notify_cancel():
+        return
     try:
         outcome.set_result(function())
     except Exception as error:

@@ -70,7 +70,7 @@ class OwnEngine:
 
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         run = await self.service.open(ask, arrived)
-        replies = _replies(self.service, run, chat)
+        replies = Replies(ask.model, self.service.names, chat, counted=ask.include_usage)
         if ask.stream:
             return AnswerStream(run, replies, ended)
         body = await _whole(self.service, run, replies, receive)
@@ -84,19 +84,12 @@ class OwnEngine:
         """The engine belongs to whoever made it."""
 
 
-def _replies(service: Service, run: Run, chat: bool) -> Replies:
-    ask = run.ask
-    openings = []
-    if ask.echo:
-        decode = service.engine.chat.tokenizer.decode
-        texts = [prompt if isinstance(prompt, str) else str(decode(list(prompt))) for prompt in ask.prompts]
-        openings = [text for text in texts for _ in range(ask.params.num_return_sequences)]
-    return Replies(ask.model, service.names, chat, openings, counted=ask.include_usage)
-
-
 async def _whole(service: Service, run: Run, replies: Replies, receive: Receive) -> dict[str, Any]:
+    async def everything() -> dict[str, Any]:
+        echoes = await run.echoes()
+        return replies.whole(await run.answers(), run.usage, echoes)
+
     try:
-        answers = await while_wanted(run.answers(), receive, service, run.deadline - time.monotonic() + 1)
-        return replies.whole(answers, run.usage)
+        return await while_wanted(everything(), receive, service, run.deadline - time.monotonic() + 1)
     finally:
         run.close()

@@ -15,6 +15,7 @@ from danlu.recall.embed import Embedder
 from danlu.serve.api import make_app_over
 from danlu.serve.backends import Backend, OwnEngine
 from danlu.serve.embeddings import Embeddings
+from danlu.serve.keys import with_key
 from danlu.serve.options import BackendOptions, ServeOptions
 from danlu.serve.remote import KEY_VARIABLE, Remote, only_model
 from danlu.serve.server import listen, serve
@@ -42,6 +43,7 @@ def serve_model(
     Raises ConfigError for options without effect, and what making the backend raises.
     """
     _check(loading, named, chosen)
+    options = with_key(options, os.environ)
     embeddings = _embeddings(chosen, options, news)
     try:
         with listen(options) as taken, _backend(loading, named, options, chosen, news) as backend:

@@ -145,13 +145,22 @@ def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) 
     body: dict[str, Any] = {"messages": list(ask.prompts[0])} if chat else {"prompt": _prompts(ask)}
     if ask.stream:
         body["stream"] = True
-    if ask.include_usage:
-        body["stream_options"] = {"include_usage": True}
+    if ask.include_leading and flavour != "danlu":
+        message = f"include_leading: {DIALECTS[flavour].name} does not say which beam leads; leave it out"
+        raise ApiFault(400, message, "stream_options", "unsupported")
+    wishes = {"include_usage": ask.include_usage, "include_leading": ask.include_leading}
+    if any(wishes.values()):
+        body["stream_options"] = {wish: True for wish, is_given in wishes.items() if is_given}
     if ask.echo:
         body["echo"] = True
     if flavour == "danlu":
-        return body | _in_our_own_words(ask, default_max_tokens)
-    return body | _Translation(ask, DIALECTS[flavour], chat, default_max_tokens).made()
+        knobs = _in_our_own_words(ask, default_max_tokens)
+    else:
+        knobs = _Translation(ask, DIALECTS[flavour], chat, default_max_tokens).made()
+    if ask.only_echo:
+        knobs.pop("max_new_tokens", None)
+        knobs["max_tokens"] = 0
+    return body | knobs
 
 
 def names_there(ask: Ask, flavour: FlavourName) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from danlu.errors import DanluError, Interrupted, ModelError, ResourceError
+from danlu.errors import DanluError, FaultyScores, Interrupted, ModelError, ResourceError
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_MESSAGE = 1000  # characters; an error may quote what was sent
@@ -77,6 +77,9 @@ def as_fault(error: BaseException, names: Iterable[str] = (), say: Callable[[str
     if isinstance(error, Interrupted):  # the engine was closed
         return closing()
     message = say(str(error))
+    if isinstance(error, FaultyScores):
+        _LOG.error("a request failed: %s", error)
+        return ApiFault(500, message, code="faulty_scores")
     if isinstance(error, ModelError):
         return ApiFault(400, message, "model", "model_cannot")
     code = "out_of_memory" if isinstance(error, ResourceError) else "invalid_value"

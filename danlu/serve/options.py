@@ -6,6 +6,7 @@ And which adapters it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -24,6 +25,9 @@ class ServeOptions(Options):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one and says which")
     api_key: str | None = Field(
         None, min_length=1, description="what clients must send as `Authorization: Bearer KEY`; none: anybody may ask"
+    )
+    api_key_file: Path | None = Field(
+        None, description="file that holds the key, which a flag shows to all who list processes; or set DANLU_API_KEY"
     )
     served_model_name: str | None = Field(
         None, min_length=1, description="the name that clients ask for; by default the model's own"

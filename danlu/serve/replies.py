@@ -2,7 +2,8 @@
 
 Beside OpenAI's fields, a choice carries `score` where beams were ranked, `forced` with the place of each forced phrase
 in the answer's tokens (its start and end, or null), and `unsatisfied: true` where the limit came before every forced
-phrase had appeared (its finish_reason is then "length", as OpenAI has no word for it).
+phrase had appeared (its finish_reason is then "length", as OpenAI has no word for it). A piece of beams that are still
+open says nothing of the answer, and has `danlu: {"leading": text}` in its choice.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from typing import Any
 
 from danlu.generate.answers import Answer, Event, Logprob
 from danlu.generate.text import TokenNames
-
-# OpenAI's stand-in for minus infinity, which JSON does not have.
-_LOWEST = -9999.0
+from danlu.serve.scores import Echo, Places, chat_report, echo_report, text_report
 
 
 @dataclass(frozen=True)
@@ -48,57 +47,64 @@ class Replies:
     Attributes:
         model: the name under which it is served.
         chat: whether the answer is a message, or a text.
-        openings: what stands before each choice's answer (echo); empty for none.
         counted: pieces of a stream carry a usage field, null until the last.
     """
 
     model: str
     names: TokenNames
     chat: bool
-    openings: Sequence[str] = ()
     counted: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    _places: dict[int, Places] = field(default_factory=dict)
 
     @cached_property
     def identifier(self) -> str:
         return ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer], usage: Usage, echoes: Sequence[Echo | None]) -> dict[str, Any]:
         choices = []
-        for index, answer in enumerate(answers):
-            text = self._opening(index) + answer.text
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-            choices.append({"index": index, **said, **self._ending(answer, len(self._opening(index)))})
+        for index, (answer, echo) in enumerate(zip(answers, echoes, strict=True)):
+            if self.chat:
+                said: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+                logprobs = self._logprobs(index, answer.logprobs)
+            else:
+                opening, echoed = self._open(index, echo)
+                said, own = {"text": opening + answer.text}, self._logprobs(index, answer.logprobs)
+                logprobs = {key: echoed[key] + own[key] for key in own} if echoed and own else own
+            choices.append({"index": index, **said, "logprobs": logprobs, **self._ending(answer)})
         head = self._head("chat.completion" if self.chat else "text_completion")
         return {**head, "choices": choices, "usage": usage.body}
 
     # -- in pieces
 
-    def beginning(self, index: int) -> bytes:
+    def beginning(self, index: int, echo: Echo | None) -> bytes:
         """The first piece of a choice: whose turn it is, or the prompt that is echoed."""
         if self.chat:
             return self._piece(index, {"role": "assistant", "content": "", "refusal": None})
-        return self._piece(index, self._opening(index)) if self._opening(index) else b""
+        opening, logprobs = self._open(index, echo)
+        return self._piece(index, opening, logprobs) if opening or logprobs else b""
 
     def piece(self, index: int, event: Event) -> bytes:
-        """What has become certain; with the answer's end, why it ended."""
+        """What has become certain, or what leads; with the answer's end, why it ended."""
+        logprobs = self._logprobs(index, event.logprobs or None)
+        if event.leading is not None:
+            return self._piece(index, {} if self.chat else "", danlu={"leading": event.leading})
         if event.answer is None:
-            return self._piece(index, self._said(event.text)) if event.text else b""
+            return self._piece(index, self._said(event.text), logprobs) if event.text else b""
+        ending = self._ending(event.answer)
         if not self.chat:
-            return self._piece(index, event.text, event.answer)
-        text = self._piece(index, self._said(event.text)) if event.text else b""
-        return text + self._piece(index, {}, event.answer)
+            return self._piece(index, event.text, logprobs, **ending)
+        if not event.text:
+            return self._piece(index, {}, logprobs, **ending)
+        return self._piece(index, self._said(event.text), logprobs) + self._piece(index, {}, **ending)
 
     def counts(self, usage: Usage) -> bytes:
         return event_of({**self._head(self._kind), "choices": [], "usage": usage.body})
 
-    def _piece(self, index: int, said: Any, answer: Answer | None = None) -> bytes:
-        ending = {"logprobs": None, "finish_reason": None}
-        if answer is not None:
-            ending = self._ending(answer, len(self._opening(index)))
-        choice = {"index": index, "delta" if self.chat else "text": said, **ending}
+    def _piece(self, index: int, said: Any, logprobs: dict[str, Any] | None = None, **more: Any) -> bytes:
+        choice = {"index": index, "delta" if self.chat else "text": said, "logprobs": logprobs, "finish_reason": None}
         usage = {"usage": None} if self.counted else {}
-        return event_of({**self._head(self._kind), "choices": [choice], **usage})
+        return event_of({**self._head(self._kind), "choices": [{**choice, **more}], **usage})
 
     def _said(self, text: str) -> Any:
         return {"content": text} if self.chat else text
@@ -113,15 +119,23 @@ class Replies:
         head = {"id": self.identifier, "object": kind, "created": self.created, "model": self.model}
         return {**head, "system_fingerprint": None}
 
-    def _opening(self, index: int) -> str:
-        return self.openings[index] if self.openings else ""
+    def _open(self, index: int, echo: Echo | None) -> tuple[str, dict[str, Any] | None]:
+        """Text and report of what stands before an answer."""
+        if echo is None:
+            return "", None
+        self._places[index] = Places(self.names, len(echo.text))
+        return echo.text, echo_report(self.names, echo)
 
-    def _ending(self, answer: Answer, offset: int) -> dict[str, Any]:
+    def _logprobs(self, index: int, entries: Sequence[Logprob] | None) -> dict[str, Any] | None:
+        if entries is None:
+            return None
+        if self.chat:
+            return chat_report(self.names, entries)
+        return text_report(self.names, entries, self._places.setdefault(index, Places(self.names, 0)))
+
+    def _ending(self, answer: Answer) -> dict[str, Any]:
         unsatisfied = answer.finish_reason == "unsatisfied"
-        ending: dict[str, Any] = {
-            "logprobs": self._logprobs(answer.logprobs, offset),
-            "finish_reason": "length" if unsatisfied else answer.finish_reason,
-        }
+        ending: dict[str, Any] = {"finish_reason": "length" if unsatisfied else answer.finish_reason}
         if answer.score is not None:
             ending["score"] = answer.score
         if answer.forced is not None:
@@ -129,30 +143,6 @@ class Replies:
         if unsatisfied:
             ending["unsatisfied"] = True
         return ending
-
-    def _logprobs(self, entries: Sequence[Logprob] | None, offset: int) -> dict[str, Any] | None:
-        if entries is None:
-            return None
-        if self.chat:
-            return {"content": [self._chat_entry(entry) for entry in entries], "refusal": None}
-        report: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        for entry in entries:
-            name = self.names.text(entry.token_id)
-            report["tokens"].append(name)
-            report["token_logprobs"].append(max(entry.logprob, _LOWEST))
-            report["top_logprobs"].append({self.names.text(token): max(value, _LOWEST) for token, value in entry.top})
-            report["text_offset"].append(offset)
-            offset += len(name)
-        return report
-
-    def _chat_entry(self, entry: Logprob) -> dict[str, Any]:
-        top = [self._token(token, value) for token, value in entry.top]
-        return {**self._token(entry.token_id, entry.logprob), "top_logprobs": top}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self.names.data(token)
-        text = data.decode("utf-8", "replace")
-        return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(data)}
 
 
 def event_of(body: dict[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -51,6 +51,7 @@ class StreamOptions(Options):
     """What a stream holds besides the answer."""
 
     include_usage: bool = Field(False, description="a last piece counts the tokens")
+    include_leading: bool = Field(False, description="of beams, pieces that say which text leads now")
     include_obfuscation: bool = Field(False, description="accepted, without effect")
 
 
@@ -125,7 +126,10 @@ class CompletionBody(_Body):
     prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...] = Field(
         description="text or token ids, continued as they are; or a list of those"
     )
-    echo: bool = Field(False, description="put the prompt before the answer")
+    echo: bool = Field(False, description="put the prompt before the answer; with logprobs, score it too")
+    max_tokens: int | None = Field(
+        None, description="new tokens at most (max_new_tokens); 0 with echo: none, only the prompt and its scores"
+    )
 
 
 _AnyBody = TypeVar("_AnyBody", bound=_Body)
@@ -139,6 +143,9 @@ class Ask:
         names: knob -> the name under which the client gave it.
         limited: the client set a length itself.
         given: the keys of the body, which an error may blame.
+        include_leading: a stream also says what leads among beams.
+        echo: the prompt comes before each answer, scored where log-probabilities are asked for.
+        only_echo: and nothing comes after it.
     """
 
     model: str
@@ -149,7 +156,9 @@ class Ask:
     given: tuple[str, ...]
     stream: bool = False
     include_usage: bool = False
+    include_leading: bool = False
     echo: bool = False
+    only_echo: bool = False
 
     def in_client_words(self, message: str) -> str:
         """An error of the engine, with the names that the client used."""
@@ -190,9 +199,11 @@ def read_completion(document: dict[str, Any]) -> Ask:
         raise ApiFault(400, "prompt is an empty list", "prompt")
     else:
         prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt
-    if body.echo and knobs.get("logprobs") is not None:
-        raise ApiFault(400, "echo with logprobs is not supported yet; leave one of them out", "echo", "unsupported")
-    return _ask(body, prompts, knobs, {}, given, echo=body.echo)
+    only_echo = body.echo and body.max_tokens == 0
+    if only_echo:
+        body = body.model_copy(update={"max_tokens": 1})  # so that the other knobs can be checked
+    ask = _ask(body, prompts, knobs, {}, given)
+    return replace(ask, echo=body.echo, only_echo=only_echo)
 
 
 def _given(document: dict[str, Any]) -> dict[str, Any]:
@@ -285,8 +296,6 @@ def _ask(
     knobs: dict[str, Any],
     names: dict[str, str],
     given: dict[str, Any],
-    *,
-    echo: bool = False,
 ) -> Ask:
     if body.stream_options is not None and not body.stream:
         raise ApiFault(400, "stream_options has no effect without stream; set stream to true", "stream_options")
@@ -296,6 +305,9 @@ def _ask(
     _put_form(knobs, names, body)
     _decide_whether_to_draw(knobs)
     params = _validate(GenerationParams, knobs, names)
+    include_leading = body.stream_options is not None and body.stream_options.include_leading
+    if include_leading and params.num_beams == 1:
+        raise ApiFault(400, "include_leading has no effect without num_beams > 1; set num_beams", "stream_options")
     return Ask(
         model=body.model,
         prompts=prompts,
@@ -305,7 +317,7 @@ def _ask(
         given=tuple(given),
         stream=body.stream,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
-        echo=echo,
+        include_leading=include_leading,
     )
 
 

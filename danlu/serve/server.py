@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from danlu.errors import ResourceError
+from danlu.errors import Interrupted, ResourceError
 from danlu.serve.backends import Backend
 from danlu.serve.options import ServeOptions
 
@@ -41,6 +41,9 @@ class Server(uvicorn.Server):
 
     Args:
         say: hears the line with the URL.
+
+    Attributes:
+        has_cut_off: it was told twice to stop, and something still ran.
     """
 
     def __init__(self, app: FastAPI, options: ServeOptions, say: Say) -> None:
@@ -51,8 +54,26 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._options, self._say = options, say
         self._backend: Backend = app.state.backend
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.has_cut_off = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks for an end in order; the second one cuts off what still runs.
+
+        uvicorn would also send itself the signal again at the end; a server that ends as it was told ends with 0.
+        """
+        if self.should_exit and self._loop is not None:
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(self._cut_off)
+        self.should_exit = True
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            self.has_cut_off = True
+            connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for one in sockets or ():
             host, port = one.getsockname()[:2]
@@ -70,6 +91,12 @@ class Server(uvicorn.Server):
 
 
 def serve(app: FastAPI, options: ServeOptions, taken: socket.socket, say: Say) -> None:
-    """Answer on the socket until the process is told to stop (SIGINT, SIGTERM)."""
-    with taken, contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended in order, and raises it again
-        Server(app, options, say).run(sockets=[taken])
+    """Answer on the socket until the process is told to stop (SIGINT, SIGTERM).
+
+    Raises Interrupted when it was told twice, and requests were cut off.
+    """
+    server = Server(app, options, say)
+    with taken:
+        server.run(sockets=[taken])
+    if server.has_cut_off:
+        raise Interrupted("told twice to stop: what still ran was cut off")

@@ -23,6 +23,7 @@ from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
 from danlu.serve.replies import Usage
 from danlu.serve.schema import Ask
+from danlu.serve.scores import Echo
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _T = TypeVar("_T")
@@ -120,7 +121,7 @@ class Service:
     def fitting(self, ask: Ask, prompt_length: int) -> GenerationParams:
         """The knobs for a prompt: where the client set no limit, ours. Raises ApiFault past the context."""
         params, context = ask.params, self.engine.context_length
-        left = None if context is None else context - prompt_length
+        left = None if context is None else context - prompt_length + ask.only_echo
         if not ask.limited and (left is None or left > 0):
             limit = self.options.default_max_tokens if left is None else min(self.options.default_max_tokens, left)
             limit = max(limit, min(params.min_new(prompt_length), left or limit))
@@ -145,6 +146,7 @@ class Run:
         self.deadline = arrived + service.options.request_timeout_seconds
         self._places = len(ask.prompts)
         service.places_taken += self._places
+        self._prompts: list[list[int]] = []
         self._live: list[LiveAnswers] = []
         self._readers: list[asyncio.Task[None]] = []
         self._news: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue()
@@ -157,18 +159,22 @@ class Run:
 
     @property
     def usage(self) -> Usage:
-        read = sum(len(live.prompt_token_ids) for live in self._live)
-        return Usage(read, self._made, sum(live.cached_tokens for live in self._live))
+        return Usage(sum(map(len, self._prompts)), self._made, sum(live.cached_tokens for live in self._live))
 
     async def start(self) -> None:
         """Submit every prompt; an error in one of them is raised, and the caller closes the run."""
         ready = [await self._prepare(prompt) for prompt in self.ask.prompts]
         adapter = self.service.adapter_of(self.ask.model)
-        for token_ids, params in ready:
+        self._prompts = [token_ids for token_ids, _ in ready]
+        for token_ids, params in ready if not self.ask.only_echo else ():
             self._live.append(await self.service.engine.aopen(token_ids, params, adapter))
         for at, live in enumerate(self._live):
             self._readers.append(asyncio.create_task(self._read(at, live)))
-            self.service.metrics.prompt_tokens.inc(len(live.prompt_token_ids))
+        self.service.metrics.prompt_tokens.inc(self.usage.prompt_tokens)
+        if self.ask.only_echo:
+            nothing = Answer((), "", None, "length", None if self.ask.params.logprobs is None else ())
+            for choice in range(self.choices):
+                self._news.put_nowait((choice, Event(choice, "", answer=nothing)))
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
         chat, engine = self.service.engine.chat, self.service.engine
@@ -208,11 +214,32 @@ class Run:
             if isinstance(news, BaseException):
                 raise as_fault(news, self.ask.given, self.ask.in_client_words)
             event = news[1]
-            if event.text or event.answer is not None:  # beams also say what leads; a client has no use for it
-                beat = time.monotonic() + beat_seconds
+            is_leading = event.leading is not None
+            if is_leading and not self.ask.include_leading:
+                continue
+            beat = time.monotonic() + beat_seconds
+            if not is_leading:
                 self._count(event)
-                open_choices -= event.answer is not None
-                yield news
+            open_choices -= event.answer is not None
+            yield news
+
+    async def echoes(self) -> list[Echo | None]:
+        """What stands before each choice's answer. Raises ApiFault."""
+        if not self.ask.echo:
+            return [None] * self.choices
+        try:
+            made = [await self._echo(*pair) for pair in zip(self.ask.prompts, self._prompts, strict=True)]
+        except DanluError as error:
+            raise as_fault(error, self.ask.given, self.ask.in_client_words) from error
+        return [one for one in made for _ in range(self.ask.params.num_return_sequences)]
+
+    async def _echo(self, prompt: Prompt, token_ids: list[int]) -> Echo:
+        engine, top = self.service.engine, self.ask.params.logprobs
+        text = prompt if isinstance(prompt, str) else str(engine.chat.tokenizer.decode(token_ids))
+        if top is None:
+            return Echo(text, tuple(token_ids), None)
+        adapter = self.service.adapter_of(self.ask.model)
+        return Echo(text, tuple(token_ids), await engine.aprompt_logprobs(token_ids, top, adapter))
 
     async def answers(self) -> list[Answer]:
         """All answers, in order."""

@@ -76,8 +76,8 @@ class AnswerStream(EventStream):
         self._run.close()
 
     async def _pieces(self, send: Send) -> None:
-        for index in range(self._run.choices):
-            await say(send, self._replies.beginning(index))
+        for index, echo in enumerate(await self._run.echoes()):
+            await say(send, self._replies.beginning(index, echo))
         async for news in self._run.pieces(BEAT_SECONDS):
             await say(send, KEEP_ALIVE if news is None else self._replies.piece(*news))
         if self._replies.counted:

@@ -7,9 +7,15 @@ import time
 from contextlib import aclosing
 
 import pytest
+from answering import alive
+from serving import wait_until
 
 from danlu import Engine, GenerationParams
 from danlu.errors import ConfigError
+from danlu.generate.live import LiveAnswers
+from danlu.generate.requests import Job
+from danlu.generate.rows import RowStates
+from danlu.generate.text import TextStream
 from tiny import make_golden_model
 
 KNOBS = [
@@ -77,6 +83,29 @@ def test_a_reader_who_goes_ends_the_work(engine):
             return
         time.sleep(0.01)
     raise AssertionError(engine.load)
+
+
+def test_200_that_are_cancelled_leave_nothing_behind(engine):
+    kinds = (Job, LiveAnswers, RowStates, TextStream)
+    before = alive(*kinds)
+    params = [GenerationParams(max_new_tokens=400, eos_token_id=(), **KNOBS[at % 3]) for at in range(200)]
+
+    async def cancel_all():
+        tasks = [asyncio.create_task(engine.agenerate(f"say {at}", one)) for at, one in enumerate(params)]
+        while not engine.load.running:
+            await asyncio.sleep(0)
+        for at, task in enumerate(tasks):
+            task.cancel()
+            if at % 20 == 0:
+                await asyncio.sleep(0)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(one) for one in ends} == {asyncio.CancelledError}
+
+    asyncio.run(cancel_all())
+    engine.logits([5])  # what was asked for before this is done
+    assert engine.core.is_idle
+    assert engine.load.kv_bytes == 0
+    wait_until(lambda: alive(*kinds) <= before)  # a prompt that is just being read is let go after that
 
 
 def test_a_loop_that_has_ended_does_not_hurt_the_engine(engine):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from stepping import KNOBS, Bench, answers, finish, prompt_of, slots
 
-from danlu.errors import AllBanned
+from danlu.errors import FaultyScores
 from danlu.generate import prefix
 from danlu.generate.kv import KVShape, KVStore, OutOfBudget
 from danlu.generate.prefix import BLOCK_TOKENS, PrefixCache
@@ -406,7 +406,7 @@ def test_what_is_not_a_number_never_comes_back(bench, core):
     spoilt = bench.job(core, prompt)
     core.step()
     hook.remove()
-    with pytest.raises(AllBanned, match="not numbers"):
+    with pytest.raises(FaultyScores, match="not numbers"):
         answers(spoilt)
     assert core.prefixes.blocks == {}
     job = bench.job(core, prompt)

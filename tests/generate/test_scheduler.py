@@ -6,7 +6,7 @@ import pytest
 import torch
 from stepping import KNOBS, Bench, answers, finish, prompt_of, slots
 
-from danlu.errors import AllBanned, MemoryShortage
+from danlu.errors import FaultyScores, MemoryShortage
 from danlu.generate.scheduler import Feed, Request, Scheduler
 from tiny import make_golden_model
 
@@ -205,7 +205,7 @@ def test_what_is_not_a_number_reaches_no_other_request(bench):
     hook = bench.model.get_input_embeddings().register_forward_hook(spoil)
     core.step()
     hook.remove()
-    with pytest.raises(AllBanned, match="not numbers"):
+    with pytest.raises(FaultyScores, match="not numbers"):
         answers(spoilt)
     shelf = beside[0].request.slot.shelf
     assert (shelf.room, len(shelf.slots)) == (4, 3)  # the place is still there

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import httpx
 import pytest
+from answering import alive, fixed_scores
 from prometheus_client.parser import text_string_to_metric_families
-from serving import CHAT, TEXT, is_idle
+from serving import CHAT, HELLO, TEXT, chat, error, events, is_idle, text, wait_until
 
+from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
+from danlu.generate.requests import Job
+from danlu.generate.rows import RowStates
+from danlu.generate.text import TextStream
+from danlu.serve.service import Run
 
-HELLO = [{"role": "user", "content": "what is the capital of France?"}]
 STRATEGIES = {
     "greedy": {"temperature": 0},
     "sample": {"seed": 5, "temperature": 0.9},
@@ -39,22 +45,6 @@ def params_of(knobs, **more):
     return GenerationParams(**given, **more)
 
 
-def chat(**more):
-    return {"model": "tiny", "messages": HELLO, "max_tokens": 16, **more}
-
-
-def text(**more):
-    return {"model": "tiny", "prompt": "the quick brown", "max_tokens": 16, **more}
-
-
-def events(response):
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"].startswith("text/event-stream")
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
-
-
 def joined(pieces, part):
     """Text and finish reason of each choice."""
     texts, reasons = {}, {}
@@ -66,14 +56,6 @@ def joined(pieces, part):
                 assert choice["index"] not in reasons
                 reasons[choice["index"]] = choice["finish_reason"]
     return [texts[index] for index in sorted(texts)], [reasons[index] for index in sorted(reasons)]
-
-
-def error(response, status):
-    assert response.status_code == status, response.text
-    body = response.json()["error"]
-    assert set(body) == {"message", "type", "param", "code"}
-    assert "Traceback" not in response.text
-    return body
 
 
 # --- answers
@@ -106,6 +88,8 @@ def test_a_stream_is_the_same_answer_in_pieces(engine, post, name):
     assert reasons == ["length" if one.finish_reason == "unsatisfied" else one.finish_reason for one in expected]
     assert pieces[-1]["choices"] == []
     assert pieces[-1]["usage"]["completion_tokens"] == sum(len(one.token_ids) for one in expected)
+    scores = {choice["index"]: choice["score"] for piece in pieces for choice in piece["choices"] if "score" in choice}
+    assert scores == {at: one.score for at, one in enumerate(expected) if one.score is not None}
     assert all(piece["usage"] is None for piece in pieces[:-1])
     assert len({piece["id"] for piece in pieces}) == 1
 
@@ -139,20 +123,6 @@ def test_stop_strings_are_cut_off(engine, post, stream):
     else:
         assert response.json()["choices"][0]["message"]["content"] == whole[: whole.index(stop)]
         assert response.json()["choices"][0]["finish_reason"] == "stop"
-
-
-def test_logprobs_in_openais_shape(engine, post):
-    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=6, logprobs=2))[0].sequences
-    choice = post(CHAT, chat(temperature=0, max_tokens=6, logprobs=True, top_logprobs=2)).json()["choices"][0]
-    entries = choice["logprobs"]["content"]
-    assert [one["logprob"] for one in entries] == pytest.approx([one.logprob for one in expected.logprobs])
-    assert all(one["top_logprobs"][0]["logprob"] >= one["top_logprobs"][1]["logprob"] for one in entries)
-    said = b"".join(bytes(one["bytes"]) for one in entries).decode("utf-8", "replace")
-    assert said.startswith(choice["message"]["content"])
-    report = post(TEXT, text(temperature=0, max_tokens=6, logprobs=2)).json()["choices"][0]["logprobs"]
-    assert [len(report[key]) for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [6] * 4
-    pieces = events(post(CHAT, chat(temperature=0, max_tokens=6, logprobs=True, stream=True)))
-    assert len(pieces[-1]["choices"][0]["logprobs"]["content"]) == 6
 
 
 def test_the_places_of_forced_words_are_said(engine, post):
@@ -342,6 +312,37 @@ def test_a_failing_model_tells_no_secrets(post, engine, monkeypatch, stream):
     assert post(CHAT, chat()).status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"num_beams": 2}, {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1}]
+)
+def test_scores_that_are_no_numbers_are_the_servers_fault(post, engine, monkeypatch, stream, knobs):
+    fixed_scores(engine, monkeypatch, {5: math.nan})
+    response = post(CHAT, chat(stream=stream, **knobs))
+    body = json.loads(response.text.split("data: ")[-1])["error"] if stream else error(response, 500)
+    assert (body["type"], body["code"], body["param"]) == ("server_error", "faulty_scores", None)
+    assert "not numbers" in body["message"]
+    scored = error(post(TEXT, text(echo=True, max_tokens=0, logprobs=1)), 500)
+    assert scored["code"] == "faulty_scores"
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"no_repeat_ngram_size": 1}, {"bad_words_ids": [[20], [21]]}, {"bad_words": ["a", "b"]}], ids=str
+)
+def test_when_every_token_is_banned_the_knob_is_named(post, engine, monkeypatch, knobs):
+    banned = {20: 1.0, 21: 0.5}
+    if "bad_words" in knobs:
+        banned = {engine.chat.tokenizer.encode(word, add_special_tokens=False)[0]: 1.0 for word in knobs["bad_words"]}
+    fixed_scores(engine, monkeypatch, banned)
+    body = error(post(CHAT, chat(temperature=0, **knobs)), 400)
+    assert body["param"] == next(iter(knobs))
+    assert "banned" in body["message"]
+
+
+def test_a_penalty_that_leaves_no_numbers_is_named(post):
+    assert error(post(CHAT, chat(temperature=0, repetition_penalty=1e-40)), 400)["param"] == "repetition_penalty"
+
+
 def test_metrics_parse(ask, engine):
     async def talk(client):
         await client.post(CHAT, json=chat(temperature=0, eos_token_id=[]))
@@ -402,9 +403,13 @@ def test_64_at_once_each_as_alone(ask, engine):
 
 
 def test_200_cancelled_leave_nothing_behind(ask, engine):
+    kinds = (Run, LiveAnswers, Job, RowStates, TextStream)
+    before = alive(*kinds)
+
     async def talk(client):
         async def one(at):
-            body = chat(max_tokens=400, eos_token_id=[], temperature=0, stream=at % 2 == 0)
+            knobs = {"stop": ["never"], "logprobs": True, "stream": at % 2 == 0}
+            body = chat(max_tokens=400, eos_token_id=[], temperature=0, **knobs)
             with pytest.raises((TimeoutError, httpx.HTTPError)):
                 await asyncio.wait_for(client.post(CHAT, json=body), 0.01 * (at % 40))
 
@@ -417,3 +422,5 @@ def test_200_cancelled_leave_nothing_behind(ask, engine):
 
     assert ask(talk) == 0
     assert is_idle(engine)
+    assert engine.load.kv_bytes == 0
+    wait_until(lambda: alive(*kinds) <= before)

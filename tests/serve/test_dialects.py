@@ -203,3 +203,22 @@ def test_forms_of_answers():
     assert formed("vllm", True, regex="a+")["structured_outputs"] == {"regex": "a+"}
     assert formed("sglang", True, regex="a+")["regex"] == "a+"
     assert fault(formed, "llama.cpp", True, regex="a+").param == "regex"
+
+
+@pytest.mark.parametrize("flavour", ["danlu", "openai", "vllm"])
+def test_a_text_that_is_only_scored(flavour):
+    body = text(flavour, echo=True, max_tokens=0, logprobs=1)
+    assert (body["echo"], body["max_tokens"], body["logprobs"]) == (True, 0, 1)
+    assert "max_new_tokens" not in body
+
+
+def test_only_another_danlu_says_which_beam_leads():
+    wish = {"num_beams": 2, "stream": True, "stream_options": {"include_leading": True, "include_usage": True}}
+    assert chat("danlu", **wish)["stream_options"] == {"include_leading": True, "include_usage": True}
+    assert chat("danlu", **{**wish, "stream_options": {"include_usage": True}})["stream_options"] == {
+        "include_usage": True
+    }
+    for flavour in ("openai", "vllm", "sglang"):
+        with pytest.raises(ApiFault, match="include_leading") as caught:
+            chat(flavour, **wish)
+        assert (caught.value.status, caught.value.param) == (400, "stream_options")

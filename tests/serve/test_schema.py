@@ -233,10 +233,20 @@ def test_logprobs():
     assert text(logprobs=2).params.logprobs == 2
     assert fault(chat, top_logprobs=3).param == "top_logprobs"
     assert fault(chat, logprobs=True, top_logprobs=99).param == "top_logprobs"
-    assert fault(text, logprobs=1, echo=True).param == "echo"
+
+
+def test_no_new_tokens_only_with_echo():
+    ask = text(echo=True, max_tokens=0, logprobs=1)
+    assert (ask.echo, ask.only_echo, ask.params.logprobs) == (True, True, 1)
+    assert not text(echo=True, max_tokens=3).only_echo
+    assert fault(text, max_tokens=0).param == "max_tokens"
+    assert fault(text, max_tokens=0, max_new_tokens=4, echo=True).param == "max_tokens"
+    assert fault(chat, max_tokens=0).param == "max_tokens"
 
 
 def test_stream_options():
+    assert chat(stream=True, num_beams=2, stream_options={"include_leading": True}).include_leading
+    assert fault(chat, stream=True, stream_options={"include_leading": True}).param == "stream_options"
     assert chat(stream=True, stream_options={"include_usage": True}).include_usage
     assert fault(chat, stream_options={"include_usage": True}).param == "stream_options"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -10,11 +11,14 @@ import time
 import httpx
 import openai
 import pytest
-from serving import CHAT, is_idle, wait_until
+from answering import alive
+from serving import CHAT, HELLO, is_idle, wait_until
 
+from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
+from danlu.generate.requests import Job
+from danlu.serve.service import Run
 
-HELLO = [{"role": "user", "content": "what is the capital of France?"}]
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 450, "eos_token_id": [], "temperature": 0}
 
 
@@ -73,6 +77,70 @@ def test_openais_client_asks_for_forms(client):
     assert choice.message.content in ("yes", "no")
 
 
+def test_openais_client_reads_log_probabilities(client, engine):
+    asked = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True}
+    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=12, logprobs=2))[0].sequences
+    own = pytest.approx([one.logprob for one in expected.logprobs], abs=1e-4)
+    whole = client.chat.completions.create(**asked, top_logprobs=2)
+    pieces = list(client.chat.completions.create(**asked, top_logprobs=2, stream=True))
+    streamed = [one for piece in pieces if piece.choices[0].logprobs for one in piece.choices[0].logprobs.content]
+    assert [one.logprob for one in whole.choices[0].logprobs.content] == own
+    assert [one.logprob for one in streamed] == own
+    assert [one.token for one in streamed] == [one.token for one in whole.choices[0].logprobs.content]
+    for entry, answer in zip(streamed, expected.logprobs, strict=True):
+        assert [one.logprob for one in entry.top_logprobs] == pytest.approx([p for _, p in answer.top], abs=1e-4)
+    ending = {"eos_token_id": expected.token_ids[-1]}  # its helper, which joins the pieces, takes no other end
+    with client.chat.completions.stream(**asked, extra_body=ending) as stream:
+        joined = [one.logprob for one in stream.get_final_completion().choices[0].logprobs.content]
+    assert joined == pytest.approx([one.logprob for one in expected.logprobs][: len(joined)], abs=1e-4)
+    assert len(joined) > 1
+
+
+def test_openais_client_scores_a_prompt(client, engine):
+    own = engine.prompt_logprobs("the quick brown fox", 1)
+    asked = {"model": "tiny", "prompt": "the quick brown fox", "logprobs": 1, "echo": True, "max_tokens": 0}
+    (choice,) = client.completions.create(**asked).choices
+    assert (choice.text, choice.logprobs.token_logprobs[0]) == ("the quick brown fox", None)
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx([one.logprob for one in own], abs=1e-4)
+    pieces = list(client.completions.create(**asked, stream=True))
+    assert pieces[0].choices[0].logprobs == choice.logprobs
+    assert pieces[-1].choices[0].finish_reason == "length"
+
+
+BEAMS = {"beam": {"num_beams": 3}, "group": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}}
+
+
+@pytest.mark.parametrize("name", BEAMS)
+def test_openais_client_is_told_what_leads(client, engine, name):
+    params = GenerationParams(**BEAMS[name], max_new_tokens=30, eos_token_id=())
+    leading = [event.leading for event in engine.stream(HELLO, params) if event.leading is not None]
+    (expected,) = engine.generate([HELLO], params)[0].sequences
+    asked = {"model": "tiny", "max_tokens": 30, "stream": True, "extra_body": {**BEAMS[name], "eos_token_id": []}}
+    for shown in (False, True):
+        options = {"stream_options": {"include_leading": True}} if shown else {}
+        pieces = [one.choices[0] for one in client.chat.completions.create(messages=HELLO, **asked, **options)]
+        assert "".join(one.delta.content or "" for one in pieces) == expected.text
+        assert pieces[-1].model_extra["score"] == pytest.approx(expected.score)
+        said = [one.model_extra["danlu"]["leading"] for one in pieces if "danlu" in one.model_extra]
+        assert bool(said) == shown
+        left = iter(leading)
+        assert all(text in left for text in said)  # in order; a busy reader skips some
+        texts = [one.choices[0] for one in client.completions.create(prompt="the", **asked, **options)]
+        assert any("danlu" in one.model_extra for one in texts) == shown
+        assert all(one.text == "" for one in texts[:-1])
+
+
+def test_what_leads_as_bytes(start):
+    body = {**LONG, "max_tokens": 12, "num_beams": 3, "stream": True, "stream_options": {"include_leading": True}}
+    lines = httpx.post(f"{start().url}/chat/completions", json=body, timeout=20).text.split("\n\n")
+    pieces = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    told = [piece["choices"][0] for piece in pieces if "danlu" in piece["choices"][0]]
+    assert told
+    for choice in told:
+        assert list(choice.pop("danlu")) == ["leading"]
+        assert choice == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
+
+
 def test_openais_client_reads_errors(client):
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model="tiny", messages=HELLO, top_p=7)
@@ -129,6 +197,67 @@ def test_a_client_that_does_not_read_holds_up_nobody(start, engine):
         assert reply.status_code == 200
         wait_until(lambda: running.service.places_taken == 0, 15)
     wait_until(lambda: is_idle(engine))  # the engine hears of it between two steps
+
+
+def test_a_slow_reader_gets_its_whole_answer_and_holds_up_nobody(start, engine):
+    running = start()
+    address = running.server.servers[0].sockets[0].getsockname()
+    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=450, eos_token_id=()))[0].sequences
+    body = json.dumps({**LONG, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect(address)
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        got = slow.recv(64)
+        for _ in range(8):
+            reply = httpx.post(f"{running.url}/chat/completions", json={**LONG, "max_tokens": 5}, timeout=20)
+            assert reply.json()["usage"]["completion_tokens"] == 5
+            got += slow.recv(64)
+        assert b"[DONE]" not in got
+        while piece := slow.recv(4096):
+            got += piece
+    lines = [line for line in got.split(b"\n") if line.startswith(b"data: {")]
+    said = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for line in lines]
+    assert "".join(said) == expected.text
+    assert b"[DONE]" in got
+    wait_until(lambda: is_idle(engine) and running.service.places_taken == 0)
+
+
+def test_64_streams_of_which_some_leave(start, engine):
+    """Those who stay are answered as alone, through all comings and goings."""
+    before = alive(Run, LiveAnswers, Job)
+    running = start()
+    kinds = [{"temperature": 0}, {"seed": 4, "n": 2}, BEAMS["beam"], BEAMS["group"], {"temperature": 0, "logprobs": 2}]
+    asked = [{**LONG, "max_tokens": 24, "stream": True, "temperature": None, **kinds[at % 5]} for at in range(64)]
+
+    async def one(client, at):
+        texts = {}
+        async with client.stream("POST", "/chat/completions", json=asked[at]) as response:
+            async for line in response.aiter_lines():
+                if at % 4 == 3 and texts:
+                    return None
+                if line.startswith("data: {"):
+                    choice = json.loads(line.removeprefix("data: "))["choices"][0]
+                    texts.setdefault(choice["index"], []).append(choice["delta"].get("content", ""))
+        return ["".join(texts[index]) for index in sorted(texts)]
+
+    async def all_of_them():
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=running.url, timeout=40, limits=limits) as client:
+            return await asyncio.gather(*(one(client, at) for at in range(64)))
+
+    drawn = GenerationParams(do_sample=True, seed=4, num_return_sequences=2, max_new_tokens=24, eos_token_id=())
+    params = [GenerationParams(**BEAMS[name], max_new_tokens=24, eos_token_id=()) for name in ("beam", "group")]
+    greedy = GenerationParams(max_new_tokens=24, eos_token_id=())
+    alone = [
+        [answer.text for answer in engine.generate([HELLO], one)[0].sequences]
+        for one in (greedy, drawn, *params, greedy)
+    ]
+    for at, texts in enumerate(asyncio.run(all_of_them())):
+        assert texts == (None if at % 4 == 3 else alone[at % 5])
+    wait_until(lambda: is_idle(engine) and running.service.places_taken == 0)
+    wait_until(lambda: alive(Run, LiveAnswers, Job) <= before)
 
 
 def test_a_long_upload_is_refused(start):

@@ -1,0 +1,105 @@
+"""Log-probabilities in the two shapes of OpenAI's API. Knows tokens and their text; knows no request."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from danlu.generate.answers import Logprob
+from danlu.generate.text import TokenNames
+
+# OpenAI's stand-in for minus infinity, which JSON does not have.
+_LOWEST = -9999.0
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is said again before its answer.
+
+    Attributes:
+        logprobs: of its tokens after the first; None where they are not asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprob, ...] | None
+
+
+class Places:
+    """Where in a text each token begins, in characters.
+
+    Args:
+        at: where the first one begins.
+        prompt: the text of the tokens, where it is known; else it is an answer's, which leaves control tokens out.
+    """
+
+    def __init__(self, names: TokenNames, at: int, prompt: str = "") -> None:
+        self._names, self._at, self._prompt = names, at, prompt
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drops_space = names.drops_first_space
+
+    def next(self, token: int) -> int:
+        at, data = self._at, self._names.data(token)
+        if token in self._names.control and not self._prompt.startswith(data.decode(), at):
+            return at
+        if self._drops_space:
+            data, self._drops_space = data.removeprefix(b" "), False
+        self._at += len(self._decoder.decode(data))
+        return at
+
+
+def chat_report(names: TokenNames, entries: Sequence[Logprob]) -> dict[str, Any]:
+    """As /v1/chat/completions has it."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        data = names.data(token)
+        return {"token": data.decode("utf-8", "replace"), "logprob": max(logprob, _LOWEST), "bytes": list(data)}
+
+    content = [
+        {**one(entry.token_id, entry.logprob), "top_logprobs": [one(*likely) for likely in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_report(names: TokenNames, entries: Sequence[Logprob], places: Places) -> dict[str, list[Any]]:
+    """As /v1/completions has it; the likeliest tokens have the chosen one among them."""
+    return {
+        "tokens": [_key(names, entry.token_id) for entry in entries],
+        "token_logprobs": [max(entry.logprob, _LOWEST) for entry in entries],
+        "top_logprobs": [_by_name(names, entry) for entry in entries],
+        "text_offset": [places.next(entry.token_id) for entry in entries],
+    }
+
+
+def echo_report(names: TokenNames, echo: Echo) -> dict[str, list[Any]] | None:
+    """As /v1/completions has it for a prompt, whose first token has no score."""
+    if echo.logprobs is None:
+        return None
+    first, places = echo.token_ids[0], Places(names, 0, echo.text)
+    head: dict[str, list[Any]] = {
+        "tokens": [_key(names, first)],
+        "token_logprobs": [None],
+        "top_logprobs": [None],
+        "text_offset": [places.next(first)],
+    }
+    rest = text_report(names, echo.logprobs, places)
+    return {key: head[key] + rest[key] for key in rest}
+
+
+def _by_name(names: TokenNames, entry: Logprob) -> dict[str, float]:
+    found = {_key(names, entry.token_id): max(entry.logprob, _LOWEST)}
+    for token, logprob in entry.top:
+        found.setdefault(_key(names, token), max(logprob, _LOWEST))
+    return found
+
+
+def _key(names: TokenNames, token: int) -> str:
+    """A token's name where names are keys: a part of a character by its bytes, as OpenAI does."""
+    data = names.data(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
