@@ -3,11 +3,12 @@
 #   make test         the tests               make test-slow   those that take minutes
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
+#                                             make bench-generate   generation speed beside five peers
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow check format bench bench-sft clean
+.PHONY: demo test test-slow check format bench bench-sft bench-generate clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -36,11 +37,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft
+bench: bench-sft bench-generate
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
 	$(BIN)/python benchmarks/sft.py
+
+# It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
+bench-generate: $(INSTALLED)
+	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
 	rm -rf .venv .peers runs .mypy_cache .pytest_cache .ruff_cache

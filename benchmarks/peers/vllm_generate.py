@@ -1,11 +1,16 @@
 """vLLM's side of benchmarks/generate.py. Runs in vLLM's own environment."""
 
+import os
+
 import vllm
 from timing import run
 from vllm.sampling_params import BeamSearchParams
 
 
 def load(job):
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GB
+    if job["setting"]["all_cores"]:  # left to itself it keeps one for its scheduler
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     engine = vllm.LLM(
         job["model"],
         dtype=job["setting"]["weights"],

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-
 from answering import PROMPTS, fixed_scores, strengthen
+
 from danlu import Engine
 from danlu.errors import ConfigError, ParityError
 from danlu.quantize.divergence import Divergence, divergence, own_text
