@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -60,12 +61,12 @@ WORDS = {
         "yes": "达到",
         "no": "未达到",
         "unknown": "未测",
-        "intro": "SmolLM2-135M，提示 160（贪心）或 512 个词元，生成 {new_tokens} 个新词元；{machine}；数值为所有行"
-        "每秒的新词元数，按整次调用计，含读提示的时间；每次调用用全新的提示，取 {runs} 次的中位数；{date}。"
+        "intro": "SmolLM2-135M，提示 160（贪心）或 512 个 token，生成 {new_tokens} 个新 token；{machine}；数值为所有行"
+        "每秒的新 token 数，按整次调用计，含读提示的时间；每次调用用全新的提示，取 {runs} 次的中位数；{date}。"
         "命令：`make bench-generate`。",
         "ratios": "Danlu 与各对手之比（目标针对 bfloat16）：",
-        "price": "下一词元分布相对 float32 的 KL 散度，在模型自己生成的文本的 {positions} 个位置上取平均"
-        "（括号内为首选词元相同的比例）：{list}。模型本由 Q4_1 文件而来，故 Q4_1 权重相对 float32 没有损失。",
+        "price": "下一个 token 的分布相对 float32 的 KL 散度，在模型自己生成的文本的 {positions} 个位置上取平均"
+        "（括号内为首选 token 相同的比例）：{list}。模型本由 Q4_1 文件而来，故 Q4_1 权重相对 float32 没有损失。",
         "settings": "各自的最佳设置：{list}。",
         "why": "拒绝或失败的原因：{list}。",
     },
