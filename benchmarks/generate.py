@@ -1,6 +1,6 @@
 """Generation speed beside the peers' at their best settings: same model and prompts, in one run on one machine.
 
-    make bench-generate                  (about an hour on two cores, the peers' installation not counted)
+    make bench-generate                  (under an hour on two cores, the peers' installation not counted)
     .venv/bin/python benchmarks/generate.py --runs 1 --new_tokens 8 --trial_new_tokens 4 --works greedy-1 beam
 
 Each side runs in a process of its own (benchmarks/peers/), on the same cores, by the same clock: model loaded, one
@@ -26,8 +26,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from generation_sides import ALL, PEERS, PHRASES, ROOT, WORKS, Side, Work, danlu_side
-from generation_table import print_tables, write_docs
+from generation_table import print_tables, was_busy, write_docs
 
 MODEL = "smollm2-135m"
 SIDE_LIMIT_SECONDS = 3600
@@ -170,8 +171,7 @@ def measure(side: Side, works: list[str], jobs: Jobs, files: dict[str, str]) -> 
         for job in asked:
             cell = result["works"][job["name"]]
             if "refused" not in cell:
-                cell |= {"rate": rate(job, cell), "decode_rate": decode_rate(job, cell)}
-                cell |= {"setting": setting, "peak_memory_bytes": result["peak_memory_bytes"]}
+                cell |= {"rate": rate(job, cell), "decode_rate": decode_rate(job, cell), "setting": setting}
             column["cells"][job["name"]] = cell | {"format": side.settings[setting]["format"]}
             shown = cell.get("refused") or f"{cell['rate']:.0f} tokens/s"
             print(f"       {side.name:18} {setting:34} {job['name']:10} {shown[:100]}", flush=True)
@@ -242,7 +242,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
-    load_before = os.getloadavg()[0]
+    busy_percent = psutil.cpu_percent(interval=3)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
     from danlu.model.load import load_tokenizer
 
@@ -256,7 +256,7 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
 
         def jobs(work: str, trial: bool) -> dict[str, Any]:
             tokens, calls = (asked.trial_new_tokens, 1) if trial else (asked.new_tokens, asked.runs)
-            return make_job(works[work], ids, tokenizer, tokens, calls, SEED + trial)
+            return make_job(works[work], ids, tokenizer, tokens, calls, SEED + 1 if trial else SEED)
 
         beginnings = make_job(Work("kl", KL_PROMPTS, KL_PROMPT_TOKENS), ids, tokenizer, 1, 0, SEED)["calls"][0]
         price = price_of_formats(asked.dtypes, beginnings, files["model"])
@@ -265,7 +265,7 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "machine": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}",
-        "load_before": load_before,
+        "busy_percent": busy_percent,
         "new_tokens": asked.new_tokens,
         "runs": asked.runs,
         "works": asked.works,
@@ -285,6 +285,8 @@ def main() -> None:
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
     print_tables(found)
+    if asked.write and was_busy(found):
+        raise SystemExit("nothing written to the documents: the machine was busy; wait, and run it again")
     if asked.write:
         write_docs(found, ROOT)
 

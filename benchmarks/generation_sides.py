@@ -65,8 +65,8 @@ def hf(weights: str, attention: str, *, static_cache: bool = False) -> dict[str,
     return {"format": weights, "weights": weights, "attention": attention, "static_cache": static_cache}
 
 
-def openvino(precision: str, *, continuous_batching: bool) -> dict[str, Any]:
-    return {"format": "Q4_1", "precision": precision, "continuous_batching": continuous_batching}
+def openvino(precision: str, *, paged: bool) -> dict[str, Any]:
+    return {"format": "Q4_1", "precision": precision, "paged": paged}
 
 
 def vllm(*, eager: bool, all_cores: bool) -> dict[str, Any]:
@@ -110,9 +110,9 @@ PEERS = (
         "OpenVINO",
         "openvino_generate.py",
         {
-            "continuous batching, bf16 sums": openvino("bf16", continuous_batching=True),
-            "continuous batching, float32 sums": openvino("f32", continuous_batching=True),
-            "one call at a time, bf16 sums": openvino("bf16", continuous_batching=False),
+            "paged attention, bf16": openvino("bf16", paged=True),
+            "paged attention, float32": openvino("f32", paged=True),
+            "SDPA, bf16": openvino("bf16", paged=False),
         },
         "openvino",
     ),

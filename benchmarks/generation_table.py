@@ -23,7 +23,7 @@ TARGETS = {  # work: (peer, least ratio), for Danlu in bfloat16
     "forced": ("transformers-4.56", 3.0),
 }
 TARGET_SIDE = "Danlu bfloat16"
-BUSY = 0.5  # processes that ran on average in the minute before
+BUSY_PERCENT = 10  # of the processor, taken by others before the first measurement
 WORDS = {
     "en": {
         "greedy-1": "greedy, 1 row",
@@ -76,6 +76,11 @@ DOCS_FILES = {"docs/generation.md": "en", "docs/generation.zh.md": "zh"}
 
 Column = dict[str, Any]
 Rows = list[list[str]]
+
+
+def was_busy(found: dict[str, Any]) -> bool:
+    """Whether something else took so much of the machine that the numbers say little."""
+    return bool(found["busy_percent"] > BUSY_PERCENT)
 
 
 def title(column: Column) -> str:
@@ -133,14 +138,14 @@ def ratio_rows(found: dict[str, Any], words: dict[str, str]) -> Rows:
 
 def detail_rows(found: dict[str, Any], words: dict[str, str]) -> Rows:
     """The whole call, the prompt alone, decoding alone, and the setting, for each side and work that has a number."""
-    rows = [[words["work"], "side", "tokens/s", "prompt s", "decoding tokens/s", "peak GB", "setting", "as Danlu's"]]
+    rows = [[words["work"], "side", "tokens/s", "prompt s", "decoding tokens/s", "setting", "as Danlu's"]]
     for work in found["works"]:
         for column in found["columns"]:
             cell = column["cells"].get(work, {})
             if "rate" in cell:
                 prompt = f"{median(cell['prompt_seconds']):.2f}" if cell["prompt_seconds"] else "–"
                 decoding = "–" if cell["decode_rate"] is None else f"{cell['decode_rate']:.0f}"
-                speeds = [f"{cell['rate']:.0f}", prompt, decoding, f"{cell['peak_memory_bytes'] / 1e9:.1f}"]
+                speeds = [f"{cell['rate']:.0f}", prompt, decoding]
                 rows.append([words[work], title(column), *speeds, cell["setting"], agreement(found, column, work)])
     return rows
 
@@ -179,8 +184,8 @@ def price(found: dict[str, Any]) -> list[str]:
 
 def print_tables(found: dict[str, Any]) -> None:
     words, console = WORDS["en"], Console(width=None if Console().is_terminal else 200)
-    if found["load_before"] > BUSY:
-        console.print(f"[bold]The machine was busy (load {found['load_before']:.1f}): do not publish these numbers.[/]")
+    if was_busy(found):
+        console.print(f"[bold]{found['busy_percent']:.0f} % of the machine was busy: do not publish these numbers.[/]")
     console.print(words["intro"].format(**found), highlight=False)
     tables = {
         "tokens/s (number format)": speed_rows(found, words),

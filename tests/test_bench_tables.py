@@ -22,7 +22,7 @@ def tables():
 def cell(rate, **more):
     return {
         "rate": rate, "format": "bfloat16", "decode_rate": 2 * rate, "prompt_seconds": [0.1, 0.3, 0.2],
-        "setting": "only", "peak_memory_bytes": 1e9, "answers": [[1, 2, 3]], **more,
+        "setting": "only", "answers": [[1, 2, 3]], **more,
     }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def found():
     ]  # fmt: skip
     price = {"bfloat16": {"positions": 512, "mean_kl": 0.001, "largest_kl": 0.1, "same_choice": 0.97}}
     return {
-        "date": "2026-01-01", "machine": "2 cores of a CPU", "load_before": 0.0, "new_tokens": 3, "runs": 3,
+        "date": "2026-01-01", "machine": "2 cores of a CPU", "busy_percent": 1.0, "new_tokens": 3, "runs": 3,
         "works": ["greedy-1", "groups"], "price": price, "columns": columns,
     }  # fmt: skip
 
@@ -67,6 +67,11 @@ def test_refusals_and_failed_settings_are_named_with_their_reasons(tables, found
         "transformers 5.0, odd: it crashed",
         "transformers 5.0, 4 groups × 2 beams: ValueError: no groups",
     ]
+
+
+def test_a_busy_machine_is_told_from_an_idle_one(tables, found):
+    assert not tables.was_busy(found)
+    assert tables.was_busy(found | {"busy_percent": 50.0})
 
 
 def test_details_show_where_answers_part(tables, found):

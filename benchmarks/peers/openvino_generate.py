@@ -9,7 +9,7 @@ from timing import run
 def load(job):
     setting = job["setting"]
     properties = {"INFERENCE_PRECISION_HINT": setting["precision"]}
-    if setting["continuous_batching"]:
+    if setting["paged"]:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = 2  # GB
         scheduler.max_num_seqs = 64

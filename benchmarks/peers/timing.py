@@ -5,7 +5,6 @@ new token ids of every answer. Result, job["out"]: version, and for each work ei
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ def run(load):
             result["works"][work["name"]] = time_work(work, answer)
         except Exception as error:
             result["works"][work["name"]] = {"refused": first_line(error)}
-        result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         Path(job["out"]).write_text(json.dumps(result))  # what is done stays, should the next work kill the process
 
 
