@@ -15,7 +15,8 @@ from danlu.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
+QUANTIZED = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,15 @@ class Device:
     has_bfloat16: bool
 
     def dtype(self, name: DtypeName) -> torch.dtype:
-        """The torch dtype for `name`; "auto" is bfloat16 where the hardware has it, else float32."""
+        """The torch dtype for `name`; "auto" is bfloat16 where the hardware has it, else float32.
+
+        Raises ConfigError for one that the device cannot do, and for int8 and int4, which only the engine holds.
+        """
         import torch
 
+        if name in QUANTIZED:
+            allowed = "auto, float32, bfloat16, float16"
+            raise ConfigError(f"dtype {name} is for answering alone: such weights cannot be trained", allowed=allowed)
         if name == "auto":
             return torch.bfloat16 if self.has_bfloat16 else torch.float32
         if name == "float16" and self.name == "cpu":

@@ -48,7 +48,7 @@ def fixed_scores(engine, monkeypatch, scores):
     for token, score in scores.items():
         row[token] = score
 
-    def decoder(token_ids, _positions, _attend, kept):
+    def decoder(token_ids, _positions, _attend, kept, _step):
         return row.repeat(len(token_ids[kept]), 1)
 
     monkeypatch.setattr(engine.core, "decoder", decoder)

@@ -21,6 +21,7 @@ from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, W
 from danlu.model.attention import documents_of, fast_attention, use_our_attention
 from danlu.model.lean import Attend, decoder_of
 from danlu.model.lora_bank import LoraBank, Step
+from danlu.model.products import Rounded
 
 
 class Core:
@@ -31,6 +32,7 @@ class Core:
         kv_budget_bytes: what keys and values may take at most.
         prompt_tokens_a_step: portion of prompts read in one step.
         weights_change: the model is trained between two requests; otherwise its weights belong to the core.
+        rounded: the number format that the weights are rounded to.
         prefix_cache: keep what was read for requests that begin the same way; wrong as soon as weights change.
     """
 
@@ -41,6 +43,7 @@ class Core:
         prompt_tokens_a_step: int = PROMPT_TOKENS_A_STEP,
         *,
         weights_change: bool = True,
+        rounded: Rounded | None = None,
         prefix_cache: bool = False,
     ) -> None:
         use_our_attention(model)
@@ -48,7 +51,7 @@ class Core:
         self.device = base.device
         shape = kv_shape(base.config, base.dtype, base.device)
         self.bank = LoraBank.of(base)
-        self.decoder = decoder_of(base, self.bank, weights_change=weights_change)
+        self.decoder = decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
         self.store = KVStore(shape, kv_budget_bytes)
         self.prefixes = PrefixCache(self.store) if prefix_cache else None
         self.scheduler = Scheduler(self.store, prompt_tokens_a_step, self.prefixes)
@@ -80,11 +83,12 @@ class Core:
         if not work.token_ids:
             return
         logits = self._forward(work)
+        likeliest = _likeliest(work, logits)
         at = 0
         for wanted in work.wanted:
             rows = logits[at : at + len(wanted.at)]
             at += len(wanted.at)
-            self._choose(wanted.request, rows)
+            self._choose(wanted.request, rows, likeliest.get(wanted.request))
 
     def fail(self, error: BaseException) -> None:
         """End every request with `error`."""
@@ -130,11 +134,14 @@ class Core:
         with _memory_faults():
             return self.decoder(tokens, at, attend, kept, step).float()
 
-    def _choose(self, request: Request, logits: Tensor) -> None:
+    def _choose(self, request: Request, logits: Tensor, likeliest: int | None) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""
         held = request.strategy.sequences[0]  # by the first row, before the choice
         try:
-            step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
+            if likeliest is not None and request.take is not None:
+                step = request.take([likeliest])
+            else:
+                step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
             if step.tokens:
                 self.scheduler.go_on(request, step)
                 request.on_step(step)
@@ -144,6 +151,22 @@ class Core:
             return
         self.scheduler.finish(request, held)
         request.on_end(None)
+
+
+def _likeliest(work: Work, logits: Tensor) -> dict[Request, int]:
+    """The likeliest token for each request that wants no more than that, found for all of them at once.
+
+    One whose scores are not numbers is left out; it is told so where it chooses for itself.
+    """
+    plain = [wanted.request for wanted in work.wanted if wanted.request.take is not None]
+    if not plain:
+        return {}
+    if len(plain) < len(work.wanted):
+        rows = [request for wanted in work.wanted for request in [wanted.request] * len(wanted.at)]
+        logits = logits[[at for at, request in enumerate(rows) if request.take is not None]]
+    best = logits.max(-1)
+    found = zip(plain, best.indices.tolist(), best.values.isfinite().tolist(), strict=True)
+    return {request: token for request, token, is_number in found if is_number}
 
 
 @contextlib.contextmanager

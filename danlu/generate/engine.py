@@ -20,7 +20,7 @@ import torch
 from danlu.config import validate
 from danlu.data.chat import Chat
 from danlu.data.records import Message
-from danlu.device import DtypeName, read_device
+from danlu.device import QUANTIZED, DtypeName, read_device
 from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
@@ -38,6 +38,7 @@ from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.load import ModelOptions, load
 from danlu.model.lora_files import why_not_plain
+from danlu.model.products import Rounded
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -54,7 +55,8 @@ class Engine:
 
     Args:
         model_name_or_path: a name that `danlu models` lists, a directory, a .gguf file, or a hub id.
-        dtype: "auto" is bfloat16 where the hardware has it, else float32.
+        dtype: "auto" is bfloat16 where the hardware has it, else float32. "int8" and "int4" (CPU) round the weights
+            and answer single requests faster; docs/generation.md says what that costs.
         adapter: directory of a PEFT adapter, the engine's own: that of requests which name none. One that is not
             plain LoRA becomes a part of the model; the engine can then hold no other adapter, nor ask the base.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
@@ -79,19 +81,29 @@ class Engine:
         part_of_model = None if is_plain else adapter
         chosen = {
             "name": model_name_or_path,
-            "dtype": dtype,
+            "dtype": "bfloat16" if dtype in QUANTIZED else dtype,
             "adapter": part_of_model,
             "accept_licence": accept_licence,
         }
         options = validate(ModelOptions, chosen, where="Engine")
-        in_a_thread(partial(self._load, options, own if is_plain else None, kv_budget_bytes, prefix_cache, say))
+        rounded = cast(Rounded, dtype) if dtype in QUANTIZED else None
+        own = own if is_plain else None
+        in_a_thread(partial(self._load, options, rounded, own, kv_budget_bytes, prefix_cache, say))
 
     def _load(
-        self, options: ModelOptions, own: Path | None, kv_budget_bytes: int | None, prefix_cache: bool, say: Say
+        self,
+        options: ModelOptions,
+        rounded: Rounded | None,
+        own: Path | None,
+        kv_budget_bytes: int | None,
+        prefix_cache: bool,
+        say: Say,
     ) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
-        self._set_up(loaded.model, chat, kv_budget_bytes, weights_change=False, prefix_cache=prefix_cache)
+        budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
+        core = Core(loaded.model, budget, weights_change=False, rounded=rounded, prefix_cache=prefix_cache)
+        self._set_up(loaded.model, chat, core)
         if own is not None:
             self.core.bank.put(DEFAULT, own, self.core.bank.read(own))
 
@@ -107,17 +119,15 @@ class Engine:
                 it cannot be run or saved by itself any more.
         """
         engine = cls.__new__(cls)
-        engine._set_up(model, chat, kv_budget_bytes, weights_change=weights_change, prefix_cache=not weights_change)
+        budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
+        core = Core(model, budget, weights_change=weights_change, prefix_cache=not weights_change)
+        engine._set_up(model, chat, core)
         return engine
 
-    def _set_up(
-        self, model: Any, chat: Chat, kv_budget_bytes: int | None, *, weights_change: bool, prefix_cache: bool
-    ) -> None:
-        self._model, self.chat = model.eval(), chat
-        budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
-        self.core = Core(model, budget, weights_change=weights_change, prefix_cache=prefix_cache)
-        self._worker = Worker(self.core)
-        self._adapters = Adapters(self.core, self._worker, inside=hasattr(model, "get_base_model"))
+    def _set_up(self, model: Any, chat: Chat, core: Core) -> None:
+        self._model, self.chat, self.core = model.eval(), chat, core
+        self._worker = Worker(core)
+        self._adapters = Adapters(core, self._worker, inside=hasattr(model, "get_base_model"))
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
 

@@ -235,9 +235,13 @@ class KVStore:
         """Bytes allocated, in use or not."""
         return self.cached_bytes + sum(shelf.room * shelf.slot_bytes for shelf in self.shelves.values())
 
-    def open(self, rows: int, tokens: int) -> Slot:
-        """A slot for `rows` rows with capacity for at least `tokens` tokens. Raises OutOfBudget."""
-        return self._shelf_with_room(rows, capacity_for(tokens)).add()
+    def open(self, rows: int, tokens: int, alike: int = 1) -> Slot:
+        """A slot for `rows` rows with capacity for at least `tokens` tokens. Raises OutOfBudget.
+
+        Args:
+            alike: so many slots of this kind are about to be opened, this one among them: room is made at once.
+        """
+        return self._shelf_with_room(rows, capacity_for(tokens), alike).add()
 
     def close(self, slot: Slot) -> None:
         """Free a slot; the shelf gives back memory when half of it is empty."""
@@ -275,13 +279,13 @@ class KVStore:
         self.close(old)
         return new
 
-    def _shelf_with_room(self, rows: int, capacity: int) -> Shelf:
+    def _shelf_with_room(self, rows: int, capacity: int, more: int = 1) -> Shelf:
         shelf = self.shelves.get((rows, capacity)) or Shelf(self.shape, rows, capacity)
         if len(shelf.slots) == shelf.room:
-            wanted = shelf.room + max(1, shelf.room // 4)
+            wanted = shelf.room + max(more, shelf.room // 4)
             # While one layer is copied, its old tensor still stands: that counts as well.
             passing = shelf.room * shelf.slot_bytes // (2 * self.shape.layers)
-            for room in (wanted, shelf.room + 1):
+            for room in dict.fromkeys((wanted, shelf.room + max(1, shelf.room // 4), shelf.room + 1)):
                 if self._can_hold((room - shelf.room) * shelf.slot_bytes + passing):
                     shelf.resize(room)
                     break

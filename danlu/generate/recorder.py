@@ -66,6 +66,7 @@ class Recorder:
         request = job.request
         self._score, self._on_step, self._on_end = request.score, request.on_step, request.on_end
         request.score, request.on_step, request.on_end = self._scored, self._stepped, self._ended
+        request.take = None
         job.rows.watch = self._heard
         self._steps: list[_Step] = []
         self._known: list[Hypothesis] = []  # finished in an earlier step, and perhaps displaced since

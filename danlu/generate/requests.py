@@ -116,7 +116,10 @@ class Maker:
 
         score = self._score(params, rows)
         score = ledger.seeing(score) if ledger else score
-        request = Request(tuple(prompt), strategy, score, params.use_cache, on_step, on_end, adapter=adapter)
+        take = None
+        if isinstance(strategy, Independent) and not params.do_sample and ledger is None and rows.changes_nothing:
+            take = strategy.take
+        request = Request(tuple(prompt), strategy, score, params.use_cache, take, on_step, on_end, adapter=adapter)
         min_new = params.min_new(len(prompt))
         job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, forced, ledger)
         return job

@@ -89,6 +89,11 @@ class RowStates:
 
     # -- scores ----------------------------------------------------------------------------------------
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether scores pass as they are."""
+        return not (self._penalties or self._filters)
+
     def penalised(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Penalties and bans over scores (rows, vocabulary) of all rows, or of those named.
 

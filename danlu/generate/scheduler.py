@@ -12,7 +12,7 @@ Knows slots and plans; what a token means is the strategies' business, running t
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +24,10 @@ from danlu.generate.kv import KVStore, OutOfBudget, Slot, capacity_for
 from danlu.generate.prefix import PrefixCache
 from danlu.generate.strategies import Step, Strategy
 
+# Portion of prompts read in one step. While no answer is under way nobody waits for the step's end, and larger ones
+# are faster.
 PROMPT_TOKENS_A_STEP = 512
+PORTIONS_WHEN_ALONE = 4
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Request:
         score: raw logits (rows, vocabulary) -> what the strategy chooses from.
         use_cache: False forgets keys and values after every step and computes them anew.
         adapter: the name under which the bank holds its adapter; None is the base.
+        take: of a request that wants nothing but the likeliest token of each row: those tokens -> what goes on.
         on_step: called after each choice.
         on_end: called once with None, or with the error that ended the request.
         cached_tokens: of the prompt, those that were there already and had not to be read.
@@ -55,6 +59,7 @@ class Request:
     strategy: Strategy
     score: Callable[[Tensor], Tensor]
     use_cache: bool = True
+    take: Callable[[Sequence[int]], Step] | None = None
     on_step: Callable[[Step], None] = lambda _step: None
     on_end: Callable[[BaseException | None], None] = lambda _error: None
     cached_tokens: int = 0
@@ -90,6 +95,11 @@ def _runs(
         for token in dict.fromkeys(sequences[row][end] for row in rows):
             found += _runs(sequences, tuple(row for row in rows if sequences[row][end] == token), end)
     return found
+
+
+def _tokens_of(request: Request) -> int:
+    """Places that a slot needs until the request has chosen its first tokens."""
+    return sum(len(feed.tokens) for feed in request.feeds) + request.rows
 
 
 @dataclass(frozen=True)
@@ -230,11 +240,14 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _admit(self) -> None:
+        alike = Counter((request.rows, capacity_for(_tokens_of(request))) for request in self.waiting)
         while self.waiting:
             request = self.waiting[0]
-            tokens = sum(len(feed.tokens) for feed in request.feeds) + request.rows
+            tokens = _tokens_of(request)
+            kind = request.rows, capacity_for(tokens)
             try:
-                request.slot = self.store.open(request.rows, tokens)
+                request.slot = self.store.open(request.rows, tokens, alike[kind])
+                alike[kind] -= 1
             except OutOfBudget:
                 if not (self.reading or self.running):
                     self.waiting.popleft()
@@ -274,7 +287,7 @@ class Scheduler:
             work.plan.rows.append(part)
 
     def _take_chunks(self, work: Work) -> None:
-        room = self.prompt_tokens_a_step
+        room = self.prompt_tokens_a_step * (1 if self.running else PORTIONS_WHEN_ALONE)
         for request in self.reading:
             while request.feeds and room > 0:
                 self._recall(request)

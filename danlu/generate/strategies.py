@@ -147,7 +147,10 @@ class Independent(Strategy):
         self._done: dict[int, Hypothesis] = {}
 
     def choose(self, scores: Tensor) -> Step:
-        tokens = self._pick(scores, self._numbers, self.made)
+        return self.take(self._pick(scores, self._numbers, self.made))
+
+    def take(self, tokens: Sequence[int]) -> Step:
+        """The next step, given the token that each row takes."""
         parents, kept, sequences, numbers = [], [], [], []
         for row, token in enumerate(tokens):
             sequence = (*self.sequences[row], token)

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danlu.errors import ConfigError
 from danlu.model.attention import documents_of, fast_attention
 from danlu.model.lora_bank import Hooks, LoraBank, Step
-from danlu.model.products import Product, fixed_product, live_product
+from danlu.model.products import Product, Rounded, fixed_product, live_product
 
 # model_type of transformers whose layers are LeanLayer's; tests compare each.
 KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
@@ -122,15 +123,26 @@ class LeanDecoder:
         self.bank.add_to(name, x, out, step)
 
 
-def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool) -> Decoder:
+def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rounded | None = None) -> Decoder:
     """A forward pass over `model`, which attends as attention.py does: the lean one where it applies.
 
     Args:
         bank: adapters that a token may have.
         weights_change: the model is trained meanwhile, so its own layers are called. Otherwise their weights may go
             over into a faster form: they are taken from the model, which cannot run by itself any more.
+        rounded: the number format that the weights of the layers are rounded to.
+
+    Raises ConfigError where the model has no lean pass, and its weights are to be rounded.
     """
-    lean = lean_form(model, bank, weights_change=weights_change)
+    if rounded is not None and model.device.type != "cpu":
+        raise ConfigError(f"dtype {rounded} on {model.device.type}", allowed="on a CPU", fix="use bfloat16")
+    lean = lean_form(model, bank, weights_change=weights_change, rounded=rounded)
+    if lean is None and rounded is not None:
+        raise ConfigError(
+            f"dtype {rounded} for a model of type {model.config.model_type}",
+            allowed=f"one of {', '.join(sorted(KNOWN))}, without an adapter inside",
+            fix="use dtype auto",
+        )
     return plain_decoder(model, bank) if lean is None else lean
 
 
@@ -149,7 +161,9 @@ def plain_decoder(model: Any, bank: LoraBank) -> Decoder:
     return run
 
 
-def lean_form(model: Any, bank: LoraBank, *, weights_change: bool) -> LeanDecoder | None:
+def lean_form(
+    model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rounded | None = None
+) -> LeanDecoder | None:
     """The lean pass over the weights of `model`; None where it does not apply."""
     if model.config.model_type not in KNOWN or not all(map(_is_known, model.model.layers)):
         return None
@@ -161,7 +175,7 @@ def lean_form(model: Any, bank: LoraBank, *, weights_change: bool) -> LeanDecode
     lean = reader.read(fixed=False)
     if not _agree(lean(token_ids, positions, reader.attend, slice(None), nobody), answer):
         return None
-    return lean if weights_change else reader.read(fixed=True)
+    return lean if weights_change else reader.read(fixed=True, rounded=rounded)
 
 
 def _agree(own: Tensor, wanted: Tensor) -> bool:
@@ -188,6 +202,7 @@ class _Reader:
     def __init__(self, model: Any, bank: LoraBank) -> None:
         self.model, self.bank = model, bank
         self._names = {module: name for name, module in model.named_modules()}
+        self._rounded: Rounded | None = None
         self._told: dict[int, tuple[float, int | None]] = {}  # layer -> scaling and window
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
@@ -195,11 +210,15 @@ class _Reader:
         self._told[layer] = scaling, window
         return fast_attention(q, k, v, documents_of((len(q),), str(q.device)), scaling, window)
 
-    def read(self, fixed: bool) -> LeanDecoder:
-        """The lean pass. `fixed` takes the weights as they are now, else the model's layers are called."""
+    def read(self, fixed: bool, rounded: Rounded | None = None) -> LeanDecoder:
+        """The lean pass. `fixed` takes the weights as they are now, or `rounded`; else the model's layers are called.
+
+        The head picks the token, and is rounded to int8 at most.
+        """
         decoder = self.model.model
+        self._rounded = rounded
         layers = [self._layer(layer, fixed) for layer in decoder.layers]
-        head = self._product([self.model.lm_head], fixed)
+        head = self._product([self.model.lm_head], fixed, "int8" if rounded else None)
         return LeanDecoder(decoder.embed_tokens, self._rotate, layers, _norm(decoder.norm, fixed), head, self.bank)
 
     def _layer(self, layer: Any, fixed: bool) -> LeanLayer:
@@ -230,13 +249,13 @@ class _Reader:
         ends = list(accumulate(layer.out_features for layer in layers))
         columns = [slice(end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
         names = [self._names[layer] for layer in layers]
-        return Joined(self._product(layers, fixed), list(zip(names, columns, strict=True)))
+        return Joined(self._product(layers, fixed, self._rounded), list(zip(names, columns, strict=True)))
 
     @staticmethod
-    def _product(layers: Sequence[Any], fixed: bool) -> Product:
+    def _product(layers: Sequence[Any], fixed: bool, rounded: Rounded | None) -> Product:
         if not fixed or not all(type(layer) is nn.Linear for layer in layers):
             return live_product(layers)
-        product = fixed_product(layers)
+        product = fixed_product(layers, rounded)
         for layer in layers:  # which need not hold the weights twice
             layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
         return product
@@ -269,7 +288,7 @@ def _signed(sin: Tensor) -> Tensor:
 
 def _norm(module: Any, fixed: bool) -> Norm:
     """An RMS norm as one operation, where that answers as the module does; else the module."""
-    weight = module.weight.detach()
+    weight = module.weight
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     x = torch.linspace(-2, 3, 4 * len(weight), dtype=weight.dtype, device=weight.device).view(4, -1)
     # Gemma's weights are what is added to 1; that sum would not follow a weight that is trained.

@@ -49,7 +49,7 @@ class ModelOptions(Options):
     dtype: DtypeName = Field(
         "auto",
         description="Type of the weights. auto is bfloat16 where the hardware multiplies it, else float32: "
-        "half the memory where that costs no time.",
+        "half the memory where that costs no time. int8 and int4 are for answering alone.",
     )
     adapter: str | None = Field(
         None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from danlu.device import QUANTIZED
 from danlu.errors import ConfigError
 from danlu.generate.engine import Engine
 from danlu.hub import EMBEDDERS, Say, cache_directory, resolve
@@ -59,6 +60,8 @@ def _check(loading: ModelOptions, named: Mapping[str, str], chosen: BackendOptio
     if chosen.backend != "openai" and not loading.name:
         raise ConfigError("no model given", fix="danlu serve MODEL; `danlu models` lists names")
     vain = {"openai": ("dtype", "adapter", "accept_licence"), "vllm": ("adapter",), "danlu": ()}[chosen.backend]
+    if chosen.backend == "vllm" and loading.dtype in QUANTIZED:
+        raise ConfigError(f"--dtype {loading.dtype} with --backend vllm", allowed="auto, float32, bfloat16, float16")
     for name in vain:
         if getattr(loading, name) != ModelOptions.model_fields[name].default or (name == "adapter" and named):
             fix = "danlu merge makes one model of base and adapter" if name == "adapter" else "leave it out"

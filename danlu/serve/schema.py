@@ -67,7 +67,7 @@ class NamedSchema(Options):
 class ResponseFormat(Options):
     """The form of an answer: any text, any JSON object, JSON of a schema, or text that matches an expression."""
 
-    type: Literal["text", "json_object", "json_schema", "regex"]
+    type: Literal["text", "json_object", "json_schema", "regex"] = Field(description="which form")
     json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
     regex: str | None = Field(None, description="with the type regex")
 

@@ -12,6 +12,7 @@ from danlu.errors import FaultyScores
 from danlu.generate import prefix
 from danlu.generate.kv import KVShape, KVStore, OutOfBudget
 from danlu.generate.prefix import BLOCK_TOKENS, PrefixCache
+from danlu.generate.scheduler import PORTIONS_WHEN_ALONE
 from tiny import make_golden_model
 
 SHAPE = KVShape(layers=2, kv_heads=2, head_dim=3, dtype=torch.float32, device=torch.device("cpu"))
@@ -382,7 +383,7 @@ def test_a_request_that_forgets_its_keys_neither_reads_nor_fills_the_cache(bench
 
 
 def test_who_is_cancelled_while_reading_leaves_nothing(bench):
-    core = bench.core(prompt_tokens_a_step=48, prefix_cache=True)
+    core = bench.core(prompt_tokens_a_step=48 // PORTIONS_WHEN_ALONE, prefix_cache=True)
     first = bench.job(core, prompt_of(100))
     core.step()
     assert first.request.slot.length == 48

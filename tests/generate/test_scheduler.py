@@ -7,7 +7,7 @@ import torch
 from stepping import KNOBS, Bench, answers, finish, prompt_of, slots
 
 from danlu.errors import FaultyScores, MemoryShortage
-from danlu.generate.scheduler import Feed, Request, Scheduler
+from danlu.generate.scheduler import PORTIONS_WHEN_ALONE, Feed, Request, Scheduler
 from tiny import make_golden_model
 
 
@@ -130,11 +130,23 @@ def test_beams_that_share_what_they_made_are_read_in_once():
     assert list(request.everything()) == [Feed(None, (50, 51), 0)]
 
 
+def test_prompts_are_read_in_larger_portions_while_no_answer_is_under_way(bench):
+    core = bench.core(prompt_tokens_a_step=8)
+    first = bench.job(core, prompt_of(32), max_new_tokens=9)
+    core.step()
+    assert first.request.strategy.made == 1  # 32 tokens in one step
+    second = bench.job(core, prompt_of(32), max_new_tokens=9)
+    core.step()
+    assert (first.request.strategy.made, second.request.slot.length) == (2, 8)
+    finish(core)
+    assert (answers(first), answers(second)) == (bench.alone(prompt_of(32), max_new_tokens=9),) * 2
+
+
 # -- the end
 
 
 def test_who_is_cancelled_frees_its_memory_at_once(bench):
-    core = bench.core(prompt_tokens_a_step=16)
+    core = bench.core(prompt_tokens_a_step=16 // PORTIONS_WHEN_ALONE)
     core.store.budget_bytes = slots(core, 3)
     jobs = [bench.job(core, prompt_of(length), max_new_tokens=20) for length in (10, 50, 51, 10)]
     core.step()

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from answering import PROMPTS, fixed_scores, strengthen
+from answering import PROMPTS, fixed_scores, strong_engine
 
 from danlu import Engine
 from danlu.errors import ConfigError, ParityError
@@ -16,9 +16,7 @@ from danlu.quantize.divergence import Divergence, divergence, own_text
 
 @pytest.fixture
 def reference(tiny_model):
-    engine = Engine(str(tiny_model), dtype="float32")
-    strengthen(engine._model)
-    return engine
+    return strong_engine(tiny_model)
 
 
 @pytest.fixture
