@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.generate.kv import KVShape, Shelf, Slot
+from danlu.model.native import DIMS, MOST_GROUP, kernels
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Rows:
         return (at * capacity + self.place_of[..., None]).view(-1)
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """(slots,)"""
+        return torch.tensor([slot.length for slot in self.slots])
+
+    @cached_property
     def seen(self) -> int:
         return self.shelf.longest
 
@@ -80,19 +86,29 @@ class Plan:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
         """One layer: q (tokens, heads, dim), k and v (tokens, kv_heads, dim) -> (tokens, heads, dim)."""
-        group = q.shape[1] // k.shape[1]
         if len(self.rows) == 1 and not self.chunks:
-            return _attend_rows(self.rows[0], layer, q, k, v, self.rows_mask(0, group, window, q.dtype), scaling)
+            return self._attend_rows(0, layer, q, k, v, scaling, window)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for at, part in enumerate(self.rows):
             span = slice(part.start, part.start + part.count)
-            mask = self.rows_mask(at, group, window, q.dtype)
-            out[span] = _attend_rows(part, layer, q[span], k[span], v[span], mask, scaling)
+            out[span] = self._attend_rows(at, layer, q[span], k[span], v[span], scaling, window)
         for at, chunk in enumerate(self.chunks):
             span = slice(chunk.start, chunk.start + chunk.count)
             mask_or_none = self.chunk_mask(at, window)
             out[span] = _attend_chunk(chunk, layer, q[span], k[span], v[span], mask_or_none, scaling)
         return out
+
+    def _attend_rows(
+        self, at: int, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        part, group = self.rows[at], q.shape[1] // k.shape[1]
+        native = kernels() if q.dtype == torch.bfloat16 and q.device.type == "cpu" else None
+        fits = part.shelf.rows == 1 and q.shape[2] in DIMS and group <= MOST_GROUP
+        if native is None or not fits:
+            return _attend_rows(part, layer, q, k, v, self.rows_mask(at, group, window, q.dtype), scaling)
+        shelf = part.shelf
+        caches = (shelf.keys[layer], shelf.values[layer], shelf.visible, shelf.positions)
+        return native.attend(q, k, v, *caches, part.lengths, scaling, window)
 
     def rows_mask(self, at: int, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """(slots, 1, rows * group, seen): 0 where a query may look, -inf elsewhere."""

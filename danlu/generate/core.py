@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from danlu.device import keep_freed_memory
 from danlu.errors import ConfigError, MemoryShortage
 from danlu.generate.attend import kv_shape
 from danlu.generate.kv import KVStore
@@ -46,6 +47,7 @@ class Core:
         rounded: Rounded | None = None,
         prefix_cache: bool = False,
     ) -> None:
+        keep_freed_memory()
         use_our_attention(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.device = base.device
@@ -114,10 +116,10 @@ class Core:
             return fast_attention(q, k, v, documents, scaling, window)
 
         count = len(token_ids)
-        return self._run(list(token_ids), list(range(count)), attend, slice(start, None), [(adapter, count)])
+        return self._run(list(token_ids), list(range(count)), attend, slice(start, None), [(adapter, count)]).float()
 
     def _forward(self, work: Work) -> Tensor:
-        """(wanted rows, vocabulary) float32, on the CPU, where the strategies work."""
+        """(wanted rows, vocabulary) in the model's dtype, on the CPU, where the strategies work."""
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=self.device)
         return self._run(work.token_ids, work.positions, work.plan.attend, kept, work.adapters).cpu()
 
@@ -132,7 +134,7 @@ class Core:
         tokens, at = (torch.tensor(numbers, device=self.device) for numbers in (token_ids, positions))
         step = Step.of(adapters, self.device)
         with _memory_faults():
-            return self.decoder(tokens, at, attend, kept, step).float()
+            return self.decoder(tokens, at, attend, kept, step)
 
     def _choose(self, request: Request, logits: Tensor, likeliest: int | None) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""
@@ -141,7 +143,7 @@ class Core:
             if likeliest is not None and request.take is not None:
                 step = request.take([likeliest])
             else:
-                step = request.strategy.choose(request.score(logits.expand(request.rows, -1)))
+                step = request.strategy.choose(request.score(logits.float().expand(request.rows, -1)))
             if step.tokens:
                 self.scheduler.go_on(request, step)
                 request.on_step(step)

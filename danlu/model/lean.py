@@ -10,6 +10,7 @@ Which tokens see which is the caller's `attend`, as in attention.py. Knows no ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from danlu.errors import ConfigError
 from danlu.model.attention import documents_of, fast_attention
 from danlu.model.lora_bank import Hooks, LoraBank, Step
+from danlu.model.native import Kernels, kernels, plain_rotate
 from danlu.model.products import Product, Rounded, fixed_product, live_product
 
 # model_type of transformers whose layers are LeanLayer's; tests compare each.
@@ -42,6 +44,7 @@ _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _GEMMA_PARTS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
+_SILU = ("SiLU", "SiLUActivation")
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -75,33 +78,33 @@ class LeanLayer:
     out: Joined
     gate_up: Joined
     down: Joined
-    activation: Callable[[Tensor], Tensor]
     before_attention: Norm
-    before_mlp: Norm
     after_attention: Norm | None
+    add_norm: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    gated: Callable[[Tensor], Tensor]
     after_mlp: Norm | None
     head_norm: Norm | None
+    rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, add: AddLora | None) -> Tensor:
         """x (tokens, hidden); cos and sin (tokens, 1, dim), the first half of sin negated -> (tokens, hidden)."""
         tokens, turned = len(x), self.heads + self.kv_heads
         qkv = self.qkv(self.before_attention(x), add).view(tokens, turned + self.kv_heads, -1)
         qk = qkv[:, :turned] if self.head_norm is None else self.head_norm(qkv[:, :turned])
-        qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, -1), sin)
+        qk = self.rotate(qk, cos, sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
         y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1), add)
-        x = x + (y if self.after_attention is None else self.after_attention(y))
-        gate, up = self.gate_up(self.before_mlp(x), add).chunk(2, -1)
-        y = self.down(self.activation(gate).mul_(up), add)
+        x, h = self.add_norm(x, y if self.after_attention is None else self.after_attention(y))
+        y = self.down(self.gated(self.gate_up(h, add)), add)
         return x + (y if self.after_mlp is None else self.after_mlp(y))
 
 
 @dataclass
 class LeanDecoder:
-    """The whole pass. `rotate` gives cos and sin by the kind of layer."""
+    """The whole pass. `angles` gives cos and sin by the kind of layer."""
 
     embed: Callable[[Tensor], Tensor]
-    rotate: Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
+    angles: Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
     layers: list[LeanLayer]
     norm: Norm
     head: Product
@@ -113,7 +116,7 @@ class LeanDecoder:
     ) -> Tensor:
         """token_ids and positions (tokens,) -> logits (kept, vocabulary) after the tokens `kept`."""
         x = self.embed(token_ids)
-        rotations = self.rotate(x, positions)
+        rotations = self.angles(x, positions)
         add = partial(self._add, step) if step.segments else None
         for layer in self.layers:
             x = layer(x, *rotations[layer.kind], attend, add)
@@ -203,6 +206,7 @@ class _Reader:
         self.model, self.bank = model, bank
         self._names = {module: name for name, module in model.named_modules()}
         self._rounded: Rounded | None = None
+        self._kernels: Kernels | None = None
         self._told: dict[int, tuple[float, int | None]] = {}  # layer -> scaling and window
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
@@ -217,9 +221,11 @@ class _Reader:
         """
         decoder = self.model.model
         self._rounded = rounded
+        is_short = self.model.dtype == torch.bfloat16 and self.model.device.type == "cpu"
+        self._kernels = kernels() if fixed and is_short else None
         layers = [self._layer(layer, fixed) for layer in decoder.layers]
         head = self._product([self.model.lm_head], fixed, "int8" if rounded else None)
-        return LeanDecoder(decoder.embed_tokens, self._rotate, layers, _norm(decoder.norm, fixed), head, self.bank)
+        return LeanDecoder(decoder.embed_tokens, self._angles, layers, self._norm(decoder.norm, fixed), head, self.bank)
 
     def _layer(self, layer: Any, fixed: bool) -> LeanLayer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -237,13 +243,45 @@ class _Reader:
             out=self._joined([attention.o_proj], fixed),
             gate_up=self._joined([mlp.gate_proj, mlp.up_proj], fixed),
             down=self._joined([mlp.down_proj], fixed),
-            activation=mlp.act_fn,
-            before_attention=_norm(layer.input_layernorm, fixed),
-            before_mlp=_norm(before_mlp, fixed),
-            after_attention=_norm(layer.post_attention_layernorm, fixed) if is_gemma else None,
-            after_mlp=_norm(layer.post_feedforward_layernorm, fixed) if is_gemma else None,
+            before_attention=self._norm(layer.input_layernorm, fixed),
+            after_attention=self._norm(layer.post_attention_layernorm, fixed) if is_gemma else None,
+            add_norm=self._add_norm(before_mlp, fixed),
+            gated=self._gated(mlp.act_fn),
+            after_mlp=self._norm(layer.post_feedforward_layernorm, fixed) if is_gemma else None,
             head_norm=self._head_norm(attention, fixed),
+            rotate=plain_rotate if self._kernels is None else self._kernels.rotate,
         )
+
+    def _norm(self, module: Any, fixed: bool) -> Norm:
+        scale = _scale(module, fixed)
+        if scale is None:
+            return lambda x: module(x)
+        if self._kernels is not None:
+            return partial(self._kernels.norm, weight=scale.float(), eps=_eps(module))
+        return partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
+
+    def _add_norm(self, module: Any, fixed: bool) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        scale = _scale(module, fixed)
+        if self._kernels is not None and scale is not None:
+            return partial(self._kernels.add_norm, weight=scale.float(), eps=_eps(module))
+        norm = self._norm(module, fixed)
+
+        def add_norm(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            total = x + y
+            return total, norm(total)
+
+        return add_norm
+
+    def _gated(self, activation: Any) -> Callable[[Tensor], Tensor]:
+        if self._kernels is not None and type(activation).__name__ in _SILU:
+            return self._kernels.swiglu
+
+        def gated(gate_up: Tensor) -> Tensor:
+            gate, up = gate_up.chunk(2, -1)
+            product: Tensor = activation(gate).mul_(up)
+            return product
+
+        return gated
 
     def _joined(self, layers: Sequence[Any], fixed: bool) -> Joined:
         ends = list(accumulate(layer.out_features for layer in layers))
@@ -266,7 +304,11 @@ class _Reader:
         if not hasattr(attention, "q_norm"):
             return None
         heads = attention.q_proj.out_features // attention.head_dim
-        of_q, of_k = _norm(attention.q_norm, fixed), _norm(attention.k_norm, fixed)
+        pairs = [(module, _scale(module, fixed)) for module in (attention.q_norm, attention.k_norm)]
+        of_q, of_k = (
+            module if scale is None else partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
+            for module, scale in pairs
+        )
         return lambda qk: torch.cat([of_q(qk[:, :heads]), of_k(qk[:, heads:])], 1)
 
     @property
@@ -274,7 +316,7 @@ class _Reader:
         """Kinds of layers that differ in how they rotate; none where all rotate alike."""
         return tuple(getattr(self.model.model.rotary_emb, "layer_types", ()))
 
-    def _rotate(self, x: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _angles(self, x: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         rotary, at = self.model.model.rotary_emb, positions[None]
         angles = {kind: rotary(x, at, kind) for kind in self._kinds} or {"": rotary(x, at)}
         return {kind: (cos[0, :, None], _signed(sin[0, :, None])) for kind, (cos, sin) in angles.items()}
@@ -286,18 +328,23 @@ def _signed(sin: Tensor) -> Tensor:
     return torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
-def _norm(module: Any, fixed: bool) -> Norm:
-    """An RMS norm as one operation, where that answers as the module does; else the module."""
-    weight = module.weight
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+def _scale(module: Any, fixed: bool) -> Tensor | None:
+    """The weight of an RMS norm, where it is one that answers as `_rms_norm` does; else None."""
+    weight, eps = module.weight, _eps(module)
     x = torch.linspace(-2, 3, 4 * len(weight), dtype=weight.dtype, device=weight.device).view(4, -1)
     # Gemma's weights are what is added to 1; that sum would not follow a weight that is trained.
+    candidates = (weight, 1 + weight.float()) if fixed else (weight,)
     with torch.no_grad():
-        for scale in (weight, 1 + weight) if fixed else (weight,):
-            if eps is not None and _agree(F.rms_norm(x, weight.shape, scale, eps), module(x)):
-                return partial(_rms_norm, tuple(weight.shape), scale, eps)
-    return lambda x: module(x)
+        for scale in candidates:
+            if _agree(_rms_norm(tuple(weight.shape), scale.to(weight.dtype), eps, x), module(x)):
+                found: Tensor = scale.detach() if fixed else scale
+                return found
+    return None
+
+
+def _eps(module: Any) -> float:
+    return float(getattr(module, "variance_epsilon", getattr(module, "eps", math.nan)))
 
 
 def _rms_norm(shape: tuple[int, ...], weight: Tensor, eps: float, x: Tensor) -> Tensor:
-    return F.rms_norm(x, shape, weight, eps)
+    return F.rms_norm(x, shape, weight.to(x.dtype), eps)

@@ -128,7 +128,6 @@ def test_forty_random_requests_are_each_answered_as_alone(tmp_path, architecture
     assert wrong == {}
     assert engine.core.scheduler.preemptions > 0
     assert engine.load.kv_bytes == 0
-    assert engine.load.prefix_hit_tokens > 0
     engine.close()
 
 

@@ -1,0 +1,203 @@
+"""native.c, compiled once for this machine where it has a C compiler; everything works without.
+
+`kernels()` gives the functions, or None: no compiler, not Linux, no OpenMP runtime of torch's to share, a result that
+differs from torch's, or DANLU_NATIVE=0. All are for contiguous bfloat16 on a CPU. The plain forms, which are the
+definition, stand beside them here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from danlu.hub import cache_directory
+
+# Compilers use half of an AVX-512 register unless they are told.
+_WIDEST = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+FLAGS = (
+    *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
+    # Sums may be reordered; what is not a number stays so.
+    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
+    *_WIDEST,
+)
+COMPILE_SECONDS = 120
+# What native.c attends with: sizes of a head, and queries that share a key head.
+DIMS = range(16, 257, 16)
+MOST_GROUP = 16
+
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+
+
+# -- plain forms -------------------------------------------------------------------------------------------
+
+
+def plain_add_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + y, its RMS norm): x and y (tokens, dim), weight (dim,) float32."""
+    total = x + y
+    return total, F.rms_norm(total.float(), weight.shape, weight, eps).to(x.dtype)
+
+
+def plain_swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of gate and up side by side: (tokens, 2 * dim) -> (tokens, dim)."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads turned: x (tokens, heads, dim), cos and sin (tokens, 1, dim), the first half of sin negated."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+# -- the same, compiled --------------------------------------------------------------------------------------
+
+
+class Kernels:
+    """The functions of native.c on tensors."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._add_norm = _declared(library.danlu_add_norm, 5 * [_POINTER] + 2 * [_LONG] + [_FLOAT, _INT])
+        self._swiglu = _declared(library.danlu_swiglu, 2 * [_POINTER] + 2 * [_LONG] + [_INT])
+        self._rotate = _declared(library.danlu_rotate, [_POINTER, _LONG] + 3 * [_POINTER] + 3 * [_LONG] + [_INT])
+        places = 3 * [_POINTER, _LONG] + 6 * [_POINTER] + 5 * [_LONG]
+        self._attend = _declared(library.danlu_attend, [*places, _FLOAT, _LONG, _INT])
+        self._attend.restype = _INT
+        self._threads = torch.get_num_threads()
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMS norm of x (tokens, dim); weight (dim,) float32."""
+        out = torch.empty_like(x)
+        rows, dim = x.shape
+        self._add_norm(x.data_ptr(), None, None, weight.data_ptr(), out.data_ptr(), rows, dim, eps, self._threads)
+        return out
+
+    def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`plain_add_norm`."""
+        total, out = torch.empty_like(x), torch.empty_like(x)
+        pointers = (x.data_ptr(), y.data_ptr(), total.data_ptr(), weight.data_ptr(), out.data_ptr())
+        self._add_norm(*pointers, *x.shape, eps, self._threads)
+        return total, out
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """`plain_swiglu`."""
+        rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, dim)
+        self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`plain_rotate`; the heads of a token lie together, tokens may lie apart."""
+        out = x.new_empty(x.shape)
+        pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
+        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, self._threads)
+        return out
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Put the next key and value of slots of one row in place, and attend.
+
+        Args:
+            q: (slots, heads, dim), k and v: (slots, kv_heads, dim); the heads of a token lie together.
+            keys, values: (slots or more, kv_heads, capacity, dim).
+            visible: (slots or more, 1, capacity) bool. positions: (slots or more, capacity) int64.
+            lengths: (slots,) int64, tokens in each slot, the new one last.
+
+        Returns (slots, heads, dim).
+        """
+        slots, heads, dim = q.shape
+        kv_heads, capacity = keys.shape[1], keys.shape[2]
+        out = q.new_empty(slots, heads, dim)
+        failed = self._attend(
+            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
+            *(keys.data_ptr(), values.data_ptr(), visible.data_ptr(), positions.data_ptr(), lengths.data_ptr()),
+            *(out.data_ptr(), slots, kv_heads, heads // kv_heads, dim, capacity),
+            *(scaling, -1 if window is None else window, self._threads),
+        )
+        if failed:
+            raise MemoryError("no memory for the scores of one step")
+        return out
+
+
+def _declared(function: Any, arguments: Sequence[type]) -> Any:
+    function.argtypes, function.restype = arguments, None
+    return function
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The compiled kernels; None where there are none, or where they differ from the plain forms."""
+    if os.environ.get("DANLU_NATIVE") == "0" or sys.platform != "linux":
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled()), mode=os.RTLD_NOW)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = Kernels(library)
+    return found if _agree(found) else None
+
+
+def _compiled() -> Path:
+    """The library for this source, compiler and processor; made on first use. Raises OSError, SubprocessError."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler")
+    source = (resources.files("danlu") / "model" / "native.c").read_bytes()
+    cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
+    key = hashlib.sha256(b"\0".join([source, compiler.encode(), " ".join(FLAGS).encode(), flags.encode()])).hexdigest()
+    target = cache_directory() / "native" / f"{key[:20]}.so"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_suffix(f".{secrets.token_hex(4)}")
+    object_file, source_file = Path(f"{staging}.o"), Path(f"{staging}.c")
+    try:
+        source_file.write_bytes(source)
+        # Linked without OpenMP's library: its functions are found in the one that torch has loaded.
+        for words in ([*FLAGS, "-c", source_file, "-o", object_file], ["-shared", object_file, "-o", staging, "-lm"]):
+            command = [compiler, *map(str, words)]
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        staging.replace(target)
+    finally:
+        for path in (staging, object_file, source_file):
+            path.unlink(missing_ok=True)
+    return target
+
+
+def _agree(found: Kernels) -> bool:
+    """Whether the compiled forms answer as the plain ones do, on random input."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, gate_up = (torch.randn(3, width, generator=generator).bfloat16() for width in (64, 64, 128))
+    weight, cos, sin = (torch.randn(shape, generator=generator) for shape in ((64,), (3, 1, 16), (3, 1, 16)))
+    heads, cos, sin = x.view(3, 4, 16), cos.bfloat16(), sin.bfloat16()
+    pairs = [
+        *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
+        (found.swiglu(gate_up), plain_swiglu(gate_up)),
+        (found.rotate(heads, cos, sin), plain_rotate(heads, cos, sin)),
+    ]
+    return all(torch.allclose(own.float(), wanted.float(), rtol=2e-2, atol=2e-2) for own, wanted in pairs)

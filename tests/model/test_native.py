@@ -1,0 +1,134 @@
+"""The compiled kernels beside their plain forms; and a machine on which there are none."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from danlu.model import native
+from danlu.model.native import Kernels, kernels, plain_add_norm, plain_rotate, plain_swiglu
+
+pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler here, or no OpenMP runtime to share")
+
+
+def drawn(*shape, seed=0, dtype=torch.bfloat16):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_near(found, wanted, ulps=1):
+    """Within so many roundings of bfloat16."""
+    found, wanted = found.float(), wanted.float()
+    assert (found - wanted).abs().le(ulps * 2**-7 * wanted.abs() + 1e-3).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 576), (5, 40), (300, 576)])
+def test_norms(shape):
+    x, y, weight = drawn(*shape) * 3, drawn(*shape, seed=1), drawn(shape[1], seed=2, dtype=torch.float32)
+    total, normed = kernels().add_norm(x, y, weight, 1e-5)
+    assert torch.equal(total, x + y)
+    assert_near(normed, plain_add_norm(x, y, weight, 1e-5)[1])
+    assert_near(kernels().norm(x, weight, 1e-5), F.rms_norm(x.float(), weight.shape, weight, 1e-5))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_swiglu(rows):
+    gate_up = drawn(rows, 2 * 1536) * 4
+    assert_near(kernels().swiglu(gate_up), plain_swiglu(gate_up.float()))
+
+
+def test_swiglu_far_out():
+    """Where e^x ends: silu(-200) is as good as 0, silu(200) is 200; what is not a number stays so."""
+    gate = torch.tensor([[-200.0, -90.0, 0.0, 90.0, 200.0, math.nan, math.inf, 1.0]], dtype=torch.bfloat16)
+    up = torch.ones_like(gate)
+    found = kernels().swiglu(torch.cat([gate, up], 1))[0].tolist()
+    assert found[:5] == pytest.approx([0.0, 0.0, 0.0, 90.0, 200.0], abs=1e-30)
+    assert math.isnan(found[5])
+    assert found[6] == math.inf
+
+
+def test_rotation_of_heads_that_lie_in_a_wider_row():
+    wide = drawn(9, 15, 64)
+    angles = torch.arange(9)[:, None, None] * torch.linspace(0.1, 2, 64)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    assert_near(kernels().rotate(wide[:, :12], cos, sin), plain_rotate(wide[:, :12].float(), cos.float(), sin.float()))
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("dim", "kv_heads", "group"), [(64, 3, 3), (128, 2, 4), (48, 2, 5), (64, 2, 1)])
+def test_attention_of_slots_of_different_length(dim, kv_heads, group, window):
+    slots, capacity = 3, 64
+    lengths = torch.tensor([1, 40, 64])
+    caches = [drawn(slots + 1, kv_heads, capacity, dim, seed=seed) for seed in (0, 1)]
+    before = [cache.clone() for cache in caches]
+    visible = torch.ones(slots + 1, 1, capacity, dtype=torch.bool)
+    visible[1, 0, 5:9] = False  # a row that was one of several
+    positions = torch.arange(capacity).repeat(slots + 1, 1)
+    tokens = drawn(slots, (group + 2) * kv_heads, dim, seed=2)
+    q, k, v = tokens[:, : group * kv_heads], tokens[:, -2 * kv_heads : -kv_heads], tokens[:, -kv_heads:]
+    found = kernels().attend(q, k, v, *caches, visible, positions, lengths, dim**-0.5, window)
+    for slot, length in enumerate(lengths.tolist()):
+        for cache, new, old in zip(caches, (k, v), before, strict=True):
+            old[slot, :, length - 1] = new[slot]
+            assert torch.equal(cache, old) or slot < slots - 1
+        may = visible[slot, 0, :length].clone()
+        if window is not None:
+            may &= positions[slot, :length] > length - 1 - window
+        keys, values = (cache[slot, :, :length].float().repeat_interleave(group, 0) for cache in before)
+        wanted = F.scaled_dot_product_attention(q[slot].float()[:, None], keys, values, attn_mask=may)
+        assert_near(found[slot], wanted[:, 0], ulps=2)
+
+
+def test_what_is_not_a_number_reaches_its_own_slot_alone():
+    caches = [drawn(2, 1, 8, 64, seed=seed) for seed in (0, 1)]
+    caches[0][0, 0, 2] = math.nan
+    ones = torch.ones(2, 1, 8, dtype=torch.bool)
+    token = drawn(2, 3, 64, seed=2)
+    found = kernels().attend(
+        token[:, :1], token[:, 1:2], token[:, 2:], *caches, ones, torch.arange(8).repeat(2, 1), torch.tensor([6, 6]),
+        0.125, None,
+    )  # fmt: skip
+    assert found[0].isnan().all()
+    assert found[1].isfinite().all()
+
+
+# --- where there are none
+
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """`kernels` as a process sees it that starts with an empty cache."""
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path))
+    return native.kernels.__wrapped__
+
+
+def test_it_is_compiled_once_and_leaves_nothing_else(anew, tmp_path, monkeypatch):
+    assert isinstance(anew(), Kernels)
+    (library,) = (tmp_path / "native").iterdir()
+    monkeypatch.setattr(subprocess, "run", None)  # not needed again
+    assert isinstance(anew(), Kernels)
+    assert library.suffix == ".so"
+
+
+def test_without_a_compiler_there_are_none(anew, monkeypatch):
+    monkeypatch.setattr(native.shutil, "which", lambda _name: None)
+    assert anew() is None
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(anew, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "FLAGS", ("-no-such-flag",))
+    assert anew() is None
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+def test_they_can_be_turned_off(anew, monkeypatch):
+    monkeypatch.setenv("DANLU_NATIVE", "0")
+    assert anew() is None
+
+
+def test_kernels_that_answer_otherwise_are_not_taken(anew, monkeypatch):
+    monkeypatch.setattr(native, "plain_swiglu", lambda gate_up: plain_swiglu(gate_up) + 1)
+    assert anew() is None
