@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.generate.kv import KVShape, Shelf, Slot
-from danlu.model.native import DIMS, MOST_GROUP, kernels
+from danlu.model.native import DIMS, FEW_QUERIES, MOST_GROUP, kernels
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Plan:
     ) -> Tensor:
         part, group = self.rows[at], q.shape[1] // k.shape[1]
         native = kernels() if q.dtype == torch.bfloat16 and q.device.type == "cpu" else None
-        fits = part.shelf.rows == 1 and q.shape[2] in DIMS and group <= MOST_GROUP
+        fits = q.shape[2] in DIMS and group <= MOST_GROUP and part.shelf.rows * group <= FEW_QUERIES
         if native is None or not fits:
             return _attend_rows(part, layer, q, k, v, self.rows_mask(at, group, window, q.dtype), scaling)
         shelf = part.shelf

@@ -37,6 +37,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None], Tensor]
 # (token ids (tokens,), positions (tokens,), attend, which tokens, whose adapters) -> their logits (kept, vocabulary)
 Decoder = Callable[[Tensor, Tensor, Attend, Tensor | slice, Step], Tensor]
 Norm = Callable[[Tensor], Tensor]
+# (x, y or nothing) -> x + y, and its norm
+AddNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 # (layer's name, x, what its base made of x): adds what the adapters of a step have for it
 AddLora = Callable[[str, Tensor, Tensor], None]
 
@@ -78,25 +80,33 @@ class LeanLayer:
     out: Joined
     gate_up: Joined
     down: Joined
-    before_attention: Norm
+    before_attention: AddNorm
     after_attention: Norm | None
-    add_norm: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    before_mlp: AddNorm
     gated: Callable[[Tensor], Tensor]
     after_mlp: Norm | None
     head_norm: Norm | None
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, add: AddLora | None) -> Tensor:
-        """x (tokens, hidden); cos and sin (tokens, 1, dim), the first half of sin negated -> (tokens, hidden)."""
+    def __call__(
+        self, x: Tensor, y: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend, add: AddLora | None
+    ) -> tuple[Tensor, Tensor]:
+        """x, y (tokens, hidden) -> the same; their sum is what runs through the layers.
+
+        Args:
+            y: what the layer before adds to x; it adds it where it is next read, in one pass with the norm.
+            cos, sin: (tokens, 1, dim), the first half of sin negated.
+        """
         tokens, turned = len(x), self.heads + self.kv_heads
-        qkv = self.qkv(self.before_attention(x), add).view(tokens, turned + self.kv_heads, -1)
+        x, h = self.before_attention(x, y)
+        qkv = self.qkv(h, add).view(tokens, turned + self.kv_heads, -1)
         qk = qkv[:, :turned] if self.head_norm is None else self.head_norm(qkv[:, :turned])
         qk = self.rotate(qk, cos, sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
         y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1), add)
-        x, h = self.add_norm(x, y if self.after_attention is None else self.after_attention(y))
+        x, h = self.before_mlp(x, y if self.after_attention is None else self.after_attention(y))
         y = self.down(self.gated(self.gate_up(h, add)), add)
-        return x + (y if self.after_mlp is None else self.after_mlp(y))
+        return x, y if self.after_mlp is None else self.after_mlp(y)
 
 
 @dataclass
@@ -106,7 +116,7 @@ class LeanDecoder:
     embed: Callable[[Tensor], Tensor]
     angles: Callable[[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
     layers: list[LeanLayer]
-    norm: Norm
+    norm: AddNorm
     head: Product
     bank: LoraBank
 
@@ -118,9 +128,10 @@ class LeanDecoder:
         x = self.embed(token_ids)
         rotations = self.angles(x, positions)
         add = partial(self._add, step) if step.segments else None
+        y: Tensor | None = None
         for layer in self.layers:
-            x = layer(x, *rotations[layer.kind], attend, add)
-        return self.head(self.norm(x[kept]))
+            x, y = layer(x, y, *rotations[layer.kind], attend, add)
+        return self.head(self.norm(x[kept], None if y is None else y[kept])[1])
 
     def _add(self, step: Step, name: str, x: Tensor, out: Tensor) -> None:
         self.bank.add_to(name, x, out, step)
@@ -225,7 +236,9 @@ class _Reader:
         self._kernels = kernels() if fixed and is_short else None
         layers = [self._layer(layer, fixed) for layer in decoder.layers]
         head = self._product([self.model.lm_head], fixed, "int8" if rounded else None)
-        return LeanDecoder(decoder.embed_tokens, self._angles, layers, self._norm(decoder.norm, fixed), head, self.bank)
+        return LeanDecoder(
+            decoder.embed_tokens, self._angles, layers, self._add_norm(decoder.norm, fixed), head, self.bank
+        )
 
     def _layer(self, layer: Any, fixed: bool) -> LeanLayer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -243,9 +256,9 @@ class _Reader:
             out=self._joined([attention.o_proj], fixed),
             gate_up=self._joined([mlp.gate_proj, mlp.up_proj], fixed),
             down=self._joined([mlp.down_proj], fixed),
-            before_attention=self._norm(layer.input_layernorm, fixed),
+            before_attention=self._add_norm(layer.input_layernorm, fixed),
             after_attention=self._norm(layer.post_attention_layernorm, fixed) if is_gemma else None,
-            add_norm=self._add_norm(before_mlp, fixed),
+            before_mlp=self._add_norm(before_mlp, fixed),
             gated=self._gated(mlp.act_fn),
             after_mlp=self._norm(layer.post_feedforward_layernorm, fixed) if is_gemma else None,
             head_norm=self._head_norm(attention, fixed),
@@ -260,14 +273,14 @@ class _Reader:
             return partial(self._kernels.norm, weight=scale.float(), eps=_eps(module))
         return partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
 
-    def _add_norm(self, module: Any, fixed: bool) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _add_norm(self, module: Any, fixed: bool) -> AddNorm:
         scale = _scale(module, fixed)
         if self._kernels is not None and scale is not None:
             return partial(self._kernels.add_norm, weight=scale.float(), eps=_eps(module))
         norm = self._norm(module, fixed)
 
-        def add_norm(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            total = x + y
+        def add_norm(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+            total = x if y is None else x + y
             return total, norm(total)
 
         return add_norm

@@ -105,19 +105,38 @@ INLINE floats wide16(const bf16 *from) {
     return (floats)(__builtin_convertvector(short_ones, words) << 16);
 }
 
-INLINE float total16(floats x) {
-    float total = 0;
-    for (int lane = 0; lane < 16; lane++) total += x[lane];
-    return total;
+/* The sums of sixteen vectors, in their order: halves are folded onto each other, of two vectors at once. */
+INLINE floats totals16(const floats *x) {
+    floats folded[8];
+#define FOLD(COUNT, FROM, LOW, HIGH)                                                                                  \
+    for (int at = 0; at < COUNT; at++)                                                                                \
+        folded[at] = __builtin_shufflevector(FROM[2 * at], FROM[2 * at + 1], LOW) +                                   \
+                     __builtin_shufflevector(FROM[2 * at], FROM[2 * at + 1], HIGH);
+#define EIGHT(A) A, A + 1, A + 2, A + 3, A + 4, A + 5, A + 6, A + 7
+#define FOUR(A) A, A + 1, A + 2, A + 3
+#define LOW8 EIGHT(0), EIGHT(16)
+#define HIGH8 EIGHT(8), EIGHT(24)
+#define LOW4 FOUR(0), FOUR(8), FOUR(16), FOUR(24)
+#define HIGH4 FOUR(4), FOUR(12), FOUR(20), FOUR(28)
+    FOLD(8, x, LOW8, HIGH8)
+    FOLD(4, folded, LOW4, HIGH4)
+#define LOW2 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29
+#define HIGH2 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+    FOLD(2, folded, LOW2, HIGH2)
+    FOLD(1, folded, EVEN, ODD)
+    return folded[0];
 }
 
-/* `group` queries of one key head over `length` places; p (group, length) is scratch. dim is a multiple of 16. */
+/* `group` queries of one row and key head over `length` places, their own one `place`. dim and the places that exist are multiples of 16; p is scratch
+ * for (group, length rounded up to 16). */
 INLINE void attend_one(const bf16 *q, const bf16 *keys, const bf16 *values, const uint8_t *visible,
-                       const int64_t *positions, bf16 *out, float *p, long length, float scale, long window,
-                       const long dim, const long group) {
+                       const int64_t *positions, bf16 *out, float *p, long length, long place, float scale,
+                       long window, const long dim, const long group) {
     floats query[MOST_GROUP][MOST_DIM / 16], sum[MOST_GROUP][MOST_DIM / 16];
     float largest[MOST_GROUP], whole[MOST_GROUP];
-    const long parts = dim / 16;
+    const long parts = dim / 16, width = (length + 15) / 16 * 16;
     for (long g = 0; g < group; g++) {
         largest[g] = -INFINITY;
         for (long d = 0; d < parts; d++) {
@@ -125,23 +144,38 @@ INLINE void attend_one(const bf16 *q, const bf16 *keys, const bf16 *values, cons
             sum[g][d] = (floats){0};
         }
     }
-    int64_t first = window < 0 ? INT64_MIN : positions[length - 1] - window + 1;
-    for (long i = 0; i < length; i++) {
-        floats key[MOST_DIM / 16];
-        for (long d = 0; d < parts; d++) key[d] = wide16(keys + i * dim + 16 * d);
-        __builtin_prefetch(keys + (i + AHEAD) * dim);
-        __builtin_prefetch(keys + (i + AHEAD) * dim + 32);
-        int is_seen = visible[i] && positions[i] >= first;
+    int64_t first = window < 0 ? INT64_MIN : positions[place] - window + 1;
+    for (long start = 0; start < width; start += 16) {
+        int any = 0;
+        for (long i = start; i < start + 16; i++) any |= i < length && visible[i];
+        if (!any) { /* what other rows have made */
+            for (long g = 0; g < group; g++)
+                for (long i = 0; i < 16; i++) p[g * width + start + i] = -INFINITY;
+            continue;
+        }
+        floats key[16][MOST_DIM / 16], products[16];
+        for (long i = 0; i < 16; i++) {
+            const bf16 *from = keys + (start + i) * dim;
+            __builtin_prefetch(from + AHEAD * dim);
+            __builtin_prefetch(from + AHEAD * dim + 32);
+            for (long d = 0; d < parts; d++) key[i][d] = wide16(from + 16 * d);
+        }
         for (long g = 0; g < group; g++) {
-            floats products = query[g][0] * key[0];
-            for (long d = 1; d < parts; d++) products += query[g][d] * key[d];
-            float score = is_seen ? total16(products) : -INFINITY;
-            p[g * length + i] = score;
-            largest[g] = score > largest[g] ? score : largest[g];
+            float *scores = p + g * width + start;
+            for (long i = 0; i < 16; i++) {
+                products[i] = query[g][0] * key[i][0];
+                for (long d = 1; d < parts; d++) products[i] += query[g][d] * key[i][d];
+            }
+            floats totals = totals16(products);
+            for (long i = 0; i < 16; i++) {
+                int is_seen = start + i < length && visible[start + i] && positions[start + i] >= first;
+                scores[i] = is_seen ? totals[i] : -INFINITY;
+                largest[g] = scores[i] > largest[g] ? scores[i] : largest[g];
+            }
         }
     }
     for (long g = 0; g < group; g++) {
-        float *row = p + g * length, total = 0;
+        float *row = p + g * width, total = 0;
         for (long i = 0; i < length; i++) {
             row[i] = exponential(row[i] - largest[g]);
             total += row[i];
@@ -154,7 +188,7 @@ INLINE void attend_one(const bf16 *q, const bf16 *keys, const bf16 *values, cons
         __builtin_prefetch(values + (i + AHEAD) * dim + 32);
         for (long d = 0; d < parts; d++) {
             floats value = wide16(values + i * dim + 16 * d);
-            for (long g = 0; g < group; g++) sum[g][d] += p[g * length + i] * value;
+            for (long g = 0; g < group; g++) sum[g][d] += p[g * width + i] * value;
         }
     }
     for (long g = 0; g < group; g++)
@@ -164,41 +198,40 @@ INLINE void attend_one(const bf16 *q, const bf16 *keys, const bf16 *values, cons
         }
 }
 
-/* The next token of `slots` slots of one row: its key and value are put at place length - 1, then it attends.
+/* The next tokens of `slots` slots of `rows` rows: key and value of row r are put at place length - rows + r, where no
+ * other row sees them, then each attends.
  *
- * q (slots, kv_heads * group, dim), k and v (slots, kv_heads, dim), each with a stride between slots; keys and values
- * (slots, kv_heads, capacity, dim); visible and positions (slots, capacity); out (slots, kv_heads * group, dim).
- * Returns 1 when there was no memory.
+ * q (slots * rows, kv_heads * group, dim), k and v (slots * rows, kv_heads, dim), each with a stride between tokens; keys
+ * and values (slots, kv_heads, capacity, dim); visible (slots, rows, capacity); positions (slots, capacity);
+ * out (slots * rows, kv_heads * group, dim). Returns 1 when there was no memory.
  */
 int danlu_attend(const bf16 *q, long q_stride, const bf16 *k, long k_stride, const bf16 *v, long v_stride, bf16 *keys,
                  bf16 *values, const uint8_t *visible, const int64_t *positions, const int64_t *lengths, bf16 *out,
-                 long slots, long kv_heads, long group, long dim, long capacity, float scale, long window, int threads) {
+                 long slots, long rows, long kv_heads, long group, long dim, long capacity, float scale, long window, int threads) {
     int failed = 0;
-#pragma omp parallel for num_threads(threads) if (slots * kv_heads > 1) schedule(dynamic)
-    for (long at = 0; at < slots * kv_heads; at++) {
-        long slot = at / kv_heads, head = at % kv_heads, length = lengths[slot];
-        float *p = malloc(sizeof(float) * group * length);
+#pragma omp parallel for num_threads(threads) if (slots * rows * kv_heads > 1) schedule(dynamic)
+    for (long at = 0; at < slots * rows * kv_heads; at++) {
+        long token = at / kv_heads, head = at % kv_heads, slot = token / rows;
+        long length = lengths[slot], place = length - rows + token % rows, cache = (slot * kv_heads + head) * capacity;
+        float *p = malloc(sizeof(float) * group * (length + 15));
         if (!p) {
             failed = 1;
             continue;
         }
-        bf16 *own_keys = keys + at * capacity * dim, *own_values = values + at * capacity * dim;
-        const bf16 *key = k + slot * k_stride + head * dim, *value = v + slot * v_stride + head * dim;
-        for (long d = 0; d < dim; d++) {
-            own_keys[(length - 1) * dim + d] = key[d];
-            own_values[(length - 1) * dim + d] = value[d];
-        }
-        const bf16 *query = q + slot * q_stride + head * group * dim;
-        const uint8_t *seen = visible + slot * capacity;
+        bf16 *own_keys = keys + cache * dim, *own_values = values + cache * dim;
+        memcpy(own_keys + place * dim, k + token * k_stride + head * dim, dim * sizeof(bf16));
+        memcpy(own_values + place * dim, v + token * v_stride + head * dim, dim * sizeof(bf16));
+        const bf16 *query = q + token * q_stride + head * group * dim;
+        const uint8_t *seen = visible + token * capacity;
         const int64_t *where = positions + slot * capacity;
         bf16 *to = out + at * group * dim;
 #define CASE(D, G)                                                                                                    \
     if (dim == D && group == G)                                                                                       \
-        attend_one(query, own_keys, own_values, seen, where, to, p, length, scale, window, D, G);                    \
+        attend_one(query, own_keys, own_values, seen, where, to, p, length, place, scale, window, D, G);             \
     else
         CASE(64, 1) CASE(64, 2) CASE(64, 3) CASE(64, 4) CASE(64, 7) CASE(64, 8)
         CASE(128, 1) CASE(128, 2) CASE(128, 4) CASE(128, 8) CASE(256, 4)
-            attend_one(query, own_keys, own_values, seen, where, to, p, length, scale, window, dim, group);
+            attend_one(query, own_keys, own_values, seen, where, to, p, length, place, scale, window, dim, group);
         free(p);
     }
     return failed;

@@ -36,9 +36,10 @@ FLAGS = (
     *_WIDEST,
 )
 COMPILE_SECONDS = 120
-# What native.c attends with: sizes of a head, and queries that share a key head.
+# What native.c attends with: sizes of a head, and queries of a row that share a key head. Queries of so many rows that
+# they fill a tile of the processor's are better off in torch's kernel.
 DIMS = range(16, 257, 16)
-MOST_GROUP = 16
+MOST_GROUP, FEW_QUERIES = 16, 32
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
@@ -73,7 +74,7 @@ class Kernels:
         self._add_norm = _declared(library.danlu_add_norm, 5 * [_POINTER] + 2 * [_LONG] + [_FLOAT, _INT])
         self._swiglu = _declared(library.danlu_swiglu, 2 * [_POINTER] + 2 * [_LONG] + [_INT])
         self._rotate = _declared(library.danlu_rotate, [_POINTER, _LONG] + 3 * [_POINTER] + 3 * [_LONG] + [_INT])
-        places = 3 * [_POINTER, _LONG] + 6 * [_POINTER] + 5 * [_LONG]
+        places = 3 * [_POINTER, _LONG] + 6 * [_POINTER] + 6 * [_LONG]
         self._attend = _declared(library.danlu_attend, [*places, _FLOAT, _LONG, _INT])
         self._attend.restype = _INT
         self._threads = torch.get_num_threads()
@@ -85,8 +86,10 @@ class Kernels:
         self._add_norm(x.data_ptr(), None, None, weight.data_ptr(), out.data_ptr(), rows, dim, eps, self._threads)
         return out
 
-    def add_norm(self, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """`plain_add_norm`."""
+    def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`plain_add_norm`; without y, (x, its norm)."""
+        if y is None:
+            return x, self.norm(x, weight, eps)
         total, out = torch.empty_like(x), torch.empty_like(x)
         pointers = (x.data_ptr(), y.data_ptr(), total.data_ptr(), weight.data_ptr(), out.data_ptr())
         self._add_norm(*pointers, *x.shape, eps, self._threads)
@@ -119,23 +122,23 @@ class Kernels:
         scaling: float,
         window: int | None,
     ) -> Tensor:
-        """Put the next key and value of slots of one row in place, and attend.
+        """Put the next keys and values of all rows of some slots in place, and attend.
 
         Args:
-            q: (slots, heads, dim), k and v: (slots, kv_heads, dim); the heads of a token lie together.
+            q: (slots * rows, heads, dim), k and v: (slots * rows, kv_heads, dim); the heads of a token lie together.
             keys, values: (slots or more, kv_heads, capacity, dim).
-            visible: (slots or more, 1, capacity) bool. positions: (slots or more, capacity) int64.
-            lengths: (slots,) int64, tokens in each slot, the new one last.
+            visible: (slots or more, rows, capacity) bool. positions: (slots or more, capacity) int64.
+            lengths: (slots,) int64, tokens in each slot, the new ones last.
 
-        Returns (slots, heads, dim).
+        Returns (slots * rows, heads, dim).
         """
-        slots, heads, dim = q.shape
-        kv_heads, capacity = keys.shape[1], keys.shape[2]
-        out = q.new_empty(slots, heads, dim)
+        tokens, heads, dim = q.shape
+        rows, kv_heads, capacity = visible.shape[1], keys.shape[1], keys.shape[2]
+        out = q.new_empty(tokens, heads, dim)
         failed = self._attend(
             *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
             *(keys.data_ptr(), values.data_ptr(), visible.data_ptr(), positions.data_ptr(), lengths.data_ptr()),
-            *(out.data_ptr(), slots, kv_heads, heads // kv_heads, dim, capacity),
+            *(out.data_ptr(), tokens // rows, rows, kv_heads, heads // kv_heads, dim, capacity),
             *(scaling, -1 if window is None else window, self._threads),
         )
         if failed:

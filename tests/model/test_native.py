@@ -82,6 +82,28 @@ def test_attention_of_slots_of_different_length(dim, kv_heads, group, window):
         assert_near(found[slot], wanted[:, 0], ulps=2)
 
 
+def test_attention_of_rows_that_share_a_prompt():
+    """Two slots of three rows: 20 tokens that all see, then each row's own."""
+    rows, capacity, lengths = 3, 64, torch.tensor([20 + 2 * 3, 20 + 9 * 3])
+    caches = [drawn(2, 2, capacity, 64, seed=seed) for seed in (0, 1)]
+    visible = torch.zeros(2, rows, capacity, dtype=torch.bool)
+    visible[:, :, :20] = True
+    for row in range(rows):
+        visible[0, row, 20 + row : 26 : rows] = True
+        visible[1, row, 20 + row : 47 : rows] = True
+    positions = torch.cat([torch.arange(20), 20 + torch.arange(44) // rows]).repeat(2, 1)
+    tokens = drawn(2 * rows, 8, 64, seed=2)
+    q, k, v = tokens[:, :4], tokens[:, 4:6], tokens[:, 6:]
+    found = kernels().attend(q, k, v, *caches, visible, positions, lengths, 0.125, None)
+    for token in range(2 * rows):
+        slot, row = divmod(token, rows)
+        place = int(lengths[slot]) - rows + row
+        assert all(torch.equal(cache[slot, :, place], new[token]) for cache, new in zip(caches, (k, v), strict=True))
+        seen = visible[slot, row] & (torch.arange(capacity) < lengths[slot])
+        keys, values = (cache[slot][:, seen].float().repeat_interleave(2, 0) for cache in caches)
+        assert_near(found[token], F.scaled_dot_product_attention(q[token].float()[:, None], keys, values)[:, 0], ulps=2)
+
+
 def test_what_is_not_a_number_reaches_its_own_slot_alone():
     caches = [drawn(2, 1, 8, 64, seed=seed) for seed in (0, 1)]
     caches[0][0, 0, 2] = math.nan
