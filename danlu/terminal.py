@@ -21,8 +21,12 @@ def new_console(*, stderr: bool = False) -> Console:
 
 
 def show(console: Console, text: str, end: str = "\n") -> None:
-    """Print text as it is: rich would break long lines, also in a pipe, and turn tabs into spaces."""
-    print(text, end=end, file=console.file, flush=True)
+    """Print text as it is: rich would break long lines, also in a pipe, and turn tabs into spaces.
+
+    What the other end has no characters for is spelt out (\\u4e39).
+    """
+    encoding = getattr(console.file, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=console.file, flush=True)
 
 
 class RunView:

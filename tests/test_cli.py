@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 import danlu
 from danlu import Engine, GenerationParams, cli
@@ -23,6 +24,7 @@ from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
 from danlu.run import Recipe
+from danlu.terminal import show
 
 
 @pytest.fixture
@@ -379,6 +381,12 @@ def test_a_talk_ends_with_its_input(call, tiny_model, monkeypatch):
     )[0]
     assert (code, err) == (0, "")
     assert answer.text in out
+
+
+def test_what_a_terminal_has_no_characters_for_is_spelt_out():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="\n")
+    show(Console(file=file), "丹炉 and more")
+    assert file.buffer.getvalue() == rb"\u4e39\u7089 and more" + b"\n"
 
 
 # --- merge

@@ -16,6 +16,7 @@ from torch import Tensor
 from danlu.generate.allocation import Pick, Warp, pick_constrained, wanted_places
 from danlu.generate.constraints import Constraints
 from danlu.generate.strategies import (
+    GROUPS_APART,
     PLACEHOLDER,
     BeamOptions,
     Draw,
@@ -141,7 +142,7 @@ class ConstrainedGroups(GroupBeam):
             [self.sequences[row] for row in rows],
             lambda row, token: self.ends(rows[row], token),
             len(self.eos),
-            lambda all_totals, count: self._draw(all_totals, count, self.made),
+            lambda all_totals, count: self._draw(all_totals, count, self.made + group * GROUPS_APART),
         )
         for pick in picks.finished:
             pool.add((*self.sequences[rows[pick.parent]], pick.token), pick.score, "stop")

@@ -2,8 +2,8 @@
 
 Pure tensor functions. `ban` and `add_bias` write in place; all others return a new tensor and leave their
 input alone. A parameter is a tensor (rows,), float64 to mean exactly what the knob says; each has a value
-that means off. A row's result is the same alone or in any batch. The engine composes them in the order of
-PIPELINE; nothing here knows requests.
+that means off. A row's result is the same alone or in any batch. rows.py composes them in their order; nothing
+here knows requests.
 """
 
 from __future__ import annotations
@@ -11,24 +11,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-
-# Knobs in the order in which they act, as in transformers (logits of rows; log_softmax first for beams).
-PIPELINE = (
-    "repetition_penalty",
-    "presence_penalty and frequency_penalty",
-    "logit_bias",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "min_length and min_new_tokens",
-    "json_schema or regex",
-    "faulty_rows, then with do_sample only:",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "draw",
-)
 
 # So many of the best tokens are looked at before a row's whole vocabulary is sorted: a 14th of the time.
 FEW = 512

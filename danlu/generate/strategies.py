@@ -30,6 +30,9 @@ EarlyStopping = Literal["never"] | bool
 # no candidate. What grows from it is not an answer.
 PLACEHOLDER = -1e9
 
+# Groups that draw do so as steps so far apart: with the draws of one step they would all find the same.
+GROUPS_APART = 2**32
+
 
 def is_real(total: float) -> bool:
     """Whether a sum of log p belongs to a hypothesis that is possible."""
@@ -383,7 +386,7 @@ class GroupBeam(Strategy):
         """(parent, token, score) of the group's next rows; finished candidates go to its pool."""
         vocabulary = scores.shape[1]
         count = max(2, 1 + len(self.eos)) * self.size
-        values, places = self._draw(scores + self.running[rows, None], count, self.made)
+        values, places = self._draw(scores + self.running[rows, None], count, self.made + group * GROUPS_APART)
         picks: list[tuple[int, int, float]] = []
         for rank, (value, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
             parent, token = rows[place // vocabulary], place % vocabulary

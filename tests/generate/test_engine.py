@@ -292,6 +292,14 @@ def test_what_nobody_follows_is_not_kept(engine):
     assert job.steps.qsize() == 1  # the end
 
 
+def test_groups_that_draw_do_not_draw_the_same(engine):
+    params = GenerationParams(
+        num_beams=4, num_beam_groups=2, do_sample=True, seed=1, num_return_sequences=4, max_new_tokens=8
+    )
+    answers_of_groups = {answer.token_ids for answer in engine.generate([PROMPTS[0]], params)[0].sequences}
+    assert len(answers_of_groups) == 4
+
+
 # --- scores
 
 
