@@ -267,17 +267,15 @@ class _Reader:
 
     def _norm(self, module: Any, fixed: bool) -> Norm:
         scale = _scale(module, fixed)
-        if scale is None:
-            return lambda x: module(x)
-        if self._kernels is not None:
+        if self._kernels is not None and scale is not None:
             return partial(self._kernels.norm, weight=scale.float(), eps=_eps(module))
-        return partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
+        return _plain_norm(module, scale)
 
     def _add_norm(self, module: Any, fixed: bool) -> AddNorm:
         scale = _scale(module, fixed)
         if self._kernels is not None and scale is not None:
             return partial(self._kernels.add_norm, weight=scale.float(), eps=_eps(module))
-        norm = self._norm(module, fixed)
+        norm = _plain_norm(module, scale)
 
         def add_norm(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
             total = x if y is None else x + y
@@ -317,11 +315,7 @@ class _Reader:
         if not hasattr(attention, "q_norm"):
             return None
         heads = attention.q_proj.out_features // attention.head_dim
-        pairs = [(module, _scale(module, fixed)) for module in (attention.q_norm, attention.k_norm)]
-        of_q, of_k = (
-            module if scale is None else partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
-            for module, scale in pairs
-        )
+        of_q, of_k = (_plain_norm(module, _scale(module, fixed)) for module in (attention.q_norm, attention.k_norm))
         return lambda qk: torch.cat([of_q(qk[:, :heads]), of_k(qk[:, heads:])], 1)
 
     @property
@@ -353,6 +347,13 @@ def _scale(module: Any, fixed: bool) -> Tensor | None:
                 found: Tensor = scale.detach() if fixed else scale
                 return found
     return None
+
+
+def _plain_norm(module: Any, scale: Tensor | None) -> Norm:
+    """The norm by torch; `scale` is what `_scale` found."""
+    if scale is None:
+        return lambda x: module(x)
+    return partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
 
 
 def _eps(module: Any) -> float:
