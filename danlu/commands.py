@@ -122,8 +122,8 @@ def generate(
     show_json
         file for what --show draws, whole and as JSON
     dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer single requests
-        faster on a CPU
+        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
+        on a CPU
     adapter
         directory of a PEFT adapter to put on the model
     accept_licence
@@ -169,8 +169,8 @@ def chat(
     system
         a system message at the beginning
     dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer single requests
-        faster on a CPU
+        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
+        on a CPU
     adapter
         directory of a PEFT adapter to put on the model
     accept_licence
@@ -205,8 +205,8 @@ def serve(
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id; with --backend openai the other
         server's name for its model, needed where it has several
     dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer single requests
-        faster on a CPU
+        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
+        on a CPU
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"

@@ -22,7 +22,7 @@ from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, W
 from danlu.model.attention import documents_of, fast_attention, use_our_attention
 from danlu.model.lean import Attend, decoder_of
 from danlu.model.lora_bank import LoraBank, Step
-from danlu.model.products import Rounded
+from danlu.model.rounding import Rounded
 
 
 class Core:

@@ -38,7 +38,7 @@ from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.load import ModelOptions, load
 from danlu.model.lora_files import why_not_plain
-from danlu.model.products import Rounded
+from danlu.model.rounding import Rounded
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -56,7 +56,7 @@ class Engine:
     Args:
         model_name_or_path: a name that `danlu models` lists, a directory, a .gguf file, or a hub id.
         dtype: "auto" is bfloat16 where the hardware has it, else float32. "int8" and "int4" (CPU) round the weights
-            and answer single requests faster; docs/generation.md says what that costs.
+            and answer faster; docs/generation.md says what that costs.
         adapter: directory of a PEFT adapter, the engine's own: that of requests which name none. One that is not
             plain LoRA becomes a part of the model; the engine can then hold no other adapter, nor ask the base.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.

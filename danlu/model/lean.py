@@ -25,7 +25,9 @@ from danlu.errors import ConfigError
 from danlu.model.attention import documents_of, fast_attention
 from danlu.model.lora_bank import Hooks, LoraBank, Step
 from danlu.model.native import Kernels, kernels, plain_rotate
-from danlu.model.products import Product, Rounded, fixed_product, live_product
+from danlu.model.products import Product, fixed_product, live_product
+from danlu.model.rounding import Rounded
+from danlu.model.tiles import TileProduct
 
 # model_type of transformers whose layers are LeanLayer's; tests compare each.
 KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
@@ -67,6 +69,21 @@ class Joined:
 
 
 @dataclass
+class GatedUp:
+    """What goes into a block's last layer: activation(gate) * up."""
+
+    joined: Joined
+    activate: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, add: AddLora | None) -> Tensor:
+        """x (tokens, hidden) -> (tokens, intermediate)."""
+        product = self.joined.product
+        if add is None and isinstance(product, TileProduct) and product.is_paired:
+            return product.gated(x)
+        return self.activate(self.joined(x, add))
+
+
+@dataclass
 class LeanLayer:
     """One layer. `after_attention` and `after_mlp` stand where a model norms what a block adds (Gemma)."""
 
@@ -78,12 +95,11 @@ class LeanLayer:
     window: int | None
     qkv: Joined
     out: Joined
-    gate_up: Joined
+    gated_up: GatedUp
     down: Joined
     before_attention: AddNorm
     after_attention: Norm | None
     before_mlp: AddNorm
-    gated: Callable[[Tensor], Tensor]
     after_mlp: Norm | None
     head_norm: Norm | None
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -105,7 +121,7 @@ class LeanLayer:
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
         y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1), add)
         x, h = self.before_mlp(x, y if self.after_attention is None else self.after_attention(y))
-        y = self.down(self.gated(self.gate_up(h, add)), add)
+        y = self.down(self.gated_up(h, add), add)
         return x, y if self.after_mlp is None else self.after_mlp(y)
 
 
@@ -254,12 +270,11 @@ class _Reader:
             window=window,
             qkv=self._joined([attention.q_proj, attention.k_proj, attention.v_proj], fixed),
             out=self._joined([attention.o_proj], fixed),
-            gate_up=self._joined([mlp.gate_proj, mlp.up_proj], fixed),
+            gated_up=self._gated_up(mlp, fixed),
             down=self._joined([mlp.down_proj], fixed),
             before_attention=self._add_norm(layer.input_layernorm, fixed),
             after_attention=self._norm(layer.post_attention_layernorm, fixed) if is_gemma else None,
             before_mlp=self._add_norm(before_mlp, fixed),
-            gated=self._gated(mlp.act_fn),
             after_mlp=self._norm(layer.post_feedforward_layernorm, fixed) if is_gemma else None,
             head_norm=self._head_norm(attention, fixed),
             rotate=plain_rotate if self._kernels is None else self._kernels.rotate,
@@ -283,28 +298,32 @@ class _Reader:
 
         return add_norm
 
-    def _gated(self, activation: Any) -> Callable[[Tensor], Tensor]:
-        if self._kernels is not None and type(activation).__name__ in _SILU:
-            return self._kernels.swiglu
+    def _gated_up(self, mlp: Any, fixed: bool) -> GatedUp:
+        activation = mlp.act_fn
+        is_silu = type(activation).__name__ in _SILU
+        joined = self._joined([mlp.gate_proj, mlp.up_proj], fixed, is_paired=is_silu)
+        if self._kernels is not None and is_silu:
+            return GatedUp(joined, self._kernels.swiglu)
 
-        def gated(gate_up: Tensor) -> Tensor:
+        def activate(gate_up: Tensor) -> Tensor:
             gate, up = gate_up.chunk(2, -1)
             product: Tensor = activation(gate).mul_(up)
             return product
 
-        return gated
+        return GatedUp(joined, activate)
 
-    def _joined(self, layers: Sequence[Any], fixed: bool) -> Joined:
+    def _joined(self, layers: Sequence[Any], fixed: bool, *, is_paired: bool = False) -> Joined:
         ends = list(accumulate(layer.out_features for layer in layers))
         columns = [slice(end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
         names = [self._names[layer] for layer in layers]
-        return Joined(self._product(layers, fixed, self._rounded), list(zip(names, columns, strict=True)))
+        product = self._product(layers, fixed, self._rounded, is_paired=is_paired)
+        return Joined(product, list(zip(names, columns, strict=True)))
 
     @staticmethod
-    def _product(layers: Sequence[Any], fixed: bool, rounded: Rounded | None) -> Product:
+    def _product(layers: Sequence[Any], fixed: bool, rounded: Rounded | None, *, is_paired: bool = False) -> Product:
         if not fixed or not all(type(layer) is nn.Linear for layer in layers):
             return live_product(layers)
-        product = fixed_product(layers, rounded)
+        product = fixed_product(layers, rounded, is_paired=is_paired)
         for layer in layers:  # which need not hold the weights twice
             layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
         return product

@@ -1,47 +1,24 @@
-"""native.c, compiled once for this machine where it has a C compiler; everything works without.
+"""native.c on tensors: what stands between the products of a step. Its plain forms, which are the definition, too.
 
-`kernels()` gives the functions, or None: no compiler, not Linux, no OpenMP runtime of torch's to share, a result that
-differs from torch's, or DANLU_NATIVE=0. All are for contiguous bfloat16 on a CPU. The plain forms, which are the
-definition, stand beside them here.
+`kernels()` gives the functions, or None where compiled.py has none, or a result differs from torch's. All are for
+contiguous bfloat16 on a CPU.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import secrets
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.hub import cache_directory
+from danlu.model.compiled import FLOAT, INT, LONG, POINTER, declared, library
 
-# Compilers use half of an AVX-512 register unless they are told.
-_WIDEST = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-FLAGS = (
-    *("-O3", "-march=native", "-std=c11", "-fPIC", "-fopenmp"),
-    # Sums may be reordered; what is not a number stays so.
-    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
-    *_WIDEST,
-)
-COMPILE_SECONDS = 120
 # What native.c attends with: sizes of a head, and queries of a row that share a key head. Queries of so many rows that
 # they fill a tile of the processor's are better off in torch's kernel.
 DIMS = range(16, 257, 16)
 MOST_GROUP, FEW_QUERIES = 16, 32
-
-_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
 
 # -- plain forms -------------------------------------------------------------------------------------------
@@ -70,13 +47,12 @@ def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Kernels:
     """The functions of native.c on tensors."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._add_norm = _declared(library.danlu_add_norm, 5 * [_POINTER] + 2 * [_LONG] + [_FLOAT, _INT])
-        self._swiglu = _declared(library.danlu_swiglu, 2 * [_POINTER] + 2 * [_LONG] + [_INT])
-        self._rotate = _declared(library.danlu_rotate, [_POINTER, _LONG] + 3 * [_POINTER] + 3 * [_LONG] + [_INT])
-        places = 3 * [_POINTER, _LONG] + 6 * [_POINTER] + 6 * [_LONG]
-        self._attend = _declared(library.danlu_attend, [*places, _FLOAT, _LONG, _INT])
-        self._attend.restype = _INT
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self._add_norm = declared(functions.danlu_add_norm, 5 * [POINTER] + 2 * [LONG] + [FLOAT, INT])
+        self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
+        self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 3 * [LONG] + [INT])
+        places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
+        self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
         self._threads = torch.get_num_threads()
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -146,50 +122,14 @@ class Kernels:
         return out
 
 
-def _declared(function: Any, arguments: Sequence[type]) -> Any:
-    function.argtypes, function.restype = arguments, None
-    return function
-
-
 @cache
 def kernels() -> Kernels | None:
     """The compiled kernels; None where there are none, or where they differ from the plain forms."""
-    if os.environ.get("DANLU_NATIVE") == "0" or sys.platform != "linux":
+    functions = library("native.c")
+    if functions is None:
         return None
-    try:
-        library = ctypes.CDLL(str(_compiled()), mode=os.RTLD_NOW)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = Kernels(library)
+    found = Kernels(functions)
     return found if _agree(found) else None
-
-
-def _compiled() -> Path:
-    """The library for this source, compiler and processor; made on first use. Raises OSError, SubprocessError."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler")
-    source = (resources.files("danlu") / "model" / "native.c").read_bytes()
-    cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
-    key = hashlib.sha256(b"\0".join([source, compiler.encode(), " ".join(FLAGS).encode(), flags.encode()])).hexdigest()
-    target = cache_directory() / "native" / f"{key[:20]}.so"
-    if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_suffix(f".{secrets.token_hex(4)}")
-    object_file, source_file = Path(f"{staging}.o"), Path(f"{staging}.c")
-    try:
-        source_file.write_bytes(source)
-        # Linked without OpenMP's library: its functions are found in the one that torch has loaded.
-        for words in ([*FLAGS, "-c", source_file, "-o", object_file], ["-shared", object_file, "-o", staging, "-lm"]):
-            command = [compiler, *map(str, words)]
-            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
-        staging.replace(target)
-    finally:
-        for path in (staging, object_file, source_file):
-            path.unlink(missing_ok=True)
-    return target
 
 
 def _agree(found: Kernels) -> bool:

@@ -3,27 +3,28 @@
 `live_product` calls the layers themselves and is the definition. The others take the weights once, in another layout
 or number format, and join layers that read the same input into one product. Tests compare each with the plain one.
 
-int8 and int4 round the weights. What they save is time to read them, which is all that a step of a few rows does; for
-more rows the rounded weights stand ready in bfloat16 as well, so these formats cost memory: 3 and 2.6 bytes a weight.
+int8 and int4 round the weights. What they save is memory, and time to read them, which is most of a step of a few rows.
+Without tile registers (tiles.py) only products of a few rows gain, and rounded weights stand ready in bfloat16 as well
+for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danlu.model.rounding import GROUP, MIDDLE, Rounded, to_int4, to_int8
+from danlu.model.tiles import TileProduct, fits_tiles
+
 # x (tokens, inputs) -> (tokens, outputs)
 Product = Callable[[Tensor], Tensor]
-Rounded = Literal["int8", "int4"]
 
-# For more rows than this, products of rounded weights take longer than those in bfloat16.
+# For more rows than this, torch's products of rounded weights take longer than those in bfloat16.
 FEW_ROWS = 4
-# Weights of a row that share a scale and a zero in int4. The blocks of llama.cpp's formats are of this size.
-GROUP = 32
 
 
 def live_product(layers: Sequence[Any]) -> Product:
@@ -33,9 +34,15 @@ def live_product(layers: Sequence[Any]) -> Product:
     return lambda x: torch.cat([layer(x) for layer in layers], -1)
 
 
-def fixed_product(layers: Sequence[nn.Linear], rounded: Rounded | None = None) -> Product:
-    """The same, as one product of weights that stay as they are; `rounded` to a smaller format, for bfloat16."""
+def fixed_product(layers: Sequence[nn.Linear], rounded: Rounded | None = None, *, is_paired: bool = False) -> Product:
+    """The same, as one product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
+
+    Args:
+        is_paired: of two layers, so that a TileProduct can gate the second with the first.
+    """
     weight, bias = joined(layers)
+    if fits_tiles(weight) and not (is_paired and len(weight) % 32):
+        return TileProduct(weight, bias, rounded, is_paired=is_paired)
     if rounded == "int4" and _fits_int4(weight):
         return int4_product(weight, bias)
     if rounded is not None and weight.shape[1] % 32 == 0:
@@ -77,26 +84,20 @@ def packed_product(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Product:
-    """The product of a bfloat16 weight rounded to int8, with one scale for each output."""
-    scale = (weight.float().abs().amax(1) / 127).clamp_min(1e-12).to(weight.dtype)
-    codes = (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-    many = packed_product((codes * scale.float()[:, None]).to(weight.dtype), bias)
-    return _by_rows(lambda x: torch._weight_int8pack_mm(x, codes, scale), bias, many)
+    """The product of a bfloat16 weight rounded to int8, by torch."""
+    rounded = to_int8(weight)
+    scale = rounded.scale.to(weight.dtype)
+    many = packed_product((rounded.codes * scale.float()[:, None]).to(weight.dtype), bias)
+    return _by_rows(lambda x: torch._weight_int8pack_mm(x, rounded.codes, scale), bias, many)
 
 
 def int4_product(weight: Tensor, bias: Tensor | None) -> Product:
-    """The product of a bfloat16 weight rounded to int4: in each group of inputs, 16 steps from its least to its
-    largest weight."""
-    outputs, inputs = weight.shape
-    groups = weight.float().view(outputs, inputs // GROUP, GROUP)
-    least, most = groups.amin(2), groups.amax(2)
-    step = ((most - least) / 15).clamp_min(1e-12).to(weight.dtype)
-    middle = (least + 8 * step.float()).to(weight.dtype)  # the kernel counts from 8
-    codes = ((groups - middle.float()[..., None]) / step.float()[..., None] + 8).round_().clamp_(0, 15)
-    rounded = (codes - 8) * step.float()[..., None] + middle.float()[..., None]
-    many = packed_product(rounded.view(outputs, inputs).to(weight.dtype), bias)
-    packed = torch._convert_weight_to_int4pack_for_cpu(codes.view(outputs, inputs).to(torch.int32), 1)
-    scales = torch.stack([step, middle], -1).transpose(0, 1).contiguous()  # (groups, outputs, 2)
+    """The product of a bfloat16 weight rounded to int4, by torch."""
+    rounded = to_int4(weight)
+    assert MIDDLE == 8, "torch's kernel counts from 8"
+    many = packed_product(rounded.weight().to(weight.dtype), bias)
+    packed = torch._convert_weight_to_int4pack_for_cpu(rounded.codes.to(torch.int32), 1)
+    scales = torch.stack([rounded.step, rounded.middle], -1).transpose(0, 1).contiguous()  # (groups, outputs, 2)
     return _by_rows(lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales), bias, many)
 
 

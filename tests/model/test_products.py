@@ -8,7 +8,6 @@ from torch import nn
 
 from danlu.model.products import (
     FEW_ROWS,
-    GROUP,
     fixed_product,
     int4_product,
     int8_product,
@@ -16,6 +15,7 @@ from danlu.model.products import (
     packed_product,
     plain_product,
 )
+from danlu.model.rounding import GROUP
 
 ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 33)
 

@@ -1,0 +1,78 @@
+"""C sources of this package, compiled once for this machine where it has a C compiler; everything works without.
+
+`library(name)` is None where there is no compiler, not Linux, no OpenMP runtime of torch's to share, or DANLU_NATIVE=0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from danlu.hub import cache_directory
+
+# Compilers use half of an AVX-512 register unless they are told.
+_WIDEST = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+FLAGS = (
+    *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp"),
+    # Sums may be reordered; what is not a number stays so.
+    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
+    *_WIDEST,
+)
+COMPILE_SECONDS = 120
+SOURCES = Path(str(resources.files("danlu"))) / "model"
+
+POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+
+
+def library(source: str) -> ctypes.CDLL | None:
+    """The functions of SOURCES / `source`."""
+    if os.environ.get("DANLU_NATIVE") == "0" or sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(source)), mode=os.RTLD_NOW)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def declared(function: Any, arguments: Sequence[type], result: type | None = None) -> Any:
+    """The function with the types of its arguments and of its result."""
+    function.argtypes, function.restype = arguments, result
+    return function
+
+
+def _compiled(source: str) -> Path:
+    """The library for this source, compiler and processor; made on first use. Raises OSError, SubprocessError."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise FileNotFoundError("no C compiler")
+    text = (SOURCES / source).read_bytes()
+    cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
+    key = hashlib.sha256(b"\0".join([text, compiler.encode(), " ".join(FLAGS).encode(), flags.encode()])).hexdigest()
+    target = cache_directory() / "native" / f"{key[:20]}.so"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_suffix(f".{secrets.token_hex(4)}")
+    object_file, source_file = Path(f"{staging}.o"), Path(f"{staging}.c")
+    try:
+        source_file.write_bytes(text)
+        # Linked without OpenMP's library: its functions are found in the one that torch has loaded.
+        for words in ([*FLAGS, "-c", source_file, "-o", object_file], ["-shared", object_file, "-o", staging, "-lm"]):
+            command = [compiler, *map(str, words)]
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        staging.replace(target)
+    finally:
+        for path in (staging, object_file, source_file):
+            path.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,240 @@
+/* Products x W^T in bfloat16 on the processor's tile registers (AMX), of weights in bfloat16, int8 and int4.
+ *
+ * A step of a few rows does little but read weights: they lie in the order in which they are read, and int8 and int4 are
+ * widened to bfloat16 on their way into a tile. The same loops serve prompts of thousands of tokens. tiles.py packs the
+ * weights and calls.
+ */
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+typedef uint16_t bf16;
+enum { BF16, INT8, INT4 };
+
+#define INLINE static inline __attribute__((always_inline))
+#define REQUEST_PERMISSION 0x1023 /* arch_prctl's ARCH_REQ_XCOMP_PERM, for XFEATURE_XTILEDATA */
+#define TILE_DATA 18
+#define PANEL_BYTES 600000 /* of bfloat16 weights that a thread keeps in its cache while it goes over all rows */
+#define RING 4             /* chunks being widened: a tile cannot be loaded at once from what was just stored */
+#define AHEAD 4096         /* bytes that are fetched before they are widened */
+#define CHUNK 1024         /* bfloat16 weights of 32 outputs and 32 inputs */
+
+/* One layer. Its outputs come in blocks of 32, a block's inputs in chunks of 32, a chunk as two tiles of 16 outputs: 16
+ * pairs of inputs x 16 outputs x 2, which is how a tile wants them. */
+typedef struct {
+    const char *weights;
+    const void *scales; /* int8: float (outputs, whole blocks); int4: bfloat16 (blocks, chunks, 2 tiles, step and middle, 16) */
+    const float *bias;  /* (outputs, whole blocks), or NULL */
+    long outputs, inputs;
+    int is_paired;      /* a block's second tile has outputs of the second half: what it is multiplied with when gated */
+} Layer;
+
+/* Whether the system lets this process use tiles. */
+int danlu_tiles(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
+
+INLINE void widen8(const char *from, bf16 *to) {
+    for (int pair = 0; pair < 16; pair++, from += 32, to += 32) {
+        __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+        __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + 16))));
+        _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
+/* The numbers -8 to 7 in bfloat16, twice. */
+#define SIXTEEN                                                                                                       \
+    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, \
+        0x40e0
+static const bf16 CODES[32] __attribute__((aligned(64))) = {SIXTEEN, SIXTEEN};
+
+INLINE __m512 wide16(const bf16 *from) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+}
+
+/* (code - 8) * step + middle, rounded. A byte has the code of pair p below, and of pair p + 8 above. */
+INLINE void widen4(const char *from, const bf16 *scales, bf16 *to) {
+    const __m512i codes = _mm512_load_si512(CODES), odd = _mm512_set1_epi32((int)0xffff0000);
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512 step = wide16(scales), middle = wide16(scales + 16);
+    for (int pair = 0; pair < 8; pair++, from += 32, to += 32) {
+        __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
+        for (int above = 0; above < 2; above++) {
+            __m512i code = above ? _mm512_srli_epi16(both, 4) : _mm512_and_si512(both, _mm512_set1_epi16(15));
+            __m512i steps = _mm512_permutexvar_epi16(code, codes);
+            __m512i first = (__m512i)_mm512_fmadd_ps((__m512)_mm512_slli_epi32(steps, 16), step, middle);
+            __m512i second = (__m512i)_mm512_fmadd_ps((__m512)_mm512_and_si512(steps, odd), step, middle);
+            first = _mm512_srli_epi32(_mm512_add_epi32(first, half), 16);
+            second = _mm512_add_epi32(second, half);
+            _mm512_store_si512(to + above * 256, _mm512_mask_blend_epi16(0xaaaaaaaa, first, second));
+        }
+    }
+}
+
+INLINE long chunk_bytes(const int format) { return format == BF16 ? 2048 : format == INT8 ? 1024 : 512; }
+
+/* Both tiles of a chunk in bfloat16. */
+INLINE void widen(const Layer *layer, long chunk, bf16 *to, const int format) {
+    const char *from = layer->weights + chunk * chunk_bytes(format);
+    for (int line = 0; line < chunk_bytes(format); line += 64) _mm_prefetch(from + AHEAD + line, _MM_HINT_T0);
+    for (int tile = 0; tile < 2; tile++) {
+        if (format == INT8) widen8(from + tile * 512, to + tile * 512);
+        if (format == INT4) widen4(from + tile * 256, (const bf16 *)layer->scales + (chunk * 2 + tile) * 32, to + tile * 512);
+    }
+}
+
+/* Tiles 0 to 3 become the products of up to 32 rows (`is_tall`: more than 16) with one block. */
+INLINE void block_product(const Layer *layer, long block, const bf16 *x, const bf16 *widened, bf16 *ring, const int is_tall,
+                          const int format) {
+    const long chunks = layer->inputs / 32, first = block * chunks;
+    const int in_flight = format != BF16 && !widened;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long c = 0; in_flight && c < RING - 1 && c < chunks; c++) widen(layer, first + c, ring + c * CHUNK, format);
+    for (long c = 0; c < chunks; c++) {
+        const bf16 *w;
+        if (in_flight) {
+            long next = c + RING - 1;
+            if (next < chunks) widen(layer, first + next, ring + next % RING * CHUNK, format);
+            w = ring + c % RING * CHUNK;
+        } else {
+            w = (format == BF16 ? (const bf16 *)layer->weights + first * CHUNK : widened) + c * CHUNK;
+            for (int line = 0; line < 2048; line += 64) _mm_prefetch((const char *)(w + CHUNK) + line, _MM_HINT_T0);
+        }
+        _tile_loadd(6, w, 64);
+        _tile_loadd(4, x + c * 32, layer->inputs * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w + 512, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        if (is_tall) {
+            _tile_loadd(5, x + 16 * layer->inputs + c * 32, layer->inputs * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+}
+
+/* e^x to 2 ulp (Cephes' polynomial) between -87 and 88, and what it is there outside. */
+INLINE __m512 exponential(__m512 x) {
+    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* What tiles hold, scaled and with the bias, as bfloat16; gated: silu(first tile) * second tile. */
+INLINE void write_out(const Layer *layer, long block, float (*sums)[256], bf16 *out, long rows, const int is_gated,
+                      const int format) {
+    const long second = layer->is_paired ? layer->outputs / 2 + block * 16 : block * 32 + 16;
+    const long columns[2] = {layer->is_paired ? block * 16 : block * 32, second};
+    __m512 scale[2], bias[2];
+    for (int tile = 0; tile < 2; tile++) {
+        long at = block * 32 + tile * 16;
+        scale[tile] = format == INT8 ? _mm512_loadu_ps((const float *)layer->scales + at) : _mm512_set1_ps(1.0f);
+        bias[tile] = layer->bias ? _mm512_loadu_ps(layer->bias + at) : _mm512_setzero_ps();
+    }
+    for (long row = 0; row < rows; row++) {
+        __m512 made[2];
+        for (int tile = 0; tile < 2; tile++)
+            made[tile] = _mm512_fmadd_ps(_mm512_load_ps(sums[row / 16 * 2 + tile] + row % 16 * 16), scale[tile], bias[tile]);
+        if (is_gated) {
+            __m512 below = _mm512_add_ps(exponential(_mm512_sub_ps(_mm512_setzero_ps(), made[0])), _mm512_set1_ps(1.0f));
+            __m512 product = _mm512_mul_ps(_mm512_div_ps(made[0], below), made[1]);
+            bf16 *to = out + row * (layer->outputs / 2) + columns[0];
+            _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(product));
+            continue;
+        }
+        for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++) {
+            bf16 *to = out + row * layer->outputs + columns[tile];
+            _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(made[tile]));
+        }
+    }
+}
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes_a_row[16];
+    uint8_t rows[16];
+} Shapes;
+
+/* Tiles 0 to 3 for sums, 4 and 5 for up to 32 rows of x, 6 and 7 for weights. */
+INLINE void shape_tiles(long rows) {
+    uint8_t low = rows > 16 ? 16 : rows, high = rows > 16 ? rows - 16 : 1;
+    Shapes shapes = {.palette = 1, .rows = {low, low, high, high, low, high, 16, 16}};
+    for (int tile = 0; tile < 8; tile++) shapes.bytes_a_row[tile] = 64;
+    _tile_loadconfig(&shapes);
+}
+
+INLINE void run_panel(const Layer *layer, long from, long to, const bf16 *x, bf16 *out, long rows, bf16 *widened,
+                      const int is_gated, const int format) {
+    float sums[4][256] __attribute__((aligned(64)));
+    bf16 ring[RING * CHUNK] __attribute__((aligned(64)));
+    const long chunks = layer->inputs / 32, width = is_gated ? layer->outputs / 2 : layer->outputs;
+    for (long c = from * chunks; widened && c < to * chunks; c++) widen(layer, c, widened + (c - from * chunks) * CHUNK, format);
+    long shaped = 0;
+    for (long row = 0; row < rows; row += 32) {
+        long some = rows - row < 32 ? rows - row : 32;
+        if (some != shaped) shape_tiles(shaped = some);
+        for (long block = from; block < to; block++) {
+            const bf16 *own = widened ? widened + (block - from) * chunks * CHUNK : NULL;
+            if (some > 16)
+                block_product(layer, block, x + row * layer->inputs, own, ring, 1, format);
+            else
+                block_product(layer, block, x + row * layer->inputs, own, ring, 0, format);
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            if (some > 16) {
+                _tile_stored(2, sums[2], 64);
+                _tile_stored(3, sums[3], 64);
+            }
+            write_out(layer, block, sums, out + row * width, some, is_gated, format);
+        }
+    }
+}
+
+/* out (rows, outputs, or half of them when gated) = x (rows, inputs) W^T, scaled, + bias. Returns 1 when there was no
+ * memory. outputs is a multiple of 16, inputs of 32. */
+int danlu_product(const bf16 *x, long rows, const char *weights, const void *scales, const float *bias, bf16 *out,
+                  long outputs, long inputs, int format, int is_paired, int is_gated, int threads) {
+    const Layer layer = {weights, scales, bias, outputs, inputs, is_paired};
+    const long blocks = (outputs + 31) / 32, each = (blocks + threads - 1) / threads;
+    long panel = PANEL_BYTES / (inputs * 64);
+    panel = panel < 1 ? 1 : panel > each ? each : panel;
+    panel = (each + (each + panel - 1) / panel - 1) / ((each + panel - 1) / panel); /* as many, of equal size */
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        bf16 *widened = format != BF16 && rows > 32 ? aligned_alloc(64, panel * inputs * 64) : NULL;
+        if (format != BF16 && rows > 32 && !widened) failed = 1;
+#pragma omp for schedule(static) nowait
+        for (long from = 0; from < blocks; from += panel) {
+            long to = from + panel < blocks ? from + panel : blocks;
+            if (format != BF16 && rows > 32 && !widened) continue;
+            if (format == BF16 && is_gated) run_panel(&layer, from, to, x, out, rows, NULL, 1, BF16);
+            if (format == BF16 && !is_gated) run_panel(&layer, from, to, x, out, rows, NULL, 0, BF16);
+            if (format == INT8 && is_gated) run_panel(&layer, from, to, x, out, rows, widened, 1, INT8);
+            if (format == INT8 && !is_gated) run_panel(&layer, from, to, x, out, rows, widened, 0, INT8);
+            if (format == INT4 && is_gated) run_panel(&layer, from, to, x, out, rows, widened, 1, INT4);
+            if (format == INT4 && !is_gated) run_panel(&layer, from, to, x, out, rows, widened, 0, INT4);
+        }
+        _tile_release();
+        free(widened);
+    }
+    return failed;
+}
+#else
+int danlu_tiles(void) { return 0; }
+#endif
