@@ -8,6 +8,7 @@ one for each chunk of a prompt. Which token is whose is worked out once a step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.generate.kv import KVShape, Shelf, Slot
-from danlu.model.native import DIMS, FEW_QUERIES, MOST_GROUP, kernels
+from danlu.model.native import DIMS, MOST_GROUP, kernels
+from danlu.model.tile_attention import DIMS as TILE_DIMS
+from danlu.model.tile_attention import TileAttention, tile_attention
+
+# Queries of a slot that share a key head. Up to so many, one at a time are faster than sixteen on tile registers;
+# without those, more than so many are better off in torch's kernel.
+FEW_QUERIES, MANY_QUERIES = 8, 32
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,22 @@ class Chunk:
     place: int
     row: int
 
+    @property
+    def length(self) -> Tensor:
+        """(1,) places of the slot up to its last token."""
+        return torch.tensor([self.place + self.count])
+
+    def may(self, window: int | None) -> Tensor:
+        """(count, place + count) bool: who may look where."""
+        end = self.place + self.count
+        places = torch.arange(end, device=self.slot.visible.device)
+        own = places[self.place :]
+        may = self.slot.visible[self.row, :end] & (places[None] <= own[:, None])
+        if window is not None:
+            positions = self.slot.positions[:end]
+            may = may & (positions[self.place :, None] - positions[None] < window)
+        return may
+
 
 @dataclass
 class Plan:
@@ -86,41 +109,71 @@ class Plan:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
         """One layer: q (tokens, heads, dim), k and v (tokens, kv_heads, dim) -> (tokens, heads, dim)."""
-        if len(self.rows) == 1 and not self.chunks:
-            return self._attend_rows(0, layer, q, k, v, scaling, window)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        for at, part in enumerate(self.rows):
-            span = slice(part.start, part.start + part.count)
-            out[span] = self._attend_rows(at, layer, q[span], k[span], v[span], scaling, window)
+        for at, rows in enumerate(self.rows):
+            span = slice(rows.start, rows.start + rows.count)
+            self._attend_rows(at, layer, q[span], k[span], v[span], scaling, window, out[span])
         for at, chunk in enumerate(self.chunks):
             span = slice(chunk.start, chunk.start + chunk.count)
-            mask_or_none = self.chunk_mask(at, window)
-            out[span] = _attend_chunk(chunk, layer, q[span], k[span], v[span], mask_or_none, scaling)
+            self._attend_chunk(at, layer, q[span], k[span], v[span], scaling, window, out[span])
         return out
 
     def _attend_rows(
-        self, at: int, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None
-    ) -> Tensor:
+        self, at: int, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, out: Tensor
+    ) -> None:
+        """q, out (slots * rows, heads, dim)."""
         part, group = self.rows[at], q.shape[1] // k.shape[1]
-        native = kernels() if q.dtype == torch.bfloat16 and q.device.type == "cpu" else None
-        fits = q.shape[2] in DIMS and group <= MOST_GROUP and part.shelf.rows * group <= FEW_QUERIES
-        if native is None or not fits:
-            return _attend_rows(part, layer, q, k, v, self.rows_mask(at, group, window, q.dtype), scaling)
-        shelf = part.shelf
-        caches = (shelf.keys[layer], shelf.values[layer], shelf.visible, shelf.positions)
-        return native.attend(q, k, v, *caches, part.lengths, scaling, window)
+        shelf, queries = part.shelf, part.shelf.rows * group
+        keys, values = shelf.keys[layer], shelf.values[layer]
+        tiles, native = (tile_attention(), kernels()) if _is_short(q) else (None, None)
+        if tiles is not None and q.shape[2] in TILE_DIMS and queries > FEW_QUERIES:
+            bits = self._bits(tiles, ("rows", at), lambda: self._rows_may(at, window), group, window)
+            tiles.attend(q, k, v, keys, values, bits, part.lengths, scaling, out)
+        elif native is not None and q.shape[2] in DIMS and group <= MOST_GROUP and queries <= MANY_QUERIES:
+            native.attend(q, k, v, keys, values, shelf.visible, shelf.positions, part.lengths, scaling, window, out)
+        else:
+            out[:] = _attend_rows(part, layer, q, k, v, self.rows_mask(at, group, window, q.dtype), scaling)
+
+    def _attend_chunk(
+        self, at: int, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, out: Tensor
+    ) -> None:
+        """q, out (count, heads, dim)."""
+        chunk, group = self.chunks[at], q.shape[1] // k.shape[1]
+        tiles = tile_attention() if _is_short(q) and q.shape[2] in TILE_DIMS else None
+        if tiles is None:
+            out[:] = _attend_chunk(chunk, layer, q, k, v, self.chunk_mask(at, window), scaling)
+            return
+        shelf, here = chunk.slot.shelf, slice(chunk.slot.index, chunk.slot.index + 1)
+        bits = self._bits(tiles, ("chunk", at), lambda: chunk.may(window)[None], group, window)
+        tiles.attend(q, k, v, shelf.keys[layer][here], shelf.values[layer][here], bits, chunk.length, scaling, out)
+
+    def _bits(
+        self, tiles: TileAttention, part: tuple[str, int], may: Callable[[], Tensor], group: int, window: int | None
+    ) -> Tensor:
+        """Who sees what, as TileAttention wants it: once a step for all layers with this window."""
+        key = ("bits", part, group, window)
+        if key not in self.masks:
+            self.masks[key] = tiles.bits(may(), group)
+        result = self.masks[key]
+        assert result is not None
+        return result
+
+    def _rows_may(self, at: int, window: int | None) -> Tensor:
+        """(slots, rows, seen) bool: who may look where."""
+        part = self.rows[at]
+        slots, seen = part.shelf.ready, part.seen
+        may = part.shelf.visible[:slots, :, :seen]
+        if window is None:
+            return may
+        positions = part.shelf.positions[:slots, :seen]
+        own = positions.gather(1, part.place_of)  # (slots, rows)
+        return may & (own[:, :, None] - positions[:, None, :] < window)
 
     def rows_mask(self, at: int, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """(slots, 1, rows * group, seen): 0 where a query may look, -inf elsewhere."""
         key = ("rows", at, group, window, dtype)
         if key not in self.masks:
-            part = self.rows[at]
-            slots, seen = part.shelf.ready, part.seen
-            may = part.shelf.visible[:slots, :, :seen]
-            if window is not None:
-                positions = part.shelf.positions[:slots, :seen]
-                own = positions.gather(1, part.place_of)  # (slots, rows)
-                may = may & (own[:, :, None] - positions[:, None, :] < window)
+            may = self._rows_may(at, window)
             mask = torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, -math.inf)
             self.masks[key] = mask.repeat_interleave(group, 1).unsqueeze(1)
         result = self.masks[key]
@@ -134,17 +187,12 @@ class Plan:
             chunk = self.chunks[at]
             end = chunk.place + chunk.count
             within_window = window is None or end <= window
-            self.masks[key] = None if chunk.place == 0 and within_window else self._chunk_mask(chunk, end, window)
+            self.masks[key] = None if chunk.place == 0 and within_window else chunk.may(window)
         return self.masks[key]
 
-    def _chunk_mask(self, chunk: Chunk, end: int, window: int | None) -> Tensor:
-        places = torch.arange(end, device=chunk.slot.visible.device)
-        own = places[chunk.place :]
-        may = chunk.slot.visible[chunk.row, :end] & (places[None] <= own[:, None])
-        if window is not None:
-            positions = chunk.slot.positions[:end]
-            may = may & (positions[chunk.place :, None] - positions[None] < window)
-        return may
+
+def _is_short(q: Tensor) -> bool:
+    return q.dtype == torch.bfloat16 and q.device.type == "cpu"
 
 
 def _attend_rows(part: Rows, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

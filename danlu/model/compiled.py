@@ -55,7 +55,7 @@ def _compiled(source: str) -> Path:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("no C compiler")
-    text = (SOURCES / source).read_bytes()
+    text = b"\0".join(path.read_bytes() for path in (SOURCES / source, *sorted(SOURCES.glob("*.h"))))
     cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
     key = hashlib.sha256(b"\0".join([text, compiler.encode(), " ".join(FLAGS).encode(), flags.encode()])).hexdigest()
@@ -64,15 +64,17 @@ def _compiled(source: str) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_suffix(f".{secrets.token_hex(4)}")
-    object_file, source_file = Path(f"{staging}.o"), Path(f"{staging}.c")
+    object_file = Path(f"{staging}.o")
     try:
-        source_file.write_bytes(text)
         # Linked without OpenMP's library: its functions are found in the one that torch has loaded.
-        for words in ([*FLAGS, "-c", source_file, "-o", object_file], ["-shared", object_file, "-o", staging, "-lm"]):
+        for words in (
+            [*FLAGS, "-c", SOURCES / source, "-o", object_file],
+            ["-shared", object_file, "-o", staging, "-lm"],
+        ):
             command = [compiler, *map(str, words)]
             subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
         staging.replace(target)
     finally:
-        for path in (staging, object_file, source_file):
+        for path in (staging, object_file):
             path.unlink(missing_ok=True)
     return target

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 
 from danlu.model.compiled import FLOAT, INT, LONG, POINTER, declared, library
 
-# What native.c attends with: sizes of a head, and queries of a row that share a key head. Queries of so many rows that
-# they fill a tile of the processor's are better off in torch's kernel.
+# What native.c attends with: sizes of a head, and queries of a row that share a key head.
 DIMS = range(16, 257, 16)
-MOST_GROUP, FEW_QUERIES = 16, 32
+MOST_GROUP = 16
 
 
 # -- plain forms -------------------------------------------------------------------------------------------
@@ -97,7 +96,8 @@ class Kernels:
         lengths: Tensor,
         scaling: float,
         window: int | None,
-    ) -> Tensor:
+        out: Tensor,
+    ) -> None:
         """Put the next keys and values of all rows of some slots in place, and attend.
 
         Args:
@@ -105,12 +105,10 @@ class Kernels:
             keys, values: (slots or more, kv_heads, capacity, dim).
             visible: (slots or more, rows, capacity) bool. positions: (slots or more, capacity) int64.
             lengths: (slots,) int64, tokens in each slot, the new ones last.
-
-        Returns (slots * rows, heads, dim).
+            out: (slots * rows, heads, dim), written.
         """
         tokens, heads, dim = q.shape
         rows, kv_heads, capacity = visible.shape[1], keys.shape[1], keys.shape[2]
-        out = q.new_empty(tokens, heads, dim)
         failed = self._attend(
             *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
             *(keys.data_ptr(), values.data_ptr(), visible.data_ptr(), positions.data_ptr(), lengths.data_ptr()),
@@ -119,7 +117,6 @@ class Kernels:
         )
         if failed:
             raise MemoryError("no memory for the scores of one step")
-        return out
 
 
 @cache

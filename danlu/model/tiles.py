@@ -1,4 +1,4 @@
-"""Products x W^T by products.c: bfloat16 on the tile registers of a processor with AMX, weights rounded or not.
+"""Products x W^T by tiles.c: bfloat16 on the tile registers of a processor with AMX, weights rounded or not.
 
 `has_tiles()` says whether this machine can. Weights are packed once, in the order in which the kernel reads them;
 rounded ones are held in no other form.
@@ -19,7 +19,7 @@ from danlu.model.rounding import GROUP, Rounded, to_int4, to_int8
 TILE = 16  # outputs in one
 BLOCK = 2 * TILE
 CHUNK = 32  # inputs
-assert GROUP == CHUNK, "products.c has one step and middle a chunk"
+assert GROUP == CHUNK, "tiles.c has one step and middle a chunk"
 _FORMATS = {None: 0, "int8": 1, "int4": 2}
 
 
@@ -109,8 +109,8 @@ def _by_chunk(numbers: Tensor, is_paired: bool) -> Tensor:
 
 @cache
 def _function() -> Any:
-    """products.c's function; None where the processor has no tiles, or the system does not let us use them."""
-    functions = library("products.c")
+    """tiles.c's function; None where the processor has no tiles, or the system does not let us use them."""
+    functions = library("tiles.c")
     if functions is None or not functions.danlu_tiles():
         return None
     return declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(4 * [INT])], INT)

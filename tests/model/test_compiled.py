@@ -18,7 +18,7 @@ def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DANLU_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize("source", ["native.c", "products.c"])
+@pytest.mark.parametrize("source", ["native.c", "tiles.c"])
 def test_it_is_compiled_once_and_leaves_nothing_else(tmp_path, monkeypatch, source):
     assert library(source) is not None
     (file,) = (tmp_path / "native").iterdir()

@@ -5,18 +5,12 @@
  * weights and calls.
  */
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tiles.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
-typedef uint16_t bf16;
 enum { BF16, INT8, INT4 };
 
-#define INLINE static inline __attribute__((always_inline))
 #define REQUEST_PERMISSION 0x1023 /* arch_prctl's ARCH_REQ_XCOMP_PERM, for XFEATURE_XTILEDATA */
 #define TILE_DATA 18
 #define PANEL_BYTES 600000 /* of bfloat16 weights that a thread keeps in its cache while it goes over all rows */
@@ -50,10 +44,6 @@ INLINE void widen8(const char *from, bf16 *to) {
     0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, \
         0x40e0
 static const bf16 CODES[32] __attribute__((aligned(64))) = {SIXTEEN, SIXTEEN};
-
-INLINE __m512 wide16(const bf16 *from) {
-    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
-}
 
 /* (code - 8) * step + middle, rounded. A byte has the code of pair p below, and of pair p + 8 above. */
 INLINE void widen4(const char *from, const bf16 *scales, bf16 *to) {
@@ -119,22 +109,6 @@ INLINE void block_product(const Layer *layer, long block, const bf16 *x, const b
     }
 }
 
-/* e^x to 2 ulp (Cephes' polynomial) between -87 and 88, and what it is there outside. */
-INLINE __m512 exponential(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
-
 /* What tiles hold, scaled and with the bias, as bfloat16; gated: silu(first tile) * second tile. */
 INLINE void write_out(const Layer *layer, long block, float (*sums)[256], bf16 *out, long rows, const int is_gated,
                       const int format) {
@@ -162,20 +136,6 @@ INLINE void write_out(const Layer *layer, long block, float (*sums)[256], bf16 *
             _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(made[tile]));
         }
     }
-}
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes_a_row[16];
-    uint8_t rows[16];
-} Shapes;
-
-/* Tiles 0 to 3 for sums, 4 and 5 for up to 32 rows of x, 6 and 7 for weights. */
-INLINE void shape_tiles(long rows) {
-    uint8_t low = rows > 16 ? 16 : rows, high = rows > 16 ? rows - 16 : 1;
-    Shapes shapes = {.palette = 1, .rows = {low, low, high, high, low, high, 16, 16}};
-    for (int tile = 0; tile < 8; tile++) shapes.bytes_a_row[tile] = 64;
-    _tile_loadconfig(&shapes);
 }
 
 INLINE void run_panel(const Layer *layer, long from, long to, const bf16 *x, bf16 *out, long rows, bf16 *widened,
