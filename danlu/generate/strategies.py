@@ -199,7 +199,10 @@ Draw = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 
 def highest_candidates(total: Tensor, count: int, _made: int = 0) -> tuple[Tensor, Tensor]:
     """The `count` best of totals (rows, vocabulary): their values and flat places, best first."""
-    return torch.topk(total.reshape(-1), count)
+    vocabulary = total.shape[1]
+    best = total.topk(min(count, vocabulary))  # of each row first: rows are searched side by side
+    values, at = best.values.view(-1).topk(count)
+    return values, best.indices.view(-1)[at] + at // best.values.shape[1] * vocabulary
 
 
 class Beam(Strategy):
