@@ -22,9 +22,8 @@ from danlu.model.native import DIMS, MOST_GROUP, kernels
 from danlu.model.tile_attention import DIMS as TILE_DIMS
 from danlu.model.tile_attention import TileAttention, tile_attention
 
-# Queries of a slot that share a key head. Up to so many, one at a time are faster than sixteen on tile registers;
-# without those, more than so many are better off in torch's kernel.
-FEW_QUERIES, MANY_QUERIES = 8, 32
+# More queries of a slot that share a key head are better off in torch's kernel than one at a time.
+MANY_QUERIES = 32
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Chunk:
     place: int
     row: int
 
-    @property
+    @cached_property
     def length(self) -> Tensor:
         """(1,) places of the slot up to its last token."""
         return torch.tensor([self.place + self.count])
@@ -126,7 +125,7 @@ class Plan:
         shelf, queries = part.shelf, part.shelf.rows * group
         keys, values = shelf.keys[layer], shelf.values[layer]
         tiles, native = (tile_attention(), kernels()) if _is_short(q) else (None, None)
-        if tiles is not None and q.shape[2] in TILE_DIMS and queries > FEW_QUERIES:
+        if tiles is not None and q.shape[2] in TILE_DIMS:
             bits = self._bits(tiles, ("rows", at), lambda: self._rows_may(at, window), group, window)
             tiles.attend(q, k, v, keys, values, bits, part.lengths, scaling, out)
         elif native is not None and q.shape[2] in DIMS and group <= MOST_GROUP and queries <= MANY_QUERIES:

@@ -69,11 +69,13 @@ def test_who_sees_what_is_kept_to():
 
 
 @on_tiles
-def test_rows_of_slots_of_different_length():
-    slots, rows, lengths = 3, 5, [5, 47, 96]
+@pytest.mark.parametrize(("rows", "group"), [(1, 1), (1, 3), (1, 4), (2, 2), (1, 7), (5, 3), (12, 3)])
+def test_rows_of_slots_of_different_length(rows, group):
+    """Up to four queries have a way of their own, and are as right."""
+    slots, lengths = 3, [rows, 47, 96]
     keys, values = (drawn(slots + 1, 2, 96, 64, seed=seed) for seed in (0, 1))
-    tokens = drawn(slots * rows, 10, 64, seed=2)
-    q, k, v = tokens[:, :6], tokens[:, 6:8], tokens[:, 8:]
+    tokens = drawn(slots * rows, 2 * group + 4, 64, seed=2)
+    q, k, v = tokens[:, : 2 * group], tokens[:, -4:-2], tokens[:, -2:]
     may = torch.rand(slots, rows, 96, generator=torch.Generator().manual_seed(3)) < 0.5
     for slot, length in enumerate(lengths):
         may[slot, :, length:] = False
