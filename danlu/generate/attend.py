@@ -124,8 +124,9 @@ class Plan:
         part, group = self.rows[at], q.shape[1] // k.shape[1]
         shelf, queries = part.shelf, part.shelf.rows * group
         keys, values = shelf.keys[layer], shelf.values[layer]
-        tiles, native = (tile_attention(), kernels()) if _is_short(q) else (None, None)
-        if tiles is not None and q.shape[2] in TILE_DIMS:
+        tiles = _on_tiles(q.dtype, q.device, q.shape[2])
+        native = kernels() if _is_short(q.dtype, q.device) else None
+        if tiles is not None:
             bits = self._bits(tiles, ("rows", at), lambda: self._rows_may(at, window), group, window)
             tiles.attend(q, k, v, keys, values, bits, part.lengths, scaling, out)
         elif native is not None and q.shape[2] in DIMS and group <= MOST_GROUP and queries <= MANY_QUERIES:
@@ -138,7 +139,7 @@ class Plan:
     ) -> None:
         """q, out (count, heads, dim)."""
         chunk, group = self.chunks[at], q.shape[1] // k.shape[1]
-        tiles = tile_attention() if _is_short(q) and q.shape[2] in TILE_DIMS else None
+        tiles = _on_tiles(q.dtype, q.device, q.shape[2])
         if tiles is None:
             out[:] = _attend_chunk(chunk, layer, q, k, v, self.chunk_mask(at, window), scaling)
             return
@@ -190,8 +191,13 @@ class Plan:
         return self.masks[key]
 
 
-def _is_short(q: Tensor) -> bool:
-    return q.dtype == torch.bfloat16 and q.device.type == "cpu"
+def _is_short(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def _on_tiles(dtype: torch.dtype, device: torch.device, dim: int) -> TileAttention | None:
+    """Attention on tile registers, where it applies."""
+    return tile_attention() if _is_short(dtype, device) and dim in TILE_DIMS else None
 
 
 def _attend_rows(part: Rows, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -240,4 +246,6 @@ def kv_shape(config: Any, dtype: torch.dtype, device: torch.device) -> KVShape:
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return KVShape(text.num_hidden_layers, kv_heads, head_dim, dtype, device)
+    # Torch's attention reads all slots up to the longest one's end; the one on tiles keeps to each slot's own.
+    is_exact = _on_tiles(dtype, device, head_dim) is not None
+    return KVShape(text.num_hidden_layers, kv_heads, head_dim, dtype, device, must_be_clean=not is_exact)

@@ -25,13 +25,18 @@ SMALLEST_CAPACITY = 64  # tokens
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one token costs: `layers` times keys and values of (kv_heads, head_dim)."""
+    """What one token costs: `layers` times keys and values of (kv_heads, head_dim).
+
+    Attributes:
+        must_be_clean: places that hold nothing yet are multiplied by zero, and have to be numbers.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    must_be_clean: bool = True
 
     @property
     def token_bytes(self) -> int:
@@ -90,9 +95,9 @@ class Shelf:
         assert room >= count, "slots in use would be lost"
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = _resized(old, room, count)
-        self.visible = _resized(self.visible, room, count)
-        self.positions = _resized(self.positions, room, count)
+                tensors[layer] = _resized(old, room, count, self.shape.must_be_clean)
+        self.visible = _resized(self.visible, room, count, clean=True)
+        self.positions = _resized(self.positions, room, count, clean=True)
 
     def add(self) -> Slot:
         """A new empty slot; there must be room."""
@@ -135,8 +140,9 @@ class Shelf:
         return (*self.keys, *self.values, self.visible, self.positions)
 
 
-def _resized(old: Tensor, room: int, count: int) -> Tensor:
-    new = torch.zeros(room, *old.shape[1:], dtype=old.dtype, device=old.device)
+def _resized(old: Tensor, room: int, count: int, clean: bool) -> Tensor:
+    make = torch.zeros if clean else torch.empty
+    new = make(room, *old.shape[1:], dtype=old.dtype, device=old.device)
     new[:count] = old[:count]
     return new
 
