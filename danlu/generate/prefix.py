@@ -80,8 +80,8 @@ class PrefixCache:
         if count <= 0:
             return
         self._evict(count - free)
-        found = [_taken(slot, at * BLOCK_TOKENS) for at in range(start, start + count)]
-        if not _are_numbers(found):
+        found = _taken(slot, start * BLOCK_TOKENS, count)
+        if found is None:
             return
         parent: Hashable = chain[-1] if chain else adapter
         for ids, tensor in zip(islice(_parts(tokens), start, None), found, strict=False):
@@ -121,19 +121,17 @@ def _parts(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(tokens[start : start + BLOCK_TOKENS])
 
 
-def _are_numbers(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are finite; waits for the device once."""
-    extremes = [extreme for tensor in tensors for extreme in torch.aminmax(tensor)]
-    return bool(torch.stack(extremes).isfinite().all())
-
-
 # -- how keys and values lie on a shelf; nothing above knows it ----------------------------------------
 
 
-def _taken(slot: Slot, start: int) -> Tensor:
-    """A copy of the block at place `start` of a slot: (2 * layers, kv_heads, BLOCK_TOKENS, head_dim)."""
-    shelf, places = slot.shelf, slice(start, start + BLOCK_TOKENS)
-    return torch.stack([tensor[slot.index, :, places] for tensor in (*shelf.keys, *shelf.values)])
+def _taken(slot: Slot, start: int, count: int) -> list[Tensor] | None:
+    """Copies of the blocks from place `start` of a slot on, each (2 * layers, kv_heads, BLOCK_TOKENS, head_dim); None
+    where not all are finite, for which a device is waited for once."""
+    shelf, places = slot.shelf, slice(start, start + count * BLOCK_TOKENS)
+    whole = torch.stack([tensor[slot.index, :, places] for tensor in (*shelf.keys, *shelf.values)])
+    if not torch.stack(torch.aminmax(whole)).isfinite().all():
+        return None
+    return [block.clone() for block in whole.split(BLOCK_TOKENS, 2)]  # each goes on its own
 
 
 def _put(slot: Slot, start: int, blocks: Sequence[Tensor]) -> None:

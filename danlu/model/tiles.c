@@ -178,18 +178,16 @@ int danlu_product(const bf16 *x, long rows, const char *weights, const void *sca
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        bf16 *widened = format != BF16 && rows > 32 ? aligned_alloc(64, panel * inputs * 64) : NULL;
-        if (format != BF16 && rows > 32 && !widened) failed = 1;
+        const int is_kept = format != BF16 && rows > 32;
+        bf16 *widened = is_kept ? aligned_alloc(64, panel * inputs * 64) : NULL;
+        if (is_kept && !widened) failed = 1;
 #pragma omp for schedule(static) nowait
         for (long from = 0; from < blocks; from += panel) {
             long to = from + panel < blocks ? from + panel : blocks;
-            if (format != BF16 && rows > 32 && !widened) continue;
-            if (format == BF16 && is_gated) run_panel(&layer, from, to, x, out, rows, NULL, 1, BF16);
-            if (format == BF16 && !is_gated) run_panel(&layer, from, to, x, out, rows, NULL, 0, BF16);
-            if (format == INT8 && is_gated) run_panel(&layer, from, to, x, out, rows, widened, 1, INT8);
-            if (format == INT8 && !is_gated) run_panel(&layer, from, to, x, out, rows, widened, 0, INT8);
-            if (format == INT4 && is_gated) run_panel(&layer, from, to, x, out, rows, widened, 1, INT4);
-            if (format == INT4 && !is_gated) run_panel(&layer, from, to, x, out, rows, widened, 0, INT4);
+            if (is_kept && !widened) continue;
+#define CASE(GATED, FORMAT)                                                                                           \
+    if (is_gated == GATED && format == FORMAT) run_panel(&layer, from, to, x, out, rows, widened, GATED, FORMAT);
+            CASE(0, BF16) CASE(1, BF16) CASE(0, INT8) CASE(1, INT8) CASE(0, INT4) CASE(1, INT4)
         }
         _tile_release();
         free(widened);

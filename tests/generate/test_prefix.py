@@ -70,7 +70,7 @@ def holds(slot, tokens):
     assert not slot.visible[:, slot.length :].any()
     assert slot.positions[: slot.length].tolist() == list(range(len(tokens)))
     for at, part in enumerate(parts(tokens)):
-        assert torch.equal(prefix._taken(slot, at * BLOCK_TOKENS), tensor_of(part))
+        assert torch.equal(prefix._taken(slot, at * BLOCK_TOKENS, 1)[0], tensor_of(part))
 
 
 def check_accounts(cache):
