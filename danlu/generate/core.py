@@ -22,6 +22,7 @@ from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, W
 from danlu.model.attention import documents_of, fast_attention, use_our_attention
 from danlu.model.lean import Attend, decoder_of
 from danlu.model.lora_bank import LoraBank, Step
+from danlu.model.native import kernels
 from danlu.model.rounding import Rounded
 
 
@@ -166,8 +167,9 @@ def _likeliest(work: Work, logits: Tensor) -> dict[Request, int]:
     if len(plain) < len(work.wanted):
         rows = [request for wanted in work.wanted for request in [wanted.request] * len(wanted.at)]
         logits = logits[[at for at, request in enumerate(rows) if request.take is not None]]
-    best = logits.max(-1)
-    found = zip(plain, best.indices.tolist(), best.values.isfinite().tolist(), strict=True)
+    native = kernels() if logits.dtype == torch.bfloat16 else None
+    best, places = logits.max(-1) if native is None else native.largest(logits)
+    found = zip(plain, places.tolist(), best.isfinite().tolist(), strict=True)
     return {request: token for request, token, is_number in found if is_number}
 
 

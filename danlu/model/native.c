@@ -76,6 +76,27 @@ void danlu_swiglu(const bf16 *gate_up, bf16 *out, long rows, long dim, int threa
     }
 }
 
+/* A number's place among all, as an integer: what is no number lies beyond both infinities. */
+INLINE int16_t order_of(bf16 x) { return (int16_t)(x ^ ((uint16_t)((int16_t)x >> 15) & 0x7fff)); }
+
+/* The place of each row's largest number, the first of equal ones, and the number; not a number where one of them is none. */
+void danlu_largest(const bf16 *x, long rows, long dim, int64_t *place, float *value, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * dim > 65536)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *from = x + row * dim;
+        int16_t largest = INT16_MIN, smallest = INT16_MAX;
+        for (long d = 0; d < dim; d++) {
+            int16_t order = order_of(from[d]);
+            largest = order > largest ? order : largest;
+            smallest = order < smallest ? order : smallest;
+        }
+        long at = 0;
+        while (order_of(from[at]) != largest) at++;
+        place[row] = at;
+        value[row] = largest > order_of(0x7f80) || smallest < order_of(0xff80) ? NAN : wide(from[at]);
+    }
+}
+
 /* Each head of each token turned: (a, b) cos + (b, a) sin, the first half of sin negated; cos and sin (tokens, dim). */
 void danlu_rotate(const bf16 *x, long stride, const bf16 *cosine, const bf16 *sine, bf16 *out, long tokens, long heads,
                   long dim, int threads) {

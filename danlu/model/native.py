@@ -50,6 +50,7 @@ class Kernels:
         self._add_norm = declared(functions.danlu_add_norm, 5 * [POINTER] + 2 * [LONG] + [FLOAT, INT])
         self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 3 * [LONG] + [INT])
+        self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
         self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
         self._threads = torch.get_num_threads()
@@ -76,6 +77,12 @@ class Kernels:
         out = gate_up.new_empty(rows, dim)
         self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
         return out
+
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (rows, dim) -> the largest number of each row, float32 (rows,), and its place, int64 (rows,)."""
+        values, places = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
+        self._largest(x.data_ptr(), *x.shape, places.data_ptr(), values.data_ptr(), self._threads)
+        return values, places
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`plain_rotate`; the heads of a token lie together, tokens may lie apart."""
@@ -139,5 +146,6 @@ def _agree(found: Kernels) -> bool:
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
         (found.swiglu(gate_up), plain_swiglu(gate_up)),
         (found.rotate(heads, cos, sin), plain_rotate(heads, cos, sin)),
+        *zip(found.largest(x), x.max(1), strict=True),
     ]
     return all(torch.allclose(own.float(), wanted.float(), rtol=2e-2, atol=2e-2) for own, wanted in pairs)

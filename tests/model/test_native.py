@@ -55,6 +55,23 @@ def test_swiglu_far_out():
     assert found[6] == math.inf
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (40, 5000)])
+def test_the_largest_of_each_row(shape):
+    x = drawn(*shape)
+    values, places = kernels().largest(x)
+    assert torch.equal(values, x.float().amax(1))
+    assert places.tolist() == [row.index(max(row)) for row in x.tolist()]  # the first of equal ones
+
+
+def test_the_largest_of_what_is_no_number():
+    x = drawn(3, 64)
+    x[0, 40], x[1, 3], x[2] = math.nan, math.inf, -math.inf
+    values, places = kernels().largest(x)
+    assert values.isnan().tolist() == [True, False, False]
+    assert values[1:].tolist() == [math.inf, -math.inf]
+    assert places[1:].tolist() == [3, 0]
+
+
 def test_rotation_of_heads_that_lie_in_a_wider_row():
     wide = drawn(9, 15, 64)
     angles = torch.arange(9)[:, None, None] * torch.linspace(0.1, 2, 64)
