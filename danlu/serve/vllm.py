@@ -86,7 +86,12 @@ def vllm_server(
     say(f"starting {shlex.join(words)}")
     before = signal.signal(signal.SIGTERM, _leave)
     # Its output goes where errors go: ours is for the line that says when the server is ready.
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=_ERRORS, start_new_session=True)
+    try:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=_ERRORS, start_new_session=True)
+    except OSError as error:
+        signal.signal(signal.SIGTERM, before)
+        why = f"{command} could not be started: {error.strerror}"
+        raise ModelError(why, fix="install vllm anew: its environment may have been moved") from error
     server = VllmServer(process, port)
     try:
         server.wait_until_ready(seconds)

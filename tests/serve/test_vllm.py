@@ -112,6 +112,17 @@ def test_a_vllm_that_ends_or_dawdles(fake, tmp_path):
         start("--dawdle", 0.3)
 
 
+def test_a_vllm_whose_interpreter_is_gone(fake, tmp_path):
+    (tmp_path / "bin" / "vllm").write_text("#!/no/such/python\n")
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(ModelError, match="could not be started: No such file"),
+        vllm_server(tmp_path, "m", "auto", "", 30, lambda _text: None),
+    ):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_no_vllm(capsys, tiny_model, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert call(["serve", str(tiny_model), "--backend", "vllm", "--port=0"]) == 1
