@@ -1,7 +1,7 @@
 /* Attention in bfloat16 on tile registers: prompts being read, beams and single rows.
  *
  * Sixteen queries at a time against the keys of their slot. Keys are read where they lie, as the left factor: a column of
- * scores is then a query's, and the softmax of sixteen queries is one of vectors. tiles.py calls.
+ * scores is then a query's, and the softmax of sixteen queries is one of vectors. tile_attention.py calls.
  */
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #include "tiles.h"
@@ -84,26 +84,29 @@ INLINE void lay_out_queries(const Slot *slot, long head, long first, uint32_t *t
     }
 }
 
-/* Scores of sixteen queries at `count` places, times log2(e): (count, 16), -inf where bits forbid. Returns the largest. */
-INLINE __m512 scores_of(const Slot *slot, const bf16 *keys, const bf16 *values, const uint32_t *queries, const uint16_t *bits, long count,
-                        float *scores) {
-    const long dim = slot->dim;
+/* Products of `some` queries, 16 or 4, with the keys at `count` places: (count, some). */
+INLINE void products_of(const bf16 *keys, const bf16 *values, const uint32_t *queries, long dim, long count, float *products,
+                        const long some) {
     for (long key = 0; key < count; key += PAIR) {
         const bf16 *from = keys + key * dim;
         fetch(keys, key, count, dim, values);
         _tile_zero(0);
         _tile_zero(1);
         for (long d = 0; d < dim; d += 32) {
-            _tile_loadd(6, queries + d / 2 * SOME, 64);
-            _tile_loadd(4, from + d, dim * 2);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(5, from + SOME * dim + d, dim * 2);
-            _tile_dpbf16ps(1, 5, 6);
+            _tile_loadd(4, queries + d / 2 * some, 4 * some);
+            _tile_loadd(6, from + d, dim * 2);
+            _tile_dpbf16ps(0, 6, 4);
+            _tile_loadd(7, from + SOME * dim + d, dim * 2);
+            _tile_dpbf16ps(1, 7, 4);
         }
-        _tile_stored(0, scores + key * SOME, 64);
-        _tile_stored(1, scores + (key + SOME) * SOME, 64);
+        _tile_stored(0, products + key * some, 4 * some);
+        _tile_stored(1, products + (key + SOME) * some, 4 * some);
     }
-    const __m512 scale = _mm512_set1_ps(slot->scale * 1.44269504f), nothing = _mm512_set1_ps(-INFINITY);
+}
+
+/* Products of sixteen queries become scores times log2(e), -inf where bits forbid. Returns the largest. */
+INLINE __m512 scores_of(float *scores, float scaling, const uint16_t *bits, long count) {
+    const __m512 scale = _mm512_set1_ps(scaling * LOG2_E), nothing = _mm512_set1_ps(-INFINITY);
     __m512 largest = nothing;
     for (long key = 0; key < count; key++) {
         __m512 some = _mm512_mask_mul_ps(nothing, bits[key], _mm512_load_ps(scores + key * SOME), scale);
@@ -154,27 +157,9 @@ INLINE __mmask16 bits_of_four(const uint16_t *bits) {
     return (__mmask16)_pext_u64(four, 0x000f000f000f000fULL);
 }
 
-/* `scores_of` four queries: (count, 4). */
-INLINE __m512 few_scores_of(const Slot *slot, const bf16 *keys, const bf16 *values, const uint32_t *queries, const uint16_t *bits, long count,
-                            float *scores) {
-    const long dim = slot->dim;
-    shape_for_few(1);
-    for (long key = 0; key < count; key += PAIR) {
-        const bf16 *from = keys + key * dim;
-        fetch(keys, key, count, dim, values);
-        _tile_zero(0);
-        _tile_zero(1);
-        for (long d = 0; d < dim; d += 32) {
-            _tile_loadd(4, queries + d / 2 * FEW, 4 * FEW);
-            _tile_loadd(6, from + d, dim * 2);
-            _tile_dpbf16ps(0, 6, 4);
-            _tile_loadd(7, from + SOME * dim + d, dim * 2);
-            _tile_dpbf16ps(1, 7, 4);
-        }
-        _tile_stored(0, scores + key * FEW, 4 * FEW);
-        _tile_stored(1, scores + (key + SOME) * FEW, 4 * FEW);
-    }
-    const __m512 scale = _mm512_set1_ps(slot->scale * 1.44269504f), nothing = _mm512_set1_ps(-INFINITY);
+/* `scores_of` four queries. */
+INLINE __m512 few_scores_of(float *scores, float scaling, const uint16_t *bits, long count) {
+    const __m512 scale = _mm512_set1_ps(scaling * LOG2_E), nothing = _mm512_set1_ps(-INFINITY);
     __m512 largest = nothing;
     for (long key = 0; key < count; key += 4) {
         __m512 some = _mm512_mask_mul_ps(nothing, bits_of_four(bits + key), _mm512_load_ps(scores + key * FEW), scale);
@@ -297,12 +282,14 @@ INLINE int attend_some(const Slot *slot, long head, long tile, const uint16_t *b
     const bf16 *keys = slot->keys + start * dim, *values = slot->values + start * dim;
     lay_out_queries(slot, head, tile * SOME, queries, some);
     bits += start;
+    if (some == FEW) shape_for_few(1);
+    products_of(keys, values, queries, dim, count, scores, some);
     if (some == FEW) {
-        __m512 largest = few_scores_of(slot, keys, values, queries, bits, count, scores);
+        __m512 largest = few_scores_of(scores, slot->scale, bits, count);
         _mm512_store_ps(total, few_weights_of(scores, largest, bits, count, weights));
         shape_for_few(0);
     } else {
-        __m512 largest = scores_of(slot, keys, values, queries, bits, count, scores);
+        __m512 largest = scores_of(scores, slot->scale, bits, count);
         _mm512_store_ps(total, weights_of(scores, largest, bits, count, weights));
     }
     for (long d = 0; d < dim; d += WIDE) {

@@ -63,21 +63,10 @@ class TileAttention:
         """
         tokens, heads, dim = q.shape
         slots, kv_heads, capacity = len(lengths), keys.shape[1], keys.shape[2]
-        failed = self._attend(
-            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
-            *(keys.data_ptr(), values.data_ptr(), bits.data_ptr(), lengths.data_ptr(), out.data_ptr()),
-            *(
-                slots,
-                tokens // slots,
-                kv_heads,
-                heads // kv_heads,
-                dim,
-                capacity,
-                bits.shape[2],
-                scaling,
-                self._threads,
-            ),
-        )
+        tokens_at = (q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
+        places_at = (keys.data_ptr(), values.data_ptr(), bits.data_ptr(), lengths.data_ptr(), out.data_ptr())
+        sizes = (slots, tokens // slots, kv_heads, heads // kv_heads, dim, capacity, bits.shape[2])
+        failed = self._attend(*tokens_at, *places_at, *sizes, scaling, self._threads)
         if failed:
             raise MemoryError("no memory for the scores of one step")
 

@@ -8,6 +8,8 @@
 typedef uint16_t bf16;
 #define INLINE static inline __attribute__((always_inline))
 
+#define LOG2_E 1.44269504f
+
 INLINE __m512 wide16(const bf16 *from) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
 }
