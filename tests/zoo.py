@@ -1,0 +1,287 @@
+"""A tiny random model of every kind that transformers can build as a causal language model.
+
+Each kind's default config is shrunk by the names of its fields, with one layer of every sort that the default has;
+a row of OVERRIDES holds what the names cannot tell. The weights are large, so that an answer depends on every
+earlier token. Knows nothing of danlu, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+KINDS: tuple[str, ...] = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+VOCABULARY = 320
+WINDOW = 8  # tokens: short enough that a text of 40 leaves every window, chunk and cache of the last tokens
+
+# What a field of this name becomes. Where the default is None, 0 or False, the kind does without: it stays.
+_SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), VOCABULARY),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "lru_width", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("emb_dim",), 32),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"), 4),
+    **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
+    **dict.fromkeys(("head_dim", "swa_head_dim", "d_head", "global_head_dim", "kv_channels"), 8),
+    **dict.fromkeys(("attention_hidden_size",), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(("shared_intermediate_size", "dense_intermediate_size", "intermediate_size_mlp"), 48),
+    **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(("ffn_hidden_size", "expert_ffn_hidden_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 48),
+    **dict.fromkeys(("dff", "dim_ff", "d_inner", "feed_forward_size"), 48),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
+    **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "n_shared_experts", "num_shared_experts"), 1),
+    **dict.fromkeys(("moe_num_shared_experts",), 1),
+    **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"), 512),
+    **dict.fromkeys(("context_length", "max_source_positions", "max_target_positions"), 512),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"), WINDOW),
+    **dict.fromkeys(("local_attention", "sliding_window_size"), WINDOW),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 8),
+    "v_head_dim": 12,  # not the width of a key
+    **dict.fromkeys(("index_topk",), WINDOW),
+    **dict.fromkeys(("index_head_dim",), 16),
+    **dict.fromkeys(("index_n_heads",), 2),
+    **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 8),
+    **dict.fromkeys(("mamba_n_groups", "n_groups", "mamba_ngroups"), 2),
+    **dict.fromkeys(("mamba_dt_rank", "time_step_rank"), 4),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size", "block_size"), 8),
+    "mamba_d_ssm": 64,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_heads"), 2),
+    "linear_num_value_heads": 4,
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
+    "rotary_dim": 4,
+    "query_pre_attn_scalar": 8,
+}
+
+# Lists with an entry a layer: shortened together to one layer of every combination that occurs.
+_LAYER_LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "indexer_types")
+_COUNTS_OF_LAYERS = ("num_hidden_layers",)
+
+# What the names cannot tell, a row a model type; a dictionary in it goes to a part of a composite config.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"kda_lower_bound": -0.2},  # at -5 a state forgets within three tokens
+    "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
+    "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "doge": {"keep_window_size": WINDOW},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": 48,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.9, 0.0],
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+    },
+    "gemma4_text": {"global_head_dim": 16, "hidden_size_per_layer_input": 8},
+    "gemma4_unified_text": {"global_head_dim": 16},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
+    "jamba": {"num_hidden_layers": 5, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4, "num_dense_layers": 2},
+    "llama4_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["chunked_attention", "full_attention"] * 2,
+        "no_rope_layers": [1, 0, 1, 0],
+        "moe_layers": [1, 2],
+        "floor_scale": WINDOW,
+    },
+    "longcat_flash": {"zero_expert_num": 2},
+    "mamba2": {"num_heads": 8},
+    "ministral": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "nemotron": {"num_key_value_heads": 2},
+    "recurrent_gemma": {"block_types": ["recurrent", "recurrent", "attention"], "num_hidden_layers": 3},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_shape": [16, 32],
+        "axial_pos_embds_dim": [8, 24],
+        "attn_layers": ["local", "lsh"],
+        "attention_head_size": 8,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 4,
+        "hash_seed": 0,
+    },
+    "rembert": {"input_embedding_size": 24, "output_embedding_size": 40},
+    "roc_bert": {
+        "pronunciation_embed_dim": 8,
+        "pronunciation_vocab_size": VOCABULARY,
+        "shape_embed_dim": 8,
+        "shape_vocab_size": VOCABULARY,
+    },
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+    },
+    "zaya": {
+        "num_experts_per_tok": 1,
+        "router_hidden_size": 16,
+        "layer_types": ["hybrid", "hybrid_sliding"],
+        "sliding_window": WINDOW,
+    },
+}
+
+# Other forms of a kind, each with a name of its own: the kind, and what its row becomes.
+_FALCON_40B = {"new_decoder_architecture": True, "multi_query": False, "num_kv_heads": 2}
+_FALCON_RW = {"alibi": True, "multi_query": False, "parallel_attn": False, "num_kv_heads": 4, "bias": True}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 256,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v2 without q_lora": ("deepseek_v2", {"q_lora_rank": None}),
+    "deepseek_v3 without q_lora": ("deepseek_v3", {"q_lora_rank": None}),
+    "falcon-40b": ("falcon", _FALCON_40B),
+    "falcon-rw": ("falcon", _FALCON_RW),
+    "gemma4_text shared": (
+        "gemma4_text",
+        {
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma4_text sparse": (
+        "gemma4_text",
+        {
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+        },
+    ),
+    "mpt without alibi": ("mpt", {"attn_config": {"alibi": False}}),
+    "phi3 longrope": ("phi3", {"original_max_position_embeddings": 256, "rope_parameters": _LONGROPE}),
+    "qwen2 windowed": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen3_5_text 3:1": (
+        "qwen3_5_text",
+        {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "num_hidden_layers": 4},
+    ),
+    "stablelm qk_layernorm": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True}),
+}
+
+
+# Kinds that no test can run, and why.
+WHY_NOT: dict[str, str] = {
+    "gemma3n": "its image tower needs the package timm",
+    "gemma4_assistant": "it drafts for another model and reads that model's keys and values",
+    "gemma4_unified_assistant": "it drafts for another model and reads that model's keys and values",
+}
+
+
+def why_not(kind: str) -> str | None:
+    """Why a kind cannot be built or run here; None where it can."""
+    return WHY_NOT.get(kind)
+
+
+def tiny_config(kind: str) -> PreTrainedConfig:
+    """The config of a tiny model of `kind`, one of KINDS or of VARIANTS."""
+    base, changes = VARIANTS.get(kind, (kind, {}))
+    return _shrunk(CONFIG_MAPPING[base], changes)
+
+
+def _shrunk(of: type[PreTrainedConfig], changes: dict[str, Any]) -> PreTrainedConfig:
+    """A small config of this class; dictionaries in `changes` go to the parts of a composite one."""
+    changes = OVERRIDES.get(of.model_type, {}) | changes
+    default = vars(of())
+    entries = {name: size for name, size in _SIZES.items() if default.get(name)}
+    entries |= {name: 0.0 for name, value in default.items() if _is_dropout(name, value)}
+    entries |= _layers(default) | _tokens(default)
+    if default.get("kv_lora_rank"):
+        entries["num_key_value_heads"] = entries["num_attention_heads"]  # every head has keys of its own
+    parts = {name: value for name, value in default.items() if isinstance(value, PreTrainedConfig)}
+    entries |= {name: _shrunk(type(part), changes.get(name, {})) for name, part in parts.items()}
+    return of(**entries | {name: value for name, value in changes.items() if name not in parts})
+
+
+def _is_dropout(name: str, value: Any) -> bool:
+    return isinstance(value, float) and ("drop" in name or name.endswith("_noise"))
+
+
+def _tokens(default: dict[str, Any]) -> dict[str, int]:
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return {name: at for at, name in enumerate(names) if default.get(name) is not None}
+
+
+def _layers(default: dict[str, Any]) -> dict[str, Any]:
+    """One layer of each combination of sorts, two at least."""
+    lists = {name: default[name] for name in _LAYER_LISTS if default.get(name)}
+    if not lists:
+        return {}
+    layers = list(dict.fromkeys(zip(*lists.values(), strict=False)))
+    layers *= math.ceil(2 / len(layers))
+    counts = dict.fromkeys(_COUNTS_OF_LAYERS, len(layers))
+    return {name: [layer[at] for layer in layers] for at, name in enumerate(lists)} | counts
+
+
+def tiny_model(kind: str, seed: int = 0) -> PreTrainedModel:
+    """A tiny model of `kind`, one of KINDS or of VARIANTS, in float32, for evaluation; torch's generator is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
+        strengthen(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def strengthen(model: PreTrainedModel) -> None:
+    """Large random weights, so that a token's scores depend on all that stands before it.
+
+    A weight that starts as one value everywhere is a scale, a shift, a sink or a gate: it keeps that value at
+    its middle. So a norm that multiplies by w stays around 1, and one that multiplies by 1 + w around 0.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.is_floating_point() and weight.numel():
+            middle, spread = _DECAYS.get(name.rpartition(".")[2], (_middle(weight), 0.2))
+            weight.copy_(middle + torch.randn(weight.shape) * spread)
+
+
+def _middle(weight: torch.Tensor) -> float:
+    first = weight.flatten()[0].item()
+    return first if bool((weight == first).all()) else 0.0
+
+
+# (middle, spread) of decays, such that a state still knows a token 30 tokens later and stays finite.
+_DECAYS = {"A_log": (-2.5, 0.5), "time_decay": (-3.0, 0.5), "recurrent_param": (-5.0, 0.5)}
+
+
+@torch.no_grad()
+def plain_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """(tokens, vocabulary): the model's own forward on one text alone, without a cache."""
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
