@@ -30,10 +30,10 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
-    **dict.fromkeys(("head_dim", "swa_head_dim", "d_head", "global_head_dim", "kv_channels"), 8),
+    **dict.fromkeys(("head_dim", "swa_head_dim", "d_head", "dim_head", "global_head_dim", "kv_channels"), 8),
     **dict.fromkeys(("attention_hidden_size",), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("encoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"), 2),
+    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"), 48),
     **dict.fromkeys(("shared_intermediate_size", "dense_intermediate_size", "intermediate_size_mlp"), 48),
     **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 48),
@@ -76,9 +76,36 @@ _COUNTS_OF_LAYERS = ("num_hidden_layers",)
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"kda_lower_bound": -0.2},  # at -5 a state forgets within three tokens
     "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 128,
+        "encoder_config": {"hidden_size_global": 32},
+        "decoder_config": {"hidden_size_global": 32},
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+            "full_attention": None,  # no positions at all
+        },
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "doge": {"keep_window_size": WINDOW},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1},
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
+    "dots3_note_text": {
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 12,
+    },
+    "flint": {"mlp_only_layers": [0]},
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_hidden_layers": 4,
@@ -90,6 +117,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {"global_head_dim": 16, "hidden_size_per_layer_input": 8},
     "gemma4_unified_text": {"global_head_dim": 16},
+    "got_ocr2": {"vision_config": {"output_channels": 8, "image_size": 32, "mlp_dim": 48, "window_size": 2}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
@@ -108,6 +136,32 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "nemotron": {"num_key_value_heads": 2},
+    "phi4_multimodal": {
+        "vision_config": {"image_size": 28, "crop_size": 28},
+        "audio_config": {
+            "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32,
+            "nemo_conv_channels": 32,
+            "num_blocks": 2,
+        },
+    },
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+        "num_hidden_layers": 3,
+        "hc_lowrank": 8,
+        "ple_layer_ids": [3],  # counted from one
+        "ple_embed_dim": 32,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 100,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 1,
+        "eos_token_id": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": WINDOW,
+        "indexer_compress_ratio": 2,
+    },
     "recurrent_gemma": {"block_types": ["recurrent", "recurrent", "attention"], "num_hidden_layers": 3},
     "reformer": {
         "is_decoder": True,
@@ -201,6 +255,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 WHY_NOT: dict[str, str] = {
     "gemma3n": "its image tower needs the package timm",
     "gemma4_assistant": "it drafts for another model and reads that model's keys and values",
+    "musicgen": "it reads and writes tracks of sound codes, and its class wants the decoder's config alone",
+    "musicgen_melody": "it reads and writes tracks of sound codes, and its class wants the decoder's config alone",
     "gemma4_unified_assistant": "it drafts for another model and reads that model's keys and values",
 }
 
@@ -268,7 +324,8 @@ def strengthen(model: PreTrainedModel) -> None:
     """
     for name, weight in model.named_parameters():
         if weight.requires_grad and weight.is_floating_point() and weight.numel():
-            middle, spread = _DECAYS.get(name.rpartition(".")[2], (_middle(weight), 0.2))
+            rule = next((rule for ending, rule in _DECAYS.items() if name.endswith(ending)), None)
+            middle, spread = rule or (_middle(weight), 0.2)
             weight.copy_(middle + torch.randn(weight.shape) * spread)
 
 
@@ -278,7 +335,13 @@ def _middle(weight: torch.Tensor) -> float:
 
 
 # (middle, spread) of decays, such that a state still knows a token 30 tokens later and stays finite.
-_DECAYS = {"A_log": (-2.5, 0.5), "time_decay": (-3.0, 0.5), "recurrent_param": (-5.0, 0.5)}
+_DECAYS = {
+    "A_log": (-2.5, 0.5),
+    "time_decay": (-3.0, 0.5),
+    "recurrent_param": (-5.0, 0.5),
+    "igate_preact.bias": (0.0, 0.5),
+    "fgate_preact.bias": (4.0, 0.5),
+}
 
 
 @torch.no_grad()

@@ -1,0 +1,23 @@
+"""Every kind of model in the zoo builds and answers, and its answers depend on all that stands before."""
+
+import pytest
+import torch
+from zoo import KINDS, VARIANTS, VOCABULARY, plain_logits, tiny_model, why_not
+
+NAMES = [name for name in (*KINDS, *VARIANTS) if not why_not(name)]
+IDS = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+
+SHORT_SIGHTED = {"mistral"}  # every layer has a window: two of them see 14 tokens back
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_model_answers_alike_twice_and_depends_on_its_first_token(name):
+    model = tiny_model(name)
+    assert sum(weight.numel() for weight in model.parameters()) < 200_000
+    logits = plain_logits(model, IDS)
+    assert logits.shape == (len(IDS), VOCABULARY)
+    assert logits.isfinite().all()
+    assert torch.equal(plain_logits(tiny_model(name), IDS), logits)
+    first = len(IDS) - 12 if name in SHORT_SIGHTED else 0
+    other = [*IDS[:first], IDS[first] ^ 1, *IDS[first + 1 :]]
+    assert (plain_logits(model, other) - logits)[-1].abs().max() > 1e-3
