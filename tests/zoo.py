@@ -8,6 +8,7 @@ earlier token. Knows nothing of danlu, and nothing is fetched.
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,14 +35,17 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("attention_hidden_size",), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"), 2),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
-    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(("intermediate_size", "ffn_hidden_size"), 48),
+    "moe_intermediate_size": 24,
+    **dict.fromkeys(("shared_expert_intermediate_size",), 48),
     **dict.fromkeys(("shared_intermediate_size", "dense_intermediate_size", "intermediate_size_mlp"), 48),
     **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 48),
-    **dict.fromkeys(("ffn_hidden_size", "expert_ffn_hidden_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 48),
+    **dict.fromkeys(("expert_ffn_hidden_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 48),
     **dict.fromkeys(("dff", "dim_ff", "d_inner", "feed_forward_size"), 48),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "num_expert_group", "topk_group", "n_shared_experts", "num_shared_experts"), 1),
+    **dict.fromkeys(("n_group", "num_expert_group"), 2),  # two groups of four, of which one is used
+    **dict.fromkeys(("topk_group", "n_shared_experts", "num_shared_experts"), 1),
     **dict.fromkeys(("moe_num_shared_experts",), 1),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"), 512),
@@ -72,6 +76,24 @@ _SIZES: dict[str, Any] = {
 _LAYER_LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "indexer_types")
 _COUNTS_OF_LAYERS = ("num_hidden_layers",)
 
+# Granite's and HyperCLOVA's scales, which are 1 by default and so would not be seen.
+_GRANITE = {
+    "embedding_multiplier": 2.0,
+    "attention_multiplier": 0.5,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 0.8,
+}
+_GEMMA4_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "position_embedding_size": 16,
+    "patch_size": 2,
+}
+
 # What the names cannot tell, a row a model type; a dictionary in it goes to a part of a composite config.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"kda_lower_bound": -0.2},  # at -5 a state forgets within three tokens
@@ -91,7 +113,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "doge": {"keep_window_size": WINDOW},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1},
+    "deepseek_v4": {
+        "o_groups": 2,
+        "index_topk": 4,  # of the ten that 40 tokens are compressed to
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+    },
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1},
     "dots3_note": {
         "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
         "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
@@ -105,6 +132,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "swa_qk_nope_head_dim": 8,
         "swa_v_head_dim": 12,
     },
+    "falcon_h1": {
+        "embedding_multiplier": 2.0,
+        "lm_head_multiplier": 0.5,
+        "mlp_multipliers": [0.8, 1.2],
+        "key_multiplier": 0.7,
+        "attention_out_multiplier": 0.9,
+        "attention_in_multiplier": 1.1,
+        "ssm_multipliers": [0.7, 0.8, 0.9, 1.1, 1.2],
+        "ssm_in_multiplier": 1.3,
+        "ssm_out_multiplier": 0.9,
+    },
     "flint": {"mlp_only_layers": [0]},
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -115,13 +153,32 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
     },
+    "gemma4": {"vision_config": _GEMMA4_VISION},
     "gemma4_text": {"global_head_dim": 16, "hidden_size_per_layer_input": 8},
     "gemma4_unified_text": {"global_head_dim": 16},
     "got_ocr2": {"vision_config": {"output_channels": 8, "image_size": 32, "mlp_dim": 48, "window_size": 2}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    **dict.fromkeys(("granite", "granite_swa", "granitemoe", "granitemoe_swa"), _GRANITE),
+    "granitemoeshared": _GRANITE | {"shared_intermediate_size": 48},
+    "granitemoehybrid": _GRANITE
+    | {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared"]},
     "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
+    "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 8, "moe_topk": 2},
+    "hyperclovax": _GRANITE,
+    "inkling_text": {"mlp_layer_types": ["dense", "sparse"], "rel_extent": 16, "log_scaling_n_floor": WINDOW},
+    "inkling2_text": {
+        "unpadded_vocab_size": VOCABULARY,
+        "rel_extent": 16,
+        "log_scaling_n_floor": WINDOW,
+        "n_layers_per_attn_res_block": 1,
+    },
     "jamba": {"num_hidden_layers": 5, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "laguna": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "num_attention_heads_per_layer": [4, 8],
+        "sliding_window": WINDOW,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4, "num_dense_layers": 2},
     "llama4_text": {
@@ -133,6 +190,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "longcat_flash": {"zero_expert_num": 2},
     "mamba2": {"num_heads": 8},
+    "mellum": {"layer_types": ["full_attention", "sliding_attention"], "mlp_layer_types": ["dense", "sparse"]},
+    "minimax": {
+        "layer_types": ["linear_attention", "full_attention"],  # a linear layer that is the last forgets nothing
+        "full_attn_alpha_factor": 1.1,
+        "full_attn_beta_factor": 0.9,
+        "linear_attn_alpha_factor": 0.8,
+        "linear_attn_beta_factor": 1.2,
+        "mlp_alpha_factor": 0.9,
+        "mlp_beta_factor": 1.1,
+    },
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "index_block_size": 4,
+        "index_topk_blocks": 3,
+    },
     "ministral": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "nemotron": {"num_key_value_heads": 2},
@@ -216,6 +289,8 @@ _LONGROPE = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2 without q_lora": ("deepseek_v2", {"q_lora_rank": None}),
     "deepseek_v3 without q_lora": ("deepseek_v3", {"q_lora_rank": None}),
+    "deepseek_v2 in groups": ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}),
+    "doge sparse": ("doge", {"is_moe": True, "num_experts": 16}),
     "falcon-40b": ("falcon", _FALCON_40B),
     "falcon-rw": ("falcon", _FALCON_RW),
     "gemma4_text shared": (
@@ -232,7 +307,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4_text",
         {
             "enable_moe_block": True,
-            "num_experts": 4,
+            "num_experts": 8,
             "top_k_experts": 2,
             "moe_intermediate_size": 24,
             "attention_k_eq_v": True,
@@ -240,13 +315,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 0,
         },
     ),
+    "gpt_bigcode with a key a head": ("gpt_bigcode", {"multi_query": False}),
+    "gpt_neox in sequence": ("gpt_neox", {"use_parallel_residual": False}),
+    "granitemoehybrid dense": (
+        "granitemoehybrid",
+        {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"},
+    ),
+    "mixtral windowed": ("mixtral", {"sliding_window": WINDOW}),
     "mpt without alibi": ("mpt", {"attn_config": {"alibi": False}}),
+    "nemotron_h latent": ("nemotron_h", {"moe_latent_size": 16}),
+    "opt-350m": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "phi3 longrope": ("phi3", {"original_max_position_embeddings": 256, "rope_parameters": _LONGROPE}),
     "qwen2 windowed": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
     "qwen3_5_text 3:1": (
         "qwen3_5_text",
         {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "num_hidden_layers": 4},
     ),
+    "starcoder2 windowed": ("starcoder2", {"sliding_window": WINDOW}),
     "stablelm qk_layernorm": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True}),
 }
 
@@ -322,11 +407,30 @@ def strengthen(model: PreTrainedModel) -> None:
     A weight that starts as one value everywhere is a scale, a shift, a sink or a gate: it keeps that value at
     its middle. So a norm that multiplies by w stays around 1, and one that multiplies by 1 + w around 0.
     """
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and weight.is_floating_point() and weight.numel():
+    fixed = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    for name, weight in chain(model.named_parameters(), model.named_buffers()):
+        learnt = isinstance(weight, torch.nn.Parameter) and name not in fixed
+        if name.endswith("tid2eid"):
+            _choose_experts(weight, model.config.n_routed_experts)
+        elif weight.numel() and (learnt or name.endswith(_LEARNT_ELSEWHERE)):
             rule = next((rule for ending, rule in _DECAYS.items() if name.endswith(ending)), None)
             middle, spread = rule or (_middle(weight), 0.2)
             weight.copy_(middle + torch.randn(weight.shape) * spread)
+
+
+# Buffers and fixed weights that real checkpoints bring; all others are tables that the code works out.
+_LEARNT_ELSEWHERE = (
+    "e_score_correction_bias",
+    "expert_bias",
+    "balancing_biases",
+    "layer_scalar",
+    "z_L_init",
+)
+
+
+def _choose_experts(table: torch.Tensor, experts: int) -> None:
+    """Different experts for each token of a (vocabulary, experts a token) table."""
+    table.copy_(torch.rand(len(table), experts).argsort(-1)[:, : table.shape[1]])
 
 
 def _middle(weight: torch.Tensor) -> float:
