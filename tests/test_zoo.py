@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from zoo import KINDS, VARIANTS, VOCABULARY, plain_logits, tiny_model, why_not
+from zoo import KINDS, LOOKS_AHEAD, VARIANTS, VOCABULARY, plain_logits, tiny_model, why_not
 
 NAMES = [name for name in (*KINDS, *VARIANTS) if not why_not(name)]
 IDS = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -25,3 +25,12 @@ def test_a_tiny_model_answers_alike_twice_and_depends_on_its_first_token(name):
     first = len(IDS) - 12 if name in SHORT_SIGHTED else 0
     other = [*IDS[:first], IDS[first] ^ 1, *IDS[first + 1 :]]
     assert (plain_logits(model, other) - logits)[-1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_model_reads_a_beginning_alike_whatever_follows(name):
+    model = tiny_model(name)
+    text = plain_logits(model, IDS)
+    worst = max((plain_logits(model, IDS[:end]) - text[:end]).abs().max() for end in (5, 20, 33))
+    assert (worst > 1e-3) == (name in LOOKS_AHEAD)
+    assert worst < 1e-4 or name in LOOKS_AHEAD

@@ -20,24 +20,24 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 KINDS: tuple[str, ...] = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 VOCABULARY = 320
-WINDOW = 8  # tokens: short enough that a text of 40 leaves every window, chunk and cache of the last tokens
+WINDOW = 8  # tokens; a text of 40 outgrows every window and chunk
 
 # What a field of this name becomes. Where the default is None, 0 or False, the kind does without: it stays.
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "lru_width", "word_embed_proj_dim"), 32),
-    **dict.fromkeys(("emb_dim",), 32),
+    "emb_dim": 32,
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "swa_head_dim", "d_head", "dim_head", "global_head_dim", "kv_channels"), 8),
-    **dict.fromkeys(("attention_hidden_size",), 32),
+    "attention_hidden_size": 32,
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"), 2),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("intermediate_size", "ffn_hidden_size"), 48),
     "moe_intermediate_size": 24,
-    **dict.fromkeys(("shared_expert_intermediate_size",), 48),
+    "shared_expert_intermediate_size": 48,
     **dict.fromkeys(("shared_intermediate_size", "dense_intermediate_size", "intermediate_size_mlp"), 48),
     **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 48),
     **dict.fromkeys(("expert_ffn_hidden_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 48),
@@ -46,7 +46,7 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("n_group", "num_expert_group"), 2),  # two groups of four, of which one is used
     **dict.fromkeys(("topk_group", "n_shared_experts", "num_shared_experts"), 1),
-    **dict.fromkeys(("moe_num_shared_experts",), 1),
+    "moe_num_shared_experts": 1,
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"), 512),
     **dict.fromkeys(("context_length", "max_source_positions", "max_target_positions"), 512),
@@ -55,9 +55,9 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 8),
     "v_head_dim": 12,  # not the width of a key
-    **dict.fromkeys(("index_topk",), WINDOW),
-    **dict.fromkeys(("index_head_dim",), 16),
-    **dict.fromkeys(("index_n_heads",), 2),
+    "index_topk": WINDOW,
+    "index_head_dim": 16,
+    "index_n_heads": 8,  # with few, the scores of many keys are exactly 0, and the choice among equals is anybody's
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 8),
@@ -74,7 +74,6 @@ _SIZES: dict[str, Any] = {
 
 # Lists with an entry a layer: shortened together to one layer of every combination that occurs.
 _LAYER_LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "indexer_types")
-_COUNTS_OF_LAYERS = ("num_hidden_layers",)
 
 # Granite's and HyperCLOVA's scales, which are 1 by default and so would not be seen.
 _GRANITE = {
@@ -203,6 +202,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse"],
         "mlp_layer_types": ["dense", "sparse"],
+        "index_n_heads": 2,  # one a key head
         "index_block_size": 4,
         "index_topk_blocks": 3,
     },
@@ -229,7 +229,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "make_ngram_vocab_size_divisible_by": 8,
         "split_ngram_parts": 1,
         "eos_token_id": 2,
-        "indexer_n_heads": 2,
+        "indexer_n_heads": 8,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_budget": WINDOW,
@@ -322,11 +322,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"},
     ),
     "mixtral windowed": ("mixtral", {"sliding_window": WINDOW}),
-    "mpt without alibi": ("mpt", {"attn_config": {"alibi": False}}),
     "nemotron_h latent": ("nemotron_h", {"moe_latent_size": 16}),
     "opt-350m": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "phi3 longrope": ("phi3", {"original_max_position_embeddings": 256, "rope_parameters": _LONGROPE}),
-    "qwen2 windowed": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen2 windowed": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
     "qwen3_5_text 3:1": (
         "qwen3_5_text",
         {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "num_hidden_layers": 4},
@@ -343,6 +349,22 @@ WHY_NOT: dict[str, str] = {
     "musicgen": "it reads and writes tracks of sound codes, and its class wants the decoder's config alone",
     "musicgen_melody": "it reads and writes tracks of sound codes, and its class wants the decoder's config alone",
     "gemma4_unified_assistant": "it drafts for another model and reads that model's keys and values",
+}
+
+_ENCODER = "it is an encoder until its config says is_decoder"
+# Kinds whose own forward lets a token see what follows it, and why.
+LOOKS_AHEAD: dict[str, str] = {
+    **dict.fromkeys(
+        ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie"), _ENCODER
+    ),
+    **dict.fromkeys(("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"), _ENCODER),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod"), _ENCODER),
+    "cpmant": "it takes the whole text as context that every token sees",
+    "doge sparse": "its router splits the text in two halves and mixes them",
+    "prophetnet": "its predicting streams read their relative biases at other tokens' places",
+    "reformer": "its hashes sort the whole text",
+    "xlm": "it is an encoder until its config says causal",
+    "xlnet": "it sees both ways unless each call brings a permutation",
 }
 
 
@@ -387,8 +409,7 @@ def _layers(default: dict[str, Any]) -> dict[str, Any]:
         return {}
     layers = list(dict.fromkeys(zip(*lists.values(), strict=False)))
     layers *= math.ceil(2 / len(layers))
-    counts = dict.fromkeys(_COUNTS_OF_LAYERS, len(layers))
-    return {name: [layer[at] for layer in layers] for at, name in enumerate(lists)} | counts
+    return {name: [layer[at] for layer in layers] for at, name in enumerate(lists)} | {"num_hidden_layers": len(layers)}
 
 
 def tiny_model(kind: str, seed: int = 0) -> PreTrainedModel:
