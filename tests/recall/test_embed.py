@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from encoders import make_tiny_encoder
+from encoders import assert_near, make_tiny_encoder
+from rounding import of_sums
 from transformers import AutoModel, AutoTokenizer
 
 from danlu import hub
@@ -42,8 +43,8 @@ def test_vectors_are_the_normalized_mean(embedder, directory):
     made = embedder.embed(TEXTS)
     assert made.shape == (len(TEXTS), embedder.dim) == (5, 32)
     assert made.dtype == np.float32
-    assert np.allclose(made, expected, atol=1e-5)
-    assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
+    assert_near(made, expected, embedder)
+    assert np.linalg.norm(made, axis=1) == pytest.approx(1, abs=of_sums(1.0, terms=32))
     assert embedder.embed([]).shape == (0, 32)
 
 
@@ -55,7 +56,8 @@ def test_pooling_is_what_the_model_says(tmp_path, mode, pool):
     modes = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": False, mode: True}
     directory = make_tiny_encoder(tmp_path, **{"1_Pooling/config.json": modes})
     texts = [text for text in TEXTS if text]
-    assert np.allclose(Embedder(str(directory)).embed(texts, "none"), plainly(directory, texts, pool), atol=1e-5)
+    embedder = Embedder(str(directory))
+    assert_near(embedder.embed(texts, "none"), plainly(directory, texts, pool), embedder)
 
 
 def test_kinds_of_text(embedder):
@@ -85,7 +87,7 @@ def test_roberta_counts_its_positions_after_the_padding(tmp_path):
 def test_token_ids(embedder):
     ids = embedder.tokens(["one two", "a model"]).ids
     embedder.check_ids(ids)
-    assert np.allclose(embedder.vectors(ids), embedder.embed(["one two", "a model"], "none"), atol=1e-6)
+    assert_near(embedder.vectors(ids), embedder.embed(["one two", "a model"], "none"), embedder)
     for wrong in ([[]], [[1] * 65], [[10**6]], [[-1]]):
         with pytest.raises(DataError, match="input 0"):
             embedder.check_ids(wrong)

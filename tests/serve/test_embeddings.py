@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from encoders import make_tiny_encoder
+from encoders import assert_near, make_tiny_encoder
 
 from danlu.errors import DownloadError
 from danlu.recall.embed import Embedder
@@ -78,9 +78,9 @@ def test_openais_client(start, embedder):
             client.embeddings.create(model="tiny", input="x")
     expected = embedder.embed(TEXTS)
     for made in (packed, plain):
-        assert np.allclose([one.embedding for one in made.data], expected, atol=1e-6)
+        assert_near([one.embedding for one in made.data], expected, embedder)
     assert [one.index for one in packed.data] == [0, 1, 2]
-    assert np.allclose(query.data[0].embedding, embedder.embed(["fox"], "query")[0], atol=1e-6)
+    assert_near(query.data[0].embedding, embedder.embed(["fox"], "query")[0], embedder)
     count = sum(map(len, embedder.tokens([f"passage: {text}" for text in TEXTS]).ids))
     assert (packed.usage.prompt_tokens, packed.usage.total_tokens) == (count, count)
 
@@ -88,19 +88,19 @@ def test_openais_client(start, embedder):
 def test_base64_is_little_endian_float32(post, embedder):
     data = post(input=TEXTS, encoding_format="base64").json()["data"]
     read = np.stack([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data])
-    assert np.allclose(read, embedder.embed(TEXTS), atol=1e-6)
+    assert_near(read, embedder.embed(TEXTS), embedder)
 
 
 def test_what_stands_before_a_text(post, embedder):
-    assert np.allclose(vectors(post(input="query: fox")), embedder.embed(["fox"], "query"), atol=1e-6)
-    assert np.allclose(vectors(post(input="fox", input_type="document")), embedder.embed(["fox"]), atol=1e-6)
-    assert np.allclose(vectors(post(input="fox", input_type="none")), embedder.embed(["fox"], "none"), atol=1e-6)
+    assert_near(vectors(post(input="query: fox")), embedder.embed(["fox"], "query"), embedder)
+    assert_near(vectors(post(input="fox", input_type="document")), embedder.embed(["fox"]), embedder)
+    assert_near(vectors(post(input="fox", input_type="none")), embedder.embed(["fox"], "none"), embedder)
 
 
 def test_token_ids(post, embedder):
     ids = embedder.tokens(["fox", "one two"]).ids
-    assert np.allclose(vectors(post(input=ids)), embedder.embed(["fox", "one two"], "none"), atol=1e-6)
-    assert np.allclose(vectors(post(input=ids[0])), embedder.embed(["fox"], "none"), atol=1e-6)
+    assert_near(vectors(post(input=ids)), embedder.embed(["fox", "one two"], "none"), embedder)
+    assert_near(vectors(post(input=ids[0])), embedder.embed(["fox"], "none"), embedder)
 
 
 def test_too_long_a_text(post):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from answering import tolerance_of
 from serving import CHAT, HELLO, TEXT, chat, error, events, text
 
+from danlu.generate.answers import Generation
 from danlu.generate.params import GenerationParams
 from danlu.generate.text import TokenNames
 from danlu.serve.scores import Places, _key
@@ -26,7 +28,7 @@ AS_PARAMS = {
 
 def expected(engine, prompt, name, top):
     params = GenerationParams(**AS_PARAMS[name], max_new_tokens=16, logprobs=top)
-    return engine.generate([prompt], params)[0].sequences
+    return engine.generate([prompt], params)[0]
 
 
 def in_pieces(pieces, parts):
@@ -49,14 +51,16 @@ def test_of_messages(engine, post, name, stream):
         if stream
         else [choice["logprobs"] for choice in response.json()["choices"]]
     )
-    answers = expected(engine, HELLO, name, 2)
-    assert len(reports) == len(answers)
-    for report, answer in zip(reports, answers, strict=True):
+    made = expected(engine, HELLO, name, 2)
+    tolerance = tolerance_of(engine, made)
+    assert len(reports) == len(made.sequences)
+    for report, answer in zip(reports, made.sequences, strict=True):
         entries = report["content"]
-        assert [one["logprob"] for one in entries] == pytest.approx([one.logprob for one in answer.logprobs], abs=1e-4)
+        own = [one.logprob for one in answer.logprobs]
+        assert [one["logprob"] for one in entries] == pytest.approx(own, abs=tolerance)
         for one, own in zip(entries, answer.logprobs, strict=True):
             top = [likely["logprob"] for likely in one["top_logprobs"]]
-            assert top == pytest.approx([value for _, value in own.top], abs=1e-4)
+            assert top == pytest.approx([value for _, value in own.top], abs=tolerance)
         said = b"".join(bytes(one["bytes"]) for one in entries).decode("utf-8", "replace")
         assert said.startswith(answer.text)
 
@@ -88,14 +92,15 @@ def test_of_texts(engine, post, name, echo, stream):
         texts = [choice["text"] for choice in response.json()["choices"]]
     before = engine.prompt_logprobs(prompt, 2) if echo else ()
     read = len(engine.token_ids(prompt)) if echo else 0
-    answers = expected(engine, prompt, name, 2)
-    assert len(reports) == len(answers)
-    for report, answer, said in zip(reports, answers, texts, strict=True):
+    made = expected(engine, prompt, name, 2)
+    tolerance = tolerance_of(engine, made)
+    assert len(reports) == len(made.sequences)
+    for report, answer, said in zip(reports, made.sequences, texts, strict=True):
         own = [one.logprob for one in (*before, *answer.logprobs)]
         assert said == (prompt if echo else "") + answer.text
         if echo:
             assert [report[part][0] for part in PARTS[1:]] == [None, None, 0]
-        assert report["token_logprobs"][bool(echo) :] == pytest.approx(own, abs=1e-4)
+        assert report["token_logprobs"][bool(echo) :] == pytest.approx(own, abs=tolerance)
         assert [len(report[part]) for part in PARTS] == [read + len(answer.token_ids)] * 4
         assert all(token in top for token, top in zip(report["tokens"], report["top_logprobs"], strict=True) if top)
         assert report["text_offset"] == sorted(report["text_offset"])
@@ -122,9 +127,9 @@ def test_a_prompt_alone_is_scored(engine, post, stream):
             (decode(ids), "length") for ids in prompts
         ]
     for ids, report in zip(prompts, reports, strict=True):
-        own = engine.prompt_logprobs(ids, 1)
+        own = [one.logprob for one in engine.prompt_logprobs(ids, 1)]
         assert report["token_logprobs"][0] is None
-        assert report["token_logprobs"][1:] == pytest.approx([one.logprob for one in own], abs=1e-4)
+        assert report["token_logprobs"][1:] == pytest.approx(own, abs=tolerance_of(engine, Generation(ids, ())))
         assert len(report["tokens"]) == len(ids)
     assert not engine.load.running
 

@@ -11,9 +11,10 @@ import time
 import httpx
 import openai
 import pytest
-from answering import alive
+from answering import alive, tolerance_of
 from serving import CHAT, HELLO, is_idle, wait_until
 
+from danlu.generate.answers import Generation
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job
@@ -79,8 +80,9 @@ def test_openais_client_asks_for_forms(client):
 
 def test_openais_client_reads_log_probabilities(client, engine):
     asked = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True}
-    (expected,) = engine.generate([HELLO], GenerationParams(max_new_tokens=12, logprobs=2))[0].sequences
-    own = pytest.approx([one.logprob for one in expected.logprobs], abs=1e-4)
+    made = engine.generate([HELLO], GenerationParams(max_new_tokens=12, logprobs=2))[0]
+    (expected,), tolerance = made.sequences, tolerance_of(engine, made)
+    own = pytest.approx([one.logprob for one in expected.logprobs], abs=tolerance)
     whole = client.chat.completions.create(**asked, top_logprobs=2)
     pieces = list(client.chat.completions.create(**asked, top_logprobs=2, stream=True))
     streamed = [one for piece in pieces if piece.choices[0].logprobs for one in piece.choices[0].logprobs.content]
@@ -88,20 +90,21 @@ def test_openais_client_reads_log_probabilities(client, engine):
     assert [one.logprob for one in streamed] == own
     assert [one.token for one in streamed] == [one.token for one in whole.choices[0].logprobs.content]
     for entry, answer in zip(streamed, expected.logprobs, strict=True):
-        assert [one.logprob for one in entry.top_logprobs] == pytest.approx([p for _, p in answer.top], abs=1e-4)
+        assert [one.logprob for one in entry.top_logprobs] == pytest.approx([p for _, p in answer.top], abs=tolerance)
     ending = {"eos_token_id": expected.token_ids[-1]}  # its helper, which joins the pieces, takes no other end
     with client.chat.completions.stream(**asked, extra_body=ending) as stream:
         joined = [one.logprob for one in stream.get_final_completion().choices[0].logprobs.content]
-    assert joined == pytest.approx([one.logprob for one in expected.logprobs][: len(joined)], abs=1e-4)
+    assert joined == pytest.approx([one.logprob for one in expected.logprobs][: len(joined)], abs=tolerance)
     assert len(joined) > 1
 
 
 def test_openais_client_scores_a_prompt(client, engine):
-    own = engine.prompt_logprobs("the quick brown fox", 1)
+    own = [one.logprob for one in engine.prompt_logprobs("the quick brown fox", 1)]
+    tolerance = tolerance_of(engine, Generation(engine.token_ids("the quick brown fox"), ()))
     asked = {"model": "tiny", "prompt": "the quick brown fox", "logprobs": 1, "echo": True, "max_tokens": 0}
     (choice,) = client.completions.create(**asked).choices
     assert (choice.text, choice.logprobs.token_logprobs[0]) == ("the quick brown fox", None)
-    assert choice.logprobs.token_logprobs[1:] == pytest.approx([one.logprob for one in own], abs=1e-4)
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(own, abs=tolerance)
     pieces = list(client.completions.create(**asked, stream=True))
     assert pieces[0].choices[0].logprobs == choice.logprobs
     assert pieces[-1].choices[0].finish_reason == "length"
@@ -114,13 +117,14 @@ BEAMS = {"beam": {"num_beams": 3}, "group": {"num_beams": 4, "num_beam_groups": 
 def test_openais_client_is_told_what_leads(client, engine, name):
     params = GenerationParams(**BEAMS[name], max_new_tokens=30, eos_token_id=())
     leading = [event.leading for event in engine.stream(HELLO, params) if event.leading is not None]
-    (expected,) = engine.generate([HELLO], params)[0].sequences
+    made = engine.generate([HELLO], params)[0]
+    (expected,), tolerance = made.sequences, tolerance_of(engine, made)
     asked = {"model": "tiny", "max_tokens": 30, "stream": True, "extra_body": {**BEAMS[name], "eos_token_id": []}}
     for shown in (False, True):
         options = {"stream_options": {"include_leading": True}} if shown else {}
         pieces = [one.choices[0] for one in client.chat.completions.create(messages=HELLO, **asked, **options)]
         assert "".join(one.delta.content or "" for one in pieces) == expected.text
-        assert pieces[-1].model_extra["score"] == pytest.approx(expected.score)
+        assert pieces[-1].model_extra["score"] == pytest.approx(expected.score, abs=tolerance)
         said = [one.model_extra["danlu"]["leading"] for one in pieces if "danlu" in one.model_extra]
         assert bool(said) == shown
         left = iter(leading)
