@@ -1,7 +1,9 @@
 """The engine's heart: step() = schedule, forward, choose.
 
 Runs a transformers model over the work of one step (scheduler.py) and lets every request's strategy choose
-its next tokens. Knows no text, no prompt rendering and no threads; engine.py does.
+its next tokens. All texts of a step are read in company, where the model answers so as it does alone (probe.py); one
+that does not reads each text by itself, from its beginning. Knows no text, no prompt rendering and no threads;
+engine.py does.
 """
 
 from __future__ import annotations
@@ -14,16 +16,22 @@ import torch
 from torch import Tensor
 
 from danlu.device import keep_freed_memory
-from danlu.errors import ConfigError, MemoryShortage
+from danlu.errors import ConfigError, MemoryShortage, ModelError
 from danlu.generate.attend import kv_shape
-from danlu.generate.kv import KVStore
+from danlu.generate.kv import KVShape, KVStore
 from danlu.generate.prefix import PrefixCache
+from danlu.generate.probe import Probe
 from danlu.generate.scheduler import PROMPT_TOKENS_A_STEP, Request, Scheduler, Work
-from danlu.model.attention import documents_of, fast_attention, use_our_attention
-from danlu.model.lean import Attend, decoder_of
+from danlu.model.company import Company, Side
+from danlu.model.documents import documents_of
+from danlu.model.lean import Decoder, LeanDecoder, alone_decoder, decoder_of
 from danlu.model.lora_bank import LoraBank, Step
 from danlu.model.native import kernels
 from danlu.model.rounding import Rounded
+from danlu.model.wiring import base_of, wire
+
+# How far scores of rounded weights may be from the model's own (model/check.py).
+ALLOWED_ROUNDED = 0.35
 
 
 class Core:
@@ -49,15 +57,34 @@ class Core:
         prefix_cache: bool = False,
     ) -> None:
         keep_freed_memory()
-        use_our_attention(model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_of(model).eval()
         self.device = base.device
-        shape = kv_shape(base.config, base.dtype, base.device)
+        probe = Probe.of(base)
         self.bank = LoraBank.of(base)
-        self.decoder = decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
-        self.store = KVStore(shape, kv_budget_bytes)
+        self.why_alone = ""
+        self.decoder: Decoder | None = None
+        try:
+            wiring = wire(base)
+            self.decoder = decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
+            self._set_up(kv_shape(wiring, base.dtype, base.device), kv_budget_bytes, prompt_tokens_a_step, prefix_cache)
+            self.why_alone = probe.difference(self, ALLOWED_ROUNDED if rounded else None)
+        except ModelError as error:
+            self.why_alone = error.seen
+        if self.why_alone:
+            self._read_alone(base, rounded, kv_budget_bytes, prompt_tokens_a_step)
+
+    def _set_up(self, shape: KVShape, budget_bytes: int, prompt_tokens_a_step: int, prefix_cache: bool) -> None:
+        self.store = KVStore(shape, budget_bytes)
         self.prefixes = PrefixCache(self.store) if prefix_cache else None
         self.scheduler = Scheduler(self.store, prompt_tokens_a_step, self.prefixes)
+
+    def _read_alone(self, base: Any, rounded: Rounded | None, budget_bytes: int, prompt_tokens_a_step: int) -> None:
+        """From now on each text is read by itself, and nothing is kept."""
+        kind = base.config.model_type
+        if rounded is not None or isinstance(self.decoder, LeanDecoder):
+            raise ModelError(f"{kind}: its faster form answers otherwise than the model itself: {self.why_alone}")
+        self.alone = alone_decoder(base, self.bank)
+        self._set_up(KVShape((), base.dtype, base.device), budget_bytes, prompt_tokens_a_step, False)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone."""
@@ -111,31 +138,48 @@ class Core:
         """
         if adapter is not None:
             self.bank.require(adapter)
-        documents = documents_of((len(token_ids),), str(self.device))
-
-        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
-            return fast_attention(q, k, v, documents, scaling, window)
-
-        count = len(token_ids)
-        return self._run(list(token_ids), list(range(count)), attend, slice(start, None), [(adapter, count)]).float()
+        count, kept = len(token_ids), slice(start, None)
+        if self.why_alone:
+            return self._alone(token_ids, kept, adapter).float()
+        side = Side(documents_of((count,), str(self.device)))
+        return self._run(list(token_ids), list(range(count)), side, kept, [(adapter, count)]).float()
 
     def _forward(self, work: Work) -> Tensor:
         """(wanted rows, vocabulary) in the model's dtype, on the CPU, where the strategies work."""
+        if self.why_alone:
+            return self._forward_alone(work).cpu()
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=self.device)
-        return self._run(work.token_ids, work.positions, work.plan.attend, kept, work.adapters).cpu()
+        return self._run(work.token_ids, work.positions, work.plan, kept, work.adapters).cpu()
+
+    def _forward_alone(self, work: Work) -> Tensor:
+        """The same, of each row's whole text; rows that are still equal are read once."""
+        rows: list[Tensor] = []
+        for request, at in work.wanted:
+            known: dict[tuple[int, ...], Tensor] = {}
+            for made in request.strategy.sequences[: len(at)]:
+                if made not in known:
+                    known[made] = self._alone((*request.prompt, *made), slice(-1, None), request.adapter)
+                rows.append(known[made])
+        return torch.cat(rows) if rows else torch.empty(0, device=self.device)
+
+    def _alone(self, token_ids: Sequence[int], kept: slice, adapter: str | None) -> Tensor:
+        with _memory_faults():
+            tokens = torch.tensor(list(token_ids), device=self.device)
+            return self.alone(tokens, kept, Step.of([(adapter, len(tokens))], self.device))
 
     def _run(
         self,
         token_ids: list[int],
         positions: list[int],
-        attend: Attend,
+        company: Company,
         kept: Tensor | slice,
         adapters: Sequence[tuple[str | None, int]],
     ) -> Tensor:
         tokens, at = (torch.tensor(numbers, device=self.device) for numbers in (token_ids, positions))
         step = Step.of(adapters, self.device)
+        assert self.decoder is not None, "texts are read in company"
         with _memory_faults():
-            return self.decoder(tokens, at, attend, kept, step)
+            return self.decoder(tokens, at, company, kept, step)
 
     def _choose(self, request: Request, logits: Tensor, likeliest: int | None) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""

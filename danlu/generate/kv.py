@@ -1,8 +1,9 @@
-"""Keys and values of every running request: one prompt held once, rows forked without a copy.
+"""Keys, values and states of every running request: one prompt held once, rows forked without a copy of keys.
 
 A request owns one *slot*: a list of tokens that is only appended to. Its rows (beams, samples) are sets of
 tokens in that list: all see the prompt, each sees its own ancestors. Forking rows changes these sets, an
-index; no key or value moves. Tokens that no row sees any more are swept when a slot is full.
+index; no key or value moves. Tokens that no row sees any more are swept when a slot is full. What a model carries
+from token to token (linear attention, state space, short convolution) each row has for itself; a fork copies it.
 
 Slots with the same number of rows and the same capacity (a power of two) lie densely in one *shelf*, so that
 one product serves all of them: first those that are ready, then those whose prompt is still being read. A slot
@@ -16,35 +17,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from danlu.model.company import StateShape, Width
 
 SMALLEST_CAPACITY = 64  # tokens
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one token costs: `layers` times keys and values of (kv_heads, head_dim).
+    """What a model keeps: keys and values a token, states a row.
 
     Attributes:
+        widths: of each list of keys and values; most models have one a layer.
+        states: what each row carries, whatever its length.
         must_be_clean: places that hold nothing yet are multiplied by zero, and have to be numbers.
     """
 
-    layers: int
-    kv_heads: int
-    head_dim: int
+    widths: tuple[Width, ...]
     dtype: torch.dtype
     device: torch.device
+    states: tuple[StateShape, ...] = ()
     must_be_clean: bool = True
 
     @property
     def token_bytes(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        numbers = sum(width.kv_heads * (width.key_dim + width.value_dim) for width in self.widths)
+        return numbers * self.dtype.itemsize
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one row."""
+        return sum(state.bytes for state in self.states)
+
+    def largest_bytes(self, rows: int, capacity: int) -> int:
+        """The largest single tensor of a slot."""
+        widest = max((w.kv_heads * max(w.key_dim, w.value_dim) for w in self.widths), default=0)
+        return max(capacity * widest * self.dtype.itemsize, *(rows * state.bytes for state in self.states), 0)
 
     def slot_bytes(self, rows: int, capacity: int) -> int:
-        """Keys, values, which rows see each token (a byte a row), and its position (8 bytes)."""
-        return capacity * (self.token_bytes + rows + 8)
+        """Keys, values, which rows see each token (a byte a row), and its position (8 bytes); states."""
+        return capacity * (self.token_bytes + rows + 8) + rows * self.state_bytes
 
 
 class OutOfBudget(Exception):
@@ -55,7 +71,8 @@ class Shelf:
     """Slots of one number of rows and one capacity.
 
     Attributes:
-        keys, values: a tensor a layer, (room, kv_heads, capacity, head_dim).
+        keys, values: of each list, (room, kv_heads, capacity, dim).
+        states: of each state, (room, rows, *shape).
         visible: (room, rows, capacity) bool, the tokens that each row sees.
         positions: (room, capacity) int64, where in its row each token stands.
         slots: the slots in use; slot i has index i.
@@ -66,9 +83,13 @@ class Shelf:
         self.shape, self.rows, self.capacity = shape, rows, capacity
         self.slots: list[Slot] = []
         self.ready = 0
-        empty = torch.empty(0, shape.kv_heads, capacity, shape.head_dim, dtype=shape.dtype, device=shape.device)
-        self.keys = [empty] * shape.layers
-        self.values = [empty] * shape.layers
+        empty = partial(torch.empty, 0, device=shape.device)
+        self.keys, self.values, self.states = list[Tensor](), list[Tensor](), list[Tensor]()
+        for width in shape.widths:
+            self.keys.append(empty(width.kv_heads, capacity, width.key_dim, dtype=shape.dtype))
+            self.values.append(empty(width.kv_heads, capacity, width.value_dim, dtype=shape.dtype))
+        for state in shape.states:
+            self.states.append(empty(rows, *state.shape, dtype=state.dtype))
         self.visible = torch.zeros(0, rows, capacity, dtype=torch.bool, device=shape.device)
         self.positions = torch.zeros(0, capacity, dtype=torch.int64, device=shape.device)
 
@@ -93,9 +114,9 @@ class Shelf:
         """Make room for so many slots; those in use are kept."""
         count = len(self.slots)
         assert room >= count, "slots in use would be lost"
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                tensors[layer] = _resized(old, room, count, self.shape.must_be_clean)
+        for tensors in (self.keys, self.values, self.states):
+            for number, old in enumerate(tensors):
+                tensors[number] = _resized(old, room, count, self.shape.must_be_clean)
         self.visible = _resized(self.visible, room, count, clean=True)
         self.positions = _resized(self.positions, room, count, clean=True)
 
@@ -137,7 +158,7 @@ class Shelf:
         return source
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (*self.keys, *self.values, self.visible, self.positions)
+        return (*self.keys, *self.values, *self.states, self.visible, self.positions)
 
 
 def _resized(old: Tensor, room: int, count: int, clean: bool) -> Tensor:
@@ -198,13 +219,14 @@ class Slot:
         self.length += count
 
     def fork(self, parents: list[int]) -> None:
-        """Row i becomes a copy of row parents[i]: an index change."""
+        """Row i becomes a copy of row parents[i]: an index change, and a copy of what it carries."""
         if parents != list(range(self.rows)):
-            self.shelf.visible[self.index] = self.visible[parents]
+            for tensor in (self.shelf.visible, *self.shelf.states):
+                tensor[self.index] = tensor[self.index][parents]
 
     def wipe(self) -> None:
         """Zero keys and values: what is not a number would reach whoever takes the place next, masked or not."""
-        for tensor in (*self.shelf.keys, *self.shelf.values):
+        for tensor in (*self.shelf.keys, *self.shelf.values, *self.shelf.states):
             tensor[self.index] = 0
 
     def sweep(self) -> None:
@@ -276,6 +298,8 @@ class KVStore:
         pairs = zip((*shelf.keys, *shelf.values), (*old.shelf.keys, *old.shelf.values), strict=True)
         for target, source in pairs:
             target[new.index, :, :length] = source[old.index, :, :length]
+        for target, source in zip(shelf.states, old.shelf.states, strict=True):
+            target[new.index] = source[old.index] if rows is None else source[old.index][rows]
         visible = old.visible if rows is None else old.visible[rows]
         shelf.visible[new.index, :, :length] = visible[:, :length]
         shelf.positions[new.index, :length] = old.positions[:length]
@@ -289,8 +313,8 @@ class KVStore:
         shelf = self.shelves.get((rows, capacity)) or Shelf(self.shape, rows, capacity)
         if len(shelf.slots) == shelf.room:
             wanted = shelf.room + max(more, shelf.room // 4)
-            # While one layer is copied, its old tensor still stands: that counts as well.
-            passing = shelf.room * shelf.slot_bytes // (2 * self.shape.layers)
+            # While one tensor is copied, the old one still stands: that counts as well.
+            passing = shelf.room * self.shape.largest_bytes(rows, capacity)
             for room in dict.fromkeys((wanted, shelf.room + max(1, shelf.room // 4), shelf.room + 1)):
                 if self._can_hold((room - shelf.room) * shelf.slot_bytes + passing):
                     shelf.resize(room)

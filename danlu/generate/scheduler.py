@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Request:
         on_step: called after each choice.
         on_end: called once with None, or with the error that ended the request.
         cached_tokens: of the prompt, those that were there already and had not to be read.
+        borders: how many tokens of it are read where reading stops, so that what is carried there can be kept.
     """
 
     prompt: tuple[int, ...]
@@ -67,6 +69,7 @@ class Request:
     feeds: deque[Feed] = field(default_factory=deque)
     next_tokens: list[int] = field(default_factory=list)
     adapter: str | None = None
+    borders: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -102,8 +105,7 @@ def _tokens_of(request: Request) -> int:
     return sum(len(feed.tokens) for feed in request.feeds) + request.rows
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Whose scores a step computes, and at which of its tokens: one for each row, or one for all."""
 
     request: Request
@@ -179,6 +181,9 @@ class Scheduler:
     def next_work(self) -> Work:
         """The next step. Ends requests that can never get the memory they need."""
         work = Work()
+        for request in self.reading:
+            if request.slot is not None and request.slot.length in request.borders:
+                self._keep(request, request.everything()[0].tokens[: request.slot.length])
         for request in [request for request in self.reading if not request.feeds]:  # read in again
             request.next_tokens = [tokens[-1] for tokens in request.strategy.sequences]
             self._start(request)
@@ -292,6 +297,8 @@ class Scheduler:
             while request.feeds and room > 0:
                 self._recall(request)
                 room -= self._take_chunk(work, request, room)
+                if request.slot is not None and request.slot.length in request.borders:
+                    break  # what is carried there is kept before the next step
             if not request.feeds and not request.strategy.made:
                 work.wanted.append(Wanted(request, [len(work.token_ids) - 1]))
 
@@ -301,6 +308,8 @@ class Scheduler:
         if self.prefixes is None or not request.use_cache or feed.rows is not None or slot is None:
             return
         tokens = (*request.prompt, *request.strategy.sequences[0])[: feed.position + len(feed.tokens) - 1]
+        if slot.length == 0:
+            request.borders = self.prefixes.borders(request.adapter, tokens)
         gained = self.prefixes.recall(request.adapter, tokens, slot)
         request.feeds[0] = Feed(None, feed.tokens[gained:], feed.position + gained)
         if not request.strategy.made:
@@ -310,10 +319,10 @@ class Scheduler:
         """Read the beginning of the request's next feed; returns how many tokens that were."""
         feed, slot = request.feeds.popleft(), request.slot
         assert slot is not None, "a request that is read has a slot"
+        room = min([room, *(border - slot.length for border in request.borders if border > slot.length)])
         tokens, rest = feed.tokens[:room], feed.tokens[room:]
-        work.plan.chunks.append(
-            Chunk(slot, len(work.token_ids), len(tokens), slot.length, feed.rows[0] if feed.rows else 0)
-        )
+        rows = feed.rows or tuple(range(request.rows))
+        work.plan.chunks.append(Chunk(slot, len(work.token_ids), len(tokens), slot.length, rows))
         if feed.rows is None:
             slot.append_shared(len(tokens), feed.position)
         else:

@@ -166,7 +166,10 @@ def _rms_norm_forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _is_swiglu(module: Any) -> bool:
-    return all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
+    if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return False
+    weight = getattr(module.gate_proj, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2  # not the experts of a mixture, nor what packs its weights
 
 
 def _swiglu_forward(module: Any, x: Tensor) -> Tensor:

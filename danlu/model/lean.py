@@ -5,11 +5,12 @@ written flat, for decoders of the Llama kind: layers that read one input are one
 keys are rotated together. `lean_form` reads a transformers model, compares the answers of both on a few tokens, and
 refuses what it does not know or what differs; such a model runs as transformers has it.
 
-Which tokens see which is the caller's `attend`, as in attention.py. Knows no cache and no request.
+Which tokens see which is the company's to say (company.py). Knows no cache and no request.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,22 +23,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danlu.errors import ConfigError
-from danlu.model.attention import documents_of, fast_attention
+from danlu.model.attention import Scoring
+from danlu.model.company import Company, Side
+from danlu.model.documents import Documents, documents_of
 from danlu.model.lora_bank import Hooks, LoraBank, Step
 from danlu.model.native import Kernels, kernels, plain_rotate
 from danlu.model.products import Product, fixed_product, live_product
 from danlu.model.rounding import Rounded
 from danlu.model.tiles import TileProduct
+from danlu.model.wiring import as_it_came, run_in_company
 
 # model_type of transformers whose layers are LeanLayer's; tests compare each.
 KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 
 PROBE_TOKENS = 12
 
-# (layer, q (tokens, heads, dim), k and v (tokens, kv_heads, dim), scaling, window) -> (tokens, heads, dim)
-Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None], Tensor]
-# (token ids (tokens,), positions (tokens,), attend, which tokens, whose adapters) -> their logits (kept, vocabulary)
-Decoder = Callable[[Tensor, Tensor, Attend, Tensor | slice, Step], Tensor]
+# (token ids (tokens,), positions (tokens,), company, which tokens, whose adapters) -> their logits (kept, vocabulary)
+Decoder = Callable[[Tensor, Tensor, Company, Tensor | slice, Step], Tensor]
 Norm = Callable[[Tensor], Tensor]
 # (x, y or nothing) -> x + y, and its norm
 AddNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -87,12 +89,11 @@ class GatedUp:
 class LeanLayer:
     """One layer. `after_attention` and `after_mlp` stand where a model norms what a block adds (Gemma)."""
 
-    index: int
+    store: int
     kind: str
     heads: int
     kv_heads: int
-    scaling: float
-    window: int | None
+    scoring: Scoring
     qkv: Joined
     out: Joined
     gated_up: GatedUp
@@ -105,7 +106,7 @@ class LeanLayer:
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __call__(
-        self, x: Tensor, y: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend, add: AddLora | None
+        self, x: Tensor, y: Tensor | None, cos: Tensor, sin: Tensor, company: Company, add: AddLora | None
     ) -> tuple[Tensor, Tensor]:
         """x, y (tokens, hidden) -> the same; their sum is what runs through the layers.
 
@@ -119,7 +120,7 @@ class LeanLayer:
         qk = qkv[:, :turned] if self.head_norm is None else self.head_norm(qkv[:, :turned])
         qk = self.rotate(qk, cos, sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
-        y = self.out(attend(self.index, q, k, v, self.scaling, self.window).reshape(tokens, -1), add)
+        y = self.out(company.attend(self.store, q, k, v, self.scoring).reshape(tokens, -1), add)
         x, h = self.before_mlp(x, y if self.after_attention is None else self.after_attention(y))
         y = self.down(self.gated_up(h, add), add)
         return x, y if self.after_mlp is None else self.after_mlp(y)
@@ -138,7 +139,7 @@ class LeanDecoder:
 
     @torch.no_grad()
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice, step: Step
+        self, token_ids: Tensor, positions: Tensor, company: Company, kept: Tensor | slice, step: Step
     ) -> Tensor:
         """token_ids and positions (tokens,) -> logits (kept, vocabulary) after the tokens `kept`."""
         x = self.embed(token_ids)
@@ -146,7 +147,7 @@ class LeanDecoder:
         add = partial(self._add, step) if step.segments else None
         y: Tensor | None = None
         for layer in self.layers:
-            x, y = layer(x, y, *rotations[layer.kind], attend, add)
+            x, y = layer(x, y, *rotations[layer.kind], company, add)
         return self.head(self.norm(x[kept], None if y is None else y[kept])[1])
 
     def _add(self, step: Step, name: str, x: Tensor, out: Tensor) -> None:
@@ -154,7 +155,7 @@ class LeanDecoder:
 
 
 def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rounded | None = None) -> Decoder:
-    """A forward pass over `model`, which attends as attention.py does: the lean one where it applies.
+    """A forward pass over `model`, which was wired: the lean one where it applies.
 
     Args:
         bank: adapters that a token may have.
@@ -177,16 +178,33 @@ def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rou
 
 
 def plain_decoder(model: Any, bank: LoraBank) -> Decoder:
-    """The pass as transformers has it."""
+    """The pass as transformers has it; the model was wired."""
     hooks = Hooks(bank, model)
 
     @torch.no_grad()  # inference_mode would leave tensors in the layout's cache that training cannot use
-    def run(token_ids: Tensor, positions: Tensor, attend: Attend, kept: Tensor | slice, step: Step) -> Tensor:
+    def run(token_ids: Tensor, positions: Tensor, company: Company, kept: Tensor | slice, step: Step) -> Tensor:
         at = torch.arange(len(token_ids), device=token_ids.device)[kept]
         given = {"input_ids": token_ids[None], "position_ids": positions[None], "logits_to_keep": at}
         with hooks.during(step):
-            logits: Tensor = model(**given, attend=attend, use_cache=False).logits[0]
-        return logits
+            logits: Tensor = run_in_company(model, company, **given).logits[0]
+        return logits[at] if len(logits) > len(at) else logits  # some give all, whatever they are asked
+
+    return run
+
+
+def alone_decoder(model: Any, bank: LoraBank) -> Callable[[Tensor, slice, Step], Tensor]:
+    """(token ids (tokens,) of one text, which tokens, whose adapters) -> their logits: the model as it came."""
+    hooks = Hooks(bank, model)
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @torch.no_grad()
+    def run(token_ids: Tensor, kept: slice, step: Step) -> Tensor:
+        at = torch.arange(len(token_ids), device=token_ids.device)[kept]
+        with hooks.during(step), as_it_came(model):
+            logits: Tensor = model(
+                input_ids=token_ids[None], use_cache=False, **({"logits_to_keep": at} if keeps else {})
+            ).logits[0]
+        return logits[at] if len(logits) > len(at) else logits
 
     return run
 
@@ -200,12 +218,25 @@ def lean_form(
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(model.config.vocab_size, (PROBE_TOKENS,), generator=generator).to(model.device)
     positions = torch.arange(PROBE_TOKENS, device=model.device)
-    reader, nobody = _Reader(model, bank), Step.of([], model.device)
-    answer = plain_decoder(model, bank)(token_ids, positions, reader.attend, slice(None), nobody)
+    told, nobody = _Told(documents_of((PROBE_TOKENS,), str(model.device))), Step.of([], model.device)
+    reader = _Reader(model, bank, told)
+    answer = plain_decoder(model, bank)(token_ids, positions, told, slice(None), nobody)
     lean = reader.read(fixed=False)
-    if not _agree(lean(token_ids, positions, reader.attend, slice(None), nobody), answer):
+    if not _agree(lean(token_ids, positions, told, slice(None), nobody), answer):
         return None
     return lean if weights_change else reader.read(fixed=True, rounded=rounded)
+
+
+class _Told(Side):
+    """One document; remembers what layers tell their attention."""
+
+    def __init__(self, documents: Documents) -> None:
+        super().__init__(documents)
+        self.scoring: dict[int, Scoring] = {}
+
+    def attend(self, store: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, dropout: float = 0.0) -> Tensor:
+        self.scoring[store] = scoring
+        return super().attend(store, q, k, v, scoring, dropout)
 
 
 def _agree(own: Tensor, wanted: Tensor) -> bool:
@@ -227,19 +258,13 @@ def _children(module: nn.Module) -> set[str]:
 
 
 class _Reader:
-    """Reads a transformers model. What its layers tell their attention is heard while it runs."""
+    """Reads a transformers model, whose layers have told their attention what they want."""
 
-    def __init__(self, model: Any, bank: LoraBank) -> None:
-        self.model, self.bank = model, bank
+    def __init__(self, model: Any, bank: LoraBank, told: _Told) -> None:
+        self.model, self.bank, self._told = model, bank, told
         self._names = {module: name for name, module in model.named_modules()}
         self._rounded: Rounded | None = None
         self._kernels: Kernels | None = None
-        self._told: dict[int, tuple[float, int | None]] = {}  # layer -> scaling and window
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
-        """Causal attention over one document."""
-        self._told[layer] = scaling, window
-        return fast_attention(q, k, v, documents_of((len(q),), str(q.device)), scaling, window)
 
     def read(self, fixed: bool, rounded: Rounded | None = None) -> LeanDecoder:
         """The lean pass. `fixed` takes the weights as they are now, or `rounded`; else the model's layers are called.
@@ -258,16 +283,14 @@ class _Reader:
 
     def _layer(self, layer: Any, fixed: bool) -> LeanLayer:
         attention, mlp = layer.self_attn, layer.mlp
-        scaling, window = self._told[attention.layer_idx]
         is_gemma = _children(layer) > _PARTS
         before_mlp = layer.pre_feedforward_layernorm if is_gemma else layer.post_attention_layernorm
         return LeanLayer(
-            index=attention.layer_idx,
+            store=attention.layer_idx,
             kind=attention.layer_type if self._kinds else "",
             heads=attention.q_proj.out_features // attention.head_dim,
             kv_heads=attention.k_proj.out_features // attention.head_dim,
-            scaling=scaling,
-            window=window,
+            scoring=self._told.scoring[attention.layer_idx],
             qkv=self._joined([attention.q_proj, attention.k_proj, attention.v_proj], fixed),
             out=self._joined([attention.o_proj], fixed),
             gated_up=self._gated_up(mlp, fixed),

@@ -11,45 +11,110 @@ import torch
 from torch import Tensor
 
 from danlu.data.packing import Batch
-from danlu.model.attention import documents_of, use_our_attention
+from danlu.errors import ModelError
+from danlu.model.check import CODE_FAULTS, alone, difference, kind_of, probe_texts, refuse_unless_causal
+from danlu.model.company import Side
+from danlu.model.documents import documents_of
 from danlu.model.kernels import fast_head_loss, use_fast_kernels
+from danlu.model.wiring import as_it_came, base_of, run_in_company, wire, wiring_of
 
 # Names under which model families change their logits after the head's product.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def prepare(model: Any) -> dict[str, int]:
-    """Make a model (with its adapter on) fast on documents laid end to end.
+    """Make a model (with its adapter on) fast on documents laid end to end, where it is right on them.
 
-    Returns how many modules of each kind took a fast kernel.
+    Returns how many modules of each kind took a fast kernel. Raises ModelError for a model that does not read from
+    left to right.
     """
-    use_our_attention(model)
-    return use_fast_kernels(model)
+    was_training = model.training
+    model.eval()
+    texts = probe_texts(model)
+    wanted = [alone(model, ids) for ids in texts]
+    refuse_unless_causal(model, texts[-1], wanted[-1])
+    reason = _wire(model)
+    taken = use_fast_kernels(model)
+    if not reason:
+        reason = _difference(model, texts, wanted)
+    base_of(model).danlu_alone = reason
+    model.train(was_training)
+    return taken
+
+
+def why_alone(model: Any) -> str:
+    """Why a prepared model reads one document at a time; nothing if it reads many laid end to end."""
+    return str(getattr(base_of(model), "danlu_alone", ""))
+
+
+def _wire(model: Any) -> str:
+    try:
+        wire(model)
+    except ModelError as error:
+        return error.seen
+    return ""
+
+
+@torch.no_grad()
+def _difference(model: Any, texts: list[list[int]], wanted: list[Tensor]) -> str:
+    """What is wrong when the texts lie end to end; nothing if each answers as it does alone."""
+    ids = [token for text in texts for token in text]
+    joined = alone(model, ids)
+    positions = torch.cat([torch.arange(len(text)) for text in texts]).tolist()
+    try:
+        got = _logits(model, ids, positions, tuple(map(len, texts)))
+    except CODE_FAULTS as error:
+        return f"{kind_of(model)}: its code fails on documents laid end to end: {error}"
+    start = len(texts[0])
+    for part, right, wrong in zip(got.split([start, len(texts[1])]), wanted, (None, joined[start:]), strict=True):
+        if found := difference(part, right, right.roll(1, 0) if wrong is None else wrong):
+            return f"{kind_of(model)}: documents laid end to end: {found}"
+    return ""
+
+
+def _logits(model: Any, ids: list[int], positions: list[int], lengths: tuple[int, ...]) -> Tensor:
+    device = base_of(model).device
+    tokens, at = (torch.tensor(numbers, device=device)[None] for numbers in (ids, positions))
+    side = Side(documents_of(lengths, str(device)))
+    logits: Tensor = run_in_company(model, side, input_ids=tokens, position_ids=at).logits[0]
+    return logits
 
 
 def token_losses(model: Any, batch: Batch) -> Tensor:
     """Negative log-likelihood in nats of each learnt token of `batch`: (learnt,) float32.
 
     The head works only where something is learnt. A head that is a plain product (frozen, no bias, nothing
-    done to its logits) works in chunks of rows; any other goes through the model's own code.
+    done to its logits) works in chunks of rows; any other goes through the model's own code. A model that was not
+    prepared, or is not right on documents laid end to end, reads one after the other.
     """
-    base = _base(model)
-    inputs = {
-        "input_ids": batch.token_ids.unsqueeze(0),
-        "position_ids": batch.positions.unsqueeze(0),
-        "documents": documents_of(batch.lengths, str(batch.token_ids.device)),
-        "use_cache": False,
-    }
+    base = base_of(model)
+    if wiring_of(base) is None or why_alone(model):
+        with as_it_came(base):
+            return _losses_alone(model, batch)
+    side = Side(documents_of(batch.lengths, str(batch.token_ids.device)))
+    given = {"input_ids": batch.token_ids.unsqueeze(0), "position_ids": batch.positions.unsqueeze(0)}
     head = base.get_output_embeddings()
     if _is_plain_product(base, head):
-        hidden = getattr(base, base.base_model_prefix)(**inputs).last_hidden_state[0]  # (tokens, dim)
+        body = getattr(base, base.base_model_prefix)
+        hidden = run_in_company(body, side, **given).last_hidden_state[0]  # (tokens, dim)
         return fast_head_loss(hidden[batch.predict_at], head.weight, batch.targets)
-    logits = base(**inputs, logits_to_keep=batch.predict_at).logits[0]
+    logits = run_in_company(base, side, **given, logits_to_keep=batch.predict_at).logits[0]
+    if len(logits) == batch.tokens:  # some give all, whatever they are asked
+        logits = logits[batch.predict_at]
     return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _losses_alone(model: Any, batch: Batch) -> Tensor:
+    """The definition: each document by itself through the model's own code."""
+    losses, start = [], 0
+    for length in batch.lengths:
+        own = (batch.predict_at >= start) & (batch.predict_at < start + length)
+        if bool(own.any()):
+            ids = batch.token_ids[start : start + length]
+            logits = model(input_ids=ids[None], use_cache=False).logits[0][batch.predict_at[own] - start]
+            losses.append(torch.nn.functional.cross_entropy(logits.float(), batch.targets[own], reduction="none"))
+        start += length
+    return torch.cat(losses) if losses else batch.token_ids.new_zeros(0, dtype=torch.float32)
 
 
 def _is_plain_product(base: Any, head: Any) -> bool:

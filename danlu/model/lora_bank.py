@@ -7,7 +7,7 @@ requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from danlu.errors import ConfigError, ModelError, nearest
 from danlu.model.adapters import is_linear
+from danlu.model.company import Part
 from danlu.model.lora_files import LowRank, read_lora
+from danlu.model.wiring import wiring_of
 
 # Which tokens of a step have an adapter: a slice, or (count,) int64.
 Tokens = slice | Tensor
@@ -40,11 +42,13 @@ class Step:
     Attributes:
         segments: (adapter, its tokens), each adapter once.
         count: tokens in all.
+        runs: (adapter or None, count), in order.
     """
 
     segments: Sequence[tuple[str, Tokens]]
     count: int
     device: torch.device
+    runs: Sequence[tuple[str | None, int]] = ()
     _foreign: dict[tuple[tuple[str, int], ...], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -52,14 +56,22 @@ class Step:
         """The step whose tokens stand in runs of (adapter, count), in order."""
         spans: dict[str, list[tuple[int, int]]] = {}
         start = 0
-        for name, group in groupby(runs, key=lambda run: run[0]):
-            end = start + sum(count for _, count in group)
+        joined = [(name, sum(count for _, count in group)) for name, group in groupby(runs, key=lambda run: run[0])]
+        for name, count in joined:
+            end = start + count
             if name is not None:
                 spans.setdefault(name, []).append((start, end))
             start = end
         if list(spans.values()) == [[(0, start)]]:
-            return cls([(name, EVERY) for name in spans], start, device)
-        return cls([(name, _tokens(places, device)) for name, places in spans.items()], start, device)
+            return cls([(name, EVERY) for name in spans], start, device, joined)
+        return cls([(name, _tokens(places, device)) for name, places in spans.items()], start, device, joined)
+
+    def of_part(self, take: Callable[[Tensor], Tensor]) -> Step:
+        """The step of some of these tokens, which `take` picks from (tokens, ...)."""
+        names = [name for name, _ in self.runs]
+        counts = torch.tensor([count for _, count in self.runs])
+        numbers = take(torch.repeat_interleave(torch.arange(len(names)), counts)).flatten().tolist()
+        return Step.of([(names[number], 1) for number in numbers], self.device)
 
     def foreign(self, ranks: tuple[tuple[str, int], ...]) -> Tensor:
         """(count, sum of ranks): True where the column of an adapter is not the token's own."""
@@ -195,9 +207,10 @@ class Hooks:
     """Lets a transformers model's linear layers add what a bank holds for the tokens of a step."""
 
     def __init__(self, bank: LoraBank, model: Any) -> None:
-        self._bank, self._model = bank, model
+        self._bank, self._model, self._wiring = bank, model, wiring_of(model)
         self._hooked: dict[str, Any] = {}
         self._step: Step | None = None
+        self._parts: dict[Part, Step] = {}
 
     @contextmanager
     def during(self, step: Step) -> Iterator[None]:
@@ -208,6 +221,7 @@ class Hooks:
             yield
         finally:
             self._step = None
+            self._parts.clear()
 
     def _hook(self, layers: AbstractSet[str]) -> None:
         """Let these layers, and no others, ask the bank."""
@@ -219,13 +233,23 @@ class Hooks:
         for name, module in self._hooked.items():
             module.forward = partial(self._forward, name, module.forward)
 
+    def _step_now(self) -> Step:
+        """The step, or that of the part which a layer with states is reading."""
+        assert self._step is not None
+        part = self._wiring.part if self._wiring is not None else None
+        if part is None:
+            return self._step
+        if part not in self._parts:
+            self._parts[part] = self._step.of_part(part.take)
+        return self._parts[part]
+
     def _forward(self, name: str, own: Any, x: Tensor) -> Tensor:
         out: Tensor = own(x)
         if self._step is not None:
-            rows, count = x.reshape(-1, x.shape[-1]), self._step.count
-            if len(rows) != count:
-                raise ModelError(f"{name} sees {len(rows)} of {count} tokens: it cannot have an adapter here")
-            self._bank.add_to(name, rows, out.view(-1, out.shape[-1]), self._step)
+            rows, step = x.reshape(-1, x.shape[-1]), self._step_now()
+            if len(rows) != step.count:
+                raise ModelError(f"{name} sees {len(rows)} of {step.count} tokens: it cannot have an adapter here")
+            self._bank.add_to(name, rows, out.view(-1, out.shape[-1]), step)
         return out
 
 

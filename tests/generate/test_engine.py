@@ -18,9 +18,9 @@ from danlu.generate import engine as engine_module
 from danlu.generate import requests as requests_module
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import LoraOptions, attach, save_adapter
-from danlu.model.attention import ATTENTION
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
+from danlu.model.wiring import ATTENTION
 from tiny import make_golden_model, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from danlu.generate.kv import SMALLEST_CAPACITY, KVShape, KVStore, OutOfBudget, Shelf, capacity_for
+from danlu.model.company import Width
 
-SHAPE = KVShape(layers=2, kv_heads=2, head_dim=3, dtype=torch.float32, device=torch.device("cpu"))
+SHAPE = KVShape((Width(2, 3, 3),) * 2, torch.float32, torch.device("cpu"))
 
 
 def store_of(slots=64, rows=1):

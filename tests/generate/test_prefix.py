@@ -13,9 +13,10 @@ from danlu.generate import prefix
 from danlu.generate.kv import KVShape, KVStore, OutOfBudget
 from danlu.generate.prefix import BLOCK_TOKENS, PrefixCache
 from danlu.generate.scheduler import PORTIONS_WHEN_ALONE
+from danlu.model.company import Width
 from tiny import make_golden_model
 
-SHAPE = KVShape(layers=2, kv_heads=2, head_dim=3, dtype=torch.float32, device=torch.device("cpu"))
+SHAPE = KVShape((Width(2, 3, 3),) * 2, torch.float32, torch.device("cpu"))
 BLOCK_BYTES = BLOCK_TOKENS * SHAPE.token_bytes
 LARGE = 100 * BLOCK_BYTES
 
@@ -25,9 +26,9 @@ def cache_of(budget_bytes=LARGE):
 
 
 def tensor_of(tokens):
-    """A block whose keys tell their tokens, and whose values tell them with a minus."""
-    keys = (torch.tensor(tokens) % 1000).float().view(1, 1, -1, 1).expand(SHAPE.layers, SHAPE.kv_heads, -1, 3)
-    return torch.cat([keys, -keys])
+    """A block's tensors: keys that tell their tokens, and values that tell them with a minus."""
+    keys = (torch.tensor(tokens) % 1000).float().view(1, 1, -1, 1).expand(2, 2, -1, 3)
+    return (torch.cat([keys, -keys]),)
 
 
 def parts(tokens):
@@ -70,14 +71,14 @@ def holds(slot, tokens):
     assert not slot.visible[:, slot.length :].any()
     assert slot.positions[: slot.length].tolist() == list(range(len(tokens)))
     for at, part in enumerate(parts(tokens)):
-        assert torch.equal(prefix._taken(slot, at * BLOCK_TOKENS, 1)[0], tensor_of(part))
+        assert torch.equal(prefix._taken(slot, at * BLOCK_TOKENS, 1)[0][0], tensor_of(part)[0])
 
 
 def check_accounts(cache):
     """What is counted is what the tensors take, and every block hangs on one that was used after it."""
     store = cache.store
     shelves = [tensor for shelf in store.shelves.values() for tensor in shelf._tensors()]
-    blocks = [block.tensor for block in cache.blocks.values()]
+    blocks = [tensor for block in cache.blocks.values() for tensor in block.tensors]
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in blocks)  # no view of something larger
     assert store.cached_bytes == sum(tensor.nbytes for tensor in blocks) <= prefix.CACHE_SHARE * store.budget_bytes
     assert store.used_bytes == sum(tensor.nbytes for tensor in [*shelves, *blocks]) <= store.budget_bytes
@@ -145,9 +146,9 @@ def test_tokens_that_hash_alike_are_told_apart():
 def test_what_is_not_a_number_is_not_kept(bad):
     cache, tokens = cache_of(), prompt_of(64)
     slot = opened(cache, tokens)
-    broken = tensor_of(parts(tokens)[1]).clone()
+    (broken,) = (tensor.clone() for tensor in tensor_of(parts(tokens)[1]))
     broken[3, 1, 7, 2] = bad
-    prefix._put(slot, 32, [broken])
+    prefix._put(slot, 32, [(broken,)])
     cache.keep(None, tokens, slot)
     assert (cache.blocks, cache.store.cached_bytes) == ({}, 0)
 

@@ -7,7 +7,8 @@ from rounding import of_sums, unit
 from danlu.device import Device
 from danlu.model import kernels, lora_kernel
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import Documents, causal_window, documents_of, fast_attention, plain_attention
+from danlu.model.attention import Scoring, fast_attention, plain_attention
+from danlu.model.documents import Documents, causal_sight, documents_of
 from danlu.model.load import load_model
 
 CPU = Device("cpu", 1, 2**34, False)
@@ -155,22 +156,22 @@ def test_attention_keeps_documents_apart(dtype, tolerance, window, heads, short,
     documents = documents_of((5, 1, 9, 4), "cpu")
     q = random(19, heads[0], 8, dtype=dtype)
     k, v = (random(19, heads[1], 8, dtype=dtype, seed=seed) for seed in (1, 2))
-    assert_same(plain_attention, fast_attention, (q, k, v, documents, 0.35, window), tolerance)
+    assert_same(plain_attention, fast_attention, (q, k, v, documents, Scoring(0.35, window)), tolerance)
 
 
 def test_a_change_in_one_document_does_not_reach_another():
     documents = documents_of((4, 6), "cpu")
     q, k, v = (random(10, 2, 8, seed=seed, grad=False) for seed in range(3))
-    before = fast_attention(q, k, v, documents, 0.3)
+    before = fast_attention(q, k, v, documents, Scoring(0.3))
     k[:4] += 5
     v[:4] -= 3
-    after = fast_attention(q, k, v, documents, 0.3)
+    after = fast_attention(q, k, v, documents, Scoring(0.3))
     assert torch.equal(before[4:], after[4:])
     assert not torch.equal(before[:4], after[:4])
 
 
 def test_a_window_counts_the_token_itself():
-    seen = causal_window(4, 2, torch.device("cpu"))
+    seen = causal_sight(4, 2, None, torch.device("cpu"))
     assert seen.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 

@@ -9,10 +9,13 @@ from rounding import of_model
 
 from danlu.device import Device
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import documents_of, plain_attention, use_our_attention
+from danlu.model.attention import plain_attention
+from danlu.model.company import Side
+from danlu.model.documents import documents_of
 from danlu.model.lean import LeanDecoder, decoder_of, plain_decoder
 from danlu.model.load import load_model
 from danlu.model.lora_bank import LoraBank, Step
+from danlu.model.wiring import as_it_came, wire
 from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=True)
@@ -21,12 +24,12 @@ IDS, AT = torch.arange(30, 70), torch.arange(40)
 
 def loaded(directory, architecture, dtype=torch.float32):
     model = load_model(make_tiny_model(directory, architecture=architecture), device=CPU, dtype=dtype)
-    use_our_attention(model)
+    wire(model)
     return strengthen(model)
 
 
 def run(decoder, kept=slice(None)):
-    return decoder(IDS, AT, causal, kept, Step.of([], torch.device("cpu")))
+    return decoder(IDS, AT, Plain(documents_of((40,), "cpu")), kept, Step.of([], torch.device("cpu")))
 
 
 def plain(model):
@@ -41,8 +44,11 @@ def assert_near(seen, wanted, model):
     torch.testing.assert_close(seen, wanted, atol=of_model(wanted, model.config), rtol=0)
 
 
-def causal(_layer, q, k, v, scaling, window):
-    return plain_attention(q, k, v, documents_of((len(q),), "cpu"), scaling, window)
+class Plain(Side):
+    """One text, attention by its definition."""
+
+    def attend(self, store, q, k, v, scoring, dropout=0.0):
+        return plain_attention(q, k, v, self.documents, scoring)
 
 
 @pytest.mark.parametrize("weights_change", [True, False])
@@ -71,7 +77,8 @@ def test_other_architectures_run_as_transformers_has_them(tmp_path):
     model = loaded(tmp_path, "gpt2")
     decoder = lean_of(model, weights_change=False)
     assert not isinstance(decoder, LeanDecoder)
-    wanted = model(input_ids=IDS[None], documents=documents_of((40,), "cpu"), use_cache=False).logits[0]
+    with as_it_came(model):
+        wanted = model(input_ids=IDS[None], use_cache=False).logits[0]
     assert_near(run(decoder), wanted, model)
 
 

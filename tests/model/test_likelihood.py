@@ -15,10 +15,13 @@ from danlu.device import Device
 from danlu.errors import ModelError
 from danlu.generate.engine import Engine
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import ATTENTION, documents_of, plain_attention, use_our_attention
+from danlu.model.attention import plain_attention
+from danlu.model.company import Side
+from danlu.model.documents import documents_of
 from danlu.model.kernels import use_fast_kernels
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model, load_tokenizer
+from danlu.model.wiring import ATTENTION, run_in_company, wire
 from tiny import ARCHITECTURES, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
@@ -209,31 +212,23 @@ def test_a_prepared_model_refuses_rows_without_documents(directories):
         model(input_ids=torch.tensor([[5, 6, 7]]))
 
 
-def test_scores_that_are_capped_are_refused():
-    from transformers import AttentionInterface
-
-    q = torch.zeros(1, 2, 3, 4)
-    attention = AttentionInterface()[ATTENTION]
-    with pytest.raises(ModelError, match="caps its attention scores"):
-        attention(nn.Module(), q, q, q, None, documents=documents_of((3,), "cpu"), softcap=50.0)
-
-
 @torch.no_grad()
-def test_who_calls_the_model_may_say_how_tokens_attend(directories):
-    """`attend` gets each layer's queries, keys and values of all tokens, its scale and its window."""
+def test_the_company_hears_what_each_layer_wants(directories):
+    """Each layer's queries, keys and values of all tokens, its scale and its window."""
     model = with_adapter(directories["mistral"])
     ids = documents()[0]
     expected = model(input_ids=torch.tensor([ids])).logits
     prepare(model)
     windows = []
 
-    def attend(layer, q, k, v, scaling, window):
-        windows.append((layer, window))
-        assert (q.shape, k.shape, v.shape) == ((len(ids), 4, 8), (len(ids), 2, 8), (len(ids), 2, 8))
-        return plain_attention(q, k, v, documents_of((len(ids),), "cpu"), scaling, window)
+    class Told(Side):
+        def attend(self, store, q, k, v, scoring, dropout=0.0):
+            windows.append((store, scoring.window))
+            assert (q.shape, k.shape, v.shape) == ((len(ids), 4, 8), (len(ids), 2, 8), (len(ids), 2, 8))
+            return plain_attention(q, k, v, self.documents, scoring)
 
     given = {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids)).unsqueeze(0)}
-    seen = model(**given, attend=attend, use_cache=False).logits
+    seen = run_in_company(model, Told(documents_of((len(ids),), "cpu")), **given).logits
     torch.testing.assert_close(seen, expected, atol=of_model(expected, model.config), rtol=0)
     assert windows == [(0, 16), (1, 16)]
     prepare(model)  # once more changes nothing
@@ -309,7 +304,7 @@ def test_a_kind_that_differs_keeps_its_own_code(directories):
         layer.mlp = GeluMlp(layer.mlp)
     model.model.norm = ShiftedRMSNorm(model.model.norm)
     expected = alone(model)
-    use_our_attention(model)
+    wire(model)
     assert use_fast_kernels(model) == {}
     assert_near(token_losses(model, collate(examples())), expected)
 
@@ -320,7 +315,7 @@ def test_one_module_that_differs_among_others_keeps_its_own_code(directories):
     last = model.model.layers[-1]
     last.input_layernorm, last.mlp = ShiftedRMSNorm(last.input_layernorm), GeluMlp(last.mlp)
     expected = alone(model)
-    use_our_attention(model)
+    wire(model)
     assert use_fast_kernels(model) == {"norm": 4, "swiglu": 1}
     assert_near(token_losses(model, collate(examples())), expected)
 

@@ -1,0 +1,147 @@
+"""Whether an engine's core answers as its model does alone: two requests in company, read in portions, step by step,
+their rows forked and crossed, beside the model's own pass over each text.
+
+What differs is said; what follows from it is core.py's. The comparison itself is model/check.py's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from danlu.generate.scheduler import Request, Scheduler
+from danlu.generate.strategies import Hypothesis, Limits, Row, Step, Strategy
+from danlu.model.check import CODE_FAULTS, alone, difference, probe_texts, refuse_unless_causal
+from danlu.model.wiring import base_of
+
+# Tokens of prompts read in one step: neither prompt is read at once.
+PORTION = 5
+
+
+class Stepped(Protocol):
+    """What a core is to the probe."""
+
+    scheduler: Scheduler
+
+    def submit(self, request: Request) -> None: ...
+
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Play:
+    """A prompt, and how its rows go on."""
+
+    prompt: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def texts(self) -> list[tuple[int, ...]]:
+        """Each text that a row ever is."""
+        rows: list[tuple[int, ...]] = [()] * len(self.steps[0].parents)
+        texts = [self.prompt]
+        for step in self.steps:
+            rows = [(*rows[parent], token) for parent, token in zip(step.parents, step.tokens, strict=True)]
+            texts += [(*self.prompt, *row) for row in rows]
+        return texts
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The plays, and what the model alone makes of every text in them.
+
+    Attributes:
+        dtype: in which the model computes.
+        wanted: (1, vocabulary), what it makes of each.
+        wrong: what it would, had it forgotten the prompt but for its last token.
+    """
+
+    plays: tuple[_Play, ...]
+    dtype: torch.dtype
+    wanted: dict[tuple[int, ...], Tensor]
+    wrong: dict[tuple[int, ...], Tensor]
+
+    @classmethod
+    def of(cls, model: Any) -> Probe:
+        """Raises ModelError for a model that cannot read a text, or looks at what comes after."""
+        plays = _plays(*map(tuple, probe_texts(model)))
+        wanted: dict[tuple[int, ...], Tensor] = {}
+        wrong: dict[tuple[int, ...], Tensor] = {}
+        for play in plays:
+            start = len(play.prompt)
+            for text in sorted(play.texts, key=len, reverse=True):
+                if text in wanted:  # the beginning of a longer one
+                    continue
+                scores, late = alone(model, text), alone(model, text[start - 1 :])
+                for end in range(start, len(text) + 1):
+                    wanted[text[:end]], wrong[text[:end]] = scores[end - 1 : end], late[end - start : end - start + 1]
+        longest = max(wanted, key=len)
+        refuse_unless_causal(model, longest, alone(model, longest))
+        return cls(plays, base_of(model).dtype, wanted, wrong)
+
+    def difference(self, core: Stepped, allowed: float | None = None) -> str:
+        """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle."""
+        scheduler, before = core.scheduler, core.scheduler.prompt_tokens_a_step
+        scheduler.prompt_tokens_a_step = PORTION
+        scripts, errors = [_Script(play) for play in self.plays], list[BaseException]()
+        requests = [
+            Request(script.play.prompt, script, lambda scores: scores, on_end=lambda e: errors.append(e) if e else None)
+            for script in scripts
+        ]
+        try:
+            for request in requests:
+                core.submit(request)
+            while not scheduler.is_idle:
+                core.step()
+        except CODE_FAULTS as error:
+            return f"its code fails: {error}"
+        finally:
+            scheduler.prompt_tokens_a_step = before
+            for request in requests:
+                scheduler.end(request)
+        if errors:
+            return f"it fails: {errors[0]}"
+        for text, got in (pair for script in scripts for pair in script.heard):
+            if found := difference(got[None].to(self.dtype), self.wanted[text], self.wrong[text], allowed):
+                return found
+        return ""
+
+
+def _plays(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[_Play, ...]:
+    """One text that goes on alone, and one that goes on as three rows, which fork and cross."""
+    single = tuple(Step([0], [token]) for token in first[7:10])
+    a, b, c, d, e, f, g = second[9:16]
+    forked = (Step([0, 0, 0], [a, b, c]), Step([2, 0, 2], [d, e, f]), Step([1, 2, 0], [g, a, b]))
+    return _Play(first[:7], single), _Play(second[:9], forked)
+
+
+class _Script(Strategy):
+    """Goes on as written, whatever the scores say, and remembers them."""
+
+    def __init__(self, play: _Play) -> None:
+        super().__init__(len(play.steps[0].parents), Limits(len(play.steps) + 1, frozenset()))
+        self.play, self._left = play, deque(play.steps)
+        self.heard: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def choose(self, scores: Tensor) -> Step:
+        for row, made in enumerate(self.sequences):
+            self.heard.append(((*self.play.prompt, *made), scores[row]))
+        if not self._left:
+            return Step([], [])
+        step = self._left.popleft()
+        pairs = zip(step.parents, step.tokens, strict=True)
+        self.sequences = [(*self.sequences[parent], token) for parent, token in pairs]
+        return step
+
+    def results(self) -> list[Hypothesis]:
+        return []
+
+    def standing(self) -> list[Row]:
+        return []
+
+    def finished(self) -> list[tuple[int, Hypothesis]]:
+        return []
