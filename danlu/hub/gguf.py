@@ -1,8 +1,8 @@
 """A GGUF file -> a directory with float32 safetensors, config, tokenizer and chat template.
 
-transformers reads the file; here it is kept from being silently different: digits are cut as the model
-learnt them, and the saved tokenizer must agree with the one it came from. Which file, and where the
-directory is kept, is left to names.py and cache.py.
+transformers reads the file; here it is kept from being silently different: what it leaves unread of the kind of
+model is gguf_kinds.py's, text is cut as the model learnt it, and the saved tokenizer must agree with the one it
+came from. Which file, and where the directory is kept, is left to names.py and cache.py.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ import psutil
 
 from danlu.errors import MemoryShortage, ModelError
 from danlu.hub.cache import need_disk
+from danlu.hub.gguf_kinds import ROPE_TENSORS, USE_SAFETENSORS, Head, check_head, check_places, correct
 from danlu.hub.quiet import quiet_transformers
 
 # GGUF word splitting that cuts digits one by one, which transformers 5.23 reads as plain GPT-2.
 # The names are llama.cpp's `tokenizer.ggml.pre` (llama-vocab.cpp).
-DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+DIGIT_SPLITTERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"}
+
+# GGUF word splitting that is GPT-2's, which transformers takes for every name that it does not know.
+GPT2_SPLITTERS = {"gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion"}
+
+# GGUF word splitting under another name that transformers knows.
+SAME_SPLITTERS = {"stablelm2": "qwen2"}
 
 # Text on which a converted tokenizer must agree with the one that it was made from.
 PROBE = " In 2018, it's I'LL  x\n\n\tdef f(x):\n    return 12 丹炉把数据炼成模型 é🙂<|im_start|><end_of_turn>"
@@ -32,10 +39,13 @@ def convert_gguf(gguf: Path, out: Path, *, chat_template: str = "", end_of_turn:
 
     Dequantised values are float32 by definition, so nothing is rounded. `chat_template` is used if the
     file has none; `end_of_turn` is a token that ends an answer besides the file's own.
-    Raises ModelError (not readable, or an architecture that transformers does not read),
+    Raises ModelError (not readable, a kind that is not read exactly, or a word splitting that is not known),
     MemoryShortage, DiskError.
     """
-    weights, splitter = _read_gguf_header(gguf)
+    head, splitter = _read_gguf_header(gguf)
+    check_head(head)
+    _check_splitter(splitter)
+    weights = head.count()
     need_disk(out, 4 * weights, "the model as float32")
     if psutil.virtual_memory().available < 4 * weights:
         raise MemoryShortage(
@@ -43,48 +53,90 @@ def convert_gguf(gguf: Path, out: Path, *, chat_template: str = "", end_of_turn:
             fix="close other programs, or use a directory with safetensors",
         )
     with quiet_transformers():
-        model, tokenizer = _load_gguf(gguf)
-        if splitter in DIGIT_SPLITTERS:
-            _split_digits(tokenizer)
+        model, tokenizer = _load_gguf(gguf, head)
+        check_places(head, model)
+        _split(tokenizer, splitter)
         tokenizer.chat_template = tokenizer.chat_template or chat_template or None
         _prepare(model, tokenizer, end_of_turn)
         _save(model, tokenizer, out)
         _check_tokenizer(tokenizer, out)
 
 
-def _read_gguf_header(gguf: Path) -> tuple[int, str]:
-    """Number of weights, and the name of the word splitting."""
+def _read_gguf_header(gguf: Path) -> tuple[Head, str]:
+    """What the file says of its weights, and the name of its word splitting, empty if it has none."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(gguf)
-        splitter = reader.get_field("tokenizer.ggml.pre")
-        weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        fields = {name: field.contents() for name, field in reader.fields.items() if "tokenizer.ggml.t" not in name}
+        kind = str(fields["general.architecture"])
+        head = Head(
+            kind=kind,
+            keys={name[len(kind) + 1 :]: value for name, value in fields.items() if name.startswith(f"{kind}.")},
+            shapes={tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors},
+            rope={tensor.name: tensor.data.tolist() for tensor in reader.tensors if tensor.name in ROPE_TENSORS},
+        )
+        head.count()
     except Exception as error:  # the reader meets a broken file with whatever numpy raises
         raise ModelError(f"{gguf.name}: broken or cut short: {error}", fix="fetch the file again") from error
-    return weights, str(splitter.contents()) if splitter else ""
+    byte_level = fields.get("tokenizer.ggml.model") == "gpt2"
+    return head, str(fields.get("tokenizer.ggml.pre", "")) if byte_level else ""
 
 
-def _load_gguf(gguf: Path) -> tuple[Any, Any]:
+def _check_splitter(name: str) -> None:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    known = GGUF_PRE_TOKENIZER_SPLITS.keys() | DIGIT_SPLITTERS | GPT2_SPLITTERS | SAME_SPLITTERS.keys()
+    if name and name not in known:
+        raise ModelError(
+            f"the GGUF file's tokenizer splits words as {name!r} does, which is not known here",
+            allowed=", ".join(sorted(known)),
+            fix=USE_SAFETENSORS,
+        )
+
+
+def _load_gguf(gguf: Path, head: Head) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     name, options = str(gguf.parent), {"gguf_file": gguf.name, "local_files_only": True}
     try:
         with redirect_stderr(io.StringIO()):  # a progress bar that transformers' own switch does not reach
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            config = AutoConfig.from_pretrained(name, **options)
+            correct(config, head)
             model, loading = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, **options
+                name,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # told below, in words
+                output_loading_info=True,
+                **options,
             )
     except MemoryError as error:
         raise MemoryShortage(f"no memory left while unpacking {gguf.name}") from error
+    except ModelError:
+        raise
     except Exception as error:  # transformers' readers raise ValueError, KeyError, NotImplementedError, ...
-        raise ModelError(
-            f"transformers cannot read {gguf.name}: {error}", fix="use the model's safetensors release"
-        ) from error
+        raise ModelError(f"transformers cannot read {gguf.name}: {error}", fix=USE_SAFETENSORS) from error
     if loading["missing_keys"]:
         raise ModelError(f"{gguf.name} lacks weights: {', '.join(sorted(loading['missing_keys'])[:5])}")
+    for weight, here, wanted in loading["mismatched_keys"]:
+        raise ModelError(
+            f"{gguf.name}: {weight} is read as {tuple(here)}, and {type(model).__name__} has {tuple(wanted)}",
+            fix=USE_SAFETENSORS,
+        )
     return model, tokenizer
+
+
+def _split(tokenizer: Any, name: str) -> None:
+    """Cut text into words as the splitting `name` does, where transformers would not."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import set_split_regex
+
+    if name in DIGIT_SPLITTERS:
+        _split_digits(tokenizer)
+    if name in SAME_SPLITTERS:
+        set_split_regex(tokenizer, {"pre_tokenizer_type": SAME_SPLITTERS[name]})
 
 
 def _split_digits(tokenizer: Any) -> None:
@@ -131,5 +183,5 @@ def _check_tokenizer(tokenizer: Any, out: Path) -> None:
     if saved(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
         raise ModelError(
             "the GGUF file's tokenizer does not survive being saved: it would cut text differently",
-            fix="use the model's safetensors release",
+            fix=USE_SAFETENSORS,
         )

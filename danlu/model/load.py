@@ -21,6 +21,7 @@ from danlu.config import Options
 from danlu.device import Device, DtypeName
 from danlu.errors import DanluError, MemoryShortage, ModelError
 from danlu.hub import Say, check_directory, quiet_transformers, resolve, silent, weight_files
+from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
 if TYPE_CHECKING:
     import torch
@@ -129,26 +130,23 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in `directory`, its weights as `dtype`, on `device`, in evaluation mode.
 
-    `attention` is transformers' name of the attention code. `say` hears of weights in the files that the
-    model has no place for. Raises ModelError (files missing, cut short or not matching; not a causal
-    language model; needs its own code) and MemoryShortage.
+    Of a checkpoint that also reads images or sounds it is the language part (language_part.py). `attention` is
+    transformers' name of the attention code. `say` hears of weights in the files that are not used. Raises
+    ModelError (files missing, cut short or not matching; not a causal language model; needs its own code) and
+    MemoryShortage.
     """
-    from transformers import AutoModelForCausalLM
-
     check_directory(directory)
     config = _read_json(directory / "config.json")
     _check_architecture(config, directory)
-    _check_memory(directory, device, dtype)
+    sizes = _weight_sizes(directory)
     with _reading(directory, "model", config):
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        part = language_part(directory, config) if is_multimodal(config["model_type"]) else None
+    if part is not None:
+        say(part.notice(sizes))
+        sizes = {name: sizes[name] for name in language_names(sizes)}
+    _check_memory(sizes, device, dtype)
+    with _reading(directory, "model", config):
+        model, loading = _read_model(directory, part, dtype=dtype, attn_implementation=attention)
     if loading["missing_keys"]:
         raise ModelError(
             f"{directory}: the files lack weights of {type(model).__name__}: {some(loading['missing_keys'])}",
@@ -158,6 +156,18 @@ def load_model(
         say(f"weights that {type(model).__name__} has no place for: {some(loading['unexpected_keys'])}")
     with _reading(directory, "model", config):
         return model.to(device.name).eval()
+
+
+def _read_model(directory: Path, part: LanguagePart | None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report of what it had no place for, or no weights."""
+    from transformers import AutoModelForCausalLM
+
+    options |= {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    if part is not None:
+        return part.read(directory, **options)
+    return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
+        str(directory), output_loading_info=True, **options
+    )
 
 
 def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
@@ -170,7 +180,7 @@ def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
 
     check_directory(directory)
     config = _read_json(directory / "config.json")
-    _check_memory(directory, device, torch.float32)
+    _check_memory(_weight_sizes(directory), device, torch.float32)
     with _reading(directory, "model", config):
         model, loading = AutoModel.from_pretrained(
             str(directory),
@@ -246,17 +256,18 @@ def _check_architecture(config: dict[str, Any], directory: Path) -> None:
         else:
             fix = "check model_type in config.json; a newer transformers may know it"
         raise ModelError(f"{directory}: unknown model_type {kind!r}", allowed=allowed, fix=fix)
-    heads = (*CAUSAL.values(), "ForCausalLM", "LMHeadModel")
+    multimodal = is_multimodal(kind)
+    heads = (*CAUSAL.values(), "ForCausalLM", "LMHeadModel", *(["ForConditionalGeneration"] if multimodal else []))
     is_causal = not classes or any(str(name).endswith(heads) for name in classes)
-    if kind not in CAUSAL or not is_causal or config.get("is_encoder_decoder"):
+    if not (multimodal or kind in CAUSAL) or not is_causal or config.get("is_encoder_decoder"):
         shown = ", ".join(str(name) for name in classes) or kind
         raise ModelError(f"{directory}: {shown} is not a causal language model", allowed=allowed)
 
 
-def _check_memory(directory: Path, device: Device, dtype: torch.dtype) -> None:
+def _check_memory(sizes: dict[str, int], device: Device, dtype: torch.dtype) -> None:
     if device.memory_bytes <= 0:  # unknown
         return
-    need = _weight_count(directory) * dtype.itemsize
+    need = sum(sizes.values()) * dtype.itemsize
     if need > device.memory_bytes:
         raise MemoryShortage(
             f"the weights need {need / 1e9:.2f} GB as {dtype}; "
@@ -265,19 +276,19 @@ def _check_memory(directory: Path, device: Device, dtype: torch.dtype) -> None:
         )
 
 
-def _weight_count(directory: Path) -> int:
-    """How many numbers the safetensors files hold, from their headers; ModelError if one is cut short."""
+def _weight_sizes(directory: Path) -> dict[str, int]:
+    """How many numbers each weight in the safetensors files has, by their headers; ModelError if one is cut short."""
     from safetensors import SafetensorError, safe_open
 
-    count = 0
+    sizes: dict[str, int] = {}
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+                sizes |= {key: math.prod(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             fix = "the file is damaged or cut short; fetch the model again"
             raise ModelError(f"{path}: {error}", fix=fix) from error
-    return count
+    return sizes
 
 
 def _check_pair(model: Any, tokenizer: Any, directory: Path) -> None:

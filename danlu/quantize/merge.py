@@ -139,6 +139,7 @@ def _dtypes(name: DtypeName, base: Path, device: Device) -> list[torch.dtype]:
     if name != "auto":
         return [device.dtype(name)]
     config = json.loads((base / "config.json").read_text("utf-8"))
+    config = (config.get("text_config") or {}) | config  # a multimodal base may name the dtype of its part alone
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     assert isinstance(stored, torch.dtype)
     return [stored, torch.float32] if stored in (torch.bfloat16, torch.float16) else [torch.float32]

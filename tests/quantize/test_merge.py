@@ -9,6 +9,7 @@ import pytest
 import torch
 from rounding import of_model
 from safetensors.torch import load_file, save_file
+from wholes import make_tiny_whole
 
 from danlu import Engine
 from danlu.data.chat import CHATML
@@ -19,7 +20,7 @@ from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model, put_adapter
 from danlu.quantize import merge
 from danlu.quantize.merge import MergeOptions, merge_checked
-from tiny import make_tiny_model
+from tiny import make_tiny_model, make_tokenizer
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 IDS = torch.tensor([[5, 60, 7, 200, 9, 31]])
@@ -293,3 +294,20 @@ def test_the_merged_model_carries_the_template_trained_with(bare, adapter, out, 
     text = Engine(str(out)).chat.tokenizer.decode(Engine(str(out)).token_ids([{"role": "user", "content": "hi"}]))
     expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert text == (expected if template == "chatml" else expected.replace("\n", "|"))
+
+
+def test_the_base_may_be_the_language_part_of_a_multimodal_checkpoint(tmp_path, out):
+    whole = make_tiny_whole(tmp_path / "whole", "gemma3")
+    make_tokenizer().save_pretrained(tmp_path / "whole")
+    adapter = make_adapter(tmp_path / "whole", tmp_path / "adapter")
+    parity, _ = run(tmp_path / "whole", adapter, out)
+    assert parity.dtype == "torch.float32"
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("gemma3_text", ["Gemma3ForCausalLM"])
+    merged = load_model(out, device=CPU, dtype=torch.float32)
+    assert not torch.allclose(logits(merged), logits(whole), atol=0.1)
+
+
+def test_the_dtype_of_a_multimodal_base_may_stand_beside_its_text(tmp_path):
+    (tmp_path / "config.json").write_text('{"text_config": {"dtype": "bfloat16"}}')
+    assert merge._dtypes("auto", tmp_path, CPU) == [torch.bfloat16, torch.float32]
