@@ -34,7 +34,7 @@ from danlu.generate.engine import Engine
 from danlu.hub import cache_directory
 from danlu.journal import Journal, write_atomic
 from danlu.model.adapters import LoraOptions, attach, parameter_counts
-from danlu.model.likelihood import prepare
+from danlu.model.likelihood import prepare, why_alone
 from danlu.model.load import ModelOptions, load
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
@@ -194,9 +194,13 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
     _check_provable(recipe, held_out, questions)
     model = attach(loaded.model, recipe.lora, recipe.seed)
     kernels = prepare(model)
+    if reason := why_alone(model):
+        show.say(f"slow: documents are read one at a time: {reason}")
     trainable, total = parameter_counts(model)
     show.say(f"model: {total - trainable:,} frozen and {trainable:,} trained parameters, {loaded.dtype}")
-    _describe(recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype))
+    _describe(
+        recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
+    )
     return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
 
 
@@ -247,6 +251,7 @@ def _describe(
     kernels: dict[str, int],
     parameters: tuple[int, int],
     dtype: str,
+    reason: str,
 ) -> None:
     tokens = sum(len(example.token_ids) for example in examples)
     learnt = sum(example.learnt_tokens for example in examples)
@@ -263,6 +268,8 @@ def _describe(
     reason = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
     journal.event("dtype", reason if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
     journal.event("kernels", "each agrees with the module it replaces on random input", **kernels)
+    if reason:
+        journal.event("one document at a time", reason)
     steps = planned_steps(recipe.train, len(examples))
     journal.event("plan", f"{recipe.train.batch_size} examples a step", steps=steps, examples=len(examples))
     for place, reason in skipped.faults:

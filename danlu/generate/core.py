@@ -44,6 +44,11 @@ class Core:
         weights_change: the model is trained between two requests; otherwise its weights belong to the core.
         rounded: the number format that the weights are rounded to.
         prefix_cache: keep what was read for requests that begin the same way; wrong as soon as weights change.
+        why_alone: what an earlier look at this model said: why it reads each text alone, "" if it need not. None
+            looks: the model's own scores of a few tokens beside those of this core.
+
+    Attributes:
+        why_alone: why each text is read by itself, from its beginning at every step; "" if texts are read in company.
     """
 
     def __init__(
@@ -55,21 +60,24 @@ class Core:
         weights_change: bool = True,
         rounded: Rounded | None = None,
         prefix_cache: bool = False,
+        why_alone: str | None = None,
     ) -> None:
         keep_freed_memory()
         base = base_of(model).eval()
         self.device = base.device
-        probe = Probe.of(base)
+        probe = Probe.of(base) if why_alone is None else None  # before anything is done to the model
         self.bank = LoraBank.of(base)
-        self.why_alone = ""
         self.decoder: Decoder | None = None
-        try:
-            wiring = wire(base)
-            self.decoder = decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
-            self._set_up(kv_shape(wiring, base.dtype, base.device), kv_budget_bytes, prompt_tokens_a_step, prefix_cache)
-            self.why_alone = probe.difference(self, ALLOWED_ROUNDED if rounded else None)
-        except ModelError as error:
-            self.why_alone = error.seen
+        self.why_alone = why_alone or ""
+        if not why_alone:
+            try:
+                wiring = wire(base)
+                self.decoder = decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
+                shape = kv_shape(wiring, base.dtype, base.device)
+                self._set_up(shape, kv_budget_bytes, prompt_tokens_a_step, prefix_cache)
+                self.why_alone = "" if probe is None else probe.difference(self, ALLOWED_ROUNDED if rounded else None)
+            except ModelError as error:
+                self.why_alone = error.seen
         if self.why_alone:
             self._read_alone(base, rounded, kv_budget_bytes, prompt_tokens_a_step)
 

@@ -34,6 +34,7 @@ from danlu.generate.recorder import TOP, Recorder
 from danlu.generate.requests import Job, Maker
 from danlu.generate.text import TokenNames, push_all
 from danlu.generate.trace import Trace
+from danlu.generate.verdict import Verdict
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
 from danlu.model.load import ModelOptions, load
@@ -102,7 +103,20 @@ class Engine:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
-        core = Core(loaded.model, budget, weights_change=False, rounded=rounded, prefix_cache=prefix_cache)
+        verdict = Verdict(
+            cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
+        )
+        core = Core(
+            loaded.model,
+            budget,
+            weights_change=False,
+            rounded=rounded,
+            prefix_cache=prefix_cache,
+            why_alone=verdict.known(),
+        )
+        verdict.keep(core.why_alone)
+        if core.why_alone:
+            say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
         self._set_up(loaded.model, chat, core)
         if own is not None:
             self.core.bank.put(DEFAULT, own, self.core.bank.read(own))

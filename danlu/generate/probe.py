@@ -7,12 +7,14 @@ What differs is said; what follows from it is core.py's. The comparison itself i
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from danlu.generate.kv import SMALLEST_CAPACITY
 from danlu.generate.scheduler import Request, Scheduler
 from danlu.generate.strategies import Hypothesis, Limits, Row, Step, Strategy
 from danlu.model.check import CODE_FAULTS, alone, difference, probe_texts, refuse_unless_causal
@@ -56,8 +58,9 @@ class Probe:
 
     Attributes:
         dtype: in which the model computes.
-        wanted: (1, vocabulary), what it makes of each.
-        wrong: what it would, had it forgotten the prompt but for its last token.
+        wanted: (1, vocabulary), what it makes of each text.
+        wrong: of one text a play and its beginnings, what it would make of them, had it forgotten the prompt but for
+            its last token.
     """
 
     plays: tuple[_Play, ...]
@@ -72,51 +75,63 @@ class Probe:
         wanted: dict[tuple[int, ...], Tensor] = {}
         wrong: dict[tuple[int, ...], Tensor] = {}
         for play in plays:
-            start = len(play.prompt)
-            for text in sorted(play.texts, key=len, reverse=True):
-                if text in wanted:  # the beginning of a longer one
-                    continue
-                scores, late = alone(model, text), alone(model, text[start - 1 :])
-                for end in range(start, len(text) + 1):
-                    wanted[text[:end]], wrong[text[:end]] = scores[end - 1 : end], late[end - start : end - start + 1]
-        longest = max(wanted, key=len)
-        refuse_unless_causal(model, longest, alone(model, longest))
+            start, texts = len(play.prompt), sorted(play.texts, key=len, reverse=True)
+            for text in texts:
+                if text not in wanted:  # else it is the beginning of a longer one
+                    scores = alone(model, text)
+                    wanted |= {text[:end]: scores[end - 1 : end] for end in range(start, len(text) + 1)}
+            longest = texts[0]
+            forgetful = alone(model, longest[start - 1 :])
+            wrong |= {longest[: start + at]: forgetful[at : at + 1] for at in range(len(forgetful))}
+        refuse_unless_causal(model, play.prompt, wanted[play.prompt])
         return cls(plays, base_of(model).dtype, wanted, wrong)
 
     def difference(self, core: Stepped, allowed: float | None = None) -> str:
         """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle."""
-        scheduler, before = core.scheduler, core.scheduler.prompt_tokens_a_step
-        scheduler.prompt_tokens_a_step = PORTION
-        scripts, errors = [_Script(play) for play in self.plays], list[BaseException]()
-        requests = [
-            Request(script.play.prompt, script, lambda scores: scores, on_end=lambda e: errors.append(e) if e else None)
-            for script in scripts
-        ]
+        scripts = [_Script(play) for play in self.plays]
         try:
-            for request in requests:
-                core.submit(request)
-            while not scheduler.is_idle:
-                core.step()
+            _perform(core, scripts)
         except CODE_FAULTS as error:
             return f"its code fails: {error}"
-        finally:
-            scheduler.prompt_tokens_a_step = before
-            for request in requests:
-                scheduler.end(request)
-        if errors:
-            return f"it fails: {errors[0]}"
-        for text, got in (pair for script in scripts for pair in script.heard):
-            if found := difference(got[None].to(self.dtype), self.wanted[text], self.wrong[text], allowed):
+        for script in scripts:
+            texts = [text for text, _ in script.heard]
+            got = torch.stack([scores for _, scores in script.heard]).to(self.dtype)
+            told = [at for at, text in enumerate(texts) if text in self.wrong]
+            wanted, wrong = (torch.cat([of[texts[at]] for at in told]) for of in (self.wanted, self.wrong))
+            found = difference(got, torch.cat([self.wanted[text] for text in texts]), None, allowed)
+            if found := found or difference(got[told], wanted, wrong, allowed):
                 return found
         return ""
 
 
+def _perform(core: Stepped, scripts: Sequence[_Script]) -> None:
+    """Run the plays to their end, in portions, with room for all of them."""
+    scheduler, store = core.scheduler, core.scheduler.store
+    before = scheduler.prompt_tokens_a_step, store.budget_bytes
+    scheduler.prompt_tokens_a_step = PORTION
+    store.budget_bytes = max(store.budget_bytes, 2 * len(scripts) * store.shape.slot_bytes(2, SMALLEST_CAPACITY))
+    errors: list[BaseException] = []
+    requests = [Request(script.play.prompt, script, lambda scores: scores) for script in scripts]
+    try:
+        for request in requests:
+            request.on_end = lambda error: errors.append(error) if error else None
+            core.submit(request)
+        while not scheduler.is_idle:
+            core.step()
+    finally:
+        for request in requests:
+            scheduler.end(request)
+        scheduler.prompt_tokens_a_step, store.budget_bytes = before
+    if errors:
+        raise errors[0]
+
+
 def _plays(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[_Play, ...]:
-    """One text that goes on alone, and one that goes on as three rows, which fork and cross."""
+    """One text that goes on alone, and one that goes on as two rows, which cross."""
     single = tuple(Step([0], [token]) for token in first[7:10])
-    a, b, c, d, e, f, g = second[9:16]
-    forked = (Step([0, 0, 0], [a, b, c]), Step([2, 0, 2], [d, e, f]), Step([1, 2, 0], [g, a, b]))
-    return _Play(first[:7], single), _Play(second[:9], forked)
+    a, b, c, d, e, f = second[9:15]
+    crossing = (Step([0, 0], [a, b]), Step([1, 0], [c, d]), Step([0, 1], [e, f]))
+    return _Play(first[:7], single), _Play(second[:9], crossing)
 
 
 class _Script(Strategy):

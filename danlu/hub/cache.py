@@ -21,7 +21,7 @@ from danlu.hub.directory import check_directory, is_whole
 from danlu.hub.quiet import Say
 
 # Ends every name in the cache: raise it when what is written there is to be made anew.
-FORM = 1
+FORM = 2
 
 MORE_DISK = "free some space, or set DANLU_CACHE to a directory on a larger disk"
 

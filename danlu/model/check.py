@@ -61,9 +61,13 @@ def kind_of(model: Any) -> str:
 
 
 def refuse_unless_causal(model: Any, ids: Sequence[int], wanted: Tensor) -> None:
-    """Raises ModelError for a model that looks at what comes after: it cannot say what comes next."""
-    half = len(ids) // 2
-    apart = _apart(alone(model, ids[:half]), wanted[:half])
+    """Raises ModelError for a model that looks at what comes after: it cannot say what comes next.
+
+    Args:
+        ids: the beginning of a text.
+        wanted: (tokens, vocabulary), what the model made of its last tokens when the text went on.
+    """
+    apart = _apart(alone(model, ids)[-len(wanted) :], wanted)
     if float(apart.max()) > _allowed(base_of(model).dtype):
         raise ModelError(
             f"{kind_of(model)} looks at the tokens that come after one: scores change by {float(apart.max()):.2g} of "
@@ -73,22 +77,25 @@ def refuse_unless_causal(model: Any, ids: Sequence[int], wanted: Tensor) -> None
         )
 
 
-def difference(got: Tensor, wanted: Tensor, wrong: Tensor, allowed: float | None = None) -> str:
+def difference(got: Tensor, wanted: Tensor, wrong: Tensor | None, allowed: float | None = None) -> str:
     """What is wrong with scores `got` of one text, in words; nothing if they are `wanted` up to rounding.
 
     Args:
         got: (tokens, vocabulary), in the format that the model computes in.
         wanted: the same by the model alone.
-        wrong: the same as a likely fault would have them.
+        wrong: the same as a likely fault would have them, where that is known.
         allowed: how far they may be apart; by default what rounding makes of it.
     """
     if not bool(got.isfinite().all()):
         return "some scores are not numbers"
     is_short = got.dtype in (torch.bfloat16, torch.float16)
-    apart, fault = _apart(got.float(), wanted), _apart(wrong.float(), wanted)
+    apart = _apart(got.float(), wanted)
     seen, limit = float(apart.median() if is_short else apart.max()), allowed or _allowed(got.dtype)
     if seen > limit:
         return f"scores differ by {seen:.2g} of their spread, {limit:g} is allowed"
+    if wrong is None:
+        return ""
+    fault = _apart(wrong.float(), wanted)
     if seen * CONTRAST > float(fault.median() if is_short else fault.max()):
         return "the texts tell too little of this model to judge it"
     return ""

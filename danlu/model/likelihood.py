@@ -32,7 +32,8 @@ def prepare(model: Any) -> dict[str, int]:
     model.eval()
     texts = probe_texts(model)
     wanted = [alone(model, ids) for ids in texts]
-    refuse_unless_causal(model, texts[-1], wanted[-1])
+    half = len(texts[-1]) // 2
+    refuse_unless_causal(model, texts[-1][:half], wanted[-1][:half])
     reason = _wire(model)
     taken = use_fast_kernels(model)
     if not reason:

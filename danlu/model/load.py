@@ -126,14 +126,14 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    directory: Path, *, device: Device, dtype: torch.dtype, attention: str = "sdpa", say: Say = silent
+    directory: Path, *, device: Device, dtype: torch.dtype, attention: str | None = None, say: Say = silent
 ) -> PreTrainedModel:
     """The causal language model in `directory`, its weights as `dtype`, on `device`, in evaluation mode.
 
     Of a checkpoint that also reads images or sounds it is the language part (language_part.py). `attention` is
-    transformers' name of the attention code. `say` hears of weights in the files that are not used. Raises
-    ModelError (files missing, cut short or not matching; not a causal language model; needs its own code) and
-    MemoryShortage.
+    transformers' name of the attention code; by default the one that it prefers for this kind. `say` hears of
+    weights in the files that are not used. Raises ModelError (files missing, cut short or not matching; not a causal
+    language model; needs its own code) and MemoryShortage.
     """
     check_directory(directory)
     config = _read_json(directory / "config.json")

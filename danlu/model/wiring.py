@@ -51,7 +51,7 @@ def wire(model: Any) -> Wiring:
         apart = _show(base, wiring)
     except Exception as error:
         _unwire(base, wiring)
-        if isinstance(error, DanluError):
+        if isinstance(error, DanluError | MemoryError | torch.OutOfMemoryError):
             raise
         kind = base.config.model_type
         raise ModelError(f"{kind}: its code does not work on a row of tokens of many texts: {error}") from error
