@@ -30,8 +30,8 @@ from danlu.model.native import kernels
 from danlu.model.rounding import Rounded
 from danlu.model.wiring import base_of, wire
 
-# How far scores of rounded weights may be from the model's own (model/check.py).
-ALLOWED_ROUNDED = 0.35
+# How far scores of rounded weights may be from the model's own (model/check.py): tiny models suffer most.
+ALLOWED_ROUNDED = 0.6
 
 
 class Core:

@@ -68,7 +68,7 @@ def refuse_unless_causal(model: Any, ids: Sequence[int], wanted: Tensor) -> None
         wanted: (tokens, vocabulary), what the model made of its last tokens when the text went on.
     """
     apart = _apart(alone(model, ids)[-len(wanted) :], wanted)
-    if float(apart.max()) > _allowed(base_of(model).dtype):
+    if float(apart.max()) > allowed(base_of(model).dtype):
         raise ModelError(
             f"{kind_of(model)} looks at the tokens that come after one: scores change by {float(apart.max()):.2g} of "
             "their spread when a text goes on",
@@ -77,20 +77,21 @@ def refuse_unless_causal(model: Any, ids: Sequence[int], wanted: Tensor) -> None
         )
 
 
-def difference(got: Tensor, wanted: Tensor, wrong: Tensor | None, allowed: float | None = None) -> str:
+def difference(got: Tensor, wanted: Tensor, wrong: Tensor | None, limit: float | None = None) -> str:
     """What is wrong with scores `got` of one text, in words; nothing if they are `wanted` up to rounding.
 
     Args:
         got: (tokens, vocabulary), in the format that the model computes in.
         wanted: the same by the model alone.
         wrong: the same as a likely fault would have them, where that is known.
-        allowed: how far they may be apart; by default what rounding makes of it.
+        limit: how far they may be apart; by default what rounding makes of it.
     """
     if not bool(got.isfinite().all()):
         return "some scores are not numbers"
     is_short = got.dtype in (torch.bfloat16, torch.float16)
     apart = _apart(got.float(), wanted)
-    seen, limit = float(apart.median() if is_short else apart.max()), allowed or _allowed(got.dtype)
+    seen = float(apart.median() if is_short else apart.max())
+    limit = limit or allowed(got.dtype)
     if seen > limit:
         return f"scores differ by {seen:.2g} of their spread, {limit:g} is allowed"
     if wrong is None:
@@ -101,7 +102,8 @@ def difference(got: Tensor, wanted: Tensor, wrong: Tensor | None, allowed: float
     return ""
 
 
-def _allowed(dtype: torch.dtype) -> float:
+def allowed(dtype: torch.dtype) -> float:
+    """How far scores may be apart by rounding, as a share of their spread."""
     return ALLOWED_SHORT if dtype in (torch.bfloat16, torch.float16) else ALLOWED
 
 

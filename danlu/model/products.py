@@ -34,13 +34,14 @@ def live_product(layers: Sequence[Any]) -> Product:
     return lambda x: torch.cat([layer(x) for layer in layers], -1)
 
 
-def fixed_product(layers: Sequence[nn.Linear], rounded: Rounded | None = None, *, is_paired: bool = False) -> Product:
-    """The same, as one product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
+def fixed_product(
+    weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
+) -> Product:
+    """The product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
 
     Args:
-        is_paired: of two layers, so that a TileProduct can gate the second with the first.
+        is_paired: of two layers side by side, so that a TileProduct can gate the second with the first.
     """
-    weight, bias = joined(layers)
     if fits_tiles(weight) and not (is_paired and len(weight) % 32):
         return TileProduct(weight, bias, rounded, is_paired=is_paired)
     if rounded == "int4" and _fits_int4(weight):
