@@ -120,11 +120,12 @@ def test_an_interrupted_caller_takes_its_work_along(engine, monkeypatch):
 
 
 WAITING = """
-import sys
+import signal, sys
 from answering import strong_engine
 from waiting import passes_of
 from danlu import GenerationParams
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 engine = strong_engine(sys.argv[1])
 with passes_of(engine, free=1) as passes:
     count = passes.count
