@@ -17,7 +17,15 @@ from torch import Tensor
 from danlu.generate.kv import SMALLEST_CAPACITY
 from danlu.generate.scheduler import Request, Scheduler
 from danlu.generate.strategies import Hypothesis, Limits, Row, Step, Strategy
-from danlu.model.check import CODE_FAULTS, alone, difference, probe_texts, refuse_unless_causal
+from danlu.model.check import (
+    CODE_FAULTS,
+    allowed,
+    alone,
+    difference,
+    probe_texts,
+    refuse_unless_causal,
+    tells_too_little,
+)
 from danlu.model.wiring import base_of
 
 # Tokens of prompts read in one step: neither prompt is read at once.
@@ -58,6 +66,7 @@ class Probe:
 
     Attributes:
         dtype: in which the model computes.
+        limit: how far scores may be apart by rounding.
         wanted: (1, vocabulary), what it makes of each text.
         wrong: of one text a play and its beginnings, what it would make of them, had it forgotten the prompt but for
             its last token.
@@ -65,6 +74,7 @@ class Probe:
 
     plays: tuple[_Play, ...]
     dtype: torch.dtype
+    limit: float
     wanted: dict[tuple[int, ...], Tensor]
     wrong: dict[tuple[int, ...], Tensor]
 
@@ -84,10 +94,14 @@ class Probe:
             forgetful = alone(model, longest[start - 1 :])
             wrong |= {longest[: start + at]: forgetful[at : at + 1] for at in range(len(forgetful))}
         refuse_unless_causal(model, play.prompt, wanted[play.prompt])
-        return cls(plays, base_of(model).dtype, wanted, wrong)
+        return cls(plays, base_of(model).dtype, allowed(model), wanted, wrong)
 
-    def difference(self, core: Stepped, allowed: float | None = None) -> str:
-        """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle."""
+    def difference(self, core: Stepped, limit: float | None = None) -> str:
+        """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle.
+
+        Args:
+            limit: how far scores may be apart; by default as far as rounding puts them.
+        """
         scripts = [_Script(play) for play in self.plays]
         try:
             _perform(core, scripts)
@@ -96,14 +110,13 @@ class Probe:
         for script in scripts:
             texts = [text for text, _ in script.heard]
             got = torch.stack([scores for _, scores in script.heard]).to(self.dtype)
-            told = [at for at, text in enumerate(texts) if text in self.wrong]
-            wanted, wrong = (torch.cat([of[texts[at]] for at in told]) for of in (self.wanted, self.wrong))
-            found = difference(got, torch.cat([self.wanted[text] for text in texts]), None, allowed)
-            if not found and allowed is None:  # rounded weights may be as far off as a fault
-                found = difference(got[told], wanted, wrong)
-            if found:
+            if found := difference(got, torch.cat([self.wanted[text] for text in texts]), limit or self.limit):
                 return found
-        return ""
+        return self._says_nothing()
+
+    def _says_nothing(self) -> str:
+        wanted = torch.cat([self.wanted[text] for text in self.wrong])
+        return tells_too_little(torch.cat(list(self.wrong.values())), wanted, self.dtype, self.limit)
 
 
 def _perform(core: Stepped, scripts: Sequence[_Script]) -> None:

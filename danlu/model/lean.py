@@ -30,9 +30,8 @@ from danlu.model.products import Product
 from danlu.model.rounding import Rounded
 from danlu.model.wiring import as_it_came, run_in_company
 
-# On how many tokens it is looked at, and how far its scores may be from the plain pass's, as a share of what check.py
-# allows to a model in company.
-PROBE_TOKENS, SHARE = 12, 0.5
+# On how many tokens it is looked at.
+PROBE_TOKENS = 12
 
 # (token ids (tokens,), positions (tokens,), company, which tokens, whose adapters) -> their logits (kept, vocabulary)
 Decoder = Callable[[Tensor, Tensor, Company, Tensor | slice, Step], Tensor]
@@ -141,9 +140,7 @@ def lean_form(
     told, nobody = Told(documents_of((PROBE_TOKENS,), str(model.device))), Step.of([], model.device)
     answer = plain_decoder(model, bank)(token_ids, positions, told, slice(None), nobody)
     lean = _read(model, bank, told, fixed=False, rounded=None)
-    if difference(
-        lean(token_ids, positions, told, slice(None), nobody), answer.float(), None, SHARE * allowed(answer.dtype)
-    ):
+    if difference(lean(token_ids, positions, told, slice(None), nobody), answer.float(), allowed(model)):
         return None
     return lean if weights_change else _read(model, bank, told, fixed=True, rounded=rounded)
 
