@@ -13,13 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from danlu.generate.kv import capacity_for
 from danlu.generate.scheduler import Request, Scheduler
 from danlu.generate.strategies import Hypothesis, Limits, Row, Step, Strategy
 from danlu.model.check import CODE_FAULTS, alone, difference, probe_texts, refuse_unless_causal
 from danlu.model.wiring import base_of
 
-# Tokens of prompts read in one step: neither prompt is read at once.
-PORTION = 5
+# Tokens of prompts read in one step (four times as many while no answer is under way): the first prompt, of 7, is read
+# at once, the second, of 9, in portions of 5, 3 and 1.
+PORTION = 3
 
 
 class Stepped(Protocol):
@@ -40,9 +42,13 @@ class _Play:
     steps: tuple[Step, ...]
 
     @property
+    def rows(self) -> int:
+        return len(self.steps[0].parents)
+
+    @property
     def texts(self) -> list[tuple[int, ...]]:
         """Each text that a row ever is."""
-        rows: list[tuple[int, ...]] = [()] * len(self.steps[0].parents)
+        rows: list[tuple[int, ...]] = [()] * self.rows
         texts = [self.prompt]
         for step in self.steps:
             rows = [(*rows[parent], token) for parent, token in zip(step.parents, step.tokens, strict=True)]
@@ -85,8 +91,13 @@ class Probe:
 
     def difference(self, core: Stepped, allowed: float | None = None) -> str:
         """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle."""
-        scheduler, before = core.scheduler, core.scheduler.prompt_tokens_a_step
-        scheduler.prompt_tokens_a_step = PORTION
+        scheduler, store = core.scheduler, core.scheduler.store
+        before = scheduler.prompt_tokens_a_step, store.budget_bytes
+        # What is judged is the answers: a budget too small for these requests may do for others.
+        need = sum(
+            store.shape.slot_bytes(play.rows, capacity_for(len(play.texts[-1]) * play.rows)) for play in self.plays
+        )
+        scheduler.prompt_tokens_a_step, store.budget_bytes = PORTION, max(store.budget_bytes, 2 * need)
         scripts, errors = [_Script(play) for play in self.plays], list[BaseException]()
         requests = [
             Request(script.play.prompt, script, lambda scores: scores, on_end=lambda e: errors.append(e) if e else None)
@@ -100,7 +111,7 @@ class Probe:
         except CODE_FAULTS as error:
             return f"its code fails: {error}"
         finally:
-            scheduler.prompt_tokens_a_step = before
+            scheduler.prompt_tokens_a_step, store.budget_bytes = before
             for request in requests:
                 scheduler.end(request)
         if errors:
@@ -123,7 +134,7 @@ class _Script(Strategy):
     """Goes on as written, whatever the scores say, and remembers them."""
 
     def __init__(self, play: _Play) -> None:
-        super().__init__(len(play.steps[0].parents), Limits(len(play.steps) + 1, frozenset()))
+        super().__init__(play.rows, Limits(len(play.steps) + 1, frozenset()))
         self.play, self._left = play, deque(play.steps)
         self.heard: list[tuple[tuple[int, ...], Tensor]] = []
 
