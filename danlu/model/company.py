@@ -124,6 +124,29 @@ class Side:
         pass
 
 
+@dataclass(frozen=True, eq=False)
+class Single:
+    """One token of each text of a part, for a layer that takes no more at once. It keeps its states itself."""
+
+    whole: Part
+    at: int
+    is_fresh: bool = False
+    states: Sequence[Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.whole.shape[0], 1
+
+    def take(self, x: Tensor) -> Tensor:
+        return self.whole.take(x)[:, self.at : self.at + 1]
+
+    def give(self, y: Tensor) -> Tensor:
+        raise NotImplementedError("the whole part is given")
+
+    def settle(self, number: int) -> None:
+        pass
+
+
 class Turn:
     """Whose turn it is with a model; every copy has its own."""
 
@@ -152,7 +175,7 @@ class Wiring:
         company: of the pass that is under way; None lets every layer run as the model wrote it.
         positions: (tokens,) in the texts, of that pass.
         query_scale: (tokens,) a factor of this call's queries, where the model would take it from the row's places.
-        part: the part at which a layer with states is.
+        part: the part at which a layer with states is, or the token of it.
         shown: while the model shows what it keeps: its states, (1, *shape), by place.
         turn: held for as long as a pass takes; engines on several threads may have one model.
     """
@@ -167,6 +190,7 @@ class Wiring:
     part: Part | None = None
     shown: dict[StateKey, Tensor] | None = None
     turn: Turn = field(default_factory=Turn)
+    _singles: dict[Part, list[Part]] = field(default_factory=dict)
     _calls: int = 0
 
     @contextmanager
@@ -178,6 +202,13 @@ class Wiring:
                 yield
             finally:
                 self.company = self.positions = self.part = None
+                self._singles.clear()
+
+    def singles_of(self, part: Part) -> list[Part]:
+        """Its tokens, one after another; the same objects for all layers of a pass."""
+        if part not in self._singles:
+            self._singles[part] = [Single(part, at) for at in range(part.shape[1])]
+        return self._singles[part]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, dropout: float) -> Tensor:
         """The next call of attention in this pass."""

@@ -64,7 +64,7 @@ def _bloom_forward(
 
 def _falcon(module: Any) -> Callable[..., Any]:
     """Its three forms differ in how keys are shared, which `_split_heads` knows, and in rotating or ALiBi."""
-    slopes = _slopes(module, module.num_heads) * module.inv_norm_factor if module.config.alibi else None
+    slopes = _slopes(module, module.num_heads, module.inv_norm_factor) if module.config.alibi else None
     return partial(_falcon_forward, module, module.forward, Scoring(module.inv_norm_factor, slopes=slopes))
 
 
@@ -116,11 +116,13 @@ def _llama4_forward(module: Any, own: Own, *given: Any, **named: Any) -> Any:
         wiring.query_scale, module.attn_temperature_tuning = None, True
 
 
-def _slopes(module: nn.Module, heads: int) -> Tensor:
-    """(heads,) of ALiBi, by the model's own function: what the second key's bias is."""
+def _slopes(module: nn.Module, heads: int, factor: float = 1.0) -> Tensor:
+    """(heads,) of ALiBi, by the model's own function: what the second key's bias is, times a factor."""
     device = next(module.parameters()).device
-    bias: Tensor = _in_module_of(module, "build_alibi_tensor")(torch.ones(1, 2, device=device), heads, torch.float32)
-    return bias[:, 0, 1]
+    with torch.inference_mode(False):  # training may use them later
+        ones = torch.ones(1, 2, device=device)
+        bias: Tensor = _in_module_of(module, "build_alibi_tensor")(ones, heads, torch.float32)
+        return bias[:, 0, 1] * factor
 
 
 def _in_module_of(module: nn.Module, name: str) -> Any:

@@ -141,7 +141,24 @@ class Apart:
         """The module's own forward, in as many calls as it takes to go on where the part's states are."""
         if part.is_fresh or part.shape[1] == 1 or type(self.module).__name__ not in ANEW:
             return self.own(*given, **named)
-        return _one_at_a_time(self.own, given, named, part.shape)
+        return self._one_at_a_time(part, given, named)
+
+    def _one_at_a_time(self, part: Part, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """One token after another; what the module answers besides the tokens' own is left out."""
+
+        def token(x: Any, at: int) -> Any:
+            if isinstance(x, tuple):
+                return tuple(token(one, at) for one in x)
+            return x[:, at : at + 1] if isinstance(x, Tensor) and x.shape[:2] == part.shape else x
+
+        outs = []
+        for at, single in enumerate(self.wiring.singles_of(part)):
+            self.wiring.part = single
+            outs.append(self.own(*(token(x, at) for x in given), **{name: token(x, at) for name, x in named.items()}))
+        self.wiring.part = part
+        if isinstance(outs[0], tuple):
+            return torch.cat([out[0] for out in outs], 1), None
+        return torch.cat(outs, 1)
 
     def keep(self, part: Part, states: Sequence[Tensor], now: dict[StateKey, Tensor]) -> None:
         """Write what the module left into the part's states."""
@@ -184,25 +201,6 @@ class ApartByAttributes(Apart):
         elif shown is not None:
             shown.update(left)
         return out
-
-
-def _one_at_a_time(
-    own: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any], shape: tuple[int, int]
-) -> Any:
-    """One token after another; what the module answers besides the tokens' own is left out."""
-
-    def token(x: Any, at: int) -> Any:
-        if isinstance(x, tuple):
-            return tuple(token(one, at) for one in x)
-        return x[:, at : at + 1] if isinstance(x, Tensor) and x.shape[:2] == shape else x
-
-    outs = [
-        own(*(token(x, at) for x in given), **{name: token(x, at) for name, x in named.items()})
-        for at in range(shape[1])
-    ]
-    if isinstance(outs[0], tuple):
-        return torch.cat([out[0] for out in outs], 1), None
-    return torch.cat(outs, 1)
 
 
 def _put(module: nn.Module, name: str, value: Tensor | None) -> None:
