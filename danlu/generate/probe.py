@@ -28,8 +28,9 @@ from danlu.model.check import (
 )
 from danlu.model.wiring import base_of
 
-# Tokens of prompts read in one step: neither prompt is read at once.
-PORTION = 5
+# Tokens of prompts read in one step (four times as many while no answer is under way): the first prompt, of 7, is read
+# at once, the second, of 9, in portions of 5, 3 and 1.
+PORTION = 3
 
 
 class Stepped(Protocol):
@@ -50,9 +51,13 @@ class _Play:
     steps: tuple[Step, ...]
 
     @property
+    def rows(self) -> int:
+        return len(self.steps[0].parents)
+
+    @property
     def texts(self) -> list[tuple[int, ...]]:
         """Each text that a row ever is."""
-        rows: list[tuple[int, ...]] = [()] * len(self.steps[0].parents)
+        rows: list[tuple[int, ...]] = [()] * self.rows
         texts = [self.prompt]
         for step in self.steps:
             rows = [(*rows[parent], token) for parent, token in zip(step.parents, step.tokens, strict=True)]
@@ -153,7 +158,7 @@ class _Script(Strategy):
     """Goes on as written, whatever the scores say, and remembers them."""
 
     def __init__(self, play: _Play) -> None:
-        super().__init__(len(play.steps[0].parents), Limits(len(play.steps) + 1, frozenset()))
+        super().__init__(play.rows, Limits(len(play.steps) + 1, frozenset()))
         self.play, self._left = play, deque(play.steps)
         self.heard: list[tuple[tuple[int, ...], Tensor]] = []
 

@@ -21,9 +21,12 @@ from danlu.errors import ModelError
 from danlu.model.company import Part, StateKey, Wiring
 from danlu.model.sight import Sight
 
-# Layers that keep their states as attributes: class -> where. They begin anew with every call of more than one
-# token, so that what follows in a later portion goes through one token at a time.
+# Layers that keep their states as attributes: class -> where.
 ATTRIBUTES = {"RecurrentGemmaRecurrentBlock": ("conv1d_state", "rg_lru.recurrent_states")}
+
+# Layers that begin anew with every call of more than one token: what follows in a later portion goes through one token
+# at a time. (The scan of Mamba's first kind takes no state to begin with.)
+ANEW = {*ATTRIBUTES, "FalconMambaMixer", "JambaMambaMixer", "MambaMixer", "ZambaMambaMixer"}
 
 
 class Passing(Cache):  # type: ignore[misc]
@@ -97,6 +100,7 @@ class Carried(Passing):
         return recurrent_states
 
     def set_linear_cache(self, layer_idx: int, linear_cache: Tensor) -> None:
+        self._at((layer_idx, "linear", 0))
         self.now[layer_idx, "linear", 0] = linear_cache
 
     def _at(self, key: StateKey) -> Tensor | None:
@@ -126,20 +130,47 @@ class Apart:
         if part.states is None:
             given, named = _own_tokens(part, None, given, named)
             return self.own(*given, **named)
-        carried = Carried({} if part.is_fresh else dict(zip(self.wiring.states, part.states, strict=True)))
-        given, named = _own_tokens(part, carried, given, named)
-        out = self.own(*given, **named)
-        self.keep(part, part.states, carried.now)
+        touched: dict[StateKey, None] = {}
+        before = {} if part.is_fresh else dict(zip(self.wiring.states, part.states, strict=True))
+        carried = Carried(before, lambda key: touched.update({key: None}))
+        out = self.run(part, *_own_tokens(part, carried, given, named))
+        self.keep(part, part.states, {key: carried.now[key] for key in touched if key in carried.now})
         return out
+
+    def run(self, part: Part, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The module's own forward, in as many calls as it takes to go on where the part's states are."""
+        if part.is_fresh or part.shape[1] == 1 or type(self.module).__name__ not in ANEW:
+            return self.own(*given, **named)
+        return self._one_at_a_time(part, given, named)
+
+    def _one_at_a_time(self, part: Part, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """One token after another; what the module answers besides the tokens' own is left out."""
+
+        def token(x: Any, at: int) -> Any:
+            if isinstance(x, tuple):
+                return tuple(token(one, at) for one in x)
+            return x[:, at : at + 1] if isinstance(x, Tensor) and x.shape[:2] == part.shape else x
+
+        outs = []
+        for at, single in enumerate(self.wiring.singles_of(part)):
+            self.wiring.part = single
+            outs.append(self.own(*(token(x, at) for x in given), **{name: token(x, at) for name, x in named.items()}))
+        self.wiring.part = part
+        if isinstance(outs[0], tuple):
+            return torch.cat([out[0] for out in outs], 1), None
+        return torch.cat(outs, 1)
 
     def keep(self, part: Part, states: Sequence[Tensor], now: dict[StateKey, Tensor]) -> None:
         """Write what the module left into the part's states."""
-        numbers = {key: number for number, key in enumerate(self.wiring.states)}
-        for key in self.wiring.states.keys() & now.keys():
-            kept, tensor = states[numbers[key]], now[key]
+        for number, (key, kept) in enumerate(zip(self.wiring.states, states, strict=True)):
+            tensor = now.get(key)
+            if tensor is None:
+                continue
+            if kept.shape != tensor.shape:
+                raise ModelError(f"{type(self.module).__name__} carries {tuple(tensor.shape)} for {tuple(kept.shape)}")
             if kept.data_ptr() != tensor.data_ptr():
                 kept.copy_(tensor)
-            part.settle(numbers[key])
+            part.settle(number)
 
 
 class ApartByAttributes(Apart):
@@ -161,29 +192,15 @@ class ApartByAttributes(Apart):
         before = {} if states is None or part.is_fresh else dict(zip(self.wiring.states, states, strict=True))
         for key, name in self.places.items():
             _put(self.module, name, before.get(key))
-        out = self._step_by_step(asked, part.shape) if before and part.shape[1] > 1 else self._call(asked)
+        out = self.run(part, asked.args, asked.kwargs)
         left = {key: attrgetter(name)(self.module) for key, name in self.places.items()} if keeps else {}
+        for name in self.places.values():
+            _put(self.module, name, None)
         if states is not None:
             self.keep(part, states, left)
         elif shown is not None:
             shown.update(left)
         return out
-
-    def _call(self, asked: inspect.BoundArguments) -> Any:
-        return self.own(*asked.args, **asked.kwargs)
-
-    def _step_by_step(self, asked: inspect.BoundArguments, shape: tuple[int, int]) -> Any:
-        """One token after another; what the module answers besides the tokens' own is left out."""
-        outs = []
-        for at in range(shape[1]):
-            one = inspect.BoundArguments(asked.signature, dict(asked.arguments))
-            for name, x in asked.arguments.items():
-                if isinstance(x, Tensor) and x.shape[:2] == shape:
-                    one.arguments[name] = x[:, at : at + 1]
-            out = self._call(one)
-            outs.append(out[0] if isinstance(out, tuple) else out)
-        whole = torch.cat(outs, 1)
-        return (whole, None) if isinstance(out, tuple) else whole
 
 
 def _put(module: nn.Module, name: str, value: Tensor | None) -> None:
