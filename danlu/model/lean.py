@@ -43,6 +43,7 @@ class LeanDecoder:
 
     Attributes:
         angles: (x, positions) -> cos and sin by the kind of layer.
+        hooks: the adapters of linear layers that are called as the model's own modules.
         inputs: (token ids, x) -> what tokens give to each layer besides; None where nothing.
         softcap: of the logits, where there is one.
     """
@@ -53,6 +54,7 @@ class LeanDecoder:
     norm: AddNorm
     head: Product
     bank: LoraBank
+    hooks: Hooks
     inputs: Callable[[Tensor, Tensor], Tensor] | None = None
     softcap: float | None = None
 
@@ -61,6 +63,10 @@ class LeanDecoder:
         self, token_ids: Tensor, positions: Tensor, company: Company, kept: Tensor | slice, step: Step
     ) -> Tensor:
         """token_ids and positions (tokens,) -> logits (kept, vocabulary) after the tokens `kept`."""
+        with self.hooks.during(step):
+            return self._run(token_ids, positions, company, kept, step)
+
+    def _run(self, token_ids: Tensor, positions: Tensor, company: Company, kept: Tensor | slice, step: Step) -> Tensor:
         x = self.embed(token_ids)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         at = Pass(company, self.angles(x, positions), partial(self._add, step) if step.segments else None, inputs)
@@ -148,13 +154,15 @@ def lean_form(
 def _read(model: Any, bank: LoraBank, told: Told, *, fixed: bool, rounded: Rounded | None) -> LeanDecoder:
     """The head picks the token, and is rounded to int8 at most."""
     reader = Reader(model, told, fixed=fixed, rounded=rounded)
+    layers = reader.layers()
     return LeanDecoder(
         embed=reader.decoder.embed_tokens,
         angles=reader.angles,
-        layers=reader.layers(),
+        layers=layers,
         norm=reader.add_norm(reader.decoder.norm),
         head=reader.product([model.lm_head], "int8" if rounded else None),
         bank=bank,
+        hooks=Hooks(bank, model, but=reader.joined),
         inputs=reader.layer_inputs(),
         softcap=getattr(model.config, "final_logit_softcapping", None),
     )

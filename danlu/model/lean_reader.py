@@ -129,6 +129,7 @@ class Reader:
         self._names = {module: name for name, module in model.named_modules()}
         is_short = model.dtype == torch.bfloat16 and model.device.type == "cpu"
         self.kernels: Kernels | None = kernels() if fixed and is_short else None
+        self.joined: set[str] = set()  # layers that became columns of a product
         self._calls = 0
 
     def layers(self) -> list[LeanLayer]:
@@ -342,6 +343,7 @@ class Reader:
         ends = list(accumulate(layer.out_features for layer in layers))
         columns = [slice(end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
         names = [self._names[layer] for layer in layers]
+        self.joined |= set(names)
         product = self.product(layers, self.rounded, is_paired=is_paired)
         return Joined(product, list(zip(names, columns, strict=True)))
 

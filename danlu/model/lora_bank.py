@@ -206,10 +206,14 @@ class LoraBank:
 
 
 class Hooks:
-    """Lets a transformers model's linear layers add what a bank holds for the tokens of a step."""
+    """Lets a transformers model's linear layers add what a bank holds for the tokens of a step.
 
-    def __init__(self, bank: LoraBank, model: Any) -> None:
-        self._bank, self._model, self._wiring = bank, model, wiring_of(model)
+    Args:
+        but: names of layers for which whoever runs the model does so.
+    """
+
+    def __init__(self, bank: LoraBank, model: Any, but: AbstractSet[str] = frozenset()) -> None:
+        self._bank, self._model, self._wiring, self._but = bank, model, wiring_of(model), but
         self._hooked: dict[str, RemovableHandle] = {}
         self._step: Step | None = None
         self._parts: dict[Part, Step] = {}
@@ -218,7 +222,7 @@ class Hooks:
     def during(self, step: Step) -> Iterator[None]:
         """A forward pass over one row of tokens. Where none has an adapter, it runs as if there were no bank."""
         with nullcontext() if self._wiring is None else self._wiring.turn:
-            self._hook(self._bank.layers if step.segments else frozenset())
+            self._hook(self._bank.layers - self._but if step.segments else frozenset())
             self._step = step
             try:
                 yield
