@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from danlu.errors import ModelError
+from danlu.hub import quiet_transformers
 from danlu.model.wiring import as_it_came, base_of
 
 # Tokens of the texts that are read.
@@ -50,7 +51,7 @@ def alone(model: Any, ids: Sequence[int]) -> Tensor:
     """
     base = base_of(model)
     try:
-        with as_it_came(base):
+        with quiet_transformers(), as_it_came(base):  # it tells once which of its own fast forms it lacks
             answer = model(input_ids=torch.tensor([list(ids)], device=base.device), use_cache=False)
             scores: Tensor = answer.logits[0].float()
     except CODE_FAULTS as error:
