@@ -256,7 +256,7 @@ def test_rows_fork_with_their_states(told):
 
 
 def test_rows_and_portions_share_a_step(told):
-    store, (first, second) = store_of(count=2)
+    _, (first, second) = store_of(count=2)
     told(Plan([], [portion(first, 1)]), [1])
     first.shelf.make_ready(first)
     first.append_step(1)
