@@ -7,6 +7,7 @@ what follows from a difference as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,9 @@ from danlu.model.wiring import as_it_came, base_of
 LENGTHS = (11, 17)
 
 # How far scores may be apart, as a share of their spread: in float32 at any token; in a short format for the half
-# of a text's tokens that differ least, since there a token may find another expert by rounding alone.
-ALLOWED, ALLOWED_SHORT = 2e-3, 0.1
+# of the tokens that differ least, since there a token may find another expert by rounding alone.
+ALLOWED, ALLOWED_SHORT, SHARE_SHORT = 2e-3, 0.1, 0.5
+SHORT = (torch.bfloat16, torch.float16)
 
 # What code raises that was not written for what it is given.
 CODE_FAULTS = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
@@ -63,39 +65,47 @@ def kind_of(model: Any) -> str:
 def refuse_unless_causal(model: Any, ids: Sequence[int], wanted: Tensor) -> None:
     """Raises ModelError for a model that looks at what comes after: it cannot say what comes next."""
     half = len(ids) // 2
-    apart = _apart(alone(model, ids[:half]), wanted[:half])
-    if float(apart.max()) > _allowed(base_of(model).dtype):
+    dtype = base_of(model).dtype
+    seen = _most(_apart(alone(model, ids[:half]), wanted[:half]), dtype)
+    if seen > _allowed(dtype):
         raise ModelError(
-            f"{kind_of(model)} looks at the tokens that come after one: scores change by {float(apart.max()):.2g} of "
+            f"{kind_of(model)} looks at the tokens that come after one: scores change by {seen:.2g} of "
             "their spread when a text goes on",
             allowed="a model that reads from left to right",
             fix="this is an encoder; choose a causal language model",
         )
 
 
-def difference(got: Tensor, wanted: Tensor, wrong: Tensor, allowed: float | None = None) -> str:
-    """What is wrong with scores `got` of one text, in words; nothing if they are `wanted` up to rounding.
+def difference(
+    got: Tensor, wanted: Tensor, wrong: Tensor, allowed: float | None = None, share: float = SHARE_SHORT
+) -> str:
+    """What is wrong with scores `got`, in words; nothing if they are `wanted` up to rounding.
 
     Args:
         got: (tokens, vocabulary), in the format that the model computes in.
         wanted: the same by the model alone.
         wrong: the same as a likely fault would have them.
         allowed: how far they may be apart; by default what rounding makes of it.
+        share: in a short format, so many of the tokens have to be near.
     """
     if not bool(got.isfinite().all()):
         return "some scores are not numbers"
-    is_short = got.dtype in (torch.bfloat16, torch.float16)
-    apart, fault = _apart(got.float(), wanted), _apart(wrong.float(), wanted)
-    seen, limit = float(apart.median() if is_short else apart.max()), allowed or _allowed(got.dtype)
+    seen, fault = (_most(_apart(x.float(), wanted), got.dtype, share) for x in (got, wrong))
+    limit = allowed or _allowed(got.dtype)
     if seen > limit:
         return f"scores differ by {seen:.2g} of their spread, {limit:g} is allowed"
-    if seen * CONTRAST > float(fault.median() if is_short else fault.max()):
+    if seen * CONTRAST > fault:
         return "the texts tell too little of this model to judge it"
     return ""
 
 
 def _allowed(dtype: torch.dtype) -> float:
-    return ALLOWED_SHORT if dtype in (torch.bfloat16, torch.float16) else ALLOWED
+    return ALLOWED_SHORT if dtype in SHORT else ALLOWED
+
+
+def _most(apart: Tensor, dtype: torch.dtype, share: float = SHARE_SHORT) -> float:
+    """How far the furthest token is; in a short format, the furthest of so many that differ least."""
+    return float(apart.sort().values[math.ceil(share * len(apart)) - 1] if dtype in SHORT else apart.max())
 
 
 def _apart(scores: Tensor, wanted: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def _difference(model: Any, texts: list[list[int]], wanted: list[Tensor]) -> str
         got = _logits(model, ids, positions, tuple(map(len, texts)))
     except CODE_FAULTS as error:
         return f"{kind_of(model)}: its code fails on documents laid end to end: {error}"
-    start = len(texts[0])
+    got, start = got.to(base_of(model).dtype), len(texts[0])  # some give float32, whatever they compute in
     for part, right, wrong in zip(got.split([start, len(texts[1])]), wanted, (None, joined[start:]), strict=True):
         if found := difference(part, right, right.roll(1, 0) if wrong is None else wrong):
             return f"{kind_of(model)}: documents laid end to end: {found}"
