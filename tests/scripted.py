@@ -31,9 +31,9 @@ def script_ended(script):
     return script.ends.append
 
 
-def played(core, *plays):
+def played(core, *plays, adapters=None):
     """Scripts of requests that were answered side by side."""
-    pairs = [asked(core, one) for one in plays]
+    pairs = [asked(core, one, adapter) for one, adapter in zip(plays, adapters or [None] * len(plays), strict=True)]
     while not core.is_idle:
         core.step()
         assert core.store.used_bytes <= core.store.budget_bytes
