@@ -33,6 +33,9 @@ from danlu.model.wiring import base_of
 PORTION = 3
 
 
+MOST_ROWS = 3
+
+
 class Stepped(Protocol):
     """What a core is to the probe."""
 
@@ -129,7 +132,9 @@ def _perform(core: Stepped, scripts: Sequence[_Script]) -> None:
     scheduler, store = core.scheduler, core.scheduler.store
     before = scheduler.prompt_tokens_a_step, store.budget_bytes
     scheduler.prompt_tokens_a_step = PORTION
-    store.budget_bytes = max(store.budget_bytes, 2 * len(scripts) * store.shape.slot_bytes(2, SMALLEST_CAPACITY))
+    store.budget_bytes = max(
+        store.budget_bytes, 2 * len(scripts) * store.shape.slot_bytes(MOST_ROWS, SMALLEST_CAPACITY)
+    )
     errors: list[BaseException] = []
     requests = [Request(script.play.prompt, script, lambda scores: scores) for script in scripts]
     try:
@@ -147,11 +152,11 @@ def _perform(core: Stepped, scripts: Sequence[_Script]) -> None:
 
 
 def _plays(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[_Play, ...]:
-    """One text that goes on alone, and one that goes on as two rows, which cross."""
+    """One text that goes on alone, and one that goes on as three rows, which go their own ways, fork and cross."""
     single = tuple(Step([0], [token]) for token in first[7:10])
-    a, b, c, d, e, f = second[9:15]
-    crossing = (Step([0, 0], [a, b]), Step([1, 0], [c, d]), Step([0, 1], [e, f]))
-    return _Play(first[:7], single), _Play(second[:9], crossing)
+    a, b, c, d, e, f, g = second[9:16]
+    forked = (Step([0, 1, 2], [a, b, c]), Step([2, 0, 2], [d, e, f]), Step([1, 2, 0], [g, a, b]))
+    return _Play(first[:7], single), _Play(second[:9], forked)
 
 
 class _Script(Strategy):

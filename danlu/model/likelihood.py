@@ -75,6 +75,7 @@ def _difference(model: Any, texts: list[list[int]], wanted: list[Tensor]) -> str
         got = _logits(model, ids, positions, tuple(map(len, texts)))
     except CODE_FAULTS as error:
         return f"{kind_of(model)}: its code fails on documents laid end to end: {error}"
+    got = got.to(base_of(model).dtype)  # some give float32, whatever they compute in
     start, limit = len(texts[0]), allowed(model)
     found = tells_too_little(joined[start:], wanted[1], got.dtype, limit)
     for part, right in zip(got.split([start, len(texts[1])]), wanted, strict=True):

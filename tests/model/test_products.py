@@ -14,6 +14,7 @@ from danlu.model.products import (
     has_layout,
     int4_product,
     int8_product,
+    joined,
     live_product,
     plain_product,
 )
@@ -90,10 +91,10 @@ def test_joined_layers_answer_side_by_side():
     wanted = torch.cat([layer(x) for layer in layers], -1)
     assert torch.equal(live_product(layers)(x), wanted)
     for rounded, error in ((None, 0.01), ("int8", 0.02), ("int4", 0.15)):
-        assert relative(fixed_product(layers, rounded)(x).detach(), wanted.detach().float()) < error
+        assert relative(fixed_product(*joined(layers), rounded)(x).detach(), wanted.detach().float()) < error
 
 
 def test_shapes_that_the_kernels_cannot_take_stay_as_they_are():
     odd = [nn.Linear(40, 24, bias=False).to(torch.bfloat16)]
     x = drawn(2, 40)
-    assert relative(fixed_product(odd, "int4")(x), odd[0](x).detach().float()) < 0.01
+    assert relative(fixed_product(*joined(odd), "int4")(x), odd[0](x).detach().float()) < 0.01

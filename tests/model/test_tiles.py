@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from danlu.model import products, tiles
 from danlu.model.native import plain_swiglu
-from danlu.model.products import fixed_product
+from danlu.model.products import fixed_product, joined
 from danlu.model.rounding import to_int4, to_int8
 from danlu.model.tiles import TileProduct, fits_tiles, has_tiles
 
@@ -116,7 +116,7 @@ def test_what_fits():
 def test_layers_whose_halves_are_no_blocks_are_not_paired():
     layers = [nn.Linear(64, 24, bias=False).bfloat16() for _ in range(2)]
     x = drawn(3, 64)
-    found = fixed_product(layers, is_paired=True)
+    found = fixed_product(*joined(layers), is_paired=True)
     assert not isinstance(found, TileProduct)
     wanted = torch.cat([layer(x) for layer in layers], 1).detach().float()
     assert relative(found(x), wanted) < 0.004
@@ -146,7 +146,7 @@ def test_products_that_are_wrong_are_not_taken(anew, monkeypatch):
 def test_products_without_tiles(monkeypatch, rounded):
     monkeypatch.setattr(products, "fits_tiles", lambda _weight: False)
     layer, x = nn.Linear(64, 48).bfloat16(), drawn(3, 64)
-    found = fixed_product([layer], rounded)
+    found = fixed_product(*joined([layer]), rounded)
     assert not isinstance(found, TileProduct)
     wanted = F.linear(x.float(), held(layer.weight.detach(), rounded), layer.bias.detach().float())
     assert relative(found(x), wanted) < 0.01
