@@ -32,7 +32,7 @@ from danlu.model.wiring import base_of
 # at once, the second, of 9, in portions of 5, 3 and 1.
 PORTION = 3
 
-
+# Rows of the request that has most.
 MOST_ROWS = 3
 
 
