@@ -30,15 +30,15 @@ def prepare(model: Any) -> dict[str, int]:
     """
     was_training = model.training
     model.eval()
-    texts = probe_texts(model)
-    wanted = [alone(model, ids) for ids in texts]
-    refuse_unless_causal(model, texts[-1], wanted[-1])
-    reason = _wire(model)
-    taken = use_fast_kernels(model)
-    if not reason:
-        reason = _difference(model, texts, wanted)
-    base_of(model).danlu_alone = reason
-    model.train(was_training)
+    try:
+        texts = probe_texts(model)
+        wanted = [alone(model, ids) for ids in texts]
+        refuse_unless_causal(model, texts[-1], wanted[-1])
+        reason = _wire(model)
+        taken = use_fast_kernels(model)
+        base_of(model).danlu_alone = reason or _difference(model, texts, wanted)
+    finally:
+        model.train(was_training)
     return taken
 
 
