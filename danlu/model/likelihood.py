@@ -39,16 +39,16 @@ def prepare(model: Any) -> dict[str, int]:
     """
     was_training = model.training
     model.eval()
-    texts = probe_texts(model)
-    wanted = [alone(model, ids) for ids in texts]
-    half = len(texts[-1]) // 2
-    refuse_unless_causal(model, texts[-1][:half], wanted[-1][:half])
-    reason = _wire(model)
-    taken = use_fast_kernels(model)
-    if not reason:
-        reason = _difference(model, texts, wanted)
-    base_of(model).danlu_alone = reason
-    model.train(was_training)
+    try:
+        texts = probe_texts(model)
+        wanted = [alone(model, ids) for ids in texts]
+        half = len(texts[-1]) // 2
+        refuse_unless_causal(model, texts[-1][:half], wanted[-1][:half])
+        reason = _wire(model)
+        taken = use_fast_kernels(model)
+        base_of(model).danlu_alone = reason or _difference(model, texts, wanted)
+    finally:
+        model.train(was_training)
     return taken
 
 

@@ -160,6 +160,14 @@ def test_a_model_that_is_being_trained_stays_so(kind):
     assert all(module.training for module in model.modules())
 
 
+def test_a_model_that_is_refused_stays_as_it_was():
+    model = tiny_model("bert").train()
+    with pytest.raises(ModelError, match="looks at the tokens that come after"):
+        prepare(model)
+    assert all(module.training for module in model.modules())
+    assert wiring_of(model) is None
+
+
 # -- several engines around one model
 
 
