@@ -33,7 +33,7 @@ from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
 from danlu.hub import cache_directory
 from danlu.journal import Journal, write_atomic
-from danlu.model.adapters import LoraOptions, attach, parameter_counts
+from danlu.model.adapters import LoraOptions, attach, parameter_counts, stacked_weights
 from danlu.model.likelihood import prepare, why_alone
 from danlu.model.load import ModelOptions, load
 from danlu.quantize.merge import MergeOptions, merge_checked
@@ -198,6 +198,9 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
         show.say(f"slow: documents are read one at a time: {reason}")
     trainable, total = parameter_counts(model)
     show.say(f"model: {total - trainable:,} frozen and {trainable:,} trained parameters, {loaded.dtype}")
+    if stacked := stacked_weights(model):
+        share = sum(stacked.values()) / (total - trainable)
+        show.say(f"no adapter on the experts ({', '.join(stacked)}): {share:.0%} of the weights lie in blocks")
     _describe(
         recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,12 +69,29 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
     layers = [name for name, part in model.named_modules() if is_linear(part)]
     known = sorted({name.split(".")[-1] for name in layers})
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    stacked = sorted(set(unknown) & stacked_weights(model).keys())
+    if stacked:
+        raise ConfigError(
+            f"lora.target_modules: {', '.join(stacked)} are weights of experts in one block, no linear layers",
+            allowed=f"all-linear, or some of {', '.join(known)}",
+            fix="leave them out; experts get no adapter",
+        )
     if unknown or not targets:
         raise ConfigError(
             f"lora.target_modules: no such layers: {', '.join(unknown) or '(none named)'}",
             allowed=f"all-linear, or some of {', '.join(known)}",
             fix=nearest(unknown[0], known) if unknown else "",
         )
+
+
+def stacked_weights(model: Any) -> dict[str, int]:
+    """Weights that lie many in one block, as experts do: the end of their names -> parameters. LoRA, whose layers are
+    linear, does not reach them."""
+    found: Counter[str] = Counter()
+    for name, weight in model.named_parameters():
+        if weight.ndim > 2 and min(weight.shape) > 1 and "lora_" not in name and "conv" not in name:
+            found[name.split(".")[-1]] += weight.numel()
+    return dict(found)
 
 
 def is_linear(module: Any) -> bool:

@@ -10,12 +10,21 @@ from collections import namedtuple
 
 import pytest
 import torch
+import zoo
 from pydantic import ValidationError
 
 from danlu.device import Device
 from danlu.errors import ConfigError, DiskError
 from danlu.hub import quiet_transformers
-from danlu.model.adapters import LoraOptions, attach, move_into_place, parameter_counts, save_adapter, save_whole
+from danlu.model.adapters import (
+    LoraOptions,
+    attach,
+    move_into_place,
+    parameter_counts,
+    save_adapter,
+    save_whole,
+    stacked_weights,
+)
 from danlu.model.load import load_model, put_adapter
 from tiny import make_tiny_model
 
@@ -284,3 +293,15 @@ def test_what_a_killed_process_left_does_not_stand_in_the_way(older, tmp_path):
     save_whole(older, write_new)
     assert (older / "file").read_text() == "new"
     assert names_in(tmp_path) == ["made"]
+
+
+def test_weights_of_experts_have_no_adapter_and_it_is_said():
+    """gpt-oss keeps its experts' weights in blocks: 8 experts of (32, 2 * 48) and (48, 32), in 2 layers."""
+    model = zoo.tiny_model("gpt_oss")
+    with pytest.raises(ConfigError, match="gate_up_proj are weights of experts in one block"):
+        attach(model, LoraOptions(r=2, target_modules=("q_proj", "gate_up_proj")), seed=0)
+    reached = attach(model, LoraOptions(r=2), seed=0)
+    found = stacked_weights(reached)
+    assert found.keys() == {"gate_up_proj", "down_proj"}
+    assert found["gate_up_proj"] == 2 * found["down_proj"]
+    assert stacked_weights(zoo.tiny_model("qwen3_5_text")) == {}  # a convolution is none
