@@ -54,7 +54,14 @@ class StateShape:
 StateKey = tuple[int, str, int]
 
 
-class Part(Protocol):
+class Taking(Protocol):
+    """Some tokens of a row."""
+
+    def take(self, x: Tensor) -> Tensor:
+        """(tokens of the row, ...) -> (texts, tokens, ...): its own."""
+
+
+class Part(Taking, Protocol):
     """Tokens of a row that a layer with states takes together."""
 
     @property
@@ -69,9 +76,6 @@ class Part(Protocol):
     def states(self) -> Sequence[Tensor] | None:
         """Of each state, (texts, *shape), what these texts have left there; read, and written in place. None where
         nothing came before and nothing is to be kept."""
-
-    def take(self, x: Tensor) -> Tensor:
-        """(tokens of the row, ...) -> (texts, tokens, ...): this part's own."""
 
     def give(self, y: Tensor) -> Tensor:
         """(texts, tokens, ...) -> (own tokens, ...), in the row's order."""
@@ -136,7 +140,7 @@ class Wiring:
         company: of the pass that is under way; None lets every layer run as the model wrote it.
         positions: (tokens,) in the texts, of that pass.
         query_scale: (tokens,) a factor of this call's queries, where the model would take it from the row's places.
-        part: the part at which a layer with states is.
+        part: the part at which a layer with states is, or what of it.
         shown: while the model shows what it keeps: its states, (1, *shape), by place.
     """
 
@@ -147,7 +151,7 @@ class Wiring:
     company: Company | None = None
     positions: Tensor | None = None
     query_scale: Tensor | None = None
-    part: Part | None = None
+    part: Taking | None = None
     shown: dict[StateKey, Tensor] | None = None
     _calls: Iterator[int] = field(default_factory=itertools.count)
 

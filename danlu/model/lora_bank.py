@@ -21,7 +21,7 @@ from torch import Tensor
 
 from danlu.errors import ConfigError, ModelError, nearest
 from danlu.model.adapters import is_linear
-from danlu.model.company import Part
+from danlu.model.company import Taking
 from danlu.model.lora_files import LowRank, read_lora
 from danlu.model.wiring import wiring_of
 
@@ -210,7 +210,7 @@ class Hooks:
         self._bank, self._model, self._wiring = bank, model, wiring_of(model)
         self._hooked: dict[str, Any] = {}
         self._step: Step | None = None
-        self._parts: dict[Part, Step] = {}
+        self._parts: dict[Taking, Step] = {}
 
     @contextmanager
     def during(self, step: Step) -> Iterator[None]:
