@@ -4,11 +4,12 @@
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
+#   make bench-lean   the lean pass beside the plain one
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow check format bench bench-sft bench-generate bench-serve clean
+.PHONY: demo test test-slow check format bench bench-sft bench-generate bench-lean bench-serve clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -37,11 +38,14 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-serve
+bench: bench-sft bench-generate bench-lean bench-serve
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
 	$(BIN)/python benchmarks/sft.py
+
+bench-lean: $(INSTALLED)
+	$(BIN)/python benchmarks/lean.py $(WRITE)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

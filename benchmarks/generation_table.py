@@ -233,12 +233,12 @@ def block(found: dict[str, Any], language: str, *, short: bool) -> str:
     return "\n\n".join(parts)
 
 
-def put_block(text: str, block: str) -> str:
+def put_block(text: str, block: str, start: str = START, end: str = END) -> str:
     """`text` with `block` between the marks. Raises ValueError if the marks are not there, once each and in order."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
-        raise ValueError(f"the text needs one line '{START}' and after it one line '{END}'")
-    before, rest = text.split(START)
-    return f"{before}{START}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
+        raise ValueError(f"the text needs one line '{start}' and after it one line '{end}'")
+    before, rest = text.split(start)
+    return f"{before}{start}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
 def write_docs(found: dict[str, Any], root: Path) -> None:

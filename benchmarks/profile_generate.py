@@ -80,10 +80,11 @@ def watched(engine: Engine) -> Stopwatch:
     if not isinstance(decoder, LeanDecoder):
         raise SystemExit(f"no lean forward pass for {type(decoder).__name__}: its parts cannot be told apart")
     for layer in decoder.layers:
-        for name in ("qkv", "out", "gated_up", "down"):
-            watch.around(layer, name, "products of the layers")
-        for name in ("before_attention", "before_mlp", "rotate"):
-            watch.around(layer, name, "norms and rotation")
+        for block, names in ((layer.mixer, ("qkv", "out")), (layer.mlp, ("gated_up", "down"))):
+            for name in names:
+                watch.around(block, name, "products of the layers")
+        for owner, name in ((layer, "before_mixer"), (layer, "before_mlp"), (layer.mixer, "rotate")):
+            watch.around(owner, name, "norms and rotation")
     watch.around(decoder, "head", "the head")
     watch.around(core, "_forward", FORWARD)
     watch.around(core.scheduler, "next_work", "scheduling")

@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ import torch
 from tiny import make_tiny_model
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it saves
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _verdicts_stay_inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What engines find out about the tests' models is not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("danlu.generate.verdict.DIRECTORY", str(tmp_path_factory.mktemp("verdicts")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ class Bench:
     """Cores around one model."""
 
     def __init__(self, directory):
-        self.model = load_model(directory, device=CPU, dtype=torch.float32).eval()
+        self.model = load_model(directory, device=CPU, dtype=torch.float64).eval()
         self.chat = Chat.of(load_tokenizer(directory), self.model.generation_config)
         self.maker = Maker(self.chat, self.model.config.vocab_size)
 

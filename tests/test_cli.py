@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 from rich.console import Console
+from waiting import interrupts_stay_inside
 
 import danlu
 from danlu import Engine, GenerationParams, cli
@@ -163,7 +164,8 @@ def test_ctrl_c_is_no_traceback(call, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("danlu.commands.is_cached", stop)
-    code, _, err = call("models")
+    with interrupts_stay_inside():
+        code, _, err = call("models")
     assert (code, err) == (130, "error: stopped\n")
 
 

@@ -31,6 +31,8 @@ from danlu.generate.kv import KVStore, Slot
 # Small enough that a system prompt of a few lines is a hit, large enough that copying is few operations.
 BLOCK_TOKENS = 32
 
+ID_BYTES = 8
+
 # Of the budget. Requests take it back whenever they need it, but a cache that fills all of it would make nearly
 # every admission evict first.
 CACHE_SHARE = 0.5
@@ -66,7 +68,8 @@ class PrefixCache:
         self.store = store
         self.blocks: OrderedDict[Place, Block] = OrderedDict()
         self.hit_tokens = 0
-        self.block_bytes = BLOCK_TOKENS * store.shape.token_bytes
+        # Of a model that keeps states only, a block is no more than its token ids.
+        self.block_bytes = BLOCK_TOKENS * (store.shape.token_bytes or ID_BYTES)
         self.state_bytes = store.shape.state_bytes
         store.make_way = self.make_way
 
@@ -178,6 +181,8 @@ def _taken(slot: Slot, start: int, count: int) -> list[tuple[Tensor, ...]] | Non
     whole = [torch.stack([tensor[slot.index, :, places] for tensor in alike]) for alike in _alike(slot)]
     if not all(bool(torch.stack(torch.aminmax(one)).isfinite().all()) for one in whole):
         return None
+    if not whole:  # the model keeps states only
+        return [()] * count
     split = [one.split(BLOCK_TOKENS, 2) for one in whole]
     return [tuple(part.clone() for part in parts) for parts in zip(*split, strict=True)]  # each goes on its own
 

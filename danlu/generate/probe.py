@@ -17,11 +17,20 @@ from torch import Tensor
 from danlu.generate.kv import SMALLEST_CAPACITY
 from danlu.generate.scheduler import Request, Scheduler
 from danlu.generate.strategies import Hypothesis, Limits, Row, Step, Strategy
-from danlu.model.check import CODE_FAULTS, alone, difference, probe_texts, refuse_unless_causal
+from danlu.model.check import (
+    CODE_FAULTS,
+    allowed,
+    alone,
+    difference,
+    probe_texts,
+    refuse_unless_causal,
+    tells_too_little,
+)
 from danlu.model.wiring import base_of
 
-# Tokens of prompts read in one step: neither prompt is read at once.
-PORTION = 5
+# Tokens of prompts read in one step (four times as many while no answer is under way): the first prompt, of 7, is read
+# at once, the second, of 9, in portions of 5, 3 and 1.
+PORTION = 3
 
 
 class Stepped(Protocol):
@@ -42,9 +51,13 @@ class _Play:
     steps: tuple[Step, ...]
 
     @property
+    def rows(self) -> int:
+        return len(self.steps[0].parents)
+
+    @property
     def texts(self) -> list[tuple[int, ...]]:
         """Each text that a row ever is."""
-        rows: list[tuple[int, ...]] = [()] * len(self.steps[0].parents)
+        rows: list[tuple[int, ...]] = [()] * self.rows
         texts = [self.prompt]
         for step in self.steps:
             rows = [(*rows[parent], token) for parent, token in zip(step.parents, step.tokens, strict=True)]
@@ -58,6 +71,7 @@ class Probe:
 
     Attributes:
         dtype: in which the model computes.
+        limit: how far scores may be apart by rounding.
         wanted: (1, vocabulary), what it makes of each text.
         wrong: of one text a play and its beginnings, what it would make of them, had it forgotten the prompt but for
             its last token.
@@ -65,6 +79,7 @@ class Probe:
 
     plays: tuple[_Play, ...]
     dtype: torch.dtype
+    limit: float
     wanted: dict[tuple[int, ...], Tensor]
     wrong: dict[tuple[int, ...], Tensor]
 
@@ -84,10 +99,14 @@ class Probe:
             forgetful = alone(model, longest[start - 1 :])
             wrong |= {longest[: start + at]: forgetful[at : at + 1] for at in range(len(forgetful))}
         refuse_unless_causal(model, play.prompt, wanted[play.prompt])
-        return cls(plays, base_of(model).dtype, wanted, wrong)
+        return cls(plays, base_of(model).dtype, allowed(model), wanted, wrong)
 
-    def difference(self, core: Stepped, allowed: float | None = None) -> str:
-        """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle."""
+    def difference(self, core: Stepped, limit: float | None = None) -> str:
+        """What is wrong with a core's answers, in words; nothing if they are the model's. The core is idle.
+
+        Args:
+            limit: how far scores may be apart; by default as far as rounding puts them.
+        """
         scripts = [_Script(play) for play in self.plays]
         try:
             _perform(core, scripts)
@@ -96,12 +115,13 @@ class Probe:
         for script in scripts:
             texts = [text for text, _ in script.heard]
             got = torch.stack([scores for _, scores in script.heard]).to(self.dtype)
-            told = [at for at, text in enumerate(texts) if text in self.wrong]
-            wanted, wrong = (torch.cat([of[texts[at]] for at in told]) for of in (self.wanted, self.wrong))
-            found = difference(got, torch.cat([self.wanted[text] for text in texts]), None, allowed)
-            if found := found or difference(got[told], wanted, wrong, allowed):
+            if found := difference(got, torch.cat([self.wanted[text] for text in texts]), limit or self.limit):
                 return found
-        return ""
+        return self._says_nothing()
+
+    def _says_nothing(self) -> str:
+        wanted = torch.cat([self.wanted[text] for text in self.wrong])
+        return tells_too_little(torch.cat(list(self.wrong.values())), wanted, self.dtype, self.limit)
 
 
 def _perform(core: Stepped, scripts: Sequence[_Script]) -> None:
@@ -138,7 +158,7 @@ class _Script(Strategy):
     """Goes on as written, whatever the scores say, and remembers them."""
 
     def __init__(self, play: _Play) -> None:
-        super().__init__(len(play.steps[0].parents), Limits(len(play.steps) + 1, frozenset()))
+        super().__init__(play.rows, Limits(len(play.steps) + 1, frozenset()))
         self.play, self._left = play, deque(play.steps)
         self.heard: list[tuple[tuple[int, ...], Tensor]] = []
 

@@ -13,6 +13,9 @@ import torch
 
 from danlu.journal import write_atomic
 
+# Where in the cache.
+DIRECTORY = "verdicts"
+
 # Libraries whose code takes part in an answer.
 LIBRARIES = ("danlu", "torch", "transformers")
 
@@ -32,7 +35,7 @@ class Verdict:
         for path in sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors")):
             stat = path.stat()
             digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
-        self.path = cache / "verdicts" / f"{digest.hexdigest()[:32]}.json"
+        self.path = cache / DIRECTORY / f"{digest.hexdigest()[:32]}.json"
 
     def known(self) -> str | None:
         """Why the model reads each text alone; "" if it reads in company; None if nobody has looked."""

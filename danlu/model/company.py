@@ -10,7 +10,7 @@ model is brought to ask is wiring.py's.
 
 from __future__ import annotations
 
-import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,14 +54,7 @@ class StateShape:
 StateKey = tuple[int, str, int]
 
 
-class Taking(Protocol):
-    """Some tokens of a row."""
-
-    def take(self, x: Tensor) -> Tensor:
-        """(tokens of the row, ...) -> (texts, tokens, ...): its own."""
-
-
-class Part(Taking, Protocol):
+class Part(Protocol):
     """Tokens of a row that a layer with states takes together."""
 
     @property
@@ -76,6 +69,9 @@ class Part(Taking, Protocol):
     def states(self) -> Sequence[Tensor] | None:
         """Of each state, (texts, *shape), what these texts have left there; read, and written in place. None where
         nothing came before and nothing is to be kept."""
+
+    def take(self, x: Tensor) -> Tensor:
+        """(tokens of the row, ...) -> (texts, tokens, ...): this part's own."""
 
     def give(self, y: Tensor) -> Tensor:
         """(texts, tokens, ...) -> (own tokens, ...), in the row's order."""
@@ -128,6 +124,45 @@ class Side:
         pass
 
 
+@dataclass(frozen=True, eq=False)
+class Single:
+    """One token of each text of a part, for a layer that takes no more at once. It keeps its states itself."""
+
+    whole: Part
+    at: int
+    is_fresh: bool = False
+    states: Sequence[Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.whole.shape[0], 1
+
+    def take(self, x: Tensor) -> Tensor:
+        return self.whole.take(x)[:, self.at : self.at + 1]
+
+    def give(self, y: Tensor) -> Tensor:
+        raise NotImplementedError("the whole part is given")
+
+    def settle(self, number: int) -> None:
+        pass
+
+
+class Turn:
+    """Whose turn it is with a model; every copy has its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+
 @dataclass(eq=False)
 class Wiring:
     """How one model reads in company.
@@ -140,8 +175,9 @@ class Wiring:
         company: of the pass that is under way; None lets every layer run as the model wrote it.
         positions: (tokens,) in the texts, of that pass.
         query_scale: (tokens,) a factor of this call's queries, where the model would take it from the row's places.
-        part: the part at which a layer with states is, or what of it.
+        part: the part at which a layer with states is, or the token of it.
         shown: while the model shows what it keeps: its states, (1, *shape), by place.
+        turn: held for as long as a pass takes; engines on several threads may have one model.
     """
 
     original: str
@@ -151,23 +187,33 @@ class Wiring:
     company: Company | None = None
     positions: Tensor | None = None
     query_scale: Tensor | None = None
-    part: Taking | None = None
+    part: Part | None = None
     shown: dict[StateKey, Tensor] | None = None
-    _calls: Iterator[int] = field(default_factory=itertools.count)
+    turn: Turn = field(default_factory=Turn)
+    _singles: dict[Part, list[Part]] = field(default_factory=dict)
+    _calls: int = 0
 
     @contextmanager
     def reading(self, company: Company, positions: Tensor) -> Iterator[None]:
         """One forward pass in this company. Afterwards the model reads each text alone again."""
-        self.company, self.positions, self._calls, self.part = company, positions, itertools.count(), None
-        try:
-            yield
-        finally:
-            self.company = None
+        with self.turn:
+            self.company, self.positions, self._calls = company, positions, 0
+            try:
+                yield
+            finally:
+                self.company = self.positions = self.part = None
+                self._singles.clear()
+
+    def singles_of(self, part: Part) -> list[Part]:
+        """Its tokens, one after another; the same objects for all layers of a pass."""
+        if part not in self._singles:
+            self._singles[part] = [Single(part, at) for at in range(part.shape[1])]
+        return self._singles[part]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, dropout: float) -> Tensor:
         """The next call of attention in this pass."""
         if self.company is None:
             raise ModelError("this model attends to documents laid end to end or to slots; it got neither")
-        call = next(self._calls)
+        call, self._calls = self._calls, self._calls + 1
         store = self.stores[call] if call < len(self.stores) else call
         return self.company.attend(store, q, k, v, scoring, dropout)

@@ -70,21 +70,23 @@ class Documents:
         """(groups * longest, longest): 0 where a query may look, -inf elsewhere."""
         key = (dtype, groups, window, chunk)
         if key not in self.masks:
-            may = causal_sight(self.longest, window, chunk, self.padded.device)
-            mask = torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, -math.inf)
-            self.masks[key] = mask.repeat(groups, 1)
+            with torch.inference_mode(False):  # training may use it later
+                may = causal_sight(self.longest, window, chunk, self.padded.device)
+                mask = torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, -math.inf)
+                self.masks[key] = mask.repeat(groups, 1)
         return self.masks[key]
 
 
 @lru_cache(maxsize=8)
 def documents_of(lengths: tuple[int, ...], device: str) -> Documents:
     """The layout for these lengths."""
-    sizes = torch.tensor(lengths, device=device)
-    starts = sizes.cumsum(0) - sizes
-    at = torch.arange(max(lengths), device=device)
-    inside = at < sizes[:, None]  # (documents, longest)
-    padded = torch.where(inside, starts[:, None] + at, 0).view(-1)
-    return Documents(lengths, padded, inside.view(-1).nonzero().squeeze(1))
+    with torch.inference_mode(False):  # it is kept, and training may use it later
+        sizes = torch.tensor(lengths, device=device)
+        starts = sizes.cumsum(0) - sizes
+        at = torch.arange(max(lengths), device=device)
+        inside = at < sizes[:, None]  # (documents, longest)
+        padded = torch.where(inside, starts[:, None] + at, 0).view(-1)
+        return Documents(lengths, padded, inside.view(-1).nonzero().squeeze(1))
 
 
 def causal_sight(length: int, window: int | None, chunk: int | None, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from danlu.errors import ConfigError, ModelError, nearest
 from danlu.model.adapters import is_linear, linear_shape
-from danlu.model.company import Taking
+from danlu.model.company import Part
 from danlu.model.lora_files import LowRank, read_lora
 from danlu.model.wiring import wiring_of
 
@@ -69,8 +70,9 @@ class Step:
     def of_part(self, take: Callable[[Tensor], Tensor]) -> Step:
         """The step of some of these tokens, which `take` picks from (tokens, ...)."""
         names = [name for name, _ in self.runs]
-        counts = torch.tensor([count for _, count in self.runs])
-        numbers = take(torch.repeat_interleave(torch.arange(len(names)), counts)).flatten().tolist()
+        counts = torch.tensor([count for _, count in self.runs], device=self.device)
+        every = torch.repeat_interleave(torch.arange(len(names), device=self.device), counts)
+        numbers = take(every).flatten().tolist()
         return Step.of([(names[number], 1) for number in numbers], self.device)
 
     def foreign(self, ranks: tuple[tuple[str, int], ...]) -> Tensor:
@@ -204,34 +206,40 @@ class LoraBank:
 
 
 class Hooks:
-    """Lets a transformers model's linear layers add what a bank holds for the tokens of a step."""
+    """Lets a transformers model's linear layers add what a bank holds for the tokens of a step.
 
-    def __init__(self, bank: LoraBank, model: Any) -> None:
-        self._bank, self._model, self._wiring = bank, model, wiring_of(model)
-        self._hooked: dict[str, Any] = {}
+    Args:
+        but: names of layers for which whoever runs the model does so.
+    """
+
+    def __init__(self, bank: LoraBank, model: Any, but: AbstractSet[str] = frozenset()) -> None:
+        self._bank, self._model, self._wiring, self._but = bank, model, wiring_of(model), but
+        self._hooked: dict[str, RemovableHandle] = {}
         self._step: Step | None = None
-        self._parts: dict[Taking, Step] = {}
+        self._parts: dict[Part, Step] = {}
 
     @contextmanager
     def during(self, step: Step) -> Iterator[None]:
         """A forward pass over one row of tokens. Where none has an adapter, it runs as if there were no bank."""
-        self._hook(self._bank.layers if step.segments else frozenset())
-        self._step = step
-        try:
-            yield
-        finally:
-            self._step = None
-            self._parts.clear()
+        with nullcontext() if self._wiring is None else self._wiring.turn:
+            self._hook(self._bank.layers - self._but if step.segments else frozenset())
+            self._step = step
+            try:
+                yield
+            finally:
+                self._step = None
+                self._parts.clear()
 
     def _hook(self, layers: AbstractSet[str]) -> None:
         """Let these layers, and no others, ask the bank."""
         if self._hooked.keys() == layers:
             return
-        for module in self._hooked.values():
-            del module.forward
-        self._hooked = {name: self._model.get_submodule(name) for name in layers}
-        for name, module in self._hooked.items():
-            module.forward = partial(self._forward, name, module.forward)
+        for handle in self._hooked.values():
+            handle.remove()
+        modules = {name: self._model.get_submodule(name) for name in layers}
+        self._hooked = {
+            name: module.register_forward_hook(partial(self._add, name)) for name, module in modules.items()
+        }
 
     def _step_now(self) -> Step:
         """The step, or that of the part which a layer with states is reading."""
@@ -243,11 +251,9 @@ class Hooks:
             self._parts[part] = self._step.of_part(part.take)
         return self._parts[part]
 
-    def _forward(self, name: str, own: Any, x: Tensor) -> Tensor:
-        out: Tensor = own(x)
+    def _add(self, name: str, _module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         if self._step is not None:
-            rows, step = x.reshape(-1, x.shape[-1]), self._step_now()
+            rows, step = inputs[0].reshape(-1, inputs[0].shape[-1]), self._step_now()
             if len(rows) != step.count:
                 raise ModelError(f"{name} sees {len(rows)} of {step.count} tokens: it cannot have an adapter here")
             self._bank.add_to(name, rows, out.view(-1, out.shape[-1]), step)
-        return out

@@ -97,13 +97,14 @@ void danlu_largest(const bf16 *x, long rows, long dim, int64_t *place, float *va
     }
 }
 
-/* Each head of each token turned: (a, b) cos + (b, a) sin, the first half of sin negated; cos and sin (tokens, dim). */
+/* The first numbers of each head of each token turned, (a, b) cos + (b, a) sin, the first half of sin negated; the
+   others stay. cos and sin (tokens, turned). */
 void danlu_rotate(const bf16 *x, long stride, const bf16 *cosine, const bf16 *sine, bf16 *out, long tokens, long heads,
-                  long dim, int threads) {
-    long half = dim / 2;
+                  long dim, long turned, int threads) {
+    long half = turned / 2;
 #pragma omp parallel for num_threads(threads) if (tokens * heads * dim > 65536)
     for (long token = 0; token < tokens; token++) {
-        const bf16 *c = cosine + token * dim, *s = sine + token * dim;
+        const bf16 *c = cosine + token * turned, *s = sine + token * turned;
         for (long head = 0; head < heads; head++) {
             const bf16 *a = x + token * stride + head * dim, *b = a + half;
             bf16 *restrict to = out + (token * heads + head) * dim;
@@ -111,6 +112,7 @@ void danlu_rotate(const bf16 *x, long stride, const bf16 *cosine, const bf16 *si
             to += half;
             for (long d = 0; d < half; d++)
                 to[d] = narrow(wide(b[d]) * wide(c[d + half]) + wide(a[d]) * wide(s[d + half]));
+            memcpy(to + half, a + turned, (dim - turned) * sizeof *to);
         }
     }
 }

@@ -36,8 +36,23 @@ def plain_swiglu(gate_up: Tensor) -> Tensor:
 
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads turned: x (tokens, heads, dim), cos and sin (tokens, 1, dim), the first half of sin negated."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    """Heads turned: x (tokens, heads, dim), cos and sin (tokens, 1, turned), the first half of sin negated.
+
+    What stands behind the first `turned` numbers of a head stays.
+    """
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat([plain_rotate(x[..., :turned], cos, sin), x[..., turned:]], -1)
+    return torch.addcmul(x * cos, x.roll(turned // 2, -1), sin)
+
+
+def plain_rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same where neighbours turn together (GLM): cos and sin (tokens, 1, turned), one for each pair, twice over."""
+    turned = cos.shape[-1]
+    cos, sin = cos[..., : turned // 2], sin[..., : turned // 2]
+    a, b = x[..., :turned].unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    return out if turned == x.shape[-1] else torch.cat([out, x[..., turned:]], -1)
 
 
 # -- the same, compiled --------------------------------------------------------------------------------------
@@ -49,7 +64,7 @@ class Kernels:
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._add_norm = declared(functions.danlu_add_norm, 5 * [POINTER] + 2 * [LONG] + [FLOAT, INT])
         self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
-        self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 3 * [LONG] + [INT])
+        self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
         self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
@@ -86,9 +101,9 @@ class Kernels:
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`plain_rotate`; the heads of a token lie together, tokens may lie apart."""
-        out = x.new_empty(x.shape)
+        out, cos, sin = x.new_empty(x.shape), cos.contiguous(), sin.contiguous()
         pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
-        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, self._threads)
+        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], self._threads)
         return out
 
     def attend(
@@ -142,7 +157,9 @@ def _agree(found: Kernels) -> bool:
     x, y, gate_up = (torch.randn(3, width, generator=generator).bfloat16() for width in (64, 64, 128))
     weight, cos, sin = (torch.randn(shape, generator=generator) for shape in ((64,), (3, 1, 16), (3, 1, 16)))
     heads, cos, sin = x.view(3, 4, 16), cos.bfloat16(), sin.bfloat16()
+    some = cos[..., :8].contiguous(), sin[..., :8].contiguous()
     pairs = [
+        (found.rotate(heads, *some), plain_rotate(heads, *some)),
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
         (found.swiglu(gate_up), plain_swiglu(gate_up)),
         (found.rotate(heads, cos, sin), plain_rotate(heads, cos, sin)),

@@ -34,13 +34,14 @@ def live_product(layers: Sequence[Any]) -> Product:
     return lambda x: torch.cat([layer(x) for layer in layers], -1)
 
 
-def fixed_product(layers: Sequence[nn.Linear], rounded: Rounded | None = None, *, is_paired: bool = False) -> Product:
-    """The same, as one product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
+def fixed_product(
+    weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
+) -> Product:
+    """The product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
 
     Args:
-        is_paired: of two layers, so that a TileProduct can gate the second with the first.
+        is_paired: of two layers side by side, so that a TileProduct can gate the second with the first.
     """
-    weight, bias = joined(layers)
     if fits_tiles(weight) and not (is_paired and len(weight) % 32):
         return TileProduct(weight, bias, rounded, is_paired=is_paired)
     if rounded == "int4" and _fits_int4(weight):
@@ -62,8 +63,13 @@ def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 def fastest_product(weight: Tensor, bias: Tensor | None) -> Product:
     """The form for this device and number format that changes no result beyond rounding."""
-    has_layout = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-    return packed_product(weight, bias) if has_layout else plain_product(weight, bias)
+    is_short = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return packed_product(weight, bias) if is_short and has_layout() else plain_product(weight, bias)
+
+
+def has_layout() -> bool:
+    """Whether oneDNN lays bfloat16 out on this processor: not without AVX-512 or avx_ne_convert."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
@@ -87,7 +93,7 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Product:
     """The product of a bfloat16 weight rounded to int8, by torch."""
     rounded = to_int8(weight)
     scale = rounded.scale.to(weight.dtype)
-    many = packed_product((rounded.codes * scale.float()[:, None]).to(weight.dtype), bias)
+    many = fastest_product((rounded.codes * scale.float()[:, None]).to(weight.dtype), bias)
     return _by_rows(lambda x: torch._weight_int8pack_mm(x, rounded.codes, scale), bias, many)
 
 
@@ -95,7 +101,7 @@ def int4_product(weight: Tensor, bias: Tensor | None) -> Product:
     """The product of a bfloat16 weight rounded to int4, by torch."""
     rounded = to_int4(weight)
     assert MIDDLE == 8, "torch's kernel counts from 8"
-    many = packed_product(rounded.weight().to(weight.dtype), bias)
+    many = fastest_product(rounded.weight().to(weight.dtype), bias)
     packed = torch._convert_weight_to_int4pack_for_cpu(rounded.codes.to(torch.int32), 1)
     scales = torch.stack([rounded.step, rounded.middle], -1).transpose(0, 1).contiguous()  # (groups, outputs, 2)
     return _by_rows(lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales), bias, many)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -68,17 +68,20 @@ def _known(_key: Any, asked: _Asked) -> Sight:
     return _read(asked.mask)
 
 
-def _key(mask: Callable[..., Any]) -> tuple[CodeType, tuple[Any, ...]] | None:
+def _key(mask: Any) -> tuple[CodeType, tuple[Any, ...]] | None:
     """What the function does, by its code and the numbers and functions it holds; None where it holds more."""
+    if not isinstance(mask, FunctionType):  # a method's object holds more, and so may what can be called
+        return None
     held: list[Any] = []
-    for cell in getattr(mask, "__closure__", None) or ():
-        for value in cell.cell_contents if isinstance(cell.cell_contents, tuple) else (cell.cell_contents,):
-            one = _key(value) if callable(value) else value
-            if not isinstance(one, int | tuple):
+    for content in (*(cell.cell_contents for cell in mask.__closure__ or ()), mask.__defaults__ or ()):
+        values = content if isinstance(content, tuple) else (content,)
+        held.append(len(values))
+        for value in values:
+            one = value if isinstance(value, int) else _key(value)
+            if one is None:
                 return None
             held.append(one)
-    code = getattr(mask, "__code__", None)
-    return None if code is None else (code, tuple(held))
+    return None if mask.__kwdefaults__ else (mask.__code__, tuple(held))
 
 
 def _read(mask: Callable[..., Any]) -> Sight:
@@ -114,8 +117,9 @@ def _found(sees: Callable[[Tensor, Tensor], Tensor]) -> Sight:
 
 
 def _is(sees: Callable[[Tensor, Tensor], Tensor], found: Sight) -> bool:
-    """Whether the mask is what was found, at the beginning and around its border."""
-    border = found.window or found.chunk or 0
-    at = torch.cat([torch.arange(24), torch.arange(24) + max(border - 12, 0), torch.tensor([FAR])])
+    """Whether the mask is what was found, at the beginning, around its border, and far off, where chunks of most sizes
+    begin."""
+    border, near = found.window or found.chunk or 0, torch.arange(24)
+    at = torch.cat([near, near + max(border - 12, 0), near + FAR - 12])
     own, others = at[:, None], at[None, :]
     return torch.equal(sees(own, others), sight(own, others, found.window, found.chunk))

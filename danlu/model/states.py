@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -26,9 +24,9 @@ from danlu.model.sight import Sight
 # Layers that keep their states as attributes: class -> where.
 ATTRIBUTES = {"RecurrentGemmaRecurrentBlock": ("conv1d_state", "rg_lru.recurrent_states")}
 
-# Layers that begin anew with every call of more than one token: what follows in a later portion goes through them one
-# token at a time. (The kernels of the first Mamba take no initial state.)
-BEGIN_ANEW = {*ATTRIBUTES, "FalconMambaMixer", "JambaMambaMixer", "MambaMixer", "ZambaMambaMixer"}
+# Layers that begin anew with every call of more than one token: what follows in a later portion goes through one token
+# at a time. (The scan of Mamba's first kind takes no state to begin with.)
+ANEW = {*ATTRIBUTES, "FalconMambaMixer", "JambaMambaMixer", "MambaMixer", "ZambaMambaMixer"}
 
 
 class Passing(Cache):  # type: ignore[misc]
@@ -102,7 +100,7 @@ class Carried(Passing):
         return recurrent_states
 
     def set_linear_cache(self, layer_idx: int, linear_cache: Tensor) -> None:
-        self.heard((layer_idx, "linear", 0))
+        self._at((layer_idx, "linear", 0))
         self.now[layer_idx, "linear", 0] = linear_cache
 
     def _at(self, key: StateKey) -> Tensor | None:
@@ -110,23 +108,11 @@ class Carried(Passing):
         return self.now.get(key)
 
 
-@dataclass(frozen=True)
-class _Token:
-    """One token of each text of a part."""
-
-    part: Part
-    at: int
-
-    def take(self, x: Tensor) -> Tensor:
-        return self.part.take(x)[:, self.at : self.at + 1]
-
-
 class Apart:
     """In place of the forward of a module with states: the same, on one part of the row after another."""
 
     def __init__(self, module: nn.Module, wiring: Wiring) -> None:
         self.module, self.wiring, self.own = module, wiring, module.forward
-        self.begins_anew = type(module).__name__ in BEGIN_ANEW
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         wiring, company = self.wiring, self.wiring.company
@@ -144,33 +130,47 @@ class Apart:
         if part.states is None:
             given, named = _own_tokens(part, None, given, named)
             return self.own(*given, **named)
-        own = set[StateKey]()
-        carried = Carried({} if part.is_fresh else dict(zip(self.wiring.states, part.states, strict=True)), own.add)
-        given, named = _own_tokens(part, carried, given, named)
-        out = self._goes_on(part, given, named)
-        self.keep(part, part.states, {key: carried.now[key] for key in own & carried.now.keys()})
+        touched: dict[StateKey, None] = {}
+        before = {} if part.is_fresh else dict(zip(self.wiring.states, part.states, strict=True))
+        carried = Carried(before, lambda key: touched.update({key: None}))
+        out = self.run(part, *_own_tokens(part, carried, given, named))
+        self.keep(part, part.states, {key: carried.now[key] for key in touched if key in carried.now})
         return out
 
-    def _goes_on(self, part: Part, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """What the module answers to a part's own arguments, after what came before."""
-        if part.is_fresh or part.shape[1] == 1 or not self.begins_anew:
+    def run(self, part: Part, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The module's own forward, in as many calls as it takes to go on where the part's states are."""
+        if part.is_fresh or part.shape[1] == 1 or type(self.module).__name__ not in ANEW:
             return self.own(*given, **named)
+        return self._one_at_a_time(part, given, named)
+
+    def _one_at_a_time(self, part: Part, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """One token after another; what the module answers besides the tokens' own is left out."""
+
+        def token(x: Any, at: int) -> Any:
+            if isinstance(x, tuple):
+                return tuple(token(one, at) for one in x)
+            return x[:, at : at + 1] if isinstance(x, Tensor) and x.shape[:2] == part.shape else x
+
         outs = []
-        for at in range(part.shape[1]):
-            self.wiring.part = _Token(part, at)
-            cut = partial(_cut, part.shape, at)
-            outs.append(self.own(*map(cut, given), **{name: cut(x) for name, x in named.items()}))
-        return _one_after_another(outs)
+        for at, single in enumerate(self.wiring.singles_of(part)):
+            self.wiring.part = single
+            outs.append(self.own(*(token(x, at) for x in given), **{name: token(x, at) for name, x in named.items()}))
+        self.wiring.part = part
+        if isinstance(outs[0], tuple):
+            return torch.cat([out[0] for out in outs], 1), None
+        return torch.cat(outs, 1)
 
     def keep(self, part: Part, states: Sequence[Tensor], now: dict[StateKey, Tensor]) -> None:
-        """Write what the module left, `now`, into the part's states: its own alone, since another part may have
-        changed those of the layers before it."""
-        numbers = {key: number for number, key in enumerate(self.wiring.states)}
-        for key in self.wiring.states.keys() & now.keys():
-            kept, tensor = states[numbers[key]], now[key]
+        """Write what the module left into the part's states."""
+        for number, (key, kept) in enumerate(zip(self.wiring.states, states, strict=True)):
+            tensor = now.get(key)
+            if tensor is None:
+                continue
+            if kept.shape != tensor.shape:
+                raise ModelError(f"{type(self.module).__name__} carries {tuple(tensor.shape)} for {tuple(kept.shape)}")
             if kept.data_ptr() != tensor.data_ptr():
                 kept.copy_(tensor)
-            part.settle(numbers[key])
+            part.settle(number)
 
 
 class ApartByAttributes(Apart):
@@ -192,8 +192,10 @@ class ApartByAttributes(Apart):
         before = {} if states is None or part.is_fresh else dict(zip(self.wiring.states, states, strict=True))
         for key, name in self.places.items():
             _put(self.module, name, before.get(key))
-        out = self._goes_on(part, asked.args, asked.kwargs)
+        out = self.run(part, asked.args, asked.kwargs)
         left = {key: attrgetter(name)(self.module) for key, name in self.places.items()} if keeps else {}
+        for name in self.places.values():
+            _put(self.module, name, None)
         if states is not None:
             self.keep(part, states, left)
         elif shown is not None:
@@ -224,18 +226,6 @@ def _own_tokens(
         return None if isinstance(x, Sight) else x
 
     return tuple(map(own, given)), {name: own(x) for name, x in named.items()}
-
-
-def _cut(shape: tuple[int, int], at: int, x: Any) -> Any:
-    """Of an argument that goes along (texts, tokens), one token of each text."""
-    return x[:, at : at + 1] if isinstance(x, Tensor) and x.shape[:2] == shape else x
-
-
-def _one_after_another(outs: list[Any]) -> Any:
-    """What a module answered to one token after another as its answer to all; what is no tensor is left out."""
-    if isinstance(outs[0], tuple):
-        return tuple(map(_one_after_another, map(list, zip(*outs, strict=True))))
-    return torch.cat(outs, 1) if isinstance(outs[0], Tensor) else None
 
 
 def _together(outs: list[Any], parts: Sequence[Part]) -> Any:

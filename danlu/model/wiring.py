@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +50,10 @@ def wire(model: Any) -> Wiring:
         with quiet_transformers():
             base.set_attn_implementation(ATTENTION)
         apart = _show(base, wiring)
-    except Exception as error:
+    except BaseException as error:  # an interrupted caller may ask again
         _unwire(base, wiring)
-        if isinstance(error, DanluError | MemoryError | torch.OutOfMemoryError):
+        is_ours = isinstance(error, DanluError | MemoryError | torch.OutOfMemoryError)
+        if is_ours or not isinstance(error, Exception):
             raise
         kind = base.config.model_type
         raise ModelError(f"{kind}: its code does not work on a row of tokens of many texts: {error}") from error
@@ -79,22 +81,54 @@ def as_it_came(model: Any) -> Iterator[None]:
     if wiring is None:
         yield
         return
-    wiring.company = None
-    with quiet_transformers():
-        base.set_attn_implementation(wiring.original)
-    try:
-        yield
-    finally:
+    with wiring.turn:
+        wiring.company = None
         with quiet_transformers():
-            base.set_attn_implementation(ATTENTION)
+            base.set_attn_implementation(wiring.original)
+        try:
+            yield
+        finally:
+            with quiet_transformers():
+                base.set_attn_implementation(ATTENTION)
 
 
 def run_in_company(model: Any, company: Company, **given: Any) -> Any:
     """The forward pass of a wired model over a row of tokens: `given` is what the model is called with."""
-    wiring = wiring_of(base_of(model))
+    base, positions = base_of(model), given["position_ids"][0]
+    wiring = wiring_of(base)
     assert wiring is not None, "the model was wired"
-    with wiring.reading(company, given["position_ids"][0]):
+    with wiring.reading(company, positions), _computed_again(base, partial(_in_company, wiring, company, positions)):
         return model(**given, **{_cache_name(model): Passing()}, use_cache=False)
+
+
+@contextmanager
+def _computed_again(base: Any, checkpoint: Callable[..., Any]) -> Iterator[None]:
+    """Where layers are computed a second time for their gradients (checkpointing), let `checkpoint` do it."""
+    layers = (
+        [part for part in base.modules() if getattr(part, "gradient_checkpointing", False)] if base.training else []
+    )
+    own = [(layer, layer._gradient_checkpointing_func) for layer in layers]
+    for layer, function in own:
+        layer._gradient_checkpointing_func = partial(checkpoint, function)
+    try:
+        yield
+    finally:
+        for layer, function in own:
+            layer._gradient_checkpointing_func = function
+
+
+def _in_company(
+    wiring: Wiring, company: Company, positions: Tensor, own: Callable[..., Any], layer: Any, *given: Any, **named: Any
+) -> Any:
+    """A checkpointing function whose layer finds its company again when that has gone."""
+
+    def again(*inputs: Any) -> Any:
+        if wiring.company is company:
+            return layer(*inputs)
+        with wiring.reading(company, positions):
+            return layer(*inputs)
+
+    return own(again, *given, **named)
 
 
 def _cache_name(model: Any) -> str:

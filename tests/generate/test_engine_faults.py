@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import math
 import signal
-import threading
-import time
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of
+from waiting import PATIENCE_SECONDS, passes_of, wait_until
 
 from danlu import Engine, GenerationParams
 from danlu.errors import AllBanned, DanluError, Interrupted
@@ -99,25 +101,61 @@ def test_work_ends_when_nobody_listens(engine, monkeypatch):
     assert engine.load.kv_bytes == 0
 
 
-def test_an_interrupted_caller_takes_its_work_along(engine):
-    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate([PROMPTS[0]] * 8, GenerationParams(max_new_tokens=5000))
-    engine.logits([5])
+def test_an_interrupted_caller_takes_its_work_along(engine, monkeypatch):
+    """It waits for the first answer, and the engine stands before its second pass."""
+    with passes_of(engine, free=1) as passes:
+
+        def interrupted(_job):
+            wait_until(lambda: passes.are_used_up)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(engine, "_generation", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([PROMPTS[0]] * 8, GenerationParams(max_new_tokens=400, eos_token_id=[]))
+        passes.go_on()
+        engine.logits([5])  # what was asked for before this is done
+    assert passes.made <= 3  # the first, the one that was held up, and the last line's
     assert engine.core.is_idle
     assert engine.load.kv_bytes == 0
+
+
+WAITING = """
+import signal, sys
+from answering import strong_engine
+from waiting import passes_of
+from danlu import GenerationParams
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
+engine = strong_engine(sys.argv[1])
+with passes_of(engine, free=1) as passes:
+    count = passes.count
+    passes.count = lambda: (print("running", flush=True), count())
+    try:
+        engine.generate(["one"] * 8, GenerationParams(max_new_tokens=400, eos_token_id=[]))
+    except KeyboardInterrupt:
+        passes.go_on()
+        engine.logits([5])
+        print("idle", engine.core.is_idle, engine.load.kv_bytes)
+"""
+
+
+def test_ctrl_c_reaches_a_caller_who_waits(tiny_model):
+    """A real signal, in a process of its own."""
+    command, pipes = [sys.executable, "-c", WAITING, str(tiny_model)], {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, **pipes) as process:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert said.splitlines()[-1] == "idle True 0"
+    assert process.returncode == 0
 
 
 # --- the engine's end
 
 
-def wait_for(is_so, seconds=10):
-    end = time.monotonic() + seconds
-    while not is_so() and time.monotonic() < end:
-        gc.collect()
-        time.sleep(0.01)
-    assert is_so()
+def is_collected(reference):
+    gc.collect()
+    return reference() is None
 
 
 @pytest.mark.parametrize("ask", ["generate", "stream", "unfinished stream", "logits", "fault"])
@@ -138,8 +176,8 @@ def test_a_forgotten_engine_ends_its_thread_and_frees_its_model(tiny_model, ask)
     thread, core = engine._worker._threads[0], weakref.ref(engine.core)
     assert thread.is_alive()
     del engine
-    wait_for(lambda: not thread.is_alive())
-    wait_for(lambda: core() is None)
+    wait_until(lambda: gc.collect() is not None and not thread.is_alive())
+    wait_until(lambda: is_collected(core))
 
 
 def test_a_closed_engine_says_so(engine):

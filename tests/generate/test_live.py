@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import aclosing
 
 import pytest
 from answering import alive
-from serving import wait_until
+from serving import is_idle
+from waiting import passes_of, until, wait_until
 
 from danlu import Engine, GenerationParams
 from danlu.errors import ConfigError
@@ -74,15 +74,17 @@ def test_a_reader_who_goes_ends_the_work(engine):
         async with aclosing(engine.astream("the", params)) as events:
             async for _ in events:
                 break
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(engine.agenerate("the", params), 0.05)
+        await until(lambda: is_idle(engine))
+        task = asyncio.create_task(engine.agenerate("the", params))
+        await until(lambda: engine.load.running)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
-    asyncio.run(leave())
-    for _ in range(500):
-        if not (engine.load.running or engine.load.kv_bytes):
-            return
-        time.sleep(0.01)
-    raise AssertionError(engine.load)
+    with passes_of(engine) as passes:
+        asyncio.run(leave())
+        wait_until(lambda: is_idle(engine))
+    assert passes.made < 2 * 400  # neither came to its end
 
 
 def test_200_that_are_cancelled_leave_nothing_behind(engine):

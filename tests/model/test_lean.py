@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import zoo
 from answering import strengthen
 from rounding import of_model
 
@@ -13,8 +16,10 @@ from danlu.model.attention import plain_attention
 from danlu.model.company import Side
 from danlu.model.documents import documents_of
 from danlu.model.lean import LeanDecoder, decoder_of, plain_decoder
+from danlu.model.lean_reader import KNOWN
 from danlu.model.load import load_model
 from danlu.model.lora_bank import LoraBank, Step
+from danlu.model.lora_files import LowRank
 from danlu.model.wiring import as_it_came, wire
 from tiny import make_tiny_model
 
@@ -28,8 +33,27 @@ def loaded(directory, architecture, dtype=torch.float32):
     return strengthen(model)
 
 
-def run(decoder, kept=slice(None)):
-    return decoder(IDS, AT, Plain(documents_of((40,), "cpu")), kept, Step.of([], torch.device("cpu")))
+NOBODY = Step.of([], torch.device("cpu"))
+
+# Of the kinds that are known, forms that differ.
+VARIANTS = ("gemma4_text shared", "phi3 longrope", "qwen2 windowed", "qwen3_5_text 3:1")
+
+
+def run(decoder, kept=slice(None), step=NOBODY):
+    return decoder(IDS, AT, Plain(documents_of((40,), "cpu")), kept, step)
+
+
+def adapted_bank(model):
+    """A bank with one adapter, on every linear layer below the head."""
+    bank, generator = LoraBank.of(model), torch.Generator().manual_seed(4)
+    parts = {
+        name: LowRank(
+            torch.randn(inside, 2, generator=generator) * 0.1, torch.randn(2, outside, generator=generator) * 0.1
+        )
+        for name, (inside, outside) in bank._shapes.items()
+    }
+    bank.put("a", Path("nowhere"), parts)
+    return bank
 
 
 def plain(model):
@@ -62,6 +86,34 @@ def test_it_answers_as_the_model_does(tmp_path, architecture, weights_change):
     assert_near(run(lean), wanted, model)
     some = torch.tensor([3, 39])
     assert_near(run(lean, some), wanted[some], model)
+
+
+@pytest.mark.parametrize("weights_change", [True, False])
+@pytest.mark.parametrize("kind", [*sorted(KNOWN), *VARIANTS])
+def test_every_kind_that_it_knows_answers_as_the_model_does(kind, weights_change):
+    """40 tokens, past the zoo's windows of 8; some of them have an adapter, on every linear layer."""
+    model = zoo.tiny_model(kind)
+    wire(model)
+    bank, some = adapted_bank(model), torch.tensor([0, 7, 39])
+    step = Step.of([(None, 15), ("a", 20), (None, 5)], torch.device("cpu"))
+    wanted = [run(plain_decoder(model, bank), step=step) for step in (NOBODY, step)]
+    assert (wanted[0] - wanted[1])[15:].abs().max() > 0.1  # the adapter says something
+    lean = decoder_of(model, bank, weights_change=weights_change)
+    assert isinstance(lean, LeanDecoder)
+    for seen, expected in zip((run(lean, step=NOBODY), run(lean, step=step)), wanted, strict=True):
+        assert (seen - expected).square().mean().sqrt() <= 1e-4 * expected.std()
+    assert_near(run(lean, some), wanted[0][some], model)
+
+
+@pytest.mark.parametrize("kind", ["glm4", "gemma4_text", "qwen3_5_text", "qwen3_5_text 3:1"])
+def test_newer_kinds_in_bfloat16_within_their_rounding(kind):
+    wide, short = zoo.tiny_model(kind), zoo.tiny_model(kind).to(torch.bfloat16)
+    wire(wide)
+    wire(short)
+    wanted, rounded = plain(wide), plain(short).float()
+    lean = lean_of(short, weights_change=False)
+    assert isinstance(lean, LeanDecoder)
+    assert (run(lean).float() - wanted).norm() <= 1.3 * (rounded - wanted).norm()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text"])

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from danlu.model import products
 from danlu.model.products import (
     FEW_ROWS,
+    fastest_product,
     fixed_product,
+    has_layout,
     int4_product,
     int8_product,
     live_product,
-    packed_product,
     plain_product,
 )
 from danlu.model.rounding import GROUP
@@ -34,12 +36,30 @@ def relative(found, wanted):
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize(("make", "error"), [(packed_product, 0.004), (int8_product, 0.02), (int4_product, 0.15)])
+@pytest.mark.parametrize(("make", "error"), [(fastest_product, 0.004), (int8_product, 0.02), (int4_product, 0.15)])
 def test_a_form_answers_as_the_plain_product(layer, make, error, rows):
     weight, bias = layer
     x = drawn(rows, 64, seed=2)
     wanted = plain_product(weight.float(), None if bias is None else bias.float())(x.float())
     assert relative(make(weight, bias)(x), wanted) < error
+
+
+@pytest.mark.skipif(not has_layout(), reason="oneDNN lays no bfloat16 out on this processor")
+def test_bfloat16_is_laid_out_where_that_can_be_done(layer, monkeypatch):
+    packed = []
+    monkeypatch.setattr(products, "packed_product", lambda *given: packed.append(given))
+    fastest_product(*layer)
+    fastest_product(layer[0].float(), None)
+    assert packed == [layer]
+
+
+@pytest.mark.parametrize("make", [fastest_product, int8_product, int4_product])
+def test_a_processor_for_which_nothing_is_laid_out(layer, make, monkeypatch):
+    weight, bias = layer
+    x, here = drawn(FEW_ROWS + 1, 64, seed=2), make(weight, bias)
+    monkeypatch.setattr(products, "has_layout", lambda: False)
+    monkeypatch.setattr(products, "packed_product", None)
+    assert relative(make(weight, bias)(x), here(x).float()) < 0.004
 
 
 @pytest.mark.parametrize("make", [int8_product, int4_product])

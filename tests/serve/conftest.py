@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from serving import wait_until
+from waiting import wait_until
 
 from danlu import Engine
 from danlu.serve.api import make_app

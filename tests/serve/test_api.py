@@ -6,11 +6,11 @@ import asyncio
 import json
 import math
 
-import httpx
 import pytest
 from answering import alive, fixed_scores
 from prometheus_client.parser import text_string_to_metric_families
-from serving import CHAT, HELLO, TEXT, chat, error, events, is_idle, text, wait_until
+from serving import CHAT, HELLO, TEXT, chat, error, events, is_idle, text
+from waiting import passes_of, until, wait_until
 
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
@@ -214,8 +214,7 @@ def test_slow_bodies(ask):
     async def talk(client):
         async def trickle():
             yield b"{"
-            await asyncio.sleep(5)
-            yield b"}"
+            await asyncio.Event().wait()  # what comes next never comes
 
         return await client.post(CHAT, content=trickle(), headers={"content-type": "application/json"})
 
@@ -272,14 +271,14 @@ def test_a_full_queue_says_when_to_come_back(ask, engine):
     async def talk(client):
         long = chat(max_tokens=400, eos_token_id=[], temperature=0)
         first = asyncio.create_task(client.post(CHAT, json=long))
-        while not client.app.state.service.places_taken:
-            await asyncio.sleep(0.005)
+        await until(lambda: client.app.state.service.places_taken)
         second = await client.post(CHAT, json=chat())
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         return second, client.app.state.service.places_taken
 
-    full, left = ask(talk, max_queue=1)
+    with passes_of(engine, free=2):
+        full, left = ask(talk, max_queue=1)
     assert error(full, 429)["code"] == "queue_full"
     assert full.headers["retry-after"] == "1"
     assert left == 0
@@ -291,7 +290,8 @@ def test_time_is_up(ask, engine, stream):
         long = chat(max_tokens=450, eos_token_id=[], num_beams=32, stream=stream)
         return await client.post(CHAT, json=long), client.app.state.service.places_taken
 
-    response, left = ask(talk, request_timeout_seconds=0.2)
+    with passes_of(engine, free=4):
+        response, left = ask(talk, request_timeout_seconds=0.2)
     if stream:
         assert json.loads(response.text.split("data: ")[-1])["error"]["code"] == "timeout"
     else:
@@ -407,20 +407,23 @@ def test_200_cancelled_leave_nothing_behind(ask, engine):
     before = alive(*kinds)
 
     async def talk(client):
-        async def one(at):
+        def one(at):
             knobs = {"stop": ["never"], "logprobs": True, "stream": at % 2 == 0}
             body = chat(max_tokens=400, eos_token_id=[], temperature=0, **knobs)
-            with pytest.raises((TimeoutError, httpx.HTTPError)):
-                await asyncio.wait_for(client.post(CHAT, json=body), 0.01 * (at % 40))
+            return asyncio.create_task(client.post(CHAT, json=body))
 
-        await asyncio.gather(*(one(at) for at in range(200)))
-        for _ in range(500):
-            if is_idle(engine):
-                break
-            await asyncio.sleep(0.01)
+        tasks = [one(at) for at in range(200)]
+        for turn in range(40):
+            await until(lambda turn=turn: passes.made >= turn)
+            for task in tasks[turn::40]:
+                task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(one) for one in ends} == {asyncio.CancelledError}
+        await until(lambda: is_idle(engine))
         return client.app.state.service.places_taken
 
-    assert ask(talk) == 0
+    with passes_of(engine) as passes:
+        assert ask(talk) == 0
     assert is_idle(engine)
     assert engine.load.kv_bytes == 0
     wait_until(lambda: alive(*kinds) <= before)

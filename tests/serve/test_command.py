@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from serving import wait_until
+from waiting import wait_until
 
 from danlu.cli import call
 from danlu.errors import ResourceError
@@ -49,7 +49,7 @@ class Command:
         self._threads = [threading.Thread(target=read, args=[number]) for number in range(count)]
         for thread in self._threads:
             thread.start()
-        wait_until(lambda: len(set(self.begun)) == count, 20)
+        wait_until(lambda: len(set(self.begun)) == count)
 
     def listens(self):
         with socket.socket() as one:
@@ -57,7 +57,7 @@ class Command:
 
     def end(self):
         """(exit code, what was said on the error stream) once all is over, and the port is free."""
-        _, errors = self.process.communicate(timeout=40)
+        _, errors = self.process.communicate(timeout=60)
         for thread in self._threads:
             thread.join(20)
             assert not thread.is_alive()

@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from encoders import assert_near, make_tiny_encoder
+from waiting import PATIENCE_SECONDS, until
 
 from danlu.errors import DownloadError
 from danlu.recall.embed import Embedder
@@ -174,7 +175,7 @@ def test_the_server_goes_on_meanwhile(ask, embedder, monkeypatch):
 
     def slowly(ids):
         begun.append(len(ids))
-        assert held.wait(20)
+        assert held.wait(PATIENCE_SECONDS)
         return own(ids)
 
     monkeypatch.setattr(embedder, "batch", slowly)
@@ -182,8 +183,7 @@ def test_the_server_goes_on_meanwhile(ask, embedder, monkeypatch):
 
     async def talk(client):
         first = asyncio.create_task(client.post(PATH, json={"model": "enc", "input": ["the quick brown fox " * 4] * 9}))
-        while not begun:
-            await asyncio.sleep(0.005)
+        await until(lambda: begun)
         assert (await client.get("/health")).status_code == 200
         refused = await client.post(PATH, json={"model": "enc", "input": "a"})
         first.cancel()
@@ -203,7 +203,7 @@ def test_the_server_goes_on_meanwhile(ask, embedder, monkeypatch):
 
 def test_time_is_up(ask, embedder, monkeypatch):
     held = threading.Event()
-    monkeypatch.setattr(embedder, "batch", lambda ids: held.wait(20))
+    monkeypatch.setattr(embedder, "batch", lambda ids: held.wait(PATIENCE_SECONDS))
 
     async def talk(client):
         reply = await client.post(PATH, json={"model": "enc", "input": "a"})

@@ -9,6 +9,7 @@ import openai
 import pytest
 from adapting import make_adapter
 from answering import tolerance_of
+from waiting import PATIENCE_SECONDS
 
 from danlu import Engine, GenerationParams
 from danlu.cli import call
@@ -48,7 +49,7 @@ def served(model_directory, directories):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         ends.append((server, thread, taken, engine))
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE_SECONDS)
         return engine, f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
     yield run

@@ -6,13 +6,13 @@ import asyncio
 import json
 import socket
 import threading
-import time
 
 import httpx
 import openai
 import pytest
 from answering import alive, tolerance_of
-from serving import CHAT, HELLO, is_idle, wait_until
+from serving import CHAT, HELLO, is_idle
+from waiting import passes_of, wait_until
 
 from danlu.generate.answers import Generation
 from danlu.generate.live import LiveAnswers
@@ -155,22 +155,29 @@ def test_openais_client_reads_errors(client):
         client.embeddings.create(model="tiny", input="x")
 
 
-def test_pieces_come_while_the_answer_grows(start):
+def test_pieces_come_while_the_answer_grows(start, engine):
     with httpx.Client(base_url=start().url, timeout=20) as client:
-        arrived = []
-        with client.stream("POST", "/chat/completions", json={**LONG, "stream": True}) as response:
-            arrived = [time.monotonic() for line in response.iter_lines() if line]
-    assert len(arrived) > 20
-    assert arrived[-1] - arrived[0] > 10 * (arrived[1] - arrived[0])
+        asked = client.stream("POST", "/chat/completions", json={**LONG, "stream": True})
+        with passes_of(engine, free=20) as passes, asked as response:
+            lines = (line for line in response.iter_lines() if line)
+            early = [next(lines) for _ in range(5)]
+            assert passes.made <= 20
+            passes.go_on()
+            late = list(lines)
+    assert all("content" in line for line in early[1:])
+    assert len(late) > 20
 
 
-def test_beams_show_signs_of_life(start, monkeypatch):
+def test_beams_show_signs_of_life(start, engine, monkeypatch):
     monkeypatch.setattr("danlu.serve.stream.BEAT_SECONDS", 0.02)
     with httpx.Client(base_url=start().url, timeout=20) as client:
         body = {**LONG, "max_tokens": 200, "num_beams": 8, "stream": True}
-        text = client.post("/chat/completions", json=body).text
-    assert text.count(": still working") > 1
-    assert text.endswith("data: [DONE]\n\n")
+        with passes_of(engine, free=20) as passes, client.stream("POST", "/chat/completions", json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            for _ in range(2):
+                assert ": still working" in lines  # reads on until it comes
+            passes.go_on()
+            assert list(lines)[-1] == "data: [DONE]"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -199,7 +206,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(start, engine):
         wait_until(lambda: running.service.places_taken)
         reply = httpx.post(f"{running.url}/chat/completions", json={**LONG, "max_tokens": 5}, timeout=20)
         assert reply.status_code == 200
-        wait_until(lambda: running.service.places_taken == 0, 15)
+        wait_until(lambda: running.service.places_taken == 0)
     wait_until(lambda: is_idle(engine))  # the engine hears of it between two steps
 
 
@@ -282,10 +289,11 @@ def test_stopping_ends_running_requests_cleanly(start, engine, stream):
         replies.append(httpx.post(f"{running.url}/chat/completions", json=body, timeout=20))
 
     asking = threading.Thread(target=ask)
-    asking.start()
-    wait_until(lambda: engine.load.running)
-    running.server.should_exit = True
-    asking.join(20)
+    with passes_of(engine, free=20) as passes:
+        asking.start()
+        wait_until(lambda: passes.are_used_up)
+        running.server.should_exit = True
+        asking.join(20)
     assert "shutting_down" in replies[0].text
     assert replies[0].status_code == (200 if stream else 503)
     wait_until(lambda: is_idle(engine))
