@@ -111,7 +111,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
-    "doge": {"keep_window_size": WINDOW},
+    "doge": {"keep_window_size": 20},
     "deepseek_v4": {
         "o_groups": 2,
         "index_topk": 4,  # of the ten that 40 tokens are compressed to
@@ -366,6 +366,10 @@ LOOKS_AHEAD: dict[str, str] = {
     "xlm": "it is an encoder until its config says causal",
     "xlnet": "it sees both ways unless each call brings a permutation",
 }
+
+# Kinds that choose tokens to attend to by numbers in which equal tokens are equal: which of these is chosen is up to
+# how the numbers of this very text are rounded, so that a text's beginning may answer otherwise when it goes on.
+CHOOSE_AMONG_EQUALS = {"doge"}
 
 
 def why_not(kind: str) -> str | None:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,10 @@ from pydantic import Field, model_validator
 from danlu.config import Options
 from danlu.errors import ConfigError, DiskError, disk_faults, nearest
 from danlu.hub import quiet_transformers
+from danlu.model.check import alone, kind_of, probe_texts
+
+# Kinds whose kernels read the weight of `out_proj` without calling it; PEFT refuses adapters there.
+_READ_BY_KERNELS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 
 
 class LoraOptions(Options):
@@ -48,14 +53,15 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = options.target_modules
+    targets, beyond_reach = options.target_modules, _beyond_reach(model)
     if not isinstance(targets, str):
-        _check_targets(model, targets)
+        _check_targets(model, targets, beyond_reach)
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=sorted(beyond_reach | _of_head(model)) if isinstance(targets, str) else None,
         init_lora_weights="gaussian" if options.init == "gaussian" else True,
         task_type="CAUSAL_LM",
     )
@@ -64,9 +70,49 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
-def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+def _beyond_reach(model: Any) -> set[str]:
+    """Names of linear layers on which an adapter would change nothing, break the model's code, or could not be merged.
+
+    Some models read a layer's weight without calling it: no layer of that name is called. Some inherit from a linear
+    layer and answer something else (routers). Mamba's kernels read their last layer's weight, where there are any.
+    Where two layers have one weight (Zamba), an adapter of one of them would be merged into both.
+    """
+    layers = {name: part for name, part in model.named_modules() if is_linear(part)}
+    heard: dict[Any, bool] = {}
+
+    def hear(layer: Any, given: tuple[Any, ...], out: Any) -> None:
+        heard[layer] = isinstance(out, torch.Tensor) and out.shape == (*given[0].shape[:-1], linear_shape(layer)[1])
+
+    hooks = [layer.register_forward_hook(hear) for layer in layers.values()]
+    try:
+        alone(model, probe_texts(model)[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = {_last(name) for name, layer in layers.items() if layer in heard}
+    odd = {type(layer) for layer, is_answer_linear in heard.items() if not is_answer_linear}
+    read = {"out_proj"} if kind_of(model) in _READ_BY_KERNELS else set()
+    owners = Counter(layer.weight for layer in layers.values())
+
+    def is_reached(name: str, layer: Any) -> bool:
+        return _last(name) in called - read and type(layer) not in odd and owners[layer.weight] == 1
+
+    return {name for name, layer in layers.items() if not is_reached(name, layer)}
+
+
+def _of_head(model: Any) -> set[str]:
+    """Names of the linear layers that only make scores of what the body has made."""
+    body = {id(part) for part in model.base_model.modules()}
+    return {name for name, part in model.named_modules() if is_linear(part) and id(part) not in body}
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _check_targets(model: Any, targets: tuple[str, ...], beyond_reach: AbstractSet[str]) -> None:
     """Each target is a linear layer's name or the end of one; PEFT passes over those that are not."""
-    layers = [name for name, part in model.named_modules() if is_linear(part)]
+    layers = [name for name, part in model.named_modules() if is_linear(part) and name not in beyond_reach]
     known = sorted({name.split(".")[-1] for name in layers})
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
     stacked = sorted(set(unknown) & stacked_weights(model).keys())
@@ -97,6 +143,14 @@ def stacked_weights(model: Any) -> dict[str, int]:
 def is_linear(module: Any) -> bool:
     """Whether it is a linear layer, or GPT-2's Conv1D, which is one too."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def linear_shape(layer: Any) -> tuple[int, int]:
+    """(in, out) of nn.Linear, or of the Conv1D of GPT-2, whose weight lies the other way round."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.in_features, layer.out_features
+    inside, outside = layer.weight.shape
+    return inside, outside
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

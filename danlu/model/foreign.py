@@ -35,16 +35,34 @@ def _is_alone(module: Any) -> bool:
 
 
 def _by_product(module: Any) -> Callable[..., Any]:
-    """GPT-J, CodeGen, GPT-Neo: `_attn(query, key, value, mask)` is all that their attention does by itself."""
+    """GPT-J, CodeGen, GPT-Neo and one of GPT-NeoX: `_attn(query, key, value, mask)` is all that their attention does
+    by itself."""
     window = module.config.window_size if getattr(module, "attention_type", "") == "local" else None
-    return partial(_attn, module, module._attn, Scoring(1 / float(getattr(module, "scale_attn", 1.0)), window))
+    divisor = getattr(module, "scale_attn", getattr(module, "norm_factor", 1.0))
+    return partial(_attn, module, module._attn, Scoring(1 / float(divisor), window))
 
 
 def _attn(module: Any, own: Own, scoring: Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Any:
     if _is_alone(module):
         return own(query, key, value, mask)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return _asks(module, query, key, value, scoring, module.attn_dropout.p).transpose(1, 2), None
+    dropout = module.attn_dropout if hasattr(module, "attn_dropout") else module.attention_dropout
+    return _asks(module, query, key, value, scoring, dropout.p).transpose(1, 2), None
+
+
+def _projected(module: Any) -> Callable[..., Any]:
+    """XGLM, MVP, TrOCR: three projections, scaled products, and one projection more."""
+    return partial(_projected_forward, module, module.forward, Scoring(float(module.scaling)))
+
+
+def _projected_forward(
+    module: Any, own: Own, scoring: Scoring, hidden_states: Tensor, *given: Any, **named: Any
+) -> Any:
+    if _is_alone(module):
+        return own(hidden_states, *given, **named)
+    layers = (module.q_proj, module.k_proj, module.v_proj)
+    q, k, v = (layer(hidden_states).unflatten(2, (-1, module.head_dim)).transpose(1, 2) for layer in layers)
+    return module.out_proj(_asks(module, q, k, v, scoring, module.dropout).flatten(2)), None
 
 
 def _bloom(module: Any) -> Callable[..., Any]:
@@ -116,6 +134,19 @@ def _llama4_forward(module: Any, own: Own, *given: Any, **named: Any) -> Any:
         wiring.query_scale, module.attn_temperature_tuning = None, True
 
 
+def _places(module: Any) -> Callable[..., Any]:
+    """Decoders out of encoder-decoders count positions along the row; here, those are in the texts."""
+    return partial(_places_forward, module, module.forward)
+
+
+def _places_forward(module: Any, own: Own, *given: Any, **named: Any) -> Any:
+    if _is_alone(module):
+        return own(*given, **named)
+    wiring: Wiring = module.danlu_wiring
+    assert wiring.positions is not None, "a pass is under way"
+    return F.embedding(wiring.positions + getattr(module, "offset", 0), module.weight).unsqueeze(0)
+
+
 def _slopes(module: nn.Module, heads: int, factor: float = 1.0) -> Tensor:
     """(heads,) of ALiBi, by the model's own function: what the second key's bias is, times a factor."""
     device = next(module.parameters()).device
@@ -131,12 +162,26 @@ def _in_module_of(module: nn.Module, name: str) -> Any:
 
 # class -> the method that is stood in for, and what makes the other one
 FOREIGN: dict[str, tuple[str, Callable[[Any], Callable[..., Any]]]] = {
+    "BartLearnedPositionalEmbedding": ("forward", _places),
+    "BigBirdPegasusLearnedPositionalEmbedding": ("forward", _places),
+    "BlenderbotLearnedPositionalEmbedding": ("forward", _places),
+    "BlenderbotSmallLearnedPositionalEmbedding": ("forward", _places),
     "BloomAttention": ("forward", _bloom),
     "CodeGenAttention": ("_attn", _by_product),
     "FalconAttention": ("forward", _falcon),
     "FalconFlashAttention2": ("forward", _falcon),
     "GPTJAttention": ("_attn", _by_product),
     "GPTNeoSelfAttention": ("_attn", _by_product),
+    "GPTNeoXJapaneseAttention": ("_attn", _by_product),
     "Llama4TextAttention": ("forward", _llama4),
+    "MBartLearnedPositionalEmbedding": ("forward", _places),
+    "MarianSinusoidalPositionalEmbedding": ("forward", _places),
     "MptAttention": ("forward", _mpt),
+    "MvpAttention": ("forward", _projected),
+    "MvpLearnedPositionalEmbedding": ("forward", _places),
+    "PLBartLearnedPositionalEmbedding": ("forward", _places),
+    "PegasusSinusoidalPositionalEmbedding": ("forward", _places),
+    "TrOCRAttention": ("forward", _projected),
+    "TrOCRLearnedPositionalEmbedding": ("forward", _places),
+    "XGLMAttention": ("forward", _projected),
 }

@@ -28,7 +28,7 @@ from danlu.model.kernels import fast_head_loss, use_fast_kernels
 from danlu.model.wiring import as_it_came, base_of, run_in_company, wire, wiring_of
 
 # Names under which model families change their logits after the head's product.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def prepare(model: Any) -> dict[str, int]:
@@ -106,8 +106,7 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     given = {"input_ids": batch.token_ids.unsqueeze(0), "position_ids": batch.positions.unsqueeze(0)}
     head = base.get_output_embeddings()
     if _is_plain_product(base, head):
-        body = getattr(base, base.base_model_prefix)
-        hidden = run_in_company(body, side, **given).last_hidden_state[0]  # (tokens, dim)
+        hidden = run_in_company(base.base_model, side, **given).last_hidden_state[0]  # (tokens, dim)
         return fast_head_loss(hidden[batch.predict_at], head.weight, batch.targets)
     logits = run_in_company(base, side, **given, logits_to_keep=batch.predict_at).logits[0]
     if len(logits) == batch.tokens:  # some give all, whatever they are asked
@@ -131,6 +130,7 @@ def _losses_alone(model: Any, batch: Batch) -> Tensor:
 def _is_plain_product(base: Any, head: Any) -> bool:
     return (
         type(head) is torch.nn.Linear
+        and base.base_model is not base
         and head.bias is None
         and not head.weight.requires_grad
         and not any(getattr(base.config, name, None) for name in _LOGIT_CHANGES)

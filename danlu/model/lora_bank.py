@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from danlu.errors import ConfigError, ModelError, nearest
-from danlu.model.adapters import is_linear
+from danlu.model.adapters import is_linear, linear_shape
 from danlu.model.company import Part
 from danlu.model.lora_files import LowRank, read_lora
 from danlu.model.wiring import wiring_of
@@ -122,7 +122,7 @@ class LoraBank:
         """An empty bank for a transformers model's linear layers below the head."""
         head = model.get_output_embeddings()
         layers = {name: part for name, part in model.named_modules() if is_linear(part) and part is not head}
-        return cls({name: _shape(layer) for name, layer in layers.items()}, model.device, model.dtype)
+        return cls({name: linear_shape(layer) for name, layer in layers.items()}, model.device, model.dtype)
 
     @property
     def layers(self) -> AbstractSet[str]:
@@ -257,11 +257,3 @@ class Hooks:
             if len(rows) != step.count:
                 raise ModelError(f"{name} sees {len(rows)} of {step.count} tokens: it cannot have an adapter here")
             self._bank.add_to(name, rows, out.view(-1, out.shape[-1]), step)
-
-
-def _shape(layer: Any) -> tuple[int, int]:
-    """(in, out) of nn.Linear, or of the Conv1D of GPT-2, whose weight lies the other way round."""
-    if isinstance(layer, torch.nn.Linear):
-        return layer.in_features, layer.out_features
-    inside, outside = layer.weight.shape
-    return inside, outside

@@ -72,7 +72,7 @@ class _LoraLinears(torch.autograd.Function):
         for weight, bias, b, part, scaling in zip(weights, biases, high, _parts(inner, low), scalings, strict=True):
             out = F.linear(rows, weight, bias)
             out.addmm_(part, b.to(x.dtype).T, alpha=scaling)
-            outs.append(out.view(*x.shape[:-1], -1))
+            outs.append(torch.ops.aten._unsafe_view(out, (*x.shape[:-1], out.shape[-1])))  # a caller may write into it
         ctx.save_for_backward(kept, inner, positions, *weights, *low, *high)
         ctx.scalings, ctx.shape = scalings, x.shape
         return tuple(outs)
