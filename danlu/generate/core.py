@@ -62,12 +62,14 @@ class Core:
         probe = Probe.of(base)
         self.bank = LoraBank.of(base)
         self.why_alone = ""
+        self.longest: int | None = None
         self.decoder: Decoder | None = None
         try:
             wiring = wire(base)
             self.decoder = decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
             self._set_up(kv_shape(wiring, base.dtype, base.device), kv_budget_bytes, prompt_tokens_a_step, prefix_cache)
             self.why_alone = probe.difference(self, ALLOWED_ROUNDED if rounded else None)
+            self.longest = wiring.longest
         except ModelError as error:
             self.why_alone = error.seen
         if self.why_alone:
@@ -80,16 +82,28 @@ class Core:
 
     def _read_alone(self, base: Any, rounded: Rounded | None, budget_bytes: int, prompt_tokens_a_step: int) -> None:
         """From now on each text is read by itself, and nothing is kept."""
-        kind = base.config.model_type
+        kind, self.longest = base.config.model_type, None
         if rounded is not None or isinstance(self.decoder, LeanDecoder):
             raise ModelError(f"{kind}: its faster form answers otherwise than the model itself: {self.why_alone}")
         self.alone = alone_decoder(base, self.bank)
         self._set_up(KVShape((), base.dtype, base.device), budget_bytes, prompt_tokens_a_step, False)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone."""
+        """Queue a request.
+
+        Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone or the model cannot read
+        so long a text beside others.
+        """
         if request.adapter is not None:
             self.bank.require(request.adapter)
+        tokens = len(request.prompt) + request.strategy.max_new_tokens
+        if self.longest is not None and tokens > self.longest:
+            raise ConfigError(
+                f"{len(request.prompt)} tokens, and {request.strategy.max_new_tokens} to come: where one text has more "
+                f"than {self.longest}, this model reads all that are beside it otherwise",
+                allowed=f"{self.longest} tokens of prompt and answer",
+                fix="ask for a shorter prompt or fewer tokens; Engine.logits takes a text of any length",
+            )
         self.scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:
