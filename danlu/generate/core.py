@@ -68,12 +68,13 @@ class Core:
         self.bank = LoraBank.of(base)
         self.decoder: Decoder | None = None
         self.why_alone = ""
+        self.longest: int | None = None
         probe = Probe.of(base) if why_alone is None else None  # before anything is done to the model
         self.why_alone = why_alone or self._join(base, probe, kv_budget_bytes, prompt_tokens_a_step, prefix_cache)
         if self.why_alone:
             if rounded is not None:
                 raise ConfigError(f"dtype {rounded}: {self.why_alone}", fix="use dtype auto")
-            self.alone = alone_decoder(base, self.bank)
+            self.alone, self.longest = alone_decoder(base, self.bank), None
             self._set_up(KVShape((), base.dtype, base.device), kv_budget_bytes, prompt_tokens_a_step, False)
             return
         plain, self.decoder = self.decoder, decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
@@ -89,9 +90,10 @@ class Core:
     ) -> str:
         """Let the model read in company; what it answers otherwise than alone, in words."""
         try:
-            shape = kv_shape(wire(base), base.dtype, base.device)
+            wiring = wire(base)
         except ModelError as error:
             return error.seen
+        shape, self.longest = kv_shape(wiring, base.dtype, base.device), wiring.longest
         self.decoder = plain_decoder(base, self.bank)
         self._set_up(shape, budget_bytes, prompt_tokens_a_step, prefix_cache)
         return "" if probe is None else probe.difference(self)
@@ -102,9 +104,21 @@ class Core:
         self.scheduler = Scheduler(self.store, prompt_tokens_a_step, self.prefixes)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone."""
+        """Queue a request.
+
+        Raises MemoryShortage if its prompt can never fit, ConfigError if its adapter is gone or the model cannot read
+        so long a text beside others.
+        """
         if request.adapter is not None:
             self.bank.require(request.adapter)
+        tokens = len(request.prompt) + request.strategy.max_new_tokens
+        if self.longest is not None and tokens > self.longest:
+            raise ConfigError(
+                f"{len(request.prompt)} tokens, and {request.strategy.max_new_tokens} to come: where one text has more "
+                f"than {self.longest}, this model reads all that are beside it otherwise",
+                allowed=f"{self.longest} tokens of prompt and answer",
+                fix="ask for a shorter prompt or fewer tokens; Engine.logits takes a text of any length",
+            )
         self.scheduler.submit(request)
 
     def cancel(self, request: Request) -> None:

@@ -172,6 +172,7 @@ class Wiring:
         widths: of each list of keys and values, what a token costs.
         stores: for each call of attention in a pass, in order, the list that it reads and writes.
         states: what the model carries from token to token, by place; in the order of `Part.states`.
+        longest: tokens of a text, beyond which the model rotates all of its row otherwise; None where it never does.
         company: of the pass that is under way; None lets every layer run as the model wrote it.
         positions: (tokens,) in the texts, of that pass.
         query_scale: (tokens,) a factor of this call's queries, where the model would take it from the row's places.
@@ -184,6 +185,7 @@ class Wiring:
     widths: list[Width] = field(default_factory=list)
     stores: list[int] = field(default_factory=list)
     states: dict[StateKey, StateShape] = field(default_factory=dict)
+    longest: int | None = None
     company: Company | None = None
     positions: Tensor | None = None
     query_scale: Tensor | None = None

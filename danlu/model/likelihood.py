@@ -5,6 +5,7 @@ Knows batches (data/packing.py) and kernels; knows no stage, optimizer or genera
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -96,10 +97,12 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
 
     The head works only where something is learnt. A head that is a plain product (frozen, no bias, nothing
     done to its logits) works in chunks of rows; any other goes through the model's own code. A model that was not
-    prepared, or is not right on documents laid end to end, reads one after the other.
+    prepared, or is not right on documents laid end to end, reads one after the other; so does one that a long document
+    makes rotate all of them otherwise.
     """
     base = base_of(model)
-    if wiring_of(base) is None or why_alone(model):
+    wiring = wiring_of(base)
+    if wiring is None or why_alone(model) or max(batch.lengths) > (wiring.longest or math.inf):
         with as_it_came(base):
             return _losses_alone(model, batch)
     side = Side(documents_of(batch.lengths, str(batch.token_ids.device)))

@@ -59,7 +59,19 @@ def wire(model: Any) -> Wiring:
         raise ModelError(f"{kind}: its code does not work on a row of tokens of many texts: {error}") from error
     for module in apart:
         module.forward = Apart(module, wiring)
+    wiring.longest = min((length for module in base.modules() for length in _turning_points(module)), default=None)
     return wiring
+
+
+def _turning_points(module: Any) -> Iterator[int]:
+    """The lengths at which a module changes its rotation: that of the longest text in a row decides for all of them."""
+    kinds = getattr(module, "rope_type", None)
+    for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+        if kind == "longrope":
+            parameters = module.config.rope_parameters
+            yield int((parameters[layer_type] if layer_type else parameters)["original_max_position_embeddings"])
+        elif isinstance(kind, str) and "dynamic" in kind:
+            yield int(module.original_max_seq_len) - 1  # only below it is what a longer text did undone
 
 
 def base_of(model: Any) -> Any:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scripted import distance, play, played
 from stepping import prompt_of
-from zoo import plain_logits, tiny_model
+from zoo import VARIANTS, plain_logits, tiny_model
 
 from danlu.data.chat import Example
 from danlu.data.packing import collate
-from danlu.errors import ModelError
+from danlu.errors import ConfigError, ModelError
 from danlu.generate.core import Core
 from danlu.model.check import alone
 from danlu.model.likelihood import prepare, token_losses, why_alone
@@ -166,6 +166,56 @@ def test_a_model_that_is_refused_stays_as_it_was():
         prepare(model)
     assert all(module.training for module in model.modules())
     assert wiring_of(model) is None
+
+
+# -- rotations that the longest text of a row decides
+
+
+def turning(kind, length):
+    """A model that rotates otherwise where a text is longer than that."""
+    if kind == "longrope":
+        rope = {**VARIANTS["phi3 longrope"][1]["rope_parameters"], "original_max_position_embeddings": length}
+        return "phi3", {"rope_parameters": rope, "original_max_position_embeddings": length}
+    return "llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}
+
+
+@pytest.fixture(params=["longrope", "dynamic"])
+def turned(request, monkeypatch):
+    """It takes up to 32 tokens as it was made to."""
+    kind, changes = turning(request.param, 32)
+    sizes = {"max_position_embeddings": 33 if request.param == "dynamic" else 512}
+    monkeypatch.setitem(VARIANTS, "turned", (kind, changes | sizes))
+    return tiny_model("turned")
+
+
+@torch.no_grad()
+def test_a_long_document_does_not_turn_those_beside_it(turned):
+    given = batch((20, 40, 32))
+    expected = token_losses(turned, given)  # not wired yet: each by itself
+    prepare(turned)
+    assert (why_alone(turned), wiring_of(turned).longest) == ("", 32)
+    torch.testing.assert_close(token_losses(turned, given), expected, atol=1e-4, rtol=1e-4)
+    reached = batch((32, 32))  # as long as it may be
+    with as_it_came(turned):
+        expected = token_losses(tiny_model("turned"), reached)
+    torch.testing.assert_close(token_losses(turned, reached), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_request_that_would_turn_those_beside_it_is_refused(turned):
+    core = Core(turned, 2**26)
+    assert core.why_alone == ""
+    scripts = played(core, play(prompt_of(20), 2), play(prompt_of(27, 1)))  # 27 and 5: as many as may be
+    assert max(distance(turned, script) for script in scripts) < 1e-4
+    with pytest.raises(ConfigError, match="28 tokens, and 5 to come"):
+        played(core, play(prompt_of(28)))
+    torch.testing.assert_close(
+        core.logits(prompt_of(40)), plain_logits(tiny_model("turned"), prompt_of(40)), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_model_whose_rotation_stays_takes_texts_of_any_length(kind):
+    model = tiny_model(kind)
+    assert wire(model).longest is None
 
 
 # -- several engines around one model
