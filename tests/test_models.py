@@ -12,7 +12,7 @@ import re
 
 import pytest
 import torch
-from kinds import ANSWER, REFUSED, KindBench, Plain, kinds, losses_alone, with_adapter
+from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alone, with_adapter
 from stepping import KNOBS, answers, finish, prompt_of
 from zoo import tiny_model
 
@@ -41,8 +41,7 @@ GRADIENTS_APART = 1e-3  # of a weight's largest gradient
 def test_greedy_search_takes_what_the_plain_pass_likes_best(name, record_property):
     plain, bench = Plain(name), KindBench(tiny_model(name))
     core = bench.core()
-    record_property("why_alone", core.why_alone)
-    record_property("is_lean", isinstance(core.decoder, LeanDecoder))
+    record_property("speed", _speed(core))
     job, heard = bench.ask(core, PROMPTS[0])
     finish(core)
     plain.assert_heard(heard)
@@ -89,6 +88,11 @@ def test_a_common_beginning_is_read_once_and_changes_no_answer(name):
     assert cached == ([0, 0, 0] if core.why_alone else [0, second, 64])
 
 
+def _speed(core):
+    """One of the table's: lean, plain, or alone, one text at a time."""
+    return "alone" if core.why_alone else "lean" if isinstance(core.decoder, LeanDecoder) else "plain"
+
+
 def _run(bench, plain, core, knobs):
     """The answers of one request for each of these knobs, which saw the plain scores at every step."""
     asked = [bench.ask(core, prompt, **own) for prompt, own in zip(PROMPTS, knobs, strict=True)]
@@ -114,11 +118,11 @@ def _gradients(model, losses):
 
 @kinds(ANSWER)
 @torch.no_grad()
-def test_documents_laid_end_to_end_have_the_losses_they_have_alone(name, record_property):
+def test_documents_laid_end_to_end_have_the_losses_they_have_alone(name):
     model = tiny_model(name)
     wanted = losses_alone(model, _batch())
     prepare(model)
-    record_property("why_alone", why_alone(model))
+    assert bool(why_alone(model)) == bool(KindBench(tiny_model(name)).core().why_alone)
     wanted.assert_near(token_losses(model, _batch()))
 
 
@@ -153,27 +157,35 @@ def test_merged_it_answers_as_with_the_adapter(name):
 
 
 @kinds(ANSWER)
-def test_one_request_has_an_adapter_and_its_neighbours_have_none(name, tmp_path):
+def test_one_request_has_an_adapter_and_its_neighbours_have_none(name, tmp_path, record_property):
     model = with_adapter(name)
     model.save_pretrained(tmp_path)
     bench = KindBench(tiny_model(name))
     core = bench.core(prompt_tokens_a_step=PORTION)
-    core.bank.put("it", tmp_path, core.bank.read(tmp_path))
-    asked = [
-        bench.ask(core, PROMPTS[0]),
-        bench.ask(core, PROMPTS[1], "it", **KNOBS["beam"]),
-        bench.ask(core, PROMPTS[2]),
-    ]
+    if name in NO_BANK:
+        with pytest.raises(ModelError, match=r"not plain LoRA: target_|cannot have an adapter here") as refusal:
+            _ask_in_turn(bench, core, tmp_path)
+        record_property("adapter_refused", refusal.value.seen)
+        return
+    neighbour, its_own, other = _ask_in_turn(bench, core, tmp_path)
+    Plain(name, model).assert_heard(its_own)
+    Plain(name).assert_heard(neighbour + other)
+
+
+def _ask_in_turn(bench, core, adapter):
+    """What three requests hear, of which the second has the adapter."""
+    core.bank.put("it", adapter, core.bank.read(adapter))
+    knobs = [(None, {}), ("it", KNOBS["beam"]), (None, {})]
+    asked = [bench.ask(core, prompt, name, **own) for prompt, (name, own) in zip(PROMPTS, knobs, strict=True)]
     finish(core)
-    Plain(name, model).assert_heard(asked[1][1])
-    Plain(name).assert_heard(asked[0][1] + asked[2][1])
+    return [heard for _, heard in asked]
 
 
 # -- refusals
 
 
-@kinds(REFUSED)
 @pytest.mark.parametrize("take", [lambda model: KindBench(model).core(), prepare], ids=["answers", "learns"])
+@kinds(REFUSED)
 def test_what_looks_ahead_is_refused_by_name(name, take):
     model = tiny_model(name)
     with pytest.raises(ModelError, match=rf"^{re.escape(model.config.model_type)} looks at the tokens that come after"):
