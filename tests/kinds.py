@@ -6,6 +6,7 @@ touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from rounding import of_sums, unit
 from stepping import Bench
-from zoo import CHOOSE_AMONG_EQUALS, KINDS, LOOKS_AHEAD, VARIANTS, plain_logits, tiny_model, why_not
+from zoo import CHOOSE_TOKENS, KINDS, LOOKS_AHEAD, VARIANTS, plain_logits, tiny_model, why_not
 
 from danlu.data.chat import Chat
 from danlu.data.packing import Batch
@@ -28,9 +29,18 @@ Heard = list[tuple[Text, torch.Tensor]]
 USUAL = {
     *("bloom", "deepseek_v3", "falcon", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "glm4", "gpt2"),
     *("gpt_oss", "lfm2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_5_text", "qwen3_moe"),
-    "qwen3_next",
+    *("qwen3_next", "bert"),  # which is refused
 }
 RUN = [name for name in (*KINDS, *VARIANTS) if not why_not(name)]
+# Kinds of which an adapter cannot be one request's: it is on experts, whose layers the bank does not know, or on layers
+# that see something else than one row a token.
+NO_BANK = {
+    *("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v2 in groups", "deepseek_v2 without q_lora"),
+    *("deepseek_v3", "deepseek_v3 without q_lora", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo"),
+    *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "jetmoe", "longcat_flash", "mellum", "minimax"),
+    *("minimax_m2", "mixtral", "mixtral windowed", "olmoe", "qwen3_moe", "qwen3_next", "solar_open"),
+    *("blt", "reformer", "zaya"),
+}
 # Reformer's chunks are longer than the texts by which a model that looks ahead is told.
 REFUSED = sorted(LOOKS_AHEAD.keys() - {"reformer"})
 ANSWER = [name for name in RUN if name not in REFUSED]
@@ -78,7 +88,7 @@ class Plain:
 
     def __init__(self, name, model=None):
         self.model = tiny_model(name) if model is None else model
-        self.shares = name not in CHOOSE_AMONG_EQUALS and name not in LOOKS_AHEAD
+        self.shares = name not in CHOOSE_TOKENS and name not in LOOKS_AHEAD
         self._known: dict[Text, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -92,11 +102,13 @@ class Plain:
                 self._known |= {text[:end]: scores[end - 1] for end in ends}
         return torch.stack([self._known[text] for text in texts])
 
-    def assert_heard(self, heard: Heard) -> None:
-        """The scores are this model's, up to rounding."""
+    def assert_heard(self, heard: Heard, share: float = 1.0) -> None:
+        """The scores are this model's, up to rounding: of this share of the texts at least."""
         texts, scores = zip(*heard, strict=True)
         wanted = self.after(texts)
-        torch.testing.assert_close(torch.stack(scores), wanted, atol=tolerance(wanted, self.model), rtol=0)
+        apart = (torch.stack(scores) - wanted).abs().amax(-1)
+        furthest = apart.sort().values[math.ceil(share * len(texts)) - 1]
+        assert furthest <= tolerance(wanted, self.model), f"text {int(apart.argmax())} of {len(texts)}"
 
 
 def tolerance(scores: torch.Tensor, model) -> float:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alone, with_adapter
 from stepping import KNOBS, answers, finish, prompt_of
-from zoo import tiny_model
+from zoo import CHOOSE_TOKENS, tiny_model
 
 from danlu.data.chat import Example
 from danlu.data.packing import collate
@@ -93,11 +93,11 @@ def _speed(core):
     return "alone" if core.why_alone else "lean" if isinstance(core.decoder, LeanDecoder) else "plain"
 
 
-def _run(bench, plain, core, knobs):
-    """The answers of one request for each of these knobs, which saw the plain scores at every step."""
+def _run(bench, plain, core, knobs, share=1.0):
+    """The answers of one request for each of these knobs, which saw the plain scores at every step, or mostly did."""
     asked = [bench.ask(core, prompt, **own) for prompt, own in zip(PROMPTS, knobs, strict=True)]
     finish(core)
-    plain.assert_heard([pair for _, heard in asked for pair in heard])
+    plain.assert_heard([pair for _, heard in asked for pair in heard], share)
     return [answers(job) for job, _ in asked]
 
 
@@ -126,7 +126,7 @@ def test_documents_laid_end_to_end_have_the_losses_they_have_alone(name):
     wanted.assert_near(token_losses(model, _batch()))
 
 
-@kinds(ANSWER)
+@kinds(name for name in ANSWER if name != "reformer")  # whose layers give no gradient, by itself either
 def test_an_adapter_learns_what_it_learns_from_documents_alone(name):
     model = with_adapter(name)
     wanted, base = losses_alone(model, _batch()), losses_alone(tiny_model(name), _batch())
@@ -153,7 +153,9 @@ def test_merged_it_answers_as_with_the_adapter(name):
     plain = Plain(name, model)
     with quiet_transformers():
         bench = KindBench(copy.deepcopy(model).merge_and_unload())
-    _run(bench, plain, bench.core(prompt_tokens_a_step=PORTION), COMPANY)
+    # Weights that were added up are rounded otherwise, and where two tokens are nearly as good, another is chosen.
+    share = 0.9 if name in CHOOSE_TOKENS else 1.0
+    _run(bench, plain, bench.core(prompt_tokens_a_step=PORTION), COMPANY, share)
 
 
 @kinds(ANSWER)
