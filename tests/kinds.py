@@ -7,7 +7,7 @@ touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pytest
@@ -32,15 +32,8 @@ USUAL = {
     *("qwen3_next", "bert"),  # which is refused
 }
 RUN = [name for name in (*KINDS, *VARIANTS) if not why_not(name)]
-# Kinds of which an adapter cannot be one request's: it is on experts, whose layers the bank does not know, or on layers
-# that see something else than one row a token.
-NO_BANK = {
-    *("afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v2 in groups", "deepseek_v2 without q_lora"),
-    *("deepseek_v3", "deepseek_v3 without q_lora", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo"),
-    *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "jetmoe", "longcat_flash", "mellum", "minimax"),
-    *("minimax_m2", "mixtral", "mixtral windowed", "olmoe", "qwen3_moe", "qwen3_next", "solar_open"),
-    *("blt", "reformer", "zaya"),
-}
+# Kinds of which an adapter cannot be one request's: it is on layers that see something else than one row a token.
+NO_BANK = {"blt", "jetmoe", "reformer", "zaya"}
 # Reformer's chunks are longer than the texts by which a model that looks ahead is told.
 REFUSED = sorted(LOOKS_AHEAD.keys() - {"reformer"})
 ANSWER = [name for name in RUN if name not in REFUSED]
@@ -50,10 +43,13 @@ NEW_TOKENS = 12
 REMEMBERED = 30
 
 
-def kinds(names: Iterable[str]) -> pytest.MarkDecorator:
-    """A test for each of these kinds, slow but for the usual ones."""
-    cases = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in names]
-    return pytest.mark.parametrize("name", cases)
+def kinds(names: Iterable[str], known: Mapping[str, pytest.MarkDecorator] | None = None) -> pytest.MarkDecorator:
+    """A test for each of these kinds, slow but for the usual ones; some with a mark of their own."""
+    marks = {name: [(known or {})[name]] if name in (known or {}) else [] for name in names}
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(name, marks=own + [pytest.mark.slow] * (name not in USUAL)) for name, own in marks.items()],
+    )
 
 
 class KindBench(Bench):

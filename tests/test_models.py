@@ -12,7 +12,7 @@ import re
 
 import pytest
 import torch
-from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alone, with_adapter
+from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alone, tolerance, with_adapter
 from stepping import KNOBS, answers, finish, prompt_of
 from zoo import CHOOSE_TOKENS, tiny_model
 
@@ -22,6 +22,7 @@ from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.lean import LeanDecoder
 from danlu.model.likelihood import prepare, token_losses, why_alone
+from danlu.model.load import put_adapter
 
 # Beyond the zoo's windows of 8, and read in portions that fit into them.
 PROMPTS = [prompt_of(7, 1), prompt_of(40, 2), prompt_of(20, 3)]
@@ -147,6 +148,19 @@ def test_an_adapter_learns_what_it_learns_from_documents_alone(name):
 # -- adapters
 
 
+LOSES_PARTS = pytest.mark.xfail(raises=AssertionError, strict=True, reason="PEFT renames some layers on the way back")
+
+
+@kinds(ANSWER, {"laguna": LOSES_PARTS, "inkling2_text": LOSES_PARTS})
+def test_an_adapter_comes_back_from_its_files(name, tmp_path):
+    model = with_adapter(name)
+    model.save_pretrained(tmp_path)
+    read = put_adapter(tiny_model(name), tmp_path)
+    texts = [tuple(PROMPTS[1])]
+    wanted = Plain(name, model).after(texts)
+    assert (Plain(name, read).after(texts) - wanted).abs().max() <= tolerance(wanted, model)
+
+
 @kinds(ANSWER)
 def test_merged_it_answers_as_with_the_adapter(name):
     model = with_adapter(name)
@@ -165,7 +179,7 @@ def test_one_request_has_an_adapter_and_its_neighbours_have_none(name, tmp_path,
     bench = KindBench(tiny_model(name))
     core = bench.core(prompt_tokens_a_step=PORTION)
     if name in NO_BANK:
-        with pytest.raises(ModelError, match=r"not plain LoRA: target_|cannot have an adapter here") as refusal:
+        with pytest.raises(ModelError, match=r"has layers of experts|cannot have an adapter here") as refusal:
             _ask_in_turn(bench, core, tmp_path)
         record_property("adapter_refused", refusal.value.seen)
         return
