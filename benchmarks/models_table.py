@@ -41,7 +41,7 @@ CHECKS = {
         "test_documents_laid_end_to_end_have_the_losses_they_have_alone",
         "test_an_adapter_learns_what_it_learns_from_documents_alone",
     ),
-    "merge": ("test_merged_it_answers_as_with_the_adapter",),
+    "merge": ("test_an_adapter_comes_back_from_its_files", "test_merged_it_answers_as_with_the_adapter"),
     "lora": ("test_one_request_has_an_adapter_and_its_neighbours_have_none",),
 }
 REFUSAL = "test_what_looks_ahead_is_refused_by_name"
@@ -100,12 +100,16 @@ REASONS = {
     },
     "codes": {"en": "it reads and writes tracks of sound codes", "zh": "读写的是多轨音频编码，不是文本"},
     "experts": {
-        "en": "LoRA a request: adapters on experts only merged, or alone in an engine",
-        "zh": "按请求选 LoRA：专家上的适配器只能合并后使用，或单独加载",
+        "en": "LoRA a request: not with adapters on its experts' routers",
+        "zh": "按请求选 LoRA：专家路由层上的适配器不支持，只能合并后使用",
     },
     "some_layers": {
         "en": "LoRA a request: not on layers that see other rows than the tokens",
         "zh": "按请求选 LoRA：部分层的输入不是逐 token 的，不能加",
+    },
+    "files": {
+        "en": "an adapter that comes back from its files lacks its part on some layers, whose names PEFT changes",
+        "zh": "适配器从文件读回时，PEFT 会改掉部分层的名字，这些层的权重会丢失",
     },
     "no_gradient": {"en": "training: its layers give no gradient", "zh": "训练：它的层不提供梯度"},
 }  # fmt: skip
@@ -115,12 +119,13 @@ WHY = {
     **dict.fromkeys(("axk2", "deepseek_v32", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"), ("index",)),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text", "minimax_m3_vl_text"), ("index",)),
     **dict.fromkeys(("deepseek_v4", "blt", "rwkv", "xlstm"), ("cache",)),
-    **dict.fromkeys(("inkling_text", "inkling2_text"), ("relative",)),
+    "inkling_text": ("relative",),
+    "inkling2_text": ("relative", "files"),
+    "laguna": ("files",),
     **dict.fromkeys(("git", "gemma4_unified"), ("images",)),
     "openai-gpt": ("own_attention",),
     "doge": ("dynamic",),
     "reformer": ("hashes", "no_gradient"),
-    "zaya": ("some_layers",),
     "gemma3n": ("timm",),
     **dict.fromkeys(("musicgen", "musicgen_melody"), ("codes",)),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), ("drafter",)),
@@ -188,7 +193,7 @@ def row(found: Found, kind: str) -> Row:
     reasons = WHY.get(kind, ())
     if "adapter_refused" in notes:
         checks["lora"] = None
-        reasons = reasons or ("experts" if "experts" in notes["adapter_refused"] else "some_layers",)
+        reasons = (*reasons, "some_layers" if "cannot have" in notes["adapter_refused"] else "experts")
     if notes.get("speed") == "alone":
         checks["prefix"] = None
     if answering:

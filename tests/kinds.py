@@ -6,14 +6,15 @@ touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pytest
 import torch
 from rounding import of_sums, unit
 from stepping import Bench
-from zoo import CHOOSE_AMONG_EQUALS, KINDS, LOOKS_AHEAD, VARIANTS, plain_logits, tiny_model, why_not
+from zoo import CHOOSE_TOKENS, KINDS, LOOKS_AHEAD, VARIANTS, plain_logits, tiny_model, why_not
 
 from danlu.data.chat import Chat
 from danlu.data.packing import Batch
@@ -28,9 +29,11 @@ Heard = list[tuple[Text, torch.Tensor]]
 USUAL = {
     *("bloom", "deepseek_v3", "falcon", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "glm4", "gpt2"),
     *("gpt_oss", "lfm2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_5_text", "qwen3_moe"),
-    "qwen3_next",
+    *("qwen3_next", "bert"),  # which is refused
 }
 RUN = [name for name in (*KINDS, *VARIANTS) if not why_not(name)]
+# Kinds of which an adapter cannot be one request's: it is on layers that see something else than one row a token.
+NO_BANK = {"blt", "jetmoe", "reformer", "zaya"}
 # Reformer's chunks are longer than the texts by which a model that looks ahead is told.
 REFUSED = sorted(LOOKS_AHEAD.keys() - {"reformer"})
 ANSWER = [name for name in RUN if name not in REFUSED]
@@ -40,10 +43,13 @@ NEW_TOKENS = 12
 REMEMBERED = 30
 
 
-def kinds(names: Iterable[str]) -> pytest.MarkDecorator:
-    """A test for each of these kinds, slow but for the usual ones."""
-    cases = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in names]
-    return pytest.mark.parametrize("name", cases)
+def kinds(names: Iterable[str], known: Mapping[str, pytest.MarkDecorator] | None = None) -> pytest.MarkDecorator:
+    """A test for each of these kinds, slow but for the usual ones; some with a mark of their own."""
+    marks = {name: [(known or {})[name]] if name in (known or {}) else [] for name in names}
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(name, marks=own + [pytest.mark.slow] * (name not in USUAL)) for name, own in marks.items()],
+    )
 
 
 class KindBench(Bench):
@@ -78,7 +84,7 @@ class Plain:
 
     def __init__(self, name, model=None):
         self.model = tiny_model(name) if model is None else model
-        self.shares = name not in CHOOSE_AMONG_EQUALS and name not in LOOKS_AHEAD
+        self.shares = name not in CHOOSE_TOKENS and name not in LOOKS_AHEAD
         self._known: dict[Text, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -92,11 +98,13 @@ class Plain:
                 self._known |= {text[:end]: scores[end - 1] for end in ends}
         return torch.stack([self._known[text] for text in texts])
 
-    def assert_heard(self, heard: Heard) -> None:
-        """The scores are this model's, up to rounding."""
+    def assert_heard(self, heard: Heard, share: float = 1.0) -> None:
+        """The scores are this model's, up to rounding: of this share of the texts at least."""
         texts, scores = zip(*heard, strict=True)
         wanted = self.after(texts)
-        torch.testing.assert_close(torch.stack(scores), wanted, atol=tolerance(wanted, self.model), rtol=0)
+        apart = (torch.stack(scores) - wanted).abs().amax(-1)
+        furthest = apart.sort().values[math.ceil(share * len(texts)) - 1]
+        assert furthest <= tolerance(wanted, self.model), f"text {int(apart.argmax())} of {len(texts)}"
 
 
 def tolerance(scores: torch.Tensor, model) -> float:

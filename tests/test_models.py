@@ -12,9 +12,9 @@ import re
 
 import pytest
 import torch
-from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alone, with_adapter
+from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alone, tolerance, with_adapter
 from stepping import KNOBS, answers, finish, prompt_of
-from zoo import tiny_model
+from zoo import CHOOSE_TOKENS, tiny_model
 
 from danlu.data.chat import Example
 from danlu.data.packing import collate
@@ -22,6 +22,7 @@ from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.lean import LeanDecoder
 from danlu.model.likelihood import prepare, token_losses, why_alone
+from danlu.model.load import put_adapter
 
 # Beyond the zoo's windows of 8, and read in portions that fit into them.
 PROMPTS = [prompt_of(7, 1), prompt_of(40, 2), prompt_of(20, 3)]
@@ -93,11 +94,11 @@ def _speed(core):
     return "alone" if core.why_alone else "lean" if isinstance(core.decoder, LeanDecoder) else "plain"
 
 
-def _run(bench, plain, core, knobs):
-    """The answers of one request for each of these knobs, which saw the plain scores at every step."""
+def _run(bench, plain, core, knobs, share=1.0):
+    """The answers of one request for each of these knobs, which saw the plain scores at every step, or mostly did."""
     asked = [bench.ask(core, prompt, **own) for prompt, own in zip(PROMPTS, knobs, strict=True)]
     finish(core)
-    plain.assert_heard([pair for _, heard in asked for pair in heard])
+    plain.assert_heard([pair for _, heard in asked for pair in heard], share)
     return [answers(job) for job, _ in asked]
 
 
@@ -126,7 +127,7 @@ def test_documents_laid_end_to_end_have_the_losses_they_have_alone(name):
     wanted.assert_near(token_losses(model, _batch()))
 
 
-@kinds(ANSWER)
+@kinds(name for name in ANSWER if name != "reformer")  # whose layers give no gradient, by itself either
 def test_an_adapter_learns_what_it_learns_from_documents_alone(name):
     model = with_adapter(name)
     wanted, base = losses_alone(model, _batch()), losses_alone(tiny_model(name), _batch())
@@ -147,13 +148,28 @@ def test_an_adapter_learns_what_it_learns_from_documents_alone(name):
 # -- adapters
 
 
+LOSES_PARTS = pytest.mark.xfail(raises=AssertionError, strict=True, reason="PEFT renames some layers on the way back")
+
+
+@kinds(ANSWER, {"laguna": LOSES_PARTS, "inkling2_text": LOSES_PARTS})
+def test_an_adapter_comes_back_from_its_files(name, tmp_path):
+    model = with_adapter(name)
+    model.save_pretrained(tmp_path)
+    read = put_adapter(tiny_model(name), tmp_path)
+    texts = [tuple(PROMPTS[1])]
+    wanted = Plain(name, model).after(texts)
+    assert (Plain(name, read).after(texts) - wanted).abs().max() <= tolerance(wanted, model)
+
+
 @kinds(ANSWER)
 def test_merged_it_answers_as_with_the_adapter(name):
     model = with_adapter(name)
     plain = Plain(name, model)
     with quiet_transformers():
         bench = KindBench(copy.deepcopy(model).merge_and_unload())
-    _run(bench, plain, bench.core(prompt_tokens_a_step=PORTION), COMPANY)
+    # Weights that were added up are rounded otherwise, and where two tokens are nearly as good, another is chosen.
+    share = 0.9 if name in CHOOSE_TOKENS else 1.0
+    _run(bench, plain, bench.core(prompt_tokens_a_step=PORTION), COMPANY, share)
 
 
 @kinds(ANSWER)
@@ -163,7 +179,7 @@ def test_one_request_has_an_adapter_and_its_neighbours_have_none(name, tmp_path,
     bench = KindBench(tiny_model(name))
     core = bench.core(prompt_tokens_a_step=PORTION)
     if name in NO_BANK:
-        with pytest.raises(ModelError, match=r"not plain LoRA: target_|cannot have an adapter here") as refusal:
+        with pytest.raises(ModelError, match=r"has layers of experts|cannot have an adapter here") as refusal:
             _ask_in_turn(bench, core, tmp_path)
         record_property("adapter_refused", refusal.value.seen)
         return

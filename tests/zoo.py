@@ -367,9 +367,12 @@ LOOKS_AHEAD: dict[str, str] = {
     "xlnet": "it sees both ways unless each call brings a permutation",
 }
 
-# Kinds that choose tokens to attend to by numbers in which equal tokens are equal: which of these is chosen is up to
-# how the numbers of this very text are rounded, so that a text's beginning may answer otherwise when it goes on.
-CHOOSE_AMONG_EQUALS = {"doge"}
+# Kinds that choose which tokens to attend to. Where two are nearly as good (or equal: Doge's first layer looks at
+# tokens alone), rounding chooses, so that a text's beginning may answer otherwise when it goes on.
+CHOOSE_TOKENS = {
+    *("axk2", "deepseek_v32", "doge", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"),
+    *("minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"),
+}
 
 
 def why_not(kind: str) -> str | None:

@@ -53,15 +53,17 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    targets, beyond_reach = options.target_modules, _beyond_reach(model)
-    if not isinstance(targets, str):
-        _check_targets(model, targets, beyond_reach)
+    reached = _reached(model)
+    if options.target_modules == "all-linear":
+        targets = _shortest(model, reached - _of_head(model))
+    else:
+        _check_targets(model, options.target_modules, reached)
+        targets = list(options.target_modules)
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=sorted(beyond_reach | _of_head(model)) if isinstance(targets, str) else None,
+        target_modules=targets,
         init_lora_weights="gaussian" if options.init == "gaussian" else True,
         task_type="CAUSAL_LM",
     )
@@ -70,8 +72,8 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
-def _beyond_reach(model: Any) -> set[str]:
-    """Names of linear layers on which an adapter would change nothing, break the model's code, or could not be merged.
+def _reached(model: Any) -> set[str]:
+    """Names of the linear layers that an adapter changes, can be merged into, and PEFT leaves where they are.
 
     Some models read a layer's weight without calling it: no layer of that name is called. Some inherit from a linear
     layer and answer something else (routers). Mamba's kernels read their last layer's weight, where there are any.
@@ -90,14 +92,41 @@ def _beyond_reach(model: Any) -> set[str]:
         for hook in hooks:
             hook.remove()
     called = {_last(name) for name, layer in layers.items() if layer in heard}
+    called = {last for last in called if not _stands_for_experts(model, last)}
+    if kind_of(model) in _READ_BY_KERNELS:
+        called.discard("out_proj")
     odd = {type(layer) for layer, is_answer_linear in heard.items() if not is_answer_linear}
-    read = {"out_proj"} if kind_of(model) in _READ_BY_KERNELS else set()
     owners = Counter(layer.weight for layer in layers.values())
+    return {
+        name
+        for name, layer in layers.items()
+        if _last(name) in called and type(layer) not in odd and owners[layer.weight] == 1
+    }
 
-    def is_reached(name: str, layer: Any) -> bool:
-        return _last(name) in called - read and type(layer) not in odd and owners[layer.weight] == 1
 
-    return {name for name, layer in layers.items() if not is_reached(name, layer)}
+def _stands_for_experts(model: Any, last: str) -> bool:
+    """Whether PEFT takes a layer of this name for the model's experts, which once were linear layers of that name, and
+    puts the adapter on their block of weights instead: without dropout only, and for one request of many not at all."""
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # an earlier PEFT
+        return False
+    config = LoraConfig(target_modules=[last])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # it wants others as well
+        return True
+    return bool(config.target_parameters)
+
+
+def _shortest(model: Any, names: AbstractSet[str]) -> list[str]:
+    """The names of layers as PEFT takes them: the last part alone stands for all modules that end so."""
+    ends: dict[str, set[str]] = {}
+    for name, _ in model.named_modules():
+        ends.setdefault(_last(name), set()).add(name)
+    return sorted({_last(name) if ends[_last(name)] <= names else name for name in names})
 
 
 def _of_head(model: Any) -> set[str]:
@@ -110,10 +139,9 @@ def _last(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _check_targets(model: Any, targets: tuple[str, ...], beyond_reach: AbstractSet[str]) -> None:
-    """Each target is a linear layer's name or the end of one; PEFT passes over those that are not."""
-    layers = [name for name, part in model.named_modules() if is_linear(part) and name not in beyond_reach]
-    known = sorted({name.split(".")[-1] for name in layers})
+def _check_targets(model: Any, targets: tuple[str, ...], layers: AbstractSet[str]) -> None:
+    """Each target is the name of one of these layers or the end of one; PEFT passes over those that are not."""
+    known = sorted(set(map(_last, layers)))
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
     stacked = sorted(set(unknown) & stacked_weights(model).keys())
     if stacked:

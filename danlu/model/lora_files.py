@@ -49,7 +49,7 @@ class PlainLora(BaseModel):
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
-    target_parameters: None = None  # PEFT's matching asks for it
+    target_parameters: Annotated[list[str], Field(max_length=0)] | None = None  # PEFT's matching asks for it
 
     def rank(self, layer: str) -> int:
         return next(_matching(self.rank_pattern, layer), self.r)
