@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -330,6 +331,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
         with quiet_transformers():
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
             wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        _as_in_the_file(adapted, adapter)
     except SafetensorError as error:
         fix = "the file is damaged or cut short; copy the adapter again"
         raise ModelError(f"{adapter / 'adapter_model.safetensors'}: {error}", fix=fix) from error
@@ -345,3 +347,17 @@ def put_adapter(model: Any, adapter: Path) -> Any:
             fix=f"it was made for {base}; load that base",
         )
     return adapted.eval()
+
+
+def _as_in_the_file(adapted: Any, adapter: Path) -> None:
+    """Put each LoRA matrix of the file into the layer of its name. PEFT renames those of some kinds (laguna) on their
+    way back, and leaves the layers that it then does not find as they were."""
+    import torch
+    from safetensors import safe_open
+
+    held = adapted.state_dict()
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file, torch.no_grad():
+        for name in file.keys():  # noqa: SIM118
+            own = held.get(re.sub(r"(lora_[AB])\.weight$", rf"\1.{adapted.active_adapter}.weight", name))
+            if own is not None and "lora_" in name:
+                own.copy_(file.get_tensor(name))
