@@ -32,7 +32,9 @@ class Scoring:
         chunk: a token sees only its own chunk of so many positions (Llama 4).
         softcap: scores are pressed between -softcap and softcap: softcap * tanh(score / softcap) (Gemma 2).
         sinks: (heads,) a further score a head that takes its share and brings no value (gpt-oss).
-        slopes: (heads,) what a head adds to a score for each position of the key (ALiBi, Press et al. 2021).
+        slopes: (heads,) what a head adds to a score for each position of the key (ALiBi, Press et al. 2021), in the
+            format in which the model multiplies it.
+        slope_factor: what that is multiplied with afterwards.
     """
 
     scaling: float
@@ -41,6 +43,7 @@ class Scoring:
     softcap: float | None = None
     sinks: Tensor | None = None
     slopes: Tensor | None = None
+    slope_factor: float = 1.0
 
     @property
     def is_plain(self) -> bool:
@@ -70,7 +73,7 @@ def scored_attention(
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
     if scoring.slopes is not None:
         bias = scoring.slopes[:, None, None] * positions  # rounded as the models that have it round it
-        scores = scores + bias.to(q.dtype)
+        scores = scores + bias.to(q.dtype) * scoring.slope_factor
     scores = scores.masked_fill(~may, -math.inf)
     if scoring.sinks is None:
         weights = torch.softmax(scores, -1)

@@ -82,8 +82,9 @@ def _bloom_forward(
 
 def _falcon(module: Any) -> Callable[..., Any]:
     """Its three forms differ in how keys are shared, which `_split_heads` knows, and in rotating or ALiBi."""
-    slopes = _slopes(module, module.num_heads, module.inv_norm_factor) if module.config.alibi else None
-    return partial(_falcon_forward, module, module.forward, Scoring(module.inv_norm_factor, slopes=slopes))
+    factor = module.inv_norm_factor
+    slopes = _slopes(module, module.num_heads).bfloat16() if module.config.alibi else None
+    return partial(_falcon_forward, module, module.forward, Scoring(factor, slopes=slopes, slope_factor=factor))
 
 
 def _falcon_forward(module: Any, own: Own, scoring: Scoring, hidden_states: Tensor, *given: Any, **named: Any) -> Any:
@@ -147,13 +148,13 @@ def _places_forward(module: Any, own: Own, *given: Any, **named: Any) -> Any:
     return F.embedding(wiring.positions + getattr(module, "offset", 0), module.weight).unsqueeze(0)
 
 
-def _slopes(module: nn.Module, heads: int, factor: float = 1.0) -> Tensor:
-    """(heads,) of ALiBi, by the model's own function: what the second key's bias is, times a factor."""
+def _slopes(module: nn.Module, heads: int) -> Tensor:
+    """(heads,) of ALiBi, by the model's own function: what the second key's bias is."""
     device = next(module.parameters()).device
     with torch.inference_mode(False):  # training may use them later
         ones = torch.ones(1, 2, device=device)
         bias: Tensor = _in_module_of(module, "build_alibi_tensor")(ones, heads, torch.float32)
-        return bias[:, 0, 1] * factor
+        return bias[:, 0, 1]
 
 
 def _in_module_of(module: nn.Module, name: str) -> Any:

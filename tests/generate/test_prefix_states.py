@@ -191,11 +191,11 @@ def test_prompts_that_begin_alike_answer_as_they_do_alone(model):
     assert hits == [0, 0, 64, 128]
 
 
-@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 65])
+@pytest.mark.parametrize("length", [1, 32, 33, 64])
 def test_a_prompt_that_ends_at_a_border_is_read_as_any_other(model, length):
     core = Core(model, 2**28, 20, prefix_cache=True)
     prompt = prompt_of(length)
-    for rows in (1, 3, 1):
+    for rows in (1, 3):
         (script,) = played(core, play(prompt, rows))
         assert distance(model, script) < CLOSE
     (script,) = played(core, play([*prompt, *prompt_of(40, 5)]))

@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+import zoo
 
 from danlu.model import attention
 from danlu.model.attention import Scoring, fast_attention, plain_attention, scored_attention
+from danlu.model.company import Side
 from danlu.model.documents import causal_sight, documents_of
+from danlu.model.wiring import run_in_company, wire
 
 # One head of one dimension, two tokens: q = (1, 1), k = (0, ln 3), v = (4, 8). Unless something is changed, the second
 # token's scores are 0 and ln 3, its weights 1/4 and 3/4, its answer 4/4 + 3 * 8/4 = 7.
@@ -207,3 +210,15 @@ def test_a_slope_is_rounded_as_the_queries_are():
             q, k, v, torch.ones(1, 2, dtype=torch.bool), Scoring(1.0, slopes=torch.tensor([0.3])), torch.tensor([0, 7])
         )
     assert seen[0].flatten().tolist() == [0, 2.09375]
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon-rw", "mpt"])
+@torch.no_grad()
+def test_slopes_are_rounded_far_out_as_the_model_rounds_them(kind):
+    """Falcon multiplies them in bfloat16, which holds no odd number beyond 256."""
+    model, ids = zoo.tiny_model(kind), torch.randint(3, 300, (480,), generator=torch.Generator().manual_seed(2))
+    wanted = zoo.plain_logits(model, ids.tolist())
+    wire(model)
+    side = Side(documents_of((480,), "cpu"))
+    seen = run_in_company(model, side, input_ids=ids[None], position_ids=torch.arange(480)[None]).logits[0]
+    assert (seen - wanted).abs().max() <= 1e-4 * wanted.std()
