@@ -28,8 +28,7 @@ def table():
 def written(table, language):
     """The rows that stand in the guide, as cells."""
     text = GUIDES[language].read_text("utf-8").split(table.START)[1].split(table.END)[0]
-    assert text.count("transformers ") == 1
-    return re.search(r"transformers (\S+?)[,，]", text)[1], [
+    return re.search(r"transformers ([\d.]+)", text)[1], [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
 

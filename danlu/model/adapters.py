@@ -131,8 +131,8 @@ def _shortest(model: Any, names: AbstractSet[str]) -> list[str]:
 
 def _of_head(model: Any) -> set[str]:
     """Names of the linear layers that only make scores of what the body has made."""
-    body = {id(part) for part in model.base_model.modules()}
-    return {name for name, part in model.named_modules() if is_linear(part) and id(part) not in body}
+    body, head = set(model.base_model.modules()), model.get_output_embeddings()
+    return {name for name, part in model.named_modules() if is_linear(part) and (part is head or part not in body)}
 
 
 def _last(name: str) -> str:

@@ -318,6 +318,7 @@ BEYOND_REACH = {
     "modernbert-decoder": "dense",  # of the head
     "qwen3_moe": "gate_proj",  # which PEFT takes for the experts'
     "mixtral": "gate",
+    "mllama": "lm_head",  # it has no name for its body
 }
 
 
