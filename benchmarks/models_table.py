@@ -119,10 +119,6 @@ REASONS = {
         "en": "LoRA a request: not on layers that see other rows than the tokens",
         "zh": "按请求选 LoRA：部分层的输入不是逐 token 的，不能加",
     },
-    "files": {
-        "en": "an adapter that comes back from its files lacks its part on some layers, whose names PEFT changes",
-        "zh": "适配器从文件读回时，PEFT 会改掉部分层的名字，这些层的权重会丢失",
-    },
     "no_gradient": {"en": "training: its layers give no gradient", "zh": "训练：它的层不提供梯度"},
 }  # fmt: skip
 
@@ -131,9 +127,7 @@ WHY = {
     **dict.fromkeys(("axk2", "deepseek_v32", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"), ("index",)),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text", "minimax_m3_vl_text"), ("index",)),
     **dict.fromkeys(("deepseek_v4", "blt", "rwkv", "xlstm"), ("cache",)),
-    "inkling_text": ("relative",),
-    "inkling2_text": ("relative", "files"),
-    "laguna": ("files",),
+    **dict.fromkeys(("inkling_text", "inkling2_text"), ("relative",)),
     **dict.fromkeys(("git", "gemma4_unified"), ("images",)),
     "openai-gpt": ("own_attention",),
     "doge": ("dynamic", "halves"),

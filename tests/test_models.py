@@ -151,10 +151,7 @@ def test_an_adapter_learns_what_it_learns_from_documents_alone(name):
 # -- adapters
 
 
-LOSES_PARTS = pytest.mark.xfail(raises=AssertionError, strict=True, reason="PEFT renames some layers on the way back")
-
-
-@kinds(ANSWER, {"laguna": LOSES_PARTS, "inkling2_text": LOSES_PARTS})
+@kinds(ANSWER)
 def test_an_adapter_comes_back_from_its_files(name, tmp_path):
     model = with_adapter(name)
     model.save_pretrained(tmp_path)
