@@ -106,14 +106,8 @@ class Engine:
         verdict = Verdict(
             cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
         )
-        core = Core(
-            loaded.model,
-            budget,
-            weights_change=False,
-            rounded=rounded,
-            prefix_cache=prefix_cache,
-            why_alone=verdict.known(),
-        )
+        why, is_fixed = verdict.known(), {"weights_change": False, "prefix_cache": prefix_cache}
+        core = Core(loaded.model, budget, rounded=rounded, why_alone=why, **is_fixed)
         verdict.keep(core.why_alone)
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
@@ -292,7 +286,7 @@ class Engine:
     def context_length(self) -> int | None:
         """Tokens that prompt and answer together may have, by the model's configuration; None if it says nothing."""
         length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        return None if length is None else int(length)
+        return min((int(one) for one in (length, self.core.longest) if one), default=None)
 
     def logits(self, token_ids: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """The model's scores for the next token after each of `token_ids`: (tokens, vocabulary) float32.
