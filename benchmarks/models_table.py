@@ -119,7 +119,6 @@ REASONS = {
         "en": "LoRA a request: not on layers that see other rows than the tokens",
         "zh": "按请求选 LoRA：部分层的输入不是逐 token 的，不能加",
     },
-    "no_gradient": {"en": "training: its layers give no gradient", "zh": "训练：它的层不提供梯度"},
 }  # fmt: skip
 
 # Kind -> its reasons, beyond what the checks of all kinds tell.
@@ -131,7 +130,7 @@ WHY = {
     **dict.fromkeys(("git", "gemma4_unified"), ("images",)),
     "openai-gpt": ("own_attention",),
     "doge": ("dynamic", "halves"),
-    "reformer": ("hashes", "no_gradient"),
+    "reformer": ("hashes",),
     "gemma3n": ("timm",),
     **dict.fromkeys(("musicgen", "musicgen_melody"), ("codes",)),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), ("drafter",)),

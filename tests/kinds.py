@@ -7,7 +7,7 @@ touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
@@ -33,9 +33,8 @@ USUAL = {
 }
 RUN = [name for name in (*KINDS, *VARIANTS) if not why_not(name)]
 # Kinds of which an adapter cannot be one request's: it is on layers that see something else than one row a token.
-NO_BANK = {"blt", "jetmoe", "reformer", "zaya"}
-# Reformer's chunks are longer than the texts by which a model that looks ahead is told.
-REFUSED = sorted(LOOKS_AHEAD.keys() - {"reformer"})
+NO_BANK = {"blt", "jetmoe", "zaya"}
+REFUSED = sorted(LOOKS_AHEAD)
 ANSWER = [name for name in RUN if name not in REFUSED]
 
 NEW_TOKENS = 12
@@ -43,12 +42,10 @@ NEW_TOKENS = 12
 REMEMBERED = 30
 
 
-def kinds(names: Iterable[str], known: Mapping[str, pytest.MarkDecorator] | None = None) -> pytest.MarkDecorator:
-    """A test for each of these kinds, slow but for the usual ones; some with a mark of their own."""
-    marks = {name: [(known or {})[name]] if name in (known or {}) else [] for name in names}
+def kinds(names: Iterable[str]) -> pytest.MarkDecorator:
+    """A test for each of these kinds, slow but for the usual ones."""
     return pytest.mark.parametrize(
-        "name",
-        [pytest.param(name, marks=own + [pytest.mark.slow] * (name not in USUAL)) for name, own in marks.items()],
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in USUAL)) for name in names]
     )
 
 

@@ -28,6 +28,9 @@ from danlu.model.documents import documents_of
 from danlu.model.kernels import fast_head_loss, use_fast_kernels
 from danlu.model.wiring import as_it_came, base_of, run_in_company, wire, wiring_of
 
+# The same product of the same states: so much of what is allowed to a whole pass.
+HEADS_APART = 0.05
+
 # Names under which model families change their logits after the head's product.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -47,7 +50,9 @@ def prepare(model: Any) -> dict[str, int]:
         refuse_unless_causal(model, texts[-1][:half], wanted[-1][:half])
         reason = _wire(model)
         taken = use_fast_kernels(model)
-        base_of(model).danlu_alone = reason or _difference(model, texts, wanted)
+        base = base_of(model)
+        base.danlu_alone = reason or _difference(model, texts, wanted)
+        base.danlu_plain_head = not base.danlu_alone and _head_is_a_product(base, texts[0])
     finally:
         model.train(was_training)
     return taken
@@ -130,10 +135,24 @@ def _losses_alone(model: Any, batch: Batch) -> Tensor:
     return torch.cat(losses) if losses else batch.token_ids.new_zeros(0, dtype=torch.float32)
 
 
+@torch.no_grad()
+def _head_is_a_product(base: Any, ids: list[int]) -> bool:
+    """Whether the logits are the body's last states times the head's weight, and nothing is done to them besides."""
+    head, device = base.get_output_embeddings(), base.device
+    if type(head) is not torch.nn.Linear or base.base_model is base:
+        return False
+    side = Side(documents_of((len(ids),), str(device)))
+    tokens, at = torch.tensor(ids, device=device)[None], torch.arange(len(ids), device=device)[None]
+    given = {"input_ids": tokens, "position_ids": at}
+    product = head(run_in_company(base.base_model, side, **given).last_hidden_state[0])
+    logits = run_in_company(base, side, **given).logits[0].to(product.dtype)
+    return not difference(product, logits.float(), HEADS_APART * allowed(base))
+
+
 def _is_plain_product(base: Any, head: Any) -> bool:
     return (
-        type(head) is torch.nn.Linear
-        and base.base_model is not base
+        getattr(base, "danlu_plain_head", False)
+        and type(head) is torch.nn.Linear
         and head.bias is None
         and not head.weight.requires_grad
         and not any(getattr(base.config, name, None) for name in _LOGIT_CHANGES)

@@ -205,6 +205,23 @@ def test_logits_that_the_family_changes_go_through_the_models_own_code(tmp_path)
     assert_near(token_losses(model, collate(examples())), expected)
 
 
+@torch.no_grad()
+def test_logits_that_are_changed_under_no_name_are_found_out(directories):
+    """Nothing in the configuration says so; the body's states times the head are not what the model answers."""
+    model = load(directories["llama"]).requires_grad_(False)
+    own = model.forward
+
+    def halved(**given):
+        out = own(**given)
+        out.logits = out.logits / 2
+        return out
+
+    model.forward = halved
+    expected = alone(model)
+    prepare(model)
+    assert_near(token_losses(model, collate(examples())), expected)
+
+
 def test_a_prepared_model_refuses_rows_without_documents(directories):
     model = load(directories["llama"])
     prepare(model)
