@@ -231,7 +231,11 @@ class Plan:
         part = self.rows[at]
         slots, rows, seen = part.shelf.ready, part.shelf.rows, part.seen
         query = q.reshape(slots, rows, *q.shape[1:]).transpose(1, 2)  # (slots, heads, rows, dim)
-        may = self._rows_may(at, scoring.window, scoring.chunk).unsqueeze(1)
+        key = ("may", at, scoring.window, scoring.chunk)
+        if key not in self.masks:
+            self.masks[key] = self._rows_may(at, scoring.window, scoring.chunk).unsqueeze(1)
+        may = self.masks[key]
+        assert may is not None
         positions = part.shelf.positions[:slots, None, None, :seen]
         out = scored_attention(query, keys[:slots, :, :seen], values[:slots, :, :seen], may, scoring, positions)
         return out.transpose(1, 2).reshape(slots * rows, q.shape[1], -1)

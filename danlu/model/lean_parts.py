@@ -127,7 +127,9 @@ class Mixture:
         return out
 
     def _one(self, h: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
-        answers = [self._ask(self.experts[number], h) for number in numbers[0].tolist()]
+        picked = [self.experts[number] for number in numbers[0].tolist()]
+        inner = self.activate(torch.cat([expert.gate_up(h) for expert in picked]))
+        answers = [expert.down(part) for expert, part in zip(picked, inner.split(1), strict=True)]
         return weights.to(h.dtype) @ torch.cat(answers)
 
     def _many(self, h: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
