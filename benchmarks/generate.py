@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 from generation_sides import ALL, PEERS, PHRASES, ROOT, WORKS, Side, Work, danlu_side
-from generation_table import print_tables, was_busy, write_docs
+from generation_table import cpu_name, print_tables, was_busy, write_docs
 
 MODEL = "smollm2-135m"
 SIDE_LIMIT_SECONDS = 3600
@@ -275,11 +275,6 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
         "price": price,
         "columns": columns,
     }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unnamed CPU")
 
 
 def main() -> None:

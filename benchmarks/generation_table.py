@@ -233,6 +233,11 @@ def block(found: dict[str, Any], language: str, *, short: bool) -> str:
     return "\n\n".join(parts)
 
 
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unnamed CPU")
+
+
 def put_block(text: str, block: str, start: str = START, end: str = END) -> str:
     """`text` with `block` between the marks. Raises ValueError if the marks are not there, once each and in order."""
     if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):

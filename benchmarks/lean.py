@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from generation_table import put_block
+from generation_table import cpu_name, put_block
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -108,12 +108,7 @@ def block(found: dict[str, tuple[float, float]], language: str) -> str:
     head = HEADS[language]
     lines = [head, tuple("---" for _ in head), *rows_of(found)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{HOW[language].format(cores=os.cpu_count(), name=processor())}\n\n{table}"
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unnamed CPU")
+    return f"{HOW[language].format(cores=os.cpu_count(), name=cpu_name())}\n\n{table}"
 
 
 def main() -> None:
