@@ -9,7 +9,8 @@ engine.py does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ from danlu.model.wiring import base_of, wire
 
 # How far scores of rounded weights may be from the model's own (model/check.py): tiny models suffer most.
 ALLOWED_ROUNDED = 0.6
+
+# How many are read with an adapter before it is taken.
+TRIED_TOKENS = 12
 
 
 class Core:
@@ -65,6 +69,7 @@ class Core:
         keep_freed_memory()
         base = base_of(model).eval()
         self.device = base.device
+        self._vocabulary = base.config.get_text_config().vocab_size
         self.bank = LoraBank.of(base)
         self.decoder: Decoder | None = None
         self.why_alone = ""
@@ -124,6 +129,26 @@ class Core:
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
         self.scheduler.end(request)
+
+    def load_adapter(self, name: str, directory: Path) -> Callable[[], None]:
+        """Read an adapter, which takes a while; what it returns holds it as `name`, between two steps.
+
+        Both raise ModelError for an adapter that cannot be one request's, the second after reading a few tokens
+        with it; ConfigError if the name is taken.
+        """
+        parts = self.bank.read(directory)
+
+        def hold() -> None:
+            self.bank.put(name, directory, parts)
+            try:
+                scores = self.logits([token % self._vocabulary for token in range(TRIED_TOKENS)], adapter=name)
+                if not scores.isfinite().all():
+                    raise ModelError(f"{directory}: with this adapter the model's scores are not numbers")
+            except BaseException:
+                self.bank.drop(name)
+                raise
+
+        return hold
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Raises ConfigError while requests use it, or if there is none of that name."""

@@ -7,6 +7,7 @@ states a token costs. Whether the model then answers as it does alone is for che
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ ATTENTION = "danlu"
 # Tokens on which a model shows what it keeps.
 SHOWN_TOKENS = 12
 
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def wire(model: Any) -> Wiring:
     """Make a model read in company, once; what it needs is found out and kept with it.
@@ -38,9 +41,11 @@ def wire(model: Any) -> Wiring:
     Raises ModelError for a model whose code does not come to our attention, or does something else besides.
     """
     base = base_of(model)
-    known = wiring_of(base)
-    if known is not None:
-        return known
+    with _ONE_AT_A_TIME:  # two threads may come with one model
+        return wiring_of(base) or _wire(base)
+
+
+def _wire(base: Any) -> Wiring:
     _register()
     wiring = Wiring(base.config._attn_implementation)
     for module in base.modules():
