@@ -29,7 +29,7 @@ from danlu.model.lean import Decoder, LeanDecoder, alone_decoder, decoder_of, pl
 from danlu.model.lora_bank import LoraBank, Step
 from danlu.model.native import kernels
 from danlu.model.rounding import Rounded
-from danlu.model.wiring import base_of, wire
+from danlu.model.wiring import base_of, kind_of, wire
 
 # How far scores of rounded weights may be from the model's own (model/check.py): tiny models suffer most.
 ALLOWED_ROUNDED = 0.6
@@ -87,7 +87,7 @@ class Core:
             return
         if found := probe.difference(self, ALLOWED_ROUNDED if rounded else None):
             if not weights_change:  # they are taken from the model
-                raise ModelError(f"{base.config.model_type}: its faster form answers otherwise than the model: {found}")
+                raise ModelError(f"{kind_of(base)}: its faster form answers otherwise than the model: {found}")
             self.decoder = plain
 
     def _join(

@@ -60,8 +60,9 @@ def _wire(base: Any) -> Wiring:
         is_ours = isinstance(error, DanluError | MemoryError | torch.OutOfMemoryError)
         if is_ours or not isinstance(error, Exception):
             raise
-        kind = base.config.model_type
-        raise ModelError(f"{kind}: its code does not work on a row of tokens of many texts: {error}") from error
+        raise ModelError(
+            f"{kind_of(base)}: its code does not work on a row of tokens of many texts: {error}"
+        ) from error
     for module in apart:
         module.forward = Apart(module, wiring)
     wiring.longest = min((length for module in base.modules() for length in _turning_points(module)), default=None)
@@ -82,6 +83,11 @@ def _turning_points(module: Any) -> Iterator[int]:
 def base_of(model: Any) -> Any:
     """The transformers model, without what PEFT puts around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def kind_of(model: Any) -> str:
+    """transformers' name of its architecture."""
+    return str(base_of(model).config.model_type)
 
 
 def wiring_of(module: nn.Module) -> Wiring | None:
@@ -258,7 +264,7 @@ def _show(base: Any, wiring: Wiring) -> list[nn.Module]:
             base(input_ids=ids[None], position_ids=at[None], **{_cache_name(base): carried}, use_cache=False)
         wiring.states = {key: StateShape(tuple(x.shape[1:]), x.dtype) for key, x in wiring.shown.items()}
         if not wiring.stores and not wiring.states:
-            raise ModelError(f"{base.config.model_type}: its attention does not ask transformers' interface")
+            raise ModelError(f"{kind_of(base)}: its attention does not ask transformers' interface")
     finally:
         for hook in hooks:
             hook.remove()
