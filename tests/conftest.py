@@ -1,10 +1,16 @@
-"""Fixtures that many tests share."""
+"""Fixtures that many tests share, and the order of tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from shuffling import (  # noqa: F401 - pytest calls them
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_report_header,
+)
 
 from tiny import make_tiny_model
 
