@@ -1,5 +1,6 @@
 """Fixtures that many tests share, and the order of tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from shuffling import (  # noqa: F401 - pytest calls them
 
 from tiny import make_tiny_model
 
-torch.set_num_threads(1)  # tiny models: a second thread costs more than it saves
+# Tiny models: a second thread costs more than it saves.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(autouse=True, scope="session")
