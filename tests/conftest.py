@@ -21,8 +21,9 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 @pytest.fixture(autouse=True, scope="session")
 def _verdicts_stay_inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What engines find out about the tests' models is not kept in the user's cache."""
+    """What engines find out about the tests' models is not kept in the user's cache; messages are English."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DANLU_LANG", "en")  # whatever the locale; processes that tests start inherit it
         patch.setattr("danlu.generate.verdict.DIRECTORY", str(tmp_path_factory.mktemp("verdicts")))
         yield
 
