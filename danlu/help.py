@@ -1,10 +1,13 @@
-"""The help of the command line in the reader's language: texts are looked up in words.py.
+"""The help of the command line in the reader's language: labels from words.py, options from options.zh.txt.
 
-What an option means stands with the option, and what the table lacks is shown as it is.
+That file has the English text that stands with an option, below it the Chinese, then an empty line. Since the English
+is the key, the Chinese never says what the English no longer says: what is not found is shown as it is.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
@@ -13,6 +16,14 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from danlu.words import Words, words
+
+
+@cache
+def options() -> dict[str, str]:
+    """What each option means: English -> Chinese."""
+    text = (resources.files("danlu") / "options.zh.txt").read_text("utf-8")
+    pairs = (entry.strip().partition("\n") for entry in text.split("\n\n"))
+    return {english: chinese for english, _, chinese in pairs}
 
 
 class TranslatedHelp(DefaultFormatter):
@@ -38,5 +49,6 @@ def _translated(said: Words, description: Any) -> Any:
         return description
     if said.language == "en":
         return description
-    paragraphs = [said.if_known(" ".join(part.split())) for part in inner.markup.split("\n\n")]
+    paragraphs = [" ".join(part.split()) for part in inner.markup.split("\n\n")]
+    paragraphs = [options().get(paragraph) or said.if_known(paragraph) for paragraph in paragraphs]
     return InlineText(Markdown("\n\n".join(paragraphs)), force_empty_end=getattr(description, "force_empty_end", False))

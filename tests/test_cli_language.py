@@ -27,6 +27,7 @@ def test_help_in_chinese(run_cli):
     assert "List the models" not in out
     code, out, _ = run_cli("run", "--help", "--lang=zh")
     assert "运行配方：自带配方的名字，或 YAML 文件。" in out
+    assert "自带配方的名字（quickstart），或 .yaml 文件" in out
 
 
 def test_every_command_has_a_line_of_help_in_both_languages():

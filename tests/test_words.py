@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import danlu
-from danlu import errors
+from danlu import cli, errors
 from danlu.errors import ConfigError, DanluError
+from danlu.help import options
 from danlu.words import CHINESE, Words, language_of, speaking, words
 
 SOURCES = [path for path in Path(danlu.__file__).parent.rglob("*.py") if path.name != "words.py"]
@@ -39,11 +40,36 @@ def test_nothing_stands_in_the_table_that_nobody_says():
     assert [text for text in CHINESE if text[:25] not in sources and text not in CYCLOPTS] == []
 
 
+def shown_with(command, monkeypatch):
+    """The texts in the panels of a command's help."""
+    seen = []
+
+    def keep(_, console, options, panel):
+        seen.extend(" ".join(entry.description.primary_renderable.markup.split()) for entry in panel.entries)
+
+    monkeypatch.setattr("danlu.help.TranslatedHelp.__call__", keep)
+    assert cli.call([*command, "--help"]) == 0
+    return [text for text in seen if text]
+
+
+# Options whose help is English alone.
+UNTRANSLATED: set[str] = set()
+
+
+def test_every_option_says_what_it_means_in_both_languages(monkeypatch):
+    commands = [[], ["data"], ["data", "check"], *([name] for name in cli._COMMANDS)]
+    said = {text for command in commands for text in shown_with(command, monkeypatch)}
+    assert len(said) > 100
+    assert said - options().keys() - CHINESE.keys() - UNTRANSLATED == set()
+    assert options().keys() - said == set()
+
+
 def test_both_languages_have_the_same_places_for_values():
     def places(text):
         return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
     assert [text for text, said in CHINESE.items() if places(text) != places(said)] == []
+    assert all(options().values())
 
 
 def test_every_kind_of_error_has_a_chinese_name():

@@ -52,6 +52,11 @@ def test_a_library_that_cannot_be_loaded_is_none():
     assert library("native.c") is None
 
 
+def test_elsewhere_than_on_linux_there_is_none(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert library("native.c") is None
+
+
 def test_it_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("DANLU_NATIVE", "0")
     assert library("native.c") is None
