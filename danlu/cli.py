@@ -34,8 +34,8 @@ _COMMANDS = {
     "report": "Write the report of a run directory anew.",
 }
 _EPILOGUES = {
-    "train": "Several values stand one after the other, or the flag is given again. null is nothing: `--prove null` and "
-    "`--merge null` leave those steps out.",
+    "train": "Several values stand one after the other, or the flag is given again. null is nothing: "
+    "`--prove null` and `--merge null` leave those steps out.",
 }
 for _name, _help in _COMMANDS.items():
     app.command(f"danlu.commands:{_name}", name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
@@ -76,7 +76,7 @@ def _worded(error: DanluError, arguments: list[str]) -> DanluError:
 
     command = _command(arguments)
     if command == ["run"]:
-        from danlu.run import Recipe
+        from danlu.recipe import Recipe
 
         names, spell = option_names(Recipe), as_key
     else:

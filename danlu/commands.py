@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from danlu.config import load
+from danlu.config import load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import check as check_data
 from danlu.data.formats import FormatName, Message
@@ -20,12 +21,12 @@ from danlu.flags import as_flags, from_flags
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
-from danlu.journal import Journal
-from danlu.model.load import ModelOptions, load_tokenizer
+from danlu.journal import Journal, check_free, holder
+from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.recipe import Recipe
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
-from danlu.run import Recipe
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
@@ -38,7 +39,11 @@ DEFAULT_MODEL = "smollm2-135m"
 ANSWER_TOKENS = 256
 
 if TYPE_CHECKING:
-    Knobs, Recipes, Merging, Serving, Backends = GenerationParams, Recipe, MergeOptions, ServeOptions, BackendOptions
+    Knobs = GenerationParams
+    Recipes = Recipe
+    Merging = MergeOptions
+    Serving = ServeOptions
+    Backends = BackendOptions
 else:
     Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
     Recipes, Merging, Serving, Backends = map(as_flags, (Recipe, MergeOptions, ServeOptions, BackendOptions))
@@ -57,7 +62,19 @@ def run(recipe: str, /, *overrides: str) -> None:
     overrides
         any key of the recipe, such as train.learning_rate=1e-4 or resume=true
     """
-    _run(load(Recipe, recipe, overrides))
+    _run(_in_place(load(Recipe, recipe, overrides), Path(recipe), overrides))
+
+
+def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
+    """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
+    home = path.resolve().parent
+    placed = any(override.startswith(("name=", "runs=")) for override in overrides)
+    if not recipe.resume or placed or path.name != "recipe.yaml" or not Journal(home).events():
+        return recipe
+    if recipe.directory.resolve() == home:
+        return recipe
+    document = {**recipe.model_dump(mode="json"), "runs": str(home.parent), "name": home.name}
+    return validate(Recipe, document, where=str(path))
 
 
 def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
@@ -288,6 +305,8 @@ def merge(
         Jinja text, or "chatml", if it was given for the training; else the tokenizer's own
     """
     chosen = from_flags(MergeOptions, options)
+    adapter_config(adapter)
+    check_free(out)
     asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
     parity = merge_checked(directory, adapter, out, asked, chosen, read_device(), _say, chat_template)
@@ -362,4 +381,6 @@ def report(directory: Path, /) -> None:
     """
     if not (directory / "recipe.yaml").is_file():
         raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
+    if who := holder(directory):
+        _news(f"the run is still going on, in {who}: this is how far it is")
     _say(str(write_report(Journal(directory))))

@@ -170,12 +170,10 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
         found = own(name) if told else None
         return match.group() if found is None else spell(found, value)
 
-    text = _IDLE.sub(lambda match: re.sub(r"\w+", lambda one: _spelt_if(one.group(), known, spell), match.group()), text)
-    return _TOLD.sub(write, _HEAD.sub(write, text))
+    def write_idle(match: re.Match[str]) -> str:
+        return ", ".join(spell(name, None) if name in known else name for name in match.group().split(", "))
 
-
-def _spelt_if(name: str, known: Iterable[str], spell: Callable[[str, str | None], str]) -> str:
-    return spell(name, None) if name in known else name
+    return _TOLD.sub(write, _HEAD.sub(write, _IDLE.sub(write_idle, text)))
 
 
 def as_flag(name: str, value: str | None) -> str:

@@ -8,7 +8,7 @@ import danlu
 ROOT = Path(danlu.__file__).parent
 ROWS = [
     "errors", "config", "device", "journal", "spec", "hub", "plan", "data", "model", "generate", "train",
-    "quantize", "recall", "evaluate", "serve", "report", "ui", "run", "terminal", "flags", "commands", "cli",
+    "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "run", "terminal", "flags", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from danlu.generate.trace import Trace
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
-from danlu.run import Recipe
+from danlu.recipe import Recipe
 from danlu.terminal import show
 
 

@@ -34,7 +34,7 @@ def charts(rows: Rows) -> list[Chart]:
         _rate(rows),
         _small("Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
         _small("Speed", "tokens/s", rows, tokens_per_second(rows), trend=True),
-        _small("Memory", "GiB", rows, memory_gib(rows)),
+        _memory(rows),
     ]
     return [chart for chart in drawn if chart]
 
@@ -50,9 +50,9 @@ def tokens_per_second(rows: Rows) -> list[float]:
     return [tokens / seconds if seconds > 0 else math.nan for tokens, seconds in pairs]
 
 
-def memory_gib(rows: Rows) -> list[float]:
-    """Memory of each step in GiB."""
-    return [value / 2**30 for value in column(rows, "memory_bytes")]
+def memory_gib(rows: Rows, name: str = "memory_bytes") -> list[float]:
+    """Memory of each step in GiB: at its end, or its peak."""
+    return [value / 2**30 for value in column(rows, name)]
 
 
 def _loss(rows: Rows) -> Chart | None:
@@ -70,6 +70,18 @@ def _loss(rows: Rows) -> Chart | None:
     alt = "Loss by step: " + "; ".join(part for part in parts if part)
     svg = draw("loss", curves, alt=alt, x_label="step", wide=True)
     return Chart("Loss", "nats a token, of the tokens to be learnt", svg, wide=True)
+
+
+def _memory(rows: Rows) -> Chart | None:
+    """The peak of each step, and pale what was in use at its end; older runs have the end alone."""
+    end, peak = memory_gib(rows), memory_gib(rows, "peak_memory_bytes")
+    if not _finite(peak):
+        return _small("Memory", "GiB, at each step's end", rows, end)
+    steps = _steps(rows)
+    curves = [Curve("at its end", steps, end, opacity=0.3), Curve("peak of the step", steps, peak)]
+    alt = f"Memory by step: {_in_words('peak in GiB', peak)}; {_in_words('at its end', end)}"
+    svg = draw("memory", curves, alt=alt, x_label="step", from_zero=True)
+    return Chart("Memory", "GiB: the peak of each step; pale, at its end", svg)
 
 
 def _rate(rows: Rows) -> Chart | None:
