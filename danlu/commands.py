@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from danlu.config import load, validate
 from danlu.data.chat import Chat
+from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
 from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
@@ -311,9 +313,13 @@ def check(
     format: FormatName | None = None,
     model: str | None = None,
     chat_template: str | None = None,
+    max_length: int | None = None,
+    held_out: Path | None = None,
+    near_duplicates: int = NEAR_RECORDS,
+    json: bool = False,
     accept_licence: bool = False,
 ) -> None:
-    """Counts, lengths, duplicates and faults of a data file.
+    """How a data file is read, an example as the model will see it, lengths, duplicates and faults.
 
     Parameters
     ----------
@@ -326,26 +332,48 @@ def check(
         else in characters
     chat_template
         Jinja text, or "chatml"; else the tokenizer's own
+    max_length
+        tokens of one example at most: count what is longer
+    held_out
+        data that is to be held out: count what it shares with the file
+    near_duplicates
+        look for near-duplicates among so many records; 0 leaves it out
+    json
+        print the figures as JSON, whole
     accept_licence
         accept the licence of a model that asks for it
     """
-    if chat_template is not None and model is None:
-        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
-    encode = None
+    if near_duplicates < 0 or (max_length is not None and max_length < 1):
+        raise ConfigError("--near_duplicates and --max_length count records and tokens", allowed="0 or more; 1 or more")
+    chat = _checking_chat(model, chat_template, accept_licence)
+    if max_length is not None and chat is None:
+        raise ConfigError("--max_length has no effect without --model", fix=f"name one: --model {DEFAULT_MODEL}")
+    figures = check_data(
+        file, format=format, chat=chat, max_length=max_length, near_records=near_duplicates, held_out=held_out
+    )
+    if json:
+        _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        if chat is None:
+            _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+        show_data(_OUT, figures)
+    if figures.faults_total:
+        raise DataError(
+            f"{figures.faults_total} faulty row(s)",
+            fix="mend them, or train with --data.on_error skip, which counts and lists what it leaves out",
+        )
+
+
+def _checking_chat(model: str | None, chat_template: str | None, accept_licence: bool) -> Chat | None:
+    """The chat of the named model, or of the default one where it is on this machine."""
     if model is None and is_cached(DEFAULT_MODEL, cache_directory()):
         model = DEFAULT_MODEL
-    if model is not None:
-        directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
-        encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
-    report = check_data(file, format=format, encode=encode)
+    elif model is None and chat_template is not None:
+        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
     if model is None:
-        _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
-    show_data(_OUT, report)
-    if report.faults_total:
-        raise DataError(
-            f"{report.faults_total} faulty row(s)",
-            fix="mend them, or train with data.on_error=skip, which counts and lists what it leaves out",
-        )
+        return None
+    directory = resolve(model, cache=cache_directory(), say=_news, accept_licence=accept_licence)
+    return Chat.of(load_tokenizer(directory), None, chat_template)
 
 
 def report(directory: Path, /) -> None:

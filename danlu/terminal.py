@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from danlu.data.check import DataReport
+from danlu.data.figures import DataReport
+from danlu.data.shown import Span, visible
 from danlu.errors import DanluError
 
 
@@ -96,27 +98,105 @@ def show_examples(console: Console, examples: list[dict[str, str]], limit: int =
 
 
 def _short(text: str, limit: int = 160) -> Any:
-    from rich.text import Text
-
     return Text(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def show_data(console: Console, report: DataReport) -> None:
-    """Counts, lengths, duplicates and the first faults of a data file."""
-    figures = report.to_dict()
-    table = Table("", "", show_header=False, box=None)
-    for name, value in figures.items():
-        if name not in ("faults", "histogram", "path") and value is not None:
-            table.add_row(name.replace("_", " "), _figure(value))
+    """How a data file was read, its figures, one example as the model will see it, and the first faults."""
     show(console, report.path)
-    console.print(table)
-    for place, reason in report.faults:
-        show(console, f"{place}: {reason}")
+    for name, value in _data_lines(report):
+        show(console, f"  {name:<17}  {value}".rstrip())
+    for place, earlier, alike in report.near.pairs if report.near else ():
+        show(console, f"{place} nearly repeats {earlier} ({alike:.2f})")
+    for which, spans in zip(("", "the other answer: "), report.example, strict=False):
+        _show_example(console, spans, which, report.rendered)
+    _show_faults(console, report)
+
+
+def _data_lines(report: DataReport) -> Iterator[tuple[str, str]]:
+    yield "format", report.format.replace("_", "/")
+    yield "files", _counts(report.files)
+    yield "records", f"{report.records:,}"
+    yield "faults total", f"{report.faults_total:,}"
+    if report.roles:
+        yield "turns", "  ".join(_turns(role, count, report) for role, count in report.roles.items())
+    yield from _length_lines(report)
+    yield "duplicates", f"{report.duplicates:,}"
+    yield "duplicate prompts", f"{report.duplicate_prompts:,} with different answers"
+    if report.near:
+        after = f"; {report.near.left_out:,} later records were not looked at" if report.near.left_out else ""
+        yield (
+            "near-duplicates",
+            f"{report.near.count:,} of {report.near.looked_at:,} nearly repeat an earlier one{after}",
+        )
+    if report.groups:
+        yield "groups", f"{report.groups:,}"
+    if same := report.held_out:
+        yield (
+            "held out",
+            (
+                f"{same.path}: of {same.records:,} records, {same.same_content:,} are here too, "
+                f"{same.same_question:,} with their question"
+            ),
+        )
+
+
+def _length_lines(report: DataReport) -> Iterator[tuple[str, str]]:
+    lengths = report.lengths
+    of = "  ".join(f"{name} {getattr(lengths, name):,}" for name in ("min", "p50", "p90", "p99", "max"))
+    yield "lengths", f"unit {lengths.unit}  {of}  mean {lengths.mean:,.1f}"
+    most = max(lengths.counts)
+    for at, count in enumerate(lengths.counts):
+        bar = "#" * -(-24 * count // most)
+        yield "", f"{lengths.edges[at]:>9,} to {lengths.edges[at + 1]:<9,} {bar:<24} {count:,}"
+    unlearnt = f"; nothing is learnt of {report.unlearnt:,} records" if report.unlearnt else ""
+    yield "learnt", f"{report.learnt_share:.1%} of the {lengths.unit}{unlearnt}"
+    if over := report.too_long:
+        yield (
+            "too long",
+            (
+                f"{over.examples:,} examples over {over.max_length:,} tokens: cut, they lose {over.tokens_cut:,}; "
+                f"as windows, they are {over.windows:,}"
+            ),
+        )
+
+
+def _turns(role: str, count: int, report: DataReport) -> str:
+    learnt = report.learnt_turns[role]
+    if role != "assistant":
+        return f"{role} {count:,}"
+    return f"{role} {count:,} ({learnt:,} learnt" + (f", {count - learnt:,} not)" if count > learnt else ")")
+
+
+def _counts(counts: dict[str, int], shown: int = 8) -> str:
+    first = [f"{name} ({count:,})" for name, count in list(counts.items())[:shown]]
+    return ", ".join(first) + (f" and {len(counts) - shown} more" if len(counts) > shown else "")
+
+
+def _show_example(console: Console, spans: Iterable[Span], which: str, rendered: bool) -> None:
+    """The learnt part in colour where there is colour, else between marks."""
+    how = "as the model will see it" if rendered else "as it was read (the model's template needs --model)"
+    in_colour = console.is_terminal and console.color_system is not None and not console.no_color
+    mark = "in green" if in_colour else "between {+ and +}"
+    show(console, f"\n{which}the first record, {how}; what is learnt stands {mark}")
+    for span in spans:
+        if span.kind == "left out":
+            show(console, f"\n[… {span.text} left out …]")
+        elif span.kind == "context":
+            show(console, visible(span.text), end="")
+        elif in_colour:
+            console.print(Text(visible(span.text), "bold green"), end="", soft_wrap=True)
+        else:
+            show(console, "{+" + visible(span.text) + "+}", end="")
+    show(console, "\n")
+
+
+def _show_faults(console: Console, report: DataReport) -> None:
+    said = ""
+    for fault in report.faults:
+        show(console, f"{fault.place}: {fault.reason}")
+        if fault.fix and fault.fix != said:
+            show(console, f"  next: {fault.fix}")
+        said = fault.fix
     if report.faults_total > len(report.faults):
         show(console, f"and {report.faults_total - len(report.faults)} more")
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key} {_figure(inner)}" for key, inner in value.items())
-    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -141,7 +141,7 @@ def _records(
         except RowFault as fault:
             if on_error == "raise":
                 raise fault.at(place) from None
-            skipped.add(place, str(fault))
+            skipped.add(place, str(fault), fault.fix)
             if format is None and skipped.count - before == ROWS_TO_RECOGNISE:
                 break
         else:

@@ -57,13 +57,15 @@ Record = Conversation | Text | Preference
 
 @dataclass(slots=True)
 class Skipped:
-    """Faulty rows that were passed over: how many, and the first FAULTS_KEPT as (place, reason)."""
+    """Faulty rows that were passed over: how many, and the first FAULTS_KEPT as (place, reason), with their fixes."""
 
     count: int = 0
     faults: list[tuple[str, str]] = field(default_factory=list)
+    fixes: list[str] = field(default_factory=list)
 
-    def add(self, place: str, reason: str) -> None:
+    def add(self, place: str, reason: str, fix: str = "") -> None:
         """Count one row."""
         self.count += 1
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append((place, reason))
+            self.fixes.append(fix)
