@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +15,12 @@ from danlu.config import load
 from danlu.data.chat import Chat
 from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
+from danlu.data.figures import Fault
 from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
-from danlu.flags import as_flags, from_flags
+from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
@@ -355,6 +357,7 @@ def check(
     figures = check_data(
         file, format=format, chat=chat, max_length=max_length, near_records=near_duplicates, held_out=held_out
     )
+    figures = replace(figures, faults=tuple(map(_fault_in_flags, figures.faults)))
     if json:
         _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
     else:
@@ -366,6 +369,11 @@ def check(
             f"{figures.faults_total} faulty row(s)",
             fix="mend them, or train with --data.on_error skip, which counts and lists what it leaves out",
         )
+
+
+def _fault_in_flags(fault: Fault) -> Fault:
+    names = ("format", "model", "chat_template", "max_length", "accept_licence")
+    return Fault(fault.place, spelt(fault.reason, names, as_flag), spelt(fault.fix, names, as_flag))
 
 
 def _checking_chat(model: str | None, chat_template: str | None, accept_licence: bool) -> Chat | None:

@@ -18,6 +18,7 @@ from waiting import interrupts_stay_inside
 import danlu
 from danlu import Engine, GenerationParams, cli
 from danlu.config import Options
+from danlu.data.check import check
 from danlu.device import Device
 from danlu.generate.engine import Answer, Event
 from danlu.generate.trace import Trace
@@ -25,7 +26,7 @@ from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
 from danlu.run import Recipe
-from danlu.terminal import show
+from danlu.terminal import show, show_data
 
 
 @pytest.fixture
@@ -249,7 +250,9 @@ def test_near_duplicates_are_shown_with_their_places(call, tmp_path):
     assert re.search(r"near-duplicates +1 of 2 ", out)
     assert re.search(r"\nd\.jsonl:2 nearly repeats d\.jsonl:1 \(0\.9\d\)\n", out)
     assert "near-duplicates" not in call("data", "check", tmp_path / "d.jsonl", "--near_duplicates", 0)[1]
-    assert "1 later records were not looked at" in call("data", "check", tmp_path / "d.jsonl", "--near_duplicates", 1)[1]
+    assert (
+        "1 later records were not looked at" in call("data", "check", tmp_path / "d.jsonl", "--near_duplicates", 1)[1]
+    )
 
 
 @pytest.mark.parametrize(
