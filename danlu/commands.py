@@ -385,7 +385,18 @@ def _checking_chat(model: str | None, chat_template: str | None, accept_licence:
     if model is None:
         return None
     directory = resolve(model, cache=cache_directory(), say=_news, accept_licence=accept_licence)
-    return Chat.of(load_tokenizer(directory), None, chat_template)
+    return Chat.of(load_tokenizer(directory), _generation_config(directory), chat_template)
+
+
+def _generation_config(directory: Path) -> Any:
+    """What the loaded model would name as ends of an answer, without loading it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (directory / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+    if not (directory / "config.json").is_file():
+        return None
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(directory), local_files_only=True))
 
 
 def report(directory: Path, /) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
 from danlu.data.duplicates import Signatures, near_duplicates, signatures
 from danlu.data.encoding import Encoder
 from danlu.data.figures import DataReport, Fault, Lengths, Near, Overlap, TooLong
@@ -81,10 +81,10 @@ def check(
     return tally.report(path, format, skipped, overlap, "tokens" if chat else "characters")
 
 
-_Examples = list[list[Example]]  # for each answer that is rendered, its examples
+_Sizes = list[list[tuple[int, int]]]  # for each answer that is rendered, its examples' (tokens, learnt tokens)
 
 
-def _encoded(records: Iterable[Record], chat: Chat | None) -> Iterator[tuple[Record, _Examples | DataError]]:
+def _encoded(records: Iterable[Record], chat: Chat | None) -> Iterator[tuple[Record, _Sizes | DataError]]:
     """Each record with the examples of its answers, or with its fault; without a chat, there are none."""
     if chat is None:
         yield from ((record, []) for record in records)
@@ -97,7 +97,7 @@ def _encoded(records: Iterable[Record], chat: Chat | None) -> Iterator[tuple[Rec
             owners.extend([record] * len(answers))
             yield from answers
 
-    outcomes = iter(Encoder(chat).examples(rendered()))
+    outcomes = iter(Encoder(chat).sizes(rendered()))
     for _, outcome in outcomes:
         record = owners.popleft()
         both = [outcome]
@@ -129,10 +129,10 @@ class _Tally:
     signed: list[Signatures] = field(default_factory=list)
     example: tuple[tuple[Span, ...], ...] = ()
 
-    def add(self, record: Record, answers: _Examples, chat: Chat | None) -> None:
+    def add(self, record: Record, answers: _Sizes, chat: Chat | None) -> None:
         if not self.lengths:
-            self.example = _shown(record, answers, chat)
-        length, learnt = max(map(_tokens, answers)) if answers else _characters(record)
+            self.example = _shown(record, chat)
+        length, learnt = max(map(_sum, answers)) if answers else _characters(record)
         self.lengths.append(length)
         self.learnt += learnt
         self.unlearnt += learnt == 0
@@ -147,7 +147,7 @@ class _Tally:
             self.groups.add(_digest(record.group.encode("utf-8", "surrogatepass")))
 
     def _add_digests(self, record: Record) -> None:
-        asked, answered = (json.dumps(part, sort_keys=True).encode("ascii") for part in _parts(record))
+        asked, answered = map(_canonical, _parts(record))
         prompt = _digest(asked)
         self.prompts += prompt
         self.contents += _digest(prompt + answered)
@@ -167,9 +167,9 @@ class _Tally:
         self.signed.append(signatures(self.unsigned))
         self.unsigned = []
 
-    def _add_over(self, answers: _Examples, limit: int) -> None:
+    def _add_over(self, answers: _Sizes, limit: int) -> None:
         for examples in answers:
-            for size in (len(example.token_ids) for example in examples):
+            for size, _ in examples:
                 if size > limit:
                     self.over.update(examples=1, tokens_cut=size - limit, windows=-(-size // limit))
 
@@ -247,16 +247,16 @@ def _overlap(tally: _Tally, path: Path) -> Overlap:
     return Overlap(str(path), len(held_out.lengths), int(same_content), int(same_question))
 
 
-def _shown(record: Record, answers: _Examples, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
+def _shown(record: Record, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
     """Each answer shortened; of a record whose answers each make an example of their own, the last."""
     if chat is None:
         return (tuple(shortened(spans_of_record(record))),)
-    last = [examples[-1] for examples in answers]
+    last = [chat.examples(answer)[-1] for answer in answers_of(record)]
     return tuple(tuple(shortened(spans_of(each.token_ids, each.learnt, chat.tokenizer))) for each in last)
 
 
-def _tokens(examples: list[Example]) -> tuple[int, int]:
-    return sum(len(example.token_ids) for example in examples), sum(example.learnt_tokens for example in examples)
+def _sum(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    return sum(tokens for tokens, _ in sizes), sum(learnt for _, learnt in sizes)
 
 
 def _messages(record: Record) -> tuple[Message, ...]:
@@ -272,7 +272,8 @@ def _parts(record: Record) -> tuple[Any, Any]:
         return record.text, ""
     if isinstance(record, Preference):
         return record.prompt, (record.chosen, record.rejected)
-    return (record.tools, record.messages[:-1]), record.messages[-1]
+    asked = record.messages[:-1]
+    return (record.tools, asked) if record.tools else asked, record.messages[-1:]
 
 
 def _said(record: Record) -> str:
@@ -281,6 +282,13 @@ def _said(record: Record) -> str:
         return record.text
     rejected = record.rejected if isinstance(record, Preference) else ()
     return "\n".join(m["content"] for m in (*_messages(record), *rejected) if m["role"] not in ("system", "developer"))
+
+
+def _canonical(part: Any) -> bytes:
+    """Bytes that are the same for the same content. Messages of nothing but text, nearly all, are only joined."""
+    if isinstance(part, tuple) and all(isinstance(each, dict) and len(each) == 2 for each in part):
+        return "\0".join([text for each in part for text in (each["role"], each["content"])]).encode()
+    return json.dumps(part, sort_keys=True).encode("ascii")
 
 
 def _digest(content: bytes) -> bytes:

@@ -6,6 +6,7 @@ once (data/words.py). What comes out is, record by record, what `Chat` makes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -15,8 +16,9 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from danlu.data.chat import Chat, Example
+from danlu.data.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
 from danlu.data.records import Conversation, Message, Record, Text
-from danlu.data.stencils import Stencils, writes_only
+from danlu.data.stencils import KEPT_SHAPES, Stencils, writes_only
 from danlu.data.words import WordIds
 from danlu.errors import DataError, ModelError
 
@@ -44,6 +46,10 @@ class Encoder:
     def lengths(self, records: Iterable[Record]) -> Iterator[Outcome[tuple[int, int]]]:
         """Each record with its (tokens, learnt tokens), or with the error that `Chat.lengths` raises for it."""
         return self._each(records, self._chat.lengths)
+
+    def sizes(self, records: Iterable[Record]) -> Iterator[Outcome[list[tuple[int, int]]]]:
+        """Each record with the (tokens, learnt tokens) of its examples, or with the error that making them raises."""
+        return self._each(records, self._chat.sizes)
 
     def _each(self, records: Iterable[Record], make: Callable[[Record], Result]) -> Iterator[Outcome[Result]]:
         for batch in _batches(records):
@@ -78,11 +84,35 @@ def _characters(record: Record) -> int:
 
 
 class _BatchChat(Chat):
-    """A chat whose template is filled directly, and whose texts are tokenized ahead."""
+    """A chat whose template is filled directly, whose texts are tokenized ahead, and which plans where it can."""
 
     def prepare(self, records: Sequence[Record]) -> None:
         """Tokenize what these records will need, in one call."""
-        self._ids.learn(text for record in records for text in self._texts(record))
+        self._planned.clear()
+        texts: list[str] = []
+        segments: list[str] = []
+        for record in records:
+            filled = self._plan_for(record)
+            if filled is None:
+                texts += self._texts(record)
+            else:
+                segments += filled
+        self._ids.learn(texts, segments)
+
+    def examples(self, record: Record) -> list[Example]:
+        planned = self._planned.get(id(record))
+        made = planned and carried_out(*planned, self._ids.segment, self.stop_ids)
+        if not made:
+            return super().examples(record)
+        return [Example(*made, record.place, record.group)]
+
+    def sizes(self, record: Record) -> list[tuple[int, int]]:
+        """(tokens, learnt tokens) of each example."""
+        planned = self._planned.get(id(record))
+        made = planned and sizes_of(*planned, self._ids.segment, self.stop_ids)
+        if made:
+            return [made]
+        return [(len(example.token_ids), example.learnt_tokens) for example in self.examples(record)]
 
     def _texts(self, record: Record) -> list[str]:
         if isinstance(record, Text):
@@ -93,6 +123,61 @@ class _BatchChat(Chat):
             return [self._render((*record.prompt, *answer)) for answer in (record.chosen, record.rejected)]
         except (DataError, ModelError):
             return []  # said when the record's turn comes
+
+    # -- plans -------------------------------------------------------------------------------------
+
+    def _plan_for(self, record: Record) -> list[str] | None:
+        """The segments to tokenize for a conversation that goes by a plan."""
+        if not isinstance(record, Conversation) or record.tools or self._stencils is None:
+            return None
+        shape = tuple([_turn(message) for message in record.messages])
+        if shape not in self._plans:
+            if len(self._plans) >= KEPT_SHAPES:
+                self._plans.clear()
+            self._plans[shape] = self._make_plan(shape)
+        plan = self._plans[shape]
+        if plan is None:
+            return None
+        contents = [message["content"] for message in record.messages]
+        filled = segments_of(plan, contents)
+        if not all(contents) or any(map(self._marked, filled)):
+            return None
+        self._planned[id(record)] = (plan, filled)
+        return filled
+
+    def _make_plan(self, shape: tuple[tuple[str, bool] | None, ...]) -> Plan | None:
+        turns = [turn for turn in shape if turn is not None]
+        if len(turns) < len(shape) or self._stencils is None:
+            return None
+        contents = placeholders(len(turns))
+        messages = [
+            {"role": role, "content": content, **({} if train else {"train": False})}
+            for (role, train), content in zip(turns, contents, strict=True)
+        ]
+        try:
+            made = super().examples(Conversation(tuple(messages), ""))
+            opening = self._missing_opening
+        except DataError:
+            return None
+        answers = [at for at, (role, train) in enumerate(turns) if role == "assistant" and train]
+        roles = tuple([role for role, _ in turns])
+        return make_plan(self._stencils, self._ids, roles, answers, opening, made[0]) if len(made) == 1 else None
+
+    @cached_property
+    def _planned(self) -> dict[int, tuple[Plan, list[str]]]:
+        return {}
+
+    @cached_property
+    def _plans(self) -> dict[tuple[tuple[str, bool] | None, ...], Plan | None]:
+        return {}
+
+    @cached_property
+    def _marked(self) -> Callable[[str], Any]:
+        """Whether a segment holds a control token, be it that its content makes one with what stands beside it."""
+        cuts = [self._ids.marks.pattern] if self._ids.marks else []
+        return re.compile("|".join([*cuts, *map(re.escape, self._control_tokens)])).search
+
+    # -- rendering and tokenizing ------------------------------------------------------------------
 
     def _render(
         self,
@@ -147,6 +232,14 @@ class _BatchChat(Chat):
 
     def _encode(self, text: str) -> list[int]:
         return self._ids(text)
+
+
+def _turn(message: Message) -> tuple[str, bool] | None:
+    """(role, whether it may be learnt) of a message that holds nothing but its content; None for others."""
+    train = message.get("train", True)
+    if len(message) > 3 or (len(message) == 3 and "train" not in message) or type(message["content"]) is not str:
+        return None
+    return message["role"], bool(train)
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ _FOUND = re.compile(f"({_EDGE}?){_OPEN}([0-9]+){_CLOSE}({_EDGE}?)")
 
 Fill = Callable[[list[dict[str, str]], bool], str]
 # Literals, and between each two of them the message whose content goes there and whether it is stripped.
-_Parts = tuple[list[str], list[tuple[int, bool]]]
+Parts = tuple[list[str], list[tuple[int, bool]]]
 
 
 class Stencils:
@@ -32,16 +32,20 @@ class Stencils:
 
     def __init__(self, fill: Fill) -> None:
         self._fill = fill
-        self._shapes: dict[tuple[bool, tuple[str, ...]], _Parts | None] = {}
+        self._shapes: dict[tuple[bool, tuple[str, ...]], Parts | None] = {}
 
-    def render(self, roles: tuple[str, ...], contents: Sequence[str], opening: bool) -> str | None:
-        """The text; None where it has to be rendered."""
+    def parts(self, roles: tuple[str, ...], opening: bool) -> Parts | None:
+        """What stands around the contents; None where it has to be rendered."""
         shape = (opening, roles)
         if shape not in self._shapes:
             if len(self._shapes) >= KEPT_SHAPES:
                 self._shapes.clear()
             self._shapes[shape] = self._read_off(roles, opening)
-        parts = self._shapes[shape]
+        return self._shapes[shape]
+
+    def render(self, roles: tuple[str, ...], contents: Sequence[str], opening: bool) -> str | None:
+        """The text; None where it has to be rendered."""
+        parts = self.parts(roles, opening)
         if parts is None:
             return None
         literals, holes = parts
@@ -50,7 +54,7 @@ class Stencils:
             written += (contents[at].strip() if stripped else contents[at], literal)
         return "".join(written)
 
-    def _read_off(self, roles: tuple[str, ...], opening: bool) -> _Parts | None:
+    def _read_off(self, roles: tuple[str, ...], opening: bool) -> Parts | None:
         probes = [{"role": role, "content": f"{_EDGE}{_OPEN}{at}{_CLOSE}{_EDGE}"} for at, role in enumerate(roles)]
         try:
             pieces = _FOUND.split(self._fill(probes, opening))

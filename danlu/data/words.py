@@ -58,23 +58,33 @@ class WordIds:
                 self._marks = re.compile(f"({'|'.join(map(re.escape, cuts))})")
             self._joiners = _joiners(self._backend)
 
-    def learn(self, texts: Iterable[str]) -> None:
-        """Tokenize the pieces of `texts` ahead, in one call, and forget the segments of the texts before."""
+    @property
+    def marks(self) -> re.Pattern[str] | None:
+        """The tokens at which every text is cut, what stands between two of them being tokenized on its own."""
+        return self._marks
+
+    def learn(self, texts: Iterable[str], segments: Iterable[str] = ()) -> None:
+        """Tokenize ahead, in one call, texts and segments without marks; forget the segments of the call before."""
         if len(self._kept) > KEPT_WORDS:
             self._kept.clear()
-        segments = {segment for text in texts for segment in self._split(text)}
-        self._segments = {}
+        new = {segment for text in texts for segment in self._split(text)}.union(segments)
         if self._joiners is None:
-            self._segments.update(self._tokenized(segments))
+            self._segments = self._tokenized(new)
             return
-        parted = {segment: self._words(segment) for segment in segments}
+        parted = {segment: self._words(segment) for segment in new}
         known = self._kept
         once = self._tokenized({word for words in parted.values() for word in words if word not in known})
         known.update((word, ids) for word, ids in once.items() if len(word) <= LONGEST_KEPT)
-        for segment, words in parted.items():
-            self._segments[segment] = tuple(
-                chain.from_iterable([known[word] if word in known else once[word] for word in words])
-            )
+        self._segments = {
+            segment: tuple(chain.from_iterable([known[word] if word in known else once[word] for word in words]))
+            for segment, words in parted.items()
+        }
+
+    def segment(self, segment: str) -> tuple[int, ...]:
+        """Ids of a text without marks."""
+        if segment not in self._segments:
+            self._segments |= self._tokenized({segment})
+        return self._segments[segment]
 
     def __call__(self, text: str) -> list[int]:
         segments = self._split(text)
