@@ -71,14 +71,19 @@ class WordIds:
         if self._joiners is None:
             self._segments = self._tokenized(new)
             return
-        parted = {segment: self._words(segment) for segment in new}
-        known = self._kept
-        once = self._tokenized({word for words in parted.values() for word in words if word not in known})
-        known.update((word, ids) for word, ids in once.items() if len(word) <= LONGEST_KEPT)
-        self._segments = {
-            segment: tuple(chain.from_iterable([known[word] if word in known else once[word] for word in words]))
-            for segment, words in parted.items()
-        }
+        known, found, pending = self._kept.__getitem__, dict[str, tuple[int, ...]](), dict[str, list[str]]()
+        for segment in new:
+            words = self._words(segment)
+            try:
+                found[segment] = tuple(chain.from_iterable(map(known, words)))
+            except KeyError:
+                pending[segment] = words
+        once = self._tokenized({word for words in pending.values() for word in words if word not in self._kept})
+        self._kept.update((word, ids) for word, ids in once.items() if len(word) <= LONGEST_KEPT)
+        for segment, words in pending.items():
+            ids = (self._kept[word] if word in self._kept else once[word] for word in words)
+            found[segment] = tuple(chain.from_iterable(ids))
+        self._segments = found
 
     def segment(self, segment: str) -> tuple[int, ...]:
         """Ids of a text without marks."""
@@ -115,7 +120,7 @@ class WordIds:
         if not rest:
             return [first]
         words = [first, *rest]
-        if "" in words or [word.strip() for word in words] != words or self._joins(words):
+        if "" in words or _has_odd_spaces(segment) or self._joins(words):
             return self._odd_words(words)
         return [first, *[" " + word for word in rest]]
 
@@ -131,6 +136,11 @@ class WordIds:
             else:
                 pieces[-1] += " " + word
         return pieces
+
+
+def _has_odd_spaces(text: str) -> bool:
+    """White space other than a space may stand beside a space. Of all white space, only a space is printable."""
+    return "\n " in text or " \n" in text or not text.replace("\n", "").isprintable()
 
 
 def _is_plain(tokenizer: Any) -> bool:
