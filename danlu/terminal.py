@@ -114,8 +114,15 @@ def show_data(console: Console, report: DataReport) -> None:
 
 
 def _data_lines(report: DataReport) -> Iterator[tuple[str, str]]:
-    yield "format", report.format.replace("_", "/")
+    yield "format", report.format
+    yield "read as", _counts(report.shapes)
     yield "files", _counts(report.files)
+    if report.passed_over:
+        yield "files not read", ", ".join(report.passed_over)
+    if report.unread:
+        yield "keys not read", _counts(report.unread)
+    if report.notes:
+        yield "changed", _counts(report.notes)
     yield "records", f"{report.records:,}"
     yield "faults total", f"{report.faults_total:,}"
     if report.roles:

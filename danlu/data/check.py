@@ -193,7 +193,11 @@ class _Tally:
         return DataReport(
             path=str(path),
             format=format,
+            shapes=dict(skipped.shapes.most_common()),
+            unread=dict(skipped.unread.most_common()),
+            notes=dict(skipped.notes.most_common()),
             files=dict(self.files),
+            passed_over=tuple(skipped.passed_over),
             records=records,
             faults_total=skipped.count,
             faults=tuple(Fault(place, reason, fix) for (place, reason), fix in shown),

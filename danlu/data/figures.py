@@ -91,7 +91,11 @@ class DataReport:
     """The figures of one file or directory.
 
     Attributes:
+        shapes: how rows were read, which columns as what, with the usable rows of each.
+        unread: keys that nothing reads, with the usable rows that have them.
+        notes: what was changed on reading, with the usable rows concerned.
         files: the files that were read, with the usable records of each.
+        passed_over: files and folders inside a named folder that were not read.
         records: usable records; all figures below but the faults are about these.
         faults_total: rows that could not be used.
         faults: the first FAULTS_SHOWN of them.
@@ -112,7 +116,11 @@ class DataReport:
 
     path: str
     format: FormatName
+    shapes: dict[str, int]
+    unread: dict[str, int]
+    notes: dict[str, int]
     files: dict[str, int]
+    passed_over: tuple[str, ...]
     records: int
     faults_total: int
     faults: tuple[Fault, ...]

@@ -49,6 +49,16 @@ REQUIRED_KEYS: dict[FormatName, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "text": ("text",),
 }
+_SHAPES = {name: f"{name}: {', '.join(keys)}" for name, keys in REQUIRED_KEYS.items()}
+_CHAT_KEYS = ("system", "tools", "group")
+_READ_KEYS: dict[FormatName, frozenset[str]] = {
+    "messages": frozenset(("messages", *_CHAT_KEYS)),
+    "alpaca": frozenset(("instruction", "output", "input", "history", *_CHAT_KEYS)),
+    "sharegpt": frozenset(("conversations", *_CHAT_KEYS)),
+    "prompt_completion": frozenset(("prompt", "completion", *_CHAT_KEYS)),
+    "preference": frozenset(("chosen", "rejected", "prompt", *_CHAT_KEYS)),
+    "text": frozenset(("text", "group")),
+}
 _KNOWN_KEYS = {*chain(*REQUIRED_KEYS.values()), "input", "history", "system", "prompt", "tools", "group"}
 SPEAKERS = {
     "human": "user",
@@ -146,6 +156,8 @@ def _records(
                 break
         else:
             found = True
+            skipped.shapes[_SHAPES[format]] += 1
+            skipped.unread.update(sound.keys() - _READ_KEYS[format])
             yield record
     if not found:
         raise _nothing_usable(path, skipped, before)

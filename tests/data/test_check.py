@@ -169,6 +169,14 @@ def test_turns_that_are_not_learnt_are_counted(tmp_path):
     assert (report.roles, report.learnt_turns) == ({"user": 2, "assistant": 2}, {"user": 0, "assistant": 1})
 
 
+def test_keys_that_nothing_reads_are_counted(tmp_path):
+    rows = [pair("q", "a", id=1, inputs="never learnt"), pair("q", "b", id=2, system="s", inputs=None)]
+    report = check(write_jsonl(tmp_path / "a.jsonl", *rows))
+    assert report.unread == {"id": 2, "inputs": 1}
+    assert list(report.shapes.values()) == [2]
+    assert next(iter(report.shapes)).startswith("prompt_completion: ")
+
+
 # --- the example
 
 
