@@ -36,7 +36,9 @@ from danlu.data.records import Record
 from danlu.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
-CHINESE = "".join(re.findall("[\u4e00-\u9fff，。：；！？、]+", "".join(p.read_text("utf-8") for p in ROOT.glob("docs/*.zh.md"))))
+CHINESE = "".join(
+    re.findall("[\u4e00-\u9fff，。：；！？、]+", "".join(p.read_text("utf-8") for p in ROOT.glob("docs/*.zh.md")))
+)
 ENGLISH = " ".join(topics.topics.values()).split(" ")
 
 

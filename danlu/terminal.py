@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,7 +16,7 @@ from rich.text import Text
 from danlu.data.figures import DataReport
 from danlu.data.shown import Span, visible
 from danlu.errors import DanluError
-from danlu.words import words
+from danlu.words import Words, words
 
 
 def new_console(*, stderr: bool = False) -> Console:
@@ -113,92 +114,92 @@ def _short(text: str, limit: int = 160) -> Any:
 
 def show_data(console: Console, report: DataReport) -> None:
     """How a data file was read, its figures, one example as the model will see it, and the first faults."""
+    said = words()
     show(console, report.path)
-    for name, value in _data_lines(report):
-        show(console, f"  {name:<17}  {value}".rstrip())
+    for name, value in _data_lines(report, said):
+        show(console, f"  {name}{' ' * max(1, 19 - cell_len(name))}{value}".rstrip())
     for place, earlier, alike in report.near.pairs if report.near else ():
-        show(console, f"{place} nearly repeats {earlier} ({alike:.2f})")
-    for which, spans in zip(("", "the other answer: "), report.example, strict=False):
+        show(console, said("{place} nearly repeats {earlier} ({alike})", place=place, earlier=earlier, alike=alike))
+    for which, spans in enumerate(report.example):
         _show_example(console, spans, which, report.rendered)
     _show_faults(console, report)
 
 
-def _data_lines(report: DataReport) -> Iterator[tuple[str, str]]:
-    yield "format", report.format
-    yield "read as", _counts(report.shapes)
-    yield "files", _counts(report.files)
+def _data_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
+    yield said("format"), report.format
+    yield said("read as"), _counts(report.shapes)
+    yield said("files"), _counts(report.files)
     if report.passed_over:
-        yield "files not read", ", ".join(report.passed_over)
+        yield said("files not read"), ", ".join(report.passed_over)
     if report.unread:
-        yield "keys not read", _counts(report.unread)
+        yield said("keys not read"), _counts(report.unread)
     if report.notes:
-        yield "changed", _counts(report.notes)
-    yield "records", f"{report.records:,}"
-    yield "faults total", f"{report.faults_total:,}"
+        yield said("changed"), _counts(report.notes)
+    yield said("records"), f"{report.records:,}"
+    yield said("faulty rows"), f"{report.faults_total:,}"
     if report.roles:
-        yield "turns", "  ".join(_turns(role, count, report) for role, count in report.roles.items())
-    yield from _length_lines(report)
-    yield "duplicates", f"{report.duplicates:,}"
-    yield "duplicate prompts", f"{report.duplicate_prompts:,} with different answers"
-    if report.near:
-        after = f"; {report.near.left_out:,} later records were not looked at" if report.near.left_out else ""
-        yield (
-            "near-duplicates",
-            f"{report.near.count:,} of {report.near.looked_at:,} nearly repeat an earlier one{after}",
+        yield said("turns"), "  ".join(_turns(role, count, report, said) for role, count in report.roles.items())
+    yield from _length_lines(report, said)
+    yield said("duplicates"), f"{report.duplicates:,}"
+    yield said("same question"), said("{count} with different answers", count=f"{report.duplicate_prompts:,}")
+    if near := report.near:
+        counted = said(
+            "{count} of {of} nearly repeat an earlier one", count=f"{near.count:,}", of=f"{near.looked_at:,}"
         )
+        later = said("; {count} later records were not compared", count=f"{near.left_out:,}") if near.left_out else ""
+        yield said("near-duplicates"), counted + later
     if report.groups:
-        yield "groups", f"{report.groups:,}"
+        yield said("groups"), f"{report.groups:,}"
     if same := report.held_out:
-        yield (
-            "held out",
-            (
-                f"{same.path}: of {same.records:,} records, {same.same_content:,} are here too, "
-                f"{same.same_question:,} with their question"
-            ),
-        )
+        yield said("held out"), said(
+            "{path}: of {records} records, {whole} are here too, {asked} with their question",
+            path=same.path, records=f"{same.records:,}", whole=f"{same.same_content:,}", asked=f"{same.same_question:,}",
+        )  # fmt: skip
 
 
-def _length_lines(report: DataReport) -> Iterator[tuple[str, str]]:
+def _length_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
     lengths = report.lengths
     of = "  ".join(f"{name} {getattr(lengths, name):,}" for name in ("min", "p50", "p90", "p99", "max"))
-    yield "lengths", f"unit {lengths.unit}  {of}  mean {lengths.mean:,.1f}"
+    yield said("lengths"), f"{said(lengths.unit)}: {of}  mean {lengths.mean:,.1f}"
     most = max(lengths.counts)
     for at, count in enumerate(lengths.counts):
         bar = "#" * -(-24 * count // most)
-        yield "", f"{lengths.edges[at]:>9,} to {lengths.edges[at + 1]:<9,} {bar:<24} {count:,}"
-    unlearnt = f"; nothing is learnt of {report.unlearnt:,} records" if report.unlearnt else ""
-    yield "learnt", f"{report.learnt_share:.1%} of the {lengths.unit}{unlearnt}"
+        yield "", f"{lengths.edges[at]:>9,} - {lengths.edges[at + 1]:<9,} {bar:<24} {count:,}"
+    nothing = said("; nothing is learnt of {count} records", count=f"{report.unlearnt:,}") if report.unlearnt else ""
+    yield said("learnt"), f"{report.learnt_share:.1%}{nothing}"
     if over := report.too_long:
-        yield (
-            "too long",
-            (
-                f"{over.examples:,} examples over {over.max_length:,} tokens: cut, they lose {over.tokens_cut:,}; "
-                f"as windows, they are {over.windows:,}"
-            ),
-        )
+        yield said("too long"), said(
+            "{count} examples over {limit} tokens: cut, they lose {lost}; as windows, they are {windows}",
+            count=f"{over.examples:,}", limit=f"{over.max_length:,}", lost=f"{over.tokens_cut:,}",
+            windows=f"{over.windows:,}",
+        )  # fmt: skip
 
 
-def _turns(role: str, count: int, report: DataReport) -> str:
+def _turns(role: str, count: int, report: DataReport, said: Words) -> str:
     learnt = report.learnt_turns[role]
     if role != "assistant":
         return f"{role} {count:,}"
-    return f"{role} {count:,} ({learnt:,} learnt" + (f", {count - learnt:,} not)" if count > learnt else ")")
+    if count == learnt:
+        return f"{role} {count:,}"
+    return f"{role} {count:,}{said(' ({learnt} learnt, {context} not)', learnt=f'{learnt:,}', context=f'{count - learnt:,}')}"
 
 
 def _counts(counts: dict[str, int], shown: int = 8) -> str:
     first = [f"{name} ({count:,})" for name, count in list(counts.items())[:shown]]
-    return ", ".join(first) + (f" and {len(counts) - shown} more" if len(counts) > shown else "")
+    return ", ".join(first) + (f" … +{len(counts) - shown}" if len(counts) > shown else "")
 
 
-def _show_example(console: Console, spans: Iterable[Span], which: str, rendered: bool) -> None:
+def _show_example(console: Console, spans: Iterable[Span], which: int, rendered: bool) -> None:
     """The learnt part in colour where there is colour, else between marks."""
-    how = "as the model will see it" if rendered else "as it was read (the model's template needs --model)"
+    said = words()
+    answer = said("the first record, its worse answer") if which else said("the first record")
+    how = said("as the model will see it") if rendered else said("as it was read (--model renders it)")
     in_colour = console.is_terminal and console.color_system is not None and not console.no_color
-    mark = "in green" if in_colour else "between {+ and +}"
-    show(console, f"\n{which}the first record, {how}; what is learnt stands {mark}")
+    mark = said("what is learnt is green") if in_colour else said("what is learnt stands in {+ +}")
+    show(console, f"\n{answer}, {how}; {mark}")
     for span in spans:
         if span.kind == "left out":
-            show(console, f"\n[… {span.text} left out …]")
+            show(console, "\n" + said("[… {count} characters left out …]", count=span.text))
         elif span.kind == "context":
             show(console, visible(span.text), end="")
         elif in_colour:
@@ -213,7 +214,7 @@ def _show_faults(console: Console, report: DataReport) -> None:
     for fault in report.faults:
         show(console, f"{fault.place}: {fault.reason}")
         if fault.fix and fault.fix != said:
-            show(console, f"  next: {fault.fix}")
+            show(console, f"  {words()('next')}: {fault.fix}")
         said = fault.fix
     if report.faults_total > len(report.faults):
-        show(console, f"and {report.faults_total - len(report.faults)} more")
+        show(console, words()("and {count} more", count=f"{report.faults_total - len(report.faults):,}"))

@@ -1,7 +1,7 @@
 """Records -> token ids and what is learnt, for very many records: `Chat.examples`, many times as fast.
 
 `Chat` decides; here its template is filled without the ceremony of a single call, and its texts are tokenized many at
-once (data/words.py). What comes out is, record by record, what `Chat` makes.
+once (data/word_ids.py). What comes out is, record by record, what `Chat` makes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from danlu.data.chat import Chat, Example
 from danlu.data.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
 from danlu.data.records import Conversation, Message, Record, Text
 from danlu.data.stencils import KEPT_SHAPES, Stencils, writes_only
-from danlu.data.words import WordIds
+from danlu.data.word_ids import WordIds
 from danlu.errors import DataError, ModelError
 
 BATCH_RECORDS = 512

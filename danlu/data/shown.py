@@ -80,7 +80,7 @@ def shortened(spans: Sequence[Span], limit: int = SHOWN_CHARACTERS) -> list[Span
     if length <= limit:
         return list(spans)
     head, tail = _first(spans, limit // 2), _last(spans, limit - limit // 2)
-    return [*head, Span(f"{length - limit:,} characters", "left out"), *tail]
+    return [*head, Span(f"{length - limit:,}", "left out"), *tail]
 
 
 def _first(spans: Iterable[Span], room: int) -> list[Span]:

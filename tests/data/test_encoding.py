@@ -9,12 +9,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from danlu.data import words
+from danlu.data import word_ids
 from danlu.data.chat import Chat
 from danlu.data.encoding import Encoder
 from danlu.data.records import Preference, Text
 from danlu.data.stencils import writes_only
-from danlu.data.words import WordIds
+from danlu.data.word_ids import WordIds
 from danlu.errors import DataError
 from tiny import SENTENCES, make_tokenizer
 
@@ -176,7 +176,7 @@ def split_by(pattern):
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
 
 
-@pytest.mark.parametrize("pattern", sorted(words._PARTS_AT_SPACES))
+@pytest.mark.parametrize("pattern", sorted(word_ids._PARTS_AT_SPACES))
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["as it is", "NFC"])
 def test_words_of_known_splits(pattern, normalizer):
     ids = assert_words_equal_texts(bpe(split_by(pattern), normalizer))
@@ -232,7 +232,7 @@ def test_added_tokens_that_lie_across_a_cut(token):
 
 
 def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(words, "KEPT_WORDS", 50)
+    monkeypatch.setattr(word_ids, "KEPT_WORDS", 50)
     ids = WordIds(make_tokenizer(), [])
     for at in range(20):
         ids.learn([" ".join(f"w{at * 10 + n}" for n in range(10)), "字" * 100])
