@@ -119,8 +119,9 @@ def peaks(model: str, folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         records = json.loads(done.stdout)["records"]
         print(
-            f"{path.stat().st_size / 1e6:,.0f} MB, {records:,} records: {int(done.stderr.split()[-1]) / 1e3:,.0f} MB at "
-            f"the peak, {records / (time.monotonic() - start):,.0f} rows/s by the clock"
+            f"{path.stat().st_size / 1e6:,.0f} MB, {records:,} records: "
+            f"{int(done.stderr.split()[-1]) / 1e3:,.0f} MB at the peak, "
+            f"{records / (time.monotonic() - start):,.0f} rows/s by the clock"
         )
 
 

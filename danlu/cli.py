@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -40,8 +41,8 @@ _COMMANDS = {
     "report": "Write the report of a run directory anew.",
 }
 _EPILOGUES = {
-    "train": "Several values stand one after the other, or the flag is given again. null is nothing: `--prove null` and "
-    "`--merge null` leave those steps out.",
+    "train": "Several values stand one after the other, or the flag is given again. null is nothing: "
+    "`--prove null` and `--merge null` leave those steps out.",
 }
 for _name, _help in _COMMANDS.items():
     app.command(f"danlu.commands:{_name}", name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
@@ -124,7 +125,9 @@ def _worded(error: DanluError, arguments: list[str]) -> DanluError:
         flags = [name for argument in taken for name in argument.names]
         names, spell = [flag.removeprefix("--") for flag in flags if flag.startswith("--")], as_flag
     seen, allowed, fix = (spelt(text, names, spell) for text in (error.seen, error.allowed, error.fix))
-    return DanluError(seen, allowed=allowed, fix=fix)
+    worded = copy(error)
+    DanluError.__init__(worded, seen, allowed=allowed, fix=fix)
+    return worded
 
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:

@@ -43,7 +43,11 @@ DEFAULT_MODEL = "smollm2-135m"
 ANSWER_TOKENS = 256
 
 if TYPE_CHECKING:
-    Knobs, Recipes, Merging, Serving, Backends = GenerationParams, Recipe, MergeOptions, ServeOptions, BackendOptions
+    Knobs = GenerationParams
+    Recipes = Recipe
+    Merging = MergeOptions
+    Serving = ServeOptions
+    Backends = BackendOptions
 else:
     Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
     Recipes, Merging, Serving, Backends = map(as_flags, (Recipe, MergeOptions, ServeOptions, BackendOptions))

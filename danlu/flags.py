@@ -170,7 +170,9 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
         found = own(name) if told else None
         return match.group() if found is None else spell(found, value)
 
-    text = _IDLE.sub(lambda match: re.sub(r"\w+", lambda one: _spelt_if(one.group(), known, spell), match.group()), text)
+    text = _IDLE.sub(
+        lambda match: re.sub(r"\w+", lambda one: _spelt_if(one.group(), known, spell), match.group()), text
+    )
     return _TOLD.sub(write, _HEAD.sub(write, text))
 
 

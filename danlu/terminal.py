@@ -151,10 +151,16 @@ def _data_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
     if report.groups:
         yield said("groups"), f"{report.groups:,}"
     if same := report.held_out:
-        yield said("held out"), said(
-            "{path}: of {records} records, {whole} are here too, {asked} with their question",
-            path=same.path, records=f"{same.records:,}", whole=f"{same.same_content:,}", asked=f"{same.same_question:,}",
-        )  # fmt: skip
+        yield (
+            said("held out"),
+            said(
+                "{path}: of {records} records, {whole} are here too, {asked} with their question",
+                path=same.path,
+                records=f"{same.records:,}",
+                whole=f"{same.same_content:,}",
+                asked=f"{same.same_question:,}",
+            ),
+        )
 
 
 def _length_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
@@ -168,11 +174,16 @@ def _length_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
     nothing = said("; nothing is learnt of {count} records", count=f"{report.unlearnt:,}") if report.unlearnt else ""
     yield said("learnt"), f"{report.learnt_share:.1%}{nothing}"
     if over := report.too_long:
-        yield said("too long"), said(
-            "{count} examples over {limit} tokens: cut, they lose {lost}; as windows, they are {windows}",
-            count=f"{over.examples:,}", limit=f"{over.max_length:,}", lost=f"{over.tokens_cut:,}",
-            windows=f"{over.windows:,}",
-        )  # fmt: skip
+        yield (
+            said("too long"),
+            said(
+                "{count} examples over {limit} tokens: cut, they lose {lost}; as windows, they are {windows}",
+                count=f"{over.examples:,}",
+                limit=f"{over.max_length:,}",
+                lost=f"{over.tokens_cut:,}",
+                windows=f"{over.windows:,}",
+            ),
+        )
 
 
 def _turns(role: str, count: int, report: DataReport, said: Words) -> str:
@@ -181,7 +192,8 @@ def _turns(role: str, count: int, report: DataReport, said: Words) -> str:
         return f"{role} {count:,}"
     if count == learnt:
         return f"{role} {count:,}"
-    return f"{role} {count:,}{said(' ({learnt} learnt, {context} not)', learnt=f'{learnt:,}', context=f'{count - learnt:,}')}"
+    parts = said(" ({learnt} learnt, {context} not)", learnt=f"{learnt:,}", context=f"{count - learnt:,}")
+    return f"{role} {count:,}{parts}"
 
 
 def _counts(counts: dict[str, int], shown: int = 8) -> str:

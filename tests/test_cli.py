@@ -62,7 +62,7 @@ def test_help_lists_every_command(call):
     assert code == 0
     for name, text in cli._COMMANDS.items():
         assert f"{name} {text}" in words(out)
-    assert "check Counts, lengths" in words(call("data", "--help")[1])
+    assert "check How a data file is read" in words(call("data", "--help")[1])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -1,8 +1,8 @@
 """An order of roles -> how every conversation of that order becomes an example.
 
 Where a template only writes contents (data/stencils.py) and a tokenizer takes texts apart at the template's own tokens
-(data/word_ids.py), a conversation is a row of segments: some are the same each time, each other one holds one content. A
-plan is made once for an order of roles, from what `Chat` makes of a conversation of placeholders; from then on only
+(data/word_ids.py), a conversation is a row of segments: some are the same each time, each other one holds one content.
+A plan is made once for an order of roles, from what `Chat` makes of a conversation of placeholders; from then on only
 the segments with contents are tokenized. What could make a conversation differ from its plan is looked at each time,
 and such a one goes the long way.
 """
