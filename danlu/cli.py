@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -46,7 +47,11 @@ _EPILOGUES = {
 for _name, _help in _COMMANDS.items():
     app.command(f"danlu.commands:{_name}", name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
 app.command(data)
-data.command("danlu.commands:check", name="check", help="Counts, lengths, duplicates and faults of a data file.")
+data.command(
+    "danlu.commands:check",
+    name="check",
+    help="How a data file is read, what is learnt of it, lengths, duplicates and faults.",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,7 +125,9 @@ def _worded(error: DanluError, arguments: list[str]) -> DanluError:
         flags = [name for argument in taken for name in argument.names]
         names, spell = [flag.removeprefix("--") for flag in flags if flag.startswith("--")], as_flag
     seen, allowed, fix = (spelt(text, names, spell) for text in (error.seen, error.allowed, error.fix))
-    return DanluError(seen, allowed=allowed, fix=fix)
+    worded = copy(error)
+    DanluError.__init__(worded, seen, allowed=allowed, fix=fix)
+    return worded
 
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:

@@ -191,7 +191,7 @@ def holder(directory: Path) -> str:
 def check_free(path: Path) -> None:
     """Raise InUse if `path` is, or lies in, a directory that another process writes."""
     place = path.resolve()
-    for directory in (place, *place.parents):
+    for directory in (place, *list(place.parents)[:-1]):  # all but the root
         if who := holder(directory):
             raise _in_use(directory, who)
 
