@@ -193,7 +193,10 @@ class _Probe:
         except DanluError:
             return None
         found = None if answer is None else self._read(answer)
-        if found is None or found.trigger in self._text({"role": "assistant", "content": _RESULT}).rpartition(_RESULT)[2]:
+        if (
+            found is None
+            or found.trigger in self._text({"role": "assistant", "content": _RESULT}).rpartition(_RESULT)[2]
+        ):
             return None
         try:
             both = self._answer(_FIRST, _SECOND)

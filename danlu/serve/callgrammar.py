@@ -211,7 +211,8 @@ class _Writer:
         one = self.rule(" | ".join(self._call(form, tool.function) for tool in use.callable))
         more = ""
         if use.parallel and form.between is not None:
-            more = f"({self.literal(form.between)} {one})*"
+            joint = f"{form.end}\n{form.begin.lstrip()}" if form.repeats else form.between
+            more = f"({self.literal(joint)} {one})*"
         return f"{self.literal(begin)} {one} {more} {self.literal(form.end)} {_regex(BLANKS)}?"
 
     def _call(self, form: CallForm, function: Function) -> str:

@@ -87,7 +87,7 @@ class AnswerReader:
         pieces = self._go(last=True)
         if self._state == self._reasoning:
             self.reasoning_end = self._read
-        elif self._state == self._body and self._held and self._said:
+        elif self._state == self._body and self._held and not self._calls:
             pieces = _joined([*pieces, Piece("content", self._held)])
         return pieces
 

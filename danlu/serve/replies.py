@@ -168,7 +168,7 @@ class Replies:
 
     def _ending(self, index: int, answer: Answer) -> dict[str, Any]:
         unsatisfied = answer.finish_reason == "unsatisfied"
-        reason = "length" if unsatisfied else answer.finish_reason
+        reason: str = "length" if unsatisfied else answer.finish_reason
         if reason == "stop" and index in self._parts and self._parts[index].has_calls:
             reason = "tool_calls"
         ending: dict[str, Any] = {"finish_reason": reason}

@@ -172,10 +172,6 @@ class Ask:
     only_echo: bool = False
     talk: Talk | None = None
 
-    @property
-    def is_chat(self) -> bool:
-        return self.talk is not None
-
     def in_client_words(self, message: str) -> str:
         """An error of the engine, with the names that the client used."""
         for knob, name in self.names.items():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
+from danlu.data.records import Message
 from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT
 from danlu.generate.answers import Answer, Event
@@ -192,8 +193,9 @@ class Run:
                     f"messages.{at}.content",
                     "control_token",
                 )
-        if self.ask.is_chat:
-            ready = partial(self.service.conversations.ready, prompt, self.ask.talk, self.ask.params)
+        if self.ask.talk is not None:
+            messages = cast(Sequence[Message], prompt)
+            ready = partial(self.service.conversations.ready, messages, self.ask.talk, self.ask.params)
             self.talk = await engine.aside(ready)
             token_ids = self.talk.token_ids
         else:
