@@ -2,6 +2,7 @@
 #   make demo         install, then adapt a small model to data on this machine and prove that it got better
 #   make test         the tests               make test-slow   those that take minutes
 #   make test-models  every kind of model that transformers has; writes the table of docs/models (about ten minutes)
+#   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-models check format bench bench-sft bench-generate bench-lean bench-serve clean
+.PHONY: demo test test-slow test-models test-clients check format bench bench-sft bench-generate bench-lean bench-serve clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -34,6 +35,10 @@ test-slow: $(INSTALLED)
 test-models: $(INSTALLED)
 	$(BIN)/pytest tests/test_models.py -o junit_family=xunit1 --junitxml=.models.xml; failed=$$?; \
 	$(BIN)/python benchmarks/models_table.py .models.xml --write && exit $$failed
+
+test-clients: $(INSTALLED)
+	tests/clients/clients.sh
+	cd tests/clients && DANLU_PYTHON=$(CURDIR)/$(BIN)/python $(CURDIR)/.peers/clients/bin/python -m pytest -c pytest.ini
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

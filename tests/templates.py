@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _TURNS = (
-    "{%- if tools %}<|im_start|>system\nTools: {% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{%- if tools %}<|im_start|>system\nTools: {% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endif %}"
     "{%- for message in messages %}"
     "{%- if message.role == 'tool' %}<|im_start|>user\nResult: {{ message.content }}<|im_end|>\n"
     "{%- elif message.role == 'assistant' %}<|im_start|>assistant\n@THOUGHT@{{ message.content }}"
@@ -72,7 +73,8 @@ KIMI = template(
 )
 GEMMA = template(
     "{% macro written(value) %}{% if value is string %}<|q|>{{ value }}<|q|>{% elif value is mapping %}{{ '{' }}"
-    "{% for key, one in value | dictsort %}{{ key }}:{{ written(one) }}{% if not loop.last %},{% endif %}{% endfor %}{{ '}' }}"
+    "{% for key, one in value | dictsort %}{{ key }}:{{ written(one) }}{% if not loop.last %},{% endif %}{% endfor %}"
+    "{{ '}' }}"
     "{% elif value is boolean or value is number %}{{ value | tojson }}{% else %}["
     "{% for one in value %}{{ written(one) }}{% if not loop.last %},{% endif %}{% endfor %}]{% endif %}{% endmacro %}"
     + _EACH
@@ -90,3 +92,10 @@ THINKING = template(
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
 )
 THINKS_AT_ONCE = THINKING.replace("{% if enable_thinking is defined and", "<think>\n{% if false and")
+
+# Reasoning between marks of another kind, which stand only before a call.
+CHANNEL = GEMMA.replace(
+    "<|im_start|>assistant\n{{ message.content }}",
+    "<|im_start|>assistant\n{% if message.reasoning_content and message.tool_calls %}<|channel>thought\n"
+    "{{ message.reasoning_content }}\n<channel|>{% endif %}{{ message.content }}",
+)

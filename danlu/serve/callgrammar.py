@@ -94,9 +94,10 @@ class _Writer:
         body = self._body()
         start = body
         if form.marks is not None and form.thinking != "no":
-            begin = self._opening(form.marks.begin) if form.thinking == "may" else ""
-            thought = self.rule(f"{begin} {self._until(form.marks.end)} /[ \\n\\t]+/?")
-            start = f"{thought} ({body})" if form.thinking == "must" else f"{thought} ({body}) | {body}"
+            ended = f"{self._until(form.marks.end)} /[ \\n\\t]+/?"
+            thought = self.rule(f"{self._opening(form.marks.begin)} {ended}")  # some think again
+            first = self.rule(ended) if form.thinking == "must" else thought
+            start = f"{first} {thought}* ({body})" + ("" if form.thinking == "must" else f" | {body}")
         return "\n".join(["%llguidance {}", f"start: {start}", *self._rules])
 
     def rule(self, body: str, attributes: str = "") -> str:
@@ -188,7 +189,7 @@ class _Writer:
     def _thought_begins(self) -> str:
         """An expression for the mark that an answer may begin with, where that mark is text."""
         form = self._form
-        if form.marks is None or form.thinking != "may" or self._pieces(form.marks.begin)[0] in self._special:
+        if form.marks is None or form.thinking == "no" or self._pieces(form.marks.begin)[0] in self._special:
             return ""
         return rf"\s*{loosely(form.marks.begin)}"
 

@@ -113,12 +113,13 @@ DIALECTS: dict[FlavourName, Dialect] = {
             "llama.cpp",
             knobs=_OPENAI
             | {"top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", "repetition_penalty": "repeat_penalty"},
-            # It penalizes the last 64 tokens only unless told to look at all of them.
-            neutral=_NEUTRAL | {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": -1},
+            # It penalizes the last 64 tokens only unless told of more; newer ones refuse -1, which was all of them.
+            neutral=_NEUTRAL
+            | {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": 131072},
             ignore_eos=True,
             completion_logprobs=False,
             echo=False,
-            talk=frozenset(TALK_FIELDS) - {"continue_final_message"},
+            talk=frozenset(TALK_FIELDS),
         ),
         Dialect(
             "rtp-llm",

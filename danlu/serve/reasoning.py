@@ -51,20 +51,28 @@ def marks_of(chat: Chat) -> Marks | None:
 
 
 def _written(chat: Chat) -> Marks | None:
-    """What a template writes around the reasoning of an earlier answer, where that is one mark on each side."""
-    answer = {"role": "assistant", "content": _WORDS}
+    """What a template writes around the reasoning of an earlier answer, where that is one mark on each side.
+
+    Some write it only of an answer that calls a tool.
+    """
+    call = {"id": "call_0", "type": "function", "function": {"name": "probe", "arguments": {}}}
+    for more in ({}, {"tool_calls": [call]}):
+        answer: Message = {"role": "assistant", "content": _WORDS, **more}
+        try:
+            plain, thought = (_rendered(chat, one) for one in (answer, {**answer, "reasoning_content": _THOUGHT}))
+        except DanluError:
+            continue
+        before, mark, rest = thought.partition(_THOUGHT)
+        begin = re.search(r"(<[^<>\n]+>\w*)\s*$", before)
+        end = re.match(r"\s*(<[^<>\n]+>)", rest)
+        if mark and begin and end and begin[1] not in plain and end[1] not in plain:
+            return Marks(begin[1], end[1])
+    return None
+
+
+def _rendered(chat: Chat, answer: Message) -> str:
     question: Message = {"role": "user", "content": "?"}
-    try:
-        plain = chat.prompt_text([question, answer], add_generation_prompt=False)
-        thought = chat.prompt_text([question, {**answer, "reasoning_content": _THOUGHT}], add_generation_prompt=False)
-    except DanluError:
-        return None
-    if _THOUGHT not in thought:
-        return None
-    before, _, rest = thought.partition(_THOUGHT)
-    begin = re.search(r"(<[^<>\n]+>\w*)\s*$", before.removeprefix(plain.partition(_WORDS)[0]))
-    end = re.match(r"\s*(<[^<>\n]+>)", rest.partition(_WORDS)[0])
-    return Marks(begin[1], end[1]) if begin and end else None
+    return chat.prompt_text([question, answer], add_generation_prompt=False)
 
 
 def thinking_in(prompt: str, before: str, marks: Marks | None) -> Thinking:

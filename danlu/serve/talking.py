@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from danlu.data.chat import Chat
 from danlu.data.records import Message
@@ -75,23 +76,13 @@ class Conversations:
         tools = None
         if talk.use is not None or has_calls:
             messages, tools = self._with_tools(messages, talk.use)
-        prompt = self._chat.prompt(
-            messages,
-            tools,
-            add_generation_prompt=talk.add_generation_prompt,
-            continue_final_message=talk.continue_final_message,
-            template_kwargs=kwargs,
-        )
-        text = self._chat.prompt_text(
-            messages,
-            tools,
-            add_generation_prompt=talk.add_generation_prompt,
-            continue_final_message=talk.continue_final_message,
-            template_kwargs=kwargs,
-        )
-        thinking = reasoning.thinking_in(text, self._before(messages, tools, talk, kwargs), self.marks)
-        if talk.continue_final_message and thinking == "may":
-            thinking = "no"  # its words have begun
+        shape: dict[str, Any] = {
+            "add_generation_prompt": talk.add_generation_prompt,
+            "continue_final_message": talk.continue_final_message,
+            "template_kwargs": kwargs,
+        }
+        prompt = self._chat.prompt(messages, tools, **shape)
+        thinking = self._thinking(messages, tools, shape)
         form = AnswerForm(
             marks=self.marks,
             thinking=thinking,
@@ -103,20 +94,22 @@ class Conversations:
         reads = thinking != "no" or (talk.use is not None and bool(talk.use.callable))
         return Ready(prompt, form if reads or form.is_constrained else None, reads)
 
-    def _before(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, object]] | None,
-        talk: Talk,
-        kwargs: dict[str, object],
-    ) -> str:
-        """The prompt without the opening of its answer, or without the answer that is gone on with."""
-        if talk.continue_final_message:
-            messages = messages[:-1]
+    def _thinking(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, object]] | None, shape: dict[str, Any]
+    ) -> reasoning.Thinking:
+        """Whether the answer begins with reasoning, or is in the middle of it."""
+        if self.marks is None:
+            return "no"
+        continues = shape["continue_final_message"]
+        prompt = self._chat.prompt_text(messages, tools, **shape)
+        # the prompt without the opening of its answer, or without the answer that is gone on with
+        shape = shape | {"add_generation_prompt": False, "continue_final_message": False}
         try:
-            return self._chat.prompt_text(messages, tools, add_generation_prompt=False, template_kwargs=kwargs)
+            before = self._chat.prompt_text(messages[:-1] if continues else messages, tools, **shape)
         except DanluError:
-            return ""
+            before = ""
+        thinking = reasoning.thinking_in(prompt, before, self.marks)
+        return "no" if continues and thinking == "may" else thinking  # its words have begun
 
     # -- tools
 

@@ -1,4 +1,4 @@
-"""The form of a model's calls is read off its template; what the template writes, the grammar lets by and the reader reads."""
+"""The form of calls is read off a template; what that writes, the grammar lets by and the reader reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 
 import pytest
 import templates
-from tiny import make_tokenizer
 from tokenizers import AddedToken
 
 from danlu.data.chat import Chat
@@ -14,7 +13,9 @@ from danlu.generate.grammar import Grammars
 from danlu.generate.params import GenerationParams
 from danlu.serve.callforms import GENERIC, Notation, Tagged
 from danlu.serve.messages import Talk, Tool, ToolUse
+from danlu.serve.reasoning import Marks
 from danlu.serve.talking import Conversations
+from tiny import make_tokenizer
 
 PARAMETERS = {
     "type": "object",
@@ -42,8 +43,8 @@ FORMS = {
 MARKS = [
     "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "[TOOL_CALLS]", "[ARGS]",
     "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>",
-    "<|calls_begin|>", "<|call_begin|>", "<|arguments|>", "<|call_end|>", "<|calls_end|>", "<|call>", "<call|>", "<|q|>",
-    "<think>", "</think>",
+    "<|calls_begin|>", "<|call_begin|>", "<|arguments|>", "<|call_end|>", "<|calls_end|>", "<|call>", "<call|>",
+    "<|q|>", "<think>", "</think>", "<|channel>", "<channel|>",
 ]  # fmt: skip
 
 
@@ -216,3 +217,44 @@ def test_parts_of_a_schema_that_cannot_be_held(strict, is_held):
             Grammars(chat, len(chat.tokenizer)).of(GenerationParams(), ready.form)
     else:
         assert Grammars(chat, len(chat.tokenizer)).of(GenerationParams(), ready.form) is not None
+
+
+def test_marks_are_what_the_template_writes_around_reasoning():
+    assert Conversations(chat_of(templates.CHANNEL)).marks == Marks("<|channel>thought", "<channel|>")
+    assert Conversations(chat_of(templates.THINKS_AT_ONCE)).marks == Marks("<think>", "</think>")
+    assert Conversations(chat_of(templates.HERMES)).marks is None
+    own = templates.THINKING.replace("think>", "mm:think>")
+    assert Conversations(chat_of(own)).marks == Marks("<mm:think>", "</mm:think>")
+
+
+@pytest.mark.parametrize("marks", ["text", "token", "control"])
+def test_a_model_may_think_twice(marks):
+    chat = chat_of(templates.CHANNEL, marks)
+    ready = Conversations(chat).ready([{"role": "user", "content": "?"}], Talk(use=use()), GenerationParams())
+    answer = "<|channel>thought\none<channel|>\n<|channel>thought\ntwo<channel|>So."
+    assert matched(chat, ready, answer)[2]
+    said, thought, calls = read(ready.reader(), answer, 2)
+    assert (said, thought.split(), calls) == ("So.", ["onetwo"], [])
+
+
+def test_arguments_of_tags_follow_references():
+    parameters = {
+        "type": "object",
+        "properties": {"place": {"$ref": "#/$defs/Place"}, "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+        "required": ["place"],
+        "$defs": {"Place": {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}},
+    }
+    chat = chat_of(templates.CODER)
+    asked = Talk(use=use((tool("weather", parameters),), must_call=True))
+    ready = Conversations(chat).ready([{"role": "user", "content": "?"}], asked, GenerationParams())
+
+    def answer(place, note):
+        tags = f"<parameter=place>\n{place}\n</parameter>\n<parameter=note>\n{note}\n</parameter>\n"
+        return f"<tool_call>\n<function=weather>\n{tags}</function>\n</tool_call>"
+
+    for note, value in (("null", None), ("rain\nsoon", "rain\nsoon")):
+        text = answer('{"lat": 1.5}', note)
+        assert matched(chat, ready, text)[2]
+        assert read(ready.reader(), text, 3)[2] == [("weather", {"place": {"lat": 1.5}, "note": value})]
+    taken, tokens, _ = matched(chat, ready, answer('"here"', "null"))
+    assert taken < tokens
