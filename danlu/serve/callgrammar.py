@@ -224,7 +224,7 @@ class _Writer:
             arguments = self._object(form.arguments.quote, schema, schema, _DEEPEST)
         else:
             arguments = self._json(schema, function.strict)
-        return f"{json.dumps(function.name)} {self.literal(form.middle)} {arguments}"
+        return f"{json.dumps(function.name, ensure_ascii=False)} {self.literal(form.middle)} {arguments}"
 
     def _json(self, schema: Mapping[str, Any], strict: bool | None, shared: Mapping[str, Any] | None = None) -> str:
         """JSON that fits; without `strict`, parts of a schema that cannot be held are passed over."""

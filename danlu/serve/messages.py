@@ -25,7 +25,7 @@ _TAKEN = {
     "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
     "bos_token", "eos_token", "pad_token", "unk_token",
 }  # fmt: skip
-_NAME = r"^[a-zA-Z0-9_.:/-]{1,128}$"
+_NAME = r"^[\w.:/-]{1,128}$"
 
 
 class TextPart(Options):
@@ -104,7 +104,7 @@ def _plain_call(call: ToolCall) -> dict[str, Any]:
 class Function(Options):
     """A function that an answer may call."""
 
-    name: str = Field(pattern=_NAME, description="letters, digits, _ . : / and -")
+    name: str = Field(pattern=_NAME, description="letters of any language, digits, _ . : / and -")
     description: str | None = Field(None, description="what it does; the model reads it")
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of its arguments, which all calls fit")
     strict: bool | None = Field(

@@ -90,6 +90,11 @@ def thinking_in(prompt: str, before: str, marks: Marks | None) -> Thinking:
     return "no" if ended >= 0 else "may"
 
 
+def is_open(words: str, marks: Marks) -> bool:
+    """Whether these words end in the middle of reasoning."""
+    return words.rfind(marks.begin) > words.rfind(marks.end)
+
+
 def kwargs_of(effort: Effort | None, given: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
     """The template's further variables. Raises ApiFault for those that it does not know."""
     kwargs = dict(given)

@@ -109,6 +109,10 @@ class Conversations:
         except DanluError:
             before = ""
         thinking = reasoning.thinking_in(prompt, before, self.marks)
+        words = str(messages[-1].get("content", "")) if continues else ""
+        if before and reasoning.is_open(words, self.marks) and self.marks.end in prompt[len(before) : -len(words)]:
+            message = "continue_final_message: this template ends the reasoning before the last message's words"
+            raise ApiFault(400, f"{message}; give words that come after the reasoning", "continue_final_message")
         return "no" if continues and thinking == "may" else thinking  # its words have begun
 
     # -- tools

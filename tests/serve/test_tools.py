@@ -13,6 +13,7 @@ from serving import CHAT, HELLO, chat, error, events
 
 from danlu import Engine
 from danlu.serve.schema import read_chat
+from danlu.serve.talking import Conversations
 from tiny import make_tiny_model
 
 RESPONSES = "/v1/responses"
@@ -226,6 +227,43 @@ def test_what_cannot_be_meant_is_refused(told, post, body, param):
     assert error(post(CHAT, chat(**body)), 400)["param"] == param
 
 
+@pytest.mark.parametrize("name", ["HERMES", "CODER", "GLM", "MISTRAL", "DEEPSEEK", "GEMMA"])
+def test_names_may_be_chinese(told, post, name):
+    function = {**WEATHER["function"], "name": "查天气"}
+    template = getattr(templates, name)
+    told.says("x", template)
+    conversations = Conversations(told.engine.chat)
+    form = conversations.calls
+    arguments = '{"city": "北京"}'
+    if name == "GEMMA":
+        arguments = "{city:<|q|>北京<|q|>}"
+    elif form.arguments is not None:
+        kind = form.arguments
+        arguments = f"{kind.opening}city{kind.middle}北京{kind.close}"
+    middle, end = form.middle, form.end.replace("\x00", "000000000")
+    told.says(f"{form.begin.lstrip()}查天气{middle}{arguments}{end}", template)
+    body = chat(tools=[{"type": "function", "function": function}], max_tokens=200, temperature=0)
+    assert calls_of(post(CHAT, body).json()["choices"][0]["message"]) == [("查天气", {"city": "北京"})]
+
+
+def test_a_stream_that_is_cut_off_says_what_the_whole_answer_says(told, post):
+    told.says(f"<think>\nHm.\n</think>\n\nLet me see.\n{PARIS}", templates.THINKING)
+    body = asked()
+    for limit in range(1, 90, 4):
+        body["max_tokens"] = limit
+        whole = post(CHAT, body).json()["choices"][0]
+        pieces = [piece["choices"][0] for piece in events(post(CHAT, {**body, "stream": True}))]
+        deltas = [piece["delta"] for piece in pieces]
+        calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+        assert "".join(delta.get("content") or "" for delta in deltas) == (whole["message"]["content"] or "")
+        assert "".join(delta.get("reasoning", "") for delta in deltas) == whole["message"].get("reasoning", "")
+        assert "".join(call["function"]["arguments"] for call in calls) == "".join(
+            call["function"]["arguments"] for call in whole["message"].get("tool_calls", ())
+        )
+        assert pieces[-1]["finish_reason"] == whole["finish_reason"]
+        assert "<tool_call>" not in (whole["message"]["content"] or "")
+
+
 # -- reasoning
 
 
@@ -308,6 +346,14 @@ def test_logprobs_of_every_token_are_told_once(told, post):
     assert len(streamed) == whole["usage"]["completion_tokens"]
 
 
+def test_a_form_without_reasoning_is_content(told, post):
+    told.says('{"n": 7}', templates.THINKING)
+    more = {"response_format": {"type": "json_object"}, "chat_template_kwargs": {"enable_thinking": False}}
+    message = post(CHAT, chat(max_tokens=90, temperature=0, **more)).json()["choices"][0]["message"]
+    assert message["content"] == '{"n": 7}'
+    assert "reasoning" not in message
+
+
 # -- forms and prefill
 
 
@@ -323,6 +369,26 @@ def test_an_answer_goes_on_with_what_is_given(told, post):
     reply = post(CHAT, chat(messages=[*HELLO, begun], max_tokens=20, temperature=0, continue_final_message=True))
     assert reply.json()["choices"][0]["message"]["content"] == " is Paris."
     assert told.prompts[0].endswith("<|im_start|>assistant\nThe capital")
+
+
+@pytest.mark.parametrize("words", ["OK!", "OK!\n", "OK! ", " OK", "<|"])
+def test_what_is_gone_on_with_stays_as_it_is(told, post, words):
+    told.says("yes", templates.HERMES.replace("{{ message.content }}", "{{ message.content | trim }}"))
+    begun = {"role": "assistant", "content": words}
+    reply = post(CHAT, chat(messages=[*HELLO, begun], max_tokens=9, temperature=0, continue_final_message=True))
+    assert reply.status_code == 200, reply.text
+    assert told.prompts[0].endswith("<|im_start|>assistant\n" + words.lstrip())
+
+
+def test_reasoning_that_is_gone_on_with(told, post):
+    begun = {"role": "assistant", "content": "<think>\nWhich"}
+    body = chat(messages=[*HELLO, begun], max_tokens=60, temperature=0, continue_final_message=True)
+    told.says(" one?\n</think>\n\nParis.", templates.THINKING)
+    message = post(CHAT, body).json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("one?", "Paris.")
+    closes = templates.THINKING.replace("{{ message.content }}", "<think>\n\n</think>\n\n{{ message.content }}")
+    told.says("Never.", closes)
+    assert error(post(CHAT, body), 400)["param"] == "continue_final_message"
 
 
 def test_the_opening_can_be_left_out(told, post):
@@ -360,6 +426,15 @@ def test_a_response_has_its_items_in_their_order(told, post):
     assert body["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
     assert body["usage"]["total_tokens"] == body["usage"]["input_tokens"] + body["usage"]["output_tokens"]
     assert "Be brief." in told.prompts[0]
+
+
+def test_a_form_of_a_response_comes_after_the_reasoning(told, post):
+    told.says('<think>\nA number.\n</think>\n\n{"n": 7}', templates.THINKING)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
+    body = post(RESPONSES, items(text=form)).json()
+    assert [item["type"] for item in body["output"]] == ["reasoning", "message"]
+    assert json.loads(body["output"][1]["content"][0]["text"]) == {"n": 7}
 
 
 def test_items_of_a_conversation_become_its_prompt(told, post):
