@@ -193,7 +193,7 @@ class Run:
                     f"messages.{at}.content",
                     "control_token",
                 )
-        if self.ask.talk is not None:
+        if self.ask.talk is not None and not isinstance(prompt, str):
             messages = cast(Sequence[Message], prompt)
             ready = partial(self.service.conversations.ready, messages, self.ask.talk, self.ask.params)
             self.talk = await engine.aside(ready)
