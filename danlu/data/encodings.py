@@ -24,10 +24,14 @@ CHUNK = 2**18  # characters or bytes read at once where lines may be of any leng
 ENCODINGS = ("utf-8", "gb18030", "gbk", "big5", "shift_jis", "euc-kr", "utf-16", "utf-32", "cp1252", "latin-1")
 
 
+def _plain(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
 def _zstd(path: Path) -> BinaryIO:
     import pyarrow
 
-    arrow: Any = pyarrow  # untyped
+    arrow: Any = pyarrow
     return cast(BinaryIO, io.BufferedReader(arrow.CompressedInputStream(arrow.OSFile(str(path)), "zstd")))
 
 
@@ -44,7 +48,7 @@ COMPRESSED = tuple(_OPENERS)
 def opened_bytes(path: Path) -> Iterator[BinaryIO]:
     """What the file holds, decompressed; its faults become DataError."""
     try:
-        with _OPENERS.get(path.suffix.lower(), lambda path: path.open("rb"))(path) as file:
+        with _OPENERS.get(path.suffix.lower(), _plain)(path) as file:
             yield file
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: not a whole {path.suffix} file: {error}", fix="compress it again") from error

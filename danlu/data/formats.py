@@ -144,7 +144,11 @@ def _recognised(row: Row, format: FormatName | None, reading: Reading, since: st
     """(the row under plain names, its shape, keys that the user's mapping sets aside)."""
     renamed, aside = reading.renamed(row)
     check_text_row(renamed)
-    return renamed, reading.shape(renamed, format, since), aside
+    try:
+        return renamed, reading.shape(renamed, format, since), aside
+    except RowFault:
+        missing_columns(reading, list(row))
+        raise
 
 
 def _record(
@@ -159,11 +163,11 @@ def _record(
     reader.notes.clear()
     reader.unread.clear()
     record = record_of(ours, shape.format, place, reader)
-    left = [*aside, *(key for key in unread if renamed.get(key) not in ("", [], {})), *reader.unread]
+    left = [*aside, *(key for key in unread if renamed.get(key) not in ("", [], {})), *sorted(reader.unread)]
     if isinstance(row, PartialRow):
         left += row.not_decoded
     skipped.shapes[shape.describe(optional)] += 1
-    skipped.notes.update(reader.notes)
+    skipped.notes.update(sorted(reader.notes))
     skipped.unread.update(key or "(no name)" for key in left)
     return record
 

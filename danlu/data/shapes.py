@@ -195,7 +195,7 @@ def _check_copy(row: Row, shape: Shape) -> None:
 def _ambiguous(shapes: list[Shape]) -> RowFault:
     formats = list(dict.fromkeys(shape.format for shape in shapes))
     keys = " or ".join("+".join(shape.columns) for shape in shapes)
-    if len(formats) > 1:
+    if len(formats) == len(shapes):
         fix = " or ".join(f"data.format={format}" for format in formats)
     else:
         examples = ({ours: theirs for theirs, ours in shape.columns.items()} for shape in shapes)
@@ -240,8 +240,10 @@ def _proposal(row: Row) -> str:
     texts = [key for key, value in row.items() if value is None or isinstance(value, str)]
     if lists:
         return f"say which column holds the turns: data.columns={_mapping({'messages': lists[0]})}"
-    if len(texts) >= 2:
+    if len(texts) == 2:
         return f"say which column is what: data.columns={_mapping({'prompt': texts[0], 'completion': texts[1]})}"
+    if len(texts) > 2:
+        return "say which column is what: data.columns={prompt: one of them, completion: another}"
     return f"say which column is what: data.columns={_mapping({'text': texts[0]})}" if texts else ""
 
 
