@@ -17,7 +17,8 @@ from danlu.data.messages import present
 from danlu.data.parsers import label_of, record_of
 from danlu.data.reading import OnError, Reading, missing_columns
 from danlu.data.records import Conversation, Message, Preference, Record, Skipped, Text
-from danlu.data.rows import Cells, Columns, PartialRow, PlacedRow, Row, RowFault, placed_rows
+from danlu.data.row import Cells, Columns, PartialRow, PlacedRow, Row, RowFault
+from danlu.data.rows import placed_rows
 from danlu.data.shapes import (
     KNOWN_COLUMNS,
     MEDIA_KEYS,

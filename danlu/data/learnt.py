@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from danlu.data.records import Message
-from danlu.data.rows import Row, RowFault
+from danlu.data.row import Row, RowFault
 
 # OpenAI: weight. axolotl: train, training, weight. ms-swift: loss, loss_scale. verl and others: the rest.
 LEARNT_KEYS = ("train", "training", "trainable", "loss", "loss_weight", "loss_scale", "loss_mask", "weight")

@@ -13,7 +13,7 @@ from typing import Any
 
 from danlu.data.learnt import LEARNT_KEYS, learnt_keys
 from danlu.data.records import Message
-from danlu.data.rows import Row, RowFault
+from danlu.data.row import Row, RowFault
 from danlu.data.speakers import Speakers
 from danlu.errors import nearest
 

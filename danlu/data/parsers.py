@@ -11,7 +11,7 @@ from typing import Any
 
 from danlu.data.messages import Reader, list_of, messages_of, text_of, tools_of, turn, turns_of
 from danlu.data.records import Conversation, Message, Preference, Record, Text
-from danlu.data.rows import Row, RowFault
+from danlu.data.row import Row, RowFault
 from danlu.data.shapes import REQUIRED_KEYS, FormatName
 from danlu.data.turns import conversation, whole_turns
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from danlu.data.messages import Reader
-from danlu.data.rows import Row, RowFault
+from danlu.data.row import Row, RowFault
 from danlu.data.shapes import MEDIA_KEYS, OURS, REQUIRED_KEYS, FormatName, Shape, plain_name, shape_of
 from danlu.data.speakers import Role, Speakers
 from danlu.errors import DataError, nearest

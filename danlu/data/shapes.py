@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from danlu.data.rows import Row, RowFault
+from danlu.data.row import Row, RowFault
 from danlu.errors import nearest
 
 FormatName = Literal["messages", "alpaca", "sharegpt", "prompt_completion", "preference", "text"]

@@ -54,7 +54,9 @@ class DataOptions(Options):
         default_factory=dict, description="your speaker -> system, user, assistant, tool or tool_call"
     )
     encoding: str | None = Field(None, description="of files that are not UTF-8, such as gb18030")
-    placeholders: Placeholders = Field("raise", description="<image> in a message is a fault, or a word like others")
+    placeholders: Placeholders = Field(
+        "raise", description="a picture's placeholder in a message is a fault, or a word like others"
+    )
     label_false: Literal["raise", "skip"] = Field(
         "raise", description="a row whose label says that its answer is not wanted stops the run, or is left out"
     )

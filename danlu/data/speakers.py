@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from danlu.data.rows import RowFault
+from danlu.data.row import RowFault
 from danlu.errors import nearest
 
 # "tool_call" is a turn of the assistant whose content is the call itself.

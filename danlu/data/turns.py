@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from danlu.data.learnt import is_learnt, learnt_alike
 from danlu.data.records import Message
-from danlu.data.rows import RowFault
+from danlu.data.row import RowFault
 
 Note = Callable[[str], None]
 NO_SYSTEM = "an empty system turn is left out"
