@@ -127,7 +127,9 @@ def test_the_report_is_ready_for_json(tmp_path):
     written = json.loads(json.dumps(report.to_dict()))
     assert written["path"].endswith("a.jsonl")
     assert written["lengths"]["p50"] == 2
-    assert written["faults"] == [{"place": "a.jsonl:2", "reason": "prompt: the user turn is empty", "fix": ""}]
+    (fault,) = written["faults"]
+    assert (fault["place"], fault["reason"]) == ("a.jsonl:2", "prompt: the user turn is empty")
+    assert "on_error=skip" in fault["fix"]
 
 
 def test_a_named_format_is_used(tmp_path):
@@ -170,9 +172,9 @@ def test_turns_that_are_not_learnt_are_counted(tmp_path):
 
 
 def test_keys_that_nothing_reads_are_counted(tmp_path):
-    rows = [pair("q", "a", id=1, inputs="never learnt"), pair("q", "b", id=2, system="s", inputs=None)]
+    rows = [pair("q", "a", id=1, remark="never learnt"), pair("q", "b", id=2, system="s", remark=None)]
     report = check(write_jsonl(tmp_path / "a.jsonl", *rows))
-    assert report.unread == {"id": 2, "inputs": 1}
+    assert report.unread == {"id": 2, "remark": 1}
     assert list(report.shapes.values()) == [2]
     assert next(iter(report.shapes)).startswith("prompt_completion: ")
 
