@@ -1,4 +1,7 @@
-"""Names of commands, and what becomes of errors. The commands are in commands.py, imported when one is called."""
+"""Names of commands, the language, and what becomes of errors.
+
+The commands are in commands.py, imported when one is called.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ from pydantic import ValidationError
 
 import danlu
 from danlu.config import describe_faults, option_names
-from danlu.errors import DanluError, Interrupted
+from danlu.errors import ConfigError, DanluError, Interrupted
+from danlu.help import TranslatedHelp
+from danlu.words import checked, speaking
 
 app = App(
     name="danlu",
     version=danlu.__version__,
-    help="Danlu (丹炉): from raw data to a language model that serves your domain.",
+    help="Danlu (丹炉): from raw data to a language model that serves your domain. In Chinese: --lang zh.",
     help_format="markdown",
+    help_formatter=TranslatedHelp(),
     default_parameter=Parameter(name_transform=lambda name: name, negative=()),
     suppress_keyboard_interrupt=False,  # call() says what became of it
 )
@@ -49,14 +55,45 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def call(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; errors meant for the user are shown without a traceback."""
+    """Run one command line and return its exit code; errors meant for the user are shown without a traceback.
+
+    `--lang en` or `--lang zh` may stand anywhere in it.
+    """
+    from danlu.terminal import new_console, show_error
+
+    try:
+        language, arguments = _language(arguments)
+    except ConfigError as error:
+        show_error(new_console(stderr=True), error)
+        return error.exit_code
+    with speaking(language):
+        return _call(arguments)
+
+
+def _language(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """What --lang says, if it is there, and the other arguments. Raises ConfigError."""
+    found, others, words = [], [], iter(arguments)
+    for word in words:
+        if word == "--lang":
+            found.append(checked(next(words, "(nothing)"), "--lang"))
+        elif word.startswith("--lang="):
+            found.append(checked(word.removeprefix("--lang="), "--lang"))
+        else:
+            others.append(word)
+    if len(found) > 1:
+        raise ConfigError("--lang is given more than once", fix="leave one")
+    return found[0] if found else None, others
+
+
+def _call(arguments: list[str]) -> int:
     from danlu.terminal import new_console, show_error
 
     errors = new_console(stderr=True)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except DanluError as error:
-        show_error(errors, _worded(error, arguments))
+        _word(error, arguments)
+        show_error(errors, error)
         return error.exit_code
     except cyclopts.CycloptsError as error:
         show_error(errors, DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"])))
@@ -70,8 +107,8 @@ def call(arguments: list[str]) -> int:
     return 0
 
 
-def _worded(error: DanluError, arguments: list[str]) -> DanluError:
-    """The error with its options named as they are written after this command: flags, or keys of a recipe."""
+def _word(error: DanluError, arguments: list[str]) -> None:
+    """Name the error's options as they are written after this command: as flags, or keys of a recipe."""
     from danlu.flags import as_flag, as_key, spelt
 
     command = _command(arguments)
@@ -84,7 +121,7 @@ def _worded(error: DanluError, arguments: list[str]) -> DanluError:
         flags = [name for argument in taken for name in argument.names]
         names, spell = [flag.removeprefix("--") for flag in flags if flag.startswith("--")], as_flag
     seen, allowed, fix = (spelt(text, names, spell) for text in (error.seen, error.allowed, error.fix))
-    return DanluError(seen, allowed=allowed, fix=fix)
+    DanluError.__init__(error, seen, allowed=allowed, fix=fix)
 
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:

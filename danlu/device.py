@@ -66,7 +66,10 @@ def read_device() -> Device:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; oneDNN would also emulate it, slower than float32."""
+    """Whether the CPU multiplies bfloat16 itself; oneDNN would also emulate it, slower than float32.
+
+    One that torch is told to use as an older one (ATEN_CPU_CAPABILITY) does not.
+    """
     import platform
 
     import torch
@@ -74,7 +77,8 @@ def _cpu_has_bfloat16() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     if platform.machine() in ("x86_64", "AMD64"):
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(has) and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -143,19 +147,24 @@ class PeakMemory:
             import torch
 
             return torch.cuda.max_memory_allocated()
-        return peak_memory_bytes()
+        return _high_water_bytes()
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process held at once, since it began or since the mark was last set back."""
+def _high_water_bytes() -> int:
+    """The resident size's high-water mark since it was last set back, where the system tells; else the process's."""
     with suppress(OSError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident."""
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others kibibytes
 
 
 def set_seed(seed: int) -> None:
