@@ -273,10 +273,12 @@ def _identity(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[s
         data.update(repr((example.token_ids, example.learnt)).encode())
     base, adapter = hashlib.sha256(), hashlib.sha256()
     for name, weight in model.named_parameters():
-        (adapter if weight.requires_grad else base).update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if not weight.requires_grad:
-            flat = weight.detach().flatten()
-            base.update(repr(flat[:: max(1, flat.numel() // 64)].tolist()).encode())
+        if weight.requires_grad:
+            adapter.update(name.encode())
+            continue
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)].tolist()
+        base.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some}".encode())
     options = recipe.lora.model_dump(mode="json", exclude={"target_modules"})
     return {
         "the model's weights": DIGEST + base.hexdigest(),

@@ -1,13 +1,16 @@
 """A recipe from end to end: what it leaves, what it refuses, and what it never loses."""
 
 import json
+import re
+import shutil
 
 import pytest
 
+from danlu import config
 from danlu.config import validate
-from danlu.errors import ConfigError, DataError, DiskError
+from danlu.errors import ConfigError, DanluError, DataError, DiskError, InUse
 from danlu.hub import cache_directory
-from danlu.journal import Journal
+from danlu.journal import Journal, claimed
 from danlu.recipe import Recipe
 from danlu.run import run
 
@@ -45,7 +48,7 @@ def recipe(tmp_path, tiny_model):
             "merge": {"max_new_tokens": 6},
         }
         for key, value in changes.items():
-            document[key] = {**document[key], **value} if isinstance(value, dict) else value
+            document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
         return validate(Recipe, document, where="test")
 
     return make
@@ -153,6 +156,111 @@ def test_recipes_that_cannot_work_are_refused(recipe, change, said, tiny_model):
         document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
     with pytest.raises(ConfigError, match=said):
         validate(Recipe, document, where="test")
+
+
+# --- nothing is touched before everything is checked
+
+
+def seen(folder):
+    """Every file with its content's time, to tell whether anything was touched."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+QUICK = {"prove": None, "merge": None, "train": {"num_train_epochs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"path": "nosuch.jsonl"}}, "no such file: nosuch.jsonl"),
+        ({"data": {"held_out_path": "nosuch.jsonl"}}, "no such file: nosuch.jsonl"),
+        ({"model": {"name": "./nosuch"}}, "no such file or directory"),
+        ({"lora": {"target_modules": ("q",)}}, "no such layers: q"),
+        ({"merge": {"dtype": "int8"}}, "int8"),
+        ({"data": {"max_length": 8}}, "over data.max_length=8"),
+    ],
+)
+def test_an_input_that_is_wrong_leaves_the_earlier_run_where_it_is(recipe, changes, said):
+    directory = run(recipe(**QUICK), Lines(), "")
+    before = seen(directory.parent)
+    changed = {"lora": {}, **changes}
+    document = recipe(**QUICK).model_dump(mode="json")
+    for key, value in changed.items():
+        document[key] = {**(document[key] or {}), **value}
+    with pytest.raises(DanluError, match=re.escape(said)):
+        run(validate(Recipe, document, where="test"), Lines(), "")
+    assert seen(directory.parent) == before
+
+
+def test_a_model_inside_the_earlier_run_is_named_before_anything_moves(recipe):
+    directory = run(recipe(), Lines(), "")
+    before = seen(directory.parent)
+    with pytest.raises(ConfigError, match=r"model\.name lies in .*r, which a new run of that name moves aside"):
+        run(recipe(model={"name": str(directory / "merged")}), Lines(), "")
+    assert seen(directory.parent) == before
+
+
+def test_a_folder_that_is_no_run_is_never_moved(recipe, tmp_path):
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no run directory"):
+        run(recipe(**QUICK), Lines(), "")
+    assert (tmp_path / "runs" / "r" / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_runs_of_one_name_do_not_mix(recipe):
+    with claimed(recipe().directory, print), pytest.raises(InUse, match="is being written by process"):
+        run(recipe(**QUICK), Lines(), "")
+    assert not recipe().directory.exists()
+    run(recipe(**QUICK), Lines(), "")
+
+
+# --- resuming
+
+
+def test_a_run_is_known_by_what_it_is_and_not_by_how_it_was_spelt(recipe, tmp_path, tiny_model):
+    directory = run(recipe(**QUICK), Lines(), "")
+    document = config.read_recipe(str(directory / "recipe.yaml"))
+    shutil.copytree(tiny_model, tmp_path / "elsewhere")
+    document["model"]["name"] = str(tmp_path / "elsewhere")
+    document["model"]["accept_licence"] = True
+    document["lora"]["lora_alpha"] = 16  # was not given, and is written as 16.0
+    document["lora"]["target_modules"] = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    document["data"]["path"] = [document["data"]["path"]]
+    directory.rename(directory.with_name("moved"))
+    lines = Lines()
+    run(validate(Recipe, {**document, "name": "moved", "resume": True}, where="test"), lines, "")
+    assert lines.rows == []  # all steps were made
+
+
+def test_a_resume_that_is_refused_changes_nothing(recipe):
+    directory = run(recipe(**QUICK), Lines(), "")
+    before = seen(directory)
+    with pytest.raises(ConfigError, match=r"lora\.r was 8 and is 4"):
+        run(recipe(**QUICK, lora={"r": 4}, resume=True), Lines(), "")
+    with pytest.raises(ConfigError, match="was begun otherwise: the examples"):
+        run(recipe(**QUICK, data={"max_examples": 20}, resume=True), Lines(), "")
+    assert seen(directory) == before
+
+
+def test_more_epochs_go_on_and_are_measured_anew(recipe):
+    directory = run(recipe(train={"num_train_epochs": 1}), Lines(), "")
+    first = Journal(directory).results()
+    lines = Lines()
+    run(recipe(train={"num_train_epochs": 3}, resume=True), lines, "")
+    second = Journal(directory).results()
+    assert [row["step"] for row in lines.rows] == list(range(5, 13))
+    assert second["before"] == first["before"]
+    assert second["after"]["loss"] < first["after"]["loss"]
+    assert not any("before training" in line for line in lines.said)
+
+
+def test_auto_resumes_what_there_is(recipe):
+    first, second = Lines(), Lines()
+    run(recipe(**QUICK, resume="auto"), first, "")
+    run(recipe(**QUICK, resume="auto"), second, "")
+    assert (len(first.rows), len(second.rows)) == (8, 0)
+    assert [path.name for path in recipe().directory.parent.iterdir()] == ["r"]
 
 
 @pytest.mark.real_model
