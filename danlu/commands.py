@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
 
+from danlu.answering import no_talk, note_on_base, notes_on_end
 from danlu.config import load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import check as check_data
@@ -19,7 +21,7 @@ from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flags, from_flags
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
+from danlu.hub import EMBEDDERS, KNOWN, Kind, cache_directory, is_cached, resolve
 from danlu.journal import Journal
 from danlu.model.load import ModelOptions, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
@@ -101,16 +103,17 @@ def generate(
     show_json: Path | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
-    """Answer one prompt.
+    """Answer one prompt. A base model continues it as it is.
 
     Parameters
     ----------
     model
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id
     prompt
-        what the user says; "-" reads it from standard input
+        what the user says, or a text to go on with; "-" reads it from standard input
     system
         a system message before it
     raw
@@ -126,6 +129,8 @@ def generate(
         on a CPU
     adapter
         directory of a PEFT adapter to put on the model
+    kind
+        base continues the prompt, instruct answers it; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
@@ -135,19 +140,33 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    asked = text if raw else [*_system(system), {"role": "user", "content": text}]
+    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    asked = text if raw else _asked(engine, adapter or model, text, system)
     if not (show or show_json):
         _stream(engine, asked, knobs)
         return
     trace = engine.trace(asked, knobs)
     for answer in trace.answers:
         _say(answer.text)
+        _tell(notes_on_end(len(answer.tokens), answer.finish_reason, knobs))
     if show_json:
         with disk_faults(show_json, "the trace"):
             show_json.write_text(trace.to_json(), encoding="utf-8")
     if show:
         show_trace(_OUT, trace, show_tokens or TOKENS)
+
+
+def _asked(engine: Engine, name: str, text: str, system: str | None) -> Any:
+    """The prompt as this kind of model reads it."""
+    if not (finding := engine.kind()).is_base:
+        return [*_system(system), {"role": "user", "content": text}]
+    if system is not None:
+        raise ConfigError(
+            f"--system has no effect: {name} is a base model ({finding.reason})",
+            fix="put it before the prompt, or say --kind instruct",
+        )
+    _news(note_on_base(name, finding))
+    return text
 
 
 def chat(
@@ -158,6 +177,7 @@ def chat(
     system: str | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
@@ -173,11 +193,16 @@ def chat(
         on a CPU
     adapter
         directory of a PEFT adapter to put on the model
+    kind
+        instruct talks with a base model all the same; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
-    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
+    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    if (finding := engine.kind()).is_base:
+        raise no_talk(adapter or model, finding)
+    _news("an empty line or Ctrl-D ends the talk; /new starts another")
     messages = _system(system)
     while line := _ask():
         if line == "/new":
@@ -195,6 +220,7 @@ def serve(
     backend: Annotated[BackendOptions, Flat] = BackendOptions(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
@@ -210,13 +236,15 @@ def serve(
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
+    kind
+        base continues the text of messages, instruct answers them; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
     own, named = adapters_named(adapter or ())
-    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, accept_licence=accept_licence)
+    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, kind=kind, accept_licence=accept_licence)
     serve_model(loading, named, options, backend, say=_say, news=_news)
 
 
@@ -253,7 +281,14 @@ def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
         if event.answer is not None:
             answers.append(event.answer.text)
             show(_OUT, "" if params.num_return_sequences == 1 else event.answer.text)
+            made = event.answer
+            _tell(notes_on_end(len(made.token_ids), made.finish_reason, params, made.forced))
     return answers[0]
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        _news(note)
 
 
 def merge(
@@ -295,12 +330,17 @@ def merge(
 
 def models() -> None:
     """List the models known by name."""
-    table = Table("name", "parameters", "licence", "languages", "on this machine", "makes")
+    table = Table()
+    for heading in ("name", "parameters", "kind"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("licence", "languages", "on this machine"):
+        table.add_column(heading, overflow="fold")
     for known in (*KNOWN.values(), *EMBEDDERS.values()):
         here = "yes" if is_cached(known.name, cache_directory()) else "no"
-        makes = "vectors" if known.name in EMBEDDERS else "text"
-        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here, makes)
+        kind = known.kind or "embedder"
+        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", kind, known.licence, known.languages, here)
     _OUT.print(table)
+    _say("instruct models answer, base models continue text, embedders turn text into vectors")
     _say("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
 
 

@@ -16,6 +16,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,11 +32,13 @@ from danlu.device import Device, read_device, set_seed
 from danlu.errors import ConfigError, DanluError, DataError, disk_faults
 from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
-from danlu.hub import cache_directory
+from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
 from danlu.journal import Journal, write_atomic
 from danlu.model.adapters import LoraOptions, attach, parameter_counts, stacked_weights
+from danlu.model.check import alone
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import ModelOptions, load
+from danlu.model.load import LoadedModel, ModelOptions, load
+from danlu.model.turns import find_kind, names_of, unknown_tokens
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
 from danlu.train.loop import Run, TrainOptions, planned_steps, train
@@ -89,7 +92,12 @@ class Show(Protocol):
 
 @dataclass
 class _Parts:
-    """What the steps share."""
+    """What the steps share.
+
+    Attributes:
+        kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
+        tokens: whose rows are learnt beside the adapter.
+    """
 
     recipe: Recipe
     journal: Journal
@@ -98,6 +106,8 @@ class _Parts:
     chat: Chat
     model: Any
     directory: Path
+    kind: Kind | None
+    tokens: tuple[int, ...]
     examples: list[Example]
     held_out: list[Example]
     questions: list[Question]
@@ -137,7 +147,7 @@ def _steps(recipe: Recipe, journal: Journal, device: Device, show: Show, how_to_
             examples=parts.examples,
             held_out=parts.held_out,
             seed=recipe.seed,
-            identity=_identity(recipe, parts.examples),
+            identity=_identity(recipe, parts.examples, parts.tokens),
             resume=recipe.resume,
             how_to_resume=how_to_resume,
             on_step=show.step,
@@ -146,6 +156,8 @@ def _steps(recipe: Recipe, journal: Journal, device: Device, show: Show, how_to_
         journal,
         device,
     )
+    if parts.kind is not None:
+        write_origin(journal.adapter, kind=parts.kind)
     after = _measure(parts, "after")
     _compare(parts, before, after)
     if recipe.merge is not None:
@@ -192,7 +204,9 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
         raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
     questions = _questions(recipe, split.held_out)
     _check_provable(recipe, held_out, questions)
-    model = attach(loaded.model, recipe.lora, recipe.seed)
+    learns_answers = any(isinstance(record, Conversation) for record in split.train)
+    tokens = _tokens_to_learn(recipe, loaded, chat, examples, journal, show) if learns_answers else ()
+    model = attach(loaded.model, recipe.lora, recipe.seed, tokens)
     kernels = prepare(model)
     if reason := why_alone(model):
         show.say(f"slow: documents are read one at a time: {reason}")
@@ -204,7 +218,9 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
     _describe(
         recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
     )
-    return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
+    kind: Kind | None = "instruct" if learns_answers else None
+    parts = (chat, model, loaded.directory, kind, tokens, examples, held_out, questions)
+    return _Parts(recipe, journal, device, show, *parts)
 
 
 def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
@@ -216,6 +232,24 @@ def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Sk
         too_long=recipe.data.too_long,
         skip=skipped.add if may_skip else None,
     )
+
+
+def _tokens_to_learn(
+    recipe: Recipe, loaded: LoadedModel, chat: Chat, examples: Sequence[Example], journal: Journal, show: Show
+) -> tuple[int, ...]:
+    """Where the recipe leaves it open: what a base model does not know of the turns that it is to learn."""
+    if recipe.lora.trainable_token_indices != "auto" or not chat.has_template:
+        return ()
+    scores, recorded = partial(alone, loaded.model), kind_of_name(recipe.model.name, loaded.directory)
+    finding = find_kind(chat, scores, recipe.model.kind, recorded if recipe.data.chat_template is None else None)
+    tokens = unknown_tokens(chat, scores, examples) if finding.is_base else {}
+    if not tokens:
+        return ()
+    shares = {names_of(chat, [token]): "unseen" if p is None else f"{p:.2g}" for token, p in tokens.items()}
+    show.say(f"base model ({finding.reason}): the rows of {', '.join(shares)} are learnt as well")
+    if not recipe.resume:
+        journal.event("turn tokens", f"a base model: {finding.reason}; their rows are learnt", **shares)
+    return tuple(tokens)
 
 
 def _questions(recipe: Recipe, records: Sequence[Record]) -> list[Question]:
@@ -279,12 +313,12 @@ def _describe(
         journal.event("skipped", reason, place=place)
 
 
-def _identity(recipe: Recipe, examples: Sequence[Example]) -> str:
+def _identity(recipe: Recipe, examples: Sequence[Example], tokens: Sequence[int]) -> str:
     """What must be equal for a resumed run to go on: model, adapter, and every token of the data."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.token_ids, example.learnt)).encode())
-    return f"{recipe.model.model_dump()} {recipe.lora.model_dump()} {digest.hexdigest()}"
+    return f"{recipe.model.model_dump()} {recipe.lora.model_dump()} {tokens} {digest.hexdigest()}"
 
 
 # -- proof ---------------------------------------------------------------------------------------------
@@ -295,8 +329,9 @@ def _measure(parts: _Parts, when: str) -> Measured | None:
     if parts.recipe.prove is None:
         return None
     known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
-    if known is not None:
-        return Measured([(total, weight) for total, weight in known["losses"]], known["answers"], known["overlaps"])
+    if known is not None and "ended" in known:
+        losses = [(total, weight) for total, weight in known["losses"]]
+        return Measured(losses, known["answers"], known["overlaps"], known["ended"])
     parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
     measured = measure(
         parts.model,
@@ -315,7 +350,9 @@ def _measure(parts: _Parts, when: str) -> Measured | None:
 
 def _sentence(when: str, measured: Measured) -> str:
     figures = measured.summary()
-    overlap = f", overlap {figures['overlap']:.1f}" if "overlap" in figures else ""
+    overlap = (
+        ", overlap {overlap:.1f}, {ended:.0f} % of the answers ended".format(**figures) if measured.answers else ""
+    )
     return f"{when}: held-out loss {figures['loss']:.3f}, perplexity {figures['perplexity']:.1f}{overlap}"
 
 

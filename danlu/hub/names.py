@@ -130,4 +130,3 @@ def _is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-

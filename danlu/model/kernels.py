@@ -6,7 +6,8 @@ a plain form (`plain_*`, the definition) and a fast form with the same signature
 `use_fast_kernels` swaps the fast forms into a model, module by module, after a numeric check of each, and
 says which it took; a module that differs keeps its own code.
 
-LoRA, trained rows and attention have files of their own (lora_kernel.py, token_rows.py, attention.py). Knows no stage and no data.
+LoRA, trained rows and attention have files of their own (lora_kernel.py, token_rows.py, attention.py). Knows no
+stage and no data.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from danlu.data.formats import Message
 from danlu.device import Device, DtypeName
 from danlu.errors import ConfigError, ParityError, disk_faults
 from danlu.generate.engine import Engine
-from danlu.hub import quiet_transformers
+from danlu.generate.kinds import of_adapter
+from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import load_model, load_tokenizer, put_adapter
 from danlu.quantize.parity import Parity, check_parity
@@ -94,7 +95,10 @@ def merge_checked(
         try:
             with quiet_transformers():
                 merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
+            _name_the_ends(merged, Chat.of(tokenizer, merged.generation_config))
             save_model(merged.to(dtype), tokenizer, unverified)
+            if kind := of_adapter(adapter, recorded_kind(base)):
+                write_origin(unverified, kind=kind)
             del merged
             say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
             parity = check_parity(
@@ -117,6 +121,12 @@ def merge_checked(
         finally:
             shutil.rmtree(unverified, ignore_errors=True)
     raise AssertionError("float32 either passes or raises")
+
+
+def _name_the_ends(model: Any, chat: Chat) -> None:
+    """Let the configuration say what ends an answer: other engines ask nothing else, and would never stop."""
+    ends = sorted(chat.stop_ids)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
