@@ -119,7 +119,7 @@ class Engine:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
         self._set_up(loaded.model, chat, core, options.kind, _recorded(options, loaded.directory))
         if own is not None:
-            self.core.bank.put(DEFAULT, own, self.core.bank.read(own))
+            self.core.load_adapter(DEFAULT, own)()
 
     @classmethod
     def around(
