@@ -1,14 +1,17 @@
 """A recipe from end to end: what it leaves, what it refuses, and what it never loses."""
 
 import json
+import shutil
 
 import pytest
 
+from danlu import Engine
 from danlu.config import validate
 from danlu.errors import ConfigError, DataError, DiskError
-from danlu.hub import cache_directory
+from danlu.hub import cache_directory, recorded_kind
 from danlu.journal import Journal
 from danlu.run import Recipe, run
+from tiny import make_tiny_model
 
 
 class Lines:
@@ -44,7 +47,7 @@ def recipe(tmp_path, tiny_model):
             "merge": {"max_new_tokens": 6},
         }
         for key, value in changes.items():
-            document[key] = {**document[key], **value} if isinstance(value, dict) else value
+            document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
         return validate(Recipe, document, where="test")
 
     return make
@@ -152,6 +155,111 @@ def test_recipes_that_cannot_work_are_refused(recipe, change, said, tiny_model):
         document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
     with pytest.raises(ConfigError, match=said):
         validate(Recipe, document, where="test")
+
+
+# --- base models
+
+
+@pytest.fixture
+def base_recipe(recipe, tmp_path):
+    """A base model as hubs have it: its configuration names the end of a document alone, its template another."""
+    directory = make_tiny_model(tmp_path / "base", kind=None)
+    for name, key in (("generation_config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        document = json.loads((directory / name).read_text())
+        document[key] = 0 if key == "eos_token_id" else "<|endoftext|>"
+        (directory / name).write_text(json.dumps(document))
+
+    def make(**changes):
+        return recipe(**{"model": {"name": str(directory)}, **changes})
+
+    return make
+
+
+def test_a_base_model_learns_the_tokens_of_its_turns(base_recipe):
+    lines = Lines()
+    directory = run(base_recipe(train={"num_train_epochs": 8}), lines, "")
+    (event,) = [event for event in Journal(directory).events() if event["kind"] == "turn tokens"]
+    assert {"<|im_start|>", "<|im_end|>"} == event.keys() - {"time", "kind", "reason"}
+    assert "a probability of" in event["reason"]
+    assert any("the rows of <|im_start|>, <|im_end|> are learnt as well" in line for line in lines.said)
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] == {"model.embed_tokens": [1, 2]}
+    for product in ("adapter", "merged"):
+        assert recorded_kind(directory / product) == "instruct"
+    ends = json.loads((directory / "merged" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [0, 2]  # what other engines ask
+    results = Journal(directory).results()
+    assert results["before"]["ended"] == 0
+    assert results["difference"]["ended"]["value"] == results["after"]["ended"]
+    assert "of the answers ended" in " ".join(lines.said)
+    assert "ended by themselves" in (directory / "report.html").read_text("utf-8")
+    engine = Engine(str(directory / "merged"), dtype="float32")
+    assert not engine.kind().is_base
+    served = Engine(str(base_recipe().model.name), dtype="float32")
+    assert served.kind().is_base
+    served.load_adapter("qa", directory / "adapter")
+    assert not served.kind("qa").is_base
+    question = [[{"role": "user", "content": "how many is 3?"}]]
+    asked = [one.generate(question, adapter=name)[0].text for one, name in ((engine, None), (served, "qa"))]
+    assert asked[0] == asked[1]
+
+
+def test_a_stopped_run_goes_on_with_the_same_rows(base_recipe):
+    whole = run(base_recipe(prove=None, merge=None), Lines(), "")
+    losses = [row["loss"] for row in Journal(whole).metrics()]
+    for path in sorted((whole / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    lines = Lines()
+    run(base_recipe(prove=None, merge=None, resume=True), lines, "")
+    assert [row["loss"] for row in Journal(whole).metrics()] == losses
+    assert 0 < len(lines.rows) < len(losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"lora": {"trainable_token_indices": None}}, None),
+        ({"lora": {"trainable_token_indices": [5]}}, {"model.embed_tokens": [5]}),
+        ({"model": {"kind": "instruct"}}, None),
+    ],
+)
+def test_what_is_learnt_can_be_said(base_recipe, change, rows):
+    name = base_recipe().model.name
+    change = {**change, "model": {"name": name, **change.get("model", {})}}
+    directory = run(base_recipe(prove=None, merge=None, train={"max_steps": 1}, **change), Lines(), "")
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] == rows
+
+
+def test_an_instruct_model_has_nothing_to_learn_of_its_turns(recipe):
+    directory = run(recipe(prove=None, merge=None, train={"max_steps": 1}), Lines(), "")
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] is None
+    assert recorded_kind(directory / "adapter") == "instruct"
+
+
+def test_texts_leave_a_base_model_what_it_is(base_recipe, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the quick brown fox {i}"}) + "\n" for i in range(20)))
+    directory = run(base_recipe(data={"path": str(path)}, prove=None, merge=None), Lines(), "")
+    assert recorded_kind(directory / "adapter") is None
+    assert json.loads((directory / "adapter" / "adapter_config.json").read_text())["trainable_token_indices"] is None
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_gemma_learns_to_answer_in_chinese(tmp_path, monkeypatch):
+    from danlu.config import load
+    from danlu.hub import is_cached
+
+    if not is_cached("gemma3-270m", cache_directory()):
+        pytest.skip("its licence is for a person to accept: danlu generate gemma3-270m hi --accept_licence")
+    monkeypatch.chdir(tmp_path)
+    short = ["train.max_steps=8", "data.held_out=24", "prove.questions=6", "prove.max_new_tokens=48", "merge=null"]
+    results = Journal(run(load(Recipe, "chinese-qa", short), Lines(), "")).results()
+    assert results["before"]["ended"] == 0
+    assert results["after"]["ended"] > 50
+    assert results["difference"]["loss"]["high"] < -1
 
 
 @pytest.mark.real_model

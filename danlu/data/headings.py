@@ -28,10 +28,14 @@ ENGLISH = ("What is {}?", "Explain {}.", "What does {} mean?", "Tell me about {}
 
 _CHINESE_LETTER = re.compile(r"[\u4e00-\u9fff]")
 _MARKDOWN = re.compile(r" {0,3}(#{1,6})\s+(.+?)\s*#*\s*$")
-_NUMBERED = re.compile(r"(?:第[一二三四五六七八九十百\d]+[章节条篇]|[一二三四五六七八九十]+、|\d+(?:\.\d+)*[.、．]?)\s*(\S.*)$")
+_NUMBERED = re.compile(
+    r"(?:第[一二三四五六七八九十百\d]+[章节条篇]|[一二三四五六七八九十]+、|\d+(?:\.\d+)*[.、．]?)\s*(\S.*)$"
+)
 _ASKED = re.compile(r"(?:问|Q|Question)\s*[:：]\s*(.+)$")
 _ANSWERED = re.compile(r"(?:答|A|Answer)\s*[:：]\s*(.*)$")
-_TERM = re.compile(r"(?:[-*+]\s+)?(?:\*\*([^*：:]{1,40})\*\*\s*[:：]|([^\s：:，。,.!?！？][^：:，。,.!?！？]{0,11})：)\s*(\S.*)$")
+_TERM = re.compile(
+    r"(?:[-*+]\s+)?(?:\*\*([^*：:]{1,40})\*\*\s*[:：]|([^\s：:，。,.!?！？][^：:，。,.!?！？]{0,11})：)\s*(\S.*)$"
+)
 _ENDS = "。！？.!?；;：:…，,"
 _HEADING_CHARACTERS = 40  # of a numbered heading; what is longer is a sentence of a numbered list
 
@@ -69,7 +73,7 @@ def heading_questions(
     """
     if any("{}" not in question for question in questions or ()) or not 0 < shortest <= longest:
         raise ConfigError(
-            "heading_questions: questions, shortest or longest", allowed='questions with {}, 0 < shortest <= longest'
+            "heading_questions: questions, shortest or longest", allowed="questions with {}, 0 < shortest <= longest"
         )
     rows = 0
     for section in _distinct(_sections_of(path)):
@@ -85,7 +89,7 @@ def heading_questions(
     if not rows:
         raise DataError(
             f"{path}: no heading with a text below it",
-            allowed="# Markdown headings, 第一章 / 一、 / 1.2 headings, term: explanation, 问：… 答：…, Markdown tables",
+            allowed="Markdown headings (#), 第一章 / 一、 / 1.2, 术语：解释, 问：… 答：…, Markdown tables",
             fix="mark the headings with #, or give question/answer rows as data.path",
         )
 

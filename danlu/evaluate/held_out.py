@@ -44,7 +44,7 @@ class Measured:
         return sum(total for total, _ in self.losses) / sum(weight for _, weight in self.losses)
 
     def summary(self) -> dict[str, float]:
-        """Loss in nats a token, its perplexity; where there are answers, their mean overlap and what percentage ended."""
+        """Loss in nats a token, its perplexity; of answers, their mean overlap and how many of 100 ended."""
         result = {"loss": self.loss, "perplexity": math.exp(self.loss)}
         if self.overlaps:
             result["overlap"] = sum(self.overlaps) / len(self.overlaps)

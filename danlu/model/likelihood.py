@@ -115,11 +115,11 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     head = base.get_output_embeddings()
     if _is_plain_product(base, head):
         hidden = run_in_company(base.base_model, side, **given).last_hidden_state[0][batch.predict_at]  # (learnt, dim)
-        if token_rows.is_wrapper(head):
+        weight = token_rows.bare(head).weight
+        if token_rows.is_wrapper(head) and token_rows.is_active(head):
             rows = token_rows.rows_of(head)
-            weight = token_rows.base_layer(head).weight
             return fast_head_loss_of_rows(hidden, weight, batch.targets, rows.indices, rows.values)
-        return fast_head_loss(hidden, head.weight, batch.targets)
+        return fast_head_loss(hidden, weight, batch.targets)
     logits = run_in_company(base, side, **given, logits_to_keep=batch.predict_at).logits[0]
     if len(logits) == batch.tokens:  # some give all, whatever they are asked
         logits = logits[batch.predict_at]

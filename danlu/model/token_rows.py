@@ -32,6 +32,14 @@ def is_wrapper(module: Any) -> bool:
     return hasattr(module, "token_adapter")
 
 
+def is_active(wrapper: Any) -> bool:
+    """Whether its one adapter is at work: neither switched off, nor merged, nor one of several."""
+    adapter = wrapper.token_adapter
+    names = list(adapter.trainable_tokens_delta)
+    is_on = not (adapter.disable_adapters or adapter.merged)
+    return is_on and len(names) == 1 and list(wrapper.active_adapters) == names
+
+
 def rows_of(wrapper: Any) -> Rows:
     """The rows of the wrapper's one adapter."""
     adapter = wrapper.token_adapter
@@ -69,6 +77,9 @@ def put_outputs(rows: Rows, hidden: Tensor, logits: Tensor, bias: Tensor | None 
 
 def forward(wrapper: Any, given: Tensor) -> Tensor:
     """What the wrapper answers: of an embedding to token ids, of a head to hidden states."""
+    if not is_active(wrapper):
+        plain: Tensor = type(wrapper).forward(wrapper, given)
+        return plain
     layer, rows = base_layer(wrapper), rows_of(wrapper)
     if isinstance(layer, nn.Embedding):
         return put_inputs(rows, given, layer(given), scale_of(layer))

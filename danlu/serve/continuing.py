@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from danlu.data.records import Message
+from danlu.generate.engine import Prompt
 from danlu.model.turns import Finding
 from danlu.serve.faults import ApiFault
+
+
+def are_messages(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    """Whether it is neither a text nor token ids."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
 
 
 def continued(messages: Sequence[Message]) -> str:

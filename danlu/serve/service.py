@@ -18,7 +18,7 @@ from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.text import TokenNames
-from danlu.serve.continuing import continued, note_on_base
+from danlu.serve.continuing import are_messages, continued, note_on_base
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
@@ -188,6 +188,8 @@ class Run:
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
         chat, engine = self.service.engine.chat, self.service.engine
+        if are_messages(prompt) and (await engine.akind(self.service.adapter_of(self.ask.model))).is_base:
+            prompt = continued(prompt)
         for at, message in enumerate(prompt if isinstance(prompt, tuple) else ()):
             if isinstance(message, dict) and (token := chat.control_token_in(message)):
                 raise ApiFault(
@@ -197,8 +199,6 @@ class Run:
                     f"messages.{at}.content",
                     "control_token",
                 )
-        if isinstance(prompt, tuple) and (await engine.akind(self.service.adapter_of(self.ask.model))).is_base:
-            prompt = continued(prompt)
         token_ids = await engine.atoken_ids(prompt)
         return token_ids, self.service.fitting(self.ask, len(token_ids))
 
