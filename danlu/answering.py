@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from danlu.errors import ModelError
+from danlu.data.records import Message
+from danlu.errors import ConfigError, ModelError
+from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import FinishReason
+from danlu.hub import Say
 from danlu.model.turns import Finding
 
 TEACH = (
     "danlu train --model.name {model} --data.path chats.jsonl teaches it to chat (danlu run chinese-qa is an example)"
 )
+
+
+def system_message(text: str | None) -> list[Message]:
+    """The beginning of a talk."""
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def prompt_for(engine: Engine, name: str, text: str, system: str | None, say: Say) -> str | list[Message]:
+    """The prompt as this kind of model reads it; `say` hears if it is only continued. Raises ConfigError."""
+    if not (finding := engine.kind()).is_base:
+        return [*system_message(system), {"role": "user", "content": text}]
+    if system is not None:
+        raise ConfigError(
+            f"--system has no effect: {name} is a base model ({finding.reason})",
+            fix="put it before the prompt, or say --kind instruct",
+        )
+    say(note_on_base(name, finding))
+    return text
 
 
 def note_on_base(model: str, finding: Finding) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from danlu.answering import no_talk, note_on_base, notes_on_end
+from danlu.answering import no_talk, notes_on_end, prompt_for, system_message
 from danlu.config import load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import check as check_data
-from danlu.data.formats import FormatName, Message
+from danlu.data.formats import FormatName
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
@@ -141,7 +141,7 @@ def generate(
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
     engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
-    asked = text if raw else _asked(engine, adapter or model, text, system)
+    asked = text if raw else prompt_for(engine, adapter or model, text, system, _news)
     if not (show or show_json):
         _stream(engine, asked, knobs)
         return
@@ -154,19 +154,6 @@ def generate(
             show_json.write_text(trace.to_json(), encoding="utf-8")
     if show:
         show_trace(_OUT, trace, show_tokens or TOKENS)
-
-
-def _asked(engine: Engine, name: str, text: str, system: str | None) -> Any:
-    """The prompt as this kind of model reads it."""
-    if not (finding := engine.kind()).is_base:
-        return [*_system(system), {"role": "user", "content": text}]
-    if system is not None:
-        raise ConfigError(
-            f"--system has no effect: {name} is a base model ({finding.reason})",
-            fix="put it before the prompt, or say --kind instruct",
-        )
-    _news(note_on_base(name, finding))
-    return text
 
 
 def chat(
@@ -203,10 +190,10 @@ def chat(
     if (finding := engine.kind()).is_base:
         raise no_talk(adapter or model, finding)
     _news("an empty line or Ctrl-D ends the talk; /new starts another")
-    messages = _system(system)
+    messages = system_message(system)
     while line := _ask():
         if line == "/new":
-            messages = _system(system)
+            messages = system_message(system)
             continue
         messages.append({"role": "user", "content": line})
         messages.append({"role": "assistant", "content": _stream(engine, messages, knobs)})
@@ -246,10 +233,6 @@ def serve(
     own, named = adapters_named(adapter or ())
     loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, kind=kind, accept_licence=accept_licence)
     serve_model(loading, named, options, backend, say=_say, news=_news)
-
-
-def _system(text: str | None) -> list[Message]:
-    return [] if text is None else [{"role": "system", "content": text}]
 
 
 def _ask() -> str:

@@ -34,11 +34,11 @@ from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
 from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
 from danlu.journal import Journal, write_atomic
-from danlu.model.adapters import LoraOptions, attach, parameter_counts, stacked_weights
+from danlu.model.adapters import LoraOptions, attach, parameter_counts, stacked_weights, why_no_rows
 from danlu.model.check import alone
 from danlu.model.likelihood import prepare, why_alone
 from danlu.model.load import LoadedModel, ModelOptions, load
-from danlu.model.turns import find_kind, names_of, unknown_tokens
+from danlu.model.turns import left_to_learn, named
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
 from danlu.train.loop import Run, TrainOptions, planned_steps, train
@@ -238,17 +238,18 @@ def _tokens_to_learn(
     recipe: Recipe, loaded: LoadedModel, chat: Chat, examples: Sequence[Example], journal: Journal, show: Show
 ) -> tuple[int, ...]:
     """Where the recipe leaves it open: what a base model does not know of the turns that it is to learn."""
-    if recipe.lora.trainable_token_indices != "auto" or not chat.has_template:
+    if recipe.lora.trainable_token_indices != "auto":
         return ()
-    scores, recorded = partial(alone, loaded.model), kind_of_name(recipe.model.name, loaded.directory)
-    finding = find_kind(chat, scores, recipe.model.kind, recorded if recipe.data.chat_template is None else None)
-    tokens = unknown_tokens(chat, scores, examples) if finding.is_base else {}
-    if not tokens:
+    recorded = None if recipe.data.chat_template else kind_of_name(recipe.model.name, loaded.directory)
+    finding, tokens = left_to_learn(chat, partial(alone, loaded.model), examples, recipe.model.kind, recorded)
+    if tokens and (reason := why_no_rows(loaded.model, recipe.lora)):
+        show.say(f"base model ({finding.reason}): it may not learn to end its answers: {reason}")
         return ()
-    shares = {names_of(chat, [token]): "unseen" if p is None else f"{p:.2g}" for token, p in tokens.items()}
-    show.say(f"base model ({finding.reason}): the rows of {', '.join(shares)} are learnt as well")
-    if not recipe.resume:
-        journal.event("turn tokens", f"a base model: {finding.reason}; their rows are learnt", **shares)
+    if tokens:
+        shown = {name: "not asked for" if p is None else f"{p:.2g}" for name, p in named(chat, tokens).items()}
+        show.say(f"base model ({finding.reason}): the rows of {', '.join(shown)} are learnt as well")
+        if not recipe.resume:
+            journal.event("turn tokens", f"a base model: {finding.reason}; their rows are learnt", **shown)
     return tuple(tokens)
 
 

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from danlu import Engine
+from danlu import Engine, GenerationParams
 from danlu.config import validate
 from danlu.errors import ConfigError, DataError, DiskError
 from danlu.hub import cache_directory, recorded_kind
@@ -236,6 +238,29 @@ def test_an_instruct_model_has_nothing_to_learn_of_its_turns(recipe):
     told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
     assert told["trainable_token_indices"] is None
     assert recorded_kind(directory / "adapter") == "instruct"
+
+
+def test_where_rows_do_not_fit_the_rest_is_trained_and_it_is_said(base_recipe):
+    lines = Lines()
+    lora = {"target_modules": ["q_proj", "lm_head"]}
+    directory = run(base_recipe(prove=None, merge=None, train={"max_steps": 1}, lora=lora), lines, "")
+    assert json.loads((directory / "adapter" / "adapter_config.json").read_text())["trainable_token_indices"] is None
+    assert any("may not learn to end its answers: lora.target_modules" in line for line in lines.said)
+
+
+def test_tokens_that_were_never_told_apart_are(base_recipe):
+    """Untrained rows are often one and the same; then an end of turn can never be the likeliest token alone."""
+    directory = Path(base_recipe().model.name)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][1] = weights["model.embed_tokens.weight"][2]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    made = run(base_recipe(prove=None, train={"num_train_epochs": 12}), Lines(), "")
+    rows = load_file(made / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+    assert (rows[1] - rows[2]).abs().max() > 0.01
+    answer = Engine(str(made / "merged"), dtype="float32").generate(
+        [[{"role": "user", "content": "how many is 4?"}]], GenerationParams(max_new_tokens=30)
+    )
+    assert answer[0].sequences[0].finish_reason == "stop"
 
 
 def test_texts_leave_a_base_model_what_it_is(base_recipe, tmp_path):

@@ -77,7 +77,7 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
         _check_targets(model, options.target_modules, reached)
         targets = list(options.target_modules)
     chosen = options.trainable_token_indices
-    rows = _token_rows(model, tokens if chosen == "auto" else chosen or ())
+    rows = _token_rows(model, options, tokens if chosen == "auto" else chosen or ())
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
@@ -95,7 +95,7 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
     return adapted
 
 
-def _token_rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+def _token_rows(model: Any, options: LoraOptions, tokens: Sequence[int]) -> dict[str, list[int]] | None:
     """The layers that have a row for each token, as PEFT names them: the embedding, and the head if it is not tied.
 
     Raises ConfigError for a token without a row, and for heads that PEFT's rows do not fit.
@@ -107,21 +107,25 @@ def _token_rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | Non
     if beyond := [token for token in tokens if token >= count]:
         raise ConfigError(f"lora.trainable_token_indices: {beyond}", allowed=f"0 to {count - 1}, the model's tokens")
     layers = [embedding] if head.weight is embedding.weight else [embedding, head]
-    if reason := _why_no_rows(embedding, head):
+    if reason := why_no_rows(model, options):
         raise ConfigError(
-            f"lora.trainable_token_indices: {kind_of(model)} {reason}",
+            f"lora.trainable_token_indices: no rows of tokens can be trained: {reason}",
             fix="set lora.trainable_token_indices=null, with a chat template of tokens that the model knows",
         )
     names = {part: name for name, part in model.named_modules()}
     return {names[layer]: sorted(tokens) for layer in layers}
 
 
-def _why_no_rows(embedding: Any, head: Any) -> str:
-    """What PEFT's rows would not do; nothing where they fit."""
+def why_no_rows(model: Any, options: LoraOptions) -> str:
+    """Why PEFT's rows of tokens do not fit this model with this adapter; nothing where they do."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None:
-        return "has a head that is not a plain product"
+        return f"the head of {kind_of(model)} is not a plain product"
+    name = next(name for name, part in model.named_modules() if part is head)
+    if options.target_modules != "all-linear" and any(f".{name}".endswith(f".{one}") for one in options.target_modules):
+        return f"lora.target_modules puts an adapter on the head, {name}"
     if not isinstance(embedding, torch.nn.Embedding) or embedding.weight.shape != head.weight.shape:
-        return "has an embedding whose rows are not those of its head"
+        return f"the embedding of {kind_of(model)} has other rows than its head"
     return ""
 
 

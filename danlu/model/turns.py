@@ -8,8 +8,9 @@ the token that does so next to nothing. What follows from the finding is the cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from danlu.data.chat import Chat, Example
 from danlu.data.records import Message
 from danlu.errors import DataError, ModelError
 from danlu.hub import Kind
+
+T = TypeVar("T")
 
 # Token ids of one text -> (tokens, vocabulary), the scores after each.
 Scores = Callable[[Sequence[int]], Tensor]
@@ -103,6 +106,16 @@ def _exchange(question: str, answer: str) -> list[Message]:
 # -- what is left to learn -----------------------------------------------------------------------------
 
 
+def left_to_learn(
+    chat: Chat, scores: Scores, examples: Sequence[Example], told: Kind | None = None, recorded: Kind | None = None
+) -> tuple[Finding, dict[int, float | None]]:
+    """What kind of model is to learn `examples`, and which of their control tokens it does not know: of a base model,
+    `unknown_tokens`; an instruct model knows its turns."""
+    finding = find_kind(chat, scores, told, recorded)
+    has_turns = finding.is_base and chat.has_template
+    return finding, unknown_tokens(chat, scores, examples) if has_turns else {}
+
+
 def unknown_tokens(chat: Chat, scores: Scores, examples: Iterable[Example]) -> dict[int, float | None]:
     """The control tokens in `examples` that the model does not know, and the end of their answers.
 
@@ -145,6 +158,6 @@ def _name(chat: Chat, token: int) -> str:
     return str(chat.tokenizer.convert_ids_to_tokens(token))
 
 
-def names_of(chat: Chat, tokens: Iterable[int]) -> str:
-    """Tokens as the tokenizer writes them, for a message."""
-    return ", ".join(_name(chat, token) for token in tokens)
+def named(chat: Chat, tokens: Mapping[int, T]) -> dict[str, T]:
+    """What is said of tokens, under the names that the tokenizer has for them."""
+    return {_name(chat, token): said for token, said in tokens.items()}

@@ -386,8 +386,13 @@ def test_tokens_without_a_row_are_refused(tiny_model):
 def test_heads_that_do_more_than_a_product_are_refused(tmp_path):
     model = base(make_tiny_model(tmp_path))
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features))
-    with pytest.raises(ConfigError, match="head that is not a plain product"):
+    with pytest.raises(ConfigError, match="the head of llama is not a plain product"):
         attach(model, LoraOptions(r=2), 0, [1])
+
+
+def test_an_adapter_of_the_head_leaves_no_room_for_rows(tiny_model):
+    with pytest.raises(ConfigError, match="puts an adapter on the head, lm_head"):
+        learning(tiny_model, target_modules=("q_proj", "lm_head"))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt2"])

@@ -10,7 +10,7 @@ import torch
 from danlu.data.chat import CHATML, Chat, Example
 from danlu.errors import ModelError
 from danlu.hub import KNOWN, kind_of_name, recorded_kind, write_origin
-from danlu.model.turns import EXCHANGES, LEAST, end_share, find_kind, names_of, unknown_tokens
+from danlu.model.turns import EXCHANGES, LEAST, end_share, find_kind, left_to_learn, named, unknown_tokens
 from tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, make_tokenizer
 
 DOCUMENT_END, OPEN, CLOSE = range(3)  # of tiny.SPECIAL_TOKENS
@@ -139,7 +139,15 @@ def test_tokens_that_the_model_does_not_give_are_learnt():
     tokens = unknown_tokens(chat, scores_with(1e-6), examples_of(chat))
     assert list(tokens) == [OPEN, CLOSE]
     assert tokens[CLOSE] == pytest.approx(1e-6)
-    assert names_of(chat, tokens) == "<|im_start|>, <|im_end|>"
+    assert list(named(chat, tokens)) == ["<|im_start|>", "<|im_end|>"]
+
+
+def test_only_a_base_model_has_something_to_learn():
+    chat = chat_of()
+    assert list(left_to_learn(chat, scores_with(1e-6), examples_of(chat))[1]) == [OPEN, CLOSE]
+    assert left_to_learn(chat, scores_with(0.9), examples_of(chat))[1] == {}
+    assert left_to_learn(chat, scores_with(1e-6), examples_of(chat), told="instruct")[1] == {}
+    assert left_to_learn(chat_of(None), refuse, [])[1] == {}
 
 
 def test_a_token_that_it_gives_is_not_learnt_again_unless_it_ends_the_answers():
