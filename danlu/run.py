@@ -302,8 +302,8 @@ def _describe(
     journal.result("machine", {**machine, "trained_parameters": parameters[0], "all_parameters": parameters[1]})
     if recipe.resume:
         return
-    reason = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
-    journal.event("dtype", reason if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
+    hardware = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
+    journal.event("dtype", hardware if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
     journal.event("kernels", "each agrees with the module it replaces on random input", **kernels)
     if reason:
         journal.event("one document at a time", reason)
