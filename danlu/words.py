@@ -131,6 +131,7 @@ CHINESE = {
     "held-out loss": "验证集损失",
     "perplexity": "困惑度",
     "character overlap with the references (chrF)": "与参考答案的字符重合度（chrF）",
+    "answers that ended by themselves, of 100": "每 100 个回答中自己结束的",
     "No verdict: {name} was not measured before training": "无法判断：训练前没有测量{name}",
     "No verdict: {name} was not measured after training": "无法判断：训练后没有测量{name}",
     "No verdict: {name} was not measured before or after training": "无法判断：训练前后都没有测量{name}",

@@ -3,16 +3,19 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from danlu import config
+from danlu import Engine, GenerationParams, config
 from danlu.config import validate
 from danlu.errors import ConfigError, DanluError, DataError, DiskError, InUse
-from danlu.hub import cache_directory
+from danlu.hub import cache_directory, recorded_kind
 from danlu.journal import Journal, claimed
 from danlu.recipe import Recipe
 from danlu.run import run
+from tiny import make_tiny_model
 
 
 class Lines:
@@ -70,7 +73,9 @@ def test_a_run_leaves_all_that_it_promises(recipe):
     assert results["parity"]["prompts"] == 6
     assert results["run"]["peak_memory_bytes"] > 0
     assert [row["step"] for row in lines.rows] == list(range(1, 17))
-    assert {event["kind"] for event in Journal(directory).events()} >= {"dtype", "kernels", "plan"}
+    kinds = {event["kind"] for event in Journal(directory).events()}
+    assert kinds >= {"dtype", "kernels", "plan"}
+    assert "one document at a time" not in kinds  # it reads many
 
 
 def test_an_earlier_run_is_kept(recipe):
@@ -261,6 +266,134 @@ def test_auto_resumes_what_there_is(recipe):
     run(recipe(**QUICK, resume="auto"), second, "")
     assert (len(first.rows), len(second.rows)) == (8, 0)
     assert [path.name for path in recipe().directory.parent.iterdir()] == ["r"]
+
+
+# --- base models
+
+
+@pytest.fixture
+def base_recipe(recipe, tmp_path):
+    """A base model as hubs have it: its configuration names the end of a document alone, its template another."""
+    directory = make_tiny_model(tmp_path / "base", kind=None)
+    for name, key in (("generation_config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        document = json.loads((directory / name).read_text())
+        document[key] = 0 if key == "eos_token_id" else "<|endoftext|>"
+        (directory / name).write_text(json.dumps(document))
+
+    def make(**changes):
+        return recipe(**{"model": {"name": str(directory)}, **changes})
+
+    return make
+
+
+def test_a_base_model_learns_the_tokens_of_its_turns(base_recipe):
+    lines = Lines()
+    directory = run(base_recipe(train={"num_train_epochs": 8}), lines, "")
+    (event,) = [event for event in Journal(directory).events() if event["kind"] == "turn tokens"]
+    assert {"<|im_start|>", "<|im_end|>"} == event.keys() - {"time", "kind", "reason"}
+    assert "a probability of" in event["reason"]
+    assert any("the rows of <|im_start|>, <|im_end|> are learnt as well" in line for line in lines.said)
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] == {"model.embed_tokens": [1, 2]}
+    for product in ("adapter", "merged"):
+        assert recorded_kind(directory / product) == "instruct"
+    ends = json.loads((directory / "merged" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [0, 2]  # what other engines ask
+    results = Journal(directory).results()
+    assert results["before"]["ended"] == 0
+    assert results["difference"]["ended"]["value"] == results["after"]["ended"]
+    assert "of the answers ended" in " ".join(lines.said)
+    assert "ended by themselves" in (directory / "report.html").read_text("utf-8")
+    engine = Engine(str(directory / "merged"), dtype="float32")
+    assert not engine.kind().is_base
+    served = Engine(str(base_recipe().model.name), dtype="float32")
+    assert served.kind().is_base
+    served.load_adapter("qa", directory / "adapter")
+    assert not served.kind("qa").is_base
+    question = [[{"role": "user", "content": "how many is 3?"}]]
+    asked = [one.generate(question, adapter=name)[0].text for one, name in ((engine, None), (served, "qa"))]
+    assert asked[0] == asked[1]
+
+
+def test_a_stopped_run_goes_on_with_the_same_rows(base_recipe):
+    whole = run(base_recipe(prove=None, merge=None), Lines(), "")
+    losses = [row["loss"] for row in Journal(whole).metrics()]
+    for path in sorted((whole / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    lines = Lines()
+    run(base_recipe(prove=None, merge=None, resume=True), lines, "")
+    assert [row["loss"] for row in Journal(whole).metrics()] == losses
+    assert 0 < len(lines.rows) < len(losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"lora": {"trainable_token_indices": None}}, None),
+        ({"lora": {"trainable_token_indices": [5]}}, {"model.embed_tokens": [5]}),
+        ({"model": {"kind": "instruct"}}, None),
+    ],
+)
+def test_what_is_learnt_can_be_said(base_recipe, change, rows):
+    name = base_recipe().model.name
+    change = {**change, "model": {"name": name, **change.get("model", {})}}
+    directory = run(base_recipe(prove=None, merge=None, train={"max_steps": 1}, **change), Lines(), "")
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] == rows
+
+
+def test_an_instruct_model_has_nothing_to_learn_of_its_turns(recipe):
+    directory = run(recipe(prove=None, merge=None, train={"max_steps": 1}), Lines(), "")
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] is None
+    assert recorded_kind(directory / "adapter") == "instruct"
+
+
+def test_where_rows_do_not_fit_the_rest_is_trained_and_it_is_said(base_recipe):
+    lines = Lines()
+    lora = {"target_modules": ["q_proj", "lm_head"]}
+    directory = run(base_recipe(prove=None, merge=None, train={"max_steps": 1}, lora=lora), lines, "")
+    assert json.loads((directory / "adapter" / "adapter_config.json").read_text())["trainable_token_indices"] is None
+    assert any("may not learn to end its answers: lora.target_modules" in line for line in lines.said)
+
+
+def test_tokens_that_were_never_told_apart_are(base_recipe):
+    """Untrained rows are often one and the same; then an end of turn can never be the likeliest token alone."""
+    directory = Path(base_recipe().model.name)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][1] = weights["model.embed_tokens.weight"][2]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    made = run(base_recipe(prove=None, train={"num_train_epochs": 12}), Lines(), "")
+    rows = load_file(made / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+    assert (rows[1] - rows[2]).abs().max() > 0.01
+    answer = Engine(str(made / "merged"), dtype="float32").generate(
+        [[{"role": "user", "content": "how many is 4?"}]], GenerationParams(max_new_tokens=30)
+    )
+    assert answer[0].sequences[0].finish_reason == "stop"
+
+
+def test_texts_leave_a_base_model_what_it_is(base_recipe, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the quick brown fox {i}"}) + "\n" for i in range(20)))
+    directory = run(base_recipe(data={"path": str(path)}, prove=None, merge=None), Lines(), "")
+    assert recorded_kind(directory / "adapter") is None
+    assert json.loads((directory / "adapter" / "adapter_config.json").read_text())["trainable_token_indices"] is None
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_gemma_learns_to_answer_in_chinese(tmp_path, monkeypatch):
+    from danlu.config import load
+    from danlu.hub import is_cached
+
+    if not is_cached("gemma3-270m", cache_directory()):
+        pytest.skip("its licence is for a person to accept: danlu generate gemma3-270m hi --accept_licence")
+    monkeypatch.chdir(tmp_path)
+    short = ["train.max_steps=8", "data.held_out=24", "prove.questions=6", "prove.max_new_tokens=48", "merge=null"]
+    results = Journal(run(load(Recipe, "chinese-qa", short), Lines(), "")).results()
+    assert results["before"]["ended"] == 0
+    assert results["after"]["ended"] > 50
+    assert results["difference"]["loss"]["high"] < -1
 
 
 @pytest.mark.real_model

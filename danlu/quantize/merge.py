@@ -24,7 +24,8 @@ from danlu.data.formats import Message
 from danlu.device import Device, DtypeName, release_memory
 from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults
 from danlu.generate.engine import Engine
-from danlu.hub import quiet_transformers
+from danlu.generate.kinds import of_adapter
+from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import load_model, load_tokenizer, put_adapter, weight_sizes
@@ -143,7 +144,12 @@ def _merge_into(
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
     for dtype in _dtypes(options.dtype, base, device):
         release_memory()
-        save_model(fold(read(base), adapter).to(dtype), tokenizer, unverified)
+        merged = fold(read(base), adapter)
+        _name_the_ends(merged, Chat.of(tokenizer, merged.generation_config))
+        save_model(merged.to(dtype), tokenizer, unverified)
+        del merged
+        if kind := of_adapter(adapter, recorded_kind(base)):
+            write_origin(unverified, kind=kind)
         release_memory()
         say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
         try:
@@ -210,6 +216,12 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_the_ends(model: Any, chat: Chat) -> None:
+    """Let the configuration say what ends an answer: other engines ask nothing else, and would never stop."""
+    ends = sorted(chat.stop_ids)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
