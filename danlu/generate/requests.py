@@ -80,7 +80,7 @@ class Maker:
         self.chat, self.vocabulary = chat, vocabulary
         pad = chat.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(chat.stop_ids)
-        self._words = detokenizer(chat.tokenizer)
+        self._words = {skip: detokenizer(chat.tokenizer, skip_special_tokens=skip) for skip in (True, False)}
         self._grammars = Grammars(chat, vocabulary)
 
     def job(self, prompt: Sequence[int], params: GenerationParams, adapter: str | None = None) -> Job:
@@ -139,7 +139,7 @@ class Maker:
         strings = [stop for stop in params.stop_sequences if isinstance(stop, str)]
         tokens = [stop for stop in params.stop_sequences if not isinstance(stop, str)]
         accepts = None if grammar is None else grammar.accepts
-        words, keep = self._words.fork(), params.include_stop
+        words, keep = self._words[params.skip_special_tokens].fork(), params.include_stop
         return TextStream(words, strings, Automaton(tokens), include_stop=keep, accepts=accepts)
 
     def _bad_words(self, params: GenerationParams) -> list[tuple[int, ...]]:
@@ -224,7 +224,7 @@ def _warped(
 ) -> Tensor:
     """What is drawn from, where top_k, top_p and the like have not cut off what the phrases want."""
     warped = rows.warped(scores, of).clone()
-    warped[wanted] = scores[wanted] / params.temperature
+    warped[wanted] = rows.cooled(scores)[wanted]
     return warped
 
 

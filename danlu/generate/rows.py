@@ -123,6 +123,10 @@ class RowStates:
         """What a draw chooses from: temperature, top_k, top_p, min_p, typical_p."""
         return self._through(self._filters, scores, rows)
 
+    def cooled(self, scores: Tensor) -> Tensor:
+        """Scores (rows, vocabulary) by their temperature alone."""
+        return logits.temperature(scores, _each(scores, self.params.temperature))
+
     def _through(self, stages: Sequence[Stage], scores: Tensor, rows: Sequence[int] | None) -> Tensor:
         given, numbers = scores, range(len(scores)) if rows is None else rows
         for stage in stages:
@@ -198,7 +202,7 @@ def penalties(params: GenerationParams, min_new: int, *, has_bad_words: bool) ->
         (params.no_repeat_ngram_size > 0, "no_repeat_ngram_size", _ban(_by_ngrams)),
         (has_bad_words, _set_of(params, "bad_words", "bad_words_ids"), _ban(_by_words)),
         (min_new > 0, least, _ban(_by_length)),
-        (params.json_schema is not None or params.regex is not None, _set_of(params, "regex", "json_schema"), _form),
+        (bool(params.forms), " and ".join(params.forms), _form),
     )
     return [Stage(knob, apply) for is_on, knob, apply in all_stages if is_on]
 
@@ -269,7 +273,7 @@ def _by_length(states: RowStates, _row: int) -> Sequence[int]:
 
 
 def _temperature(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
-    return logits.temperature(scores, _each(scores, states.params.temperature))
+    return states.cooled(scores)
 
 
 def _top_k(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
