@@ -1,6 +1,7 @@
 # One command, the same for a person and for CI.
 #   make demo         install, then adapt a small model to data on this machine and prove that it got better
 #   make test         the tests               make test-slow   those that take minutes
+#   make test-everywhere  the tests as on other machines: other processors, no compiler, other orders; hours
 #   make test-models  every kind of model that transformers has; writes the table of docs/models (about ten minutes)
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-models check format bench bench-sft bench-generate bench-lean bench-serve clean
+.PHONY: demo test test-slow test-everywhere test-models check format bench bench-sft bench-generate bench-lean bench-serve clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -29,6 +30,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# `ONLY="avx2 default"` runs those; tests/everywhere.py --list names them.
+test-everywhere: $(INSTALLED)
+	$(BIN)/python tests/everywhere.py $(ONLY)
 
 # What failed stands in the table too.
 test-models: $(INSTALLED)
@@ -61,4 +66,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere runs .mypy_cache .pytest_cache .ruff_cache

@@ -85,7 +85,7 @@ def run_side(side: Side, setting: str, works: list[dict[str, Any]], files: dict[
         job = {**files, "model": files[side.model]}
         path.write_text(json.dumps({**job, "setting": side.settings[setting], "works": works, "out": str(out)}))
         command = [side.python, str(ROOT / "benchmarks/peers" / side.script), str(path)]
-        cores = str(len(os.sched_getaffinity(0)))
+        cores = str(cores_in_use())
         environment = {**os.environ, "OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1"}
         reason = f"not done after {SIDE_LIMIT_SECONDS} s"
         try:
@@ -244,9 +244,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def cores_in_use() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_to(cores: int) -> None:
+    """Let this process and its children use so many cores. Raises SystemExit where the system (macOS) cannot."""
+    if not hasattr(os, "sched_setaffinity"):
+        if cores < cores_in_use():
+            raise SystemExit(f"this system keeps no process to {cores} cores: --cores {cores_in_use()}")
+        return
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
 def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
     busy_percent = psutil.cpu_percent(interval=3)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
+    keep_to(asked.cores)
     from danlu.model.load import load_tokenizer
 
     scratch_parent = ROOT / ".peers"
@@ -267,7 +280,7 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
         columns += [measure(side, asked.works, jobs, files) for side in PEERS if side.name in asked.peers]
     return {
         "date": date.today().isoformat(),
-        "machine": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}",
+        "machine": f"{cores_in_use()} cores of {cpu_name()}",
         "busy_percent": busy_percent,
         "new_tokens": asked.new_tokens,
         "runs": asked.runs,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def danlu_side(job: dict[str, Any]) -> None:
     """Danlu's own training loop, at its defaults, on the job; runs in a process of its own."""
     from danlu.data.chat import Chat
     from danlu.data.formats import read_records
-    from danlu.device import read_device
+    from danlu.device import peak_memory_bytes, read_device
     from danlu.journal import Journal
     from danlu.model.adapters import LoraOptions, attach
     from danlu.model.likelihood import prepare
@@ -110,7 +109,7 @@ def danlu_side(job: dict[str, Any]) -> None:
     rows = journal.metrics()
     result = {name: [row[name] for row in rows] for name in ("seconds", "tokens", "learnt_tokens")}
     result["losses"] = [row["loss"] for row in rows]
-    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["peak_memory_bytes"] = peak_memory_bytes()
     Path(job["out"]).write_text(json.dumps(result))
 
 

@@ -1,4 +1,7 @@
-"""Names of commands, and what becomes of errors. The commands are in commands.py, imported when one is called."""
+"""Names of commands, the language, and what becomes of errors.
+
+The commands are in commands.py, imported when one is called.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ from pydantic import ValidationError
 
 import danlu
 from danlu.config import describe_faults
-from danlu.errors import DanluError, Interrupted
+from danlu.errors import ConfigError, DanluError, Interrupted
+from danlu.help import TranslatedHelp
+from danlu.words import checked, speaking
 
 app = App(
     name="danlu",
     version=danlu.__version__,
-    help="Danlu (丹炉): from raw data to a language model that serves your domain.",
+    help="Danlu (丹炉): from raw data to a language model that serves your domain. In Chinese: --lang zh.",
     help_format="markdown",
+    help_formatter=TranslatedHelp(),
     default_parameter=Parameter(name_transform=lambda name: name, negative=()),
     suppress_keyboard_interrupt=False,  # call() says what became of it
 )
@@ -45,7 +51,37 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def call(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; errors meant for the user are shown without a traceback."""
+    """Run one command line and return its exit code; errors meant for the user are shown without a traceback.
+
+    `--lang en` or `--lang zh` may stand anywhere in it.
+    """
+    from danlu.terminal import new_console, show_error
+
+    try:
+        language, arguments = _language(arguments)
+    except ConfigError as error:
+        show_error(new_console(stderr=True), error)
+        return error.exit_code
+    with speaking(language):
+        return _call(arguments)
+
+
+def _language(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """What --lang says, if it is there, and the other arguments. Raises ConfigError."""
+    found, others, words = [], [], iter(arguments)
+    for word in words:
+        if word == "--lang":
+            found.append(checked(next(words, "(nothing)"), "--lang"))
+        elif word.startswith("--lang="):
+            found.append(checked(word.removeprefix("--lang="), "--lang"))
+        else:
+            others.append(word)
+    if len(found) > 1:
+        raise ConfigError("--lang is given more than once", fix="leave one")
+    return found[0] if found else None, others
+
+
+def _call(arguments: list[str]) -> int:
     from danlu.terminal import new_console, show_error
 
     errors = new_console(stderr=True)

@@ -64,7 +64,10 @@ def read_device() -> Device:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; oneDNN would also emulate it, slower than float32."""
+    """Whether the CPU multiplies bfloat16 itself; oneDNN would also emulate it, slower than float32.
+
+    One that torch is told to use as an older one (ATEN_CPU_CAPABILITY) does not.
+    """
     import platform
 
     import torch
@@ -72,7 +75,8 @@ def _cpu_has_bfloat16() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     if platform.machine() in ("x86_64", "AMD64"):
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(has) and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -83,6 +87,15 @@ def process_memory_bytes(device_name: str) -> int:
 
         return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others kibibytes
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import platform
 import random
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from danlu.config import Options
 from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation, Record, Skipped
 from danlu.data.source import DataOptions, read
-from danlu.device import Device, read_device, set_seed
+from danlu.device import Device, peak_memory_bytes, read_device, set_seed
 from danlu.errors import ConfigError, DanluError, DataError, disk_faults
 from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
@@ -362,6 +361,5 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
 
 
 def _finish(journal: Journal, started: float, show: Show) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
+    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak_memory_bytes()})
     show.say(f"report: {write_report(journal)}")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from danlu.data.check import DataReport
 from danlu.errors import DanluError
+from danlu.words import words
 
 
 def new_console(*, stderr: bool = False) -> Console:
@@ -81,9 +82,18 @@ def run_view(console: Console) -> Iterator[RunView]:
 
 
 def show_error(console: Console, error: DanluError) -> None:
-    """What was seen, what is allowed, what to do next."""
-    console.print("error:", style="bold red", end=" ")
-    show(console, str(error))
+    """What was seen, what is allowed, what to do next; in Chinese after the kind of error and its searchable name."""
+    said = words()
+    if said.language == "en":
+        console.print("error:", style="bold red", end=" ")
+        show(console, str(error))
+        return
+    kind = type(error).__name__
+    console.print(f"{said('error:')} {kind}", style="bold red", end="")
+    show(console, f"（{said.if_known(kind)}）：{error.seen}")
+    for head, text in (("allowed:", error.allowed), ("next:", error.fix)):
+        if text:
+            show(console, f"  {said(head)}{text}")
 
 
 def show_examples(console: Console, examples: list[dict[str, str]], limit: int = 3) -> None:

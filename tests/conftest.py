@@ -1,20 +1,29 @@
-"""Fixtures that many tests share."""
+"""Fixtures that many tests share, and the order of tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from shuffling import (  # noqa: F401 - pytest calls them
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_report_header,
+)
 
 from tiny import make_tiny_model
 
-torch.set_num_threads(1)  # tiny models: a second thread costs more than it saves
+# Tiny models: a second thread costs more than it saves.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _verdicts_stay_inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What engines find out about the tests' models is not kept in the user's cache."""
+    """What engines find out about the tests' models is not kept in the user's cache; messages are English."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DANLU_LANG", "en")  # whatever the locale; processes that tests start inherit it
         patch.setattr("danlu.generate.verdict.DIRECTORY", str(tmp_path_factory.mktemp("verdicts")))
         yield
 

@@ -7,12 +7,20 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
-from danlu.device import Device, process_memory_bytes, read_device, set_seed
+from danlu.device import (
+    Device,
+    _cpu_has_bfloat16,
+    peak_memory_bytes,
+    process_memory_bytes,
+    read_device,
+    set_seed,
+)
 from danlu.errors import ConfigError
 
 OLD_CPU = Device("cpu", 2, 10**9, has_bfloat16=False)
@@ -59,6 +67,24 @@ def test_a_gpu_is_preferred_and_emulated_bfloat16_does_not_count(monkeypatch, na
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     device = read_device()
     assert (device.name, device.memory_bytes, device.has_bfloat16) == ("cuda", 5 * 10**9, native)
+
+
+def test_a_cpu_that_torch_is_to_use_as_an_older_one_has_no_bfloat16(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    found = []
+    for capability in ("AVX512", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda chosen=capability: chosen)
+        found.append(_cpu_has_bfloat16())
+    assert found == [True, False]
+
+
+@pytest.mark.parametrize(("system", "unit_bytes"), [("linux", 1024), ("darwin", 1)])
+def test_the_peak_of_memory_is_in_bytes_on_every_system(monkeypatch, system, unit_bytes):
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3_000_000))
+    assert peak_memory_bytes() == 3_000_000 * unit_bytes
 
 
 def test_memory_in_use_grows_with_what_is_held():

@@ -178,6 +178,8 @@ def test_one_request_has_an_adapter_and_its_neighbours_have_none(name, tmp_path,
     if name in NO_BANK:
         with pytest.raises(ModelError, match=r"has layers of experts|cannot have an adapter here") as refusal:
             _ask_in_turn(bench, core, tmp_path)
+        assert not core.bank.adapters
+        assert core.is_idle
         record_property("adapter_refused", refusal.value.seen)
         return
     neighbour, its_own, other = _ask_in_turn(bench, core, tmp_path)
@@ -187,7 +189,7 @@ def test_one_request_has_an_adapter_and_its_neighbours_have_none(name, tmp_path,
 
 def _ask_in_turn(bench, core, adapter):
     """What three requests hear, of which the second has the adapter."""
-    core.bank.put("it", adapter, core.bank.read(adapter))
+    core.load_adapter("it", adapter)()
     knobs = [(None, {}), ("it", KNOBS["beam"]), (None, {})]
     asked = [bench.ask(core, prompt, name, **own) for prompt, (name, own) in zip(PROMPTS, knobs, strict=True)]
     finish(core)

@@ -15,6 +15,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of getrusage
+
 
 class Clock(TrainerCallback):
     """Seconds of each optimizer step, its data loading included."""
@@ -78,7 +80,7 @@ def main(job):
         "seconds": clock.seconds,
         "tokens": [after - before for before, after in zip([0, *totals], totals, strict=False)],
         "losses": [row["loss"] for row in history],
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES,
     }
     Path(job["out"]).write_text(json.dumps(result))
 

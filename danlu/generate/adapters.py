@@ -36,8 +36,7 @@ class Adapters:
         """Read an adapter while requests run, and hold it as `name`. Raises ModelError and ConfigError."""
         if self._inside:
             raise _inside("no other adapter can be loaded")
-        parts = self._core.bank.read(directory)
-        self._worker.run(partial(self._core.bank.put, name, directory, parts))
+        self._worker.run(self._core.load_adapter(name, directory))
 
     def unload(self, name: str) -> None:
         """Forget an adapter. Raises ConfigError while requests use it, or if there is none of that name."""

@@ -175,7 +175,7 @@ class Plan:
             self._attend_chunk(at, store, q[span], k[span], v[span], scoring, out[span])
         return out if given == dtype else out.to(given)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """That of keys and values."""
         shelf = self.rows[0].shelf if self.rows else self.chunks[0].slot.shelf

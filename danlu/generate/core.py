@@ -9,7 +9,8 @@ engine.py does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,13 @@ from danlu.model.lean import Decoder, LeanDecoder, alone_decoder, decoder_of, pl
 from danlu.model.lora_bank import LoraBank, Step
 from danlu.model.native import kernels
 from danlu.model.rounding import Rounded
-from danlu.model.wiring import base_of, wire
+from danlu.model.wiring import base_of, kind_of, wire
 
 # How far scores of rounded weights may be from the model's own (model/check.py): tiny models suffer most.
 ALLOWED_ROUNDED = 0.6
+
+# How many are read with an adapter before it is taken.
+TRIED_TOKENS = 12
 
 
 class Core:
@@ -65,6 +69,7 @@ class Core:
         keep_freed_memory()
         base = base_of(model).eval()
         self.device = base.device
+        self._vocabulary = base.config.get_text_config().vocab_size
         self.bank = LoraBank.of(base)
         self.decoder: Decoder | None = None
         self.why_alone = ""
@@ -82,7 +87,7 @@ class Core:
             return
         if found := probe.difference(self, ALLOWED_ROUNDED if rounded else None):
             if not weights_change:  # they are taken from the model
-                raise ModelError(f"{base.config.model_type}: its faster form answers otherwise than the model: {found}")
+                raise ModelError(f"{kind_of(base)}: its faster form answers otherwise than the model: {found}")
             self.decoder = plain
 
     def _join(
@@ -124,6 +129,26 @@ class Core:
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
         self.scheduler.end(request)
+
+    def load_adapter(self, name: str, directory: Path) -> Callable[[], None]:
+        """Read an adapter, which takes a while; what it returns holds it as `name`, between two steps.
+
+        Both raise ModelError for an adapter that cannot be one request's, the second after reading a few tokens
+        with it; ConfigError if the name is taken.
+        """
+        parts = self.bank.read(directory)
+
+        def hold() -> None:
+            self.bank.put(name, directory, parts)
+            try:
+                scores = self.logits([token % self._vocabulary for token in range(TRIED_TOKENS)], adapter=name)
+                if not scores.isfinite().all():
+                    raise ModelError(f"{directory}: with this adapter the model's scores are not numbers")
+            except BaseException:
+                self.bank.drop(name)
+                raise
+
+        return hold
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Raises ConfigError while requests use it, or if there is none of that name."""

@@ -113,7 +113,7 @@ class Engine:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
         self._set_up(loaded.model, chat, core)
         if own is not None:
-            self.core.bank.put(DEFAULT, own, self.core.bank.read(own))
+            self.core.load_adapter(DEFAULT, own)()
 
     @classmethod
     def around(

@@ -268,8 +268,9 @@ class Scheduler:
 
     def _shortage(self, request: Request, tokens: int) -> MemoryShortage:
         """The error of a request that does not fit even when it is alone."""
+        kept = "keys, values and states" if self.store.shape.states else "keys and values"
         return MemoryShortage(
-            f"{tokens} tokens of one request need {self._need(request, tokens) / 1e6:.1f} MB of keys and values; "
+            f"{tokens} tokens of one request need {self._need(request, tokens) / 1e6:.1f} MB of {kept}; "
             f"the budget is {self.store.budget_bytes / 1e6:.1f} MB",
             fix="raise kv_budget_bytes, or ask for a shorter prompt, fewer tokens or fewer beams",
         )

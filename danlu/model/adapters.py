@@ -20,7 +20,8 @@ from pydantic import Field, model_validator
 from danlu.config import Options
 from danlu.errors import ConfigError, DiskError, disk_faults, nearest
 from danlu.hub import quiet_transformers
-from danlu.model.check import alone, kind_of, probe_texts
+from danlu.model.check import alone, probe_texts
+from danlu.model.wiring import kind_of
 
 # Kinds whose kernels read the weight of `out_proj` without calling it; PEFT refuses adapters there.
 _READ_BY_KERNELS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
-from danlu.model.wiring import as_it_came, base_of
+from danlu.model.wiring import as_it_came, base_of, kind_of
 
 # Tokens of the texts that are read.
 LENGTHS = (11, 17)
@@ -65,11 +65,6 @@ def alone(model: Any, ids: Sequence[int]) -> Tensor:
     if scores.shape[0] != len(ids):
         raise ModelError(f"{kind_of(model)}: {len(scores)} scores for {len(ids)} tokens")
     return scores
-
-
-def kind_of(model: Any) -> str:
-    """transformers' name of its architecture."""
-    return str(base_of(model).config.model_type)
 
 
 def refuse_unless_causal(model: Any, ids: Sequence[int], wanted: Tensor) -> None:

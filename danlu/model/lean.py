@@ -28,7 +28,7 @@ from danlu.model.lean_reader import KNOWN, Reader, Told, is_known
 from danlu.model.lora_bank import Hooks, LoraBank, Step
 from danlu.model.products import Product
 from danlu.model.rounding import Rounded
-from danlu.model.wiring import as_it_came, run_in_company
+from danlu.model.wiring import as_it_came, kind_of, run_in_company
 
 # On how many tokens it is looked at.
 PROBE_TOKENS = 12
@@ -96,7 +96,7 @@ def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rou
     lean = lean_form(model, bank, weights_change=weights_change, rounded=rounded)
     if lean is None and rounded is not None:
         raise ConfigError(
-            f"dtype {rounded} for a model of type {model.config.model_type}",
+            f"dtype {rounded} for a model of type {kind_of(model)}",
             allowed=f"one of {', '.join(sorted(KNOWN))}, without an adapter inside",
             fix="use dtype auto",
         )

@@ -38,7 +38,7 @@ from danlu.model.lean_parts import (
 from danlu.model.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.products import Product, fixed_product, joined, live_product
 from danlu.model.rounding import Rounded
-from danlu.model.wiring import wiring_of
+from danlu.model.wiring import kind_of, wiring_of
 
 # model_type of transformers whose layers are read here; tests compare each.
 KNOWN = frozenset(
@@ -70,7 +70,7 @@ _NORMS: tuple[tuple[str | None, str, str | None], ...] = (
 
 def is_known(model: Any) -> bool:
     """Whether each layer consists of the parts that are read here, and of no other."""
-    return model.config.model_type in KNOWN and all(map(_is_known_layer, model.model.layers))
+    return kind_of(model) in KNOWN and all(map(_is_known_layer, model.model.layers))
 
 
 def _is_known_layer(layer: Any) -> bool:
@@ -96,7 +96,7 @@ def _children(module: nn.Module) -> set[str]:
     return {name for name, part in module.named_children() if not isinstance(part, nn.Dropout)}
 
 
-def agree(own: Tensor, wanted: Tensor) -> bool:
+def _agree(own: Tensor, wanted: Tensor) -> bool:
     """Whether answers are equal but for rounding."""
     tolerance = 5e-2 if wanted.dtype in (torch.bfloat16, torch.float16) else 1e-3
     return bool((own - wanted).abs().max() <= tolerance * wanted.abs().max().clamp_min(1e-6))
@@ -177,7 +177,7 @@ class Reader:
         )
 
     def _rotate(self) -> Rotate:
-        if self.model.config.model_type in _PAIRS:
+        if kind_of(self.model) in _PAIRS:
             return plain_rotate_pairs
         return plain_rotate if self.kernels is None else self.kernels.rotate
 
@@ -316,7 +316,7 @@ class Reader:
         candidates = (weight, 1 + weight.float()) if self.fixed else (weight,)
         with torch.no_grad():
             for scale in candidates:
-                if agree(_rms_norm(tuple(weight.shape), scale.to(weight.dtype), eps, x), module(x)):
+                if _agree(_rms_norm(tuple(weight.shape), scale.to(weight.dtype), eps, x), module(x)):
                     found: Tensor = scale.detach() if self.fixed else scale
                     return found
         return None
@@ -330,7 +330,7 @@ class Reader:
         """(x, positions) -> cos and sin by the kind of layer, (tokens, 1, rotated dims) each."""
         rotary, at = self.decoder.rotary_emb, positions[None]
         found = {kind: rotary(x, at, kind) for kind in self._kinds} or {"": rotary(x, at)}
-        kind = self.model.config.model_type
+        kind = kind_of(self.model)
         if kind in _PAIRS:
             return {name: (cos[0, :, None], sin[0, :, None]) for name, (cos, sin) in found.items()}
         if kind in _ONCE:

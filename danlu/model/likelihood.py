@@ -18,7 +18,6 @@ from danlu.model.check import (
     allowed,
     alone,
     difference,
-    kind_of,
     probe_texts,
     refuse_unless_causal,
     tells_too_little,
@@ -26,7 +25,7 @@ from danlu.model.check import (
 from danlu.model.company import Side
 from danlu.model.documents import documents_of
 from danlu.model.kernels import fast_head_loss, use_fast_kernels
-from danlu.model.wiring import as_it_came, base_of, run_in_company, wire, wiring_of
+from danlu.model.wiring import as_it_came, base_of, kind_of, run_in_company, wire, wiring_of
 
 # The same product of the same states: so much of what is allowed to a whole pass.
 HEADS_APART = 0.05

@@ -1,11 +1,12 @@
 """Products x W^T by tiles.c: bfloat16 on the tile registers of a processor with AMX, weights rounded or not.
 
-`has_tiles()` says whether this machine can. Weights are packed once, in the order in which the kernel reads them;
-rounded ones are held in no other form.
+`has_tiles()` says whether this machine can, and DANLU_TILES=0 that it shall not. Weights are packed once, in the order
+in which the kernel reads them; rounded ones are held in no other form.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -110,7 +111,7 @@ def _by_chunk(numbers: Tensor, is_paired: bool) -> Tensor:
 @cache
 def _function() -> Any:
     """tiles.c's function; None where the processor has no tiles, or the system does not let us use them."""
-    functions = library("tiles.c")
+    functions = None if os.environ.get("DANLU_TILES") == "0" else library("tiles.c")
     if functions is None or not functions.danlu_tiles():
         return None
     return declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(4 * [INT])], INT)

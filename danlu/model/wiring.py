@@ -7,6 +7,7 @@ states a token costs. Whether the model then answers as it does alone is for che
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ ATTENTION = "danlu"
 # Tokens on which a model shows what it keeps.
 SHOWN_TOKENS = 12
 
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def wire(model: Any) -> Wiring:
     """Make a model read in company, once; what it needs is found out and kept with it.
@@ -38,9 +41,11 @@ def wire(model: Any) -> Wiring:
     Raises ModelError for a model whose code does not come to our attention, or does something else besides.
     """
     base = base_of(model)
-    known = wiring_of(base)
-    if known is not None:
-        return known
+    with _ONE_AT_A_TIME:  # two threads may come with one model
+        return wiring_of(base) or _wire(base)
+
+
+def _wire(base: Any) -> Wiring:
     _register()
     wiring = Wiring(base.config._attn_implementation)
     for module in base.modules():
@@ -55,8 +60,9 @@ def wire(model: Any) -> Wiring:
         is_ours = isinstance(error, DanluError | MemoryError | torch.OutOfMemoryError)
         if is_ours or not isinstance(error, Exception):
             raise
-        kind = base.config.model_type
-        raise ModelError(f"{kind}: its code does not work on a row of tokens of many texts: {error}") from error
+        raise ModelError(
+            f"{kind_of(base)}: its code does not work on a row of tokens of many texts: {error}"
+        ) from error
     for module in apart:
         module.forward = Apart(module, wiring)
     wiring.longest = min((length for module in base.modules() for length in _turning_points(module)), default=None)
@@ -77,6 +83,11 @@ def _turning_points(module: Any) -> Iterator[int]:
 def base_of(model: Any) -> Any:
     """The transformers model, without what PEFT puts around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def kind_of(model: Any) -> str:
+    """transformers' name of its architecture."""
+    return str(base_of(model).config.model_type)
 
 
 def wiring_of(module: nn.Module) -> Wiring | None:
@@ -253,7 +264,7 @@ def _show(base: Any, wiring: Wiring) -> list[nn.Module]:
             base(input_ids=ids[None], position_ids=at[None], **{_cache_name(base): carried}, use_cache=False)
         wiring.states = {key: StateShape(tuple(x.shape[1:]), x.dtype) for key, x in wiring.shown.items()}
         if not wiring.stores and not wiring.states:
-            raise ModelError(f"{base.config.model_type}: its attention does not ask transformers' interface")
+            raise ModelError(f"{kind_of(base)}: its attention does not ask transformers' interface")
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ from typing import Any
 
 from danlu.report.curves import SECOND, Curve, draw, smooth
 from danlu.report.numbers import is_figure, plain
+from danlu.words import ENGLISH, Words
 
 Rows = Sequence[dict[str, Any]]
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -27,14 +28,14 @@ class Chart:
     wide: bool = False
 
 
-def charts(rows: Rows) -> list[Chart]:
+def charts(rows: Rows, words: Words = ENGLISH) -> list[Chart]:
     """The figures for which the rows hold values; none for no rows."""
     drawn = [
-        _loss(rows),
-        _rate(rows),
-        _small("Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
-        _small("Speed", "tokens/s", rows, tokens_per_second(rows), trend=True),
-        _small("Memory", "GiB", rows, memory_gib(rows)),
+        _loss(rows, words),
+        _rate(rows, words),
+        _small(words, "Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
+        _small(words, "Speed", words("tokens/s"), rows, tokens_per_second(rows), trend=True),
+        _small(words, "Memory", "GiB", rows, memory_gib(rows)),
     ]
     return [chart for chart in drawn if chart]
 
@@ -55,48 +56,53 @@ def memory_gib(rows: Rows) -> list[float]:
     return [value / 2**30 for value in column(rows, "memory_bytes")]
 
 
-def _loss(rows: Rows) -> Chart | None:
+def _loss(rows: Rows, words: Words) -> Chart | None:
     steps, loss, held_out = _steps(rows), column(rows, "loss"), column(rows, "eval_loss")
     curves = []
     if _finite(loss):
-        curves = _with_trend("training", steps, loss)
+        curves = _with_trend("training", "training, smoothed", steps, loss)
     measured = [(step, value) for step, value in zip(steps, held_out, strict=True) if math.isfinite(value)]
     if measured:
         x, y = zip(*measured, strict=True)
         curves.append(Curve("held out", x, y, colour=SECOND, points=True))
     if not curves:
         return None
-    parts = [_in_words("training loss", loss), _in_words("held-out loss", held_out)]
-    alt = "Loss by step: " + "; ".join(part for part in parts if part)
-    svg = draw("loss", curves, alt=alt, x_label="step", wide=True)
-    return Chart("Loss", "nats a token, of the tokens to be learnt", svg, wide=True)
+    parts = [_in_words(words, words(name), of) for name, of in (("training loss", loss), ("held-out loss", held_out))]
+    alt = words("{title} by step: {numbers}", title=words("Loss"), numbers=words("; ").join(filter(None, parts)))
+    labels = {text: words(text) for text in ("step", *(curve.name for curve in curves))}
+    svg = draw("loss", curves, alt=alt, x_label="step", wide=True, labels=labels)
+    return Chart(words("Loss"), words("nats a token, of the tokens to be learnt"), svg, wide=True)
 
 
-def _rate(rows: Rows) -> Chart | None:
+def _rate(rows: Rows, words: Words) -> Chart | None:
     """The learning rate, in its own power of ten: 0.00024 beside 8e-05 is hard to read."""
     rates = column(rows, "lr")
     highest = max(_finite(rates), default=0.0)
     power = math.floor(math.log10(highest)) if highest > 0 else 0
     unit = f"× 10{str(power).translate(_RAISED)}" if power else ""
-    return _small("Learning rate", unit, rows, [rate / 10.0**power for rate in rates])
+    return _small(words, "Learning rate", unit, rows, [rate / 10.0**power for rate in rates])
 
 
-def _small(title: str, unit: str, rows: Rows, values: list[float], *, trend: bool = False) -> Chart | None:
+def _small(
+    words: Words, title: str, unit: str, rows: Rows, values: list[float], *, trend: bool = False
+) -> Chart | None:
     if not _finite(values):
         return None
-    alt = f"{title} by step: {_in_words(unit or title.lower(), values)}"
+    numbers = _in_words(words, unit or words(title).lower(), values)
+    alt = words("{title} by step: {numbers}", title=words(title), numbers=numbers)
     steps = _steps(rows)
-    curves = _with_trend(title, steps, values) if trend else [Curve(title, steps, values)]
-    svg = draw(title.lower().replace(" ", "-"), curves, alt=alt, x_label="step", from_zero=True)
-    return Chart(title, unit, svg)
+    curves = _with_trend(title, title, steps, values) if trend else [Curve(title, steps, values)]
+    name, labels = title.lower().replace(" ", "-"), {"step": words("step")}
+    svg = draw(name, curves, alt=alt, x_label="step", from_zero=True, labels=labels)
+    return Chart(words(title), unit, svg)
 
 
-def _with_trend(name: str, steps: list[float], values: list[float]) -> list[Curve]:
+def _with_trend(name: str, smoothed_name: str, steps: list[float], values: list[float]) -> list[Curve]:
     """Each step, pale, under an average over a thirtieth of the run; the steps alone when they are few."""
     memory = len(values) / 30
     if memory < 2:
         return [Curve(name, steps, values)]
-    smoothed = Curve(f"{name}, smoothed", steps, smooth(values, memory))
+    smoothed = Curve(smoothed_name, steps, smooth(values, memory))
     return [Curve("each step", steps, values, opacity=0.3), smoothed]
 
 
@@ -109,9 +115,16 @@ def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _in_words(name: str, values: Sequence[float]) -> str:
+def _in_words(words: Words, name: str, values: Sequence[float]) -> str:
     finite = _finite(values)
     if not finite:
         return ""
     first, last, low, high = (plain(v) for v in (finite[0], finite[-1], min(finite), max(finite)))
-    return f"{name} from {first} at first to {last} at last, lowest {low}, highest {high}"
+    return words(
+        "{name} from {first} at first to {last} at last, lowest {low}, highest {high}",
+        name=name,
+        first=first,
+        last=last,
+        low=low,
+        high=high,
+    )

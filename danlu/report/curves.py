@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -43,7 +43,14 @@ class Curve:
 
 
 def draw(
-    name: str, curves: Sequence[Curve], *, alt: str, x_label: str, wide: bool = False, from_zero: bool = False
+    name: str,
+    curves: Sequence[Curve],
+    *,
+    alt: str,
+    x_label: str,
+    wide: bool = False,
+    from_zero: bool = False,
+    labels: Mapping[str, str] | None = None,
 ) -> str:
     """An `<svg>` element with the curves.
 
@@ -52,6 +59,7 @@ def draw(
         alt: what the figure shows, for those who cannot see it.
         wide: across the page instead of half of it.
         from_zero: start the upright axis at zero, so that noise does not look like a trend.
+        labels: what stands in the figure for a label, in the reader's language: matplotlib has no such font.
     """
     import matplotlib
 
@@ -60,7 +68,10 @@ def draw(
         figure = _figure(curves, x_label, wide, from_zero)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _themed(buffer.getvalue(), alt)
+    svg = _themed(buffer.getvalue(), alt)
+    for label, shown in (labels or {}).items():
+        svg = svg.replace(f">{escape(label)}</text>", f">{escape(shown)}</text>")
+    return svg
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from danlu.words import ENGLISH, Words
+
 MINUS = "−"
 
 
@@ -15,16 +17,16 @@ def is_figure(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def plain(value: Any) -> str:
+def plain(value: Any, words: Words = ENGLISH) -> str:
     """Any scalar or nested value of a JSON file: numbers short, text as it is, the rest as JSON."""
     if value is None:
         return "–"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return words("yes" if value else "no")
     if isinstance(value, int):
         return f"{value:,}".replace("-", MINUS)
     if isinstance(value, float):
-        return _short(value)
+        return _short(value, words)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -54,15 +56,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def large(value: float) -> str:
-    """A count in thousands, millions or billions once it is long."""
-    for size, unit in ((1e9, "billion"), (1e6, "million")):
+def large(value: float, words: Words = ENGLISH) -> str:
+    """A count in millions or billions, in Chinese in units of 10^4 and 10^8, once it is long."""
+    units = ((1e8, "亿"), (1e4, "万")) if words.language == "zh" else ((1e9, "billion"), (1e6, "million"))
+    for size, unit in units:
         if value >= size:
-            return f"{value / size:.2f} {unit}"
+            return f"{value / size:,.2f} {unit}"
     return f"{value:,.0f}"
 
 
-def _short(value: float) -> str:
+def _short(value: float, words: Words) -> str:
     if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else "infinite"
+        return words("not a number" if math.isnan(value) else "infinite")
     return f"{value:,.4g}".replace("-", MINUS)

@@ -1,14 +1,15 @@
 """Run directory -> one HTML page that needs nothing else: what was done, what changed, how sure that is.
 
-Only reads the journal, and says what the journal lacks. Everything from recipe, data and model is
-escaped; no script, no font and no image is fetched. Measures nothing: the figures are the steps'.
+Only reads the journal, and says what the journal lacks. Its labels are in the reader's language
+(words.py). Everything from recipe, data and model is escaped; no script, no font and no image is
+fetched. Measures nothing: the figures are the steps'.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from importlib import resources
@@ -21,6 +22,7 @@ from danlu.journal import Journal, write_atomic
 from danlu.report.charts import charts, column
 from danlu.report.numbers import duration, fixed, is_figure, large, plain
 from danlu.report.verdict import MEASURES, Measure, figure, interval_decimals, interval_of, judge, spread
+from danlu.words import ENGLISH, Words, words
 
 # What a whole run leaves behind, and what a reader misses without it.
 _PARTS = {
@@ -38,13 +40,14 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows, read once."""
+    """Everything the page shows, read once, and the words that it is shown with."""
 
     name: str
     recipe: str
     metrics: list[dict[str, Any]]
     events: list[dict[str, Any]]
     results: dict[str, Any]
+    words: Words = field(default=ENGLISH)
 
     def part(self, name: str) -> dict[str, Any]:
         """A group of results.json; empty when it is absent or no group."""
@@ -54,14 +57,16 @@ class Run:
     def absent(self) -> list[str]:
         """What a whole run would have left and this one did not."""
         files = {"recipe.yaml": self.recipe, "metrics.jsonl": self.metrics, "events.jsonl": self.events}
-        missing = [f"{name} (empty or not there)" for name, content in files.items() if not content]
-        return missing + [f"{name} ({why})" for name, why in _PARTS.items() if not self.results.get(name)]
+        missing = [self.words("{name} (empty or not there)", name=name) for name, held in files.items() if not held]
+        parts = {name: self.words(why) for name, why in _PARTS.items() if not self.results.get(name)}
+        return missing + [self.words("{name} ({why})", name=name, why=why) for name, why in parts.items()]
 
 
 def write_report(journal: Journal) -> Path:
     """Write report.html into the run directory, whole or not at all, and return its path.
 
-    Raises DataError when there is no such directory, DiskError when it cannot be written.
+    Its labels are in the language of `words()`. Raises DataError when there is no such directory, DiskError when it
+    cannot be written.
     """
     if not journal.directory.is_dir():
         raise DataError(f"no run directory: {journal.directory}", fix="name the directory of a run")
@@ -78,6 +83,7 @@ def read_run(journal: Journal) -> Run:
         metrics=journal.metrics(),
         events=journal.events(),
         results=journal.results(),
+        words=words(),
     )
 
 
@@ -85,25 +91,26 @@ def render(run: Run) -> str:
     """The page as text."""
     style = (resources.files("danlu.report") / "page.css").read_text("utf-8")
     name = escape(run.name)
+    footer = run.words("Danlu {version}. This page reads the run directory and nothing else.", version=__version__)
     sections = (
         _header(run), _missing(run), _tiles(run), _comparison(run), _training(run), _examples(run),
         _events(run), _facts(run), _recipe(run),
     )  # fmt: skip
     body = "\n".join(section for section in sections if section)
     return f"""<!doctype html>
-<html lang="en">
+<html lang="{"zh-CN" if run.words.language == "zh" else "en"}">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} · Danlu report</title>
+<title>{name} · {run.words("Danlu report")}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <main>
 {body}
-<footer class="soft">Danlu {__version__}. This page reads the run directory and nothing else.</footer>
+<footer class="soft">{footer}</footer>
 </main>
 </body>
 </html>
@@ -111,18 +118,19 @@ def render(run: Run) -> str:
 
 
 def _header(run: Run) -> str:
-    verdict = judge(run.results)
+    verdict = judge(run.results, words=run.words)
     lines = [
         f"<h1>{escape(run.name)}</h1>",
-        f'<p class="verdict {verdict.tone}">{_sentence(verdict.sentence)}</p>',
+        f'<p class="verdict {verdict.tone}">{_sentence(run, verdict.sentence)}</p>',
     ]
     if figure(run.results, "after", "overlap") is not None:
-        lines.append(f'<p class="soft">{_sentence(judge(run.results, "overlap").sentence)}</p>')
+        overlap = judge(run.results, "overlap", words=run.words)
+        lines.append(f'<p class="soft">{_sentence(run, overlap.sentence)}</p>')
     return f"<header>{''.join(lines)}</header>"
 
 
-def _sentence(text: str) -> str:
-    return escape(_capital(text) + ".")
+def _sentence(run: Run, text: str) -> str:
+    return escape(run.words("{sentence}.", sentence=_capital(text)))
 
 
 def _capital(text: str) -> str:
@@ -133,11 +141,11 @@ def _missing(run: Run) -> str:
     absent = run.absent()
     if not absent:
         return ""
-    listed = "; ".join(escape(part) for part in absent)
-    return (
-        '<p class="notice"><b>Not everything is here.</b> The run stopped early, or its recipe did not ask '
-        f"for these: {listed}.</p>"
+    said = run.words(
+        "<b>Not everything is here.</b> The run stopped early, or its recipe did not ask for these: {listed}.",
+        listed=run.words("; ").join(escape(part) for part in absent),
     )
+    return f'<p class="notice">{said}</p>'
 
 
 def _tiles(run: Run) -> str:
@@ -147,29 +155,36 @@ def _tiles(run: Run) -> str:
     steps = [row["step"] for row in run.metrics if is_figure(row.get("step"))]
     tiles = {
         "optimizer steps": f"{max(steps):,}" if steps else "",
-        "tokens read": large(tokens) if tokens else "",
-        "of them learnt": large(learnt) if learnt else "",
+        "tokens read": large(tokens, run.words) if tokens else "",
+        "of them learnt": large(learnt, run.words) if learnt else "",
         "training time": duration(seconds) if seconds else "",
-        "speed": f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else "",
+        "speed": f"{tokens / seconds:,.0f} {run.words('tokens/s')}" if tokens and seconds else "",
         "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "",
     }
-    shown = [f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items() if value]
+    shown = [f"<div><dt>{run.words(name)}</dt><dd>{value}</dd></div>" for name, value in tiles.items() if value]
     return f'<dl class="tiles">{"".join(shown)}</dl>' if shown else ""
 
 
 def _comparison(run: Run) -> str:
     measures = [m for m in (*run.part("before"), *run.part("after")) if _is_shown(run, m)]
+    title = run.words("Before and after")
     if not measures:
-        return _section("Before and after", _absent("Neither the untrained nor the trained model was measured."))
+        return _section(title, _absent(run.words("Neither the untrained nor the trained model was measured.")))
     rows = [_measure_row(run, measure) for measure in dict.fromkeys(measures)]
+    heads = [run.words("measure")]
+    heads += [f"#{run.words(name)}" for name in ("before", "after", "change", "interval of the change")]
+    return _section(title, _table(heads, rows) + f'<p class="soft">{_how_measured(run)}</p>')
+
+
+def _how_measured(run: Run) -> str:
     held_out = run.part("data").get("held_out")
-    size = f" on {held_out:,} held-out examples" if is_figure(held_out) else ""
-    note = (
-        f'<p class="soft">Measured{size}, which training never saw. An interval that excludes zero is a change '
-        "beyond chance.</p>"
+    if not is_figure(held_out):
+        return run.words("An interval that excludes zero is a change beyond chance.")
+    return run.words(
+        "Measured on {number} held-out examples, which training never saw. An interval that excludes zero is a change "
+        "beyond chance.",
+        number=f"{held_out:,}",
     )
-    heads = ["measure", *(f"#{name}" for name in ("before", "after", "change", "interval of the change"))]
-    return _section("Before and after", _table(heads, rows) + note)
 
 
 def _is_shown(run: Run, measure: str) -> bool:
@@ -178,26 +193,28 @@ def _is_shown(run: Run, measure: str) -> bool:
 
 def _measure_row(run: Run, key: str) -> str:
     measure = MEASURES.get(key, Measure(key, less_is_better=False))
+    name = run.words.if_known(measure.name)
     before, after = figure(run.results, "before", key), figure(run.results, "after", key)
     interval = interval_of(run.results, key)
     decimals = interval_decimals(interval, measure.decimals) if interval else measure.decimals
     change = "–" if before is None or after is None else fixed(after - before, decimals, signed=True)
     shown = [
-        fixed(value, decimals) if value is not None else plain(run.part(part).get(key))
+        fixed(value, decimals) if value is not None else plain(run.part(part).get(key), run.words)
         for part, value in (("before", before), ("after", after))
     ]
     tone = f"tone {judge(run.results, key).tone}" if interval and key in MEASURES else ""
     ends = f"{spread(interval, decimals)} ({interval.level * 100:g} %)" if interval else "–"
     cells = [(shown[0], ""), (shown[1], ""), (change, tone), (ends, "")]
-    return f"<th scope=row>{escape(_capital(measure.name))}</th>" + "".join(
+    return f"<th scope=row>{escape(_capital(name))}</th>" + "".join(
         f'<td class="number {extra}">{escape(text)}</td>' for text, extra in cells
     )
 
 
 def _training(run: Run) -> str:
-    drawn = charts(run.metrics)
+    drawn = charts(run.metrics, run.words)
+    title = run.words("Training")
     if not drawn:
-        return _section("Training", _absent("No step was recorded in metrics.jsonl."))
+        return _section(title, _absent(run.words("No step was recorded in metrics.jsonl.")))
     figures = [
         f"<figure{' class=wide' if chart.wide else ''}><figcaption><b>{chart.title}</b> "
         f"<span>{chart.note}</span></figcaption>{chart.svg}</figure>"
@@ -205,48 +222,48 @@ def _training(run: Run) -> str:
     ]
     wide = "".join(f for f, chart in zip(figures, drawn, strict=True) if chart.wide)
     small = "".join(f for f, chart in zip(figures, drawn, strict=True) if not chart.wide)
-    return _section("Training", f'{wide}<div class="grid">{small}</div>')
+    return _section(title, f'{wide}<div class="grid">{small}</div>')
 
 
 def _examples(run: Run) -> str:
     examples = [e for e in run.results.get("examples") or [] if isinstance(e, dict)]
+    title = run.words("Answers side by side")
     if not examples:
-        return _section("Answers side by side", _absent("No answers were kept."))
-    return _section("Answers side by side", "".join(_example(example) for example in examples))
+        return _section(title, _absent(run.words("No answers were kept.")))
+    return _section(title, "".join(_example(run, example) for example in examples))
 
 
-def _example(example: dict[str, Any]) -> str:
+def _example(run: Run, example: dict[str, Any]) -> str:
     place = f'<span class="place">{escape(plain(example["place"]))}</span>' if example.get("place") else ""
     answers = "".join(
-        f'<div class="{key}"><h3>{head}</h3>{_text(example.get(key))}</div>'
+        f'<div class="{key}"><h3>{run.words(head)}</h3>{_text(run, example.get(key))}</div>'
         for key, head in (("reference", "Reference"), ("before", "Before training"), ("after", "After training"))
     )
-    return (
-        f'<article class="example"><div>{place}<h3>Prompt</h3>{_text(example.get("prompt"))}</div>'
-        f'<div class="answers">{answers}</div></article>'
-    )
+    prompt = f"<h3>{run.words('Prompt')}</h3>{_text(run, example.get('prompt'))}"
+    return f'<article class="example"><div>{place}{prompt}</div><div class="answers">{answers}</div></article>'
 
 
-def _text(value: Any) -> str:
+def _text(run: Run, value: Any) -> str:
     if value is None:
-        return _absent("not recorded")
+        return _absent(run.words("not recorded"))
     if value == "":
-        return _absent("(an empty text)")
-    words = plain(value)
-    code = " code" if re.search(r"^(    |\t)", words, re.MULTILINE) else ""  # indented lines: columns matter
-    return f'<div class="text{code}" dir="auto">{escape(words)}</div>'
+        return _absent(run.words("(an empty text)"))
+    text = plain(value)
+    code = " code" if re.search(r"^(    |\t)", text, re.MULTILINE) else ""  # indented lines: columns matter
+    return f'<div class="text{code}" dir="auto">{escape(text)}</div>'
 
 
 def _events(run: Run) -> str:
+    title = run.words("What was decided, and why")
     if not run.events:
-        return _section("What was decided, and why", _absent("No decision was recorded in events.jsonl."))
-    rows = [_event_row(event) for event in run.events]
-    return _section("What was decided, and why", _table(["time (UTC)", "event", "reason", "details"], rows))
+        return _section(title, _absent(run.words("No decision was recorded in events.jsonl.")))
+    heads = [run.words(head) for head in ("time (UTC)", "event", "reason", "details")]
+    return _section(title, _table(heads, [_event_row(run, event) for event in run.events]))
 
 
-def _event_row(event: dict[str, Any]) -> str:
+def _event_row(run: Run, event: dict[str, Any]) -> str:
     details = "".join(
-        f"<span><code>{escape(str(key))}</code> {escape(plain(value))}</span>"
+        f"<span><code>{escape(str(key))}</code> {escape(plain(value, run.words))}</span>"
         for key, value in event.items()
         if key not in ("time", "kind", "reason")
     )
@@ -267,30 +284,32 @@ def _clock(time: Any) -> str:
 def _facts(run: Run) -> str:
     titles = {"data": "Data", "parity": "Merged against trained", "machine": "Machine", "run": "Whole run"}
     blocks = [
-        f"<div>{_section(title, _table(['', ''], _fact_rows(run.part(part)), bare=True))}</div>"
+        f"<div>{_section(run.words(title), _table(['', ''], _fact_rows(run, part), bare=True))}</div>"
         for part, title in titles.items()
         if run.part(part)
     ]
     return f'<div class="pair">{"".join(blocks)}</div>' if blocks else ""
 
 
-def _fact_rows(facts: dict[str, Any]) -> list[str]:
+def _fact_rows(run: Run, part: str) -> list[str]:
     return [
-        f"<th scope=row>{escape(str(name).replace('_', ' '))}</th><td>{escape(_fact(str(name), value))}</td>"
-        for name, value in facts.items()
+        f"<th scope=row>{escape(run.words.if_known(str(name).replace('_', ' ')))}</th>"
+        f"<td>{escape(_fact(run, str(name), value))}</td>"
+        for name, value in run.part(part).items()
     ]
 
 
-def _fact(name: str, value: Any) -> str:
+def _fact(run: Run, name: str, value: Any) -> str:
     if name.endswith("_bytes") and is_figure(value):
         return f"{value:,} ({value / 2**30:.2f} GiB)"
-    return plain(value)
+    return plain(value, run.words)
 
 
 def _recipe(run: Run) -> str:
+    title = run.words("Recipe")
     if not run.recipe:
-        return _section("Recipe", _absent("recipe.yaml is not there."))
-    return _section("Recipe", f'<div class="scroll"><pre>{escape(run.recipe)}</pre></div>')
+        return _section(title, _absent(run.words("recipe.yaml is not there.")))
+    return _section(title, f'<div class="scroll"><pre>{escape(run.recipe)}</pre></div>')
 
 
 def _section(title: str, body: str) -> str:

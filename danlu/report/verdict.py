@@ -1,6 +1,6 @@
 """results.json -> one sentence: did the held-out loss fall, and is that more than chance?
 
-Knows the names of the results, no HTML.
+Knows the names of the results, no HTML; the sentence is in the reader's language (words.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from danlu.evaluate.bootstrap import Interval
 from danlu.report.numbers import decimals_for, fixed, is_figure
+from danlu.words import ENGLISH, Words
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,19 @@ MEASURES = {
     "overlap": Measure("character overlap with the references (chrF)", less_is_better=False, decimals=1),
 }
 
+_ABSENT = {
+    "before": "No verdict: {name} was not measured before training",
+    "after": "No verdict: {name} was not measured after training",
+    "before or after": "No verdict: {name} was not measured before or after training",
+}
+_UNMEASURED = "{name} went from {before} to {after}; whether that is chance was not measured"
+_UNCLEAR = (
+    "{name} did not change clearly, from {before} to {after}: the {level} % interval of the change {spread} "
+    "contains zero"
+)
+_FELL = "{name} fell from {before} to {after} ({level} % interval of the change {spread})"
+_ROSE = "{name} rose from {before} to {after} ({level} % interval of the change {spread})"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -36,27 +50,24 @@ class Verdict:
     tone: str
 
 
-def judge(results: dict[str, Any], measure: str = "loss") -> Verdict:
+def judge(results: dict[str, Any], measure: str = "loss", words: Words = ENGLISH) -> Verdict:
     """What the run did to `measure`, in one sentence; says so where a part was not measured."""
-    name, least = MEASURES[measure].name, MEASURES[measure].decimals
+    name, least = words(MEASURES[measure].name), MEASURES[measure].decimals
     before, after = figure(results, "before", measure), figure(results, "after", measure)
     if before is None or after is None:
-        absent = [part for part, value in (("before", before), ("after", after)) if value is None]
-        return Verdict(f"No verdict: {name} was not measured {' or '.join(absent)} training", "open")
+        absent = " or ".join(part for part, value in (("before", before), ("after", after)) if value is None)
+        return Verdict(words(_ABSENT[absent], name=name), "open")
     interval = interval_of(results, measure)
+    decimals = least if interval is None else interval_decimals(interval, least)
+    values = {"name": name, "before": fixed(before, decimals), "after": fixed(after, decimals)}
     if interval is None:
-        numbers = f"from {fixed(before, least)} to {fixed(after, least)}"
-        return Verdict(f"{name} went {numbers}; whether that is chance was not measured", "open")
-    decimals = interval_decimals(interval, least)
-    numbers = f"from {fixed(before, decimals)} to {fixed(after, decimals)}"
-    change = f"{interval.level * 100:g} % interval of the change {spread(interval, decimals)}"
+        return Verdict(words(_UNMEASURED, **values), "open")
+    values |= {"level": f"{interval.level * 100:g}", "spread": spread(interval, decimals)}
     if not interval.excludes_zero:
-        return Verdict(f"{name} did not change clearly, {numbers}: the {change} contains zero", "open")
+        return Verdict(words(_UNCLEAR, **values), "open")
     fell = interval.value < 0
-    return Verdict(
-        f"{name} {'fell' if fell else 'rose'} {numbers} ({change})",
-        "better" if fell == MEASURES[measure].less_is_better else "worse",
-    )
+    better = fell == MEASURES[measure].less_is_better
+    return Verdict(words(_FELL if fell else _ROSE, **values), "better" if better else "worse")
 
 
 def figure(results: dict[str, Any], part: str, measure: str) -> float | None:

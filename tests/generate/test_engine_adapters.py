@@ -12,6 +12,7 @@ import torch
 from adapting import CPU, edit_config, make_adapter
 from answering import PROMPTS, tolerance_of
 from rounding import of_model
+from safetensors.torch import load_file, save_file
 
 from danlu import Engine, GenerationParams
 from danlu.data.chat import Chat
@@ -270,6 +271,12 @@ def test_files_that_cannot_be_used_leave_the_engine_as_it_was(engine, directorie
     edit_config(broken, bias="none", use_dora=True)
     with pytest.raises(ModelError, match="not plain LoRA"):
         engine.load_adapter("broken", broken)
+    edit_config(broken, use_dora=False)
+    weights = load_file(broken / "adapter_model.safetensors")
+    save_file({name: weight * 1e37 for name, weight in weights.items()}, broken / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="scores are not numbers"):
+        engine.load_adapter("broken", broken)
+    save_file(weights, broken / "adapter_model.safetensors")
     assert engine.adapters == before
     assert engine.generate([PROMPTS[0]], None, "wide")[0].text
     edit_config(broken, use_dora=False, r=9)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import sys
+import types
 
 import pytest
 
 from danlu import hub
-from danlu.errors import DiskError, DownloadError, ModelError, UnknownModel
+from danlu.errors import ConfigError, DiskError, DownloadError, ModelError, UnknownModel
 
 
 @pytest.fixture
@@ -80,6 +81,86 @@ def test_hugging_face_failing(snapshot, cache, made, error, words):
     assert not hub.is_cached("org/name@v9", cache)
 
 
+def hugging_face_is(monkeypatch, endpoint="https://huggingface.co", is_offline=False):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+
+
+def test_offline_the_hint_is_not_a_mirror(snapshot, cache, monkeypatch):
+    hugging_face_is(monkeypatch, is_offline=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    snapshot.result = hub_error("LocalEntryNotFoundError")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE keeps off the network") as caught:
+        hub.resolve("org/name", cache=cache)
+    assert "without HF_HUB_OFFLINE" in caught.value.fix
+    assert "HF_ENDPOINT" not in str(caught.value)
+
+
+def test_a_mirror_without_a_protocol(snapshot, cache, monkeypatch):
+    hugging_face_is(monkeypatch, "hf-mirror.com")
+    snapshot.result = ValueError("Request URL is missing an 'http://' or 'https://' protocol.")
+    with pytest.raises(DownloadError, match=r"HF_ENDPOINT=hf-mirror\.com names no protocol") as caught:
+        hub.resolve("org/name", cache=cache)
+    assert caught.value.fix == "export HF_ENDPOINT=https://hf-mirror.com"
+
+
+def test_a_mirror_that_cannot_be_reached_is_named(snapshot, cache, monkeypatch):
+    hugging_face_is(monkeypatch, "https://hf-mirror.com")
+    snapshot.result = ConnectionError("refused")
+    with pytest.raises(DownloadError, match=r"https://hf-mirror\.com \(HF_ENDPOINT\) could not be reached") as caught:
+        hub.resolve("org/name", cache=cache)
+    assert caught.value.fix.startswith("check the network and HF_ENDPOINT")
+
+
+def test_a_socks_proxy_without_its_package(snapshot, cache, monkeypatch):
+    hugging_face_is(monkeypatch)
+    snapshot.result = ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+    with pytest.raises(DownloadError, match="httpx\\[socks\\]"):
+        hub.resolve("org/name", cache=cache)
+
+
+@pytest.fixture
+def modelscope(monkeypatch, tiny_model):
+    """modelscope, whose snapshot_download keeps the names that it was asked for."""
+    module = types.ModuleType("modelscope")
+    module.asked = []
+    module.snapshot_download = lambda repo, **options: module.asked.append(repo) or str(tiny_model)
+    monkeypatch.setitem(sys.modules, "modelscope", module)
+    return module
+
+
+@pytest.mark.parametrize("word", ["1", "true", "Y"])
+def test_modelscope_is_asked_where_the_environment_prefers_it(
+    modelscope, snapshot, tiny_model, cache, monkeypatch, word
+):
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", word)
+    assert hub.resolve("org/name", cache=cache) == tiny_model
+    assert modelscope.asked == ["org/name"]
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "0")
+    snapshot.result = tiny_model
+    hub.resolve("org/other", cache=cache)
+    assert (modelscope.asked, snapshot.repo) == (["org/name"], "org/other")
+
+
+def test_a_preference_that_says_neither_is_refused(cache, monkeypatch):
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "maybe")
+    with pytest.raises(ConfigError, match="USE_MODELSCOPE_HUB=maybe"):
+        hub.resolve("org/name", cache=cache)
+
+
+def test_the_preference_is_named_when_it_leads_nowhere(modelscope, cache, monkeypatch):
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+
+    def snapshot(repo, **options):
+        raise RuntimeError("404")
+
+    modelscope.snapshot_download = snapshot
+    with pytest.raises(DownloadError, match="404; USE_MODELSCOPE_HUB is set"):
+        hub.resolve("org/name", cache=cache)
+
+
 def test_modelscope_without_its_extra(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(ModelError, match=r'pip install "danlu\[modelscope\]"'):
@@ -87,8 +168,6 @@ def test_modelscope_without_its_extra(cache, monkeypatch):
 
 
 def test_modelscope(tiny_model, cache, monkeypatch):
-    import types
-
     def snapshot(repo, **options):
         if repo == "org/none":
             raise RuntimeError("404")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import zoo
 from pydantic import ValidationError
+from rounding import assert_same_model
 
 from danlu.device import Device
 from danlu.errors import ConfigError, DiskError
@@ -184,9 +185,10 @@ def test_a_saved_adapter_is_one_that_peft_reads(tiny_model, tmp_path):
     save_adapter(model, tmp_path / "runs" / "adapter")
     with quiet_transformers():
         again = PeftModel.from_pretrained(base(tiny_model), str(tmp_path / "runs" / "adapter")).eval()
-    assert torch.equal(logits(again), logits(model))
-    assert not torch.equal(logits(again), logits(base(tiny_model)))
-    assert torch.equal(logits(put_adapter(base(tiny_model), tmp_path / "runs" / "adapter")), logits(model))
+    assert_same_model(logits(again), logits(model), model.config)
+    assert not torch.allclose(logits(again), logits(base(tiny_model)), atol=1e-2)
+    read = put_adapter(base(tiny_model), tmp_path / "runs" / "adapter")
+    assert_same_model(logits(read), logits(model), model.config)
     assert names_in(tmp_path / "runs") == ["adapter"]
 
 
@@ -204,7 +206,7 @@ def test_others_may_read_what_is_saved(tiny_model, tmp_path):
 def test_a_continued_adapter_replaces_the_older_one(tiny_model, tmp_path):
     save_adapter(adapted(tiny_model, target_modules=("q_proj",)), tmp_path / "adapter")
     save_adapter(model := adapted(tiny_model), tmp_path / "adapter")
-    assert torch.equal(logits(put_adapter(base(tiny_model), tmp_path / "adapter")), logits(model))
+    assert_same_model(logits(put_adapter(base(tiny_model), tmp_path / "adapter")), logits(model), model.config)
     assert names_in(tmp_path) == ["adapter"]
 
 

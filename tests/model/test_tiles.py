@@ -136,6 +136,12 @@ def test_a_machine_without_tiles(anew, monkeypatch):
     assert not anew()
 
 
+def test_a_machine_that_shall_not_use_its_tiles(anew, monkeypatch):
+    monkeypatch.setenv("DANLU_TILES", "0")
+    monkeypatch.setattr(tiles, "library", None)  # nothing is compiled either
+    assert not anew()
+
+
 def test_products_that_are_wrong_are_not_taken(anew, monkeypatch):
     monkeypatch.setattr(TileProduct, "__call__", lambda _self, x: torch.ones(len(x), 48))
     monkeypatch.setattr(tiles, "_function", lambda: object())

@@ -279,3 +279,20 @@ def test_an_adapter_reaches_the_layers_inside_of_modules_with_states():
         )
         for script, wanted in zip(scripts, (model, merged, model), strict=True):
             assert distance(wanted, script) < 1e-4
+
+
+def test_threads_that_come_with_one_model_get_one_wiring():
+    model, started, found = tiny_model("qwen3_5_text"), threading.Barrier(4), []
+
+    def come():
+        started.wait()
+        found.append(wire(model))
+
+    threads = [threading.Thread(target=come) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(map(id, found))) == 1
+    assert len(found[0].states) == len(set(found[0].states)) > 0

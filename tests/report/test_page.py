@@ -15,6 +15,7 @@ from danlu.report.curves import MOST_POINTS, smooth, thin
 from danlu.report.numbers import decimals_for, duration, fixed, large, plain
 from danlu.report.page import write_report
 from danlu.report.verdict import judge
+from danlu.words import Words, speaking
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -308,3 +309,54 @@ def test_numbers_as_a_reader_wants_them():
     assert decimals_for([0.0]) == 2
     assert [duration(s) for s in (12.34, 245, 12000)] == ["12.3 s", "4 min 5 s", "3 h 20 min"]
     assert [large(n) for n in (950, 12_345, 3_590_000, 2e9)] == ["950", "12,345", "3.59 million", "2.00 billion"]
+
+
+# -- in Chinese
+
+
+def shown_in_chinese(journal: Journal) -> Page:
+    with speaking("zh"):
+        return page_of(journal)
+
+
+def test_labels_follow_the_language_and_what_was_written_stays(tmp_path):
+    page = shown_in_chinese(filled(tmp_path / "run"))
+    for told in (
+        "验证集损失从 3.21 降到 2.40（变化的 95 % 置信区间 −0.85 … −0.77）。",
+        "在 240 条训练从未见过的验证集样本上测量",
+        "训练前后对比",
+        "非数（NaN）",
+        "400.30 万",  # 1,000 steps of 4000 to 4006 tokens
+        "400 token/秒",
+        "the gradient was not finite",  # searched for as it is
+        "not_finite",
+    ):
+        assert told in page.text, told
+    assert page.named("html")[0]["lang"] == "zh-CN"
+    curves = [svg for svg in page.named("svg") if svg.get("class") == "curve"]
+    assert "训练损失从开始的" in str(curves[0]["aria-label"])
+    assert not re.search(r"held out|smoothed|Gradient", page.text)
+
+
+def test_an_empty_run_is_told_in_chinese(tmp_path):
+    page = shown_in_chinese(Journal(tmp_path))
+    assert "无法判断：训练前后都没有测量验证集损失。" in page.text
+    assert "recipe.yaml（为空或不存在）" in page.text
+
+
+@pytest.mark.parametrize(
+    ("results", "sentence"),
+    [
+        (results_with(0.1, 0.4, after=3.2), "从 3.00 升到 3.20"),
+        (results_with(-0.3, 0.1), "没有明显变化（3.00 → 2.90）"),
+        ({"before": {"loss": 3.0}, "after": {"loss": 2.0}}, "没有测量这一变化是否出于偶然"),
+        ({"before": {"loss": 3.0}}, "训练后没有测量验证集损失"),
+        ({"after": {"loss": 3.0}}, "训练前没有测量验证集损失"),
+    ],
+)
+def test_the_verdict_in_chinese(results, sentence):
+    assert sentence in judge(results, words=Words("zh")).sentence
+
+
+def test_long_counts_in_chinese():
+    assert [large(n, Words("zh")) for n in (950, 12_345, 3_590_000, 2e9)] == ["950", "1.23 万", "359.00 万", "20.00 亿"]

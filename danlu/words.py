@@ -1,0 +1,225 @@
+"""The languages in which Danlu labels things: the report, the help of the command line, the kinds of errors.
+
+One table: English text, which is the key and stands in the code -> Chinese. Messages of errors and events stay English,
+so that they can be searched; so does all that recipes, data and models say. The language is chosen where the command
+line begins and read where something is shown; no room in between hands it on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from danlu.errors import ConfigError
+
+LANGUAGES = ("en", "zh")
+VARIABLE = "DANLU_LANG"
+# Of a system's locale, the strongest first.
+_LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
+
+_chosen: ContextVar[str | None] = ContextVar("language", default=None)
+
+
+class Words:
+    """Texts in one language."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+
+    def __call__(self, text: str, /, **values: object) -> str:
+        """`text` in this language, then `{name}` filled in. What the code says stands in the table."""
+        said = text if self.language == "en" else CHINESE[text]
+        return said.format(**values) if values else said
+
+    def if_known(self, text: str) -> str:
+        """`text` in this language; as it is where the table lacks it: names that a run or an option has."""
+        return text if self.language == "en" else CHINESE.get(text, text)
+
+
+ENGLISH = Words("en")
+
+
+def words() -> Words:
+    """Of the language chosen by `speaking`, else of the environment."""
+    return Words(_chosen.get() or language_of(os.environ))
+
+
+def language_of(environment: Mapping[str, str]) -> str:
+    """What DANLU_LANG says, else the locale; English for a locale that is neither. Raises ConfigError."""
+    if asked := environment.get(VARIABLE):
+        return checked(asked, VARIABLE)
+    locale = next((environment[name] for name in _LOCALE if environment.get(name)), "")
+    return "zh" if locale.lower().startswith("zh") else "en"
+
+
+def checked(language: str, where: str) -> str:
+    """`language`, or a ConfigError that names the place it was given in."""
+    if language not in LANGUAGES:
+        raise ConfigError(f"{where} {language}", allowed=", ".join(LANGUAGES))
+    return language
+
+
+@contextmanager
+def speaking(language: str | None) -> Iterator[None]:
+    """Show all inside in this language; None leaves it to the environment."""
+    token = _chosen.set(language)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+CHINESE = {
+    # -- the report: heads and sentences
+    "{sentence}.": "{sentence}。",
+    "Danlu report": "丹炉报告",
+    "Danlu {version}. This page reads the run directory and nothing else.": "Danlu {version}。本页只读取运行目录。",
+    "<b>Not everything is here.</b> The run stopped early, or its recipe did not ask for these: {listed}.": (
+        "<b>内容不全。</b>运行提前停止，或配方没有要求以下部分：{listed}。"
+    ),
+    "; ": "；",
+    "{name} (empty or not there)": "{name}（为空或不存在）",
+    "{name} ({why})": "{name}（{why}）",
+    "how many examples were used": "用了多少条样本",
+    "the model before training": "训练前的模型",
+    "the model after training": "训练后的模型",
+    "whether the change is more than chance": "变化是否超出偶然",
+    "answers side by side": "回答对照",
+    "whether the merged model answers like the trained one": "合并后的模型与训练时的回答是否一致",
+    "where it ran": "运行环境",
+    "optimizer steps": "优化步数",
+    "tokens read": "读入 token",
+    "of them learnt": "其中计入损失",
+    "training time": "训练时间",
+    "speed": "速度",
+    "peak memory": "峰值内存",
+    "Before and after": "训练前后对比",
+    "Neither the untrained nor the trained model was measured.": "训练前后的模型都没有测量。",
+    "An interval that excludes zero is a change beyond chance.": "置信区间不含 0，说明变化超出偶然。",
+    "Measured on {number} held-out examples, which training never saw. An interval that excludes zero is a change "
+    "beyond chance.": "在 {number} 条训练从未见过的验证集样本上测量。置信区间不含 0，说明变化超出偶然。",
+    "measure": "指标",
+    "before": "训练前",
+    "after": "训练后",
+    "change": "变化",
+    "interval of the change": "变化的置信区间",
+    "Training": "训练过程",
+    "No step was recorded in metrics.jsonl.": "metrics.jsonl 中没有任何一步的记录。",
+    "Answers side by side": "回答对照",
+    "No answers were kept.": "没有保存回答。",
+    "Prompt": "提示词",
+    "Reference": "参考答案",
+    "Before training": "训练前",
+    "After training": "训练后",
+    "not recorded": "未记录",
+    "(an empty text)": "（空文本）",
+    "What was decided, and why": "做了哪些决定，为什么",
+    "No decision was recorded in events.jsonl.": "events.jsonl 中没有决定的记录。",
+    "time (UTC)": "时间（UTC）",
+    "event": "事件",
+    "reason": "原因（英文，便于检索）",
+    "details": "细节",
+    "Data": "数据",
+    "Merged against trained": "合并前后的一致性校验",
+    "Machine": "机器",
+    "Whole run": "整次运行",
+    "Recipe": "配方",
+    "recipe.yaml is not there.": "没有 recipe.yaml。",
+    # -- the report: the verdict
+    "held-out loss": "验证集损失",
+    "perplexity": "困惑度",
+    "character overlap with the references (chrF)": "与参考答案的字符重合度（chrF）",
+    "No verdict: {name} was not measured before training": "无法判断：训练前没有测量{name}",
+    "No verdict: {name} was not measured after training": "无法判断：训练后没有测量{name}",
+    "No verdict: {name} was not measured before or after training": "无法判断：训练前后都没有测量{name}",
+    "{name} went from {before} to {after}; whether that is chance was not measured": (
+        "{name}从 {before} 变为 {after}；没有测量这一变化是否出于偶然"
+    ),
+    "{name} did not change clearly, from {before} to {after}: the {level} % interval of the change {spread} "
+    "contains zero": ("{name}没有明显变化（{before} → {after}）：变化的 {level} % 置信区间 {spread} 包含 0"),
+    "{name} fell from {before} to {after} ({level} % interval of the change {spread})": (
+        "{name}从 {before} 降到 {after}（变化的 {level} % 置信区间 {spread}）"
+    ),
+    "{name} rose from {before} to {after} ({level} % interval of the change {spread})": (
+        "{name}从 {before} 升到 {after}（变化的 {level} % 置信区间 {spread}）"
+    ),
+    # -- the report: figures
+    "Loss": "损失",
+    "nats a token, of the tokens to be learnt": "每个计入损失的 token，单位 nat",
+    "Learning rate": "学习率",
+    "Gradient norm": "梯度范数",
+    "Speed": "速度",
+    "Memory": "内存",
+    "tokens/s": "token/秒",
+    "step": "步",
+    "each step": "每一步",
+    "training": "训练",
+    "training, smoothed": "训练（平滑）",
+    "held out": "验证集",
+    "training loss": "训练损失",
+    "{title} by step: {numbers}": "{title}随步数变化：{numbers}",
+    "{name} from {first} at first to {last} at last, lowest {low}, highest {high}": (
+        "{name}从开始的 {first} 到最后的 {last}，最低 {low}，最高 {high}"
+    ),
+    # -- the report: values and names of results.json
+    "yes": "是",
+    "no": "否",
+    "not a number": "非数（NaN）",
+    "infinite": "无穷大（Inf）",
+    "train": "训练样本",
+    "tokens": "token 数",
+    "learnt tokens": "计入损失的 token",
+    "skipped": "跳过的行",
+    "device": "设备",
+    "cores": "核数",
+    "dtype": "数据类型（dtype）",
+    "trained parameters": "可训练参数",
+    "all parameters": "全部参数",
+    "seconds": "秒",
+    "peak memory bytes": "峰值内存（字节）",
+    # -- the command line
+    "Usage: ": "用法：",
+    "Commands": "命令",
+    "Arguments": "参数",
+    "Parameters": "选项",
+    "Display this message and exit.": "显示本帮助。",
+    "Display application version.": "显示版本。",
+    "Danlu (丹炉): from raw data to a language model that serves your domain. In Chinese: --lang zh.": (
+        "丹炉：从原始数据到服务于你的领域的语言模型。显示英文：--lang en。"
+    ),
+    "Look at data before training on it.": "训练前查看数据。",
+    "Run a recipe: a shipped one by name, or a YAML file.": "运行配方：自带配方的名字，或 YAML 文件。",
+    "Train with options given as flags instead of a recipe.": "不写配方，用命令行选项训练。",
+    "The flags are the keys of a recipe; the resolved recipe is kept in the run directory.": (
+        "选项就是配方的字段；最终的配方保存在运行目录中。"
+    ),
+    "Answer one prompt.": "回答一个提示词。",
+    "Talk with a model.": "与模型对话。",
+    "Answer over HTTP as OpenAI's API does.": "启动兼容 OpenAI 接口的 HTTP 服务。",
+    "Fold an adapter into its base model, and prove that both answer alike.": (
+        "把适配器合并进基座模型，并做一致性校验。"
+    ),
+    "List the models known by name.": "列出可以直接用名字的模型。",
+    "Write the report of a run directory anew.": "重新生成运行目录的报告。",
+    "Counts, lengths, duplicates and faults of a data file.": "数据文件的条数、长度、重复和错误。",
+    # -- errors: what kind, with the name that can be searched
+    "error:": "错误",
+    "allowed:": "允许：",
+    "next:": "建议：",
+    "ConfigError": "配方、选项或参数有误",
+    "DataError": "数据、文件或数据源有误",
+    "ModelError": "模型找不到、读不了或不能用",
+    "UnknownModel": "没有这个模型",
+    "DownloadError": "模型文件没有完整取到本机",
+    "ResourceError": "机器资源不足",
+    "DiskError": "磁盘空间、权限或路径问题",
+    "MemoryShortage": "内存不足",
+    "TrainingError": "训练出错",
+    "ParityError": "一致性校验没有通过",
+    "AllBanned": "所有 token 都被参数禁止，无法继续生成",
+    "FaultyScores": "模型输出的 logits 不是有效数值",
+    "Interrupted": "已按用户要求停止",
+    "DanluError": "出错",
+}
