@@ -6,6 +6,7 @@ once, in a model beside the code that uses it.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Hashable, Sequence
 from importlib import resources
@@ -35,6 +36,12 @@ RENAMED = {
     "rank": "the key is r",
     "max_seq_length": "the key is max_length",
 }
+
+
+_LONGEST_SEEN = 200  # characters of a value that an error quotes
+
+# What pydantic calls an arm of a union: types, validators, constrained types.
+_ARM = re.compile(r"(str|int|float|bool|list|tuple|dict|none|constrained-\w+|.*\[.*\])$")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -142,7 +149,7 @@ def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = 
 
 
 def _describe(model: type[BaseModel] | None, fault: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+    place = _place_of(fault["loc"]) or "(whole)"
     if fault["type"] == "extra_forbidden":
         key = str(fault["loc"][-1])
         names = _field_names(model, fault["loc"][:-1]) if model else []
@@ -151,8 +158,15 @@ def _describe(model: type[BaseModel] | None, fault: dict[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{place}: required, but not given"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    seen = "" if fault["type"] == "value_error" and isinstance(fault["input"], dict) else f" (seen: {fault['input']!r})"
-    return f"{place}: {message}{seen}"
+    if fault["type"] == "value_error" and isinstance(fault["input"], dict | list):
+        return f"{place}: {message}"
+    seen = repr(fault["input"])
+    return f"{place}: {message} (seen: {seen[:_LONGEST_SEEN] + ' …' if len(seen) > _LONGEST_SEEN else seen})"
+
+
+def _place_of(path: Sequence[Any]) -> str:
+    """Keys and numbers that lead to a fault, without pydantic's names for the arms of a union."""
+    return ".".join(str(part) for at, part in enumerate(path) if at == 0 or not _ARM.match(str(part)))
 
 
 def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -5,6 +5,7 @@ Importing this file reads nothing; torch is imported inside the functions that n
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -104,13 +105,39 @@ def keep_freed_memory() -> None:
     By default blocks of some megabytes, such as the activations of a long prompt, go back to the system and are taken
     anew, page by page. The most memory in use at once stays the same.
     """
-    import ctypes
-
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def heap_bytes() -> dict[str, int]:
+    """What glibc's allocator holds, in use and free to be used again; nothing where the allocator is another."""
+    found = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if found is None:
+        return {}
+    found.restype = _HeapInfo
+    info = found()
+    return {"used": info.uordblks + info.hblkhd, "free": info.fordblks}
+
+
+def give_back_memory() -> None:
+    """Give the system what glibc's allocator holds free; nothing happens where the allocator is another."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class _HeapInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc's malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
 
 
 def set_seed(seed: int) -> None:

@@ -68,7 +68,7 @@ def log_softmax(scores: Tensor) -> Tensor:
 
 
 def temperature(scores: Tensor, temperature: Tensor) -> Tensor:
-    """s / temperature; 1 is off. One so small that scores would leave the numbers counts as the smallest that does not."""
+    """s / temperature; 1 is off. One so small that scores would leave the numbers counts as the least that does not."""
     if bool((temperature < _SMALL_TEMPERATURE).any()):
         reach = scores.masked_fill(scores.isinf(), 0).abs().amax(-1).double()
         temperature = torch.maximum(temperature, reach / LARGEST).clamp(min=torch.finfo(scores.dtype).tiny)

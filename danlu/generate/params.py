@@ -21,13 +21,14 @@ from danlu.generate.words import (
     MOST_CHOICES,
     MOST_PHRASES,
     MOST_WORDS,
-    Alternatives,
     AnyWords,
     Constraint,
     Count,
+    IdLists,
     Ids,
     Number,
     Text,
+    Texts,
     Token,
     Words,
     refuse_beginnings,
@@ -148,10 +149,10 @@ class GenerationParams(Options):
     )
 
     # -- words that must appear
-    force_words_ids: Annotated[tuple[Ids | Alternatives, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
+    force_words_ids: Annotated[tuple[Ids | IdLists, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
         (), description="token ids that must appear: a list of ids is a phrase, a list of lists a choice of one"
     )
-    force_words: Annotated[tuple[Text | Alternatives, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
+    force_words: Annotated[tuple[Text | Texts, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
         (), description="the same as text: a string is a phrase, a list of strings a choice of one"
     )
     constraints: Annotated[tuple[Constraint, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
@@ -198,8 +199,11 @@ class GenerationParams(Options):
     @property
     def forced(self) -> tuple[tuple[Words, ...], ...]:
         """Every constraint as its alternatives, in the order constraints, force_words_ids, force_words."""
-        of_ids = [words if isinstance(words[0], tuple) else (words,) for words in self.force_words_ids]
-        of_text = [(words,) if isinstance(words, str) else words for words in self.force_words]
+        of_ids = [
+            cast(tuple[Words, ...], words if isinstance(words[0], tuple) else (words,))
+            for words in self.force_words_ids
+        ]
+        of_text = [(words,) if isinstance(words, str) else cast(tuple[Words, ...], words) for words in self.force_words]
         return (*(one.alternatives for one in self.constraints), *of_ids, *of_text)
 
     @property

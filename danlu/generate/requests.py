@@ -133,6 +133,14 @@ class Maker:
         job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, forced, ledger)
         return job
 
+    def prepare(self, params: GenerationParams, form: Form | None = None) -> None:
+        """Compile the form of an answer, so that `job` finds it. Raises ConfigError when it is faulty."""
+        self._grammars.of(params, form)
+
+    @property
+    def form_bytes(self) -> int:
+        return self._grammars.kept_bytes
+
     def rows(self, params: GenerationParams) -> int:
         """Rows decoded at once; with forced phrases and no beams, one for each degree of progress of each answer."""
         return _rows(params, self._constraints(params))

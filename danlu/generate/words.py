@@ -36,6 +36,8 @@ Token = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(no_switch)]
 Ids = Annotated[tuple[Token, ...], Field(min_length=1, max_length=LONGEST_IDS, fail_fast=True)]
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
 AnyWords = Text | Ids
+Texts = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MOST_ALTERNATIVES, fail_fast=True)]
+IdLists = Annotated[tuple[Ids, ...], Field(min_length=1, max_length=MOST_ALTERNATIVES, fail_fast=True)]
 Alternatives = Annotated[tuple[AnyWords, ...], Field(min_length=1, max_length=MOST_ALTERNATIVES, fail_fast=True)]
 
 
