@@ -24,7 +24,7 @@ from danlu.generate.trace import Trace
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
-from danlu.run import Recipe
+from danlu.recipe import Recipe
 from danlu.terminal import show
 
 
@@ -108,23 +108,23 @@ def test_help_shows_every_option_of_the_model_behind_it(call, command, model, le
         (["train", "--data.path", "x", "--lora.rr", "3"], "Did you mean --lora.r?"),
         (["run", "quickstrt"], "did you mean 'quickstart'?"),
         (["run", "quickstart", "train.learning_rat=1"], "did you mean 'learning_rate'?"),
-        (["run", "quickstart", "train.lr=1"], "the key is learning_rate"),
+        (["run", "quickstart", "train.lr=1"], "the key is train.learning_rate"),
         (["run", "nowhere.yaml"], "no such recipe file: nowhere.yaml"),
-        (["train"], "data: required, but not given"),
-        (["train", "--data.path", "x", "--lora.r", "0"], "lora.r: Input should be greater than or equal to 1"),
+        (["train"], "--data: required, but not given; such as --data.path"),
+        (["train", "--data.path", "x", "--lora.r", "0"], "--lora.r: Input should be greater than or equal to 1"),
         (["generate"], "MODEL requires an argument"),
-        (["generate", "m", "hi", "--temperature", "x"], "temperature: Input should be a valid number"),
-        (["generate", "m", "hi", "--max_new_tokens", "0"], "max_new_tokens: Input should be greater than"),
-        (["generate", "m", "hi", "--temperature", "0.5"], "error: temperature has no effect without do_sample"),
-        (["chat", "m", "--seed", "1", "--top_p", "0.5"], "error: seed, top_p has no effect without do_sample"),
+        (["generate", "m", "hi", "--temperature", "x"], "--temperature: Input should be a valid number"),
+        (["generate", "m", "hi", "--max_new_tokens", "0"], "--max_new_tokens: Input should be greater than"),
+        (["generate", "m", "hi", "--temperature", "0.5"], "error: --temperature has no effect without --do_sample"),
+        (["chat", "m", "--seed", "1", "--top_p", "0.5"], "error: --seed, --top_p has no effect without --do_sample"),
         (["generate", "m", "hi", "--raw", "--system", "s"], "--system has no effect with --raw"),
         (["data", "check", "x.jsonl", "--chat_template", "chatml"], "--chat_template has no effect without --model"),
         (["report", "nowhere"], "nowhere is no run directory"),
         (["generate", "m", "hi", "--dtype", "float8"], "float8"),
         (["generate", "m", "hi", "--show_tokens", "3"], "--show_tokens 3\n  allowed: 1 or more, beside --show"),
         (["generate", "m", "hi", "--show", "--show_tokens", "0"], "allowed: 1 or more"),
-        (["generate", "m", "hi", "--logit_bias", "5"], "logit_bias: Input should be a valid dictionary"),
-        (["generate", "m", "hi", "--stop_sequences", "[5"], "stop_sequences: '[5' is not valid JSON"),
+        (["generate", "m", "hi", "--logit_bias", "5"], "--logit_bias: Input should be a valid dictionary"),
+        (["generate", "m", "hi", "--stop_sequences", "[5"], "--stop_sequences: '[5' is not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_without_a_traceback(call, arguments, said):

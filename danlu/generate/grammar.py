@@ -116,6 +116,12 @@ class Grammars:
                 self._known.move_to_end(key)
             return self._known.get(key)
 
+    def forget(self, grammar: Grammar) -> None:
+        """Keep a form no longer that turned out too large on its way."""
+        with self._reading:
+            for key in [key for key, known in self._known.items() if known is grammar]:
+                del self._known[key]
+
     def _keep(self, key: str, grammar: Grammar) -> None:
         with self._reading:
             self._known[key] = grammar
@@ -244,6 +250,7 @@ class GrammarRows:
             return np.zeros(vocabulary, bool)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
+            self.grammar.of.forget(self.grammar)
             raise AllBanned(f"{self.grammar.knob}: {_short(matcher.get_error())}", fix="ask for a simpler form")
         allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
         allowed[self.grammar.of.tokenizer.eos_tokens] = False
