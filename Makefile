@@ -9,12 +9,13 @@
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
+#   make bench-memory memory of a server, round after round
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-models test-clients check format bench bench-sft bench-generate \
-	bench-lean bench-serve bench-data clean
+	bench-lean bench-serve bench-data bench-memory clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -56,7 +57,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve bench-data
+bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -70,6 +71,9 @@ bench-data: $(INSTALLED)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
+
+bench-memory: $(INSTALLED)
+	$(BIN)/python benchmarks/memory.py
 
 # It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
 bench-generate: $(INSTALLED)

@@ -148,6 +148,7 @@ class Engine:
         self._adapters = Adapters(core, self._worker, inside=hasattr(model, "get_base_model"))
         self._kinds = Kinds(chat, core, self._worker, told, recorded)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
+        self._forming = ThreadPoolExecutor(1, "danlu-forming")
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
 
     def kind(self, adapter: str | None = None) -> Finding:
@@ -264,7 +265,10 @@ class Engine:
         """
         self._model.eval()
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams(), adapter, form)
+        knobs = params or GenerationParams()
+        if knobs.forms or form is not None:  # compiled apart from other requests' texts
+            await loop.run_in_executor(self._forming, self._maker.prepare, knobs, form)
+        job = await loop.run_in_executor(self._aside, self._job, prompt, knobs, adapter, form)
 
         async def finish() -> Generation:
             return await loop.run_in_executor(self._aside, self._generation, job)
@@ -309,7 +313,8 @@ class Engine:
         kv_bytes = sum(shelf.room * shelf.slot_bytes for shelf in list(store.shelves.values()))
         rows = sum(request.rows for request in running)
         hits = self.core.prefixes.hit_tokens if self.core.prefixes else 0
-        return Load(len(scheduler.waiting), len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits)
+        waiting, forms = len(scheduler.waiting), self._maker.form_bytes
+        return Load(waiting, len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits, forms)
 
     def rows(self, params: GenerationParams) -> int:
         """Answers, beams and rows of forced phrases that a prompt with these knobs keeps at once."""

@@ -80,7 +80,7 @@ class Maker:
         self.chat, self.vocabulary = chat, vocabulary
         pad = chat.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(chat.stop_ids)
-        self._words = detokenizer(chat.tokenizer)
+        self._words = {skip: detokenizer(chat.tokenizer, skip_special_tokens=skip) for skip in (True, False)}
         self._grammars = Grammars(chat, vocabulary)
 
     def job(
@@ -100,7 +100,7 @@ class Maker:
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
         grammar = self._grammars.of(params, form)
-        text = partial(self._text, params, grammar, self._words_of(form))
+        text = partial(self._text, params, grammar, self._words_of(form, params))
         stream = text() if params.stop_sequences else None
         forced = self._constraints(params)
         rows = RowStates(
@@ -133,6 +133,14 @@ class Maker:
         job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, forced, ledger)
         return job
 
+    def prepare(self, params: GenerationParams, form: Form | None = None) -> None:
+        """Compile the form of an answer, so that `job` finds it. Raises ConfigError when it is faulty."""
+        self._grammars.of(params, form)
+
+    @property
+    def form_bytes(self) -> int:
+        return self._grammars.kept_bytes
+
     def rows(self, params: GenerationParams) -> int:
         """Rows decoded at once; with forced phrases and no beams, one for each degree of progress of each answer."""
         return _rows(params, self._constraints(params))
@@ -144,12 +152,12 @@ class Maker:
 
     # -- words -----------------------------------------------------------------------------------------
 
-    def _words_of(self, form: Form | None) -> Detokenizer:
+    def _words_of(self, form: Form | None, params: GenerationParams) -> Detokenizer:
         """The start of a text, in which the form's own marks are shown."""
-        marks = "".join(form.shown) if form is not None else ""
+        marks = "".join(form.shown) if form is not None and params.skip_special_tokens else ""
         added = self.chat.tokenizer.added_tokens_decoder if marks else {}
         shown = frozenset(at for at, token in added.items() if token.special and token.content in marks)
-        return detokenizer(self.chat.tokenizer, shown=shown) if shown else self._words
+        return detokenizer(self.chat.tokenizer, shown=shown) if shown else self._words[params.skip_special_tokens]
 
     @staticmethod
     def _text(params: GenerationParams, grammar: Grammar | None, start: Detokenizer) -> TextStream:
@@ -241,7 +249,7 @@ def _warped(
 ) -> Tensor:
     """What is drawn from, where top_k, top_p and the like have not cut off what the phrases want."""
     warped = rows.warped(scores, of).clone()
-    warped[wanted] = scores[wanted] / params.temperature
+    warped[wanted] = rows.cooled(scores)[wanted]
     return warped
 
 

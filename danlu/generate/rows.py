@@ -124,6 +124,10 @@ class RowStates:
         """What a draw chooses from: temperature, top_k, top_p, min_p, typical_p."""
         return self._through(self._filters, scores, rows)
 
+    def cooled(self, scores: Tensor) -> Tensor:
+        """Scores (rows, vocabulary) by their temperature alone."""
+        return logits.temperature(scores, _each(scores, self.params.temperature))
+
     def _through(self, stages: Sequence[Stage], scores: Tensor, rows: Sequence[int] | None) -> Tensor:
         given, numbers = scores, range(len(scores)) if rows is None else rows
         for stage in stages:
@@ -274,7 +278,7 @@ def _by_length(states: RowStates, _row: int) -> Sequence[int]:
 
 
 def _temperature(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
-    return logits.temperature(scores, _each(scores, states.params.temperature))
+    return states.cooled(scores)
 
 
 def _top_k(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:

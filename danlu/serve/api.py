@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -27,6 +28,8 @@ from danlu.serve.service import Receive, Service, while_wanted
 from danlu.serve.stream import Send
 
 _OPEN_PATHS = {"/health"}
+_SHORT_BODY_BYTES = 2**14
+_T = TypeVar("_T")
 _OUTCOMES = {None: "ok", 429: "queue_full", 499: "cancelled", 503: "shutdown", 504: "timeout", 408: "timeout"}
 _Reader = Callable[[dict[str, Any]], Ask]
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -50,7 +53,8 @@ def make_app(
 def make_app_over(backend: Backend, embeddings: Embeddings | None = None) -> FastAPI:
     """The application over any backend; it closes neither of the two."""
     options = backend.options
-    app = FastAPI(title="Danlu", version=danlu.__version__)
+    # Neither pages whose scripts lie on another server, nor redirects that repeat what a client said of our name.
+    app = FastAPI(title="Danlu", version=danlu.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.backend = backend
     _add_answers(app, backend)
     _add_responses(app, backend)
@@ -76,6 +80,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         started = False
 
         async def noting_the_start(message: Any) -> None:
@@ -136,7 +142,7 @@ def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
             _count(backend, fault, arrived)
 
         try:
-            ask = read(await _document(request, backend))
+            ask = await _read(read, await _document(request, backend), request)
             return await backend.reply(ask, chat, arrived, request.receive, ended)
         except Exception as error:
             fault = as_fault(error)
@@ -154,7 +160,7 @@ def _add_responses(app: FastAPI, backend: Backend) -> None:
             _count(backend, fault, arrived)
 
         try:
-            ask, wishes = read_responses(await _document(request, backend))
+            ask, wishes = await _read(read_responses, await _document(request, backend), request)
             return told(await backend.reply(ask, True, arrived, request.receive, ended), wishes)
         except Exception as error:
             fault = as_fault(error)
@@ -164,6 +170,14 @@ def _add_responses(app: FastAPI, backend: Backend) -> None:
     content = {"application/json": {"schema": ResponsesBody.model_json_schema()}}
     extra = {"requestBody": {"required": True, "content": content}}
     app.add_api_route("/v1/responses", answer, methods=["POST"], openapi_extra=extra, response_model=None)
+
+
+async def _read(read: Callable[[dict[str, Any]], _T], document: dict[str, Any], request: Request) -> _T:
+    """What a body asks for; a long one is checked in a thread, so that others are answered meanwhile."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) <= _SHORT_BODY_BYTES:
+        return read(document)
+    return await asyncio.to_thread(read, document)
 
 
 async def _document(request: Request, backend: Backend) -> dict[str, Any]:
@@ -229,6 +243,11 @@ def _add_the_rest(app: FastAPI, backend: Backend, embeddings: Embeddings | None)
             raise ApiFault(404, f"no model {name!r}; this server has {names}", "model", "model_not_found")
         return known[name]
 
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": danlu.__version__}
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         if backend.closing.is_set():

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from danlu.generate.grammar import Form, settled
+from danlu.generate.grammar import Form
+from danlu.generate.schemas import settled
 from danlu.serve.callforms import NUMBER, CallForm, Notation, Tagged
 from danlu.serve.messages import Function, ToolUse
 from danlu.serve.reasoning import Marks, Thinking

@@ -34,12 +34,13 @@ _VLLM_AND_SGLANG = _OPENAI | {
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
     "min_new_tokens": "min_tokens",
+    "skip_special_tokens": "skip_special_tokens",
 }
 
 # Knobs that are worded by code below, and not by a name alone.
 _WORDED = {
     "do_sample", "max_new_tokens", "stop_sequences", "include_stop", "eos_token_id", "logprobs", "num_beams",
-    "json_schema", "regex",
+    "json_schema", "regex", "stop_token_ids",
 }  # fmt: skip
 
 
@@ -88,7 +89,12 @@ DIALECTS: dict[FlavourName, Dialect] = {
         Dialect("openai", neutral={"temperature": 1.0}, chat_limit="max_completion_tokens"),
         Dialect(
             "vllm",
-            knobs=_VLLM_AND_SGLANG | {"bad_words": "bad_words", "length_penalty": "length_penalty"},
+            knobs=_VLLM_AND_SGLANG
+            | {
+                "bad_words": "bad_words",
+                "length_penalty": "length_penalty",
+                "choices": "structured_outputs.choice",
+            },
             neutral=_VLLM_NEUTRAL,
             stop_ids="stop_token_ids",
             include_stop="include_stop_str_in_output",
@@ -242,6 +248,7 @@ class _Translation:
             "stop_sequences": self._stops,
             "include_stop": self._keep_stop,
             "eos_token_id": self._ends,
+            "stop_token_ids": lambda ids: self._stop_at("stop_token_ids", [[token] for token in ids]),
             "logprobs": self._logprobs,
             "json_schema": self._schema,
             "regex": self._regex,

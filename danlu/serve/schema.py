@@ -15,9 +15,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from danlu.config import Options, describe_faults
 from danlu.errors import nearest
@@ -25,6 +25,7 @@ from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, blamed
+from danlu.serve.habits import Strings, VllmNames, knobs_of, plain_message, without_habits
 from danlu.serve.messages import (
     TALK_FIELDS,
     ChatMessage,
@@ -44,12 +45,14 @@ INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 }  # fmt: skip
 NOT_YET = {
-    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix", "best_of",
+    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix", "best_of", "prompt_logprobs",
 }  # fmt: skip
 # OpenAI's older names, which its clients have left behind.
 _OLDER = {"functions": "tools", "function_call": "tool_choice"}
-_OF_MESSAGES_INERT = {"refusal", "annotations", "provider_specific_fields"}
 _OF_MESSAGES_NOT_YET = {"function_call", "audio"}
+
+# So many faults of a body are told at once.
+_MOST_FAULTS = 8
 
 # Knobs that ask for a search where nothing says whether to draw.
 _SEARCHES = ("num_beams", "num_beam_groups", "constraints", "force_words", "force_words_ids")
@@ -92,7 +95,25 @@ class ResponseFormat(Options):
         return self
 
 
-class _Body(Options):
+def read_prompt(value: Any) -> Any:
+    """Text, token ids, or a list of those; looks at each part once, and says where the first one is that is neither."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise ValueError("text, token ids or a list of those is asked for, not empty")
+    kind = type(value[0])
+    if kind is list:
+        for at, part in enumerate(value):
+            if type(part) is not list or not part or set(map(type, part)) != {int}:
+                raise ValueError(f"not a list of token ids at {at}: {part!r:.80}")
+        return tuple(map(tuple, value))
+    for at, part in enumerate(value):
+        if type(part) is not kind or kind not in (str, int):
+            raise ValueError(f"neither texts nor token ids alone, at {at}: {part!r:.80}")
+    return tuple(value)
+
+
+class _Body(VllmNames):
     model: str = Field(description="the name that /v1/models lists")
     stream: bool = Field(False, description="send the answer in pieces, as server-sent events")
     stream_options: StreamOptions | None = None
@@ -100,14 +121,14 @@ class _Body(Options):
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's name of json_schema; or its JSON text")
     guided_regex: str | None = Field(None, description="vLLM's name of regex")
     n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
-    stop: str | tuple[str, ...] | None = Field(None, description="strings that end the answer (stop_sequences)")
+    stop: str | Strings | None = Field(None, description="strings that end the answer (stop_sequences)")
     max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
 
 
 class ChatBody(_Body):
     """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
 
-    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    messages: tuple[ChatMessage, ...] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
     logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
     top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
@@ -133,9 +154,10 @@ class ChatBody(_Body):
 class CompletionBody(_Body):
     """What /v1/completions reads; besides these, every knob of GenerationParams."""
 
-    prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...] = Field(
-        description="text or token ids, continued as they are; or a list of those"
-    )
+    prompt: Annotated[
+        str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...],
+        PlainValidator(read_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ] = Field(description="text or token ids, continued as they are; or a list of those")
     echo: bool = Field(False, description="put the prompt before the answer; with logprobs, score it too")
     max_tokens: int | None = Field(
         None, description="new tokens at most (max_new_tokens); 0 with echo: none, only the prompt and its scores"
@@ -181,7 +203,7 @@ class Ask:
 
 def read_chat(document: dict[str, Any]) -> Ask:
     """The Ask of a body for /v1/chat/completions. Raises ApiFault."""
-    given = _given(document)
+    given = _given(document, chat=True)
     if "messages" in given:
         given["messages"] = _plain_messages(given["messages"])
     body, knobs = _split(ChatBody, given)
@@ -213,13 +235,11 @@ def read_chat(document: dict[str, Any]) -> Ask:
 
 def read_completion(document: dict[str, Any]) -> Ask:
     """The Ask of a body for /v1/completions. Raises ApiFault."""
-    given = _given(document)
+    given = _given(document, chat=False)
     body, knobs = _split(CompletionBody, given)
     prompts: tuple[Prompt, ...]
     if isinstance(body.prompt, str):
         prompts = (body.prompt,)
-    elif not body.prompt:
-        raise ApiFault(400, "prompt is an empty list", "prompt")
     else:
         prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt
     only_echo = body.echo and body.max_tokens == 0
@@ -229,7 +249,11 @@ def read_completion(document: dict[str, Any]) -> Ask:
     return replace(ask, echo=body.echo, only_echo=only_echo)
 
 
-def _given(document: dict[str, Any]) -> dict[str, Any]:
+def _given(document: dict[str, Any], *, chat: bool) -> dict[str, Any]:
+    return without_habits(_known(document), chat=chat)
+
+
+def _known(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value is not None and key not in INERT}
 
 
@@ -241,13 +265,10 @@ def _plain_messages(messages: Any) -> Any:
     for at, message in enumerate(messages):
         if not isinstance(message, dict):
             return messages
-        kept = {key: value for key, value in message.items() if value is not None and key not in _OF_MESSAGES_INERT}
-        for key in sorted(_OF_MESSAGES_NOT_YET & kept.keys()):
-            if kept.pop(key):
+        for key in sorted(_OF_MESSAGES_NOT_YET & message.keys()):
+            if message[key]:
                 raise ApiFault(400, f"messages.{at}.{key}: not supported yet", f"messages.{at}.{key}", "unsupported")
-        if "name" in kept and kept.get("role") != "tool":
-            raise ApiFault(400, f"messages.{at}.name: not supported yet", f"messages.{at}.name", "unsupported")
-        plain.append(kept)
+        plain.append(plain_message(message, set(ChatMessage.model_fields)))
     return plain
 
 
@@ -274,7 +295,8 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         result = model.model_validate_json(json.dumps(strict), strict=True)
         return result if strict == values else model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        message = "; ".join(fault.removeprefix("(whole): ") for fault in describe_faults(error, model))
+        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model)]
+        message = "; ".join(list(dict.fromkeys(faults))[:_MOST_FAULTS])
         for knob, name in names.items():
             message = re.sub(rf"\b{knob}\b", name, message)
         place = error.errors()[0]["loc"]
@@ -285,7 +307,9 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
 
 def read_body(model: type[_AnyOptions], document: dict[str, Any]) -> _AnyOptions:
     """A body without knobs. Raises ApiFault."""
-    return _validate(model, _given(document), {})
+    return _validate(
+        model, {key: value for key, value in document.items() if value is not None and key not in INERT}, {}
+    )
 
 
 def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, value: Any) -> None:
@@ -307,14 +331,23 @@ def _put_form(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> None
         _put(knobs, names, "json_schema", "response_format", form.json_schema.form)
     elif form is not None:
         _put(knobs, names, "regex", "response_format", form.regex)
-    if isinstance(guided, str):
-        try:
-            guided = parse(guided.encode())
-        except ApiFault as fault:
-            message = fault.message.replace("the body", "guided_json", 1)
-            raise ApiFault(400, message, "guided_json", "invalid_value") from None
-    _put(knobs, names, "json_schema", "guided_json", guided)
+    _put(knobs, names, "json_schema", "guided_json", _schema(guided, "guided_json"))
     _put(knobs, names, "regex", "guided_regex", body.guided_regex)
+    for knob, name, value in knobs_of(body, body.stop or knobs.get("stop_sequences")):
+        _put(knobs, names, knob, name, _schema(value, name) if knob == "json_schema" else value)
+    wanted = body.structured_outputs
+    if wanted is not None and wanted.disable_any_whitespace and "json_schema" in knobs:
+        knobs["json_schema"] = {**knobs["json_schema"], "x-guidance": {"whitespace_flexible": False}}
+
+
+def _schema(form: Any, name: str) -> Any:
+    """A schema that came as JSON, or as its text."""
+    if not isinstance(form, str):
+        return form
+    try:
+        return parse(form.encode())
+    except ApiFault as fault:
+        raise ApiFault(400, fault.message.replace("the body", name, 1), name, "invalid_value") from None
 
 
 def _ask(

@@ -107,7 +107,7 @@ class Service:
         if self.closing.is_set():
             raise closing()
         try:
-            self._check(ask)
+            await self._check(ask)
         except DanluError as error:
             raise as_fault(error, ask.given, ask.in_client_words) from error
         run = Run(self, ask, arrived)
@@ -120,9 +120,12 @@ class Service:
             raise
         return run
 
-    def _check(self, ask: Ask) -> None:
+    async def _check(self, ask: Ask) -> None:
         self.adapter_of(ask.model)
-        check_size(ask, self.options, self.places_taken, self.engine.rows(ask.params))
+        rows = ask.params.live_rows
+        if ask.params.forced:  # words become token ids
+            rows = await self.engine.aside(partial(self.engine.rows, ask.params))
+        check_size(ask, self.options, self.places_taken, rows)
 
     def adapter_of(self, model: str) -> str | None:
         """The engine's name for the adapter of a served model. Raises ApiFault if there is no such model."""
@@ -143,9 +146,11 @@ class Service:
         if left is not None and max(1, params.new_tokens_limit(prompt_length)) > left:
             name = ask.names.get("max_new_tokens", "max_new_tokens")
             wanted = f" and {name} is {params.max_new_tokens}" if params.max_new_tokens and left > 0 else ""
+            # In OpenAI's words: clients look for them.
             raise ApiFault(
                 400,
-                f"the prompt has {prompt_length} tokens{wanted}; the model's context is {context} tokens in all",
+                f"This model's maximum context length is {context} tokens. However, the prompt has {prompt_length} "
+                f"tokens{wanted}; ask for fewer, or shorten the prompt",
                 name if wanted else None,
                 "context_length_exceeded",
             )

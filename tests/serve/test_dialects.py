@@ -51,6 +51,10 @@ VALUES = {
     "use_cache": {"use_cache": False},
     "json_schema": {"json_schema": {"type": "object"}},
     "regex": {"regex": "[a-z]+"},
+    "stop_token_ids": {"stop_token_ids": [5]},
+    "skip_special_tokens": {"skip_special_tokens": False},
+    "choices": {"choices": ["a", "b"]},
+    "grammar": {"grammar": 'start: "a"'},
 }
 # Besides OpenAI's, which every one of them has.
 OPENAI = {
@@ -61,14 +65,14 @@ HAS = {
     "openai": {"logit_bias"},
     "vllm": {
         "logit_bias", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "bad_words", "eos_token_id",
-        "include_stop", "num_beams", "length_penalty", "regex",
+        "include_stop", "num_beams", "length_penalty", "regex", "choices", "skip_special_tokens", "stop_token_ids",
     },
     "sglang": {
         "logit_bias", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "eos_token_id", "include_stop",
-        "regex",
+        "regex", "skip_special_tokens", "stop_token_ids",
     },
     "llama.cpp": {"logit_bias", "top_k", "min_p", "typical_p", "repetition_penalty"},
-    "rtp-llm": {"top_k", "repetition_penalty", "min_new_tokens", "no_repeat_ngram_size"},
+    "rtp-llm": {"top_k", "repetition_penalty", "min_new_tokens", "no_repeat_ngram_size", "stop_token_ids"},
 }  # fmt: skip
 
 
