@@ -9,11 +9,13 @@
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-memory memory of a server, round after round
+#   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-models test-clients check format bench bench-sft bench-generate bench-lean bench-serve bench-memory clean
+.PHONY: demo test test-slow test-everywhere test-models test-clients check format bench bench-sft bench-generate \
+	bench-lean bench-serve bench-memory bench-data clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -55,7 +57,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve bench-memory
+bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -63,6 +65,9 @@ bench-sft: $(INSTALLED)
 
 bench-lean: $(INSTALLED)
 	$(BIN)/python benchmarks/lean.py $(WRITE)
+
+bench-data: $(INSTALLED)
+	$(BIN)/python benchmarks/data.py --gigabyte
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

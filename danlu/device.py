@@ -171,19 +171,24 @@ class PeakMemory:
             import torch
 
             return torch.cuda.max_memory_allocated()
-        return peak_memory_bytes()
+        return _high_water_bytes()
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process held at once, since it began or since the mark was last set back."""
+def _high_water_bytes() -> int:
+    """The resident size's high-water mark since it was last set back, where the system tells; else the process's."""
     with suppress(OSError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident."""
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others kibibytes
 
 
 def set_seed(seed: int) -> None:

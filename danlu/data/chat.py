@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,12 +78,17 @@ class Chat:
 
     @classmethod
     def of(cls, tokenizer: Any, generation_config: Any, template: str | None = None) -> Chat:
-        """The chat of a model: its tokenizer, and every token that its configuration calls an end."""
+        """The chat of a model: its tokenizer, and every token that its configuration calls an end.
+
+        Where none of them ends an answer as the template writes one, the token that does is an end as well:
+        configurations that name the end of a document alone are common, and a model would go on for ever.
+        """
         ends = getattr(generation_config, "eos_token_id", None)
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         if not ids:
             raise ModelError("this model names no token that ends an answer", fix="set eos_token in its tokenizer")
-        return cls(tokenizer, frozenset(ids), template)
+        chat = cls(tokenizer, frozenset(ids), template)
+        return replace(chat, stop_ids=chat.stop_ids | chat.missing_ends)
 
     def prompt(
         self,
@@ -133,6 +138,23 @@ class Chat:
         """The chat template's Jinja text. Raises ModelError where there is none."""
         return self._jinja
 
+    def whole(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of `messages`, answers and all, as the template writes them."""
+        return self._encode(self._render(messages))
+
+    def unended(self, messages: Sequence[Message]) -> tuple[list[int], frozenset[int]]:
+        """Token ids of `messages` up to the end of the last answer, and the tokens any of which may end it there.
+
+        Raises DataError where the template does not write the answer.
+        """
+        ids, end, text = self.whole(messages), self.end_of_turn, self._render(messages)
+        if end in ids:
+            return ids[: len(ids) - 1 - ids[::-1].index(end)], frozenset({end})
+        said = str(messages[-1].get("content"))
+        if said not in text:
+            raise DataError("the chat template does not write the answer as it is")
+        return self._encode(text[: text.rindex(said) + len(said)]), self.stop_ids
+
     def text_prompt(self, text: str) -> list[int]:
         """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending."""
         ids, bare = list(self.tokenizer(text)["input_ids"]), self._encode(text)
@@ -172,6 +194,38 @@ class Chat:
         """Text of an answer, without control tokens."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+    # -- how a turn ends ---------------------------------------------------------------------------
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be rendered at all."""
+        return bool(self.template or self.tokenizer.chat_template)
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The first control token that the template writes after an answer; None where it writes none."""
+        return next((token for token in self._after_an_answer if self.is_control(token)), None)
+
+    @property
+    def missing_ends(self) -> frozenset[int]:
+        """What ends an answer, where no token that is known to does."""
+        end = self.end_of_turn
+        return frozenset() if end is None or self.stop_ids & set(self._after_an_answer) else frozenset({end})
+
+    @cached_property
+    def _after_an_answer(self) -> tuple[int, ...]:
+        """What the template writes after the words of an answer; nothing where it refuses to write one."""
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        try:
+            return tuple(self._encode(self._render(messages).rpartition(_PROBE)[2]))
+        except (DataError, ModelError):
+            return ()
+
+    def is_control(self, token: int) -> bool:
+        """Whether it is a control token of the tokenizer, or ends an answer."""
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return token in self.stop_ids or (added is not None and bool(added.special))
 
     # -- rendering ---------------------------------------------------------------------------------
 

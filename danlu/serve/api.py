@@ -224,18 +224,20 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
 def _add_the_rest(app: FastAPI, backend: Backend, embeddings: Embeddings | None) -> None:
     created = int(time.time())
 
-    def cards() -> list[dict[str, Any]]:
+    async def cards() -> list[dict[str, Any]]:
         names = {**backend.models, **({} if embeddings is None else {embeddings.name: None})}
         card = {"object": "model", "created": created, "owned_by": "danlu"}
-        return [{"id": name, **card, "parent": parent} for name, parent in names.items()]
+        kinds = await backend.kinds()
+        of_kind = {name: {"kind": kinds[name]} if name in kinds else {} for name in names}
+        return [{"id": name, **card, "parent": parent, **of_kind[name]} for name, parent in names.items()]
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": cards()}
+        return {"object": "list", "data": await cards()}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        known = {card["id"]: card for card in cards()}
+        known = {card["id"]: card for card in await cards()}
         if name not in known:
             names = ", ".join(map(repr, known))
             raise ApiFault(404, f"no model {name!r}; this server has {names}", "model", "model_not_found")

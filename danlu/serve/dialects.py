@@ -145,7 +145,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             stop_ids="extra_configs.stop_words_list",
             stop_id_lists=True,
             completions=False,
-            talk=frozenset({"tools", "chat_template_kwargs"}),
+            talk=frozenset({"tools"}),
         ),
     )
 }

@@ -20,6 +20,7 @@ from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.text import TokenNames
+from danlu.serve.continuing import are_messages, continued, note_on_base
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
@@ -91,6 +92,15 @@ class Service:
         """The served model on which an adapter stands; None for one that stands alone."""
         base = BASE if BASE in self.models else self.model_name
         return None if model == base else base
+
+    async def kinds(self) -> dict[str, str]:
+        """Base or instruct, of every model that clients may ask for."""
+        return {name: (await self.engine.akind(adapter)).kind for name, adapter in self.models.items()}
+
+    def notes(self) -> list[str]:
+        """What is to be said of the models before they are served: which of them are base models."""
+        found = {name: self.engine.kind(adapter) for name, adapter in self.models.items()}
+        return [note_on_base(name, finding) for name, finding in found.items() if finding.is_base]
 
     async def open(self, ask: Ask, arrived: float) -> Run:
         """Start a request. Raises ApiFault when it does not fit, or when there is no place."""
@@ -189,6 +199,8 @@ class Run:
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
         chat, engine = self.service.engine.chat, self.service.engine
+        if are_messages(prompt) and (await engine.akind(self.service.adapter_of(self.ask.model))).is_base:
+            prompt = continued(prompt)
         for at, message in enumerate(prompt if isinstance(prompt, tuple) else ()):
             if isinstance(message, dict) and (token := chat.control_token_in(message)):
                 raise ApiFault(
@@ -198,7 +210,7 @@ class Run:
                     f"messages.{at}.content",
                     "control_token",
                 )
-        if self.ask.talk is not None:
+        if self.ask.talk is not None and not isinstance(prompt, str):
             messages = cast(Sequence[Message], prompt)
             ready = partial(self.service.conversations.ready, messages, self.ask.talk, self.ask.params)
             self.talk = await engine.aside(ready)

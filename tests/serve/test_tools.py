@@ -9,9 +9,14 @@ import openai
 import pytest
 import scripts
 import templates
+from fastapi import Response
 from serving import CHAT, HELLO, chat, error, events
 
 from danlu import Engine
+from danlu.serve.faults import ApiFault
+from danlu.serve.replies import event_of
+from danlu.serve.response_events import ResponseStream
+from danlu.serve.responses import read_responses
 from danlu.serve.schema import read_chat
 from danlu.serve.talking import Conversations
 from tiny import make_tiny_model
@@ -536,3 +541,41 @@ def test_openais_client_reads_calls(told, start):
         assert choice.finish_reason == "tool_calls"
         call = choice.message.tool_calls[0].function
         assert (call.name, call.parsed_arguments) == ("weather", {"city": "Paris", "days": 2})
+
+
+@pytest.mark.parametrize("answer", ['{"n": 7}', PARIS], ids=["form", "call"])
+def test_a_form_and_tools_together(told, post, answer):
+    told.says(answer)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    message = post(CHAT, asked(response_format=form)).json()["choices"][0]["message"]
+    if answer == PARIS:
+        assert calls_of(message) == [("weather", {"city": "Paris", "days": 2})]
+    else:
+        assert (message["content"], "tool_calls" in message) == (answer, False)
+
+
+def test_each_of_several_answers_has_its_own_calls(told, post):
+    told.says(PARIS)
+    body = {**asked(stream=True, n=2, seed=1), "temperature": 1}
+    pieces = [piece["choices"][0] for piece in events(post(CHAT, body))]
+    for index in (0, 1):
+        own = [piece for piece in pieces if piece["index"] == index]
+        calls = [call for piece in own for call in piece["delta"].get("tool_calls", ())]
+        assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"city": "Paris", "days": 2}
+        assert {call["index"] for call in calls} == {0}
+        assert own[-1]["finish_reason"] == "tool_calls"
+
+
+def test_an_error_in_the_middle_of_a_responses_stream_is_an_event():
+    _, wishes = read_responses({"model": "tiny", "input": "?", "stream": True})
+    stream = ResponseStream(Response(), wishes)
+    assert stream._told(b": still working\n\n") == b": still working\n\n"
+    half = event_of({"choices": [{"delta": {"content": "It"}}]})
+    assert stream._told(half[:9]) == b""
+    assert b"response.output_text.delta" in stream._told(half[9:])
+    kind, data = stream._told(event_of(ApiFault(504, "too long", code="timeout").body)).decode().strip().split("\n")
+    assert kind == "event: error"
+    assert json.loads(data.removeprefix("data: ")) == {
+        "type": "error", "sequence_number": 3, "code": "timeout", "message": "too long", "param": None,
+    }  # fmt: skip
