@@ -89,7 +89,9 @@ def _given(options: type[Options], flags: BaseModel) -> dict[str, Any]:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    return {get_origin(arm) or arm for arm in (annotation, *get_args(annotation))}
+    arms = (annotation, *get_args(annotation))
+    bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms]
+    return {get_origin(arm) or arm for arm in bare}
 
 
 def _joined(name: str, words: Sequence[Any], annotation: Any) -> Any:

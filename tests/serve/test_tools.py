@@ -212,6 +212,7 @@ def test_calls_and_their_results_stand_in_the_prompt(told, post, name, tools):
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"functions": [WEATHER["function"]]}, "functions"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages"),
         ({"messages": [{"role": "user", "content": "?", "tool_call_id": "x"}]}, "messages"),
         (
             {"messages": [*HELLO, {"role": "assistant", "tool_calls": [
