@@ -46,7 +46,11 @@ _EPILOGUES = {
 for _name, _help in _COMMANDS.items():
     app.command(f"danlu.commands:{_name}", name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
 app.command(data)
-data.command("danlu.commands:check", name="check", help="Counts, lengths, duplicates and faults of a data file.")
+data.command(
+    "danlu.commands:check",
+    name="check",
+    help="How a data file is read, what is learnt of it, lengths, duplicates and faults.",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

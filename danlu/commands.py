@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +15,14 @@ from rich.table import Table
 
 from danlu.config import load, validate
 from danlu.data.chat import Chat
+from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
+from danlu.data.figures import Fault
 from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
-from danlu.flags import as_flags, from_flags
+from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
@@ -334,9 +339,13 @@ def check(
     format: FormatName | None = None,
     model: str | None = None,
     chat_template: str | None = None,
+    max_length: int | None = None,
+    held_out: Path | None = None,
+    near_duplicates: int = NEAR_RECORDS,
+    json: bool = False,
     accept_licence: bool = False,
 ) -> None:
-    """Counts, lengths, duplicates and faults of a data file.
+    """How a data file is read, an example as the model will see it, lengths, duplicates and faults.
 
     Parameters
     ----------
@@ -349,26 +358,66 @@ def check(
         else in characters
     chat_template
         Jinja text, or "chatml"; else the tokenizer's own
+    max_length
+        tokens of one example at most: count what is longer
+    held_out
+        data that is to be held out: count what it shares with the file
+    near_duplicates
+        look for near-duplicates among so many records; 0 leaves it out
+    json
+        print the figures as JSON, whole
     accept_licence
         accept the licence of a model that asks for it
     """
-    if chat_template is not None and model is None:
-        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
-    encode = None
+    if near_duplicates < 0 or (max_length is not None and max_length < 1):
+        raise ConfigError("--near_duplicates and --max_length count records and tokens", allowed="0 or more; 1 or more")
+    chat = _checking_chat(model, chat_template, accept_licence)
+    if max_length is not None and chat is None:
+        raise ConfigError("--max_length has no effect without --model", fix=f"name one: --model {DEFAULT_MODEL}")
+    gc.freeze()  # what is loaded stays: looking through it again and again would take a third of the time
+    figures = check_data(
+        file, format=format, chat=chat, max_length=max_length, near_records=near_duplicates, held_out=held_out
+    )
+    figures = replace(figures, faults=tuple(map(_fault_in_flags, figures.faults)))
+    if json:
+        _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        if chat is None:
+            _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+        show_data(_OUT, figures)
+    if figures.faults_total:
+        raise DataError(
+            f"{figures.faults_total} faulty row(s)",
+            fix="mend them, or train with --data.on_error skip, which counts and lists what it leaves out",
+        )
+
+
+def _fault_in_flags(fault: Fault) -> Fault:
+    names = ("format", "model", "chat_template", "max_length", "accept_licence")
+    return Fault(fault.place, spelt(fault.reason, names, as_flag), spelt(fault.fix, names, as_flag))
+
+
+def _checking_chat(model: str | None, chat_template: str | None, accept_licence: bool) -> Chat | None:
+    """The chat of the named model, or of the default one where it is on this machine."""
     if model is None and is_cached(DEFAULT_MODEL, cache_directory()):
         model = DEFAULT_MODEL
-    if model is not None:
-        directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
-        encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
-    report = check_data(file, format=format, encode=encode)
+    elif model is None and chat_template is not None:
+        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
     if model is None:
-        _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
-    show_data(_OUT, report)
-    if report.faults_total:
-        raise DataError(
-            f"{report.faults_total} faulty row(s)",
-            fix="mend them, or train with data.on_error=skip, which counts and lists what it leaves out",
-        )
+        return None
+    directory = resolve(model, cache=cache_directory(), say=_news, accept_licence=accept_licence)
+    return Chat.of(load_tokenizer(directory), _generation_config(directory), chat_template)
+
+
+def _generation_config(directory: Path) -> Any:
+    """What the loaded model would name as ends of an answer, without loading it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (directory / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+    if not (directory / "config.json").is_file():
+        return None
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(directory), local_files_only=True))
 
 
 def report(directory: Path, /) -> None:

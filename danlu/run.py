@@ -156,6 +156,8 @@ def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Par
     """Everything that the steps work on, in memory alone; what is to be told stands in the draft."""
     skipped = Skipped()
     split = read(recipe.data, recipe.seed, skipped)
+    if changed := skipped.summary():
+        show.say(f"data: {changed}")
     show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)

@@ -268,7 +268,13 @@ def test_the_quickstart_runs_on_the_real_model(tmp_path, monkeypatch):
     from danlu.config import load
 
     monkeypatch.chdir(tmp_path)
-    short = ["data.max_examples=96", "data.held_out=40", "prove.questions=4", "prove.max_new_tokens=8"]
+    short = [
+        "data.max_examples=96",
+        "data.held_out=40",
+        "train.micro_batch_tokens=1024",
+        "prove.questions=4",
+        "prove.max_new_tokens=8",
+    ]
     recipe = load(
         Recipe, "quickstart", [*short, "merge.prompts=4", "merge.max_new_tokens=8", "train.learning_rate=1e-3"]
     )

@@ -13,7 +13,7 @@ Knows no files, no batches and no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,9 +85,53 @@ class Chat:
             raise ModelError("this model names no token that ends an answer", fix="set eos_token in its tokenizer")
         return cls(tokenizer, frozenset(ids), template)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
-        """Token ids that generation is fed for `messages`: rendered, with the opening of the answer."""
-        return self._encode(self._prompt_text(messages, tools))
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids that generation is fed for `messages`: rendered, with the opening of the answer.
+
+        Args:
+            tools: function schemas that the template may write.
+            add_generation_prompt: with the opening of the answer; without, the messages as they are.
+            continue_final_message: the last message is the beginning of the answer, and is left open.
+            template_kwargs: further variables of the template, such as enable_thinking.
+        """
+        return self._encode(
+            self.prompt_text(
+                messages,
+                tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=template_kwargs,
+            )
+        )
+
+    def prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of `prompt`."""
+        if continue_final_message:
+            return self._left_open(messages, tools, template_kwargs)
+        if add_generation_prompt:
+            return self._prompt_text(messages, tools, template_kwargs=template_kwargs)
+        return self._render(messages, tools, template_kwargs=template_kwargs)
+
+    @property
+    def template_source(self) -> str:
+        """The chat template's Jinja text. Raises ModelError where there is none."""
+        return self._jinja
 
     def text_prompt(self, text: str) -> list[int]:
         """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending."""
@@ -151,6 +195,7 @@ class Chat:
         *,
         opening: bool = False,
         place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         plain = [{key: value for key, value in message.items() if key != "train"} for message in messages]
         template = self._jinja
@@ -160,7 +205,7 @@ class Chat:
                 chat_template=template,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=opening,
-                **{"eos_token": self._end_token, **self.tokenizer.special_tokens_map},
+                **{"eos_token": self._end_token, **self.tokenizer.special_tokens_map, **(template_kwargs or {})},
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"the chat template is no valid Jinja: {error} (line {error.lineno})") from error
@@ -169,8 +214,32 @@ class Chat:
             raise DataError(f"{place}: {seen}" if place else seen) from error
         return str(texts[0])
 
-    def _prompt_text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, place: str = "") -> str:
-        return self._render(messages, tools, opening=True, place=place) + self._missing_opening
+    def _prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        rendered = self._render(messages, tools, opening=True, place=place, template_kwargs=template_kwargs)
+        return rendered + self._missing_opening
+
+    def _left_open(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
+        """All up to the last message's last word: what the template writes after it is left out."""
+        *before, last = messages
+        words = last.get("content") or ""
+        if not words.strip():
+            raise DataError("the last message has no words to go on from", fix="leave continue_final_message out")
+        marked = [*before, {**last, "content": words + _PROBE}]
+        text, mark, _ = self._render(marked, tools, template_kwargs=template_kwargs).rpartition(_PROBE)
+        if not mark:
+            raise DataError("the chat template does not write the last message", fix="leave continue_final_message out")
+        return text
 
     @cached_property
     def _missing_opening(self) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -25,6 +25,7 @@ from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
+from danlu.generate.grammar import Form
 from danlu.generate.growth import Growth
 from danlu.generate.live import LiveAnswers
 from danlu.generate.logits import log_softmax
@@ -42,6 +43,7 @@ from danlu.model.lora_files import why_not_plain
 from danlu.model.rounding import Rounded
 
 Prompt = str | Sequence[Message] | Sequence[int]
+_T = TypeVar("_T")
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
@@ -227,15 +229,22 @@ class Engine:
             self._worker.cancel(job.request)
 
     async def aopen(
-        self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        adapter: str | None = None,
+        form: Form | None = None,
     ) -> LiveAnswers:
         """Start a request; its events are read on the running asyncio loop, and no thread waits for them.
 
         The caller closes what comes back. Raises ConfigError as `generate` does.
+
+        Args:
+            form: of the answers, beyond what the knobs say.
         """
         self._model.eval()
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams(), adapter)
+        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams(), adapter, form)
 
         async def finish() -> Generation:
             return await loop.run_in_executor(self._aside, self._generation, job)
@@ -266,7 +275,11 @@ class Engine:
 
     async def atoken_ids(self, prompt: Prompt) -> list[int]:
         """`token_ids` for asyncio: a long text does not hold up the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, self.token_ids, prompt)
+        return await self.aside(partial(self.token_ids, prompt))
+
+    async def aside(self, work: Callable[[], _T]) -> _T:
+        """The result of work on texts that would hold up an asyncio loop; one at a time, as tokenizers want it."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     @property
     def load(self) -> Load:
@@ -361,8 +374,10 @@ class Engine:
                 raise ConfigError(f"{len(prompts)} prompts and {count} {what}", allowed="one, or one a prompt")
         return list(zip(prompts, params, adapter, strict=True))
 
-    def _job(self, prompt: Prompt, params: GenerationParams, adapter: str | None = None) -> Job:
-        return self._maker.job(self.token_ids(prompt), params, self._adapters.named(adapter))
+    def _job(
+        self, prompt: Prompt, params: GenerationParams, adapter: str | None = None, form: Form | None = None
+    ) -> Job:
+        return self._maker.job(self.token_ids(prompt), params, self._adapters.named(adapter), form)
 
     def _generation(self, job: Job) -> Generation:
         error = job.ended.get()

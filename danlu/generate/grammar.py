@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,40 @@ _DEEPEST_PLACE = 12
 _BANS = ("bad_words", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens", "min_length")
 
 
+class Form(ABC):
+    """A form beyond what knobs say, given as a grammar in llguidance's variant of Lark's syntax."""
+
+    @property
+    @abstractmethod
+    def knob(self) -> str:
+        """What asked for it, for errors."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Equal forms have equal keys."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> tuple[str, ...]:
+        """Control tokens in these texts are shown in an answer's text, where others are left out."""
+
+    @property
+    @abstractmethod
+    def is_constrained(self) -> bool:
+        """Whether there is a grammar, which then stands for the knobs json_schema and regex too."""
+
+    @abstractmethod
+    def lark(self, special: Mapping[str, int], control: frozenset[int], fits: Callable[[str], bool]) -> str:
+        """The grammar.
+
+        Args:
+            special: text -> id of tokens that are no text to llguidance, and are named by number.
+            control: of these, the tokenizer's control tokens.
+            fits: whether a grammar can be followed.
+        """
+
+
 class Grammars:
     """The forms that requests to one model ask for, each compiled once.
 
@@ -52,14 +87,15 @@ class Grammars:
         self._known: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, params: GenerationParams) -> Grammar | None:
+    def of(self, params: GenerationParams, form: Form | None = None) -> Grammar | None:
         """The form that the knobs ask for. Raises ConfigError when it is faulty, with the place of the fault."""
-        if params.json_schema is None and params.regex is None:
+        is_formed = form is not None and form.is_constrained
+        if params.json_schema is None and params.regex is None and not is_formed:
             return None
-        key = json.dumps([params.json_schema, params.regex])
+        key = json.dumps([params.json_schema, params.regex, form.key if form is not None and is_formed else None])
         with self._lock:
             if key not in self._known:
-                self._known[key] = self._compiled(params)
+                self._known[key] = self._formed(form) if form and is_formed else self._compiled(params)
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
             self._known.move_to_end(key)
@@ -74,8 +110,17 @@ class Grammars:
         if error := LLMatcher.validate_grammar(grammar, self.tokenizer):
             raise _schema_fault(schema, error)
         if self._drops_first_space:
-            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {json.dumps(_settled(schema))}')
+            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {json.dumps(settled(schema))}')
         return Grammar("json_schema", self._matcher("json_schema", grammar), self)
+
+    def _formed(self, form: Form) -> Grammar:
+        def fits(grammar: str) -> bool:
+            return not LLMatcher.validate_grammar(grammar, self.tokenizer)
+
+        added = self.chat.tokenizer.added_tokens_decoder
+        special = {token.content: at for at, token in added.items() if self.tokenizer.is_special_token(at)}
+        control = frozenset(at for at, token in added.items() if token.special)
+        return Grammar(form.knob, self._matcher(form.knob, form.lark(special, control, fits)), self)
 
     def _matcher(self, knob: str, grammar: str) -> LLMatcher:
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=_LIMITS)
@@ -201,7 +246,7 @@ class GrammarRows:
         return AllBanned(f"{knob}: {needed} in this model's vocabulary", fix=f"loosen {knob}")
 
 
-def _settled(schema: dict[str, Any]) -> dict[str, Any]:
+def settled(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with what it leaves open to llguidance; what that cannot check is always refused."""
     given = schema.get("x-guidance", {})
     if not isinstance(given, dict):
@@ -212,7 +257,7 @@ def _settled(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _json_grammar(schema: dict[str, Any]) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(_settled(schema))
+        return LLMatcher.grammar_from_json_schema(settled(schema))
     except ValueError as error:
         raise ConfigError(f"json_schema: {error}", fix="give what JSON can hold") from error
 

@@ -18,7 +18,7 @@ from danlu.generate import logits
 from danlu.generate.banks import Banked, banks_of
 from danlu.generate.constrained import ConstrainedBeam, ConstrainedGroups
 from danlu.generate.constraints import Constraints, constraints_for
-from danlu.generate.grammar import Grammar, Grammars
+from danlu.generate.grammar import Form, Grammar, Grammars
 from danlu.generate.history import Automaton
 from danlu.generate.logprobs import Ledger, Pick
 from danlu.generate.params import GenerationParams
@@ -35,7 +35,7 @@ from danlu.generate.strategies import (
     Strategy,
     highest_candidates,
 )
-from danlu.generate.text import TextStream, detokenizer, word_forms
+from danlu.generate.text import Detokenizer, TextStream, detokenizer, word_forms
 
 
 @dataclass(eq=False)
@@ -83,15 +83,24 @@ class Maker:
         self._words = detokenizer(chat.tokenizer)
         self._grammars = Grammars(chat, vocabulary)
 
-    def job(self, prompt: Sequence[int], params: GenerationParams, adapter: str | None = None) -> Job:
+    def job(
+        self,
+        prompt: Sequence[int],
+        params: GenerationParams,
+        adapter: str | None = None,
+        form: Form | None = None,
+    ) -> Job:
         """A job for `prompt`, whose ids are checked, with the bank's adapter of that name, or the base.
+
+        Args:
+            form: of the answer, beyond what the knobs say.
 
         Raises ConfigError when the knobs do not fit the prompt or the model.
         """
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
-        grammar = self._grammars.of(params)
-        text = partial(self._text, params, grammar)
+        grammar = self._grammars.of(params, form)
+        text = partial(self._text, params, grammar, self._words_of(form))
         stream = text() if params.stop_sequences else None
         forced = self._constraints(params)
         rows = RowStates(
@@ -135,11 +144,19 @@ class Maker:
 
     # -- words -----------------------------------------------------------------------------------------
 
-    def _text(self, params: GenerationParams, grammar: Grammar | None) -> TextStream:
+    def _words_of(self, form: Form | None) -> Detokenizer:
+        """The start of a text, in which the form's own marks are shown."""
+        marks = "".join(form.shown) if form is not None else ""
+        added = self.chat.tokenizer.added_tokens_decoder if marks else {}
+        shown = frozenset(at for at, token in added.items() if token.special and token.content in marks)
+        return detokenizer(self.chat.tokenizer, shown=shown) if shown else self._words
+
+    @staticmethod
+    def _text(params: GenerationParams, grammar: Grammar | None, start: Detokenizer) -> TextStream:
         strings = [stop for stop in params.stop_sequences if isinstance(stop, str)]
         tokens = [stop for stop in params.stop_sequences if not isinstance(stop, str)]
         accepts = None if grammar is None else grammar.accepts
-        words, keep = self._words.fork(), params.include_stop
+        words, keep = start.fork(), params.include_stop
         return TextStream(words, strings, Automaton(tokens), include_stop=keep, accepts=accepts)
 
     def _bad_words(self, params: GenerationParams) -> list[tuple[int, ...]]:

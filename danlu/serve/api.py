@@ -20,6 +20,8 @@ from danlu.serve.body import read_json
 from danlu.serve.embeddings import EmbeddingBody, Embeddings
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.options import ServeOptions
+from danlu.serve.response_events import told
+from danlu.serve.responses import ResponsesBody, read_responses
 from danlu.serve.schema import Ask, ChatBody, CompletionBody, read_chat, read_completion, schema_of
 from danlu.serve.service import Receive, Service, while_wanted
 from danlu.serve.stream import Send
@@ -51,6 +53,7 @@ def make_app_over(backend: Backend, embeddings: Embeddings | None = None) -> Fas
     app = FastAPI(title="Danlu", version=danlu.__version__)
     app.state.backend = backend
     _add_answers(app, backend)
+    _add_responses(app, backend)
     _add_embeddings(app, backend, embeddings)
     _add_the_rest(app, backend, embeddings)
     app.add_exception_handler(ApiFault, _on_fault)
@@ -143,6 +146,26 @@ def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
     return answer
 
 
+def _add_responses(app: FastAPI, backend: Backend) -> None:
+    async def answer(request: Request) -> Response:
+        arrived = time.monotonic()
+
+        def ended(fault: ApiFault | None) -> None:
+            _count(backend, fault, arrived)
+
+        try:
+            ask, wishes = read_responses(await _document(request, backend))
+            return told(await backend.reply(ask, True, arrived, request.receive, ended), wishes)
+        except Exception as error:
+            fault = as_fault(error)
+            ended(fault)
+            return _response(fault)
+
+    content = {"application/json": {"schema": ResponsesBody.model_json_schema()}}
+    extra = {"requestBody": {"required": True, "content": content}}
+    app.add_api_route("/v1/responses", answer, methods=["POST"], openapi_extra=extra, response_model=None)
+
+
 async def _document(request: Request, backend: Backend) -> dict[str, Any]:
     return await read_json(request, backend.options.max_body_bytes, backend.options.request_timeout_seconds)
 
@@ -226,7 +249,9 @@ async def _on_fault(_request: Request, error: Exception) -> Response:
 
 async def _on_http_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it alone"
-    known = "POST /v1/chat/completions, /v1/completions, /v1/embeddings, GET /v1/models, /health, /metrics"
+    known = (
+        "POST /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, GET /v1/models, /health, /metrics"
+    )
     message = f"{error.detail}: {request.method} {request.url.path}; there is {known}"
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)
     return _response(ApiFault(error.status_code, message, code=code, headers=error.headers or {}))

@@ -70,7 +70,8 @@ class OwnEngine:
 
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         run = await self.service.open(ask, arrived)
-        replies = Replies(ask.model, self.service.names, chat, counted=ask.include_usage)
+        reading = None if run.talk is None else run.talk.reader
+        replies = Replies(ask.model, self.service.names, chat, counted=ask.include_usage, reading=reading)
         if ask.stream:
             return AnswerStream(run, replies, ended)
         body = await _whole(self.service, run, replies, receive)

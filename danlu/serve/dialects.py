@@ -16,6 +16,7 @@ from typing import Any
 
 from danlu.generate.params import GenerationParams
 from danlu.serve.faults import ApiFault
+from danlu.serve.messages import TALK_FIELDS, as_json
 from danlu.serve.options import FlavourName
 from danlu.serve.schema import Ask
 
@@ -58,6 +59,7 @@ class Dialect:
         chat_limit: what it calls the limit of a chat's answer.
         completion_schema: whether /completions reads response_format as well.
         regex: the name of an expression that the answer must match; empty: it has none.
+        talk: the fields of a chat that shape its prompt and its calls.
     """
 
     name: FlavourName
@@ -74,6 +76,7 @@ class Dialect:
     chat_limit: str = "max_tokens"
     completion_schema: bool = False
     regex: str = ""
+    talk: frozenset[str] = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
 
 
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
@@ -93,6 +96,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             beams=True,
             completion_schema=True,
             regex="structured_outputs.regex",
+            talk=frozenset(TALK_FIELDS),
         ),
         Dialect(
             "sglang",
@@ -103,16 +107,19 @@ DIALECTS: dict[FlavourName, Dialect] = {
             ignore_eos=True,
             completion_schema=True,
             regex="regex",
+            talk=frozenset(TALK_FIELDS) - {"add_generation_prompt"},
         ),
         Dialect(
             "llama.cpp",
             knobs=_OPENAI
             | {"top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", "repetition_penalty": "repeat_penalty"},
-            # It penalizes the last 64 tokens only unless told to look at all of them.
-            neutral=_NEUTRAL | {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": -1},
+            # It penalizes the last 64 tokens only unless told of more; newer ones refuse -1, which was all of them.
+            neutral=_NEUTRAL
+            | {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": 131072},
             ignore_eos=True,
             completion_logprobs=False,
             echo=False,
+            talk=frozenset(TALK_FIELDS),
         ),
         Dialect(
             "rtp-llm",
@@ -132,6 +139,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             stop_ids="extra_configs.stop_words_list",
             stop_id_lists=True,
             completions=False,
+            talk=frozenset({"tools"}),
         ),
     )
 }
@@ -142,7 +150,7 @@ _WITH_BEAMS = {"do_sample", "num_beams", "num_return_sequences", "length_penalty
 
 def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) -> dict[str, Any]:
     """The body to send, without the model's name. Raises ApiFault for what the server cannot do."""
-    body: dict[str, Any] = {"messages": list(ask.prompts[0])} if chat else {"prompt": _prompts(ask)}
+    body: dict[str, Any] = _talk(ask, flavour) if chat else {"prompt": _prompts(ask)}
     if ask.stream:
         body["stream"] = True
     if ask.include_leading and flavour != "danlu":
@@ -161,6 +169,25 @@ def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) 
         knobs.pop("max_new_tokens", None)
         knobs["max_tokens"] = 0
     return body | knobs
+
+
+def _talk(ask: Ask, flavour: FlavourName) -> dict[str, Any]:
+    """Messages, and what else shapes their prompt."""
+    given = {} if ask.talk is None else ask.talk.given
+    for name in given if flavour != "danlu" else ():
+        if name not in DIALECTS[flavour].talk:
+            message = f"the backend {DIALECTS[flavour].name} cannot do {name}; leave it out, or ask a server with the "
+            raise ApiFault(400, f"{message}backend danlu, which can", name, "unsupported_by_backend")
+    return {"messages": [_sent(message) for message in ask.prompts[0]], **given}
+
+
+def _sent(message: Any) -> dict[str, Any]:
+    """A message as it came, the arguments of its calls as text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
 
 
 def names_there(ask: Ask, flavour: FlavourName) -> dict[str, str]:

@@ -20,26 +20,36 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from danlu.config import Options, describe_faults
-from danlu.data.records import Message
 from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, blamed
+from danlu.serve.messages import (
+    TALK_FIELDS,
+    ChatMessage,
+    Effort,
+    Talk,
+    Tool,
+    ToolChoice,
+    check_opening,
+    check_template_kwargs,
+    read_use,
+)
 
 KNOBS = frozenset(GenerationParams.model_fields)
 
 # Sent by OpenAI's clients; no answer depends on them.
 INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "parallel_tool_calls",
 }  # fmt: skip
 NOT_YET = {
-    "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort",
-    "verbosity", "web_search_options", "suffix", "best_of",
+    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix", "best_of",
 }  # fmt: skip
-_OF_MESSAGES_INERT = {"refusal", "annotations"}
-_OF_MESSAGES_NOT_YET = {"tool_calls", "function_call", "tool_call_id", "name", "audio"}
+# OpenAI's older names, which its clients have left behind.
+_OLDER = {"functions": "tools", "function_call": "tool_choice"}
+_OF_MESSAGES_INERT = {"refusal", "annotations", "provider_specific_fields"}
+_OF_MESSAGES_NOT_YET = {"function_call", "audio"}
 
 # Knobs that ask for a search where nothing says whether to draw.
 _SEARCHES = ("num_beams", "num_beam_groups", "constraints", "force_words", "force_words_ids")
@@ -70,33 +80,16 @@ class ResponseFormat(Options):
     type: Literal["text", "json_object", "json_schema", "regex"] = Field(description="which form")
     json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
     regex: str | None = Field(None, description="with the type regex")
+    form: dict[str, Any] | None = Field(None, alias="schema", description="with the type json_object: its schema")
 
     @model_validator(mode="after")
     def _as_the_type_says(self) -> ResponseFormat:
         for name in ("json_schema", "regex"):
             if (self.type == name) != (getattr(self, name) is not None):
                 raise ValueError(f"the type is {self.type!r}; {name} belongs to the type {name!r}, and only there")
+        if self.form is not None and self.type != "json_object":
+            raise ValueError(f"the type is {self.type!r}; schema belongs to the type 'json_object', and only there")
         return self
-
-
-class TextPart(Options):
-    """A piece of a message's content."""
-
-    type: Literal["text"] = Field(description="text; images and sound are not read")
-    text: str = Field(description="the words")
-
-
-class ChatMessage(Options):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is read as system")
-    content: str | tuple[TextPart, ...] = Field(description="the words, as one text or in parts")
-
-    @property
-    def plain(self) -> Message:
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class _Body(Options):
@@ -118,6 +111,23 @@ class ChatBody(_Body):
     max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
     logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
     top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
+    tools: tuple[Tool, ...] | None = Field(None, description="functions that the answer may call")
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto (may call, the default), none, required (must call), one tool, or some (allowed_tools)"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
+    reasoning_effort: Effort | None = Field(
+        None, description="how much to think, for templates with such a switch; none: not at all"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="further variables of the template, such as enable_thinking"
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false: the prompt ends with the messages, without the opening of an answer"
+    )
+    continue_final_message: bool = Field(
+        False, description="the last message is the assistant's and unfinished: the answer goes on with it"
+    )
 
 
 class CompletionBody(_Body):
@@ -146,6 +156,7 @@ class Ask:
         include_leading: a stream also says what leads among beams.
         echo: the prompt comes before each answer, scored where log-probabilities are asked for.
         only_echo: and nothing comes after it.
+        talk: of a chat, how its messages become a prompt.
     """
 
     model: str
@@ -159,6 +170,7 @@ class Ask:
     include_leading: bool = False
     echo: bool = False
     only_echo: bool = False
+    talk: Talk | None = None
 
     def in_client_words(self, message: str) -> str:
         """An error of the engine, with the names that the client used."""
@@ -185,7 +197,18 @@ def read_chat(document: dict[str, Any]) -> Ask:
         if not isinstance(body.logprobs, bool):
             raise ApiFault(400, "logprobs is a number, and top_logprobs is given too; keep one", "top_logprobs")
         knobs["logprobs"], names["logprobs"] = body.top_logprobs, "top_logprobs"
-    return _ask(body, (tuple(message.plain for message in body.messages),), knobs, names, given)
+    messages = tuple(message.plain for message in body.messages)
+    check_template_kwargs(body.chat_template_kwargs or {})
+    opening = check_opening(messages, body.add_generation_prompt, body.continue_final_message)
+    talk = Talk(
+        use=read_use(body.tools, body.tool_choice, body.parallel_tool_calls),
+        effort=body.reasoning_effort,
+        template_kwargs=body.chat_template_kwargs or {},
+        add_generation_prompt=opening,
+        continue_final_message=body.continue_final_message,
+        given={name: given[name] for name in TALK_FIELDS if name in given},
+    )
+    return replace(_ask(body, (messages,), knobs, names, given), talk=talk)
 
 
 def read_completion(document: dict[str, Any]) -> Ask:
@@ -222,6 +245,8 @@ def _plain_messages(messages: Any) -> Any:
         for key in sorted(_OF_MESSAGES_NOT_YET & kept.keys()):
             if kept.pop(key):
                 raise ApiFault(400, f"messages.{at}.{key}: not supported yet", f"messages.{at}.{key}", "unsupported")
+        if "name" in kept and kept.get("role") != "tool":
+            raise ApiFault(400, f"messages.{at}.name: not supported yet", f"messages.{at}.name", "unsupported")
         plain.append(kept)
     return plain
 
@@ -230,6 +255,8 @@ def _split(model: type[_AnyBody], given: dict[str, Any]) -> tuple[_AnyBody, dict
     """The body proper, and the knobs beside it."""
     own = set(model.model_fields)
     for key in given.keys() - own - KNOBS:
+        if key in _OLDER:
+            raise ApiFault(400, f"{key}: an older name; use {_OLDER[key]}", key, "unsupported")
         if key in NOT_YET:
             raise ApiFault(400, f"{key}: not supported yet", key, "unsupported")
         raise ApiFault(400, f"{key}: unknown; {nearest(key, own | KNOBS)}".rstrip("; "), key, "unknown_parameter")
@@ -275,7 +302,7 @@ def _put_form(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> None
     """Set json_schema or regex from whichever name the client gave it."""
     form, guided = body.response_format, body.guided_json
     if form is not None and form.type == "json_object":
-        _put(knobs, names, "json_schema", "response_format", {"type": "object"})
+        _put(knobs, names, "json_schema", "response_format", {"type": "object"} if form.form is None else form.form)
     elif form is not None and form.json_schema is not None:
         _put(knobs, names, "json_schema", "response_format", form.json_schema.form)
     elif form is not None:

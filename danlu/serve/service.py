@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
+from danlu.data.records import Message
 from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT
 from danlu.generate.answers import Answer, Event
@@ -24,6 +26,7 @@ from danlu.serve.options import ServeOptions
 from danlu.serve.replies import Usage
 from danlu.serve.schema import Ask
 from danlu.serve.scores import Echo
+from danlu.serve.talking import Conversations, Ready
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _T = TypeVar("_T")
@@ -70,6 +73,7 @@ class Service:
             )
         self.metrics = Metrics(lambda: engine.load)
         self.names = TokenNames(engine.chat.tokenizer)
+        self.conversations = Conversations(engine.chat)
         self.closing = asyncio.Event()
         self.places_taken = 0
 
@@ -146,6 +150,7 @@ class Run:
         self.deadline = arrived + service.options.request_timeout_seconds
         self._places = len(ask.prompts)
         service.places_taken += self._places
+        self.talk: Ready | None = None
         self._prompts: list[list[int]] = []
         self._live: list[LiveAnswers] = []
         self._readers: list[asyncio.Task[None]] = []
@@ -167,7 +172,8 @@ class Run:
         adapter = self.service.adapter_of(self.ask.model)
         self._prompts = [token_ids for token_ids, _ in ready]
         for token_ids, params in ready if not self.ask.only_echo else ():
-            self._live.append(await self.service.engine.aopen(token_ids, params, adapter))
+            form = None if self.talk is None else self.talk.form
+            self._live.append(await self.service.engine.aopen(token_ids, params, adapter, form))
         for at, live in enumerate(self._live):
             self._readers.append(asyncio.create_task(self._read(at, live)))
         self.service.metrics.prompt_tokens.inc(self.usage.prompt_tokens)
@@ -187,7 +193,13 @@ class Run:
                     f"messages.{at}.content",
                     "control_token",
                 )
-        token_ids = await engine.atoken_ids(prompt)
+        if self.ask.talk is not None and not isinstance(prompt, str):
+            messages = cast(Sequence[Message], prompt)
+            ready = partial(self.service.conversations.ready, messages, self.ask.talk, self.ask.params)
+            self.talk = await engine.aside(ready)
+            token_ids = self.talk.token_ids
+        else:
+            token_ids = await engine.atoken_ids(prompt)
         return token_ids, self.service.fitting(self.ask, len(token_ids))
 
     async def _read(self, at: int, live: LiveAnswers) -> None:

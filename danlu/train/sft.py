@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from danlu.data.chat import Chat, Example
+from danlu.data.encoding import Encoder
 from danlu.data.formats import Record
 from danlu.data.packing import Batch, collate
 from danlu.device import Device
@@ -37,9 +38,11 @@ def sft_examples(
     Raises DataError for a record that cannot be rendered, is too long, or teaches nothing.
     """
     examples: list[Example] = []
-    for record in records:
+    for record, made in Encoder(chat).examples(records):
         try:
-            examples += [_fit(example, max_length, too_long) for example in chat.examples(record)]
+            if isinstance(made, DataError):
+                raise made
+            examples += [_fit(example, max_length, too_long) for example in made]
         except DataError as error:
             if skip is None or (isinstance(error, _TooLong) and too_long == "raise"):
                 raise

@@ -47,7 +47,11 @@ def strengthen(directory, dtype=torch.float32, seed=0):
     return directory
 
 
-def make_adapter(base, directory, scale=0.3, **options):
+def make_adapter(base, directory, scale=0.1, **options):
+    """At this scale the adapter's part of a weight, 4 BA of rank 4, spreads by 0.2, somewhat less than the base's 0.3.
+
+    Much more, and attention chooses one token by scores in the tens: what rounding does to such logits has no bound.
+    """
     model = attach(load_model(base, device=CPU, dtype=torch.float32), LoraOptions(r=4, **options), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -103,7 +107,7 @@ def test_the_merged_model_is_a_plain_one_that_answers_as_the_adapter_does(base, 
     parity, said = run(base, adapter, out)
     assert names_in(out.parent) == ["merged"]
     assert parity.prompts == len(merge.PROMPTS)
-    assert parity.largest_logit_difference <= 1e-4
+    assert parity.largest_logit_difference <= parity.tolerance / 4
     with_adapter = put_adapter(load_model(base, device=CPU, dtype=torch.float32), adapter)
     expected = logits(with_adapter)
     torch.testing.assert_close(logits(plain(out)), expected, atol=of_model(expected, with_adapter.config), rtol=0)
