@@ -180,6 +180,8 @@ def _free_name(directory: Path) -> Path:
 def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _Parts:
     skipped = Skipped()
     split = read(recipe.data, recipe.seed, skipped)
+    if changed := skipped.summary():
+        show.say(f"data: {changed}")
     show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)

@@ -7,10 +7,13 @@ import pytest
 from test_chat import CONVERSATIONS, STYLES
 
 from danlu.data.check import check
-from danlu.data.formats import record_from_row
+from danlu.data.formats import Reading, record_from_row
 from danlu.data.records import Text
 from danlu.data.shown import Span, shortened, spans_of, visible
 from danlu.errors import DataError
+
+
+FIX = "leave the turn out, or the row with on_error=skip"
 
 
 def chatml():
@@ -127,7 +130,7 @@ def test_the_report_is_ready_for_json(tmp_path):
     written = json.loads(json.dumps(report.to_dict()))
     assert written["path"].endswith("a.jsonl")
     assert written["lengths"]["p50"] == 2
-    assert written["faults"] == [{"place": "a.jsonl:2", "reason": "prompt: the user turn is empty", "fix": ""}]
+    assert written["faults"] == [{"place": "a.jsonl:2", "reason": "prompt: the user turn is empty", "fix": FIX}]
 
 
 def test_a_named_format_is_used(tmp_path):
@@ -170,11 +173,20 @@ def test_turns_that_are_not_learnt_are_counted(tmp_path):
 
 
 def test_keys_that_nothing_reads_are_counted(tmp_path):
-    rows = [pair("q", "a", id=1, inputs="never learnt"), pair("q", "b", id=2, system="s", inputs=None)]
+    rows = [pair("q", "a", id=1, inptus="never learnt"), pair("q", "b", id=2, system="s", inptus=None)]
     report = check(write_jsonl(tmp_path / "a.jsonl", *rows))
-    assert report.unread == {"id": 2, "inputs": 1}
+    assert report.unread == {"id": 2, "inptus": 1}
     assert list(report.shapes.values()) == [2]
     assert next(iter(report.shapes)).startswith("prompt_completion: ")
+
+
+def test_columns_of_the_users_own_and_what_was_changed(tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "?"}]
+    path = write_jsonl(tmp_path / "a.jsonl", {"chat": turns})
+    report = check(path, reading=Reading(columns={"messages": "chat"}))
+    assert (report.records, list(report.notes.values())) == (1, [1])
+    with pytest.raises(DataError, match=r"data\.columns"):
+        check(path, reading=Reading(columns={"messages": "chat", "system": "nowhere"}))
 
 
 # --- the example
