@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -14,25 +15,26 @@ from cyclopts import Parameter
 from pydantic import create_model
 from rich.table import Table
 
-from danlu.config import Options, load
+from danlu.answering import no_talk, notes_on_end, prompt_for, system_message
+from danlu.config import Options, load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
 from danlu.data.figures import Fault
-from danlu.data.formats import Message, Reading
+from danlu.data.formats import Reading
 from danlu.data.source import DataOptions, read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
-from danlu.journal import Journal
-from danlu.model.load import ModelOptions, load_tokenizer
+from danlu.hub import EMBEDDERS, KNOWN, Kind, cache_directory, is_cached, resolve
+from danlu.journal import Journal, check_free, holder
+from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.recipe import Recipe
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
-from danlu.run import Recipe
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
@@ -76,7 +78,19 @@ def run(recipe: str, /, *overrides: str) -> None:
     overrides
         any key of the recipe, such as train.learning_rate=1e-4 or resume=true
     """
-    _run(load(Recipe, recipe, overrides))
+    _run(_in_place(load(Recipe, recipe, overrides), Path(recipe), overrides))
+
+
+def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
+    """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
+    home = path.resolve().parent
+    placed = any(override.startswith(("name=", "runs=")) for override in overrides)
+    if not recipe.resume or placed or path.name != "recipe.yaml" or not Journal(home).events():
+        return recipe
+    if recipe.directory.resolve() == home:
+        return recipe
+    document = {**recipe.model_dump(mode="json"), "runs": str(home.parent), "name": home.name}
+    return validate(Recipe, document, where=str(path))
 
 
 def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
@@ -122,16 +136,17 @@ def generate(
     show_json: Path | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
-    """Answer one prompt.
+    """Answer one prompt. A base model continues it as it is.
 
     Parameters
     ----------
     model
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id
     prompt
-        what the user says; "-" reads it from standard input
+        what the user says, or a text to go on with; "-" reads it from standard input
     system
         a system message before it
     raw
@@ -147,6 +162,8 @@ def generate(
         on a CPU
     adapter
         directory of a PEFT adapter to put on the model
+    kind
+        base continues the prompt, instruct answers it; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
@@ -156,14 +173,15 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    asked = text if raw else [*_system(system), {"role": "user", "content": text}]
+    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    asked = text if raw else prompt_for(engine, adapter or model, text, system, _news)
     if not (show or show_json):
         _stream(engine, asked, knobs)
         return
     trace = engine.trace(asked, knobs)
     for answer in trace.answers:
         _say(answer.text)
+        _tell(notes_on_end(len(answer.tokens), answer.finish_reason, knobs))
     if show_json:
         with disk_faults(show_json, "the trace"):
             show_json.write_text(trace.to_json(), encoding="utf-8")
@@ -179,6 +197,7 @@ def chat(
     system: str | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
@@ -194,15 +213,20 @@ def chat(
         on a CPU
     adapter
         directory of a PEFT adapter to put on the model
+    kind
+        instruct talks with a base model all the same; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
-    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    messages = _system(system)
+    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    if (finding := engine.kind()).is_base:
+        raise no_talk(adapter or model, finding)
+    _news("an empty line or Ctrl-D ends the talk; /new starts another")
+    messages = system_message(system)
     while line := _ask():
         if line == "/new":
-            messages = _system(system)
+            messages = system_message(system)
             continue
         messages.append({"role": "user", "content": line})
         messages.append({"role": "assistant", "content": _stream(engine, messages, knobs)})
@@ -216,6 +240,7 @@ def serve(
     backend: Annotated[Backends, Flat] = Backends(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
@@ -231,19 +256,17 @@ def serve(
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
+    kind
+        base continues the text of messages, instruct answers them; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
     own, named = adapters_named(adapter or ())
-    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, accept_licence=accept_licence)
+    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, kind=kind, accept_licence=accept_licence)
     listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
     serve_model(loading, named, listening, answering, say=_say, news=_news)
-
-
-def _system(text: str | None) -> list[Message]:
-    return [] if text is None else [{"role": "system", "content": text}]
 
 
 def _ask() -> str:
@@ -275,7 +298,14 @@ def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
         if event.answer is not None:
             answers.append(event.answer.text)
             show(_OUT, "" if params.num_return_sequences == 1 else event.answer.text)
+            made = event.answer
+            _tell(notes_on_end(len(made.token_ids), made.finish_reason, params, made.forced))
     return answers[0]
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        _news(note)
 
 
 def merge(
@@ -307,6 +337,8 @@ def merge(
         Jinja text, or "chatml", if it was given for the training; else the tokenizer's own
     """
     chosen = from_flags(MergeOptions, options)
+    adapter_config(adapter)
+    check_free(out)
     asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
     parity = merge_checked(directory, adapter, out, asked, chosen, read_device(), _say, chat_template)
@@ -318,12 +350,17 @@ def merge(
 
 def models() -> None:
     """List the models known by name."""
-    table = Table("name", "parameters", "licence", "languages", "on this machine", "makes")
+    table = Table()
+    for heading in ("name", "parameters", "kind"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("licence", "languages", "on this machine"):
+        table.add_column(heading, overflow="fold")
     for known in (*KNOWN.values(), *EMBEDDERS.values()):
         here = "yes" if is_cached(known.name, cache_directory()) else "no"
-        makes = "vectors" if known.name in EMBEDDERS else "text"
-        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here, makes)
+        kind = known.kind or "embedder"
+        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", kind, known.licence, known.languages, here)
     _OUT.print(table)
+    _say("instruct models answer, base models continue text, embedders turn text into vectors")
     _say("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
 
 
@@ -437,4 +474,6 @@ def report(directory: Path, /) -> None:
     """
     if not (directory / "recipe.yaml").is_file():
         raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
+    if who := holder(directory):
+        _news(f"the run is still going on, in {who}: this is how far it is")
     _say(str(write_report(Journal(directory))))

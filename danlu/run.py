@@ -1,79 +1,50 @@
 """A recipe's steps, in order -> one run directory.
 
-    data -> before -> train -> after -> merge (and parity) -> report
+    checks -> data -> before -> train -> after -> merge (and parity) -> report
 
-Each finished step leaves its figures in results.json; a resumed run goes on after the last of them. The
-steps themselves live in their packages; here is only their order, and the recipe that names their options.
+All input is checked, the model loaded and the data read, before anything on the disk is touched. Each finished step
+leaves its figures in results.json; a resumed run goes on after the last of them. The steps themselves live in their
+packages; here is only their order, and the recipe that names their options.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import os
 import platform
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from pydantic import Field, model_validator
 
-from danlu.config import Options
 from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation, Record, Skipped
-from danlu.data.source import DataOptions, read
+from danlu.data.source import read
 from danlu.device import Device, peak_memory_bytes, read_device, set_seed
-from danlu.errors import ConfigError, DanluError, DataError, disk_faults
+from danlu.errors import DanluError, DataError, Interrupted, disk_faults
 from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
-from danlu.hub import cache_directory
-from danlu.journal import Journal, write_atomic
-from danlu.model.adapters import LoraOptions, attach, parameter_counts, stacked_weights
+from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
+from danlu.journal import Draft, Journal, claimed, is_run, set_aside, write_atomic
+from danlu.model.adapters import attach, parameter_counts, stacked_weights, why_no_rows
+from danlu.model.check import alone
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import ModelOptions, load
+from danlu.model.load import LoadedModel, load
+from danlu.model.turns import left_to_learn, named
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.recipe import Recipe, check_disk, check_inputs
 from danlu.report.page import write_report
-from danlu.train.loop import Run, TrainOptions, planned_steps, train
+from danlu.train.checkpoint import DIGEST, Saved
+from danlu.train.loop import Run, planned_steps, resumable, train
 from danlu.train.sft import sft_examples, sft_stage
-
-
-class ProveOptions(Options):
-    """How the held-out examples are measured, before and after."""
-
-    questions: int = Field(64, ge=0, description="held-out questions answered greedily, for the overlap")
-    examples: int = Field(10, ge=0, description="of them shown side by side in the report")
-    max_new_tokens: int = Field(48, ge=1, description="tokens of an answer at most")
-
-
-class Recipe(Options):
-    """One run, from data to a merged model and its report. A section left out is a step left out."""
-
-    name: str = Field("run", pattern=r"^[\w][\w.-]*$", description="the run directory is runs/NAME")
-    runs: str = Field("runs", description="folder that holds the run directories")
-    seed: int = Field(42, ge=0, lt=2**32, description="of the split, the order, the adapter and the dropout")
-    resume: bool = Field(False, description="go on with the last checkpoint of this run")
-    model: ModelOptions = Field(default_factory=ModelOptions)
-    data: DataOptions
-    lora: LoraOptions = Field(default_factory=LoraOptions)
-    train: TrainOptions = Field(default_factory=TrainOptions)
-    prove: ProveOptions | None = Field(default_factory=ProveOptions)
-    merge: MergeOptions | None = Field(default_factory=MergeOptions)
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> Recipe:
-        if self.model.adapter is not None:
-            raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
-        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
-            raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
-        return self
-
-    @property
-    def directory(self) -> Path:
-        return Path(self.runs) / self.name
 
 
 class Show(Protocol):
@@ -88,7 +59,12 @@ class Show(Protocol):
 
 @dataclass
 class _Parts:
-    """What the steps share."""
+    """What the steps share.
+
+    Attributes:
+        kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
+        tokens: whose rows are learnt beside the adapter.
+    """
 
     recipe: Recipe
     journal: Journal
@@ -97,9 +73,13 @@ class _Parts:
     chat: Chat
     model: Any
     directory: Path
+    kind: Kind | None
+    tokens: tuple[int, ...]
     examples: list[Example]
     held_out: list[Example]
     questions: list[Question]
+    identity: dict[str, str]
+    saved: Saved | None
 
     def engine(self) -> Engine:
         return Engine.around(self.model, self.chat)
@@ -108,76 +88,84 @@ class _Parts:
 def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
     """Run `recipe` and return its run directory.
 
-    An existing directory of the same name is moved aside, unless the recipe resumes it. A run that an error stops
-    has its report as well, up to there.
+    An existing run of the same name is moved aside, unless the recipe resumes it; until all input is checked, it stays
+    as it is. A run that an error stops after that has its report as well, up to there.
+
+    Raises InUse while another process writes the directory.
     """
     started = time.time()
-    journal = _open(recipe, show)
-    set_seed(recipe.seed)
-    device = read_device()
-    try:
-        _steps(recipe, journal, device, show, how_to_resume)
-    except DanluError as error:
-        with contextlib.suppress(DanluError):  # a full disk has no room for the report either
-            journal.event("stopped", error.seen)
-            write_report(journal)
-        raise
-    _finish(journal, started, show)
+    with claimed(recipe.directory, show.say):
+        if recipe.resume == "auto":
+            recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
+        set_seed(recipe.seed)
+        device = read_device()
+        draft = Draft()
+        check_inputs(recipe, device)
+        parts = _prepare(recipe, draft, device, show)
+        journal = _open(recipe, draft, show)
+        try:
+            _steps(parts, how_to_resume)
+        except DanluError as error:
+            with contextlib.suppress(DanluError):  # a full disk has no room for the report either
+                journal.event("stopped", error.seen)
+                write_report(journal)
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
+        _finish(journal, started, show)
     return journal.directory
 
 
-def _steps(recipe: Recipe, journal: Journal, device: Device, show: Show, how_to_resume: str) -> None:
-    parts = _prepare(recipe, journal, device, show)
+def _steps(parts: _Parts, how_to_resume: str) -> None:
+    recipe, journal = parts.recipe, parts.journal
     before = _measure(parts, "before")
     train(
-        sft_stage(device),
+        sft_stage(parts.device),
         parts.model,
         Run(
             examples=parts.examples,
             held_out=parts.held_out,
             seed=recipe.seed,
-            identity=_identity(recipe, parts.examples),
-            resume=recipe.resume,
+            identity=parts.identity,
+            saved=parts.saved,
             how_to_resume=how_to_resume,
-            on_step=show.step,
+            on_step=parts.show.step,
         ),
         recipe.train,
         journal,
-        device,
+        parts.device,
     )
+    if parts.kind is not None:
+        write_origin(journal.adapter, kind=parts.kind)
     after = _measure(parts, "after")
     _compare(parts, before, after)
     if recipe.merge is not None:
         _merge(parts, recipe.merge)
+    elif journal.merged.exists():
+        journal.event("merged", "it was there before; this recipe leaves merging out")
 
 
-def _open(recipe: Recipe, show: Show) -> Journal:
+def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
+    """The run directory, as this run begins or goes on in it."""
     directory = recipe.directory
-    with disk_faults(directory, "making the run directory"):
-        if recipe.resume and not (directory / "recipe.yaml").exists():
-            raise ConfigError(f"{directory}: there is no run to resume", fix="run without resume=true")
-        if directory.exists() and not recipe.resume:
-            aside = _free_name(directory)
-            directory.rename(aside)
-            show.say(f"an earlier run was kept as {aside}")
-        directory.mkdir(parents=True, exist_ok=True)
     journal = Journal(directory)
     text = yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
+    with disk_faults(directory, "making the run directory"):
+        if not recipe.resume and (aside := set_aside(directory)):
+            show.say(f"an earlier run was kept as {aside}")
+        directory.mkdir(parents=True, exist_ok=True)
     write_atomic(journal.recipe_path, text)
+    if not recipe.resume:
+        journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
+    draft.write_to(journal)
     return journal
-
-
-def _free_name(directory: Path) -> Path:
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
-        number += 1
-    return aside
 
 
 # -- data and model ------------------------------------------------------------------------------------
 
 
-def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _Parts:
+def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Parts:
+    """Everything that the steps work on, in memory alone; what is to be told stands in the draft."""
     skipped = Skipped()
     split = read(recipe.data, recipe.seed, skipped)
     if changed := skipped.summary():
@@ -193,7 +181,9 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
         raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
     questions = _questions(recipe, split.held_out)
     _check_provable(recipe, held_out, questions)
-    model = attach(loaded.model, recipe.lora, recipe.seed)
+    learns_answers = any(isinstance(record, Conversation) for record in split.train)
+    tokens = _tokens_to_learn(recipe, loaded, chat, examples, journal, show) if learns_answers else ()
+    model = attach(loaded.model, recipe.lora, recipe.seed, tokens)
     kernels = prepare(model)
     if reason := why_alone(model):
         show.say(f"slow: documents are read one at a time: {reason}")
@@ -205,7 +195,14 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
     _describe(
         recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
     )
-    return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
+    kind: Kind | None = "instruct" if learns_answers else None
+    to_write = Journal(recipe.directory)
+    identity, saved = _identity(recipe, model, examples), None
+    if recipe.resume:
+        saved = resumable(to_write.checkpoints, identity, recipe.seed, recipe.train, len(examples))
+    check_disk(recipe, *parameter_counts(model))
+    parts = (chat, model, loaded.directory, kind, tokens, examples, held_out, questions)
+    return _Parts(recipe, to_write, device, show, *parts, identity, saved)
 
 
 def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
@@ -217,6 +214,25 @@ def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Sk
         too_long=recipe.data.too_long,
         skip=skipped.add if may_skip else None,
     )
+
+
+def _tokens_to_learn(
+    recipe: Recipe, loaded: LoadedModel, chat: Chat, examples: Sequence[Example], journal: Draft, show: Show
+) -> tuple[int, ...]:
+    """Where the recipe leaves it open: what a base model does not know of the turns that it is to learn."""
+    if recipe.lora.trainable_token_indices != "auto":
+        return ()
+    recorded = None if recipe.data.chat_template else kind_of_name(recipe.model.name, loaded.directory)
+    finding, tokens = left_to_learn(chat, partial(alone, loaded.model), examples, recipe.model.kind, recorded)
+    if tokens and (reason := why_no_rows(loaded.model, recipe.lora)):
+        show.say(f"base model ({finding.reason}): it may not learn to end its answers: {reason}")
+        return ()
+    if tokens:
+        shown = {name: "not asked for" if p is None else f"{p:.2g}" for name, p in named(chat, tokens).items()}
+        show.say(f"base model ({finding.reason}): the rows of {', '.join(shown)} are learnt as well")
+        if not recipe.resume:
+            journal.event("turn tokens", f"a base model: {finding.reason}; their rows are learnt", **shown)
+    return tuple(tokens)
 
 
 def _questions(recipe: Recipe, records: Sequence[Record]) -> list[Question]:
@@ -247,7 +263,7 @@ def _group(example: Example | Conversation) -> str:
 
 def _describe(
     recipe: Recipe,
-    journal: Journal,
+    journal: Draft,
     device: Device,
     examples: Sequence[Example],
     held_out: Sequence[Example],
@@ -269,8 +285,8 @@ def _describe(
     journal.result("machine", {**machine, "trained_parameters": parameters[0], "all_parameters": parameters[1]})
     if recipe.resume:
         return
-    reason = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
-    journal.event("dtype", reason if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
+    hardware = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
+    journal.event("dtype", hardware if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
     journal.event("kernels", "each agrees with the module it replaces on random input", **kernels)
     if reason:
         journal.event("one document at a time", reason)
@@ -280,24 +296,43 @@ def _describe(
         journal.event("skipped", reason, place=place)
 
 
-def _identity(recipe: Recipe, examples: Sequence[Example]) -> str:
-    """What must be equal for a resumed run to go on: model, adapter, and every token of the data."""
-    digest = hashlib.sha256()
+def _identity(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[str, str]:
+    """What must be equal for a resumed run to go on, by what it is and not by how it was spelt.
+
+    The base by its weights, wherever it lies; the adapter by its matrices; the data by every token.
+    """
+    data = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.token_ids, example.learnt)).encode())
-    return f"{recipe.model.model_dump()} {recipe.lora.model_dump()} {digest.hexdigest()}"
+        data.update(repr((example.token_ids, example.learnt)).encode())
+    base, adapter = hashlib.sha256(), hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            adapter.update(name.encode())
+            continue
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)].tolist()
+        base.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some}".encode())
+    options = recipe.lora.model_dump(mode="json", exclude={"target_modules"})
+    return {
+        "the model's weights": DIGEST + base.hexdigest(),
+        "lora.target_modules": DIGEST + adapter.hexdigest(),
+        **{f"lora.{name}": str(value) for name, value in options.items()},
+        "the examples (data, template, seed)": DIGEST + data.hexdigest(),
+    }
 
 
 # -- proof ---------------------------------------------------------------------------------------------
 
 
 def _measure(parts: _Parts, when: str) -> Measured | None:
-    """Measure the held-out examples, unless an earlier half of this run did."""
+    """Measure the held-out examples, unless an earlier half of this run measured the same ones at the same step."""
     if parts.recipe.prove is None:
         return None
+    of = _measured_of(parts, when)
     known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
-    if known is not None:
-        return Measured([(total, weight) for total, weight in known["losses"]], known["answers"], known["overlaps"])
+    if known is not None and known.get("of") == of:
+        losses = [(total, weight) for total, weight in known["losses"]]
+        return Measured(losses, known["answers"], known["overlaps"], known["ended"])
     parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
     measured = measure(
         parts.model,
@@ -308,15 +343,29 @@ def _measure(parts: _Parts, when: str) -> Measured | None:
         max_tokens=parts.recipe.train.micro_batch_tokens,
         max_new_tokens=parts.recipe.prove.max_new_tokens,
     )
-    parts.journal.result(f"measured_{when}", asdict(measured))
+    parts.journal.result(f"measured_{when}", {**asdict(measured), "of": of})
     parts.journal.result(when, measured.summary())
     parts.show.say(_sentence(when, measured))
     return measured
 
 
+def _measured_of(parts: _Parts, when: str) -> str:
+    """Names what is measured: the examples, the questions, and how far the model is trained."""
+    assert parts.recipe.prove is not None
+    digest = hashlib.sha256(repr(parts.recipe.prove.max_new_tokens).encode())
+    for example in parts.held_out:
+        digest.update(repr((example.token_ids, example.learnt)).encode())
+    for question in parts.questions:
+        digest.update(repr(question.conversation.messages).encode())
+    steps = planned_steps(parts.recipe.train, len(parts.examples)) if when == "after" else 0
+    return f"step {steps} of {digest.hexdigest()}"
+
+
 def _sentence(when: str, measured: Measured) -> str:
     figures = measured.summary()
-    overlap = f", overlap {figures['overlap']:.1f}" if "overlap" in figures else ""
+    overlap = (
+        ", overlap {overlap:.1f}, {ended:.0f} % of the answers ended".format(**figures) if measured.answers else ""
+    )
     return f"{when}: held-out loss {figures['loss']:.3f}, perplexity {figures['perplexity']:.1f}{overlap}"
 
 
@@ -346,6 +395,8 @@ def _compare(parts: _Parts, before: Measured | None, after: Measured | None) -> 
 
 def _merge(parts: _Parts, options: MergeOptions) -> None:
     journal = parts.journal
+    parts.model = None  # merging reads the base anew: the two are not held at once
+    gc.collect()
     conversations = [question.messages for question in parts.questions]
     parity = merge_checked(
         parts.directory,
@@ -353,7 +404,7 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
         journal.merged,
         conversations,
         options,
-        parts.device,
+        read_device(),
         parts.show.say,
         chat_template=parts.recipe.data.chat_template,
     )
@@ -363,5 +414,7 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
 
 
 def _finish(journal: Journal, started: float, show: Show) -> None:
-    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak_memory_bytes()})
+    steps = [row.get("peak_memory_bytes", 0) for row in journal.metrics()]  # each sets the mark back
+    peak = max([peak_memory_bytes(), *steps])
+    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
     show.say(f"report: {write_report(journal)}")

@@ -103,13 +103,16 @@ def show_examples(console: Console, examples: list[dict[str, str]], limit: int =
     """A few held-out examples side by side."""
     table = Table("question", "reference", "before", "after", title="held-out examples", show_lines=True)
     for example in examples[:limit]:
-        cells = (example["prompt"].rpartition("\n")[2], example["reference"], example["before"], example["after"])
+        cells = (example["prompt"], example["reference"], example["before"], example["after"])
         table.add_row(*(_short(cell) for cell in cells))
     console.print(table)
 
 
 def _short(text: str, limit: int = 160) -> Any:
-    return Text(text if len(text) <= limit else text[: limit - 1] + "…")
+    """Text whose lines break anywhere: Chinese has no spaces. Of a long one the middle is left out."""
+
+    half = (limit - 3) // 2
+    return Text(text if len(text) <= limit else f"{text[:half]} … {text[-half:]}", overflow="fold")
 
 
 def show_data(console: Console, report: DataReport) -> None:

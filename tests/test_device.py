@@ -15,6 +15,7 @@ import torch
 
 from danlu.device import (
     Device,
+    PeakMemory,
     _cpu_has_bfloat16,
     peak_memory_bytes,
     process_memory_bytes,
@@ -82,6 +83,10 @@ def test_a_cpu_that_torch_is_to_use_as_an_older_one_has_no_bfloat16(monkeypatch)
 
 @pytest.mark.parametrize(("system", "unit_bytes"), [("linux", 1024), ("darwin", 1)])
 def test_the_peak_of_memory_is_in_bytes_on_every_system(monkeypatch, system, unit_bytes):
+    def no_such_file(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("danlu.device.open", no_such_file, raising=False)  # the mark that Linux keeps
     monkeypatch.setattr("sys.platform", system)
     monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3_000_000))
     assert peak_memory_bytes() == 3_000_000 * unit_bytes
@@ -109,3 +114,16 @@ def test_a_seed_fixes_every_generator():
 def test_importing_reads_nothing():
     code = "import sys, danlu.device; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the mark never falls")
+def test_the_peak_is_that_of_the_portion_of_work():
+    peak = PeakMemory("cpu")
+    peak.begin()
+    held = bytearray(b"x") * (64 * 2**20)
+    with_it = peak.bytes()
+    del held
+    assert with_it >= process_memory_bytes("cpu") + 32 * 2**20
+    peak.begin()
+    after = peak.bytes()
+    assert after <= with_it  # the kernel may refuse to set the mark back; then it stays

@@ -13,8 +13,8 @@ Knows no files, no batches and no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,16 +78,82 @@ class Chat:
 
     @classmethod
     def of(cls, tokenizer: Any, generation_config: Any, template: str | None = None) -> Chat:
-        """The chat of a model: its tokenizer, and every token that its configuration calls an end."""
+        """The chat of a model: its tokenizer, and every token that its configuration calls an end.
+
+        Where none of them ends an answer as the template writes one, the token that does is an end as well:
+        configurations that name the end of a document alone are common, and a model would go on for ever.
+        """
         ends = getattr(generation_config, "eos_token_id", None)
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         if not ids:
             raise ModelError("this model names no token that ends an answer", fix="set eos_token in its tokenizer")
-        return cls(tokenizer, frozenset(ids), template)
+        chat = cls(tokenizer, frozenset(ids), template)
+        return replace(chat, stop_ids=chat.stop_ids | chat.missing_ends)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
-        """Token ids that generation is fed for `messages`: rendered, with the opening of the answer."""
-        return self._encode(self._prompt_text(messages, tools))
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids that generation is fed for `messages`: rendered, with the opening of the answer.
+
+        Args:
+            tools: function schemas that the template may write.
+            add_generation_prompt: with the opening of the answer; without, the messages as they are.
+            continue_final_message: the last message is the beginning of the answer, and is left open.
+            template_kwargs: further variables of the template, such as enable_thinking.
+        """
+        return self._encode(
+            self.prompt_text(
+                messages,
+                tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=template_kwargs,
+            )
+        )
+
+    def prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of `prompt`."""
+        if continue_final_message:
+            return self._left_open(messages, tools, template_kwargs)
+        if add_generation_prompt:
+            return self._prompt_text(messages, tools, template_kwargs=template_kwargs)
+        return self._render(messages, tools, template_kwargs=template_kwargs)
+
+    @property
+    def template_source(self) -> str:
+        """The chat template's Jinja text. Raises ModelError where there is none."""
+        return self._jinja
+
+    def whole(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of `messages`, answers and all, as the template writes them."""
+        return self._encode(self._render(messages))
+
+    def unended(self, messages: Sequence[Message]) -> tuple[list[int], frozenset[int]]:
+        """Token ids of `messages` up to the end of the last answer, and the tokens any of which may end it there.
+
+        Raises DataError where the template does not write the answer.
+        """
+        ids, end, text = self.whole(messages), self.end_of_turn, self._render(messages)
+        if end in ids:
+            return ids[: len(ids) - 1 - ids[::-1].index(end)], frozenset({end})
+        said = str(messages[-1].get("content"))
+        if said not in text:
+            raise DataError("the chat template does not write the answer as it is")
+        return self._encode(text[: text.rindex(said) + len(said)]), self.stop_ids
 
     def text_prompt(self, text: str) -> list[int]:
         """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending."""
@@ -129,6 +195,38 @@ class Chat:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    # -- how a turn ends ---------------------------------------------------------------------------
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be rendered at all."""
+        return bool(self.template or self.tokenizer.chat_template)
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The first control token that the template writes after an answer; None where it writes none."""
+        return next((token for token in self._after_an_answer if self.is_control(token)), None)
+
+    @property
+    def missing_ends(self) -> frozenset[int]:
+        """What ends an answer, where no token that is known to does."""
+        end = self.end_of_turn
+        return frozenset() if end is None or self.stop_ids & set(self._after_an_answer) else frozenset({end})
+
+    @cached_property
+    def _after_an_answer(self) -> tuple[int, ...]:
+        """What the template writes after the words of an answer; nothing where it refuses to write one."""
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        try:
+            return tuple(self._encode(self._render(messages).rpartition(_PROBE)[2]))
+        except (DataError, ModelError):
+            return ()
+
+    def is_control(self, token: int) -> bool:
+        """Whether it is a control token of the tokenizer, or ends an answer."""
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return token in self.stop_ids or (added is not None and bool(added.special))
+
     # -- rendering ---------------------------------------------------------------------------------
 
     @cached_property
@@ -151,6 +249,7 @@ class Chat:
         *,
         opening: bool = False,
         place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         plain = [{key: value for key, value in message.items() if key != "train"} for message in messages]
         template = self._jinja
@@ -160,7 +259,7 @@ class Chat:
                 chat_template=template,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=opening,
-                **{"eos_token": self._end_token, **self.tokenizer.special_tokens_map},
+                **{"eos_token": self._end_token, **self.tokenizer.special_tokens_map, **(template_kwargs or {})},
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"the chat template is no valid Jinja: {error} (line {error.lineno})") from error
@@ -169,8 +268,32 @@ class Chat:
             raise DataError(f"{place}: {seen}" if place else seen) from error
         return str(texts[0])
 
-    def _prompt_text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, place: str = "") -> str:
-        return self._render(messages, tools, opening=True, place=place) + self._missing_opening
+    def _prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        rendered = self._render(messages, tools, opening=True, place=place, template_kwargs=template_kwargs)
+        return rendered + self._missing_opening
+
+    def _left_open(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
+        """All up to the last message's last word: what the template writes after it is left out."""
+        *before, last = messages
+        words = last.get("content") or ""
+        if not words.strip():
+            raise DataError("the last message has no words to go on from", fix="leave continue_final_message out")
+        marked = [*before, {**last, "content": words + _PROBE}]
+        text, mark, _ = self._render(marked, tools, template_kwargs=template_kwargs).rpartition(_PROBE)
+        if not mark:
+            raise DataError("the chat template does not write the last message", fix="leave continue_final_message out")
+        return text
 
     @cached_property
     def _missing_opening(self) -> str:

@@ -21,7 +21,7 @@ from pydantic import Field
 from danlu.config import Options
 from danlu.device import Device, DtypeName
 from danlu.errors import DanluError, MemoryShortage, ModelError
-from danlu.hub import Say, check_directory, quiet_transformers, resolve, silent, weight_files
+from danlu.hub import Kind, Say, check_directory, quiet_transformers, resolve, silent, weight_files
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class ModelOptions(Options):
     adapter: str | None = Field(
         None,
         description="Directory of a PEFT adapter to put on the model. None by default: the model as it is.",
+    )
+    kind: Kind | None = Field(
+        None,
+        description="base continues text, instruct answers in turns. By default what is known of the model, or what "
+        "it shows: whether it ends its turn after a short answer.",
     )
     accept_licence: bool = Field(
         False,
@@ -139,7 +144,7 @@ def load_model(
     check_directory(directory)
     config = _read_json(directory / "config.json")
     _check_architecture(config, directory)
-    sizes = _weight_sizes(directory)
+    sizes = weight_sizes(directory)
     with _reading(directory, "model", config):
         part = language_part(directory, config) if is_multimodal(config["model_type"]) else None
     if part is not None:
@@ -181,7 +186,7 @@ def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
 
     check_directory(directory)
     config = _read_json(directory / "config.json")
-    _check_memory(_weight_sizes(directory), device, torch.float32)
+    _check_memory(weight_sizes(directory), device, torch.float32)
     with _reading(directory, "model", config):
         model, loading = AutoModel.from_pretrained(
             str(directory),
@@ -277,7 +282,7 @@ def _check_memory(sizes: dict[str, int], device: Device, dtype: torch.dtype) -> 
         )
 
 
-def _weight_sizes(directory: Path) -> dict[str, int]:
+def weight_sizes(directory: Path) -> dict[str, int]:
     """How many numbers each weight in the safetensors files has, by their headers; ModelError if one is cut short."""
     from safetensors import SafetensorError, safe_open
 
