@@ -282,7 +282,7 @@ def merge(
     accept_licence
         accept the licence of a base that asks for it
     chat_template
-        Jinja text, or "chatml", if it was given for the training; else the tokenizer's own
+        Jinja text, a file of it, or "chatml"; by default the one beside the adapter, else the tokenizer's own
     """
     asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
@@ -325,7 +325,7 @@ def check(
         count lengths in this model's tokens; without it, in those of the default model if that is on this machine,
         else in characters
     chat_template
-        Jinja text, or "chatml"; else the tokenizer's own
+        Jinja text, a file of it, or "chatml"; else the tokenizer's own
     accept_licence
         accept the licence of a model that asks for it
     """

@@ -32,13 +32,13 @@ from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
 from danlu.hub import cache_directory
 from danlu.journal import Journal, write_atomic
-from danlu.model.adapters import LoraOptions, attach, parameter_counts, stacked_weights
+from danlu.model.adapters import LoraOptions, attach, parameter_counts, save_adapter, stacked_weights
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import ModelOptions, load
+from danlu.model.load import ModelOptions, load, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.report.page import write_report
 from danlu.train.loop import Run, TrainOptions, planned_steps, train
-from danlu.train.sft import sft_examples, sft_stage
+from danlu.train.sft import left_out_counts, refuse_unknown_tokens, sft_examples, sft_stage
 
 
 class ProveOptions(Options):
@@ -101,6 +101,14 @@ class _Parts:
     held_out: list[Example]
     questions: list[Question]
 
+    def tokenizer_with_template(self) -> Any:
+        """What goes beside the adapter where the template is not the tokenizer's own; None where it is."""
+        if self.chat.own_template is None:
+            return None
+        tokenizer = load_tokenizer(self.directory)
+        tokenizer.chat_template = self.chat.own_template
+        return tokenizer
+
     def engine(self) -> Engine:
         return Engine.around(self.model, self.chat)
 
@@ -130,7 +138,7 @@ def _steps(recipe: Recipe, journal: Journal, device: Device, show: Show, how_to_
     parts = _prepare(recipe, journal, device, show)
     before = _measure(parts, "before")
     train(
-        sft_stage(device),
+        sft_stage(device, lambda model, out: save_adapter(model, out, parts.tokenizer_with_template())),
         parts.model,
         Run(
             examples=parts.examples,
@@ -184,11 +192,22 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)
     loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
-    chat = Chat.of(loaded.tokenizer, loaded.model.generation_config, recipe.data.chat_template)
+    chat = Chat.of(
+        loaded.tokenizer,
+        loaded.model.generation_config,
+        recipe.data.chat_template,
+        template_values=recipe.data.chat_template_kwargs,
+        train_on=recipe.data.train_on,
+    )
     examples = _examples(recipe, split.train, chat, skipped)
     held_out = _examples(recipe, split.held_out, chat, skipped)
     if not examples:
         raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
+    refuse_unknown_tokens([*examples, *held_out], loaded.model, loaded.tokenizer)
+    for what, count in left_out_counts(examples).items():
+        show.say(f"the chat template leaves out {what} in {count} example(s)")
+        if not recipe.resume:
+            journal.event("left_out", f"the chat template does not write {what}", examples=count)
     questions = _questions(recipe, split.held_out)
     _check_provable(recipe, held_out, questions)
     model = attach(loaded.model, recipe.lora, recipe.seed)
@@ -213,6 +232,7 @@ def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Sk
         chat,
         max_length=recipe.data.max_length,
         too_long=recipe.data.too_long,
+        window_overlap=recipe.data.window_overlap,
         skip=skipped.add if may_skip else None,
     )
 
@@ -282,7 +302,7 @@ def _identity(recipe: Recipe, examples: Sequence[Example]) -> str:
     """What must be equal for a resumed run to go on: model, adapter, and every token of the data."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.token_ids, example.learnt)).encode())
+        digest.update(repr((example.token_ids, example.learnt, example.weights)).encode())
     return f"{recipe.model.model_dump()} {recipe.lora.model_dump()} {digest.hexdigest()}"
 
 
@@ -353,7 +373,6 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
         options,
         parts.device,
         parts.show.say,
-        chat_template=parts.recipe.data.chat_template,
     )
     journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
     journal.result("parity", parity.to_dict())

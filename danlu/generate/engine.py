@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -37,7 +38,7 @@ from danlu.generate.trace import Trace
 from danlu.generate.verdict import Verdict
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Say, cache_directory, silent
-from danlu.model.load import ModelOptions, load
+from danlu.model.load import ModelOptions, adapter_template, load
 from danlu.model.lora_files import why_not_plain
 from danlu.model.rounding import Rounded
 
@@ -102,6 +103,7 @@ class Engine:
     ) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
+        self._chats = {} if own is None else {DEFAULT: self._chat_of(chat, own)}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         verdict = Verdict(
             cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
@@ -127,6 +129,7 @@ class Engine:
                 it cannot be run or saved by itself any more.
         """
         engine = cls.__new__(cls)
+        engine._chats = {}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         core = Core(model, budget, weights_change=weights_change, prefix_cache=not weights_change)
         engine._set_up(model, chat, core)
@@ -156,13 +159,22 @@ class Engine:
         """
         if name in (BASE, DEFAULT, ""):
             raise ConfigError(f"an adapter cannot be called {name!r}", allowed="any other name")
-        self._adapters.load(name, Path(directory).expanduser())
+        place = Path(directory).expanduser()
+        chat = self._chat_of(self.chat, place)
+        self._adapters.load(name, place)
+        self._chats[name] = chat
+
+    @staticmethod
+    def _chat_of(chat: Chat, adapter: Path) -> Chat:
+        """The chat of requests that use an adapter: rendered by the template that lies beside it, if one does."""
+        return replace(chat, template=adapter_template(adapter) or chat.template)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter that was loaded. Raises ConfigError while requests use it, or if there is none."""
         if name == DEFAULT:
             raise ConfigError("the engine's own adapter stays", fix='ask without it: adapter="base"')
         self._adapters.unload(name)
+        self._chats.pop(name, None)
 
     def generate(
         self,
@@ -264,9 +276,9 @@ class Engine:
         finally:
             live.close()
 
-    async def atoken_ids(self, prompt: Prompt) -> list[int]:
+    async def atoken_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """`token_ids` for asyncio: a long text does not hold up the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, self.token_ids, prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, self.token_ids, prompt, adapter)
 
     @property
     def load(self) -> Load:
@@ -302,12 +314,12 @@ class Engine:
         Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
         """
         self._model.eval()
-        return self._logprobs(self.token_ids(prompt), 1, top, self._adapters.named(adapter))
+        return self._logprobs(self.token_ids(prompt, adapter), 1, top, self._adapters.named(adapter))
 
     async def aprompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """`prompt_logprobs` for asyncio; a task that is cancelled leaves at most one portion to be computed."""
         self._model.eval()
-        token_ids = await self.atoken_ids(prompt)
+        token_ids = await self.atoken_ids(prompt, adapter)
         entries: list[Logprob] = []
         for portion in self._portions(token_ids, 1, top, self._adapters.named(adapter)):
             entries += await asyncio.wrap_future(self._worker.begin(portion))
@@ -327,16 +339,20 @@ class Engine:
     def _reported(self, token_ids: list[int], start: int, top: int, adapter: str | None) -> list[Logprob]:
         return report(log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter)), token_ids[start:], top)
 
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """The ids that the model is fed for `prompt`."""
+    def token_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
+        """The ids that the model is fed for `prompt`; messages by the template of the adapter, where it has its own.
+
+        Control tokens that a message spells out are text; in a string they are the tokens.
+        """
+        chat = self._chats.get(self._adapters.named(adapter) or BASE, self.chat)
         if isinstance(prompt, str):
-            ids = self.chat.text_prompt(prompt)
+            ids = chat.text_prompt(prompt)
         elif len(prompt) == 0:
             ids = []
         elif isinstance(prompt[0], Integral):
             ids = [int(token) for token in cast(Sequence[int], prompt)]
         else:
-            ids = self.chat.prompt(cast(Sequence[Message], prompt))
+            ids = chat.prompt(cast(Sequence[Message], prompt))
         if not ids:
             raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
         self._maker.check(ids)
@@ -362,7 +378,7 @@ class Engine:
         return list(zip(prompts, params, adapter, strict=True))
 
     def _job(self, prompt: Prompt, params: GenerationParams, adapter: str | None = None) -> Job:
-        return self._maker.job(self.token_ids(prompt), params, self._adapters.named(adapter))
+        return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter))
 
     def _generation(self, job: Job) -> Generation:
         error = job.ended.get()

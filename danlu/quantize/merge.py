@@ -16,14 +16,15 @@ import torch
 from pydantic import Field
 
 from danlu.config import Options
-from danlu.data.chat import Chat, template_text
+from danlu.data.chat import Chat
 from danlu.data.formats import Message
+from danlu.data.templates import template_text
 from danlu.device import Device, DtypeName
 from danlu.errors import ConfigError, ParityError, disk_faults
 from danlu.generate.engine import Engine
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import load_model, load_tokenizer, put_adapter
+from danlu.model.load import adapted_tokenizer, load_model, load_tokenizer, put_adapter
 from danlu.quantize.parity import Parity, check_parity
 
 # Asked when the caller has no prompts of its own.
@@ -76,18 +77,17 @@ def merge_checked(
 ) -> Parity:
     """Write base + adapter to `out` and return how the two compare.
 
-    `chat_template` (Jinja text, or "chatml") is the one trained with, if it was not the base's own; the merged
-    model carries it.
+    `chat_template` (Jinja text, a file, or "chatml") is the one trained with, if it was not the base's own and does
+    not lie beside the adapter; the merged model carries it.
 
     Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
     Raises ConfigError when `out` holds something other than a model, and DiskError when it does not fit on the disk.
     """
     out = _checked_out(out, base, adapter)
-    tokenizer = load_tokenizer(base)
-    if chat_template is not None:
-        tokenizer.chat_template = template_text(chat_template)
+    template = None if chat_template is None else template_text(chat_template)
+    tokenizer = _tokenizer(base, adapter, template)
     say(f"merging {adapter} into {base.name}")
-    chosen = list(conversations[: options.prompts]) or list(PROMPTS)
+    chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
     unverified = out.with_name(f".{out.name}.unverified")
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
     for dtype in _dtypes(options.dtype, base, device):
@@ -99,9 +99,10 @@ def merge_checked(
             say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
             parity = check_parity(
                 _engine(
-                    put_adapter(load_model(base, device=device, dtype=torch.float32), adapter), base, chat_template
+                    put_adapter(load_model(base, device=device, dtype=torch.float32), adapter),
+                    _tokenizer(base, adapter, template),
                 ),
-                _engine(load_model(unverified, device=device, dtype=torch.float32), unverified),
+                _engine(load_model(unverified, device=device, dtype=torch.float32), load_tokenizer(unverified)),
                 chosen,
                 tolerance=options.tolerance or TOLERANCE[dtype],
                 max_new_tokens=options.max_new_tokens,
@@ -130,8 +131,20 @@ def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
     return place
 
 
-def _engine(model: Any, directory: Path, chat_template: str | None = None) -> Engine:
-    return Engine.around(model, Chat.of(load_tokenizer(directory), model.generation_config, chat_template))
+def _tokenizer(base: Path, adapter: Path, template: str | None) -> Any:
+    tokenizer = adapted_tokenizer(base, adapter)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _prompts(tokenizer: Any) -> list[Sequence[Message] | str]:
+    """What is asked where the caller has nothing; as raw text, to be continued, of a base without a template."""
+    return list(PROMPTS) if tokenizer.chat_template else [str(messages[0]["content"]) for messages in PROMPTS]
+
+
+def _engine(model: Any, tokenizer: Any) -> Engine:
+    return Engine.around(model, Chat.of(tokenizer, model.generation_config))
 
 
 def _dtypes(name: DtypeName, base: Path, device: Device) -> list[torch.dtype]:

@@ -45,16 +45,16 @@ class Parity:
 def check_parity(
     first: Engine,
     second: Engine,
-    conversations: Sequence[Sequence[Message]],
+    asked: Sequence[Sequence[Message] | str],
     *,
     tolerance: float,
     max_new_tokens: int,
 ) -> Parity:
-    """Compare two engines on the prompts of `conversations`.
+    """Compare two engines on what is `asked`: messages, or raw text to be continued.
 
     Raises ParityError at the first prompt whose ids, logits (by more than `tolerance`) or greedy answer differ.
     """
-    prompts = [_same_ids(at, first, second, messages) for at, messages in enumerate(conversations)]
+    prompts = [_same_ids(at, first, second, messages) for at, messages in enumerate(asked)]
     params = GenerationParams(max_new_tokens=max_new_tokens)
     answers = [
         [generation.sequences[0].token_ids for generation in engine.generate(prompts, params)]
@@ -75,8 +75,11 @@ def check_parity(
     return Parity(len(prompts), sum(map(len, answers[0])), largest, tolerance)
 
 
-def _same_ids(at: int, first: Engine, second: Engine, messages: Sequence[Message]) -> list[int]:
-    one, other = first.chat.prompt(messages), second.chat.prompt(messages)
+def _same_ids(at: int, first: Engine, second: Engine, asked: Sequence[Message] | str) -> list[int]:
+    one, other = (
+        engine.chat.text_prompt(asked) if isinstance(asked, str) else engine.chat.prompt(asked)
+        for engine in (first, second)
+    )
     if one != other:
         place = _first_difference(one, other)
         raise ParityError(

@@ -177,17 +177,7 @@ class Run:
                 self._news.put_nowait((choice, Event(choice, "", answer=nothing)))
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
-        chat, engine = self.service.engine.chat, self.service.engine
-        for at, message in enumerate(prompt if isinstance(prompt, tuple) else ()):
-            if isinstance(message, dict) and (token := chat.control_token_in(message)):
-                raise ApiFault(
-                    400,
-                    f"messages.{at}.content holds the control token {token!r}, which would be read as the end or the "
-                    "beginning of a turn; remove it",
-                    f"messages.{at}.content",
-                    "control_token",
-                )
-        token_ids = await engine.atoken_ids(prompt)
+        token_ids = await self.service.engine.atoken_ids(prompt, self.service.adapter_of(self.ask.model))
         return token_ids, self.service.fitting(self.ask, len(token_ids))
 
     async def _read(self, at: int, live: LiveAnswers) -> None:
