@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,6 +199,7 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
         recipe.data.chat_template,
         template_values=recipe.data.chat_template_kwargs,
         train_on=recipe.data.train_on,
+        today=_begun(recipe, journal),
     )
     examples = _examples(recipe, split.train, chat, skipped)
     held_out = _examples(recipe, split.held_out, chat, skipped)
@@ -223,6 +225,12 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
         recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
     )
     return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
+
+
+def _begun(recipe: Recipe, journal: Journal) -> date:
+    """The day on which the run began: a template that writes the date says the same when the run is resumed."""
+    said = journal.results().get("data", {}).get("date") if recipe.resume else None
+    return date.fromisoformat(said) if said else date.today()
 
 
 def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
@@ -280,7 +288,7 @@ def _describe(
     journal.result(
         "data",
         {"train": len(examples), "held_out": len(held_out), "tokens": tokens, "learnt_tokens": learnt,
-         "skipped": skipped.count},
+         "skipped": skipped.count, "date": _begun(recipe, journal).isoformat()},
     )  # fmt: skip
     machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
     machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ class Chat:
             texts by name.
         template_values: defaults for variables of the template, such as {"enable_thinking": False}.
         train_on: "last" learns no answer of a conversation but the last that is to be learnt.
+        today: the date that a template which asks for one is told; None is that of each rendering.
     """
 
     tokenizer: Any
@@ -82,6 +84,7 @@ class Chat:
     template: str | Mapping[str, str] | None = None
     template_values: Mapping[str, Any] = field(default_factory=dict)
     train_on: TrainOn = "all"
+    today: date | None = None
 
     @classmethod
     def of(
@@ -92,6 +95,7 @@ class Chat:
         *,
         template_values: Mapping[str, Any] | None = None,
         train_on: TrainOn = "all",
+        today: date | None = None,
     ) -> Chat:
         """The chat of a model: its tokenizer, and every token that its configuration calls an end."""
         ends = getattr(generation_config, "eos_token_id", None)
@@ -100,7 +104,7 @@ class Chat:
             raise ModelError("this model names no token that ends an answer", fix="set eos_token in its tokenizer")
         if isinstance(template, str):
             template = template_text(template)
-        return cls(tokenizer, frozenset(ids), template, template_values or {}, train_on)
+        return cls(tokenizer, frozenset(ids), template, template_values or {}, train_on, today)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """Token ids that generation is fed for `messages`: rendered, with the opening of the answer.
@@ -171,8 +175,10 @@ class Chat:
     @cached_property
     def _templates(self) -> Templates:
         template = self.template or self.tokenizer.chat_template
-        special_tokens = {"eos_token": self._end_token, **self.tokenizer.special_tokens_map}
-        return Templates.of(template, special_tokens, self.template_values)
+        variables = {"eos_token": self._end_token, **self.tokenizer.special_tokens_map}
+        if self.today is not None:
+            variables["strftime_now"] = self.today.strftime
+        return Templates.of(template, variables, self.template_values)
 
     @property
     def own_template(self) -> str | dict[str, str] | None:

@@ -85,14 +85,14 @@ class Templates:
     """The templates of a chat by name: "default", and "tool_use" where tools have one of their own.
 
     Attributes:
-        special_tokens: variables that every template is given, such as eos_token.
+        variables: what every template is given, such as eos_token.
     """
 
     texts: Mapping[str, str]
-    special_tokens: Mapping[str, Any]
+    variables: Mapping[str, Any]
 
     @classmethod
-    def of(cls, template: Any, special_tokens: Mapping[str, Any], values: Mapping[str, Any]) -> Templates:
+    def of(cls, template: Any, variables: Mapping[str, Any], values: Mapping[str, Any]) -> Templates:
         """A template's text, or several by name as tokenizers hold them; `values` are defaults for their variables."""
         texts = template if isinstance(template, dict) else {"default": template} if template else {}
         checked_values(values)
@@ -102,7 +102,7 @@ class Templates:
                 f"chat_template_kwargs: {unused[0]} has no effect: the chat template does not ask for it",
                 fix="remove it, or choose another template",
             )
-        return cls({name: with_defaults(str(text), values) for name, text in texts.items()}, special_tokens)
+        return cls({name: with_defaults(str(text), values) for name, text in texts.items()}, variables)
 
     def text(self, with_tools: bool = False) -> str:
         """The template for messages with or without tools. Raises ModelError where there is none."""
@@ -172,7 +172,7 @@ class Templates:
                 chat_template=template,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=opening,
-                **self.special_tokens,
+                **self.variables,
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"the chat template is no valid Jinja: {error} (line {error.lineno})") from error

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from types import SimpleNamespace
 
 import pytest
@@ -638,6 +639,12 @@ def test_values_for_a_template_are_those_of_training_and_of_answering():
     assert chat.prompt(asked) == kept.prompt(asked) != Chat.of(tokenizer, None, template).prompt(asked)
     with pytest.raises(ConfigError, match="thinking has no effect"):
         Chat.of(tokenizer, None, template, template_values={"thinking": False}).prompt(asked)
+
+
+def test_the_date_of_a_template_can_be_held():
+    template = CHATML + "{{ strftime_now('%d %b %Y') }}"
+    chat = Chat.of(make_tokenizer(), None, template, today=date(2025, 3, 4))
+    assert chat.tokenizer.decode(chat.prompt([{"role": "user", "content": "q"}])).endswith("04 Mar 2025")
 
 
 def test_documents_need_no_template():
