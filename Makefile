@@ -7,11 +7,12 @@
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
+#   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-models check format bench bench-sft bench-generate bench-lean bench-serve clean
+.PHONY: demo test test-slow test-everywhere test-models check format bench bench-sft bench-generate bench-lean bench-serve bench-data clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -49,7 +50,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve
+bench: bench-sft bench-generate bench-lean bench-serve bench-data
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -57,6 +58,9 @@ bench-sft: $(INSTALLED)
 
 bench-lean: $(INSTALLED)
 	$(BIN)/python benchmarks/lean.py $(WRITE)
+
+bench-data: $(INSTALLED)
+	$(BIN)/python benchmarks/data.py --gigabyte
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

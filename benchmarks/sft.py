@@ -104,7 +104,7 @@ def danlu_side(job: dict[str, Any]) -> None:
     )
     scratch = Path(tempfile.mkdtemp())
     journal = Journal(scratch)
-    train(sft_stage(device), model, Run(examples, [], seed=job["seed"], identity="bench"), options, journal, device)
+    train(sft_stage(device), model, Run(examples, [], seed=job["seed"], identity={}), options, journal, device)
     journal.adapter.rename(job["adapter"])
     rows = journal.metrics()
     result = {name: [row[name] for row in rows] for name in ("seconds", "tokens", "learnt_tokens")}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 
 import cyclopts
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 import danlu
-from danlu.config import describe_faults
+from danlu.config import describe_faults, option_names
 from danlu.errors import ConfigError, DanluError, Interrupted
 from danlu.help import TranslatedHelp
 from danlu.words import checked, speaking
@@ -39,10 +40,18 @@ _COMMANDS = {
     "models": "List the models known by name.",
     "report": "Write the report of a run directory anew.",
 }
+_EPILOGUES = {
+    "train": "Several values stand one after the other, or the flag is given again. null is nothing: "
+    "`--prove null` and `--merge null` leave those steps out.",
+}
 for _name, _help in _COMMANDS.items():
-    app.command(f"danlu.commands:{_name}", name=_name, help=_help)
+    app.command(f"danlu.commands:{_name}", name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
 app.command(data)
-data.command("danlu.commands:check", name="check", help="Counts, lengths, duplicates and faults of a data file.")
+data.command(
+    "danlu.commands:check",
+    name="check",
+    help="How a data file is read, what is learnt of it, lengths, duplicates and faults.",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,7 +97,7 @@ def _call(arguments: list[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except DanluError as error:
-        show_error(errors, error)
+        show_error(errors, _worded(error, arguments))
         return error.exit_code
     except cyclopts.CycloptsError as error:
         show_error(errors, DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"])))
@@ -100,6 +109,25 @@ def _call(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at the end of Python
         return 1
     return 0
+
+
+def _worded(error: DanluError, arguments: list[str]) -> DanluError:
+    """The error with its options named as they are written after this command: flags, or keys of a recipe."""
+    from danlu.flags import as_flag, as_key, spelt
+
+    command = _command(arguments)
+    if command == ["run"]:
+        from danlu.recipe import Recipe
+
+        names, spell = option_names(Recipe), as_key
+    else:
+        taken = app.parse_commands(command)[1][-1].assemble_argument_collection(default_parameter=app.default_parameter)
+        flags = [name for argument in taken for name in argument.names]
+        names, spell = [flag.removeprefix("--") for flag in flags if flag.startswith("--")], as_flag
+    seen, allowed, fix = (spelt(text, names, spell) for text in (error.seen, error.allowed, error.fix))
+    worded = copy(error)
+    DanluError.__init__(worded, seen, allowed=allowed, fix=fix)
+    return worded
 
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,36 +15,44 @@ from rich.table import Table
 
 from danlu.config import load, validate
 from danlu.data.chat import Chat
+from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
+from danlu.data.figures import Fault
 from danlu.data.formats import FormatName, Message
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
-from danlu.flags import as_flags, from_flags
+from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
-from danlu.journal import Journal
-from danlu.model.load import ModelOptions, load_tokenizer
+from danlu.journal import Journal, check_free, holder
+from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.recipe import Recipe
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
-from danlu.run import Recipe
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
 
 Flat = Parameter(name="*")
 
-if TYPE_CHECKING:
-    Knobs = GenerationParams
-else:
-    Knobs = as_flags(GenerationParams)
-
 DEFAULT_MODEL = "smollm2-135m"
 
 # A command line wants a whole answer where the engine, like transformers, would stop after 20 tokens.
 ANSWER_TOKENS = 256
+
+if TYPE_CHECKING:
+    Knobs = GenerationParams
+    Recipes = Recipe
+    Merging = MergeOptions
+    Serving = ServeOptions
+    Backends = BackendOptions
+else:
+    Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
+    Recipes, Merging, Serving, Backends = map(as_flags, (Recipe, MergeOptions, ServeOptions, BackendOptions))
+
 _OUT = new_console()
 _ERRORS = new_console(stderr=True)
 
@@ -55,22 +67,34 @@ def run(recipe: str, /, *overrides: str) -> None:
     overrides
         any key of the recipe, such as train.learning_rate=1e-4 or resume=true
     """
-    _run(load(Recipe, recipe, overrides), ["run", recipe, *(o for o in overrides if o != "resume=true"), "resume=true"])
+    _run(_in_place(load(Recipe, recipe, overrides), Path(recipe), overrides))
 
 
-def train(*, recipe: Annotated[Recipe | None, Flat] = None) -> None:
+def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
+    """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
+    home = path.resolve().parent
+    placed = any(override.startswith(("name=", "runs=")) for override in overrides)
+    if not recipe.resume or placed or path.name != "recipe.yaml" or not Journal(home).events():
+        return recipe
+    if recipe.directory.resolve() == home:
+        return recipe
+    document = {**recipe.model_dump(mode="json"), "runs": str(home.parent), "name": home.name}
+    return validate(Recipe, document, where=str(path))
+
+
+def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
     """Train with options given as flags instead of a recipe.
 
-    The flags are the keys of a recipe; the resolved recipe is kept in the run directory.
+    The flags are the keys of a recipe; the resolved recipe is kept in the run directory. A flag that takes several
+    values takes them one after the other, or is given again. `null` is nothing: `--prove null` leaves the proof out.
     """
-    if recipe is None:
-        recipe = validate(Recipe, {}, where="train")
-    _run(recipe, ["run", str(recipe.directory / "recipe.yaml"), "resume=true"])
+    _run(from_flags(Recipe, recipe))
 
 
-def _run(recipe: Recipe, resume: list[str]) -> None:
+def _run(recipe: Recipe) -> None:
+    resume = shlex.join(["danlu", "run", str(recipe.directory / "recipe.yaml"), "resume=true"])
     with run_view(_OUT) as view:
-        directory = run_recipe(recipe, view, how_to_resume="danlu " + shlex.join(resume))
+        directory = run_recipe(recipe, view, how_to_resume=resume)
         examples = Journal(directory).results().get("examples", [])
     if examples:
         show_examples(_OUT, examples)
@@ -191,8 +215,8 @@ def serve(
     model: str | None = None,
     /,
     *,
-    options: Annotated[ServeOptions, Flat] = ServeOptions(),  # noqa: B008 - frozen
-    backend: Annotated[BackendOptions, Flat] = BackendOptions(),  # noqa: B008 - frozen
+    options: Annotated[Serving, Flat] = Serving(),  # noqa: B008 - frozen
+    backend: Annotated[Backends, Flat] = Backends(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     accept_licence: bool = False,
@@ -217,7 +241,8 @@ def serve(
 
     own, named = adapters_named(adapter or ())
     loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, accept_licence=accept_licence)
-    serve_model(loading, named, options, backend, say=_say, news=_news)
+    listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
+    serve_model(loading, named, listening, answering, say=_say, news=_news)
 
 
 def _system(text: str | None) -> list[Message]:
@@ -265,7 +290,7 @@ def merge(
     prompts_path: Path | None = None,
     accept_licence: bool = False,
     chat_template: str | None = None,
-    options: Annotated[MergeOptions, Flat] = MergeOptions(),  # noqa: B008 - frozen
+    options: Annotated[Merging, Flat] = Merging(),  # noqa: B008 - frozen
 ) -> None:
     """Fold an adapter into its base model, and prove that both answer alike.
 
@@ -284,9 +309,12 @@ def merge(
     chat_template
         Jinja text, a file of it, or "chatml"; by default the one beside the adapter, else the tokenizer's own
     """
+    chosen = from_flags(MergeOptions, options)
+    adapter_config(adapter)
+    check_free(out)
     asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
-    parity = merge_checked(directory, adapter, out, asked, options, read_device(), _say, chat_template)
+    parity = merge_checked(directory, adapter, out, asked, chosen, read_device(), _say, chat_template)
     _say(
         f"{out}: {parity.prompts} greedy answers equal, logits within {parity.largest_logit_difference:.2g} "
         f"(allowed {parity.tolerance:g})"
@@ -311,9 +339,13 @@ def check(
     format: FormatName | None = None,
     model: str | None = None,
     chat_template: str | None = None,
+    max_length: int | None = None,
+    held_out: Path | None = None,
+    near_duplicates: int = NEAR_RECORDS,
+    json: bool = False,
     accept_licence: bool = False,
 ) -> None:
-    """Counts, lengths, duplicates and faults of a data file.
+    """How a data file is read, an example as the model will see it, lengths, duplicates and faults.
 
     Parameters
     ----------
@@ -326,26 +358,66 @@ def check(
         else in characters
     chat_template
         Jinja text, a file of it, or "chatml"; else the tokenizer's own
+    max_length
+        tokens of one example at most: count what is longer
+    held_out
+        data that is to be held out: count what it shares with the file
+    near_duplicates
+        look for near-duplicates among so many records; 0 leaves it out
+    json
+        print the figures as JSON, whole
     accept_licence
         accept the licence of a model that asks for it
     """
-    if chat_template is not None and model is None:
-        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
-    encode = None
+    if near_duplicates < 0 or (max_length is not None and max_length < 1):
+        raise ConfigError("--near_duplicates and --max_length count records and tokens", allowed="0 or more; 1 or more")
+    chat = _checking_chat(model, chat_template, accept_licence)
+    if max_length is not None and chat is None:
+        raise ConfigError("--max_length has no effect without --model", fix=f"name one: --model {DEFAULT_MODEL}")
+    gc.freeze()  # what is loaded stays: looking through it again and again would take a third of the time
+    figures = check_data(
+        file, format=format, chat=chat, max_length=max_length, near_records=near_duplicates, held_out=held_out
+    )
+    figures = replace(figures, faults=tuple(map(_fault_in_flags, figures.faults)))
+    if json:
+        _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        if chat is None:
+            _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+        show_data(_OUT, figures)
+    if figures.faults_total:
+        raise DataError(
+            f"{figures.faults_total} faulty row(s)",
+            fix="mend them, or train with --data.on_error skip, which counts and lists what it leaves out",
+        )
+
+
+def _fault_in_flags(fault: Fault) -> Fault:
+    names = ("format", "model", "chat_template", "max_length", "accept_licence")
+    return Fault(fault.place, spelt(fault.reason, names, as_flag), spelt(fault.fix, names, as_flag))
+
+
+def _checking_chat(model: str | None, chat_template: str | None, accept_licence: bool) -> Chat | None:
+    """The chat of the named model, or of the default one where it is on this machine."""
     if model is None and is_cached(DEFAULT_MODEL, cache_directory()):
         model = DEFAULT_MODEL
-    if model is not None:
-        directory = resolve(model, cache=cache_directory(), say=_say, accept_licence=accept_licence)
-        encode = Chat.of(load_tokenizer(directory), None, chat_template).lengths
-    report = check_data(file, format=format, encode=encode)
+    elif model is None and chat_template is not None:
+        raise ConfigError("--chat_template has no effect without --model", fix="name the model as well")
     if model is None:
-        _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
-    show_data(_OUT, report)
-    if report.faults_total:
-        raise DataError(
-            f"{report.faults_total} faulty row(s)",
-            fix="mend them, or train with data.on_error=skip, which counts and lists what it leaves out",
-        )
+        return None
+    directory = resolve(model, cache=cache_directory(), say=_news, accept_licence=accept_licence)
+    return Chat.of(load_tokenizer(directory), _generation_config(directory), chat_template)
+
+
+def _generation_config(directory: Path) -> Any:
+    """What the loaded model would name as ends of an answer, without loading it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (directory / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+    if not (directory / "config.json").is_file():
+        return None
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(directory), local_files_only=True))
 
 
 def report(directory: Path, /) -> None:
@@ -358,4 +430,6 @@ def report(directory: Path, /) -> None:
     """
     if not (directory / "recipe.yaml").is_file():
         raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
+    if who := holder(directory):
+        _news(f"the run is still going on, in {who}: this is how far it is")
     _say(str(write_report(Journal(directory))))

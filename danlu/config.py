@@ -6,6 +6,7 @@ once, in a model beside the code that uses it.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Hashable, Sequence
 from importlib import resources
@@ -14,6 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from danlu.errors import ConfigError, nearest
 
@@ -21,7 +23,10 @@ from danlu.errors import ConfigError, nearest
 class Options(BaseModel):
     """Base of every set of options: unknown keys are refused, values do not change afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    # Defaults are validated as well: 16 and 16.0 are one value of a number with a point, given or not.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, validate_default=True
+    )
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -100,13 +105,23 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `document` with each `dotted.key=value` set; values are read as YAML."""
+def apply_overrides(
+    document: dict[str, Any], overrides: Sequence[str], model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """A copy of `document` with each `dotted.key=value` set; values are read as YAML.
+
+    What stands for text in `model` stays text (name=2024). A key given twice is an error, not the last one's victory.
+    """
     result = dict(document)
+    given: list[str] = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"not an override: {override!r}", allowed="key=value, such as train.learning_rate=1e-4")
+        if other := next((other for other in given if _overlap(key, other)), None):
+            seen = f"{key} is given twice" if key == other else f"{other} and {key} are both given"
+            raise ConfigError(seen, allowed="a key once; a list as key=[a, b]", fix="leave one of them out")
+        given.append(key)
         parts = key.split(".")
         node = result
         for part in parts[:-1]:
@@ -115,11 +130,23 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[
                 raise ConfigError(f"override {override!r}: {part!r} holds a value, not a group of keys")
             node[part] = dict(inner or {})
             node = node[part]
-        try:
-            node[parts[-1]] = yaml.load(value, Loader=_StrictLoader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        node[parts[-1]] = _read_value(override, value, _field(model, parts))
     return result
+
+
+def _overlap(key: str, other: str) -> bool:
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _read_value(override: str, text: str, field: FieldInfo | None) -> Any:
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    if value is None or isinstance(value, (str, list, dict)):
+        return value
+    arms = {field.annotation, *get_args(field.annotation)} if field else set()
+    return text if str in arms and type(value) not in arms else value
 
 
 def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> AnyOptions:
@@ -132,27 +159,88 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
 
 
 def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
-    """pydantic's faults in our words, one a line, with the nearest valid key for an unknown one of `model`."""
-    return [_describe(model, dict(fault)) for fault in error.errors()]
+    """pydantic's faults in our words, one a place, with the nearest valid key for an unknown one of `model`."""
+    places: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for fault in error.errors():
+        places.setdefault(_place(fault), []).append(dict(fault))
+    return [_describe(model, path, faults) for path, faults in places.items()]
 
 
 def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = ()) -> AnyOptions:
     """A recipe, with its overrides, as `model`."""
-    return validate(model, apply_overrides(read_recipe(name_or_path), overrides), where=name_or_path)
+    return validate(model, apply_overrides(read_recipe(name_or_path), overrides, model), where=name_or_path)
 
 
-def _describe(model: type[BaseModel] | None, fault: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+# What pydantic calls the arms of a union in the place of a fault, and how it names kinds of values.
+_ARM = re.compile(r"str|int|float|bool|constrained-\w+|[\w-]*\[.*\]|[A-Z]\w*", re.DOTALL)
+_WORDS = (
+    (re.compile(r"valid dictionary or instance of \w+"), "group of keys"),
+    (re.compile(r"valid (tuple|list)"), "list"),
+    (re.compile(r"valid string"), "text"),
+)
+
+
+def _place(fault: Any) -> tuple[Any, ...]:
+    """Keys and numbers that lead to a fault."""
+    *path, last = fault["loc"] or ("",)
+    unknown = fault["type"] == "extra_forbidden"
+    kept = [part for part in path if not (isinstance(part, str) and _ARM.fullmatch(part))]
+    return (*kept, last) if unknown or not (isinstance(last, str) and _ARM.fullmatch(last)) else tuple(kept)
+
+
+def _describe(model: type[BaseModel] | None, path: tuple[Any, ...], faults: list[dict[str, Any]]) -> str:
+    place = ".".join(str(part) for part in path if part != "") or "(whole)"
+    fault = faults[0]
+    field = _field(model, path)
     if fault["type"] == "extra_forbidden":
-        key = str(fault["loc"][-1])
-        names = _field_names(model, fault["loc"][:-1]) if model else []
+        key = str(path[-1])
+        names = _field_names(model, path[:-1]) if model else []
         hint = RENAMED.get(key) or nearest(key, names)
         return f"{place}: unknown key; {hint or 'allowed: ' + ', '.join(names)}"
     if fault["type"] == "missing":
-        return f"{place}: required, but not given"
-    message = str(fault["msg"]).removeprefix("Value error, ")
+        section = _inner_model(field.annotation) if field else None
+        such = f"; such as {place}.{next(iter(section.model_fields))}" if section else ""
+        return f"{place}: required, but not given{such}"
+    if fault["type"] == "string_pattern_mismatch" and field is not None:
+        return f"{place}: {field.description} (seen: {fault['input']!r})"
+    messages = dict.fromkeys(_in_words(str(fault["msg"])) for fault in faults)
+    head, *others = messages
+    message = " or ".join([head, *(other.removeprefix("Input should be ") for other in others)])
     seen = "" if fault["type"] == "value_error" and isinstance(fault["input"], dict) else f" (seen: {fault['input']!r})"
     return f"{place}: {message}{seen}"
+
+
+def _in_words(message: str) -> str:
+    for pattern, word in _WORDS:
+        message = pattern.sub(word, message)
+    return message.removeprefix("Value error, ")
+
+
+def _field(model: type[BaseModel] | None, path: Sequence[Any]) -> FieldInfo | None:
+    """The field of `model` that `path` leads to, if it is one."""
+    field = None
+    for part in path:
+        field = model.model_fields.get(part) if model is not None and isinstance(part, str) else None
+        if field is None:
+            return None
+        model = _inner_model(field.annotation)
+    return field
+
+
+def option_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of `model`, dotted, sections and what is in them."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if section := section_of(field.annotation):
+            names += option_names(section, f"{prefix}{name}.")
+    return names
+
+
+def section_of(annotation: Any) -> type[Options] | None:
+    """The class of options that a field holds, if it is a section."""
+    arms = (annotation, *get_args(annotation)) if get_origin(annotation) in (None, Union, types.UnionType) else ()
+    return next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, Options)), None)
 
 
 def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

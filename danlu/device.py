@@ -5,6 +5,8 @@ Importing this file reads nothing; torch is imported inside the functions that n
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -89,15 +91,6 @@ def process_memory_bytes(device_name: str) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others kibibytes
-
-
 def keep_freed_memory() -> None:
     """Let the process keep what it frees for what it allocates next, where its allocator is glibc's.
 
@@ -111,6 +104,62 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def release_memory() -> None:
+    """Give back to the system what nobody holds any more; a model that was just let go is then free memory."""
+    import ctypes
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+class PeakMemory:
+    """The most memory in use at once, portion of work by portion of work.
+
+    On CUDA torch's own peak. On Linux the resident size's high-water mark, which the kernel sets back on request;
+    elsewhere, or where it refuses, the process's highest so far, which never falls.
+    """
+
+    def __init__(self, device_name: str) -> None:
+        self._device_name = device_name
+
+    def begin(self) -> None:
+        """Forget what was in use before."""
+        if self._device_name == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            return
+        with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # Linux: Documentation/filesystems/proc
+
+    def bytes(self) -> int:
+        """The highest since `begin`."""
+        if self._device_name == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process held at once, since it began or since the mark was last set back."""
+    with suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def set_seed(seed: int) -> None:

@@ -6,6 +6,7 @@
     ├── ModelError           a model cannot be found, read or used
     │   ├── UnknownModel     no such name
     │   └── DownloadError    the name is known, but its files could not be brought here whole
+    ├── InUse                another process writes there
     ├── ResourceError        the machine lacks something
     │   ├── DiskError        no space, no permission, not writable
     │   └── MemoryShortage   out of memory
@@ -68,6 +69,10 @@ class UnknownModel(ModelError):
 
 class DownloadError(ModelError):
     """The model's files could not be brought here whole; nothing half-written is left."""
+
+
+class InUse(DanluError):
+    """Another process writes where this one would."""
 
 
 class ResourceError(DanluError):

@@ -1,7 +1,8 @@
 """The run directory: one place that knows its files, written by the steps, only read by report and pages.
 
     recipe.yaml      the recipe as resolved
-    metrics.jsonl    one row a step: step, tokens, loss, lr, grad_norm, memory_bytes, seconds
+    metrics.jsonl    one row a step: step, tokens, loss, lr, grad_norm, memory_bytes (at the step's end),
+                     peak_memory_bytes (the most in use at once during it), seconds
     events.jsonl     what was decided and why
     results.json     what the steps measured, by step name
     checkpoints/     exact state, for resuming
@@ -13,14 +14,20 @@ Knows nothing of models or training.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import secrets
+import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from danlu.errors import disk_faults
+from danlu.errors import ConfigError, DanluError, InUse, disk_faults
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,135 @@ class Journal:
         write_atomic(self.metrics_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
+@dataclass
+class Draft:
+    """Events and results of a run whose directory is not opened yet: nothing of it is on the disk."""
+
+    rows: list[Callable[[Journal], None]] = field(default_factory=list)
+
+    def event(self, kind: str, reason: str, **details: Any) -> None:
+        """What `Journal.event` will write."""
+        self.rows.append(lambda journal: journal.event(kind, reason, **details))
+
+    def result(self, step: str, values: Any) -> None:
+        """What `Journal.result` will write."""
+        self.rows.append(lambda journal: journal.result(step, values))
+
+    def write_to(self, journal: Journal) -> None:
+        for write in self.rows:
+            write(journal)
+
+
+# -- one writer -----------------------------------------------------------------------------------------
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a run was begun there."""
+    return (directory / "recipe.yaml").is_file()
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raise ConfigError if something other than a run is there: that is not moved aside."""
+    if not directory.exists() or is_run(directory):
+        return
+    if directory.is_file() or any(not entry.name.startswith(".") for entry in directory.iterdir()):
+        raise ConfigError(f"{directory} exists and is no run directory", fix="choose another name or another runs")
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Give an earlier run the first free of the names NAME.1, NAME.2, …; returns it, or None if there is no run."""
+    if not is_run(directory):
+        return None
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    return aside
+
+
+@contextmanager
+def claimed(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Be the only process that writes `directory` until the block ends or the process dies.
+
+    The lock is the operating system's, on the file .NAME.lock beside the directory: after a `kill -9` it is free, and
+    nothing has to be cleared away. Over NFS it holds between machines where the server locks files (its lockd); on a
+    file system without locks it is said that there is none.
+
+    Raises InUse while another process has it.
+    """
+    path = _lock_path(directory)
+    with disk_faults(path, "making the run directory's lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = _lock(path)
+    if number is None:
+        say(f"{path.parent}: its file system has no locks; a second run of this name would not be noticed")
+    try:
+        yield
+    finally:
+        if number is not None:
+            path.unlink(missing_ok=True)  # while it is still held; whoever waits for it looks again
+            os.close(number)
+
+
+def holder(directory: Path) -> str:
+    """Who writes `directory` now, as "process 12 on HOST"; empty if nobody does."""
+    try:
+        number = os.open(_lock_path(directory), os.O_RDWR)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(number, 200, 0).decode("utf-8", "replace") or "another process"
+    except OSError:  # no locks here
+        return ""
+    finally:
+        os.close(number)
+    return ""
+
+
+def check_free(path: Path) -> None:
+    """Raise InUse if `path` is, or lies in, a directory that another process writes."""
+    place = path.resolve()
+    for directory in (place, *list(place.parents)[:-1]):  # all but the root
+        if who := holder(directory):
+            raise _in_use(directory, who)
+
+
+def _lock_path(directory: Path) -> Path:
+    place = directory.resolve()
+    return place.with_name(f".{place.name}.lock")
+
+
+def _lock(path: Path) -> int | None:
+    """An open file that is locked, or None where there are no locks."""
+    while True:
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.fstat(number).st_ino == path.stat().st_ino:
+                    os.pwrite(number, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                    return number
+            os.close(number)  # its holder removed the file in between
+        except BlockingIOError:
+            who = os.pread(number, 200, 0).decode("utf-8", "replace") or "another process"
+            os.close(number)
+            raise _in_use(path.with_name(path.name.removeprefix(".").removesuffix(".lock")), who) from None
+        except OSError as error:
+            os.close(number)
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+            return None
+
+
+def _in_use(directory: Path, who: str) -> DanluError:
+    return InUse(f"{directory} is being written by {who}", fix="wait until it has ended, or choose another name")
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a whole file or leave the old one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # another process may write the same file
     with disk_faults(path, f"writing {path.name}"):
         try:
             with temporary.open("w", encoding="utf-8") as file:

@@ -1,15 +1,18 @@
 """A recipe's steps, in order -> one run directory.
 
-    data -> before -> train -> after -> merge (and parity) -> report
+    checks -> data -> before -> train -> after -> merge (and parity) -> report
 
-Each finished step leaves its figures in results.json; a resumed run goes on after the last of them. The
-steps themselves live in their packages; here is only their order, and the recipe that names their options.
+All input is checked, the model loaded and the data read, before anything on the disk is touched. Each finished step
+leaves its figures in results.json; a resumed run goes on after the last of them. The steps themselves live in their
+packages; here is only their order, and the recipe that names their options.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import os
 import platform
 import random
 import time
@@ -21,60 +24,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from pydantic import Field, model_validator
 
-from danlu.config import Options
 from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation, Record, Skipped
-from danlu.data.source import DataOptions, read
+from danlu.data.source import read
 from danlu.device import Device, peak_memory_bytes, read_device, set_seed
-from danlu.errors import ConfigError, DanluError, DataError, disk_faults
+from danlu.errors import DanluError, DataError, Interrupted, disk_faults
 from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
 from danlu.hub import cache_directory
-from danlu.journal import Journal, write_atomic
-from danlu.model.adapters import LoraOptions, attach, parameter_counts, save_adapter, stacked_weights
+from danlu.journal import Draft, Journal, claimed, is_run, set_aside, write_atomic
+from danlu.model.adapters import attach, parameter_counts, save_adapter, stacked_weights
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import ModelOptions, load, load_tokenizer
+from danlu.model.load import load, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.recipe import Recipe, check_disk, check_inputs
 from danlu.report.page import write_report
-from danlu.train.loop import Run, TrainOptions, planned_steps, train
+from danlu.train.checkpoint import DIGEST, Saved
+from danlu.train.loop import Run, planned_steps, resumable, train
 from danlu.train.sft import left_out_counts, refuse_unknown_tokens, sft_examples, sft_stage
-
-
-class ProveOptions(Options):
-    """How the held-out examples are measured, before and after."""
-
-    questions: int = Field(64, ge=0, description="held-out questions answered greedily, for the overlap")
-    examples: int = Field(10, ge=0, description="of them shown side by side in the report")
-    max_new_tokens: int = Field(48, ge=1, description="tokens of an answer at most")
-
-
-class Recipe(Options):
-    """One run, from data to a merged model and its report. A section left out is a step left out."""
-
-    name: str = Field("run", pattern=r"^[\w][\w.-]*$", description="the run directory is runs/NAME")
-    runs: str = Field("runs", description="folder that holds the run directories")
-    seed: int = Field(42, ge=0, lt=2**32, description="of the split, the order, the adapter and the dropout")
-    resume: bool = Field(False, description="go on with the last checkpoint of this run")
-    model: ModelOptions = Field(default_factory=ModelOptions)
-    data: DataOptions
-    lora: LoraOptions = Field(default_factory=LoraOptions)
-    train: TrainOptions = Field(default_factory=TrainOptions)
-    prove: ProveOptions | None = Field(default_factory=ProveOptions)
-    merge: MergeOptions | None = Field(default_factory=MergeOptions)
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> Recipe:
-        if self.model.adapter is not None:
-            raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
-        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
-            raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
-        return self
-
-    @property
-    def directory(self) -> Path:
-        return Path(self.runs) / self.name
 
 
 class Show(Protocol):
@@ -101,6 +69,8 @@ class _Parts:
     examples: list[Example]
     held_out: list[Example]
     questions: list[Question]
+    identity: dict[str, str]
+    saved: Saved | None
 
     def tokenizer_with_template(self) -> Any:
         """What goes beside the adapter where the template is not the tokenizer's own; None where it is."""
@@ -117,76 +87,82 @@ class _Parts:
 def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
     """Run `recipe` and return its run directory.
 
-    An existing directory of the same name is moved aside, unless the recipe resumes it. A run that an error stops
-    has its report as well, up to there.
+    An existing run of the same name is moved aside, unless the recipe resumes it; until all input is checked, it stays
+    as it is. A run that an error stops after that has its report as well, up to there.
+
+    Raises InUse while another process writes the directory.
     """
     started = time.time()
-    journal = _open(recipe, show)
-    set_seed(recipe.seed)
-    device = read_device()
-    try:
-        _steps(recipe, journal, device, show, how_to_resume)
-    except DanluError as error:
-        with contextlib.suppress(DanluError):  # a full disk has no room for the report either
-            journal.event("stopped", error.seen)
-            write_report(journal)
-        raise
-    _finish(journal, started, show)
+    with claimed(recipe.directory, show.say):
+        if recipe.resume == "auto":
+            recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
+        set_seed(recipe.seed)
+        device = read_device()
+        draft = Draft()
+        check_inputs(recipe, device)
+        parts = _prepare(recipe, draft, device, show)
+        journal = _open(recipe, draft, show)
+        try:
+            _steps(parts, how_to_resume)
+        except DanluError as error:
+            with contextlib.suppress(DanluError):  # a full disk has no room for the report either
+                journal.event("stopped", error.seen)
+                write_report(journal)
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
+        _finish(journal, started, show)
     return journal.directory
 
 
-def _steps(recipe: Recipe, journal: Journal, device: Device, show: Show, how_to_resume: str) -> None:
-    parts = _prepare(recipe, journal, device, show)
+def _steps(parts: _Parts, how_to_resume: str) -> None:
+    recipe, journal = parts.recipe, parts.journal
     before = _measure(parts, "before")
     train(
-        sft_stage(device, lambda model, out: save_adapter(model, out, parts.tokenizer_with_template())),
+        sft_stage(parts.device, lambda model, out: save_adapter(model, out, parts.tokenizer_with_template())),
         parts.model,
         Run(
             examples=parts.examples,
             held_out=parts.held_out,
             seed=recipe.seed,
-            identity=_identity(recipe, parts.examples),
-            resume=recipe.resume,
+            identity=parts.identity,
+            saved=parts.saved,
             how_to_resume=how_to_resume,
-            on_step=show.step,
+            on_step=parts.show.step,
         ),
         recipe.train,
         journal,
-        device,
+        parts.device,
     )
     after = _measure(parts, "after")
     _compare(parts, before, after)
     if recipe.merge is not None:
         _merge(parts, recipe.merge)
+    elif journal.merged.exists():
+        journal.event("merged", "it was there before; this recipe leaves merging out")
 
 
-def _open(recipe: Recipe, show: Show) -> Journal:
+def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
+    """The run directory, as this run begins or goes on in it."""
     directory = recipe.directory
-    with disk_faults(directory, "making the run directory"):
-        if recipe.resume and not (directory / "recipe.yaml").exists():
-            raise ConfigError(f"{directory}: there is no run to resume", fix="run without resume=true")
-        if directory.exists() and not recipe.resume:
-            aside = _free_name(directory)
-            directory.rename(aside)
-            show.say(f"an earlier run was kept as {aside}")
-        directory.mkdir(parents=True, exist_ok=True)
     journal = Journal(directory)
     text = yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
+    with disk_faults(directory, "making the run directory"):
+        if not recipe.resume and (aside := set_aside(directory)):
+            show.say(f"an earlier run was kept as {aside}")
+        directory.mkdir(parents=True, exist_ok=True)
     write_atomic(journal.recipe_path, text)
+    if not recipe.resume:
+        journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
+    draft.write_to(journal)
     return journal
-
-
-def _free_name(directory: Path) -> Path:
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
-        number += 1
-    return aside
 
 
 # -- data and model ------------------------------------------------------------------------------------
 
 
-def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _Parts:
+def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Parts:
+    """Everything that the steps work on, in memory alone; what is to be told stands in the draft."""
     skipped = Skipped()
     split = read(recipe.data, recipe.seed, skipped)
     show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
@@ -199,7 +175,7 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
         recipe.data.chat_template,
         template_values=recipe.data.chat_template_kwargs,
         train_on=recipe.data.train_on,
-        today=_begun(recipe, journal),
+        today=_begun(recipe),
     )
     examples = _examples(recipe, split.train, chat, skipped)
     held_out = _examples(recipe, split.held_out, chat, skipped)
@@ -224,12 +200,19 @@ def _prepare(recipe: Recipe, journal: Journal, device: Device, show: Show) -> _P
     _describe(
         recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
     )
-    return _Parts(recipe, journal, device, show, chat, model, loaded.directory, examples, held_out, questions)
+    to_write = Journal(recipe.directory)
+    identity, saved = _identity(recipe, model, examples), None
+    if recipe.resume:
+        saved = resumable(to_write.checkpoints, identity, recipe.seed, recipe.train, len(examples))
+    check_disk(recipe, *parameter_counts(model))
+    return _Parts(
+        recipe, to_write, device, show, chat, model, loaded.directory, examples, held_out, questions, identity, saved
+    )
 
 
-def _begun(recipe: Recipe, journal: Journal) -> date:
+def _begun(recipe: Recipe) -> date:
     """The day on which the run began: a template that writes the date says the same when the run is resumed."""
-    said = journal.results().get("data", {}).get("date") if recipe.resume else None
+    said = Journal(recipe.directory).results().get("data", {}).get("date") if recipe.resume else None
     return date.fromisoformat(said) if said else date.today()
 
 
@@ -273,7 +256,7 @@ def _group(example: Example | Conversation) -> str:
 
 def _describe(
     recipe: Recipe,
-    journal: Journal,
+    journal: Draft,
     device: Device,
     examples: Sequence[Example],
     held_out: Sequence[Example],
@@ -288,7 +271,7 @@ def _describe(
     journal.result(
         "data",
         {"train": len(examples), "held_out": len(held_out), "tokens": tokens, "learnt_tokens": learnt,
-         "skipped": skipped.count, "date": _begun(recipe, journal).isoformat()},
+         "skipped": skipped.count, "date": _begun(recipe).isoformat()},
     )  # fmt: skip
     machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
     machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}
@@ -306,23 +289,39 @@ def _describe(
         journal.event("skipped", reason, place=place)
 
 
-def _identity(recipe: Recipe, examples: Sequence[Example]) -> str:
-    """What must be equal for a resumed run to go on: model, adapter, and every token of the data."""
-    digest = hashlib.sha256()
+def _identity(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[str, str]:
+    """What must be equal for a resumed run to go on, by what it is and not by how it was spelt.
+
+    The base by its weights, wherever it lies; the adapter by its matrices; the data by every token.
+    """
+    data = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.token_ids, example.learnt, example.weights)).encode())
-    return f"{recipe.model.model_dump()} {recipe.lora.model_dump()} {digest.hexdigest()}"
+        data.update(repr((example.token_ids, example.learnt, example.weights)).encode())
+    base, adapter = hashlib.sha256(), hashlib.sha256()
+    for name, weight in model.named_parameters():
+        (adapter if weight.requires_grad else base).update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if not weight.requires_grad:
+            flat = weight.detach().flatten()
+            base.update(repr(flat[:: max(1, flat.numel() // 64)].tolist()).encode())
+    options = recipe.lora.model_dump(mode="json", exclude={"target_modules"})
+    return {
+        "the model's weights": DIGEST + base.hexdigest(),
+        "lora.target_modules": DIGEST + adapter.hexdigest(),
+        **{f"lora.{name}": str(value) for name, value in options.items()},
+        "the examples (data, template, seed)": DIGEST + data.hexdigest(),
+    }
 
 
 # -- proof ---------------------------------------------------------------------------------------------
 
 
 def _measure(parts: _Parts, when: str) -> Measured | None:
-    """Measure the held-out examples, unless an earlier half of this run did."""
+    """Measure the held-out examples, unless an earlier half of this run measured the same ones at the same step."""
     if parts.recipe.prove is None:
         return None
+    of = _measured_of(parts, when)
     known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
-    if known is not None:
+    if known is not None and known.get("of") == of:
         return Measured([(total, weight) for total, weight in known["losses"]], known["answers"], known["overlaps"])
     parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
     measured = measure(
@@ -334,10 +333,22 @@ def _measure(parts: _Parts, when: str) -> Measured | None:
         max_tokens=parts.recipe.train.micro_batch_tokens,
         max_new_tokens=parts.recipe.prove.max_new_tokens,
     )
-    parts.journal.result(f"measured_{when}", asdict(measured))
+    parts.journal.result(f"measured_{when}", {**asdict(measured), "of": of})
     parts.journal.result(when, measured.summary())
     parts.show.say(_sentence(when, measured))
     return measured
+
+
+def _measured_of(parts: _Parts, when: str) -> str:
+    """Names what is measured: the examples, the questions, and how far the model is trained."""
+    assert parts.recipe.prove is not None
+    digest = hashlib.sha256(repr(parts.recipe.prove.max_new_tokens).encode())
+    for example in parts.held_out:
+        digest.update(repr((example.token_ids, example.learnt)).encode())
+    for question in parts.questions:
+        digest.update(repr(question.conversation.messages).encode())
+    steps = planned_steps(parts.recipe.train, len(parts.examples)) if when == "after" else 0
+    return f"step {steps} of {digest.hexdigest()}"
 
 
 def _sentence(when: str, measured: Measured) -> str:
@@ -372,6 +383,8 @@ def _compare(parts: _Parts, before: Measured | None, after: Measured | None) -> 
 
 def _merge(parts: _Parts, options: MergeOptions) -> None:
     journal = parts.journal
+    parts.model = None  # merging reads the base anew: the two are not held at once
+    gc.collect()
     conversations = [question.messages for question in parts.questions]
     parity = merge_checked(
         parts.directory,
@@ -379,7 +392,7 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
         journal.merged,
         conversations,
         options,
-        parts.device,
+        read_device(),
         parts.show.say,
     )
     journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
@@ -388,5 +401,7 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
 
 
 def _finish(journal: Journal, started: float, show: Show) -> None:
-    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak_memory_bytes()})
+    steps = [row.get("peak_memory_bytes", 0) for row in journal.metrics()]  # each sets the mark back
+    peak = max([peak_memory_bytes(), *steps])
+    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
     show.say(f"report: {write_report(journal)}")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from danlu.data.check import DataReport
+from danlu.data.figures import DataReport
+from danlu.data.shown import Span, visible
 from danlu.errors import DanluError
-from danlu.words import words
+from danlu.words import Words, words
 
 
 def new_console(*, stderr: bool = False) -> Console:
@@ -100,33 +103,133 @@ def show_examples(console: Console, examples: list[dict[str, str]], limit: int =
     """A few held-out examples side by side."""
     table = Table("question", "reference", "before", "after", title="held-out examples", show_lines=True)
     for example in examples[:limit]:
-        cells = (example["prompt"].rpartition("\n")[2], example["reference"], example["before"], example["after"])
+        cells = (example["prompt"], example["reference"], example["before"], example["after"])
         table.add_row(*(_short(cell) for cell in cells))
     console.print(table)
 
 
 def _short(text: str, limit: int = 160) -> Any:
-    from rich.text import Text
+    """Text whose lines break anywhere: Chinese has no spaces. Of a long one the middle is left out."""
 
-    return Text(text if len(text) <= limit else text[: limit - 1] + "…")
+    half = (limit - 3) // 2
+    return Text(text if len(text) <= limit else f"{text[:half]} … {text[-half:]}", overflow="fold")
 
 
 def show_data(console: Console, report: DataReport) -> None:
-    """Counts, lengths, duplicates and the first faults of a data file."""
-    figures = report.to_dict()
-    table = Table("", "", show_header=False, box=None)
-    for name, value in figures.items():
-        if name not in ("faults", "histogram", "path") and value is not None:
-            table.add_row(name.replace("_", " "), _figure(value))
+    """How a data file was read, its figures, one example as the model will see it, and the first faults."""
+    said = words()
     show(console, report.path)
-    console.print(table)
-    for place, reason in report.faults:
-        show(console, f"{place}: {reason}")
+    for name, value in _data_lines(report, said):
+        show(console, f"  {name}{' ' * max(1, 19 - cell_len(name))}{value}".rstrip())
+    for place, earlier, alike in report.near.pairs if report.near else ():
+        show(console, said("{place} nearly repeats {earlier} ({alike})", place=place, earlier=earlier, alike=alike))
+    for which, spans in enumerate(report.example):
+        _show_example(console, spans, which, report.rendered)
+    _show_faults(console, report)
+
+
+def _data_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
+    yield said("format"), report.format
+    yield said("read as"), _counts(report.shapes)
+    yield said("files"), _counts(report.files)
+    if report.passed_over:
+        yield said("files not read"), ", ".join(report.passed_over)
+    if report.unread:
+        yield said("keys not read"), _counts(report.unread)
+    if report.notes:
+        yield said("changed"), _counts(report.notes)
+    yield said("records"), f"{report.records:,}"
+    yield said("faulty rows"), f"{report.faults_total:,}"
+    if report.roles:
+        yield said("turns"), "  ".join(_turns(role, count, report, said) for role, count in report.roles.items())
+    yield from _length_lines(report, said)
+    yield said("duplicates"), f"{report.duplicates:,}"
+    yield said("same question"), said("{count} with different answers", count=f"{report.duplicate_prompts:,}")
+    if near := report.near:
+        counted = said(
+            "{count} of {of} nearly repeat an earlier one", count=f"{near.count:,}", of=f"{near.looked_at:,}"
+        )
+        later = said("; {count} later records were not compared", count=f"{near.left_out:,}") if near.left_out else ""
+        yield said("near-duplicates"), counted + later
+    if report.groups:
+        yield said("groups"), f"{report.groups:,}"
+    if same := report.held_out:
+        yield (
+            said("held out"),
+            said(
+                "{path}: of {records} records, {whole} are here too, {asked} with their question",
+                path=same.path,
+                records=f"{same.records:,}",
+                whole=f"{same.same_content:,}",
+                asked=f"{same.same_question:,}",
+            ),
+        )
+
+
+def _length_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
+    lengths = report.lengths
+    of = "  ".join(f"{name} {getattr(lengths, name):,}" for name in ("min", "p50", "p90", "p99", "max"))
+    yield said("lengths"), f"{said(lengths.unit)}: {of}  mean {lengths.mean:,.1f}"
+    most = max(lengths.counts)
+    for at, count in enumerate(lengths.counts):
+        bar = "#" * -(-24 * count // most)
+        yield "", f"{lengths.edges[at]:>9,} - {lengths.edges[at + 1]:<9,} {bar:<24} {count:,}"
+    nothing = said("; nothing is learnt of {count} records", count=f"{report.unlearnt:,}") if report.unlearnt else ""
+    yield said("learnt"), f"{report.learnt_share:.1%}{nothing}"
+    if over := report.too_long:
+        yield (
+            said("too long"),
+            said(
+                "{count} examples over {limit} tokens: cut, they lose {lost}; as windows, they are {windows}",
+                count=f"{over.examples:,}",
+                limit=f"{over.max_length:,}",
+                lost=f"{over.tokens_cut:,}",
+                windows=f"{over.windows:,}",
+            ),
+        )
+
+
+def _turns(role: str, count: int, report: DataReport, said: Words) -> str:
+    learnt = report.learnt_turns[role]
+    if role != "assistant":
+        return f"{role} {count:,}"
+    if count == learnt:
+        return f"{role} {count:,}"
+    parts = said(" ({learnt} learnt, {context} not)", learnt=f"{learnt:,}", context=f"{count - learnt:,}")
+    return f"{role} {count:,}{parts}"
+
+
+def _counts(counts: dict[str, int], shown: int = 8) -> str:
+    first = [f"{name} ({count:,})" for name, count in list(counts.items())[:shown]]
+    return ", ".join(first) + (f" … +{len(counts) - shown}" if len(counts) > shown else "")
+
+
+def _show_example(console: Console, spans: Iterable[Span], which: int, rendered: bool) -> None:
+    """The learnt part in colour where there is colour, else between marks."""
+    said = words()
+    answer = said("the first record, its worse answer") if which else said("the first record")
+    how = said("as the model will see it") if rendered else said("as it was read (--model renders it)")
+    in_colour = console.is_terminal and console.color_system is not None and not console.no_color
+    mark = said("what is learnt is green") if in_colour else said("what is learnt stands in {+ +}")
+    show(console, f"\n{answer}, {how}; {mark}")
+    for span in spans:
+        if span.kind == "left out":
+            show(console, "\n" + said("[… {count} characters left out …]", count=span.text))
+        elif span.kind == "context":
+            show(console, visible(span.text), end="")
+        elif in_colour:
+            console.print(Text(visible(span.text), "bold green"), end="", soft_wrap=True)
+        else:
+            show(console, "{+" + visible(span.text) + "+}", end="")
+    show(console, "\n")
+
+
+def _show_faults(console: Console, report: DataReport) -> None:
+    said = ""
+    for fault in report.faults:
+        show(console, f"{fault.place}: {fault.reason}")
+        if fault.fix and fault.fix != said:
+            show(console, f"  {words()('next')}: {fault.fix}")
+        said = fault.fix
     if report.faults_total > len(report.faults):
-        show(console, f"and {report.faults_total - len(report.faults)} more")
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key} {_figure(inner)}" for key, inner in value.items())
-    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        show(console, words()("and {count} more", count=f"{report.faults_total - len(report.faults):,}"))

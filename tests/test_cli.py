@@ -18,14 +18,15 @@ from waiting import interrupts_stay_inside
 import danlu
 from danlu import Engine, GenerationParams, cli
 from danlu.config import Options
+from danlu.data.check import check
 from danlu.device import Device
 from danlu.generate.engine import Answer, Event
 from danlu.generate.trace import Trace
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
-from danlu.run import Recipe
-from danlu.terminal import show
+from danlu.recipe import Recipe
+from danlu.terminal import show, show_data
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_help_lists_every_command(call):
     assert code == 0
     for name, text in cli._COMMANDS.items():
         assert f"{name} {text}" in words(out)
-    assert "check Counts, lengths" in words(call("data", "--help")[1])
+    assert "check How a data file is read" in words(call("data", "--help")[1])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -108,23 +109,23 @@ def test_help_shows_every_option_of_the_model_behind_it(call, command, model, le
         (["train", "--data.path", "x", "--lora.rr", "3"], "Did you mean --lora.r?"),
         (["run", "quickstrt"], "did you mean 'quickstart'?"),
         (["run", "quickstart", "train.learning_rat=1"], "did you mean 'learning_rate'?"),
-        (["run", "quickstart", "train.lr=1"], "the key is learning_rate"),
+        (["run", "quickstart", "train.lr=1"], "the key is train.learning_rate"),
         (["run", "nowhere.yaml"], "no such recipe file: nowhere.yaml"),
-        (["train"], "data: required, but not given"),
-        (["train", "--data.path", "x", "--lora.r", "0"], "lora.r: Input should be greater than or equal to 1"),
+        (["train"], "--data: required, but not given; such as --data.path"),
+        (["train", "--data.path", "x", "--lora.r", "0"], "--lora.r: Input should be greater than or equal to 1"),
         (["generate"], "MODEL requires an argument"),
-        (["generate", "m", "hi", "--temperature", "x"], "temperature: Input should be a valid number"),
-        (["generate", "m", "hi", "--max_new_tokens", "0"], "max_new_tokens: Input should be greater than"),
-        (["generate", "m", "hi", "--temperature", "0.5"], "error: temperature has no effect without do_sample"),
-        (["chat", "m", "--seed", "1", "--top_p", "0.5"], "error: seed, top_p has no effect without do_sample"),
+        (["generate", "m", "hi", "--temperature", "x"], "--temperature: Input should be a valid number"),
+        (["generate", "m", "hi", "--max_new_tokens", "0"], "--max_new_tokens: Input should be greater than"),
+        (["generate", "m", "hi", "--temperature", "0.5"], "error: --temperature has no effect without --do_sample"),
+        (["chat", "m", "--seed", "1", "--top_p", "0.5"], "error: --seed, --top_p has no effect without --do_sample"),
         (["generate", "m", "hi", "--raw", "--system", "s"], "--system has no effect with --raw"),
         (["data", "check", "x.jsonl", "--chat_template", "chatml"], "--chat_template has no effect without --model"),
         (["report", "nowhere"], "nowhere is no run directory"),
         (["generate", "m", "hi", "--dtype", "float8"], "float8"),
         (["generate", "m", "hi", "--show_tokens", "3"], "--show_tokens 3\n  allowed: 1 or more, beside --show"),
         (["generate", "m", "hi", "--show", "--show_tokens", "0"], "allowed: 1 or more"),
-        (["generate", "m", "hi", "--logit_bias", "5"], "logit_bias: Input should be a valid dictionary"),
-        (["generate", "m", "hi", "--stop_sequences", "[5"], "stop_sequences: '[5' is not valid JSON"),
+        (["generate", "m", "hi", "--logit_bias", "5"], "--logit_bias: Input should be a valid dictionary"),
+        (["generate", "m", "hi", "--stop_sequences", "[5"], "--stop_sequences: '[5' is not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_without_a_traceback(call, arguments, said):
@@ -212,25 +213,74 @@ def test_a_good_file(call, tmp_path):
     assert (code, err) == (0, "")
     assert "数据.jsonl" in out
     assert re.search(r"records +2\b", out)
-    assert re.search(r"faults total +0\b", out)
-    assert "unit characters" in out
+    assert re.search(r"faulty rows +0\b", out)
+    assert "characters: min" in out
 
 
 def test_lengths_in_tokens_of_a_model(call, tmp_path, tiny_model):
-    code, out, _ = call("data", "check", write(tmp_path / "d.jsonl", GOOD), "--model", tiny_model)
+    path = write(tmp_path / "d.jsonl", GOOD)
+    code, out, _ = call("data", "check", path, "--model", tiny_model, "--max_length", 25)
     assert code == 0
-    assert "unit tokens" in out
+    assert "tokens: min" in out
+    assert re.search(r"too long +1 examples over 25 tokens: cut, they lose \d+; as windows, they are 2\n", out)
+    assert "{+炼丹的炉子。<|im_end|>+}" in out
 
 
-def test_faults_are_shown_with_their_place(call, tmp_path):
-    path = write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "没有答案"}, "{no json", GOOD[0]])
-    code, out, err = call("data", "check", path)
+def test_the_learnt_part_is_coloured_where_there_is_colour(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", no_color=False, width=20)
+    show_data(console, check(write(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "a very long\tanswer " * 3}])))
+    out = console.file.getvalue()
+    assert "\x1b[1;32m" + "a very long\\tanswer " * 3 + "\x1b[0m" in out
+    assert "{+" not in out
+
+
+def test_the_figures_as_json(call, tmp_path):
+    path = write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "没有答案"}])
+    code, out, err = call("data", "check", path, "--json", "--held_out", path)
+    figures = json.loads(out)
+    assert (code, figures["records"], figures["held_out"]["same_content"]) == (1, 2, 2)
+    assert figures["faults"][0]["place"] == "d.jsonl:3"
+    assert err.startswith("error: 1 faulty row(s)")
+
+
+def test_near_duplicates_are_shown_with_their_places(call, tmp_path):
+    rows = [{"prompt": "q", "completion": "炼丹的炉子，古人用它炼药。" * 4 + end} for end in ("", "！")]
+    code, out, _ = call("data", "check", write(tmp_path / "d.jsonl", rows))
+    assert code == 0
+    assert re.search(r"near-duplicates +1 of 2 ", out)
+    assert re.search(r"\nd\.jsonl:2 nearly repeats d\.jsonl:1 \(0\.9\d\)\n", out)
+    assert "near-duplicates" not in call("data", "check", tmp_path / "d.jsonl", "--near_duplicates", 0)[1]
+    assert "1 later records were not compared" in call("data", "check", tmp_path / "d.jsonl", "--near_duplicates", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "seen"),
+    [
+        (["--max_length", 9], "--max_length has no effect without --model"),
+        (["--chat_template", "chatml"], "--chat_template has no effect without --model"),
+        (["--near_duplicates", -1], "--near_duplicates"),
+        (["--max_length", 0], "--max_length"),
+    ],
+)
+def test_flags_of_a_check_that_make_no_sense(call, tmp_path, flags, seen):
+    code, _, err = call("data", "check", write(tmp_path / "d.jsonl", GOOD), *flags)
+    assert code == 2
+    assert seen in err
+
+
+def test_faults_are_shown_with_their_place_and_next_step(call, tmp_path, tiny_model):
+    control = {"prompt": "q", "completion": "a <|im_end|>"}
+    path = write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "没有答案"}, "{no json", GOOD[0], [1], [2], control])
+    code, out, err = call("data", "check", path, "--model", tiny_model)
     assert code == 1
     assert "\nd.jsonl:3: " in out
     assert "\nd.jsonl:4: not valid JSON" in out
+    assert "\nd.jsonl:8: message 1 (assistant) holds the control token" in out
+    assert "\n  next: remove it from the text" in out
+    assert out.count("next: if the file is one list, name it .json") == 1
     assert re.search(r"records +3\b", out)
     assert re.search(r"duplicates +1\b", out)
-    assert err.startswith("error: 2 faulty row(s)\n  next: ")
+    assert err.startswith("error: 5 faulty row(s)\n  next: ")
 
 
 def test_of_very_many_faults_some_are_shown(call, tmp_path):

@@ -11,7 +11,7 @@ import yaml
 import danlu
 from danlu import config
 from danlu.config import Options
-from danlu.run import Recipe
+from danlu.recipe import Recipe
 
 
 def all_options():

@@ -8,7 +8,8 @@ from danlu.config import validate
 from danlu.errors import ConfigError, DataError, DiskError
 from danlu.hub import cache_directory
 from danlu.journal import Journal
-from danlu.run import Recipe, run
+from danlu.recipe import Recipe
+from danlu.run import run
 
 
 class Lines:
@@ -75,7 +76,7 @@ def test_an_earlier_run_is_kept(recipe):
     lines = Lines()
     run(recipe(prove=None, merge=None, seed=1), lines, "")
     assert (first.parent / "r.1" / "metrics.jsonl").read_text() == losses
-    assert "an earlier run was kept" in lines.said[0]
+    assert f"an earlier run was kept as {first.parent / 'r.1'}" in lines.said
 
 
 def test_sections_left_out_are_steps_left_out(recipe):

@@ -112,7 +112,7 @@ class Chat:
         Control tokens in the words of a message are text. Raises DataError where the template refuses the messages,
         or leaves out what one of them says to the model.
         """
-        messages, tools = self._marked(messages, tools)
+        messages, tools = self._with_marks(messages, tools)
         text = self._prompt_text(messages, tools)
         refuse_left_out_context(messages, text)
         return self._encode(text)
@@ -142,7 +142,7 @@ class Chat:
                 allowed="messages, alpaca, sharegpt, prompt/completion",
                 fix="keep the chosen answers as prompt/completion rows",
             )
-        record = self._marked_record(record)
+        record = self._with_marks_in(record)
         turns = [self._learnt_turn(record, at) for at in self._learnt_turns(record)]
         if not turns:
             raise DataError(f"{record.place}: no assistant turn to learn", fix="end the conversation with an answer")
@@ -181,6 +181,20 @@ class Chat:
         return Templates.of(template, variables, self.template_values)
 
     @property
+    def _jinja(self) -> str:
+        return self._templates.text()
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        opening: bool = False,
+        place: str = "",
+    ) -> str:
+        return self._templates.render(messages, tools, opening=opening, place=place)
+
+    @property
     def own_template(self) -> str | dict[str, str] | None:
         """The template to keep beside what was trained with it; None where it is the tokenizer's, as it came."""
         if self.template is None and not self.template_values:
@@ -190,13 +204,13 @@ class Chat:
 
     def _prompt_text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, place: str = "") -> str:
         opening = self._missing_opening
-        return self._templates.render(messages, tools, opening=True, place=place) + opening
+        return self._render(messages, tools, opening=True, place=place) + opening
 
     @cached_property
     def _missing_opening(self) -> str:
         return self._templates.opening()
 
-    def _marked(
+    def _with_marks(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None
     ) -> tuple[Sequence[Message], Sequence[dict[str, Any]] | None]:
         """What is rendered, with the control tokens in its words told apart (see control.py)."""
@@ -204,9 +218,9 @@ class Chat:
             self._templates.check_role(message.get("role"))
         return self._control.marked(messages), self._control.marked(tools) if tools else None
 
-    def _marked_record(self, record: Conversation) -> Conversation:
+    def _with_marks_in(self, record: Conversation) -> Conversation:
         try:
-            messages, tools = self._marked(record.messages, record.tools)
+            messages, tools = self._with_marks(record.messages, record.tools)
         except DataError as error:
             raise DataError(f"{record.place}: {error.seen}", allowed=error.allowed, fix=error.fix) from error
         return replace(record, messages=tuple(messages), tools=tuple(tools) if tools else None)
@@ -243,7 +257,7 @@ class Chat:
 
     def _learnt_turn(self, record: Conversation, at: int) -> _Turn:
         prompt = self._prompt_text(record.messages[:at], record.tools, record.place)
-        through = self._templates.render(record.messages[: at + 1], record.tools, place=record.place)
+        through = self._render(record.messages[: at + 1], record.tools, place=record.place)
         if not through.startswith(prompt):
             raise DataError(
                 f"{record.place}: the chat template writes the answer in message {at} in a way that does not continue "
@@ -261,7 +275,7 @@ class Chat:
         if last.at == len(record.messages) - 1:
             text = last.prompt + last.answer
         else:
-            text = self._templates.render(record.messages, record.tools, place=record.place)
+            text = self._render(record.messages, record.tools, place=record.place)
         token_ids = self._encode(text)
         weights = [0.0] * len(token_ids)
         for turn in turns:

@@ -1,16 +1,16 @@
-"""What a data file holds: faults, duplicates, lengths, shares; the figures of `danlu data check FILE`.
+"""What a data file holds: how it was read, faults, duplicates, lengths, shares; the figures of `danlu data check FILE`.
 
-Reads on past faulty rows, so that one look shows them all. Knows no tokenizer (the caller brings `encode`)
-and no terminal (the caller draws the report). Memory: about 40 bytes a record, however long the records are.
+Reads on past faulty rows, so that one look shows them all. Draws nothing (terminal.py does). Memory: about 40 bytes a
+record and, for near-duplicates, about 350 more for each of the first so many, however long the records are.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from danlu.data.chat import Chat
+from danlu.data.duplicates import Signatures, near_duplicates, signatures
+from danlu.data.encoding import Encoder
+from danlu.data.figures import DataReport, Fault, Lengths, Near, Overlap, TooLong
 from danlu.data.formats import (
     Conversation,
     FormatName,
@@ -29,150 +33,234 @@ from danlu.data.formats import (
     format_of,
     read_records,
 )
+from danlu.data.shown import Span, answers_of, shortened, spans_of, spans_of_record
 from danlu.errors import DataError
 
-Encode = Callable[[Record], tuple[int, int]]
 FAULTS_SHOWN = 20
+PAIRS_SHOWN = 5
+NEAR_RECORDS = 200_000
 BINS = 10
 _DIGEST_BYTES = 16
+_SIGNED_AT_ONCE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long the records are, in `unit`; every figure but `mean` is the length of some record.
-
-    A preference counts as its prompt with the longer answer, which is what must fit.
-
-    Attributes:
-        edges: borders of the histogram's bins, one more than `counts`; bin i holds lengths from edges[i] up
-            to, and without, edges[i + 1], and the last bin holds its right border too.
-    """
-
-    unit: Literal["tokens", "characters"]
-    min: int
-    p50: int
-    p90: int
-    p99: int
-    max: int
-    mean: float
-    edges: tuple[int, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DataReport:
-    """The figures of one file or directory.
-
-    Attributes:
-        records: usable records; all figures below but the faults are about these.
-        faults_total: rows that could not be used.
-        faults: the first FAULTS_SHOWN of them, as (place, reason).
-        duplicates: records whose whole content an earlier record has.
-        duplicate_prompts: prompts that occur with two or more different answers.
-        learnt_share: learnt length over whole length, 0 to 1.
-        unlearnt: records of which nothing is learnt.
-        turns_mean: user and assistant turns a conversation; None for plain text.
-        roles: messages by role.
-        groups: distinct groups; 0 when no record names one.
-    """
-
-    path: str
-    format: FormatName
-    records: int
-    faults_total: int
-    faults: tuple[tuple[str, str], ...]
-    duplicates: int
-    duplicate_prompts: int
-    lengths: Lengths
-    learnt_share: float
-    unlearnt: int
-    turns_mean: float | None
-    roles: dict[str, int]
-    groups: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
-
-def check(path: Path, *, format: FormatName | None = None, encode: Encode | None = None) -> DataReport:
+def check(
+    path: Path,
+    *,
+    format: FormatName | None = None,
+    chat: Chat | None = None,
+    max_length: int | None = None,
+    near_records: int = NEAR_RECORDS,
+    held_out: Path | None = None,
+) -> DataReport:
     """Read all of `path` and report.
 
     Args:
         format: as for `read_records`.
-        encode: a record -> (tokens, learnt tokens); its DataError counts as a fault of the record. Without
-            it, lengths are in characters.
+        chat: renders and counts tokens; what it refuses counts as a fault of the record. Without it, lengths are in
+            characters.
+        max_length: tokens of one example at most; what is longer is counted. Needs `chat`.
+        near_records: near-duplicates are looked for among so many records; 0 leaves it out.
+        held_out: data to be kept apart from `path`; what both hold is counted.
 
     Raises:
-        DataError: the path cannot be read, or holds no usable record.
+        DataError: a path cannot be read, or holds no usable record.
     """
     format = format or format_of(path)
-    skipped, tally = Skipped(), _Tally()
-    for record in read_records(path, format=format, on_error="skip", skipped=skipped):
-        try:
-            length, learnt = encode(record) if encode else _characters(record)
-        except DataError as error:
-            skipped.add(record.place, error.seen)
+    skipped, tally = Skipped(), _Tally(near_records, max_length)
+    for record, examples in _encoded(read_records(path, format=format, on_error="skip", skipped=skipped), chat):
+        if isinstance(examples, DataError):
+            skipped.add(record.place, examples.seen.removeprefix(f"{record.place}: "), examples.fix)
         else:
-            tally.add(record, length, learnt)
+            tally.add(record, examples, chat)
     if not tally.lengths:
         place, reason = skipped.faults[0]
-        raise DataError(f"{path}: no usable record; {skipped.count} faulty, the first: {place}: {reason}")
-    return tally.report(path, format, skipped, "tokens" if encode else "characters")
+        seen = f"{path}: no usable record; {skipped.count} faulty, the first: {place}: {reason}"
+        raise DataError(seen, fix=skipped.fixes[0])
+    overlap = None if held_out is None else _overlap(tally, held_out)
+    return tally.report(path, format, skipped, overlap, "tokens" if chat else "characters")
+
+
+_Sizes = list[list[tuple[int, int]]]  # for each answer that is rendered, its examples' (tokens, learnt tokens)
+
+
+def _encoded(records: Iterable[Record], chat: Chat | None) -> Iterator[tuple[Record, _Sizes | DataError]]:
+    """Each record with the examples of its answers, or with its fault; without a chat, there are none."""
+    if chat is None:
+        yield from ((record, []) for record in records)
+        return
+    owners: deque[Record] = deque()
+
+    def rendered() -> Iterator[Record]:
+        for record in records:
+            answers = answers_of(record)
+            owners.extend([record] * len(answers))
+            yield from answers
+
+    outcomes = iter(Encoder(chat).sizes(rendered()))
+    for _, outcome in outcomes:
+        record = owners.popleft()
+        both = [outcome]
+        if isinstance(record, Preference):
+            both.append(next(outcomes)[1])
+            owners.popleft()
+        faults = [each for each in both if isinstance(each, DataError)]
+        yield record, faults[0] if faults else [each for each in both if not isinstance(each, DataError)]
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What is kept of the records read: numbers and digests, never their text."""
+    """What is kept of the records read: numbers, digests and signatures, never their text."""
 
+    near_records: int
+    max_length: int | None
     lengths: array[int] = field(default_factory=lambda: array("Q"))
     learnt: int = 0
     unlearnt: int = 0
     contents: bytearray = field(default_factory=bytearray)
     prompts: bytearray = field(default_factory=bytearray)
     roles: Counter[str] = field(default_factory=Counter)
+    learnt_turns: Counter[str] = field(default_factory=Counter)
     groups: set[bytes] = field(default_factory=set)
+    files: Counter[str] = field(default_factory=Counter)
+    over: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+    unsigned: list[str] = field(default_factory=list)
+    signed: list[Signatures] = field(default_factory=list)
+    example: tuple[tuple[Span, ...], ...] = ()
 
-    def add(self, record: Record, length: int, learnt: int) -> None:
+    def add(self, record: Record, answers: _Sizes, chat: Chat | None) -> None:
+        if not self.lengths:
+            self.example = _shown(record, chat)
+        length, learnt = max(map(_sum, answers)) if answers else _characters(record)
         self.lengths.append(length)
         self.learnt += learnt
         self.unlearnt += learnt == 0
-        prompt, answers = _parts(record)
-        self.prompts += _digest(prompt)
-        self.contents += _digest([prompt, answers])
-        self.roles.update(message["role"] for message in _messages(record))
+        self.files[record.place.rpartition(":")[0]] += 1
+        self._add_digests(record)
+        self._add_turns(record)
+        if len(self.places) < self.near_records:
+            self._sign(record)
+        if self.max_length is not None:
+            self._add_over(answers, self.max_length)
         if record.group is not None:
-            self.groups.add(_digest(record.group))
+            self.groups.add(_digest(record.group.encode("utf-8", "surrogatepass")))
+
+    def _add_digests(self, record: Record) -> None:
+        asked, answered = map(_canonical, _parts(record))
+        prompt = _digest(asked)
+        self.prompts += prompt
+        self.contents += _digest(prompt + answered)
+
+    def _add_turns(self, record: Record) -> None:
+        self.roles.update(message["role"] for message in _messages(record))
+        answers = record.chosen if isinstance(record, Preference) else _messages(record)
+        self.learnt_turns["assistant"] += sum(m["role"] == "assistant" and m.get("train", True) for m in answers)
+
+    def _sign(self, record: Record) -> None:
+        self.places.append(record.place)
+        self.unsigned.append(_said(record))
+        if len(self.unsigned) == _SIGNED_AT_ONCE:
+            self._sign_all()
+
+    def _sign_all(self) -> None:
+        self.signed.append(signatures(self.unsigned))
+        self.unsigned = []
+
+    def _add_over(self, answers: _Sizes, limit: int) -> None:
+        for examples in answers:
+            for size, _ in examples:
+                if size > limit:
+                    self.over.update(examples=1, tokens_cut=size - limit, windows=-(-size // limit))
 
     def report(
-        self, path: Path, format: FormatName, skipped: Skipped, unit: Literal["tokens", "characters"]
+        self,
+        path: Path,
+        format: FormatName,
+        skipped: Skipped,
+        overlap: Overlap | None,
+        unit: Literal["tokens", "characters"],
     ) -> DataReport:
         records = len(self.lengths)
         duplicates, duplicate_prompts = self._duplicates()
         turns = self.roles["user"] + self.roles["assistant"]
+        shown = zip(skipped.faults[:FAULTS_SHOWN], skipped.fixes, strict=False)
+        over = (
+            None
+            if self.max_length is None
+            else TooLong(self.max_length, self.over["examples"], self.over["tokens_cut"], self.over["windows"])
+        )
         return DataReport(
             path=str(path),
             format=format,
+            shapes=dict(skipped.shapes.most_common()),
+            unread=dict(skipped.unread.most_common()),
+            notes=dict(skipped.notes.most_common()),
+            files=dict(self.files),
+            passed_over=tuple(skipped.passed_over),
             records=records,
             faults_total=skipped.count,
-            faults=tuple(skipped.faults[:FAULTS_SHOWN]),
+            faults=tuple(Fault(place, reason, fix) for (place, reason), fix in shown),
             duplicates=duplicates,
             duplicate_prompts=duplicate_prompts,
+            near=self._near() if self.near_records else None,
             lengths=_measure(np.frombuffer(self.lengths, dtype=np.uint64).astype(np.int64), unit),
             learnt_share=self.learnt / max(1, sum(self.lengths)),
             unlearnt=self.unlearnt,
             turns_mean=None if format == "text" else turns / records,
             roles=dict(self.roles.most_common()),
+            learnt_turns={role: self.learnt_turns[role] for role in self.roles},
             groups=len(self.groups),
+            too_long=over,
+            held_out=overlap,
+            example=self.example,
+            rendered=unit == "tokens",
         )
+
+    def digests(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.bytes_]]:
+        """(of the contents, of the prompts), a record each."""
+        width = f"S{_DIGEST_BYTES}"
+        return np.frombuffer(bytes(self.contents), dtype=width), np.frombuffer(bytes(self.prompts), dtype=width)
 
     def _duplicates(self) -> tuple[int, int]:
         """(records that repeat an earlier one, prompts with two or more different answers)."""
-        contents = np.frombuffer(bytes(self.contents), dtype=f"S{_DIGEST_BYTES}")
-        prompts = np.frombuffer(bytes(self.prompts), dtype=f"S{_DIGEST_BYTES}")
+        contents, prompts = self.digests()
         _, first = np.unique(contents, return_index=True)
         _, answers = np.unique(prompts[first], return_counts=True)
         return len(contents) - len(first), int((answers > 1).sum())
+
+    def _near(self) -> Near:
+        self._sign_all()
+        kept = np.concatenate(self.signed)
+        _, first = np.unique(self.digests()[0][: len(kept)], return_index=True)
+        first.sort()
+        pairs = near_duplicates(kept[first])
+        shown = tuple(
+            (self.places[first[pair.later]], self.places[first[pair.earlier]], round(pair.similarity, 2))
+            for pair in pairs[:PAIRS_SHOWN]
+        )
+        return Near(len(first), len(self.lengths) - len(kept), len(pairs), shown)
+
+
+def _overlap(tally: _Tally, path: Path) -> Overlap:
+    held_out = _Tally(0, None)
+    for record in read_records(path, on_error="skip"):
+        held_out.add(record, [], None)
+    (contents, prompts), (others, asked) = tally.digests(), held_out.digests()
+    same_content, same_question = np.isin(others, contents).sum(), np.isin(asked, prompts).sum()
+    return Overlap(str(path), len(held_out.lengths), int(same_content), int(same_question))
+
+
+def _shown(record: Record, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
+    """Each answer shortened; of a record whose answers each make an example of their own, the last."""
+    if chat is None:
+        return (tuple(shortened(spans_of_record(record))),)
+    last = [chat.examples(answer)[-1] for answer in answers_of(record)]
+    return tuple(tuple(shortened(spans_of(each.token_ids, each.learnt, chat.tokenizer))) for each in last)
+
+
+def _sum(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    return sum(tokens for tokens, _ in sizes), sum(learnt for _, learnt in sizes)
 
 
 def _messages(record: Record) -> tuple[Message, ...]:
@@ -188,12 +276,27 @@ def _parts(record: Record) -> tuple[Any, Any]:
         return record.text, ""
     if isinstance(record, Preference):
         return record.prompt, (record.chosen, record.rejected)
-    return (record.tools, record.messages[:-1]), record.messages[-1]
+    asked = record.messages[:-1]
+    return (record.tools, asked) if record.tools else asked, record.messages[-1:]
 
 
-def _digest(content: Any) -> bytes:
-    text = json.dumps(content, sort_keys=True)
-    return blake2b(text.encode("ascii"), digest_size=_DIGEST_BYTES).digest()
+def _said(record: Record) -> str:
+    """The words by which near-duplicates are known: system prompts are alike in all rows."""
+    if isinstance(record, Text):
+        return record.text
+    rejected = record.rejected if isinstance(record, Preference) else ()
+    return "\n".join(m["content"] for m in (*_messages(record), *rejected) if m["role"] not in ("system", "developer"))
+
+
+def _canonical(part: Any) -> bytes:
+    """Bytes that are the same for the same content. Messages of nothing but text, nearly all, are only joined."""
+    if isinstance(part, tuple) and all(isinstance(each, dict) and len(each) == 2 for each in part):
+        return "\0".join([text for each in part for text in (each["role"], each["content"])]).encode()
+    return json.dumps(part, sort_keys=True).encode("ascii")
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
 def _characters(record: Record) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from danlu.errors import DataError, ModelError
 MARK = "\ufdd0"
 _ESCAPED_MARK = "\\ufdd0"  # as a template has it that writes JSON in ASCII
 _OWN = "\ufdd1"  # before a control token that the template wrote, while the text is encoded
+MARKS = (MARK, _OWN)
 
 
 class _TextOnly(NamedTuple):
@@ -44,7 +45,7 @@ class ControlTokens:
     def __init__(self, tokenizer: Any, stop_ids: Collection[int], turn: str = "") -> None:
         self._tokenizer = tokenizer
         self._added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-        special = {name for name, token in self._added.items() if token.special or name in turn}
+        special = {name for name, token in self._added.items() if token.special or (_is_mark(name) and name in turn)}
         stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
         self.names = {*special, *tokenizer.all_special_tokens, *stops} - {"", None}
         self._any, self._control = _one_of({*self.names, *self._added}), _one_of(self.names)
@@ -68,7 +69,7 @@ class ControlTokens:
         return value
 
     def _marked_text(self, text: str) -> str:
-        if strange := next((mark for mark in (MARK, _OWN) if mark in text), None):
+        if strange := next((mark for mark in MARKS if mark in text), None):
             raise DataError(f"a message holds U+{ord(strange):04X}, which is no character of any text", fix="remove it")
         while self._control.search(text):  # once more, since tokens may overlap
             text = self._control.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
@@ -121,15 +122,24 @@ class ControlTokens:
         )
 
 
+def _is_mark(name: str) -> bool:
+    """Whether an added token in a turn marks it; some tokenizers add line breaks and words as well."""
+    return len(name) > 2 and not name.isspace() and not name.isalnum()
+
+
 def without_marks(text: str) -> str:
     """Rendered text as it is without what this file put into it."""
     return text.replace(MARK, "").replace(_ESCAPED_MARK, "")
 
 
 def _one_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of the names at the leftmost place, as tokenizers do; nothing where there are none."""
+    """Matches the longest of the names at the leftmost place, as tokenizers do; nothing where there are none.
+
+    A name of one character has no inside: the mark that tells it apart stands behind it.
+    """
     ordered = sorted(names, key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+    each = [re.escape(name) + (f"(?!{MARK})" if len(name) == 1 else "") for name in ordered]
+    return re.compile("|".join(each) or r"(?!)")
 
 
 def _renamed(token: Any) -> AddedToken:

@@ -49,6 +49,16 @@ REQUIRED_KEYS: dict[FormatName, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "text": ("text",),
 }
+_SHAPES = {name: f"{name}: {', '.join(keys)}" for name, keys in REQUIRED_KEYS.items()}
+_CHAT_KEYS = ("system", "tools", "group")
+_READ_KEYS: dict[FormatName, frozenset[str]] = {
+    "messages": frozenset(("messages", *_CHAT_KEYS)),
+    "alpaca": frozenset(("instruction", "output", "input", "history", *_CHAT_KEYS)),
+    "sharegpt": frozenset(("conversations", *_CHAT_KEYS)),
+    "prompt_completion": frozenset(("prompt", "completion", *_CHAT_KEYS)),
+    "preference": frozenset(("chosen", "rejected", "prompt", *_CHAT_KEYS)),
+    "text": frozenset(("text", "group")),
+}
 _KNOWN_KEYS = {*chain(*REQUIRED_KEYS.values()), "input", "history", "system", "prompt", "tools", "group"}
 SPEAKERS = {
     "human": "user",
@@ -141,11 +151,13 @@ def _records(
         except RowFault as fault:
             if on_error == "raise":
                 raise fault.at(place) from None
-            skipped.add(place, str(fault))
+            skipped.add(place, str(fault), fault.fix)
             if format is None and skipped.count - before == ROWS_TO_RECOGNISE:
                 break
         else:
             found = True
+            skipped.shapes[_SHAPES[format]] += 1
+            skipped.unread.update(sound.keys() - _READ_KEYS[format])
             yield record
     if not found:
         raise _nothing_usable(path, skipped, before)

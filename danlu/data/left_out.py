@@ -62,11 +62,12 @@ def remarks(messages: Sequence[Message], prompt: str) -> Iterator[str]:
 
 
 def stands_in(text: str, words: str) -> bool:
-    """Whether `text` has these words: as they are, as JSON, or line by line with other white space."""
+    """Whether `text` has these words: as they are, as JSON, or line by line with other white space or case."""
     words = words.strip()
     if words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text:
         return True
-    return all(part.strip() in text for part in _BORDERS.split(words))
+    text = text.casefold()
+    return all(part.strip() in text for part in _BORDERS.split(words.casefold()))
 
 
 def _words(value: Any) -> Iterator[str]:

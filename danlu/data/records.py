@@ -5,6 +5,7 @@ Knows no file, no format and no tokenizer; `data/formats.py` makes these, everyt
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,13 +58,29 @@ Record = Conversation | Text | Preference
 
 @dataclass(slots=True)
 class Skipped:
-    """Faulty rows that were passed over: how many, and the first FAULTS_KEPT as (place, reason)."""
+    """What reading did not take as it stood: rows, keys, turns, files.
+
+    Attributes:
+        count: faulty rows that were passed over.
+        faults: the first FAULTS_KEPT of them, as (place, reason).
+        fixes: what to do next about each of these; "" where the reason says it.
+        shapes: how rows were read ("alpaca: instruction, output") -> usable rows.
+        unread: keys that nothing reads -> usable rows that have them.
+        notes: what was changed on reading -> usable rows.
+        passed_over: files and folders inside a named folder that are not read.
+    """
 
     count: int = 0
     faults: list[tuple[str, str]] = field(default_factory=list)
+    fixes: list[str] = field(default_factory=list)
+    shapes: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    passed_over: list[str] = field(default_factory=list)
 
-    def add(self, place: str, reason: str) -> None:
+    def add(self, place: str, reason: str, fix: str = "") -> None:
         """Count one row."""
         self.count += 1
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append((place, reason))
+            self.fixes.append(fix)

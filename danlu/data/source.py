@@ -81,7 +81,8 @@ class DataOptions(Options):
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
         if (self.path is None) == (self.source is None):
-            raise ValueError("give data.path (files) or data.source (a Python function), one of them")
+            both = "; leave the other out with data.source=null, or data.path=null" if self.path is not None else ""
+            raise ValueError(f"give data.path (files) or data.source (a Python function), one of them{both}")
         if self.source_options and self.source is None:
             raise ValueError("source_options has no effect without source")
         if self.source is not None and self.format is not None and self.held_out_path is None:

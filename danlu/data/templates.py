@@ -200,7 +200,7 @@ class Templates:
             asked_with_opening = self.render([question], opening=True)
         except DataError:
             return ""
-        if _PROBE not in answered:
+        if _PROBE not in answered.lower():
             raise ModelError(
                 "the chat template does not write the messages",
                 allowed="a Jinja template that writes the content of each",

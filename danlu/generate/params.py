@@ -90,7 +90,7 @@ class GenerationParams(Options):
         None,
         ge=1,
         le=_MANY,
-        description="tokens generated at most. Overrides max_length; with neither set, 20, as in HF",
+        description="tokens generated at most. Overrides max_length; from Python, 20 with neither set, as in HF",
     )
     max_length: _Count | None = Field(
         None,

@@ -139,7 +139,7 @@ def load_model(
     check_directory(directory)
     config = _read_json(directory / "config.json")
     _check_architecture(config, directory)
-    sizes = _weight_sizes(directory)
+    sizes = weight_sizes(directory)
     with _reading(directory, "model", config):
         part = language_part(directory, config) if is_multimodal(config["model_type"]) else None
     if part is not None:
@@ -181,7 +181,7 @@ def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
 
     check_directory(directory)
     config = _read_json(directory / "config.json")
-    _check_memory(_weight_sizes(directory), device, torch.float32)
+    _check_memory(weight_sizes(directory), device, torch.float32)
     with _reading(directory, "model", config):
         model, loading = AutoModel.from_pretrained(
             str(directory),
@@ -277,7 +277,7 @@ def _check_memory(sizes: dict[str, int], device: Device, dtype: torch.dtype) -> 
         )
 
 
-def _weight_sizes(directory: Path) -> dict[str, int]:
+def weight_sizes(directory: Path) -> dict[str, int]:
     """How many numbers each weight in the safetensors files has, by their headers; ModelError if one is cut short."""
     from safetensors import SafetensorError, safe_open
 

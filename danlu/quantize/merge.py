@@ -1,14 +1,17 @@
 """An adapter folded into its base: written, compared with base and adapter, and only then given its name.
 
-Both sides are compared in float32, where nothing but the merge itself can differ. Knows no training.
+Both sides are compared in float32, where nothing but the merge itself can differ, and one after the other: no more
+than one model is in memory. Knows no training.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,14 @@ from danlu.config import Options
 from danlu.data.chat import Chat
 from danlu.data.formats import Message
 from danlu.data.templates import template_text
-from danlu.device import Device, DtypeName
-from danlu.errors import ConfigError, ParityError, disk_faults
+from danlu.device import Device, DtypeName, release_memory
+from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults
 from danlu.generate.engine import Engine
 from danlu.hub import quiet_transformers
+from danlu.journal import claimed
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import adapted_tokenizer, load_model, load_tokenizer, put_adapter
-from danlu.quantize.parity import Parity, check_parity
+from danlu.model.load import adapted_tokenizer, load_model, load_tokenizer, put_adapter, weight_sizes
+from danlu.quantize.parity import Parity, ask, compare
 
 # Asked when the caller has no prompts of its own.
 PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
@@ -65,6 +69,24 @@ class MergeOptions(Options):
     max_new_tokens: int = Field(48, ge=1, description="tokens of each of those answers at most")
 
 
+def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
+    """Raise what merging into `base` would raise for its options and this machine's memory; reads no weights."""
+    _dtypes(options.dtype, base, device)
+    need = merging_bytes(base)
+    if 0 < device.memory_bytes < need:
+        raise MemoryShortage(
+            f"merging needs {need / 1e9:.2f} GB: the model in float32, and what reading it takes; "
+            f"{device.memory_bytes / 1e9:.2f} GB are free on {device.name}",
+            fix="merge on a larger machine with `danlu merge`; to train without merging, set merge=null",
+        )
+
+
+def merging_bytes(base: Path) -> int:
+    """Memory that merging takes at its highest: every weight once in float32, and the largest of them once more."""
+    sizes = weight_sizes(base).values()
+    return 4 * (sum(sizes) + max(sizes, default=0))
+
+
 def merge_checked(
     base: Path,
     adapter: Path,
@@ -81,43 +103,95 @@ def merge_checked(
     not lie beside the adapter; the merged model carries it.
 
     Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
-    Raises ConfigError when `out` holds something other than a model, and DiskError when it does not fit on the disk.
+    Raises ConfigError when `out` holds something other than a model, DiskError when it does not fit on the disk,
+    MemoryShortage when the model does not fit in memory, and InUse while another process merges into `out`.
     """
     out = _checked_out(out, base, adapter)
+    check_merge(base, options, device)
+    with claimed(out, say), _scratch(out) as folder:
+        return _merge_into(out, folder, base, adapter, conversations, options, device, say, chat_template)
+
+
+def _merge_into(
+    out: Path,
+    folder: Path,
+    base: Path,
+    adapter: Path,
+    conversations: Sequence[Sequence[Message]],
+    options: MergeOptions,
+    device: Device,
+    say: Callable[[str], None],
+    chat_template: str | None,
+) -> Parity:
     template = None if chat_template is None else template_text(chat_template)
     tokenizer = _tokenizer(base, adapter, template)
     say(f"merging {adapter} into {base.name}")
     chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
-    unverified = out.with_name(f".{out.name}.unverified")
+    read = partial(load_model, device=device, dtype=torch.float32)
+    unverified = folder / "model"
+    adapted = put_adapter(read(base), adapter)
+    with disk_faults(folder, "keeping logits"), _engine(adapted, _tokenizer(base, adapter, template)) as engine:
+        asked = ask(engine, chosen, options.max_new_tokens, folder)
+    del engine, adapted  # before the next one is read
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
     for dtype in _dtypes(options.dtype, base, device):
+        release_memory()
+        save_model(fold(put_adapter(read(base), adapter)).to(dtype), tokenizer, unverified)
+        release_memory()
+        say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
         try:
-            with quiet_transformers():
-                merged = put_adapter(load_model(base, device=device, dtype=torch.float32), adapter).merge_and_unload()
-            save_model(merged.to(dtype), tokenizer, unverified)
-            del merged
-            say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
-            parity = check_parity(
-                _engine(
-                    put_adapter(load_model(base, device=device, dtype=torch.float32), adapter),
-                    _tokenizer(base, adapter, template),
-                ),
-                _engine(load_model(unverified, device=device, dtype=torch.float32), load_tokenizer(unverified)),
-                chosen,
-                tolerance=options.tolerance or TOLERANCE[dtype],
-                max_new_tokens=options.max_new_tokens,
-            )
-            with disk_faults(out, "naming the merged model"):
-                move_into_place(unverified, out)
-            return replace(parity, dtype=str(dtype), reason=reason)
+            with _engine(read(unverified), load_tokenizer(unverified)) as engine:
+                parity = compare(asked, engine, chosen, options.tolerance or TOLERANCE[dtype], options.max_new_tokens)
         except ParityError as error:
             if options.dtype != "auto" or dtype == torch.float32:
                 raise
             reason = f"in {dtype}, {error.seen}"
             say(f"{reason}; merging in float32 instead")
-        finally:
-            shutil.rmtree(unverified, ignore_errors=True)
+            del engine
+            continue
+        with disk_faults(out, "naming the merged model"):
+            move_into_place(unverified, out)
+        return replace(parity, dtype=str(dtype), reason=reason)
     raise AssertionError("float32 either passes or raises")
+
+
+def fold(adapted: Any) -> Any:
+    """The base with the adapter in its weights, in place.
+
+    Where an adapter changes one of two layers that share a weight (a head tied to the embedding), that layer gets a
+    weight of its own first, and the merged model's configuration says so: tie_word_embeddings is false.
+    """
+    with quiet_transformers(), torch.no_grad():
+        owners: dict[int, list[Any]] = {}
+        for layer in adapted.modules():
+            weight = layer._parameters.get("weight")
+            if weight is not None:
+                owners.setdefault(weight.data_ptr(), []).append(layer)
+        bases = {id(layer.get_base_layer()) for layer in adapted.modules() if hasattr(layer, "get_base_layer")}
+        for layer in (one for layers in owners.values() if len(layers) > 1 for one in layers if id(one) in bases):
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        merged = adapted.merge_and_unload()
+    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+    if head is not None and head.weight.data_ptr() != embedding.weight.data_ptr():
+        if torch.equal(head.weight, embedding.weight):
+            head.weight = embedding.weight
+        else:
+            for config in {id(config): config for config in (merged.config, merged.config.get_text_config())}.values():
+                config.tie_word_embeddings = False
+    return merged
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, gone afterwards; what a killed merge left of one as well."""
+    folder = out.with_name(f".{out.name}.unverified")
+    shutil.rmtree(folder, ignore_errors=True)
+    with disk_faults(folder, "merging"):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
@@ -143,8 +217,14 @@ def _prompts(tokenizer: Any) -> list[Sequence[Message] | str]:
     return list(PROMPTS) if tokenizer.chat_template else [str(messages[0]["content"]) for messages in PROMPTS]
 
 
-def _engine(model: Any, tokenizer: Any) -> Engine:
-    return Engine.around(model, Chat.of(tokenizer, model.generation_config))
+@contextmanager
+def _engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
+    """An engine that ends with the block."""
+    engine = Engine.around(model, Chat.of(tokenizer, model.generation_config))
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def _dtypes(name: DtypeName, base: Path, device: Device) -> list[torch.dtype]:

@@ -35,7 +35,7 @@ def charts(rows: Rows, words: Words = ENGLISH) -> list[Chart]:
         _rate(rows, words),
         _small(words, "Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
         _small(words, "Speed", words("tokens/s"), rows, tokens_per_second(rows), trend=True),
-        _small(words, "Memory", "GiB", rows, memory_gib(rows)),
+        _memory(rows, words),
     ]
     return [chart for chart in drawn if chart]
 
@@ -51,9 +51,9 @@ def tokens_per_second(rows: Rows) -> list[float]:
     return [tokens / seconds if seconds > 0 else math.nan for tokens, seconds in pairs]
 
 
-def memory_gib(rows: Rows) -> list[float]:
-    """Memory of each step in GiB."""
-    return [value / 2**30 for value in column(rows, "memory_bytes")]
+def memory_gib(rows: Rows, name: str = "memory_bytes") -> list[float]:
+    """Memory of each step in GiB: at its end, or its peak."""
+    return [value / 2**30 for value in column(rows, name)]
 
 
 def _loss(rows: Rows, words: Words) -> Chart | None:
@@ -72,6 +72,20 @@ def _loss(rows: Rows, words: Words) -> Chart | None:
     labels = {text: words(text) for text in ("step", *(curve.name for curve in curves))}
     svg = draw("loss", curves, alt=alt, x_label="step", wide=True, labels=labels)
     return Chart(words("Loss"), words("nats a token, of the tokens to be learnt"), svg, wide=True)
+
+
+def _memory(rows: Rows, words: Words) -> Chart | None:
+    """The peak of each step, and pale what was in use at its end; older runs have the end alone."""
+    end, peak = memory_gib(rows), memory_gib(rows, "peak_memory_bytes")
+    if not _finite(peak):
+        return _small(words, "Memory", words("GiB, at each step's end"), rows, end)
+    steps = _steps(rows)
+    curves = [Curve("at its end", steps, end, opacity=0.3), Curve("peak of the step", steps, peak)]
+    parts = _in_words(words, words("peak in GiB"), peak), _in_words(words, words("at its end"), end)
+    alt = words("{title} by step: {numbers}", title=words("Memory"), numbers=words("; ").join(parts))
+    labels = {text: words(text) for text in ("step", *(curve.name for curve in curves))}
+    svg = draw("memory", curves, alt=alt, x_label="step", from_zero=True, labels=labels)
+    return Chart(words("Memory"), words("GiB: the peak of each step; pale, at its end"), svg)
 
 
 def _rate(rows: Rows, words: Words) -> Chart | None:

@@ -151,7 +151,8 @@ def _missing(run: Run) -> str:
 def _tiles(run: Run) -> str:
     seconds, tokens = (sum(v for v in column(run.metrics, n) if v > 0) for n in ("seconds", "tokens"))
     learnt = sum(v for v in column(run.metrics, "learnt_tokens") if v > 0)
-    memory = max((v for v in column(run.metrics, "memory_bytes") if v > 0), default=0)
+    looks = [*column(run.metrics, "peak_memory_bytes"), *column(run.metrics, "memory_bytes")]
+    memory = max((v for v in looks if v > 0), default=0)
     steps = [row["step"] for row in run.metrics if is_figure(row.get("step"))]
     tiles = {
         "optimizer steps": f"{max(steps):,}" if steps else "",

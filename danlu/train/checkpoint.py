@@ -1,14 +1,17 @@
 """Exact state of a run, saved whole or not at all.
 
-A checkpoint is one directory, `step-000120/state.pt`: trainable weights, optimizer state, random state,
-step and counts, with a fingerprint of what must not change between the halves of a run. It appears under
-its name only when it is complete, so whatever a `kill -9` leaves behind is never mistaken for one.
+A checkpoint is one directory, `step-000120/`: `state.pt` holds trainable weights, optimizer state, random state,
+step and counts; `identity.json` what must not change between the halves of a run. It appears under its name only
+when it is complete, so whatever a `kill -9` leaves behind is never mistaken for one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,38 @@ from danlu.model.adapters import save_whole
 _NAME = re.compile(r"step-(\d+)")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+# Begins a value of an identity that is a digest: it is compared, and shown to nobody.
+DIGEST = "sha256:"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read and belongs to the run that asks."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], identity: Mapping[str, str], keep: int) -> Path:
     """Save `state` as the checkpoint of `step`; of all checkpoints the newest `keep` stay.
+
+    Args:
+        identity: name -> value of everything that must be equal when the run is resumed.
 
     Raises DiskError when it cannot be written; earlier checkpoints are untouched then.
     """
     target = folder / f"step-{step:06d}"
     needed = sum(t.numel() * t.element_size() for t in _tensors(state))
-    save_whole(target, lambda staging: torch.save(state, staging / "state.pt"), needs_bytes=needed)
+
+    def write(staging: Path) -> None:
+        torch.save(state, staging / "state.pt")
+        (staging / "identity.json").write_text(json.dumps(identity, ensure_ascii=False, indent=2), "utf-8")
+
+    save_whole(target, write, needs_bytes=needed)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -40,21 +67,48 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.pt").exists())
 
 
-def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any]:
-    """The state saved at `path`. Raises DataError if unreadable, ConfigError if it belongs to another run."""
+def last_checkpoint(folder: Path, identity: Mapping[str, str], steps: int) -> Saved | None:
+    """The newest checkpoint, if there is one. Changes nothing on the disk.
+
+    Raises DataError if it cannot be read, ConfigError if it belongs to another run, naming all that differs, or has
+    more than the `steps` that are asked for.
+    """
+    saved = checkpoints(folder)
+    return _load(saved[-1], identity, steps) if saved else None
+
+
+def _load(path: Path, identity: Mapping[str, str], steps: int) -> Saved:
     try:
+        known: dict[str, str] = json.loads((path / "identity.json").read_text("utf-8"))
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path}: the checkpoint cannot be read: {error}",
+            f"{path}: the checkpoint cannot be read: {first}",
             fix=f"remove {path} and resume: the one before it is used",
         ) from error
-    if state["fingerprint"] != fingerprint:
+    if changed := [_change(name, known, identity) for name in {**known, **identity} if _differs(name, known, identity)]:
         raise ConfigError(
-            f"{path}: model, data or training options have changed since this checkpoint",
-            fix="resume with the recipe and data it was begun with, or start anew without resume=true",
+            f"{path.parent.parent} was begun otherwise: {'; '.join(changed)}",
+            fix="resume with what it was begun with, or start anew with resume=false; the earlier run is kept",
         )
-    return state
+    if state["step"] > steps:
+        raise ConfigError(
+            f"{path.parent.parent} has made {state['step']} steps; these options ask for {steps}",
+            fix="raise train.num_train_epochs or train.max_steps",
+        )
+    return Saved(path, state)
+
+
+def _differs(name: str, known: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    return known.get(name) != now.get(name)
+
+
+def _change(name: str, known: Mapping[str, str], now: Mapping[str, str]) -> str:
+    before, after = known.get(name, "not set"), now.get(name, "not set")
+    if before.startswith(DIGEST) or after.startswith(DIGEST):
+        return f"{name} changed"
+    return f"{name} was {before} and is {after}"
 
 
 def clear_leftovers(folder: Path) -> None:

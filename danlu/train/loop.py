@@ -8,13 +8,11 @@ the step: a step that is not finite is never applied.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +23,10 @@ from pydantic import Field
 from torch import Tensor
 
 from danlu.data.packing import micro_batches, step_count, step_indices
-from danlu.device import Device, process_memory_bytes
+from danlu.device import Device, PeakMemory, process_memory_bytes
 from danlu.errors import ConfigError, Interrupted, MemoryShortage, TrainingError
 from danlu.journal import Journal
-from danlu.train.checkpoint import checkpoints, clear_leftovers, load_checkpoint, save_checkpoint
+from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
 from danlu.train.optim import OptimOptions, build_optimizer, rate_factor
 
 Example = TypeVar("Example")
@@ -39,7 +37,9 @@ class TrainOptions(OptimOptions):
     """How long, in what portions, and how often to look and to save."""
 
     num_train_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the data; fine-tuning wants one")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, whatever the epochs")
+    max_steps: int | None = Field(
+        None, ge=1, description="make so many optimizer steps, whatever num_train_epochs says, as in HF"
+    )
     batch_size: int = Field(32, ge=1, description="examples of one optimizer step, over all its micro-batches")
     micro_batch_tokens: int = Field(
         4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
@@ -96,7 +96,8 @@ class Run(Generic[Example]):
     Attributes:
         examples: trained on.
         held_out: looked at only; may be empty.
-        identity: what, besides options and examples, must be the same when the run is resumed.
+        identity: name -> value of what, besides seed and options, must be the same when the run is resumed.
+        saved: the checkpoint that it goes on from, by `resumable`; None begins at the first step.
         how_to_resume: the command shown when the run is stopped.
         on_step: called with each metrics row.
     """
@@ -104,16 +105,35 @@ class Run(Generic[Example]):
     examples: Sequence[Example]
     held_out: Sequence[Example]
     seed: int
-    identity: str
-    resume: bool = False
+    identity: Mapping[str, str]
+    saved: Saved | None = None
     how_to_resume: str = "run the same command with resume=true"
     on_step: Callable[[dict[str, Any]], None] = lambda _row: None
 
 
+# What the halves of a run may have otherwise: how long it is, how often it looks and saves, and how a step is cut.
+_FREE = {"num_train_epochs", "max_steps", "micro_batch_tokens", "eval_steps", "save_steps", "save_total_limit"}
+
+
 def planned_steps(options: TrainOptions, examples: int) -> int:
-    """Optimizer steps that `options` make of so many examples."""
-    steps = step_count(examples, options.batch_size, options.num_train_epochs)
-    return min(steps, options.max_steps) if options.max_steps else steps
+    """Optimizer steps that `options` make of so many examples; max_steps overrides the epochs, as in HF."""
+    return options.max_steps or step_count(examples, options.batch_size, options.num_train_epochs)
+
+
+def full_identity(identity: Mapping[str, str], seed: int, options: TrainOptions) -> dict[str, str]:
+    """What must be equal for a resumed run to go on as it would have: `identity`, the seed, and most options."""
+    fixed = options.model_dump(mode="json", exclude=_FREE)
+    return {**identity, "seed": str(seed), **{f"train.{name}": str(value) for name, value in fixed.items()}}
+
+
+def resumable(
+    folder: Path, identity: Mapping[str, str], seed: int, options: TrainOptions, examples: int
+) -> Saved | None:
+    """The checkpoint in `folder` that such a run goes on from; None if there is none yet. Only reads.
+
+    Raises ConfigError for a checkpoint of another run, DataError for a damaged one.
+    """
+    return last_checkpoint(folder, full_identity(identity, seed, options), planned_steps(options, examples))
 
 
 def train(
@@ -161,18 +181,19 @@ class _Loop(Generic[Example, Batch]):
         self.lengths = [stage.length(example) for example in run.examples]
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(self.trainable.items(), options)
+        self.peak = PeakMemory(self.device.name)
 
     def begin(self) -> None:
         torch.manual_seed(self.run.seed)
         clear_leftovers(self.journal.checkpoints)
-        saved = checkpoints(self.journal.checkpoints)
-        if self.run.resume and saved:
-            self._restore(saved[-1])
+        if self.run.saved is not None:
+            self._restore(self.run.saved)
         self.journal.rewind(self.step)
 
     def advance(self) -> None:
         """One optimizer step, its log row, and what falls due after it."""
         started = time.perf_counter()
+        self.peak.begin()
         chosen = step_indices(self.step, len(self.run.examples), self.options.batch_size, self.run.seed)
         rate = self.options.learning_rate * self._rate_factor()
         loss, metrics = self._accumulate(chosen)
@@ -193,6 +214,7 @@ class _Loop(Generic[Example, Batch]):
             "lr": rate,
             "grad_norm": norm,
             "memory_bytes": process_memory_bytes(self.device.name),
+            "peak_memory_bytes": self.peak.bytes(),
             "seconds": time.perf_counter() - started,
             **metrics,
         }
@@ -252,27 +274,20 @@ class _Loop(Generic[Example, Batch]):
 
     # -- state ---------------------------------------------------------------------------------------
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of everything that must be equal for a resumed run to go on identically."""
-        digest = hashlib.sha256(self.run.identity.encode())
-        digest.update(json.dumps([self.run.seed, self.options.model_dump(mode="json")], sort_keys=True).encode())
-        digest.update(json.dumps([self.lengths, [self.stage.weight(e) for e in self.run.examples]]).encode())
-        return digest.hexdigest()
-
     def save_checkpoint(self) -> None:
         state = {
-            "fingerprint": self.fingerprint,
             "step": self.step,
+            "steps": self.steps,
             "trainable": {name: parameter.detach() for name, parameter in self.trainable.items()},
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.name == "cuda" else [],
         }
-        save_checkpoint(self.journal.checkpoints, self.step, state, keep=self.options.save_total_limit)
+        identity = full_identity(self.run.identity, self.run.seed, self.options)
+        save_checkpoint(self.journal.checkpoints, self.step, state, identity, keep=self.options.save_total_limit)
 
-    def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path, self.fingerprint)
+    def _restore(self, saved: Saved) -> None:
+        state = saved.state
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(state["trainable"][name])
@@ -280,8 +295,10 @@ class _Loop(Generic[Example, Batch]):
         torch.set_rng_state(state["random"])
         if self.device.name == "cuda":
             torch.cuda.set_rng_state_all(state["random_cuda"])
-        self.step = state["step"]
-        self.journal.event("resumed", f"from {path.name}", step=self.step)
+        self.step = saved.step
+        longer = f"; {self.steps} steps instead of {state['steps']}: the rate follows the new length"
+        reason = f"from {saved.path.name}" + (longer if self.steps != state["steps"] else "")
+        self.journal.event("resumed", reason, step=self.step)
 
 
 class _Stop:

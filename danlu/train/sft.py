@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from danlu.data.chat import Chat, Example
+from danlu.data.encoding import Encoder
 from danlu.data.formats import Record, Text
 from danlu.data.packing import Batch, collate
 from danlu.device import Device
@@ -43,9 +44,11 @@ def sft_examples(
     Raises DataError for a record that cannot be rendered, is too long, or teaches nothing.
     """
     examples: list[Example] = []
-    for record in records:
+    for record, made in Encoder(chat).examples(records):
         try:
-            for example in chat.examples(record):
+            if isinstance(made, DataError):
+                raise made
+            for example in made:
                 if too_long == "window" and isinstance(record, Text):
                     examples += windows(example, max_length, window_overlap)
                 else:

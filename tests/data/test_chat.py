@@ -466,6 +466,15 @@ def test_words_of_calls_tools_names_and_thoughts_make_no_control_token():
     assert chat.tokenizer.decode(example.token_ids).count(end) == 3 + 6
 
 
+def test_a_control_token_of_one_character_is_text_too():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("☃", special=True, normalized=False)])
+    chat = Chat.of(tokenizer, None, CHATML.replace("'<|im_end|>", "'☃<|im_end|>"))
+    ids = chat.prompt([{"role": "user", "content": "a☃b☃"}])
+    assert ids.count(tokenizer.convert_tokens_to_ids("☃")) == 1
+    assert "a☃b☃☃<|im_end|>" in tokenizer.decode(ids)
+
+
 def test_two_fields_make_no_control_token_together():
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.name + m.content }}{% endfor %}" + OPENING
     chat = Style(template).chat()

@@ -14,8 +14,8 @@ from waiting import interrupts_stay_inside, wait_until
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError, DiskError, Interrupted, TrainingError
 from danlu.journal import Journal
-from danlu.train.checkpoint import checkpoints, load_checkpoint
-from danlu.train.loop import Loss, Run, Stage, TrainOptions, planned_steps, train
+from danlu.train.checkpoint import checkpoints, last_checkpoint
+from danlu.train.loop import Loss, Run, Stage, TrainOptions, planned_steps, resumable, train
 
 CPU = Device("cpu", 1, 2**34, False)
 
@@ -51,11 +51,13 @@ def examples(count=12):
 
 
 def go(tmp_path, *, model=None, a_stage=None, held_out=(), resume=False, seed=0, on_step=None, **options):
-    given = {"batch_size": 4, "learning_rate": 0.05, "weight_decay": 0.0, "save_steps": 2, **options}
+    given = TrainOptions(**{"batch_size": 4, "learning_rate": 0.05, "weight_decay": 0.0, "save_steps": 2, **options})
     journal = Journal(tmp_path)
     model = model or Line()
-    run = Run(examples(), list(held_out), seed=seed, identity="t", resume=resume, on_step=on_step or (lambda row: None))
-    train(a_stage or stage(), model, run, TrainOptions(**given), journal, CPU)
+    same = {"data": "t"}
+    saved = resumable(journal.checkpoints, same, seed, given, len(examples())) if resume else None
+    run = Run(examples(), list(held_out), seed=seed, identity=same, saved=saved, on_step=on_step or (lambda row: None))
+    train(a_stage or stage(), model, run, given, journal, CPU)
     return model, journal
 
 
@@ -87,7 +89,7 @@ def test_a_row_a_step_and_held_out_looks_when_due(tmp_path):
     rows = journal.metrics()
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "eval_loss" in row] == [4, 6]
-    assert {"tokens", "loss", "lr", "grad_norm", "memory_bytes", "seconds"} <= rows[0].keys()
+    assert {"tokens", "loss", "lr", "grad_norm", "memory_bytes", "peak_memory_bytes", "seconds"} <= rows[0].keys()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -171,8 +173,19 @@ def test_only_the_newest_checkpoints_stay_and_leftovers_go(tmp_path):
 
 def test_a_run_with_other_options_is_not_resumed(tmp_path):
     go(tmp_path)
-    with pytest.raises(ConfigError, match="have changed since this checkpoint"):
-        go(tmp_path, resume=True, learning_rate=0.01)
+    with pytest.raises(ConfigError, match=r"seed was 0 and is 1; train\.learning_rate was 0\.05 and is 0\.01"):
+        go(tmp_path, resume=True, learning_rate=0.01, seed=1)
+
+
+def test_what_does_not_change_a_step_may_change(tmp_path):
+    """How long, how often to look and to save, how a step is cut: a run that ran out of memory goes on."""
+    go(tmp_path, num_train_epochs=1)
+    changed = {"micro_batch_tokens": 2, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1}
+    _, journal = go(tmp_path, resume=True, num_train_epochs=3, **changed)
+    assert [row["step"] for row in journal.metrics()] == list(range(1, 10))
+    assert "9 steps instead of 3" in journal.events()[-1]["reason"]
+    with pytest.raises(ConfigError, match=r"has made 9 steps; these options ask for 3"):
+        go(tmp_path, resume=True)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -180,7 +193,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path = checkpoints(journal.checkpoints)[-1]
     (path / "state.pt").write_bytes((path / "state.pt").read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read"):
-        load_checkpoint(path, "x")
+        last_checkpoint(path.parent, {}, 10)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
@@ -198,14 +211,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 
 
-def test_max_steps_bounds_the_epochs():
+def test_max_steps_overrides_the_epochs():
     assert planned_steps(TrainOptions(batch_size=4, max_steps=2), 100) == 2
+    assert planned_steps(TrainOptions(batch_size=4, max_steps=5), 4) == 5  # more than an epoch has
     assert planned_steps(TrainOptions(batch_size=4, num_train_epochs=2), 10) == 6
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no example"):
-        train(stage(), Line(), Run([], [], seed=0, identity=""), TrainOptions(), Journal(tmp_path), CPU)
+        train(stage(), Line(), Run([], [], seed=0, identity={}), TrainOptions(), Journal(tmp_path), CPU)
 
 
 def test_kill_9_and_resume_makes_the_same_losses(tmp_path, tiny_model):

@@ -59,7 +59,7 @@ def test_a_tiny_model_learns_its_answers(tmp_path, tiny_model, chat):
     taken = prepare(model)
     assert taken == {"lora": 14, "norm": 5, "swiglu": 2}
     options = TrainOptions(batch_size=8, num_train_epochs=20, learning_rate=1e-2)
-    run = Run(examples, examples[:2], seed=0, identity="t")
+    run = Run(examples, examples[:2], seed=0, identity={})
     journal = Journal(tmp_path)
     train(sft_stage(CPU), model, run, options, journal, CPU)
     losses = [row["loss"] for row in journal.metrics()]

@@ -1,0 +1,116 @@
+"""Near-duplicates: which records say almost what an earlier record says.
+
+Two texts are near-duplicates when the sets of their shingles (five characters in a row, lower case, white space as one
+space) have a Jaccard similarity of at least THRESHOLD: |A and B| / |A or B|. Characters and not words, so that Chinese
+needs no segmentation.
+
+Texts are not kept. One hash of each shingle falls into one of BINS bins, and of each bin the smallest is kept (one
+permutation hashing: Li, Owen and Zhang, "One Permutation Hashing", NeurIPS 2012): for two texts, the share of bins that
+agree, among those that are not empty in both, estimates the similarity with a standard deviation of at most
+sqrt(0.8 * 0.2 / BINS) = 0.035 at the threshold; of short texts, which have a shingle or none in a bin, it is nearly
+exact. Which pairs are compared at all is decided by bands of bins that agree (locality-sensitive hashing).
+
+Knows no records and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+SHINGLE = 5  # characters
+THRESHOLD = 0.8
+BINS = 128
+BYTES_A_TEXT = 2 * BINS
+_BAND = 4  # bins that must agree; 0.8 ** 4 = 0.41, missed by all 32 bands with a probability of 5e-8
+_NEIGHBOURS = 4  # texts of one band that each is compared with, besides the first
+_EMPTY = np.uint16(0xFFFF)
+_PAIRS_AT_ONCE = 2**16
+# Odd numbers drawn once; multiplication by them, modulo 2 ** 64, spreads the characters of a shingle.
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
+
+Signatures = npt.NDArray[np.uint16]  # (texts, BINS)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A text, an earlier one that it nearly repeats, and their estimated similarity."""
+
+    later: int
+    earlier: int
+    similarity: float
+
+
+def signatures(texts: Sequence[str]) -> Signatures:
+    """What is kept of texts: BYTES_A_TEXT bytes of each, however long it is."""
+    codes = [_codes(text) for text in texts]
+    lengths = np.array([len(each) for each in codes], dtype=np.int64)
+    hashes = _hashes(np.concatenate(codes)) if codes else np.zeros(0, dtype=np.uint64)
+    owner = np.repeat(np.arange(len(codes)), lengths)[: len(hashes)]
+    whole = np.arange(len(hashes)) + SHINGLE <= np.repeat(np.cumsum(lengths), lengths)[: len(hashes)]
+    hashes, owner = hashes[whole], owner[whole]
+    least = np.full(len(codes) * BINS, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(least, owner * BINS + (hashes >> np.uint64(57)).astype(np.int64), hashes & np.uint64(2**57 - 1))
+    kept = np.minimum((least & np.uint64(0xFFFF)).astype(np.uint16), _EMPTY - np.uint16(1))
+    kept[least == np.iinfo(np.uint64).max] = _EMPTY
+    return kept.reshape(len(codes), BINS)
+
+
+def _codes(text: str) -> npt.NDArray[np.uint32]:
+    """Code points, at least one shingle of them."""
+    plain = " ".join(text.lower().split()).ljust(SHINGLE)
+    return np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _hashes(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """One hash a shingle, also of those that lie across two texts."""
+    wide = codes.astype(np.uint64)
+    count = len(wide) - SHINGLE + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for at, factor in enumerate(_FACTORS):
+        hashes += wide[at : at + count] * np.uint64(factor)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finish of SplitMix64
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= np.uint64(factor)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def similarity(one: Signatures, other: Signatures) -> npt.NDArray[np.float64]:
+    """Estimated Jaccard similarity, row by row."""
+    agree = ((one == other) & (one != _EMPTY)).sum(axis=1)
+    some = ((one != _EMPTY) | (other != _EMPTY)).sum(axis=1)
+    share: npt.NDArray[np.float64] = agree / np.maximum(some, 1)
+    return share
+
+
+def near_duplicates(kept: Signatures, threshold: float = THRESHOLD) -> list[Pair]:
+    """For each text that nearly repeats an earlier one, the most similar of those that it was compared with."""
+    best = np.zeros(len(kept))
+    earliest = np.zeros(len(kept), dtype=np.int64)
+    for start in range(0, BINS, _BAND):
+        for later, earlier in _candidates(np.ascontiguousarray(kept[:, start : start + _BAND])):
+            for at in range(0, len(later), _PAIRS_AT_ONCE):
+                some, before = later[at : at + _PAIRS_AT_ONCE], earlier[at : at + _PAIRS_AT_ONCE]
+                alike = similarity(kept[some], kept[before])
+                better = alike > best[some]
+                best[some[better]], earliest[some[better]] = alike[better], before[better]
+    found = np.flatnonzero(best >= threshold)
+    return [Pair(int(at), int(earliest[at]), float(best[at])) for at in found]
+
+
+def _candidates(band: Signatures) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """(later, earlier) texts that agree in a band: each with the first of them, and with those just before it."""
+    filled = np.flatnonzero((band != _EMPTY).any(axis=1))
+    keys = band.view(np.uint64)[filled, 0]
+    order = np.argsort(keys, kind="stable")
+    keys, texts = keys[order], filled[order]
+    begins = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, dtype=bool)
+    first = texts[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
+    pairs = [(texts[~begins], first[~begins])]
+    for step in range(1, _NEIGHBOURS + 1):
+        same = keys[step:] == keys[:-step]
+        pairs.append((texts[step:][same], texts[:-step][same]))
+    return pairs

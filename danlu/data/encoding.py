@@ -1,0 +1,249 @@
+"""Records -> token ids and what is learnt, for very many records: `Chat.examples`, many times as fast.
+
+`Chat` decides; here its template is filled without the ceremony of a single call, and its texts are tokenized many at
+once (data/word_ids.py). What comes out is, record by record, what `Chat` makes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from danlu.data.chat import Chat, Example
+from danlu.data.control import MARKS
+from danlu.data.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
+from danlu.data.records import Conversation, Message, Record, Text
+from danlu.data.stencils import KEPT_SHAPES, Stencils, writes_only
+from danlu.data.word_ids import WordIds
+from danlu.errors import DataError, ModelError
+
+BATCH_RECORDS = 512
+BATCH_CHARACTERS = 2**19
+
+Result = TypeVar("Result")
+Outcome = tuple[Record, Result | DataError]
+
+
+class Encoder:
+    """A chat for many records. Memory is that of one batch and of the words that are kept.
+
+    Args:
+        chat: whose examples are made.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = _BatchChat(**{field.name: getattr(chat, field.name) for field in fields(chat)})
+
+    def examples(self, records: Iterable[Record]) -> Iterator[Outcome[list[Example]]]:
+        """Each record with its examples, or with the error that `Chat.examples` raises for it."""
+        return self._each(records, self._chat.examples)
+
+    def lengths(self, records: Iterable[Record]) -> Iterator[Outcome[tuple[int, int]]]:
+        """Each record with its (tokens, learnt tokens), or with the error that `Chat.lengths` raises for it."""
+        return self._each(records, self._chat.lengths)
+
+    def sizes(self, records: Iterable[Record]) -> Iterator[Outcome[list[tuple[int, int]]]]:
+        """Each record with the (tokens, learnt tokens) of its examples, or with the error that making them raises."""
+        return self._each(records, self._chat.sizes)
+
+    def _each(self, records: Iterable[Record], make: Callable[[Record], Result]) -> Iterator[Outcome[Result]]:
+        for batch in _batches(records):
+            self._chat.prepare(batch)
+            for record in batch:
+                try:
+                    made = make(record)
+                except DataError as error:
+                    yield record, error
+                else:
+                    yield record, made
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += _characters(record)
+        if len(batch) == BATCH_RECORDS or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(record: Record) -> int:
+    if isinstance(record, Text):
+        return len(record.text)
+    messages = record.messages if isinstance(record, Conversation) else (*record.prompt, *record.chosen)
+    return sum(len(message["content"]) for message in messages)
+
+
+class _BatchChat(Chat):
+    """A chat whose template is filled directly, whose texts are tokenized ahead, and which plans where it can."""
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        """Tokenize what these records will need, in one call."""
+        self._planned.clear()
+        texts: list[str] = []
+        segments: list[str] = []
+        for record in records:
+            filled = self._plan_for(record)
+            if filled is None:
+                texts += self._texts(record)
+            else:
+                segments += filled
+        self._ids.learn(texts, segments)
+
+    def examples(self, record: Record) -> list[Example]:
+        planned = self._planned.get(id(record))
+        made = planned and carried_out(*planned, self._ids.segment, self.stop_ids)
+        if not made:
+            return super().examples(record)
+        return [Example(*made, record.place, record.group)]  # a plan is of messages without weights
+
+    def sizes(self, record: Record) -> list[tuple[int, int]]:
+        """(tokens, learnt tokens) of each example."""
+        planned = self._planned.get(id(record))
+        made = planned and sizes_of(*planned, self._ids.segment, self.stop_ids)
+        if made:
+            return [made]
+        return [(len(example.token_ids), example.learnt_tokens) for example in self.examples(record)]
+
+    def _texts(self, record: Record) -> list[str]:
+        if isinstance(record, Text):
+            return [record.text]
+        try:
+            if isinstance(record, Conversation):
+                return [self._render(record.messages, record.tools)]
+            return [self._render((*record.prompt, *answer)) for answer in (record.chosen, record.rejected)]
+        except (DataError, ModelError):
+            return []  # said when the record's turn comes
+
+    # -- plans -------------------------------------------------------------------------------------
+
+    def _plan_for(self, record: Record) -> list[str] | None:
+        """The segments to tokenize for a conversation that goes by a plan."""
+        if not isinstance(record, Conversation) or record.tools or self._stencils is None:
+            return None
+        shape = tuple([_turn(message) for message in record.messages])
+        if shape not in self._plans:
+            if len(self._plans) >= KEPT_SHAPES:
+                self._plans.clear()
+            self._plans[shape] = self._make_plan(shape)
+        plan = self._plans[shape]
+        if plan is None:
+            return None
+        contents = [message["content"] for message in record.messages]
+        filled = segments_of(plan, contents)
+        if not all(contents) or any(map(self._marked, filled)):
+            return None
+        self._planned[id(record)] = (plan, filled)
+        return filled
+
+    def _make_plan(self, shape: tuple[tuple[str, bool] | None, ...]) -> Plan | None:
+        turns = [turn for turn in shape if turn is not None]
+        if len(turns) < len(shape) or self._stencils is None:
+            return None
+        contents = placeholders(len(turns))
+        messages = [
+            {"role": role, "content": content, **({} if train else {"train": False})}
+            for (role, train), content in zip(turns, contents, strict=True)
+        ]
+        try:
+            made = super().examples(Conversation(tuple(messages), ""))
+            opening = self._missing_opening
+        except DataError:
+            return None
+        if made[0].left_out:
+            return None
+        answers = self._learnt_turns(Conversation(tuple(messages), ""))
+        roles = tuple([role for role, _ in turns])
+        return make_plan(self._stencils, self._ids, roles, answers, opening, made[0]) if len(made) == 1 else None
+
+    @cached_property
+    def _planned(self) -> dict[int, tuple[Plan, list[str]]]:
+        return {}
+
+    @cached_property
+    def _plans(self) -> dict[tuple[tuple[str, bool] | None, ...], Plan | None]:
+        return {}
+
+    @cached_property
+    def _marked(self) -> Callable[[str], Any]:
+        """Whether a segment holds a control token, be it that its content makes one with what stands beside it."""
+        cuts = [self._ids.marks.pattern] if self._ids.marks else []
+        return re.compile("|".join([*cuts, *map(re.escape, [*MARKS, *sorted(self._control.names)])])).search
+
+    # -- rendering and tokenizing ------------------------------------------------------------------
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        opening: bool = False,
+        place: str = "",
+    ) -> str:
+        if tools or any(len(message) > 2 or type(message.get("content")) is not str for message in messages):
+            return super()._render(messages, tools, opening=opening, place=place)
+        roles = tuple([message["role"] for message in messages])
+        contents = [message["content"] for message in messages]
+        if self._stencils and all(contents):
+            text = self._stencils.render(roles, contents, opening)
+            if text is not None:
+                return text
+        try:
+            return self._fill([*map(_message, roles, contents)], opening)
+        except Exception:  # whatever it is, the plain way says it in words
+            return super()._render(messages, tools, opening=opening, place=place)
+
+    def _fill(self, messages: list[dict[str, str]], opening: bool) -> str:
+        return str(
+            _compile_jinja_template(self._jinja).render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=opening,
+                **self._templates.variables,
+            )
+        )
+
+    @cached_property
+    def _stencils(self) -> Stencils | None:
+        try:
+            simple = writes_only(self._jinja, _compile_jinja_template(self._jinja).environment)
+        except TemplateError:
+            return None
+        return Stencils(self._fill) if simple else None
+
+    @cached_property
+    def _ids(self) -> WordIds:
+        try:
+            template = self._jinja
+        except ModelError:
+            template = ""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
+        named = self.tokenizer.special_tokens_map.values()
+        return WordIds(self.tokenizer, [*stops, *named, *(token for token in added if token in template)])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self._ids(text)
+
+
+def _turn(message: Message) -> tuple[str, bool] | None:
+    """(role, whether it may be learnt) of a message that holds nothing but its content; None for others."""
+    train = message.get("train", True)
+    if len(message) > 3 or (len(message) == 3 and "train" not in message) or type(message["content"]) is not str:
+        return None
+    return message["role"], bool(train)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

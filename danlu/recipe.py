@@ -1,0 +1,118 @@
+"""One run's options, and what can be checked of them before anything is computed or touched.
+
+Each section's options stand beside the code that uses them; the steps are in run.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from danlu.config import Options
+from danlu.data.source import DataOptions
+from danlu.device import Device
+from danlu.errors import ConfigError, DataError, DiskError, nearest
+from danlu.hub import cache_directory, resolve
+from danlu.journal import Journal, check_replaceable, is_run
+from danlu.model.adapters import LoraOptions
+from danlu.model.load import ModelOptions
+from danlu.quantize.merge import MergeOptions, check_merge
+from danlu.train.loop import TrainOptions
+
+
+class ProveOptions(Options):
+    """How the held-out examples are measured, before and after."""
+
+    questions: int = Field(64, ge=0, description="held-out questions answered greedily, for the overlap")
+    examples: int = Field(10, ge=0, description="of them shown side by side in the report")
+    max_new_tokens: int = Field(48, ge=1, description="tokens of an answer at most")
+
+
+class Recipe(Options):
+    """One run, from data to a merged model and its report. A section left out is a step left out."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[\w][\w.-]*$",
+        description="the run directory is runs/NAME: letters (any script), digits, . _ and -, without spaces",
+    )
+    runs: str = Field("runs", description="folder that holds the run directories")
+    seed: int = Field(42, ge=0, lt=2**32, description="of the split, the order, the adapter and the dropout")
+    resume: bool | Literal["auto"] = Field(
+        False, description="go on with the last checkpoint of this run; auto: if there is such a run, else begin one"
+    )
+    model: ModelOptions = Field(default_factory=ModelOptions)
+    data: DataOptions
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    train: TrainOptions = Field(default_factory=TrainOptions)
+    prove: ProveOptions | None = Field(default_factory=ProveOptions)
+    merge: MergeOptions | None = Field(default_factory=MergeOptions)
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Recipe:
+        if self.model.adapter is not None:
+            raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
+        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
+            raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def check_inputs(recipe: Recipe, device: Device) -> None:
+    """What can be known without reading data or weights. Changes nothing on the disk but the cache of models."""
+    directory = recipe.directory
+    if recipe.resume and not is_run(directory):
+        raise ConfigError(f"{directory}: there is no run to resume", fix="begin it with resume=false, or resume=auto")
+    check_replaceable(directory)
+    device.dtype(recipe.model.dtype)
+    files = [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path) if path is not None]
+    for path in files:
+        if not path.exists():
+            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise DataError(f"no such file: {path}", fix=nearest(path.name, siblings) or _where_begun(recipe))
+    model = resolve(recipe.model.name, cache=cache_directory(), accept_licence=recipe.model.accept_licence)
+    if not recipe.resume:
+        _check_apart(directory, {"model.name": model, **{f"data: {path}": path for path in files}})
+    if recipe.merge is not None:
+        check_merge(model, recipe.merge, device)
+
+
+def _where_begun(recipe: Recipe) -> str:
+    begun = next((event for event in Journal(recipe.directory).events() if "folder" in event), None)
+    return f"the run was begun in {begun['folder']}; go there" if recipe.resume and begun else "check the path"
+
+
+def _check_apart(directory: Path, inputs: dict[str, Path]) -> None:
+    """No input lies in an earlier run that would be moved aside."""
+    place = directory.resolve()
+    if not place.exists():
+        return
+    for what, path in inputs.items():
+        if place in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(
+                f"{what} lies in {directory}, which a new run of that name moves aside",
+                fix=f"choose another name, such as name={place.name}-2",
+            )
+
+
+def check_disk(recipe: Recipe, trained: int, total: int) -> None:
+    """Raise DiskError unless what the run will leave has room.
+
+    Checkpoints (trained weights, and AdamW's two means of each), the adapter, and the merged model.
+    """
+    needed = 4 * trained * (3 * (recipe.train.save_total_limit + 1) + 2)
+    if recipe.merge is not None:
+        needed += 4 * (total - trained)
+    place = next(folder for folder in recipe.directory.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DiskError(
+            f"{recipe.directory}: up to {needed / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+            fix="free some space, choose another place with runs=FOLDER, or leave the merged model out with merge=null",
+        )

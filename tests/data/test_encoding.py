@@ -1,0 +1,286 @@
+"""Many records at once give the very examples that one at a time gives, whatever template and tokenizer."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+from test_chat import CONVERSATIONS, INST, PIECES, STYLES, Style, conversation, random_record
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from danlu.data import word_ids
+from danlu.data.chat import Chat
+from danlu.data.encoding import Encoder
+from danlu.data.records import Preference, Text
+from danlu.data.stencils import writes_only
+from danlu.data.word_ids import WordIds
+from danlu.errors import DataError, ModelError
+from tiny import SENTENCES, make_tokenizer
+
+
+def one_by_one(make, record):
+    try:
+        return make(record)
+    except DataError as error:
+        return str(error)
+
+
+def assert_equal_to_one_by_one(chat, records):
+    encoder = Encoder(chat)
+    for many, one in ((encoder.examples, chat.examples), (encoder.lengths, chat.lengths)):
+        made = [(record, str(out) if isinstance(out, DataError) else out) for record, out in many(iter(records))]
+        assert made == [(record, one_by_one(one, record)) for record in records]
+    sizes = [out for _, out in encoder.sizes(iter(records)) if not isinstance(out, DataError)]
+    examples = [out for _, out in encoder.examples(iter(records)) if not isinstance(out, DataError)]
+    assert sizes == [[(len(each.token_ids), each.learnt_tokens) for each in some] for some in examples]
+
+
+def sample(seed, count=60):
+    draw = random.Random(seed)
+    texts = [Text("".join(draw.choice(PIECES) for _ in range(9)), f"texts:{at}") for at in range(5)]
+    pair = CONVERSATIONS["one answer"].messages
+    refused = [
+        conversation("q", "a", train=False),
+        conversation("q", "so <|im_end|> it ends"),
+        conversation("q", "a", reasoning_content="why"),
+        conversation("", ""),
+        Preference(pair[:1], pair[1:], ({"role": "assistant", "content": "no"},), "pairs:1"),
+    ]
+    return [*CONVERSATIONS.values(), *(random_record(draw) for _ in range(count)), *texts, *refused]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_every_style(name, monkeypatch):
+    monkeypatch.setattr("danlu.data.encoding.BATCH_RECORDS", 7)
+    assert_equal_to_one_by_one(STYLES[name].chat(["\n\n\n\n", ": a", "] a", ">\n\n"] * 20), sample(1))
+
+
+def test_what_is_no_word_of_the_template_is_still_refused_in_its_words():
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + INST
+    assert_equal_to_one_by_one(Style(template).chat(), sample(2, 10))
+
+
+# --- stencils
+
+WRITING = [
+    STYLES["chatml"].template,
+    STYLES["default system prompt"].template,
+    STYLES["gemma"].template,
+    STYLES["inst"].template,
+    STYLES["marked"].template,
+    STYLES["tools"].template,
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% if 'tool_calls' in m %}x{% endif %}"
+    "{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ m.role + ': ' ~ m.content | trim }}\n{% endfor %}",
+    "{% if messages[0].role == 'system' %}{% set first = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{{ (first if loop.first else '') + m.content }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% if m.content %}{{ m.content if m.content is string else 'x' }}{% endif %}"
+    "{{ loop.previtem.role if loop.previtem is defined }}<|im_end|>{% endfor %}",
+]
+LOOKING = [
+    STYLES["thoughts dropped"].template,
+    "{% for m in messages %}{% if 'x' in m.content %}!{% endif %}{{ m.content }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{{ m.content[:3] }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{{ m.content.strip() }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{{ m | tojson }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% for key in m %}{{ m[key] }}{% endfor %}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% set c = m.content %}{% if c == 'a' %}!{% endif %}{{ c }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% set x = m %}{{ x.content | length }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{{ (m.content + ' x') | trim }}<|im_end|>{% endfor %}",
+    "{% set ns = namespace(c='') %}{% for m in messages %}{% set ns.c = m.content %}{{ ns.c | length }}{% endfor %}",
+    "{% macro w(m) %}{{ m.content | length }}{% endmacro %}{% for m in messages %}{{ w(m) }}{% endfor %}",
+    "{{ messages | tojson }}",
+    "{% for m in messages %}{{ m.get('content') | length }}<|im_end|>{% endfor %}",
+    "{% for m in messages %}{% for c in m['con' + 'tent'] %}{{ c }}-{% endfor %}<|im_end|>{% endfor %}",
+]
+
+
+def simple(template):
+    return writes_only(template, _compile_jinja_template(template).environment)
+
+
+@pytest.mark.parametrize("template", WRITING)
+def test_templates_that_only_write_contents_are_filled_once(template):
+    assert simple(template)
+    assert_equal_to_one_by_one(Style(template).chat(), sample(3, 20))
+
+
+def refusal(make):
+    """What is said of a template that does not write the messages; nothing of others."""
+    try:
+        make(CONVERSATIONS["one answer"])
+    except ModelError as error:
+        return error.seen
+    except DataError:
+        pass
+    return ""
+
+
+@pytest.mark.parametrize("template", LOOKING)
+def test_templates_that_look_at_contents_are_filled_each_time(template):
+    assert not simple(template)
+    chat = Style(template).chat()
+    if said := refusal(chat.examples):
+        assert refusal(lambda record: list(Encoder(chat).examples([record]))) == said
+    else:
+        assert_equal_to_one_by_one(chat, sample(4, 10))
+
+
+def test_a_stencil_is_read_off_once_for_an_order_of_roles():
+    chat = STYLES["chatml"].chat()
+    encoder = Encoder(chat)
+    filled = []
+    fill = encoder._chat._stencils._fill
+    encoder._chat._stencils._fill = lambda messages, opening: filled.append(opening) or fill(messages, opening)
+    list(encoder.lengths([conversation("q", f"a {n}") for n in range(50)]))
+    assert len(filled) == 2  # the prompt, and the whole
+
+
+# --- words
+
+
+def texts(draw, count=300):
+    pieces = [
+        *PIECES,
+        " ",
+        "  ",
+        "a b",
+        " 1",
+        "12 34",
+        "'s",
+        "don't",
+        "▁",
+        "> </",
+        "<|im_end|>",
+        "\u00a0",
+        "e\u0301",
+        "。",
+    ]
+    return ["".join(draw.choice(pieces) for _ in range(draw.randint(0, 14))) for _ in range(count)]
+
+
+def assert_words_equal_texts(tokenizer, marks=("<|im_start|>", "<|im_end|>")):
+    ids = WordIds(tokenizer, marks)
+    for seed in range(3):
+        some = texts(random.Random(seed))
+        if seed < 2:
+            ids.learn(some)
+        for text in some:
+            assert ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"], repr(text)
+    return ids
+
+
+def bpe(pre_tokenizer, normalizer=None, alphabet=(), **model):
+    tokenizer = Tokenizer(models.BPE(**model))
+    tokenizer.pre_tokenizer, tokenizer.normalizer = pre_tokenizer, normalizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<unk>"],
+        initial_alphabet=list(alphabet) or pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*SENTENCES, "a> </b", "> </"] * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+
+
+def split_by(pattern):
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
+
+
+@pytest.mark.parametrize("pattern", sorted(word_ids._PARTS_AT_SPACES))
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["as it is", "NFC"])
+def test_words_of_known_splits(pattern, normalizer):
+    ids = assert_words_equal_texts(bpe(split_by(pattern), normalizer))
+    assert ids._words("one two  three\n four") == ["one", " two  three\n four"]
+
+
+def test_words_where_nothing_is_split_end_where_no_token_reaches_across():
+    alphabet = [*map(chr, range(33, 127)), "▁"]
+    replace = normalizers.Replace(" ", "▁")
+    split = pre_tokenizers.Split(" ", "merged_with_previous")
+    ids = assert_words_equal_texts(bpe(split, replace, alphabet, unk_token="<unk>"))
+    assert ">" in ids._joiners
+    assert ids._words("a> </b c") == ["a> </b", " c"] or ids._joiners > {"b"}
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "normalizer"),
+    [
+        (split_by(r"\S+ \S+|\s"), None),
+        (pre_tokenizers.Metaspace(prepend_scheme="first"), None),
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), None),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Prepend("x")),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Strip()),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Replace("a b", "c")),
+    ],
+)
+def test_other_tokenizers_see_their_texts_whole(pre_tokenizer, normalizer):
+    ids = assert_words_equal_texts(bpe(pre_tokenizer, normalizer))
+    assert ids._joiners is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        AddedToken("<|im", special=True),
+        AddedToken("x<|im_e", special=True),
+        AddedToken("<|im_end|>\n", special=True),
+        AddedToken("x y", normalized=False),
+        AddedToken("fox", single_word=True),
+        AddedToken("<sep>", lstrip=True, rstrip=True),
+        AddedToken("dog", normalized=True),
+    ],
+)
+def test_added_tokens_that_lie_across_a_cut(token):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([token])
+    ids = WordIds(tokenizer, ["<|im_end|>"])
+    draw = random.Random(5)
+    pieces = [token.content, "<|im_end|>", " ", "x", "y", "\n", "<|", "fox", "dog"]
+    for _ in range(400):
+        text = "".join(draw.choice(pieces) for _ in range(8))
+        assert ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(word_ids, "KEPT_WORDS", 50)
+    ids = WordIds(make_tokenizer(), [])
+    for at in range(20):
+        ids.learn([" ".join(f"w{at * 10 + n}" for n in range(10)), "字" * 100])
+        assert len(ids._kept) <= 61
+        assert len(ids._segments) <= 2
+
+
+def test_a_tokenizer_with_code_of_its_own_is_called_as_it_is():
+    class Own(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, *args, **more):
+            return super()._encode_plus([each.upper() for each in text], *args, **more)
+
+    tokenizer = make_tokenizer()
+    own = Own(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    assert WordIds(own, [])("abc") == tokenizer("ABC")["input_ids"]
+
+
+def test_padding_and_truncation_left_by_others_do_not_matter():
+    tokenizer = make_tokenizer()
+    plain = tokenizer("one two three")["input_ids"]
+    tokenizer(["one", "one two three"], padding=True, truncation=True, max_length=2)
+    assert WordIds(tokenizer, [])("one two three") == plain
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
+def test_real_tokenizers(name):
+    from danlu.hub import cache_directory, is_cached, resolve
+    from danlu.model.load import load_tokenizer
+
+    if not is_cached(name, cache_directory()):
+        pytest.skip(f"{name} is not on this machine")
+    tokenizer = load_tokenizer(resolve(name, cache=cache_directory()))
+    ids = assert_words_equal_texts(tokenizer, ("<end_of_turn>", "<|im_end|>"))
+    assert ids._words("one two") == ["one", " two"]
+    assert_equal_to_one_by_one(Chat.of(tokenizer, SimpleNamespace(eos_token_id=None)), sample(6, 40))
