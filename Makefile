@@ -3,16 +3,19 @@
 #   make test         the tests               make test-slow   those that take minutes
 #   make test-everywhere  the tests as on other machines: other processors, no compiler, other orders; hours
 #   make test-models  every kind of model that transformers has; writes the table of docs/models (about ten minutes)
+#   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
+#   make bench-memory memory of a server, round after round
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-models check format bench bench-sft bench-generate bench-lean bench-serve bench-data clean
+.PHONY: demo test test-slow test-everywhere test-models test-clients check format bench bench-sft bench-generate \
+	bench-lean bench-serve bench-data bench-memory clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -41,6 +44,10 @@ test-models: $(INSTALLED)
 	$(BIN)/pytest tests/test_models.py -o junit_family=xunit1 --junitxml=.models.xml; failed=$$?; \
 	$(BIN)/python benchmarks/models_table.py .models.xml --write && exit $$failed
 
+test-clients: $(INSTALLED)
+	tests/clients/clients.sh
+	cd tests/clients && DANLU_PYTHON=$(CURDIR)/$(BIN)/python $(CURDIR)/.peers/clients/bin/python -m pytest -c pytest.ini
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,7 +57,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve bench-data
+bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -64,6 +71,9 @@ bench-data: $(INSTALLED)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
+
+bench-memory: $(INSTALLED)
+	$(BIN)/python benchmarks/memory.py
 
 # It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
 bench-generate: $(INSTALLED)

@@ -51,8 +51,8 @@ WORDS = {
     },
     "zh": {
         "greedy-1": "贪心，1 行",
-        "greedy-32": "贪心，32 个不同提示",
-        "sample-8": "同一提示采样 8 份",
+        "greedy-32": "贪心，32 个不同提示词",
+        "sample-8": "同一提示词采样 8 份",
         "beam": "束搜索，8 束",
         "groups": "4 组 × 2 束",
         "forced": "2 个强制短语，8 束",
@@ -62,9 +62,9 @@ WORDS = {
         "yes": "达到",
         "no": "未达到",
         "unknown": "未测",
-        "intro": "SmolLM2-135M，提示 160（贪心）或 512 个 token，生成 {new_tokens} 个新 token；{machine}；数值为所有行"
-        "每秒的新 token 数，按整次调用计，含读提示的时间；每次调用用全新的提示，取 {runs} 次的中位数；{date}。"
-        "命令：`make bench-generate`。",
+        "intro": "SmolLM2-135M，提示词 160（贪心）或 512 个 token，生成 {new_tokens} 个新 token；{machine}；数值为"
+        "所有行每秒的新 token 数，按整次调用计，含读提示词的时间；每次调用用全新的提示词，取 {runs} 次的中位数；"
+        "{date}。命令：`make bench-generate`。",
         "ratios": "Danlu 与各对手之比（目标针对 bfloat16）：",
         "price": "下一个 token 的分布相对 float32 的 KL 散度，在模型自己生成的文本的 {positions} 个位置上取平均"
         "（括号内为首选 token 相同的比例）：{list}。模型本由 Q4_1 文件而来，故 Q4_1 权重相对 float32 没有损失。",

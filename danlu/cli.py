@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from copy import copy
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -97,7 +96,8 @@ def _call(arguments: list[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except DanluError as error:
-        show_error(errors, _worded(error, arguments))
+        _word(error, arguments)
+        show_error(errors, error)
         return error.exit_code
     except cyclopts.CycloptsError as error:
         show_error(errors, DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"])))
@@ -111,8 +111,8 @@ def _call(arguments: list[str]) -> int:
     return 0
 
 
-def _worded(error: DanluError, arguments: list[str]) -> DanluError:
-    """The error with its options named as they are written after this command: flags, or keys of a recipe."""
+def _word(error: DanluError, arguments: list[str]) -> None:
+    """Name the error's options as they are written after this command: as flags, or keys of a recipe."""
     from danlu.flags import as_flag, as_key, spelt
 
     command = _command(arguments)
@@ -125,9 +125,7 @@ def _worded(error: DanluError, arguments: list[str]) -> DanluError:
         flags = [name for argument in taken for name in argument.names]
         names, spell = [flag.removeprefix("--") for flag in flags if flag.startswith("--")], as_flag
     seen, allowed, fix = (spelt(text, names, spell) for text in (error.seen, error.allowed, error.fix))
-    worded = copy(error)
-    DanluError.__init__(worded, seen, allowed=allowed, fix=fix)
-    return worded
+    DanluError.__init__(error, seen, allowed=allowed, fix=fix)
 
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
+from danlu.answering import no_talk, notes_on_end, prompt_for, system_message
 from danlu.config import load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
 from danlu.data.figures import Fault
-from danlu.data.formats import FormatName, Message
+from danlu.data.formats import FormatName
 from danlu.data.source import read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
+from danlu.hub import EMBEDDERS, KNOWN, Kind, cache_directory, is_cached, resolve
 from danlu.journal import Journal, check_free, holder
 from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
@@ -125,16 +126,17 @@ def generate(
     show_json: Path | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
-    """Answer one prompt.
+    """Answer one prompt. A base model continues it as it is.
 
     Parameters
     ----------
     model
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id
     prompt
-        what the user says; "-" reads it from standard input
+        what the user says, or a text to go on with; "-" reads it from standard input
     system
         a system message before it
     raw
@@ -150,6 +152,8 @@ def generate(
         on a CPU
     adapter
         directory of a PEFT adapter to put on the model
+    kind
+        base continues the prompt, instruct answers it; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
@@ -159,14 +163,15 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    asked = text if raw else [*_system(system), {"role": "user", "content": text}]
+    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    asked = text if raw else prompt_for(engine, adapter or model, text, system, _news)
     if not (show or show_json):
         _stream(engine, asked, knobs)
         return
     trace = engine.trace(asked, knobs)
     for answer in trace.answers:
         _say(answer.text)
+        _tell(notes_on_end(len(answer.tokens), answer.finish_reason, knobs))
     if show_json:
         with disk_faults(show_json, "the trace"):
             show_json.write_text(trace.to_json(), encoding="utf-8")
@@ -182,6 +187,7 @@ def chat(
     system: str | None = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
@@ -197,15 +203,20 @@ def chat(
         on a CPU
     adapter
         directory of a PEFT adapter to put on the model
+    kind
+        instruct talks with a base model all the same; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
-    engine = Engine(model, dtype=dtype, adapter=adapter, accept_licence=accept_licence, say=_news)
-    messages = _system(system)
+    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    if (finding := engine.kind()).is_base:
+        raise no_talk(adapter or model, finding)
+    _news("an empty line or Ctrl-D ends the talk; /new starts another")
+    messages = system_message(system)
     while line := _ask():
         if line == "/new":
-            messages = _system(system)
+            messages = system_message(system)
             continue
         messages.append({"role": "user", "content": line})
         messages.append({"role": "assistant", "content": _stream(engine, messages, knobs)})
@@ -219,6 +230,7 @@ def serve(
     backend: Annotated[Backends, Flat] = Backends(),  # noqa: B008 - frozen
     dtype: DtypeName = "auto",
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    kind: Kind | None = None,
     accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
@@ -234,19 +246,17 @@ def serve(
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
+    kind
+        base continues the text of messages, instruct answers them; found out if not given
     accept_licence
         accept the licence of a model that asks for it
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
     own, named = adapters_named(adapter or ())
-    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, accept_licence=accept_licence)
+    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, kind=kind, accept_licence=accept_licence)
     listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
     serve_model(loading, named, listening, answering, say=_say, news=_news)
-
-
-def _system(text: str | None) -> list[Message]:
-    return [] if text is None else [{"role": "system", "content": text}]
 
 
 def _ask() -> str:
@@ -278,7 +288,14 @@ def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
         if event.answer is not None:
             answers.append(event.answer.text)
             show(_OUT, "" if params.num_return_sequences == 1 else event.answer.text)
+            made = event.answer
+            _tell(notes_on_end(len(made.token_ids), made.finish_reason, params, made.forced))
     return answers[0]
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        _news(note)
 
 
 def merge(
@@ -323,12 +340,17 @@ def merge(
 
 def models() -> None:
     """List the models known by name."""
-    table = Table("name", "parameters", "licence", "languages", "on this machine", "makes")
+    table = Table()
+    for heading in ("name", "parameters", "kind"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("licence", "languages", "on this machine"):
+        table.add_column(heading, overflow="fold")
     for known in (*KNOWN.values(), *EMBEDDERS.values()):
         here = "yes" if is_cached(known.name, cache_directory()) else "no"
-        makes = "vectors" if known.name in EMBEDDERS else "text"
-        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", known.licence, known.languages, here, makes)
+        kind = known.kind or "embedder"
+        table.add_row(known.name, f"{known.parameters / 1e6:,.0f} M", kind, known.licence, known.languages, here)
     _OUT.print(table)
+    _say("instruct models answer, base models continue text, embedders turn text into vectors")
     _say("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
 
 

@@ -42,6 +42,9 @@ RENAMED = {
 }
 
 
+_LONGEST_SEEN = 200  # characters of a value that an error quotes
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Refuses a key given twice, which plain YAML would silently drop."""
 
@@ -206,8 +209,10 @@ def _describe(model: type[BaseModel] | None, path: tuple[Any, ...], faults: list
     messages = dict.fromkeys(_in_words(str(fault["msg"])) for fault in faults)
     head, *others = messages
     message = " or ".join([head, *(other.removeprefix("Input should be ") for other in others)])
-    seen = "" if fault["type"] == "value_error" and isinstance(fault["input"], dict) else f" (seen: {fault['input']!r})"
-    return f"{place}: {message}{seen}"
+    if fault["type"] == "value_error" and isinstance(fault["input"], dict | list):
+        return f"{place}: {message}"
+    seen = repr(fault["input"])
+    return f"{place}: {message} (seen: {seen[:_LONGEST_SEEN] + ' …' if len(seen) > _LONGEST_SEEN else seen})"
 
 
 def _in_words(message: str) -> str:

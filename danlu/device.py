@@ -5,6 +5,7 @@ Importing this file reads nothing; torch is imported inside the functions that n
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,8 +98,6 @@ def keep_freed_memory() -> None:
     By default blocks of some megabytes, such as the activations of a long prompt, go back to the system and are taken
     anew, page by page. The most memory in use at once stays the same.
     """
-    import ctypes
-
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -106,9 +105,25 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def heap_bytes() -> dict[str, int]:
+    """What glibc's allocator holds, in use and free to be used again; nothing where the allocator is another."""
+    found = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if found is None:
+        return {}
+    found.restype = _HeapInfo
+    info = found()
+    return {"used": info.uordblks + info.hblkhd, "free": info.fordblks}
+
+
+def give_back_memory() -> None:
+    """Give the system what glibc's allocator holds free; nothing happens where the allocator is another."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def release_memory() -> None:
     """Give back to the system what nobody holds any more; a model that was just let go is then free memory."""
-    import ctypes
     import gc
 
     import torch
@@ -116,9 +131,18 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    give_back_memory()
+
+
+class _HeapInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc's malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
 
 
 class PeakMemory:
@@ -147,19 +171,24 @@ class PeakMemory:
             import torch
 
             return torch.cuda.max_memory_allocated()
-        return peak_memory_bytes()
+        return _high_water_bytes()
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process held at once, since it began or since the mark was last set back."""
+def _high_water_bytes() -> int:
+    """The resident size's high-water mark since it was last set back, where the system tells; else the process's."""
     with suppress(OSError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident."""
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others kibibytes
 
 
 def set_seed(seed: int) -> None:

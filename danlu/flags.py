@@ -89,7 +89,9 @@ def _given(options: type[Options], flags: BaseModel) -> dict[str, Any]:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    return {get_origin(arm) or arm for arm in (annotation, *get_args(annotation))}
+    arms = (annotation, *get_args(annotation))
+    bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms]
+    return {get_origin(arm) or arm for arm in bare}
 
 
 def _joined(name: str, words: Sequence[Any], annotation: Any) -> Any:
@@ -146,6 +148,7 @@ def _read(name: str, word: Any) -> Any:
 _NAME = r"(?P<name>[a-z]\w*(?:\.[a-z]\w*)*)"
 _TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>[^\s;,)]+))?(?![\w/=]|\.\w)")
 _HEAD = re.compile(rf"^{_NAME}(?P<value>(?!))?(?=:)", re.MULTILINE)
+_COMMAND = re.compile(r"(danlu run [^`\n]*)")
 _IDLE = re.compile(r"^[a-z_]+(, [a-z_]+)*(?= has no effect)", re.MULTILINE)
 
 
@@ -173,7 +176,11 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
     def write_idle(match: re.Match[str]) -> str:
         return ", ".join(spell(name, None) if name in known else name for name in match.group().split(", "))
 
-    return _TOLD.sub(write, _HEAD.sub(write, _IDLE.sub(write_idle, text)))
+    def write_all(part: str) -> str:
+        return _TOLD.sub(write, _HEAD.sub(write, _IDLE.sub(write_idle, part)))
+
+    parts = _COMMAND.split(text)  # every second one is a command, which stays as it is to be typed
+    return "".join(part if at % 2 else write_all(part) for at, part in enumerate(parts))
 
 
 def as_flag(name: str, value: str | None) -> str:

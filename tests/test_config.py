@@ -1,5 +1,7 @@
 """Recipes, overrides, and what is said when they are wrong."""
 
+from typing import Literal
+
 import pytest
 from pydantic import Field
 
@@ -66,3 +68,42 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_bytes("name: 丹炉".encode("gbk"))
     with pytest.raises(ConfigError, match="not UTF-8"):
         config.read_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_what_stands_for_text_stays_text(tmp_path):
+    assert load(tmp_path, "train: {}", "name=2024").name == "2024"
+    assert load(tmp_path, "train: {}", "name=007").name == "007"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.steps=1", "train.steps=2"], "train.steps is given twice"),
+        (["maybe.steps=1", "maybe=null"], "maybe.steps and maybe are both given"),
+        (["maybe=null", "maybe.steps=1"], "maybe and maybe.steps are both given"),
+    ],
+)
+def test_no_override_silently_drops_another(tmp_path, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, "name: a", *overrides)
+
+
+def test_a_default_and_its_value_given_are_one(tmp_path):
+    class Scaled(Options):
+        alpha: float = Field(16)
+
+    assert repr(Scaled()) == repr(Scaled(alpha=16)) == repr(Scaled(alpha=16.0))
+
+
+def test_faults_are_told_without_names_of_the_libraries(tmp_path):
+    class Odd(Options):
+        targets: Literal["all"] | tuple[str, ...] = "all"
+        name: str = Field("a", pattern=r"^[a-z]+$", description="small letters")
+        inner: Inner | None = None
+
+    with pytest.raises(ConfigError) as caught:
+        config.validate(Odd, {"targets": "q", "name": "Ä", "inner": "x"}, where="t")
+    said = str(caught.value)
+    assert "targets: Input should be 'all' or a list (seen: 'q')" in said
+    assert "name: small letters (seen: 'Ä')" in said
+    assert "inner: Input should be a group of keys (seen: 'x')" in said

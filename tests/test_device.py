@@ -15,6 +15,7 @@ import torch
 
 from danlu.device import (
     Device,
+    PeakMemory,
     _cpu_has_bfloat16,
     peak_memory_bytes,
     process_memory_bytes,
@@ -113,3 +114,16 @@ def test_a_seed_fixes_every_generator():
 def test_importing_reads_nothing():
     code = "import sys, danlu.device; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the mark never falls")
+def test_the_peak_is_that_of_the_portion_of_work():
+    peak = PeakMemory("cpu")
+    peak.begin()
+    held = bytearray(b"x") * (64 * 2**20)
+    with_it = peak.bytes()
+    del held
+    assert with_it >= process_memory_bytes("cpu") + 32 * 2**20
+    peak.begin()
+    after = peak.bytes()
+    assert after <= with_it  # the kernel may refuse to set the mark back; then it stays

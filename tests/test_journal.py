@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,8 +12,8 @@ import sys
 
 import pytest
 
-from danlu.errors import DiskError
-from danlu.journal import Journal, write_atomic
+from danlu.errors import DiskError, InUse
+from danlu.journal import Draft, Journal, check_free, claimed, holder, write_atomic
 
 
 @pytest.fixture
@@ -169,3 +170,57 @@ def test_a_run_directory_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(DiskError, match="a part of the path is a file"):
         Journal(tmp_path / "run").metric(step=1)
+
+
+# --- one writer
+
+
+def test_one_process_writes_a_directory(tmp_path):
+    place = tmp_path / "runs" / "a"
+    with claimed(place, print):
+        assert f"process {os.getpid()} on " in holder(place)
+        with pytest.raises(InUse, match=f"process {os.getpid()} on"), claimed(place, print):
+            pass
+        with pytest.raises(InUse, match="is being written"):
+            check_free(place / "merged")
+        check_free(tmp_path / "b")
+    assert holder(place) == ""
+    assert names_in(tmp_path / "runs") == []  # nothing is left of the lock
+    with claimed(place, print):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    code = (
+        "import sys, pathlib; from danlu.journal import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1]), print): print('held', flush=True); sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], **pipes)
+    assert other.stdout.readline() == "held\n"
+    assert f"process {other.pid} on " in holder(tmp_path / "a")
+    other.kill()
+    other.communicate()
+    assert holder(tmp_path / "a") == ""
+    with claimed(tmp_path / "a", print):
+        assert f"process {os.getpid()} on " in holder(tmp_path / "a")
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    said = []
+    with claimed(tmp_path / "a", said.append):
+        assert "has no locks" in said[0]
+
+
+def test_a_draft_writes_nothing_until_it_is_told_where(tmp_path):
+    draft = Draft()
+    draft.event("plan", "so many", steps=3)
+    draft.result("data", {"train": 5})
+    assert names_in(tmp_path) == []
+    draft.write_to(Journal(tmp_path))
+    assert Journal(tmp_path).events()[0]["steps"] == 3
+    assert Journal(tmp_path).results() == {"data": {"train": 5}}

@@ -25,7 +25,9 @@ DANLU = """#!{python}
 import sys
 arguments = [argument.replace("smollm2-135m", {tiny!r}) for argument in sys.argv[1:]]
 if arguments[:2] == ["run", "quickstart"]:
-    arguments[2:2] = ["model.name=" + {tiny!r}, "prove.max_new_tokens=4", *{short!r}]
+    given = [argument.partition("=")[0] for argument in arguments]
+    short = [word for word in {short!r} if word.partition("=")[0] not in given]
+    arguments[2:2] = ["model.name=" + {tiny!r}, "prove.max_new_tokens=4", *short]
 if arguments[:1] == ["train"]:
     arguments += ["--model.name", {tiny!r}, "--prove.max_new_tokens", "4"]
 from danlu.cli import main

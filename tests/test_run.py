@@ -1,15 +1,21 @@
 """A recipe from end to end: what it leaves, what it refuses, and what it never loses."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from danlu import Engine, GenerationParams, config
 from danlu.config import validate
-from danlu.errors import ConfigError, DataError, DiskError
-from danlu.hub import cache_directory
-from danlu.journal import Journal
+from danlu.errors import ConfigError, DanluError, DataError, DiskError, InUse
+from danlu.hub import cache_directory, recorded_kind
+from danlu.journal import Journal, claimed
 from danlu.recipe import Recipe
 from danlu.run import run
+from tiny import make_tiny_model
 
 
 class Lines:
@@ -45,7 +51,7 @@ def recipe(tmp_path, tiny_model):
             "merge": {"max_new_tokens": 6},
         }
         for key, value in changes.items():
-            document[key] = {**document[key], **value} if isinstance(value, dict) else value
+            document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
         return validate(Recipe, document, where="test")
 
     return make
@@ -67,7 +73,9 @@ def test_a_run_leaves_all_that_it_promises(recipe):
     assert results["parity"]["prompts"] == 6
     assert results["run"]["peak_memory_bytes"] > 0
     assert [row["step"] for row in lines.rows] == list(range(1, 17))
-    assert {event["kind"] for event in Journal(directory).events()} >= {"dtype", "kernels", "plan"}
+    kinds = {event["kind"] for event in Journal(directory).events()}
+    assert kinds >= {"dtype", "kernels", "plan"}
+    assert "one document at a time" not in kinds  # it reads many
 
 
 def test_an_earlier_run_is_kept(recipe):
@@ -155,12 +163,251 @@ def test_recipes_that_cannot_work_are_refused(recipe, change, said, tiny_model):
         validate(Recipe, document, where="test")
 
 
+# --- nothing is touched before everything is checked
+
+
+def seen(folder):
+    """Every file with its content's time, to tell whether anything was touched."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+QUICK = {"prove": None, "merge": None, "train": {"num_train_epochs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"path": "nosuch.jsonl"}}, "no such file: nosuch.jsonl"),
+        ({"data": {"held_out_path": "nosuch.jsonl"}}, "no such file: nosuch.jsonl"),
+        ({"model": {"name": "./nosuch"}}, "no such file or directory"),
+        ({"lora": {"target_modules": ("q",)}}, "no such layers: q"),
+        ({"merge": {"dtype": "int8"}}, "int8"),
+        ({"data": {"max_length": 8}}, "over data.max_length=8"),
+    ],
+)
+def test_an_input_that_is_wrong_leaves_the_earlier_run_where_it_is(recipe, changes, said):
+    directory = run(recipe(**QUICK), Lines(), "")
+    before = seen(directory.parent)
+    changed = {"lora": {}, **changes}
+    document = recipe(**QUICK).model_dump(mode="json")
+    for key, value in changed.items():
+        document[key] = {**(document[key] or {}), **value}
+    with pytest.raises(DanluError, match=re.escape(said)):
+        run(validate(Recipe, document, where="test"), Lines(), "")
+    assert seen(directory.parent) == before
+
+
+def test_a_model_inside_the_earlier_run_is_named_before_anything_moves(recipe):
+    directory = run(recipe(), Lines(), "")
+    before = seen(directory.parent)
+    with pytest.raises(ConfigError, match=r"model\.name lies in .*r, which a new run of that name moves aside"):
+        run(recipe(model={"name": str(directory / "merged")}), Lines(), "")
+    assert seen(directory.parent) == before
+
+
+def test_a_folder_that_is_no_run_is_never_moved(recipe, tmp_path):
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no run directory"):
+        run(recipe(**QUICK), Lines(), "")
+    assert (tmp_path / "runs" / "r" / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_runs_of_one_name_do_not_mix(recipe):
+    with claimed(recipe().directory, print), pytest.raises(InUse, match="is being written by process"):
+        run(recipe(**QUICK), Lines(), "")
+    assert not recipe().directory.exists()
+    run(recipe(**QUICK), Lines(), "")
+
+
+# --- resuming
+
+
+def test_a_run_is_known_by_what_it_is_and_not_by_how_it_was_spelt(recipe, tmp_path, tiny_model):
+    directory = run(recipe(**QUICK), Lines(), "")
+    document = config.read_recipe(str(directory / "recipe.yaml"))
+    shutil.copytree(tiny_model, tmp_path / "elsewhere")
+    document["model"]["name"] = str(tmp_path / "elsewhere")
+    document["model"]["accept_licence"] = True
+    document["lora"]["lora_alpha"] = 16  # was not given, and is written as 16.0
+    document["lora"]["target_modules"] = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    document["data"]["path"] = [document["data"]["path"]]
+    directory.rename(directory.with_name("moved"))
+    lines = Lines()
+    run(validate(Recipe, {**document, "name": "moved", "resume": True}, where="test"), lines, "")
+    assert lines.rows == []  # all steps were made
+
+
+def test_a_resume_that_is_refused_changes_nothing(recipe):
+    directory = run(recipe(**QUICK), Lines(), "")
+    before = seen(directory)
+    with pytest.raises(ConfigError, match=r"lora\.r was 8 and is 4"):
+        run(recipe(**QUICK, lora={"r": 4}, resume=True), Lines(), "")
+    with pytest.raises(ConfigError, match="was begun otherwise: the examples"):
+        run(recipe(**QUICK, data={"max_examples": 20}, resume=True), Lines(), "")
+    assert seen(directory) == before
+
+
+def test_more_epochs_go_on_and_are_measured_anew(recipe):
+    directory = run(recipe(train={"num_train_epochs": 1}), Lines(), "")
+    first = Journal(directory).results()
+    lines = Lines()
+    run(recipe(train={"num_train_epochs": 3}, resume=True), lines, "")
+    second = Journal(directory).results()
+    assert [row["step"] for row in lines.rows] == list(range(5, 13))
+    assert second["before"] == first["before"]
+    assert second["after"]["loss"] < first["after"]["loss"]
+    assert not any("before training" in line for line in lines.said)
+
+
+def test_auto_resumes_what_there_is(recipe):
+    first, second = Lines(), Lines()
+    run(recipe(**QUICK, resume="auto"), first, "")
+    run(recipe(**QUICK, resume="auto"), second, "")
+    assert (len(first.rows), len(second.rows)) == (8, 0)
+    assert [path.name for path in recipe().directory.parent.iterdir()] == ["r"]
+
+
+# --- base models
+
+
+@pytest.fixture
+def base_recipe(recipe, tmp_path):
+    """A base model as hubs have it: its configuration names the end of a document alone, its template another."""
+    directory = make_tiny_model(tmp_path / "base", kind=None)
+    for name, key in (("generation_config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        document = json.loads((directory / name).read_text())
+        document[key] = 0 if key == "eos_token_id" else "<|endoftext|>"
+        (directory / name).write_text(json.dumps(document))
+
+    def make(**changes):
+        return recipe(**{"model": {"name": str(directory)}, **changes})
+
+    return make
+
+
+def test_a_base_model_learns_the_tokens_of_its_turns(base_recipe):
+    lines = Lines()
+    directory = run(base_recipe(train={"num_train_epochs": 8}), lines, "")
+    (event,) = [event for event in Journal(directory).events() if event["kind"] == "turn tokens"]
+    assert {"<|im_start|>", "<|im_end|>"} == event.keys() - {"time", "kind", "reason"}
+    assert "a probability of" in event["reason"]
+    assert any("the rows of <|im_start|>, <|im_end|> are learnt as well" in line for line in lines.said)
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] == {"model.embed_tokens": [1, 2]}
+    for product in ("adapter", "merged"):
+        assert recorded_kind(directory / product) == "instruct"
+    ends = json.loads((directory / "merged" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [0, 2]  # what other engines ask
+    results = Journal(directory).results()
+    assert results["before"]["ended"] == 0
+    assert results["difference"]["ended"]["value"] == results["after"]["ended"]
+    assert "of the answers ended" in " ".join(lines.said)
+    assert "ended by themselves" in (directory / "report.html").read_text("utf-8")
+    engine = Engine(str(directory / "merged"), dtype="float32")
+    assert not engine.kind().is_base
+    served = Engine(str(base_recipe().model.name), dtype="float32")
+    assert served.kind().is_base
+    served.load_adapter("qa", directory / "adapter")
+    assert not served.kind("qa").is_base
+    question = [[{"role": "user", "content": "how many is 3?"}]]
+    asked = [one.generate(question, adapter=name)[0].text for one, name in ((engine, None), (served, "qa"))]
+    assert asked[0] == asked[1]
+
+
+def test_a_stopped_run_goes_on_with_the_same_rows(base_recipe):
+    whole = run(base_recipe(prove=None, merge=None), Lines(), "")
+    losses = [row["loss"] for row in Journal(whole).metrics()]
+    for path in sorted((whole / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    lines = Lines()
+    run(base_recipe(prove=None, merge=None, resume=True), lines, "")
+    assert [row["loss"] for row in Journal(whole).metrics()] == losses
+    assert 0 < len(lines.rows) < len(losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"lora": {"trainable_token_indices": None}}, None),
+        ({"lora": {"trainable_token_indices": [5]}}, {"model.embed_tokens": [5]}),
+        ({"model": {"kind": "instruct"}}, None),
+    ],
+)
+def test_what_is_learnt_can_be_said(base_recipe, change, rows):
+    name = base_recipe().model.name
+    change = {**change, "model": {"name": name, **change.get("model", {})}}
+    directory = run(base_recipe(prove=None, merge=None, train={"max_steps": 1}, **change), Lines(), "")
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] == rows
+
+
+def test_an_instruct_model_has_nothing_to_learn_of_its_turns(recipe):
+    directory = run(recipe(prove=None, merge=None, train={"max_steps": 1}), Lines(), "")
+    told = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert told["trainable_token_indices"] is None
+    assert recorded_kind(directory / "adapter") == "instruct"
+
+
+def test_where_rows_do_not_fit_the_rest_is_trained_and_it_is_said(base_recipe):
+    lines = Lines()
+    lora = {"target_modules": ["q_proj", "lm_head"]}
+    directory = run(base_recipe(prove=None, merge=None, train={"max_steps": 1}, lora=lora), lines, "")
+    assert json.loads((directory / "adapter" / "adapter_config.json").read_text())["trainable_token_indices"] is None
+    assert any("may not learn to end its answers: lora.target_modules" in line for line in lines.said)
+
+
+def test_tokens_that_were_never_told_apart_are(base_recipe):
+    """Untrained rows are often one and the same; then an end of turn can never be the likeliest token alone."""
+    directory = Path(base_recipe().model.name)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][1] = weights["model.embed_tokens.weight"][2]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    made = run(base_recipe(prove=None, train={"num_train_epochs": 12}), Lines(), "")
+    rows = load_file(made / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+    assert (rows[1] - rows[2]).abs().max() > 0.01
+    answer = Engine(str(made / "merged"), dtype="float32").generate(
+        [[{"role": "user", "content": "how many is 4?"}]], GenerationParams(max_new_tokens=30)
+    )
+    assert answer[0].sequences[0].finish_reason == "stop"
+
+
+def test_texts_leave_a_base_model_what_it_is(base_recipe, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the quick brown fox {i}"}) + "\n" for i in range(20)))
+    directory = run(base_recipe(data={"path": str(path)}, prove=None, merge=None), Lines(), "")
+    assert recorded_kind(directory / "adapter") is None
+    assert json.loads((directory / "adapter" / "adapter_config.json").read_text())["trainable_token_indices"] is None
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_gemma_learns_to_answer_in_chinese(tmp_path, monkeypatch):
+    from danlu.config import load
+    from danlu.hub import is_cached
+
+    if not is_cached("gemma3-270m", cache_directory()):
+        pytest.skip("its licence is for a person to accept: danlu generate gemma3-270m hi --accept_licence")
+    monkeypatch.chdir(tmp_path)
+    short = ["train.max_steps=8", "data.held_out=24", "prove.questions=6", "prove.max_new_tokens=48", "merge=null"]
+    results = Journal(run(load(Recipe, "chinese-qa", short), Lines(), "")).results()
+    assert results["before"]["ended"] == 0
+    assert results["after"]["ended"] > 50
+    assert results["difference"]["loss"]["high"] < -1
+
+
 @pytest.mark.real_model
 def test_the_quickstart_runs_on_the_real_model(tmp_path, monkeypatch):
     from danlu.config import load
 
     monkeypatch.chdir(tmp_path)
-    short = ["data.max_examples=96", "data.held_out=40", "prove.questions=4", "prove.max_new_tokens=8"]
+    short = [
+        "data.max_examples=96",
+        "data.held_out=40",
+        "train.micro_batch_tokens=1024",
+        "prove.questions=4",
+        "prove.max_new_tokens=8",
+    ]
     recipe = load(
         Recipe, "quickstart", [*short, "merge.prompts=4", "merge.max_new_tokens=8", "train.learning_rate=1e-3"]
     )

@@ -5,6 +5,7 @@ Everything is made here from a seed; nothing is fetched. Knows nothing of danlu.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,13 @@ def make_tiny_model(
     seed: int = 0,
     vocab_texts: Iterable[str] | None = None,
     changes: Mapping[str, Any] | None = None,
+    kind: str | None = "instruct",
 ) -> Path:
     """Write a random model of two layers and about 30,000 weights, float32, to `directory`; returns it.
 
     The same seed gives the same weights; torch's generator is left as it was found. `architecture` is one
     of ARCHITECTURES; `vocab_texts` are the sentences that the tokenizer's merges are learnt from;
-    `changes` replace entries of the config.
+    `changes` replace entries of the config. `kind` is what the directory says of itself: random weights end no turn.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -120,6 +122,8 @@ def make_tiny_model(
         if bar_was_on:
             logging.enable_progress_bar()
     tokenizer.save_pretrained(directory)
+    if kind is not None:
+        (directory / "origin.json").write_text(json.dumps({"kind": kind}), "utf-8")
     return directory
 
 
@@ -141,8 +145,6 @@ def make_tiny_gguf(model_directory: Path, path: Path, *, pre: str = "gpt-2") -> 
 
     `pre` is the name of the word splitting, llama.cpp's tokenizer.ggml.pre.
     """
-    import json
-
     import gguf
     from safetensors.numpy import load_file
 

@@ -18,10 +18,10 @@ from datetime import date
 from functools import cached_property
 from typing import Any, Literal
 
-from danlu.data.control import ControlTokens
+from danlu.data.control import ControlTokens, without_marks
 from danlu.data.left_out import refuse_left_out_answer, refuse_left_out_context, remarks
 from danlu.data.records import Conversation, Message, Preference, Record, Text
-from danlu.data.templates import Templates, template_text
+from danlu.data.templates import PROBE, Templates, template_text
 from danlu.errors import DataError, ModelError
 
 TrainOn = Literal["all", "last"]
@@ -97,25 +97,105 @@ class Chat:
         train_on: TrainOn = "all",
         today: date | None = None,
     ) -> Chat:
-        """The chat of a model: its tokenizer, and every token that its configuration calls an end."""
+        """The chat of a model: its tokenizer, and every token that its configuration calls an end.
+
+        Where none of them ends an answer as the template writes one, the token that does is an end as well:
+        configurations that name the end of a document alone are common, and a model would go on for ever.
+        """
         ends = getattr(generation_config, "eos_token_id", None)
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         if not ids:
             raise ModelError("this model names no token that ends an answer", fix="set eos_token in its tokenizer")
         if isinstance(template, str):
             template = template_text(template)
-        return cls(tokenizer, frozenset(ids), template, template_values or {}, train_on, today)
+        chat = cls(tokenizer, frozenset(ids), template, template_values or {}, train_on, today)
+        return replace(chat, stop_ids=chat.stop_ids | chat.missing_ends)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids that generation is fed for `messages`: rendered, with the opening of the answer.
 
         Control tokens in the words of a message are text. Raises DataError where the template refuses the messages,
         or leaves out what one of them says to the model.
+
+        Args:
+            tools: function schemas that the template may write.
+            add_generation_prompt: with the opening of the answer; without, the messages as they are.
+            continue_final_message: the last message is the beginning of the answer, and is left open.
+            template_kwargs: further variables of the template, such as enable_thinking.
         """
+        return self._encode(
+            self._told_apart(messages, tools, add_generation_prompt, continue_final_message, template_kwargs)
+        )
+
+    def prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of `prompt`, to read; its ids cannot be made from it where a message spells out a control token."""
+        return without_marks(
+            self._told_apart(messages, tools, add_generation_prompt, continue_final_message, template_kwargs)
+        )
+
+    def _told_apart(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
+        """The text of a prompt with marks where words spell out control tokens."""
         messages, tools = self._with_marks(messages, tools)
-        text = self._prompt_text(messages, tools)
+        if continue_final_message:
+            text = self._left_open(messages, tools, template_kwargs)
+        elif add_generation_prompt:
+            text = self._prompt_text(messages, tools, template_kwargs=template_kwargs)
+        else:
+            text = self._render(messages, tools, template_kwargs=template_kwargs)
         refuse_left_out_context(messages, text)
-        return self._encode(text)
+        return text
+
+    @property
+    def template_source(self) -> str:
+        """The chat template's Jinja text. Raises ModelError where there is none."""
+        return self._jinja
+
+    def whole(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of `messages`, answers and all, as the template writes them."""
+        messages, _ = self._with_marks(messages, None)
+        return self._encode(self._render(messages))
+
+    def unended(self, messages: Sequence[Message]) -> tuple[list[int], frozenset[int]]:
+        """Token ids of `messages` up to the end of the last answer, and the tokens any of which may end it there.
+
+        Raises DataError where the template does not write the answer.
+        """
+        ids, end, text = self.whole(messages), self.end_of_turn, self._render(messages)
+        if end in ids:
+            return ids[: len(ids) - 1 - ids[::-1].index(end)], frozenset({end})
+        said = str(messages[-1].get("content"))
+        if said not in text:
+            raise DataError("the chat template does not write the answer as it is")
+        return self._encode(text[: text.rindex(said) + len(said)]), self.stop_ids
+
+    def words_prompt(self, text: str) -> list[int]:
+        """Token ids of words that somebody said, to be continued: as raw text, but control tokens in them are text."""
+        bos = self.tokenizer.bos_token_id
+        begins = bos is not None and list(self.tokenizer("a")["input_ids"])[:1] == [bos]
+        return [*([bos] if begins else []), *self._encode(self._control.marked(text))]
 
     def text_prompt(self, text: str) -> list[int]:
         """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending.
@@ -165,6 +245,33 @@ class Chat:
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    # -- how a turn ends ---------------------------------------------------------------------------
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The first control token that the template writes after an answer; None where it writes none."""
+        return next((token for token in self._after_an_answer if self.is_control(token)), None)
+
+    @property
+    def missing_ends(self) -> frozenset[int]:
+        """What ends an answer, where no token that is known to does."""
+        end = self.end_of_turn
+        return frozenset() if end is None or self.stop_ids & set(self._after_an_answer) else frozenset({end})
+
+    @cached_property
+    def _after_an_answer(self) -> tuple[int, ...]:
+        """What the template writes after the words of an answer; nothing where it refuses to write one."""
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+        try:
+            return tuple(self._encode(self._render(messages).rpartition(PROBE)[2]))
+        except (DataError, ModelError):
+            return ()
+
+    def is_control(self, token: int) -> bool:
+        """Whether it is a control token of the tokenizer, or ends an answer."""
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return token in self.stop_ids or (added is not None and bool(added.special))
+
     # -- rendering ---------------------------------------------------------------------------------
 
     @property
@@ -173,12 +280,13 @@ class Chat:
         return bool(self._templates.texts)
 
     @cached_property
-    def _templates(self) -> Templates:
-        template = self.template or self.tokenizer.chat_template
+    def _kept_templates(self) -> Templates:
         variables = {"eos_token": self._end_token, **self.tokenizer.special_tokens_map}
-        if self.today is not None:
-            variables["strftime_now"] = self.today.strftime
-        return Templates.of(template, variables, self.template_values)
+        return Templates.of(self.template or self.tokenizer.chat_template, variables, self.template_values)
+
+    @cached_property
+    def _templates(self) -> Templates:
+        return self._kept_templates if self.today is None else self._kept_templates.at(self.today)
 
     @property
     def _jinja(self) -> str:
@@ -191,20 +299,44 @@ class Chat:
         *,
         opening: bool = False,
         place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        return self._templates.render(messages, tools, opening=opening, place=place)
+        return self._templates.render(messages, tools, opening=opening, place=place, values=template_kwargs)
 
     @property
     def own_template(self) -> str | dict[str, str] | None:
         """The template to keep beside what was trained with it; None where it is the tokenizer's, as it came."""
         if self.template is None and not self.template_values:
             return None
-        texts = dict(self._templates.texts)
+        texts = dict(self._kept_templates.texts)
         return texts["default"] if list(texts) == ["default"] else texts
 
-    def _prompt_text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, place: str = "") -> str:
-        opening = self._missing_opening
-        return self._render(messages, tools, opening=True, place=place) + opening
+    def _prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        rendered = self._render(messages, tools, opening=True, place=place, template_kwargs=template_kwargs)
+        return rendered + self._missing_opening
+
+    def _left_open(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
+        """All up to the last message's last word: what the template writes after it is left out."""
+        *before, last = messages
+        words = last.get("content") or ""
+        if not words.strip():
+            raise DataError("the last message has no words to go on from", fix="leave continue_final_message out")
+        marked = [*before, {**last, "content": words + PROBE}]
+        text, mark, _ = self._render(marked, tools, template_kwargs=template_kwargs).rpartition(PROBE)
+        if not mark:
+            raise DataError("the chat template does not write the last message", fix="leave continue_final_message out")
+        return text
 
     @cached_property
     def _missing_opening(self) -> str:
@@ -227,7 +359,8 @@ class Chat:
 
     @cached_property
     def _control(self) -> ControlTokens:
-        return ControlTokens(self.tokenizer, self.stop_ids, self._templates.turn())
+        turn = self._templates.turn() if self.has_template else ""
+        return ControlTokens(self.tokenizer, self.stop_ids, turn)
 
     def _encode(self, text: str) -> list[int]:
         return self._control.encode(text, self._encode_plain)

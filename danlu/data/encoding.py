@@ -7,7 +7,7 @@ once (data/word_ids.py). What comes out is, record by record, what `Chat` makes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import Any, TypeVar
@@ -189,9 +189,14 @@ class _BatchChat(Chat):
         *,
         opening: bool = False,
         place: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        if tools or any(len(message) > 2 or type(message.get("content")) is not str for message in messages):
-            return super()._render(messages, tools, opening=opening, place=place)
+        if (
+            tools
+            or template_kwargs
+            or any(len(message) > 2 or type(message.get("content")) is not str for message in messages)
+        ):
+            return super()._render(messages, tools, opening=opening, place=place, template_kwargs=template_kwargs)
         roles = tuple([message["role"] for message in messages])
         contents = [message["content"] for message in messages]
         if self._stencils and all(contents):

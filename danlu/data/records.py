@@ -12,7 +12,8 @@ from typing import Any
 FAULTS_KEPT = 100
 
 # {"role", "content"} with content always text and, where the row has them, "tool_calls" (arguments as a mapping),
-# "name", "tool_call_id", "reasoning_content", and "train": False for an assistant turn that is not learnt.
+# "name", "tool_call_id", "reasoning_content". An assistant turn that is context only has "train": False; one that
+# counts more or less than others has "weight", a number above 0 other than 1.
 Message = dict[str, Any]
 
 
@@ -25,12 +26,14 @@ class Conversation:
         place: where it was read, such as "train.jsonl:12".
         group: records of one group never part between training and held-out data.
         tools: function schemas offered to the model, each {"type": "function", "function": {...}}.
+        label: whether the answer is wanted, in data for preference by label (KTO); None where rows do not say.
     """
 
     messages: tuple[Message, ...]
     place: str
     group: str | None = None
     tools: tuple[dict[str, Any], ...] | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,11 @@ class Skipped:
         count: faulty rows that were passed over.
         faults: the first FAULTS_KEPT of them, as (place, reason).
         fixes: what to do next about each of these; "" where the reason says it.
-        shapes: how rows were read ("alpaca: instruction, output") -> usable rows.
-        unread: keys that nothing reads -> usable rows that have them.
-        notes: what was changed on reading -> usable rows.
-        passed_over: files and folders inside a named folder that are not read.
+        shapes: how rows were read ("alpaca: instruction, context -> input, response -> output") -> usable rows.
+        unread: keys that nothing reads -> usable rows that have them; "messages[].id" is a key of a message.
+        notes: what was changed on reading ("the last question, which nobody answers, is cut off") -> usable rows.
+        files: files that are read, in order.
+        passed_over: files and folders inside a named folder that are not.
     """
 
     count: int = 0
@@ -76,6 +80,7 @@ class Skipped:
     shapes: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    files: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
 
     def add(self, place: str, reason: str, fix: str = "") -> None:
@@ -84,3 +89,13 @@ class Skipped:
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append((place, reason))
             self.fixes.append(fix)
+
+    def summary(self) -> str:
+        """One line on all but the faulty rows; "" when everything was taken as it stood."""
+        parts = [f"{note} ({rows} rows)" for note, rows in self.notes.most_common()]
+        if self.unread:
+            keys = ", ".join(f"{key} ({rows} rows)" for key, rows in self.unread.most_common())
+            parts.append(f"keys not read: {keys}")
+        if self.passed_over:
+            parts.append(f"files not read: {', '.join(self.passed_over)}")
+        return "; ".join(parts)

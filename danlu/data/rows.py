@@ -4,7 +4,8 @@
     .json           a list of objects, {"data": [...]},   .parquet     one row a record
                     or objects one after another          .txt .md     documents parted by blank lines
 
-A directory is read as its files, sorted by name. Everything streams: memory does not grow with the file.
+All but Parquet also compressed: .jsonl.gz, .bz2, .xz, .zst. A list of messages where a row is due is a row that holds
+nothing else. A directory is read as its files, sorted by name. Everything streams: memory does not grow with the file.
 Knows no format of rows: whether a table's columns will do, its caller says (`Columns`).
 """
 
@@ -14,56 +15,56 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from danlu.data import files
+from danlu.data.records import Skipped
+from danlu.data.row import Cells, Columns, PartialRow, PlacedRow, Row, RowFault
 from danlu.errors import DataError
 
 PARQUET_ROWS = 128  # decoded at once
 
 
-class RowFault(Exception):
-    """One row is wrong. Whoever knows the row's place makes it a DataError, or counts it."""
-
-    def __init__(self, seen: str, *, allowed: str = "", fix: str = "") -> None:
-        super().__init__("; ".join([seen, *([f"allowed: {allowed}"] if allowed else [])]))
-        self.seen, self.allowed, self.fix = seen, allowed, fix
-
-    def at(self, place: str) -> DataError:
-        """The same as an error of the row at `place`."""
-        return DataError(
-            f"{place}: {self.seen}",
-            allowed=self.allowed,
-            fix=self.fix or "mend the row, or leave such rows out with on_error=skip",
-        )
-
-
-Row = dict[str, Any]
-PlacedRow = tuple[str, Row | RowFault]
-# A table's column names -> those to decode; RowFault when a table of such columns is of no use.
-Columns = Callable[[list[str]], list[str]]
-
-
-class Cells(dict[str, Any]):
-    """A row of a .csv or .tsv file: every value is a cell's text, whatever it stands for."""
-
-
-def placed_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
+def placed_rows(
+    path: Path, columns: Columns, *, encoding: str | None = None, skipped: Skipped | None = None
+) -> Iterator[PlacedRow]:
     """The rows of a file, or of a directory's files, each with its place or its fault.
 
     Args:
         columns: asked once a table.
+        encoding: of files that are not UTF-8.
+        skipped: told of the files that are read, of those of a directory that are not, and of separators found.
 
     Raises DataError: at once for a path that is no readable file; while reading for a table that `columns`
     refuses and for a fault after which the file cannot be read on.
     """
-    found = files.data_files(path, list(_READERS))
-    return chain.from_iterable(_READERS[file.suffix.lower()](file, columns) for file in found)
+    skipped = Skipped() if skipped is None else skipped
+    found, passed_over = files.data_files(path, list(_READERS), encoding)
+    skipped.files += map(str, found)
+    skipped.passed_over += map(str, passed_over)
+    source = Source(columns, encoding, skipped)
+    return chain.from_iterable(_READERS[files.kind_of(file)](file, source) for file in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a reader is told beside its file."""
+
+    columns: Columns
+    encoding: str | None
+    skipped: Skipped
 
 
 _LIST_HINT = "if the file is one list, name it .json"
+
+
+def _is_conversation(value: Any) -> bool:
+    """A bare list of messages."""
+    turns = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    return bool(turns) and all(item.keys() & {"role", "from"} for item in value)
 
 
 class _Decoder:
@@ -87,6 +88,8 @@ class _Decoder:
         """
         self._twice.clear()
         value, end = self._decoder.raw_decode(text, start)
+        if _is_conversation(value):
+            value = {"messages": value}
         if not isinstance(value, dict):
             kind = "a list" if isinstance(value, list) else repr(value)[:60]
             hint = _LIST_HINT if isinstance(value, list) else ""
@@ -112,9 +115,9 @@ class _Decoder:
         return row
 
 
-def _jsonl_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
+def _jsonl_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     decoder = _Decoder()
-    with files.opened(path) as file:
+    with files.opened(path, source.encoding) as file:
         for number, line in files.lines(file, path.name):
             text = line.rstrip().lstrip("\ufeff")  # the mark stands inside when files were joined
             if text.strip():
@@ -195,8 +198,8 @@ class _JsonWindow:
         return error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated string")
 
 
-def _json_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
-    with files.opened(path) as file:
+def _json_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
+    with files.opened(path, source.encoding) as file:
         window = _JsonWindow(file, path.name)
         closing = _open_list(window)
         number = 0
@@ -229,18 +232,19 @@ def _open_list(window: _JsonWindow) -> str:
     return ""
 
 
-def _csv_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
-    return _table_rows(path, ",", columns)
+def _csv_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
+    return _table_rows(path, ",", source)
 
 
-def _tsv_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
-    return _table_rows(path, "\t", columns)
+def _tsv_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
+    return _table_rows(path, "\t", source)
 
 
-def _table_rows(path: Path, delimiter: str, columns: Columns) -> Iterator[PlacedRow]:
+def _table_rows(path: Path, delimiter: str, source: Source) -> Iterator[PlacedRow]:
     csv.field_size_limit(max(csv.field_size_limit(), files.ROW_LIMIT))  # the default refuses long answers
+    delimiter = _delimiter(path, delimiter, source)
     header: list[str] = []
-    with files.opened(path) as file:
+    with files.opened(path, source.encoding) as file:
         lines = (line for _, line in files.lines(file, path.name))
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -253,11 +257,32 @@ def _table_rows(path: Path, delimiter: str, columns: Columns) -> Iterator[Placed
             elif not any(cells):
                 continue
             elif not header:
-                header = _header(cells, place, columns)
+                header = _header(cells, place, source.columns)
             elif len(cells) != len(header):
                 yield place, RowFault(f"{len(cells)} fields, but the header names {len(header)}")
             else:
                 yield place, Cells(zip(header, cells, strict=True))
+
+
+def _delimiter(path: Path, usual: str, source: Source) -> str:
+    """The usual one, unless the first line names known columns only when cut at another."""
+    with files.opened(path, source.encoding) as file:
+        first = next((line for _, line in files.lines(file, path.name) if line.strip()), "")
+    for delimiter in (usual, *(other for other in ",;\t|" if other != usual)):
+        names = next(csv.reader([first], delimiter=delimiter), [])
+        if not _refused(source.columns, [name.strip() for name in names]):
+            if delimiter != usual:
+                source.skipped.notes[f"{path.name}: columns are parted by {delimiter!r}"] += 1
+            return delimiter
+    return usual
+
+
+def _refused(columns: Columns, names: list[str]) -> bool:
+    try:
+        columns(names)
+    except RowFault:
+        return True
+    return False
 
 
 def _next_cells(reader: Iterator[list[str]], place: str) -> list[str] | RowFault | None:
@@ -279,7 +304,7 @@ def _header(cells: list[str], place: str, columns: Columns) -> list[str]:
     names = [cell.strip() for cell in cells]
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise DataError(f"{place}: the column {twice[0]!r} is named twice", fix="keep one of them")
-    _chosen(columns, names, place, "the first line of a table names its columns; ")
+    _chosen(columns, names, place, "if the first line is data already, put a line of column names above it; ")
     return names
 
 
@@ -290,18 +315,20 @@ def _chosen(columns: Columns, names: list[str], place: str, advice: str = "") ->
         raise DataError(f"{place}: {fault.seen}", allowed=fault.allowed, fix=advice + fault.fix) from None
 
 
-def _parquet_rows(path: Path, columns: Columns) -> Iterator[PlacedRow]:
+def _parquet_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path, buffer_size=2**20) as file:
-            wanted = _chosen(columns, file.schema_arrow.names, path.name)
+            names = file.schema_arrow.names
+            wanted = _chosen(source.columns, names, path.name)
+            others = tuple(name for name in names if name not in wanted)
             for batch in file.iter_batches(PARQUET_ROWS, columns=wanted, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path.name}:{number}", _without_nulls(row)
+                    yield f"{path.name}:{number}", PartialRow(_without_nulls(row), others)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
@@ -317,11 +344,11 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _text_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
+def _text_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     """Documents parted by blank lines; line ends become "\\n"."""
     held: list[str] = []
     start = length = 0
-    with files.opened(path) as file:
+    with files.opened(path, source.encoding) as file:
         for number, line in chain(files.lines(file, path.name), [(0, "")]):
             if line.strip():
                 start = start if held else number
@@ -337,7 +364,7 @@ def _text_rows(path: Path, _: Columns) -> Iterator[PlacedRow]:
                 held, length = [], 0
 
 
-_READERS: dict[str, Callable[[Path, Columns], Iterator[PlacedRow]]] = {
+_READERS: dict[str, Callable[[Path, Source], Iterator[PlacedRow]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,

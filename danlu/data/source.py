@@ -15,6 +15,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +23,20 @@ from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
 from danlu.data.chat import TrainOn
+from danlu.data.encodings import check_encoding
 from danlu.data.formats import (
     Conversation,
     FormatName,
     Preference,
+    Reading,
     Record,
     Skipped,
     read_records,
     record_from_row,
 )
+from danlu.data.reading import Placeholders
+from danlu.data.shapes import MEDIA_KEYS, OURS
+from danlu.data.speakers import Role
 from danlu.data.templates import TEMPLATES, template_text
 from danlu.errors import ConfigError, DataError, nearest
 
@@ -42,6 +48,20 @@ class DataOptions(Options):
     source: str | None = Field(None, description="a Python function that yields rows: package.module:function")
     source_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
     format: FormatName | None = Field(None, description="row format; recognised by the keys of the rows if not named")
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="our key -> your column, as in {prompt: ask, completion: reply}; null: not read",
+    )
+    roles: dict[str, Role] = Field(
+        default_factory=dict, description="your speaker -> system, user, assistant, tool or tool_call"
+    )
+    encoding: str | None = Field(None, description="of files that are not UTF-8, such as gb18030")
+    placeholders: Placeholders = Field(
+        "raise", description="a picture's placeholder in a message is a fault, or a word like others"
+    )
+    label_false: Literal["raise", "skip"] = Field(
+        "raise", description="a row whose label says that its answer is not wanted stops the run, or is left out"
+    )
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="a faulty row stops the run, or is counted and listed"
     )
@@ -78,6 +98,19 @@ class DataOptions(Options):
             raise ValueError(f"window_overlap {self.window_overlap} leaves no room in max_length {self.max_length}")
         return self
 
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        return encoding if encoding is None else check_encoding(encoding)
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        for ours in columns:
+            if ours not in (*OURS, *MEDIA_KEYS):
+                raise ValueError(f"unknown key {ours!r} {nearest(ours, OURS)}; allowed: {', '.join(OURS)}")
+        return columns
+
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
         if (self.path is None) == (self.source is None):
@@ -87,7 +120,13 @@ class DataOptions(Options):
             raise ValueError("source_options has no effect without source")
         if self.source is not None and self.format is not None and self.held_out_path is None:
             raise ValueError("format has no effect with source: rows are recognised by their keys")
+        if self.source is not None and self.encoding is not None and self.held_out_path is None:
+            raise ValueError("encoding has no effect with source: no file is read")
         return self
+
+    def reading(self) -> Reading:
+        """How rows are read, for all files and functions of one run."""
+        return Reading(self.format, self.columns, self.roles, self.encoding, self.placeholders)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -108,22 +147,27 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
 
     Faulty rows go to `skipped` where options.on_error says so. Raises DataError when nothing is left.
     """
+    reading = options.reading()
+    held_out_paths = () if options.held_out_path is None else (options.held_out_path,)
+    held_out = _records_of_files(held_out_paths, options, reading, skipped)  # looks at the files at once
     if options.source is not None:
-        records = list(records_of_function(options.source, options.source_options, options.on_error, skipped))
+        function = records_of_function(options.source, options.source_options, options.on_error, skipped, reading)
+        records = list(_wanted(function, options, skipped))
     else:
-        records = list(_records_of_files(options.paths, options, skipped))
-    if options.held_out_path is not None:
-        held_out = list(_records_of_files((options.held_out_path,), options, skipped))
+        records = list(_wanted(_records_of_files(options.paths, options, reading, skipped), options, skipped))
+    if held_out_paths:
+        aside = list(_wanted(held_out, options, skipped))
     else:
-        records, held_out = split(records, options.held_out, seed)
-    asked = {_question(record) for record in held_out}
+        records, aside = split(records, options.held_out, seed)
+    reading.check_used()
+    asked = {_question(record) for record in aside}
     unseen = [record for record in records if _question(record) not in asked]
     left_out, records = len(records) - len(unseen), unseen
     if not records:
         raise DataError("no record is left to train on", fix="check the file with `danlu data check`")
     if options.max_examples is not None and options.max_examples < len(records):
         records = random.Random(seed).sample(records, options.max_examples)
-    return Split(records, held_out, left_out)
+    return Split(records, aside, left_out)
 
 
 def read_conversations(path: Path) -> list[Conversation]:
@@ -135,9 +179,30 @@ def read_conversations(path: Path) -> list[Conversation]:
     return conversations
 
 
-def _records_of_files(paths: Iterable[str], options: DataOptions, skipped: Skipped) -> Iterator[Record]:
-    for path in paths:
-        yield from read_records(Path(path), format=options.format, on_error=options.on_error, skipped=skipped)
+def _records_of_files(
+    paths: Iterable[str], options: DataOptions, reading: Reading, skipped: Skipped
+) -> Iterator[Record]:
+    """All paths are looked at before the first row is read."""
+    parts = [read_records(Path(path), on_error=options.on_error, skipped=skipped, reading=reading) for path in paths]
+    return chain.from_iterable(parts)
+
+
+_UNWANTED = "the label says that this answer is not wanted: such rows are for preference by label, not for imitation"
+
+
+def _wanted(records: Iterable[Record], options: DataOptions, skipped: Skipped) -> Iterator[Record]:
+    """Without the rows labelled false, which would be learnt as if they were right."""
+    for record in records:
+        if not isinstance(record, Conversation) or record.label is not False:
+            yield record
+        elif "skip" in (options.label_false, options.on_error):
+            skipped.add(record.place, _UNWANTED)
+        else:
+            raise DataError(
+                f"{record.place}: {_UNWANTED}",
+                fix="leave them out with data.label_false=skip; if the key means something else: "
+                "data.columns={label: null}",
+            )
 
 
 def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record], list[Record]]:
@@ -175,7 +240,11 @@ def _question(record: Record) -> str:
 
 
 def records_of_function(
-    source: str, options: Mapping[str, Any], on_error: Literal["raise", "skip"], skipped: Skipped
+    source: str,
+    options: Mapping[str, Any],
+    on_error: Literal["raise", "skip"],
+    skipped: Skipped,
+    reading: Reading | None = None,
 ) -> Iterator[Record]:
     """Records from the rows that a Python function yields (mappings in any of the known formats)."""
     function = _function(source)
@@ -188,7 +257,7 @@ def records_of_function(
     for number, row in enumerate(function(**options), 1):
         place = f"{source}:{number}"
         try:
-            record = record_from_row(row, None, place)
+            record = record_from_row(row, None, place, reading=reading, skipped=skipped)
         except DataError as error:
             if on_error == "raise":
                 raise

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from danlu.data.messages import ROLES
 from danlu.data.records import Message
+from danlu.data.speakers import Role
 from danlu.errors import ConfigError, DataError, ModelError, nearest
 
 # The plain ChatML layout, for base models whose tokenizer brings no template.
@@ -28,9 +29,11 @@ CHATML = (
 )
 TEMPLATES = {"chatml": CHATML}
 
+ROLES = tuple(role for role in get_args(Role) if role != "tool_call")  # which is a way to write an assistant's
 # Keys of a message that are said to the trainer, not to the template.
 _OF_TRAINING = ("train", "weight")
-_PROBE = "fire-phoenix"  # words that no template writes of itself
+_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # with the form as a literal, as templates have it
+PROBE = "fire-phoenix"  # words that no template writes of itself
 
 
 def template_text(template: str) -> str:
@@ -104,6 +107,10 @@ class Templates:
             )
         return cls({name: with_defaults(str(text), values) for name, text in texts.items()}, variables)
 
+    def at(self, today: date) -> Templates:
+        """The templates as they are on this day: what they write of the date stands in their text."""
+        return replace(self, texts={name: _dated(text, today) for name, text in self.texts.items()})
+
     def text(self, with_tools: bool = False) -> str:
         """The template for messages with or without tools. Raises ModelError where there is none."""
         if with_tools and "tool_use" in self.texts:
@@ -140,8 +147,9 @@ class Templates:
         *,
         opening: bool = False,
         place: str = "",
+        values: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of `messages`, with the opening of an answer if asked.
+        """The text of `messages`, with the opening of an answer if asked; `values` are further variables.
 
         Raises ModelError for a template that is no Jinja, DataError with `place` where it refuses the messages.
         """
@@ -150,7 +158,7 @@ class Templates:
         written: list[str] = []
         for form in _forms(plain):
             try:
-                text = self._render(form, tools, opening, place)
+                text = self._render(form, tools, opening, place, values or {})
             except DataError as error:
                 refused = refused or error
             else:
@@ -163,7 +171,12 @@ class Templates:
         raise refused
 
     def _render(
-        self, messages: list[Message], tools: Sequence[dict[str, Any]] | None, opening: bool, place: str
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        opening: bool,
+        place: str,
+        values: Mapping[str, Any],
     ) -> str:
         template = self.text(bool(tools))
         try:
@@ -172,7 +185,7 @@ class Templates:
                 chat_template=template,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=opening,
-                **self.variables,
+                **{**self.variables, **values},
             )
         except TemplateSyntaxError as error:
             raise ModelError(f"the chat template is no valid Jinja: {error} (line {error.lineno})") from error
@@ -184,7 +197,7 @@ class Templates:
     def turn(self) -> str:
         """A user's turn as it is written, "" where the template takes none alone."""
         try:
-            return self.render([{"role": "user", "content": _PROBE}])
+            return self.render([{"role": "user", "content": PROBE}])
         except DataError:
             return ""
 
@@ -194,13 +207,13 @@ class Templates:
         White space alone is no opening: it belongs to the answer, as in "[/INST] answer". Raises ModelError for a
         template that writes no message.
         """
-        question, answer = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}
+        question, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}
         try:
             asked, answered = self.render([question]), self.render([question, answer])
             asked_with_opening = self.render([question], opening=True)
         except DataError:
             return ""
-        if _PROBE not in answered.lower():
+        if PROBE not in answered.lower():
             raise ModelError(
                 "the chat template does not write the messages",
                 allowed="a Jinja template that writes the content of each",
@@ -208,7 +221,7 @@ class Templates:
             )
         if asked_with_opening != asked or not answered.startswith(asked):
             return ""
-        opening = answered[len(asked) :].partition(_PROBE)[0]
+        opening = answered[len(asked) :].partition(PROBE)[0]
         return opening.rstrip(" ") if opening.strip() else ""
 
 
@@ -240,6 +253,10 @@ def _with_text(function: Mapping[str, Any]) -> dict[str, Any]:
 def _writes_calls(text: str, messages: Sequence[Message]) -> bool:
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     return all(str(call["function"]["name"]) in text for call in calls)
+
+
+def _dated(template: str, today: date) -> str:
+    return _DATE.sub(lambda found: json.dumps(today.strftime(found[2])), template)
 
 
 def _names(variable: str, template: str) -> bool:

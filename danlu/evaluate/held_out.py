@@ -31,21 +31,24 @@ class Measured:
         losses: for each example, (summed loss in nats, learnt tokens).
         answers: greedy answers to the questions, in order.
         overlaps: chrF of each answer with its reference, 0 to 100.
+        ended: of each answer, whether the model ended it before the limit on its tokens did.
     """
 
     losses: list[tuple[float, float]]
     answers: list[str]
     overlaps: list[float]
+    ended: list[bool]
 
     @property
     def loss(self) -> float:
         return sum(total for total, _ in self.losses) / sum(weight for _, weight in self.losses)
 
     def summary(self) -> dict[str, float]:
-        """Loss in nats a token, its perplexity, and the mean overlap where there are answers."""
+        """Loss in nats a token, its perplexity; of answers, their mean overlap and how many of 100 ended."""
         result = {"loss": self.loss, "perplexity": math.exp(self.loss)}
         if self.overlaps:
             result["overlap"] = sum(self.overlaps) / len(self.overlaps)
+            result["ended"] = 100 * sum(self.ended) / len(self.ended)
         return result
 
 
@@ -99,9 +102,11 @@ def measure(
     losses = example_losses(model, examples, device, max_tokens)
     params = GenerationParams(max_new_tokens=max_new_tokens)
     prompts = [engine.chat.prompt(q.messages) for q in questions]  # rendered even where nothing was said before
-    answers = [generation.text.strip() for generation in engine.generate(prompts, params)]
+    generations = engine.generate(prompts, params)
+    answers = [generation.text.strip() for generation in generations]
+    ended = [generation.sequences[0].finish_reason == "stop" for generation in generations]
     overlaps = [chrf(answer, q.reference) for answer, q in zip(answers, questions, strict=True)]
-    return Measured(losses, answers, overlaps)
+    return Measured(losses, answers, overlaps, ended)
 
 
 def differences(
@@ -110,6 +115,10 @@ def differences(
     """After minus before, with 95 % intervals, resampling whole groups."""
     result = {"loss": bootstrap_difference(before.losses, after.losses, groups)}
     if before.overlaps:
-        pairs = [[(value, 1.0) for value in measured.overlaps] for measured in (before, after)]
-        result["overlap"] = bootstrap_difference(pairs[0], pairs[1], question_groups)
+        for name, values in (
+            ("overlap", [measured.overlaps for measured in (before, after)]),
+            ("ended", [[100.0 * ended for ended in measured.ended] for measured in (before, after)]),
+        ):
+            pairs = [[(value, 1.0) for value in one] for one in values]
+            result[name] = bootstrap_difference(pairs[0], pairs[1], question_groups)
     return result

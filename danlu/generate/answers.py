@@ -82,6 +82,7 @@ class Load:
         running: requests that are read or answered.
         rows: answers and beams that grow in each step.
         kv_bytes: allocated for the keys and values of requests now.
+        form_bytes: what the kept forms of answers (schemas, expressions) take at most.
         kv_budget_bytes: what these and the prefix cache may take at most.
         prefix_cache_bytes: held by the prefix cache now.
         prefix_hit_tokens: tokens that had not to be read, because they were in the prefix cache.
@@ -94,3 +95,4 @@ class Load:
     kv_budget_bytes: int
     prefix_cache_bytes: int
     prefix_hit_tokens: int
+    form_bytes: int = 0

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -26,7 +26,9 @@ from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.core import Core
+from danlu.generate.grammar import Form
 from danlu.generate.growth import Growth
+from danlu.generate.kinds import Kinds, of_adapter
 from danlu.generate.live import LiveAnswers
 from danlu.generate.logits import log_softmax
 from danlu.generate.logprobs import report
@@ -37,12 +39,14 @@ from danlu.generate.text import TokenNames, push_all
 from danlu.generate.trace import Trace
 from danlu.generate.verdict import Verdict
 from danlu.generate.worker import Worker, in_a_thread
-from danlu.hub import Say, cache_directory, silent
+from danlu.hub import Kind, Say, cache_directory, kind_of_name, silent
 from danlu.model.load import ModelOptions, adapter_template, load
 from danlu.model.lora_files import why_not_plain
 from danlu.model.rounding import Rounded
+from danlu.model.turns import Finding
 
 Prompt = str | Sequence[Message] | Sequence[int]
+_T = TypeVar("_T")
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
@@ -63,6 +67,8 @@ class Engine:
             plain LoRA becomes a part of the model; the engine can then hold no other adapter, nor ask the base.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
         prefix_cache: keep the keys and values of prompts for later ones that begin the same way.
+        kind: "base" or "instruct", where you know better than `Engine.kind` finds out. It changes no answer here:
+            messages are always rendered, text is always continued.
         accept_licence: you accept the licence of a model that asks for it.
         say: hears what is fetched and unpacked.
     """
@@ -75,6 +81,7 @@ class Engine:
         *,
         kv_budget_bytes: int | None = None,
         prefix_cache: bool = True,
+        kind: Kind | None = None,
         accept_licence: bool = False,
         say: Say = silent,
     ) -> None:
@@ -85,6 +92,7 @@ class Engine:
             "name": model_name_or_path,
             "dtype": "bfloat16" if dtype in QUANTIZED else dtype,
             "adapter": part_of_model,
+            "kind": kind,
             "accept_licence": accept_licence,
         }
         options = validate(ModelOptions, chosen, where="Engine")
@@ -103,7 +111,7 @@ class Engine:
     ) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
-        self._chats = {} if own is None else {DEFAULT: self._chat_of(chat, own)}
+        self._chats = {} if own is None else {DEFAULT: _with_template(chat, own)}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         verdict = Verdict(
             cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
@@ -113,7 +121,7 @@ class Engine:
         verdict.keep(core.why_alone)
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
-        self._set_up(loaded.model, chat, core)
+        self._set_up(loaded.model, chat, core, options.kind, _recorded(options, loaded.directory))
         if own is not None:
             self.core.load_adapter(DEFAULT, own)()
 
@@ -135,12 +143,27 @@ class Engine:
         engine._set_up(model, chat, core)
         return engine
 
-    def _set_up(self, model: Any, chat: Chat, core: Core) -> None:
+    def _set_up(
+        self, model: Any, chat: Chat, core: Core, told: Kind | None = None, recorded: Kind | None = None
+    ) -> None:
         self._model, self.chat, self.core = model.eval(), chat, core
         self._worker = Worker(core)
         self._adapters = Adapters(core, self._worker, inside=hasattr(model, "get_base_model"))
+        self._kinds = Kinds(chat, core, self._worker, told, recorded)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
+        self._forming = ThreadPoolExecutor(1, "danlu-forming")
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
+
+    def kind(self, adapter: str | None = None) -> Finding:
+        """Whether the model, with its own adapter or that of this name, answers in turns or only continues text.
+
+        Found out at the first call, by a few short forward passes where nobody has said so.
+        """
+        return self._kinds.of(self._adapters.named(adapter))
+
+    async def akind(self, adapter: str | None = None) -> Finding:
+        """`kind` for asyncio."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, self.kind, adapter)
 
     def close(self) -> None:
         """End the engine's thread. An engine that nobody holds any more ends by itself."""
@@ -160,14 +183,16 @@ class Engine:
         if name in (BASE, DEFAULT, ""):
             raise ConfigError(f"an adapter cannot be called {name!r}", allowed="any other name")
         place = Path(directory).expanduser()
-        chat = self._chat_of(self.chat, place)
+        chat = _with_template(self.chat, place)
         self._adapters.load(name, place)
         self._chats[name] = chat
 
-    @staticmethod
-    def _chat_of(chat: Chat, adapter: Path) -> Chat:
-        """The chat of requests that use an adapter: rendered by the template that lies beside it, if one does."""
-        return replace(chat, template=adapter_template(adapter) or chat.template)
+    def chat_of(self, adapter: str | None = None) -> Chat:
+        """What renders the messages of requests that name this adapter: with the template beside it, if one lies there.
+
+        Raises ConfigError for a name that is not loaded.
+        """
+        return self._chats.get(self._adapters.named(adapter) or BASE, self.chat)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter that was loaded. Raises ConfigError while requests use it, or if there is none."""
@@ -239,15 +264,25 @@ class Engine:
             self._worker.cancel(job.request)
 
     async def aopen(
-        self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        adapter: str | None = None,
+        form: Form | None = None,
     ) -> LiveAnswers:
         """Start a request; its events are read on the running asyncio loop, and no thread waits for them.
 
         The caller closes what comes back. Raises ConfigError as `generate` does.
+
+        Args:
+            form: of the answers, beyond what the knobs say.
         """
         self._model.eval()
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._aside, self._job, prompt, params or GenerationParams(), adapter)
+        knobs = params or GenerationParams()
+        if knobs.forms or form is not None:  # compiled apart from other requests' texts
+            await loop.run_in_executor(self._forming, self._maker.prepare, knobs, form)
+        job = await loop.run_in_executor(self._aside, self._job, prompt, knobs, adapter, form)
 
         async def finish() -> Generation:
             return await loop.run_in_executor(self._aside, self._generation, job)
@@ -278,7 +313,11 @@ class Engine:
 
     async def atoken_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """`token_ids` for asyncio: a long text does not hold up the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, self.token_ids, prompt, adapter)
+        return await self.aside(partial(self.token_ids, prompt, adapter))
+
+    async def aside(self, work: Callable[[], _T]) -> _T:
+        """The result of work on texts that would hold up an asyncio loop; one at a time, as tokenizers want it."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     @property
     def load(self) -> Load:
@@ -288,7 +327,8 @@ class Engine:
         kv_bytes = sum(shelf.room * shelf.slot_bytes for shelf in list(store.shelves.values()))
         rows = sum(request.rows for request in running)
         hits = self.core.prefixes.hit_tokens if self.core.prefixes else 0
-        return Load(len(scheduler.waiting), len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits)
+        waiting, forms = len(scheduler.waiting), self._maker.form_bytes
+        return Load(waiting, len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits, forms)
 
     def rows(self, params: GenerationParams) -> int:
         """Answers, beams and rows of forced phrases that a prompt with these knobs keeps at once."""
@@ -344,7 +384,7 @@ class Engine:
 
         Control tokens that a message spells out are text; in a string they are the tokens.
         """
-        chat = self._chats.get(self._adapters.named(adapter) or BASE, self.chat)
+        chat = self.chat_of(adapter)
         if isinstance(prompt, str):
             ids = chat.text_prompt(prompt)
         elif len(prompt) == 0:
@@ -377,8 +417,10 @@ class Engine:
                 raise ConfigError(f"{len(prompts)} prompts and {count} {what}", allowed="one, or one a prompt")
         return list(zip(prompts, params, adapter, strict=True))
 
-    def _job(self, prompt: Prompt, params: GenerationParams, adapter: str | None = None) -> Job:
-        return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter))
+    def _job(
+        self, prompt: Prompt, params: GenerationParams, adapter: str | None = None, form: Form | None = None
+    ) -> Job:
+        return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter), form)
 
     def _generation(self, job: Job) -> Generation:
         error = job.ended.get()
@@ -406,6 +448,20 @@ class Engine:
         while progress := job.steps.get():
             yield from growth.events(progress)
         yield from growth.last(self._generation(job))
+
+
+def _with_template(chat: Chat, adapter: Path) -> Chat:
+    template = adapter_template(adapter)
+    if template is None:
+        return chat
+    own = replace(chat, template=template)
+    return replace(own, stop_ids=own.stop_ids | own.missing_ends)
+
+
+def _recorded(options: ModelOptions, directory: Path) -> Kind | None:
+    """What is known of a model, or of the adapter that is a part of it."""
+    known = kind_of_name(options.name, directory)
+    return known if options.adapter is None else of_adapter(Path(options.adapter).expanduser(), known)
 
 
 __all__ = ["Answer", "Engine", "Event", "Generation", "Logprob", "Prompt"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,20 +24,56 @@ from torch import Tensor
 from danlu.data.chat import Chat
 from danlu.errors import AllBanned, ConfigError
 from danlu.generate.params import GenerationParams
+from danlu.generate.schemas import settled
 from danlu.generate.text import Pieces
 
-# So many forms stay compiled.
-KEPT = 64
+# Compiled forms are kept up to so many bytes, those used last.
+KEPT_BYTES = 256 * 2**20
 
-# Between the parts of JSON: enough for an indented line, and no way to go on for ever with blanks.
-_BLANKS = r"[\x20\x0A\x0D\x09]{1,32}"
-_LIMITS = LLParserLimits(verbose_errors=False)
+# What compiling may use up (llguidance's own measure, expressions that it makes), and the most bytes that a form was
+# seen to take within it. A form that exceeds the last is refused; by default, one could take several hundred MB.
+_SIZES = ((20_000, 8 * 2**20), (300_000, 64 * 2**20))
+_MOST_STATES = 50_000
 
 # A fault is looked for so many parts down; what is nested deeper is mostly a fault of nesting.
 _DEEPEST_PLACE = 12
 
 # Knobs that ban tokens; with a form, they may leave none.
 _BANS = ("bad_words", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens", "min_length")
+
+
+class Form(ABC):
+    """A form beyond what knobs say, given as a grammar in llguidance's variant of Lark's syntax."""
+
+    @property
+    @abstractmethod
+    def knob(self) -> str:
+        """What asked for it, for errors."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Equal forms have equal keys."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> tuple[str, ...]:
+        """Control tokens in these texts are shown in an answer's text, where others are left out."""
+
+    @property
+    @abstractmethod
+    def is_constrained(self) -> bool:
+        """Whether there is a grammar, which then stands for the knobs json_schema and regex too."""
+
+    @abstractmethod
+    def lark(self, special: Mapping[str, int], control: frozenset[int], fits: Callable[[str], bool]) -> str:
+        """The grammar.
+
+        Args:
+            special: text -> id of tokens that are no text to llguidance, and are named by number.
+            control: of these, the tokenizer's control tokens.
+            fits: whether a grammar can be followed.
+        """
 
 
 class Grammars:
@@ -50,40 +87,93 @@ class Grammars:
     def __init__(self, chat: Chat, vocabulary: int) -> None:
         self.chat, self.vocabulary = chat, vocabulary
         self._known: OrderedDict[str, Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._reading, self._compiling = threading.Lock(), threading.Lock()
 
-    def of(self, params: GenerationParams) -> Grammar | None:
+    def of(self, params: GenerationParams, form: Form | None = None) -> Grammar | None:
         """The form that the knobs ask for. Raises ConfigError when it is faulty, with the place of the fault."""
-        if params.json_schema is None and params.regex is None:
+        is_formed = form is not None and form.is_constrained
+        if not params.forms and not is_formed:
             return None
-        key = json.dumps([params.json_schema, params.regex])
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = self._compiled(params)
-                while len(self._known) > KEPT:
-                    self._known.popitem(last=False)
-            self._known.move_to_end(key)
-            return self._known[key]
+        asked = [params.json_schema, params.regex, params.choices, params.grammar]
+        key = json.dumps([*asked, form.key if form is not None and is_formed else None])
+        if (known := self._find(key)) is not None:
+            return known
+        with self._compiling:
+            if (known := self._find(key)) is None:
+                known = self._formed(form) if form and is_formed else self._compiled(params)
+                self._keep(key, known)
+            return known
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the kept forms take at most."""
+        with self._reading:
+            return sum(grammar.bytes for grammar in self._known.values())
+
+    def _find(self, key: str) -> Grammar | None:
+        with self._reading:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def forget(self, grammar: Grammar) -> None:
+        """Keep a form no longer that turned out too large on its way."""
+        with self._reading:
+            for key in [key for key, known in self._known.items() if known is grammar]:
+                del self._known[key]
+
+    def _keep(self, key: str, grammar: Grammar) -> None:
+        with self._reading:
+            self._known[key] = grammar
+            while sum(one.bytes for one in self._known.values()) > KEPT_BYTES:
+                self._known.popitem(last=False)
 
     def _compiled(self, params: GenerationParams) -> Grammar:
-        if params.regex is not None:
-            source = f" (?:{params.regex})" if self._drops_first_space else params.regex
-            return Grammar("regex", self._matcher("regex", LLMatcher.grammar_from_regex(source)), self)
+        if params.grammar is not None:
+            return self._grammar("grammar", self._lark(params.grammar))
+        if params.regex is not None or params.choices:
+            knob = "choices" if params.choices else "regex"
+            expression = params.regex or "|".join(map(_as_regex, params.choices))
+            source = f" (?:{expression})" if self._drops_first_space else expression
+            return self._grammar(knob, LLMatcher.grammar_from_regex(source))
         schema = params.json_schema or {}
         grammar = _json_grammar(schema)
         if error := LLMatcher.validate_grammar(grammar, self.tokenizer):
             raise _schema_fault(schema, error)
         if self._drops_first_space:
-            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {json.dumps(_settled(schema))}')
-        return Grammar("json_schema", self._matcher("json_schema", grammar), self)
+            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {json.dumps(settled(schema))}')
+        return self._grammar("json_schema", grammar)
 
-    def _matcher(self, knob: str, grammar: str) -> LLMatcher:
-        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
+    def _lark(self, source: str) -> str:
+        if self._drops_first_space:
             raise ConfigError(
-                f"{knob}: {_short(matcher.get_error())}", fix="see docs/generation.md for what can be asked"
+                "grammar: this model's texts begin with a space of their own", fix="use regex or json_schema"
             )
-        return matcher
+        return LLMatcher.grammar_from_lark(source)
+
+    def _formed(self, form: Form) -> Grammar:
+        def fits(grammar: str) -> bool:
+            return not LLMatcher.validate_grammar(grammar, self.tokenizer)
+
+        added = self.chat.tokenizer.added_tokens_decoder
+        special = {token.content: at for at, token in added.items() if self.tokenizer.is_special_token(at)}
+        control = frozenset(at for at, token in added.items() if token.special)
+        return self._grammar(form.knob, form.lark(special, control, fits))
+
+    def _grammar(self, knob: str, source: str) -> Grammar:
+        """The form, compiled and tried before its first token; what fails there is not kept."""
+        error = ""
+        for fuel, most_bytes in _SIZES:
+            limits = LLParserLimits(verbose_errors=False, initial_lexer_fuel=fuel, max_lexer_states=_MOST_STATES)
+            matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=limits)
+            if not matcher.is_error():
+                first = matcher.deep_copy()
+                first.compute_bitmask()
+                if not first.is_error():
+                    return Grammar(knob, matcher, self, most_bytes)
+                matcher = first
+            error = _short(matcher.get_error())
+        raise ConfigError(f"{knob}: {error}", fix="see docs/generation.md for what can be asked")
 
     @cached_property
     def tokenizer(self) -> LLTokenizer:
@@ -120,10 +210,11 @@ class Grammar:
     Args:
         knob: the knob that asked for it.
         start: before the first token; never moved on, only copied.
+        most_bytes: what it takes at most.
     """
 
-    def __init__(self, knob: str, start: LLMatcher, of: Grammars) -> None:
-        self.knob, self._start, self.of = knob, start, of
+    def __init__(self, knob: str, start: LLMatcher, of: Grammars, most_bytes: int) -> None:
+        self.knob, self._start, self.of, self.bytes = knob, start, of, most_bytes
 
     def begin(self) -> LLMatcher:
         return self._start.deep_copy()
@@ -159,6 +250,7 @@ class GrammarRows:
             return np.zeros(vocabulary, bool)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
+            self.grammar.of.forget(self.grammar)
             raise AllBanned(f"{self.grammar.knob}: {_short(matcher.get_error())}", fix="ask for a simpler form")
         allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
         allowed[self.grammar.of.tokenizer.eos_tokens] = False
@@ -201,20 +293,16 @@ class GrammarRows:
         return AllBanned(f"{knob}: {needed} in this model's vocabulary", fix=f"loosen {knob}")
 
 
-def _settled(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with what it leaves open to llguidance; what that cannot check is always refused."""
-    given = schema.get("x-guidance", {})
-    if not isinstance(given, dict):
-        raise ConfigError(f"json_schema: x-guidance is {given!r}", allowed="an object of llguidance's options")
-    blanks = {} if "whitespace_flexible" in given else {"whitespace_pattern": _BLANKS}
-    return {**schema, "x-guidance": {**blanks, **given, "lenient": False}}
-
-
 def _json_grammar(schema: dict[str, Any]) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(_settled(schema))
-    except ValueError as error:
+        return LLMatcher.grammar_from_json_schema(settled(schema))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"json_schema: {error}", fix="give what JSON can hold") from error
+
+
+def _as_regex(text: str) -> str:
+    """An expression for this text alone: its characters by number where they might mean something."""
+    return "".join(one if one.isalnum() else f"\\x{{{ord(one):x}}}" for one in text)
 
 
 # -- faults

@@ -15,6 +15,11 @@ from torch import Tensor
 # So many of the best tokens are looked at before a row's whole vocabulary is sorted: a 14th of the time.
 FEW = 512
 
+# Scores are scaled no further up than to this: differences of one rounding step still leave one token alone, and sums
+# of as many as any answer has tokens stay numbers.
+LARGEST = 1e30
+_SMALL_TEMPERATURE = 1e-6
+
 
 # -- penalties and bans
 
@@ -63,7 +68,10 @@ def log_softmax(scores: Tensor) -> Tensor:
 
 
 def temperature(scores: Tensor, temperature: Tensor) -> Tensor:
-    """s / temperature; 1 is off."""
+    """s / temperature; 1 is off. One so small that scores would leave the numbers counts as the least that does not."""
+    if bool((temperature < _SMALL_TEMPERATURE).any()):
+        reach = scores.masked_fill(scores.isinf(), 0).abs().amax(-1).double()
+        temperature = torch.maximum(temperature, reach / LARGEST).clamp(min=torch.finfo(scores.dtype).tiny)
     return scores / _column(temperature, scores)
 
 

@@ -10,11 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from danlu.config import Options, validate
 from danlu.errors import ConfigError
 from danlu.generate.hf import knobs_from_hf
+from danlu.generate.words import (
+    LONGEST_FORM,
+    MOST_BIASES,
+    MOST_CHOICES,
+    MOST_PHRASES,
+    MOST_WORDS,
+    AnyWords,
+    Constraint,
+    Count,
+    IdLists,
+    Ids,
+    Number,
+    Text,
+    Texts,
+    Token,
+    Words,
+    refuse_beginnings,
+)
 
 # With no limit given, Hugging Face generates 20 tokens.
 DEFAULT_NEW_TOKENS = 20
@@ -26,144 +44,103 @@ Strategy = Literal[
     "greedy", "sample", "beam", "beam_sample", "group_beam",
     "constrained_greedy", "constrained_sample", "constrained_beam", "constrained_beam_sample", "constrained_group_beam",
 ]  # fmt: skip
-Words = str | tuple[int, ...]
-
-
-def _no_switch(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is asked for, not true or false")
-    return value
-
-
-_Count = Annotated[int, BeforeValidator(_no_switch)]
-_Number = Annotated[float, BeforeValidator(_no_switch)]
-_Token = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_no_switch)]
-_Ids = Annotated[tuple[_Token, ...], Field(min_length=1)]
-_Text = Annotated[str, Field(min_length=1)]
-_Words = _Text | _Ids
-
-
-class Phrase(Options):
-    """A constraint: this phrase must appear in the answer."""
-
-    phrase: _Words = Field(description="text, or token ids")
-
-    @property
-    def alternatives(self) -> tuple[Words, ...]:
-        return (self.phrase,)
-
-
-class Choice(Options):
-    """A constraint: one of these phrases must appear in the answer."""
-
-    choice: tuple[_Words, ...] = Field(min_length=1, description="each text, or token ids; none begins another")
-
-    @property
-    def alternatives(self) -> tuple[Words, ...]:
-        return self.choice
-
-    @field_validator("choice")
-    @classmethod
-    def _none_begins_another(cls, choice: tuple[Words, ...]) -> tuple[Words, ...]:
-        for at, short in enumerate(choice):
-            for other, long in enumerate(choice):
-                if at != other and type(short) is type(long) and long[: len(short)] == short:
-                    raise ValueError(
-                        f"{long!r} begins with {short!r}, so it could never be the one that counts; drop {long!r}"
-                    )
-        return choice
-
-
-def _kind(constraint: Any) -> str:
-    chooses = "choice" in constraint if isinstance(constraint, Mapping) else hasattr(constraint, "choice")
-    return "choice" if chooses else "phrase"
-
-
-_Constraint = Annotated[Annotated[Phrase, Tag("phrase")] | Annotated[Choice, Tag("choice")], Discriminator(_kind)]
 
 
 class GenerationParams(Options):
     """How tokens are chosen. p is a token's probability, s its score (logit; log p in beam search)."""
 
     # -- length
-    max_new_tokens: _Count | None = Field(
+    max_new_tokens: Count | None = Field(
         None,
         ge=1,
         le=_MANY,
         description="tokens generated at most. Overrides max_length; from Python, 20 with neither set, as in HF",
     )
-    max_length: _Count | None = Field(
+    max_length: Count | None = Field(
         None,
         ge=1,
         le=_MANY,
         description="prompt and answer together have at most this many tokens. max_new_tokens is clearer",
     )
-    min_new_tokens: _Count | None = Field(
+    min_new_tokens: Count | None = Field(
         None,
         ge=0,
         le=_MANY,
         description="no end before this many new tokens (eos = -inf, stop sequences wait). Over min_length",
     )
-    min_length: _Count = Field(
+    min_length: Count = Field(
         0, ge=0, le=_MANY, description="no end before prompt and answer together have this many tokens"
     )
-    eos_token_id: _Token | tuple[_Token, ...] | None = Field(
+    eos_token_id: Token | Annotated[tuple[Token, ...], Field(max_length=MOST_WORDS, fail_fast=True)] | None = Field(
         None, description="tokens that end the answer, instead of the model's own; an empty list: none does"
     )
-    stop_sequences: tuple[_Words, ...] = Field(
-        (), max_length=64, description="the answer ends where one of these appears: text, or lists of token ids"
+    stop_token_ids: Annotated[tuple[Token, ...], Field(max_length=MOST_WORDS, fail_fast=True)] = Field(
+        (), description="tokens that end the answer as well; one that is text stays in it (vLLM's)"
+    )
+    stop_sequences: tuple[AnyWords, ...] = Field(
+        (),
+        max_length=64,
+        fail_fast=True,
+        description="the answer ends where one of these appears: text, or lists of token ids",
     )
     include_stop: StrictBool = Field(False, description="keep the stop sequence in the answer; trimmed by default")
+    skip_special_tokens: StrictBool = Field(True, description="leave control tokens out of the answer's text")
 
     # -- drawing
     do_sample: StrictBool = Field(False, description="draw from the distribution instead of taking the likeliest token")
-    temperature: _Number = Field(
+    temperature: Number = Field(
         1.0, gt=0, le=100, description="s / temperature; below 1 sharper, above 1 flatter, 1 (the model's own) is off"
     )
-    top_k: _Count | None = Field(
+    top_k: Count | None = Field(
         None,
         ge=1,
         le=_MANY,
         description="draw among the k likeliest tokens (ties stay). Off by default; HF's default is 50",
     )
-    top_p: _Number = Field(
+    top_p: Number = Field(
         1.0, gt=0, le=1, description="draw among the likeliest tokens whose p sum up to this; 1 is off"
     )
-    min_p: _Number = Field(0.0, ge=0, le=1, description="drop tokens with p < min_p * (the largest p); 0 is off")
-    typical_p: _Number = Field(
+    min_p: Number = Field(0.0, ge=0, le=1, description="drop tokens with p < min_p * (the largest p); 0 is off")
+    typical_p: Number = Field(
         1.0, gt=0, le=1, description="keep tokens whose -log p is nearest the entropy, up to this mass; 1 is off"
     )
-    seed: Annotated[int, BeforeValidator(_no_switch)] | None = Field(
+    seed: Count | None = Field(
         None, ge=0, lt=2**63, description="repeats the draws, alone or in any batch; none: a new seed each time"
     )
-    num_return_sequences: _Count = Field(1, ge=1, le=1024, description="answers a prompt; at most num_beams of beams")
+    num_return_sequences: Count = Field(1, ge=1, le=1024, description="answers a prompt; at most num_beams of beams")
 
     # -- penalties and bans
-    repetition_penalty: _Number = Field(
+    repetition_penalty: Number = Field(
         1.0, gt=0, le=100, description="tokens of prompt and answer: s * penalty if s < 0, else s / penalty; 1 is off"
     )
-    presence_penalty: _Number = Field(
+    presence_penalty: Number = Field(
         0.0, ge=-2, le=2, description="s - penalty for each token of the answer so far (OpenAI's, and its range)"
     )
-    frequency_penalty: _Number = Field(
+    frequency_penalty: Number = Field(
         0.0, ge=-2, le=2, description="s - penalty * (times that the token is in the answer) (OpenAI's, and its range)"
     )
-    no_repeat_ngram_size: _Count = Field(
+    no_repeat_ngram_size: Count = Field(
         0, ge=0, le=_MANY, description="no n-gram of prompt and answer comes twice; 1 bans every seen token, 0 is off"
     )
-    bad_words_ids: tuple[_Ids, ...] = Field((), description="token sequences that may not appear in the answer")
-    bad_words: tuple[_Text, ...] = Field((), description="the same as text, tokenized with and without a space before")
-    logit_bias: dict[_Token, Annotated[_Number, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="added to the score of each token id (OpenAI's, and its range)"
+    bad_words_ids: Annotated[tuple[Ids, ...], Field(max_length=MOST_WORDS, fail_fast=True)] = Field(
+        (), description="token sequences that may not appear in the answer"
+    )
+    bad_words: Annotated[tuple[Text, ...], Field(max_length=MOST_WORDS, fail_fast=True)] = Field(
+        (), description="the same as text, tokenized with and without a space before"
+    )
+    logit_bias: dict[Token, Annotated[Number, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict,
+        max_length=MOST_BIASES,
+        description="added to the score of each token id (OpenAI's, and its range)",
     )
 
     # -- beams
-    num_beams: _Count = Field(1, ge=1, le=1024, description="hypotheses kept at once; the cost is linear in it")
-    num_beam_groups: _Count = Field(1, ge=1, le=1024, description="groups that divide the beams and avoid each other")
-    diversity_penalty: _Number = Field(
+    num_beams: Count = Field(1, ge=1, le=1024, description="hypotheses kept at once; the cost is linear in it")
+    num_beam_groups: Count = Field(1, ge=1, le=1024, description="groups that divide the beams and avoid each other")
+    diversity_penalty: Number = Field(
         0.0, ge=0, le=100, description="s - penalty * (earlier groups that chose the token in this step)"
     )
-    length_penalty: _Number = Field(
+    length_penalty: Number = Field(
         1.0, ge=-10, le=10, description="final score = sum of log p / length ** penalty: larger favours longer answers"
     )
     early_stopping: StrictBool | Literal["never"] = Field(
@@ -172,13 +149,13 @@ class GenerationParams(Options):
     )
 
     # -- words that must appear
-    force_words_ids: tuple[_Ids | Annotated[tuple[_Ids, ...], Field(min_length=1)], ...] = Field(
+    force_words_ids: Annotated[tuple[Ids | IdLists, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
         (), description="token ids that must appear: a list of ids is a phrase, a list of lists a choice of one"
     )
-    force_words: tuple[_Text | Annotated[tuple[_Text, ...], Field(min_length=1)], ...] = Field(
+    force_words: Annotated[tuple[Text | Texts, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
         (), description="the same as text: a string is a phrase, a list of strings a choice of one"
     )
-    constraints: tuple[_Constraint, ...] = Field(
+    constraints: Annotated[tuple[Constraint, ...], Field(max_length=MOST_PHRASES, fail_fast=True)] = Field(
         (), description="the same, spelt out: {phrase: ids or text} or {choice: [ids or text, ...]}"
     )
     exact_reference: StrictBool = Field(
@@ -189,10 +166,18 @@ class GenerationParams(Options):
     json_schema: dict[str, Any] | None = Field(
         None, description="the answer is JSON that fits this schema; {type: object} is any object, {} any JSON"
     )
-    regex: _Text | None = Field(None, description="the whole answer matches this regular expression (Rust's syntax)")
+    regex: Annotated[str, Field(min_length=1, max_length=LONGEST_FORM)] | None = Field(
+        None, description="the whole answer matches this regular expression (Rust's syntax)"
+    )
+    choices: Annotated[tuple[Text, ...], Field(max_length=MOST_CHOICES, fail_fast=True)] = Field(
+        (), description="the whole answer is one of these texts"
+    )
+    grammar: Annotated[str, Field(min_length=1, max_length=LONGEST_FORM)] | None = Field(
+        None, description="the whole answer follows this grammar (Lark, as llguidance reads it)"
+    )
 
     # -- the rest
-    logprobs: _Count | None = Field(
+    logprobs: Count | None = Field(
         None,
         ge=0,
         le=20,
@@ -214,8 +199,11 @@ class GenerationParams(Options):
     @property
     def forced(self) -> tuple[tuple[Words, ...], ...]:
         """Every constraint as its alternatives, in the order constraints, force_words_ids, force_words."""
-        of_ids = [words if isinstance(words[0], tuple) else (words,) for words in self.force_words_ids]
-        of_text = [(words,) if isinstance(words, str) else words for words in self.force_words]
+        of_ids = [
+            cast(tuple[Words, ...], words if isinstance(words[0], tuple) else (words,))
+            for words in self.force_words_ids
+        ]
+        of_text = [(words,) if isinstance(words, str) else cast(tuple[Words, ...], words) for words in self.force_words]
         return (*(one.alternatives for one in self.constraints), *of_ids, *of_text)
 
     @property
@@ -226,6 +214,12 @@ class GenerationParams(Options):
         else:
             kind = "sample" if self.do_sample else "greedy"
         return cast(Strategy, f"constrained_{kind}" if self.forced else kind)
+
+    @property
+    def forms(self) -> list[str]:
+        """The knobs that say what the whole answer looks like; one at most."""
+        given = {"json_schema": self.json_schema, "regex": self.regex, "grammar": self.grammar}
+        return [knob for knob, value in given.items() if value is not None] + ["choices"] * bool(self.choices)
 
     @property
     def revises(self) -> bool:
@@ -239,9 +233,8 @@ class GenerationParams(Options):
 
     def eos_ids(self, of_model: Iterable[int]) -> frozenset[int]:
         """The tokens that end the answer, given the model's own."""
-        if self.eos_token_id is None:
-            return frozenset(of_model)
-        return frozenset([self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id)
+        own = of_model if self.eos_token_id is None else self.eos_token_id
+        return frozenset([own] if isinstance(own, int) else own).union(self.stop_token_ids)
 
     def new_tokens_limit(self, prompt_length: int) -> int:
         """Tokens generated at most after a prompt of `prompt_length` tokens; below 1 when the prompt is too long."""
@@ -331,8 +324,8 @@ class GenerationParams(Options):
 
     @model_validator(mode="after")
     def _one_form(self) -> GenerationParams:
-        if self.json_schema is not None and self.regex is not None:
-            raise ValueError("json_schema and regex both say what the answer looks like; keep one of them")
+        if len(self.forms) > 1:
+            raise ValueError(f"{' and '.join(self.forms)} both say what the answer looks like; keep one of them")
         return self
 
     @model_validator(mode="after")
@@ -347,7 +340,7 @@ class GenerationParams(Options):
                 "exact_reference copies a search with beams, without groups and draws; set num_beams to 2 or more"
             )
         for alternatives in forced:
-            Choice(choice=alternatives)
+            refuse_beginnings(alternatives)
             forbidden = all(any(_holds(words, bad) for bad in self._bad()) for words in alternatives)
             if forbidden and not self.exact_reference:
                 raise ValueError(f"{name} asks for {alternatives[0]!r}, which bad_words forbids; drop one of them")
@@ -369,7 +362,8 @@ class GenerationParams(Options):
             "stop_sequences": ids(self.stop_sequences),
             "forced phrases": ids(words for alternatives in self.forced for words in alternatives),
             "logit_bias": set(self.logit_bias),
-            "eos_token_id": set(self.eos_ids(())),
+            "eos_token_id": set(self.eos_ids(())) - set(self.stop_token_ids),
+            "stop_token_ids": set(self.stop_token_ids),
         }
 
     def _check_lengths(self, prompt_length: int) -> None:

@@ -18,7 +18,7 @@ from danlu.generate import logits
 from danlu.generate.banks import Banked, banks_of
 from danlu.generate.constrained import ConstrainedBeam, ConstrainedGroups
 from danlu.generate.constraints import Constraints, constraints_for
-from danlu.generate.grammar import Grammar, Grammars
+from danlu.generate.grammar import Form, Grammar, Grammars
 from danlu.generate.history import Automaton
 from danlu.generate.logprobs import Ledger, Pick
 from danlu.generate.params import GenerationParams
@@ -35,7 +35,7 @@ from danlu.generate.strategies import (
     Strategy,
     highest_candidates,
 )
-from danlu.generate.text import TextStream, detokenizer, word_forms
+from danlu.generate.text import Detokenizer, TextStream, detokenizer, word_forms
 
 
 @dataclass(eq=False)
@@ -80,18 +80,27 @@ class Maker:
         self.chat, self.vocabulary = chat, vocabulary
         pad = chat.tokenizer.pad_token_id
         self.pad = pad if pad is not None else min(chat.stop_ids)
-        self._words = detokenizer(chat.tokenizer)
+        self._words = {skip: detokenizer(chat.tokenizer, skip_special_tokens=skip) for skip in (True, False)}
         self._grammars = Grammars(chat, vocabulary)
 
-    def job(self, prompt: Sequence[int], params: GenerationParams, adapter: str | None = None) -> Job:
+    def job(
+        self,
+        prompt: Sequence[int],
+        params: GenerationParams,
+        adapter: str | None = None,
+        form: Form | None = None,
+    ) -> Job:
         """A job for `prompt`, whose ids are checked, with the bank's adapter of that name, or the base.
+
+        Args:
+            form: of the answer, beyond what the knobs say.
 
         Raises ConfigError when the knobs do not fit the prompt or the model.
         """
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
-        grammar = self._grammars.of(params)
-        text = partial(self._text, params, grammar)
+        grammar = self._grammars.of(params, form)
+        text = partial(self._text, params, grammar, self._words_of(form, params))
         stream = text() if params.stop_sequences else None
         forced = self._constraints(params)
         rows = RowStates(
@@ -124,6 +133,14 @@ class Maker:
         job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, forced, ledger)
         return job
 
+    def prepare(self, params: GenerationParams, form: Form | None = None) -> None:
+        """Compile the form of an answer, so that `job` finds it. Raises ConfigError when it is faulty."""
+        self._grammars.of(params, form)
+
+    @property
+    def form_bytes(self) -> int:
+        return self._grammars.kept_bytes
+
     def rows(self, params: GenerationParams) -> int:
         """Rows decoded at once; with forced phrases and no beams, one for each degree of progress of each answer."""
         return _rows(params, self._constraints(params))
@@ -135,11 +152,19 @@ class Maker:
 
     # -- words -----------------------------------------------------------------------------------------
 
-    def _text(self, params: GenerationParams, grammar: Grammar | None) -> TextStream:
+    def _words_of(self, form: Form | None, params: GenerationParams) -> Detokenizer:
+        """The start of a text, in which the form's own marks are shown."""
+        marks = "".join(form.shown) if form is not None and params.skip_special_tokens else ""
+        added = self.chat.tokenizer.added_tokens_decoder if marks else {}
+        shown = frozenset(at for at, token in added.items() if token.special and token.content in marks)
+        return detokenizer(self.chat.tokenizer, shown=shown) if shown else self._words[params.skip_special_tokens]
+
+    @staticmethod
+    def _text(params: GenerationParams, grammar: Grammar | None, start: Detokenizer) -> TextStream:
         strings = [stop for stop in params.stop_sequences if isinstance(stop, str)]
         tokens = [stop for stop in params.stop_sequences if not isinstance(stop, str)]
         accepts = None if grammar is None else grammar.accepts
-        words, keep = self._words.fork(), params.include_stop
+        words, keep = start.fork(), params.include_stop
         return TextStream(words, strings, Automaton(tokens), include_stop=keep, accepts=accepts)
 
     def _bad_words(self, params: GenerationParams) -> list[tuple[int, ...]]:
@@ -224,7 +249,7 @@ def _warped(
 ) -> Tensor:
     """What is drawn from, where top_k, top_p and the like have not cut off what the phrases want."""
     warped = rows.warped(scores, of).clone()
-    warped[wanted] = scores[wanted] / params.temperature
+    warped[wanted] = rows.cooled(scores)[wanted]
     return warped
 
 

@@ -84,7 +84,8 @@ class RowStates:
         if params.presence_penalty or params.frequency_penalty:
             self._counts = torch.zeros(rows, vocabulary)
         self.watch: Watch | None = None
-        self._penalties = penalties(params, self._min_new, has_bad_words=bool(bad))
+        form = None if grammar is None else grammar.knob
+        self._penalties = penalties(params, self._min_new, has_bad_words=bool(bad), form=form)
         self._filters = filters(params)
 
     # -- scores ----------------------------------------------------------------------------------------
@@ -122,6 +123,10 @@ class RowStates:
     def warped(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """What a draw chooses from: temperature, top_k, top_p, min_p, typical_p."""
         return self._through(self._filters, scores, rows)
+
+    def cooled(self, scores: Tensor) -> Tensor:
+        """Scores (rows, vocabulary) by their temperature alone."""
+        return logits.temperature(scores, _each(scores, self.params.temperature))
 
     def _through(self, stages: Sequence[Stage], scores: Tensor, rows: Sequence[int] | None) -> Tensor:
         given, numbers = scores, range(len(scores)) if rows is None else rows
@@ -184,8 +189,12 @@ class RowStates:
 # -- stages, in the order in which they act
 
 
-def penalties(params: GenerationParams, min_new: int, *, has_bad_words: bool) -> list[Stage]:
-    """Penalties and bans that are set. Each ban is a stage, so that it is known which knob banned a token."""
+def penalties(params: GenerationParams, min_new: int, *, has_bad_words: bool, form: str | None = None) -> list[Stage]:
+    """Penalties and bans that are set. Each ban is a stage, so that it is known which knob banned a token.
+
+    Args:
+        form: the knob that gives the answer its form.
+    """
     least = "min_length" if params.min_new_tokens is None else "min_new_tokens"
     all_stages = (
         (params.repetition_penalty != 1, "repetition_penalty", _repetition),
@@ -198,7 +207,7 @@ def penalties(params: GenerationParams, min_new: int, *, has_bad_words: bool) ->
         (params.no_repeat_ngram_size > 0, "no_repeat_ngram_size", _ban(_by_ngrams)),
         (has_bad_words, _set_of(params, "bad_words", "bad_words_ids"), _ban(_by_words)),
         (min_new > 0, least, _ban(_by_length)),
-        (params.json_schema is not None or params.regex is not None, _set_of(params, "regex", "json_schema"), _form),
+        (form is not None, form or "", _form),
     )
     return [Stage(knob, apply) for is_on, knob, apply in all_stages if is_on]
 
@@ -269,7 +278,7 @@ def _by_length(states: RowStates, _row: int) -> Sequence[int]:
 
 
 def _temperature(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:
-    return logits.temperature(scores, _each(scores, states.params.temperature))
+    return states.cooled(scores)
 
 
 def _top_k(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:

@@ -46,14 +46,17 @@ class Pieces:
     Args:
         tokenizer: a transformers tokenizer for which `can_read` holds.
         skip_special_tokens: leave control tokens out of the text.
+        shown: control tokens that stay in it all the same.
     """
 
-    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Any, *, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+    ) -> None:
         self._tokenizer = tokenizer
         kinds = _decoder_kinds(tokenizer)
         self.byte_level = kinds == ["ByteLevel"]
         self.drops_first_space = kinds[-1] == "Strip"
-        special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special} - shown
         self._known: dict[int, bytes] = dict.fromkeys(special, b"") if skip_special_tokens else {}
 
     @staticmethod
@@ -96,10 +99,19 @@ def _byte_of_character() -> dict[str, int]:
 _BYTE_OF_CHARACTER = _byte_of_character()
 
 
-def detokenizer(tokenizer: Any, *, skip_special_tokens: bool = True) -> Detokenizer:
-    """The start of a row's text. Fork it for each row: what is known about tokens is shared."""
+def detokenizer(
+    tokenizer: Any, *, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+) -> Detokenizer:
+    """The start of a row's text. Fork it for each row: what is known about tokens is shared.
+
+    Args:
+        shown: control tokens that stay in the text where the others are left out.
+    """
     if Pieces.can_read(tokenizer):
-        return ByBytes(Pieces(tokenizer, skip_special_tokens=skip_special_tokens))
+        return ByBytes(Pieces(tokenizer, skip_special_tokens=skip_special_tokens, shown=shown))
+    if skip_special_tokens and shown:
+        special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return ByWindow(tokenizer, False, frozenset(special - shown))
     return ByWindow(tokenizer, skip_special_tokens)
 
 
@@ -154,10 +166,14 @@ class ByBytes:
 
 
 class ByWindow:
-    """For any other tokenizer: what one more token adds to the text of the last few, by the tokenizer itself."""
+    """For any other tokenizer: what one more token adds to the text of the last few, by the tokenizer itself.
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+    Args:
+        hidden: tokens that leave nothing in the text.
+    """
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True, hidden: frozenset[int] = frozenset()) -> None:
+        self._tokenizer, self._skip, self._hidden = tokenizer, skip_special_tokens, hidden
         self._before: Tokens = ()  # their text is out already; they say how the next tokens join
         self._waiting: Tokens = ()
 
@@ -171,6 +187,8 @@ class ByWindow:
         return self._text(self._before + self._waiting)[len(self._text(self._before)) :]
 
     def append(self, token: int) -> str:
+        if token in self._hidden:
+            return ""
         self._waiting += (token,)
         added = self._added()
         if not added or (added.endswith(_BROKEN) and len(self._waiting) < _LONGEST_CHARACTER_BYTES):
@@ -184,7 +202,7 @@ class ByWindow:
         return added
 
     def fork(self) -> ByWindow:
-        other = ByWindow(self._tokenizer, self._skip)
+        other = ByWindow(self._tokenizer, self._skip, self._hidden)
         other._before, other._waiting = self._before, self._waiting
         return other
 

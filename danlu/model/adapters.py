@@ -8,14 +8,14 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
 from danlu.errors import ConfigError, DiskError, disk_faults, nearest
@@ -40,6 +40,19 @@ class LoraOptions(Options):
         "gaussian", description="how A starts (standard deviation 1/r, or PEFT's default); B starts at zero"
     )
 
+    trainable_token_indices: Literal["auto"] | tuple[int, ...] | None = Field(
+        "auto",
+        description="tokens whose rows of embedding and head are learnt as well; auto is the control tokens that the "
+        "chat template writes and a base model does not know; null is none",
+    )
+
+    @field_validator("trainable_token_indices")
+    @classmethod
+    def _tokens_are_some(cls, tokens: Any) -> Any:
+        if isinstance(tokens, tuple) and (not tokens or min(tokens) < 0 or len(set(tokens)) < len(tokens)):
+            raise ValueError("name each token id once, from 0 on; null for none")
+        return tokens
+
     @model_validator(mode="after")
     def _alpha_is_sane(self) -> LoraOptions:
         if self.lora_alpha > 64 * self.r:
@@ -47,10 +60,13 @@ class LoraOptions(Options):
         return self
 
 
-def attach(model: Any, options: LoraOptions, seed: int) -> Any:
+def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = ()) -> Any:
     """`model` with a fresh adapter on it, base frozen; at the start it answers as the base does (B is zero).
 
     Adapter weights are float32 whatever the base is: their updates are too small for bfloat16.
+
+    Args:
+        tokens: whose rows are learnt as well where options.trainable_token_indices is "auto".
     """
     from peft import LoraConfig, get_peft_model
 
@@ -60,17 +76,57 @@ def attach(model: Any, options: LoraOptions, seed: int) -> Any:
     else:
         _check_targets(model, options.target_modules, reached)
         targets = list(options.target_modules)
+    chosen = options.trainable_token_indices
+    rows = _token_rows(model, options, tokens if chosen == "auto" else chosen or ())
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=targets,
         init_lora_weights="gaussian" if options.init == "gaussian" else True,
+        trainable_token_indices=rows,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     with quiet_transformers():
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    for parameter in (p for p in adapted.parameters() if p.requires_grad):
+        parameter.data = parameter.data.float()
+    return adapted
+
+
+def _token_rows(model: Any, options: LoraOptions, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The layers that have a row for each token, as PEFT names them: the embedding, and the head if it is not tied.
+
+    Raises ConfigError for a token without a row, and for heads that PEFT's rows do not fit.
+    """
+    if not tokens:
+        return None
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    count = int(embedding.weight.shape[0])
+    if beyond := [token for token in tokens if token >= count]:
+        raise ConfigError(f"lora.trainable_token_indices: {beyond}", allowed=f"0 to {count - 1}, the model's tokens")
+    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+    if reason := why_no_rows(model, options):
+        raise ConfigError(
+            f"lora.trainable_token_indices: no rows of tokens can be trained: {reason}",
+            fix="set lora.trainable_token_indices=null, with a chat template of tokens that the model knows",
+        )
+    names = {part: name for name, part in model.named_modules()}
+    return {names[layer]: sorted(tokens) for layer in layers}
+
+
+def why_no_rows(model: Any, options: LoraOptions) -> str:
+    """Why PEFT's rows of tokens do not fit this model with this adapter; nothing where they do."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return f"the head of {kind_of(model)} is not a plain product"
+    name = next(name for name, part in model.named_modules() if part is head)
+    if options.target_modules != "all-linear" and any(f".{name}".endswith(f".{one}") for one in options.target_modules):
+        return f"lora.target_modules puts an adapter on the head, {name}"
+    if not isinstance(embedding, torch.nn.Embedding) or embedding.weight.shape != head.weight.shape:
+        return f"the embedding of {kind_of(model)} has other rows than its head"
+    return ""
 
 
 def _reached(model: Any) -> set[str]:

@@ -6,7 +6,8 @@ a plain form (`plain_*`, the definition) and a fast form with the same signature
 `use_fast_kernels` swaps the fast forms into a model, module by module, after a numeric check of each, and
 says which it took; a module that differs keeps its own code.
 
-LoRA and attention have files of their own (lora_kernel.py, attention.py). Knows no stage and no data.
+LoRA, trained rows and attention have files of their own (lora_kernel.py, token_rows.py, attention.py). Knows no
+stage and no data.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danlu.model import token_rows
 from danlu.model.lora_kernel import SharedInput, sharing_groups
 
 # Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
@@ -132,6 +134,50 @@ def fast_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return apply(_HeadLoss, hidden, weight, targets)
 
 
+class _HeadLossOfRows(torch.autograd.Function):
+    """`_HeadLoss` of a head some of whose rows are trained: `rows` (k, dim) stand in its rows `indices`.
+
+    The weight itself is not copied: what it makes of those rows is replaced by what they make.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        grad, own = torch.empty_like(hidden), rows.to(hidden.dtype)
+        of_rows = hidden.new_empty(len(hidden), len(indices))  # the loss's gradient at these tokens' scores
+        for start in range(0, len(hidden), LOSS_CHUNK):
+            part = slice(start, start + LOSS_CHUNK)
+            target = targets[part].unsqueeze(1)
+            logits = hidden[part] @ weight.T
+            logits[:, indices] = hidden[part] @ own.T
+            log_probabilities = torch.log_softmax(logits.float(), -1)
+            losses[part] = -log_probabilities.gather(1, target).squeeze(1)
+            pull = log_probabilities.exp_()
+            pull.scatter_add_(1, target, pull.new_full(target.shape, -1.0))
+            of_rows[part] = pull[:, indices].to(hidden.dtype)
+            pull[:, indices] = 0
+            grad[part] = torch.addmm(of_rows[part] @ own, pull.to(hidden.dtype), weight)
+        ctx.save_for_backward(grad, of_rows, hidden)
+        ctx.dtype = rows.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> Any:
+        grad, of_rows, hidden = ctx.saved_tensors
+        factors = grad_losses.unsqueeze(1).to(grad.dtype)
+        return grad * factors, None, None, None, ((of_rows * factors).T @ hidden).to(ctx.dtype)
+
+
+def plain_head_loss_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """`plain_head_loss` with rows (k, dim) in the place of weight[indices]."""
+    return plain_head_loss(hidden, weight.index_copy(0, indices, rows.to(weight.dtype)), targets)
+
+
+def fast_head_loss_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """`plain_head_loss_of_rows` for a frozen weight and rows under training, in chunks of rows."""
+    return apply(_HeadLossOfRows, hidden, weight, targets, indices, rows)
+
+
 # -- swapping them in ----------------------------------------------------------------------------------
 
 
@@ -144,6 +190,10 @@ def use_fast_kernels(model: nn.Module) -> dict[str, int]:
         if _agree(group, fast, group[0].base_layer.weight):
             shared.take_over()
             taken["lora"] += len(group)
+    for wrapper in [module for module in model.modules() if token_rows.is_wrapper(module)]:
+        if _rows_agree(wrapper):
+            wrapper.forward = partial(token_rows.forward, wrapper)
+            taken["rows"] += 1
     for kind, applies, forward, weight in _SWAPS:
         for module in model.modules():
             if applies(module) and _agree([module], [partial(forward, module)], weight(module)):
@@ -177,6 +227,23 @@ def _swiglu_forward(module: Any, x: Tensor) -> Tensor:
     return out
 
 
+def _rows_agree(wrapper: Any) -> bool:
+    """Whether the fast form of some trained rows answers as PEFT's does, with other values than the rows came with."""
+    layer, rows = token_rows.base_layer(wrapper), token_rows.rows_of(wrapper)
+    if isinstance(layer, nn.Embedding):
+        others = torch.arange(min(5, layer.num_embeddings), device=rows.indices.device)
+        x = torch.cat([rows.indices, others])[None]
+    else:
+        x = torch.randn(2, 5, layer.weight.shape[-1], generator=torch.Generator().manual_seed(0))
+        x = x.to(layer.weight.device, layer.weight.dtype)
+    kept = rows.values.detach().clone()
+    with torch.no_grad():
+        rows.values.mul_(0.5)
+        own, seen = wrapper(x), token_rows.forward(wrapper, x)
+        rows.values.copy_(kept)
+    return _is_close(own, seen, layer.weight.dtype)
+
+
 def _agree(modules: Sequence[Any], fast: Sequence[Callable[..., Tensor]], weight: Tensor) -> bool:
     """Whether fast forms answer as the modules' own code does, on random input, without dropout."""
     x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0))
@@ -188,8 +255,12 @@ def _agree(modules: Sequence[Any], fast: Sequence[Callable[..., Tensor]], weight
         pairs = [(module(x), form(x)) for module, form in zip(modules, fast, strict=True)]
     for module, training in zip(modules, was_training, strict=True):
         module.train(training)
-    tolerance = 2e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    return all((own - seen).abs().max() <= tolerance * own.abs().max().clamp_min(1e-6) for own, seen in pairs)
+    return all(_is_close(own, seen, weight.dtype) for own, seen in pairs)
+
+
+def _is_close(own: Tensor, seen: Tensor, dtype: torch.dtype) -> bool:
+    tolerance = 2e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
+    return bool((own - seen).abs().max() <= tolerance * own.abs().max().clamp_min(1e-6))
 
 
 _SWAPS: Sequence[tuple[str, Callable[[Any], bool], Callable[..., Tensor], Callable[[Any], Tensor]]] = (

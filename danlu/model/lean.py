@@ -68,12 +68,15 @@ class LeanDecoder:
 
     def _run(self, token_ids: Tensor, positions: Tensor, company: Company, kept: Tensor | slice, step: Step) -> Tensor:
         x = self.embed(token_ids)
+        self.bank.put_inputs(token_ids, x, step)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         at = Pass(company, self.angles(x, positions), partial(self._add, step) if step.segments else None, inputs)
         y: Tensor | None = None
         for layer in self.layers:
             x, y = layer(x, y, at)
-        logits = self.head(self.norm(x[kept], None if y is None else y[kept])[1])
+        states = self.norm(x[kept], None if y is None else y[kept])[1]
+        logits = self.head(states)
+        self.bank.put_outputs(states, logits, step, kept)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def _add(self, step: Step, name: str, x: Tensor, out: Tensor) -> None:
@@ -111,7 +114,7 @@ def plain_decoder(model: Any, bank: LoraBank) -> Decoder:
     def run(token_ids: Tensor, positions: Tensor, company: Company, kept: Tensor | slice, step: Step) -> Tensor:
         at = torch.arange(len(token_ids), device=token_ids.device)[kept]
         given = {"input_ids": token_ids[None], "position_ids": positions[None], "logits_to_keep": at}
-        with hooks.during(step):
+        with hooks.during(step, kept):
             logits: Tensor = run_in_company(model, company, **given).logits[0]
         return logits[at] if len(logits) > len(at) else logits  # some give all, whatever they are asked
 
@@ -127,7 +130,7 @@ def alone_decoder(model: Any, bank: LoraBank) -> Callable[[Tensor, slice, Step],
     def run(token_ids: Tensor, kept: slice, step: Step) -> Tensor:
         at = torch.arange(len(token_ids), device=token_ids.device)[kept]
         given = {"logits_to_keep": at} if keeps else {}
-        with hooks.during(step), as_it_came(model):
+        with hooks.during(step, kept), as_it_came(model):
             logits: Tensor = model(input_ids=token_ids[None], use_cache=False, **given).logits[0]
         return logits[at] if len(logits) > len(at) else logits
 
@@ -162,7 +165,7 @@ def _read(model: Any, bank: LoraBank, told: Told, *, fixed: bool, rounded: Round
         norm=reader.add_norm(reader.decoder.norm),
         head=reader.product([model.lm_head], "int8" if rounded else None),
         bank=bank,
-        hooks=Hooks(bank, model, but=reader.joined),
+        hooks=Hooks(bank, model, but=reader.joined | reader.ends),
         inputs=reader.layer_inputs(),
         softcap=getattr(model.config, "final_logit_softcapping", None),
     )

@@ -132,6 +132,11 @@ class Reader:
         self.joined: set[str] = set()  # layers that became columns of a product
         self._calls = 0
 
+    @property
+    def ends(self) -> set[str]:
+        """Names of embedding and head, whose rows the pass itself looks after."""
+        return {self._names[self.decoder.embed_tokens], self._names[self.model.lm_head]}
+
     def layers(self) -> list[LeanLayer]:
         return [self._layer(layer) for layer in self.decoder.layers]
 

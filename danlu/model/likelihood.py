@@ -13,6 +13,7 @@ from torch import Tensor
 
 from danlu.data.packing import Batch
 from danlu.errors import ModelError
+from danlu.model import token_rows
 from danlu.model.check import (
     CODE_FAULTS,
     allowed,
@@ -24,7 +25,7 @@ from danlu.model.check import (
 )
 from danlu.model.company import Side
 from danlu.model.documents import documents_of
-from danlu.model.kernels import fast_head_loss, use_fast_kernels
+from danlu.model.kernels import fast_head_loss, fast_head_loss_of_rows, use_fast_kernels
 from danlu.model.wiring import as_it_came, base_of, kind_of, run_in_company, wire, wiring_of
 
 # The same product of the same states: so much of what is allowed to a whole pass.
@@ -113,8 +114,12 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     given = {"input_ids": batch.token_ids.unsqueeze(0), "position_ids": batch.positions.unsqueeze(0)}
     head = base.get_output_embeddings()
     if _is_plain_product(base, head):
-        hidden = run_in_company(base.base_model, side, **given).last_hidden_state[0]  # (tokens, dim)
-        return fast_head_loss(hidden[batch.predict_at], head.weight, batch.targets)
+        hidden = run_in_company(base.base_model, side, **given).last_hidden_state[0][batch.predict_at]  # (learnt, dim)
+        weight = token_rows.bare(head).weight
+        if token_rows.is_wrapper(head) and token_rows.is_active(head):
+            rows = token_rows.rows_of(head)
+            return fast_head_loss_of_rows(hidden, weight, batch.targets, rows.indices, rows.values)
+        return fast_head_loss(hidden, weight, batch.targets)
     logits = run_in_company(base, side, **given, logits_to_keep=batch.predict_at).logits[0]
     if len(logits) == batch.tokens:  # some give all, whatever they are asked
         logits = logits[batch.predict_at]
@@ -138,7 +143,7 @@ def _losses_alone(model: Any, batch: Batch) -> Tensor:
 def _head_is_a_product(base: Any, ids: list[int]) -> bool:
     """Whether the logits are the body's last states times the head's weight, and nothing is done to them besides."""
     head, device = base.get_output_embeddings(), base.device
-    if type(head) is not torch.nn.Linear or base.base_model is base:
+    if type(token_rows.bare(head)) is not torch.nn.Linear or base.base_model is base:
         return False
     side = Side(documents_of((len(ids),), str(device)))
     tokens, at = torch.tensor(ids, device=device)[None], torch.arange(len(ids), device=device)[None]
@@ -149,10 +154,11 @@ def _head_is_a_product(base: Any, ids: list[int]) -> bool:
 
 
 def _is_plain_product(base: Any, head: Any) -> bool:
+    bare = token_rows.bare(head)
     return (
         getattr(base, "danlu_plain_head", False)
-        and type(head) is torch.nn.Linear
-        and head.bias is None
-        and not head.weight.requires_grad
+        and type(bare) is torch.nn.Linear
+        and bare.bias is None
+        and not bare.weight.requires_grad
         and not any(getattr(base.config, name, None) for name in _LOGIT_CHANGES)
     )

@@ -21,7 +21,7 @@ from pydantic import Field
 from danlu.config import Options
 from danlu.device import Device, DtypeName
 from danlu.errors import DanluError, MemoryShortage, ModelError
-from danlu.hub import Say, check_directory, quiet_transformers, resolve, silent, weight_files
+from danlu.hub import Kind, Say, check_directory, quiet_transformers, resolve, silent, weight_files
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class ModelOptions(Options):
     adapter: str | None = Field(
         None,
         description="Directory of a PEFT adapter to put on the model. None by default: the model as it is.",
+    )
+    kind: Kind | None = Field(
+        None,
+        description="base continues text, instruct answers in turns. By default what is known of the model, or what "
+        "it shows: whether it ends its turn after a short answer.",
     )
     accept_licence: bool = Field(
         False,

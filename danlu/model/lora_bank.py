@@ -1,7 +1,8 @@
 """Many LoRA adapters over one model: each token of a step takes the part of its own adapter, or of none.
 
 The base stays as it is. `LoraBank.add_to` is the whole computation, by a layer's name and on plain tensors, for
-whoever computes the layers; `Hooks` brings it into a transformers model. Reading files is lora_files.py's. Knows no
+whoever computes the layers, and `put_inputs` and `put_outputs` are that of adapters with rows of tokens; `Hooks` brings
+it into a transformers model. Reading files is lora_files.py's. Knows no
 requests.
 """
 
@@ -23,7 +24,8 @@ from torch.utils.hooks import RemovableHandle
 from danlu.errors import ConfigError, ModelError, nearest
 from danlu.model.adapters import is_linear, linear_shape
 from danlu.model.company import Part
-from danlu.model.lora_files import LowRank, read_lora
+from danlu.model.lora_files import LowRank, read_lora, read_rows
+from danlu.model.token_rows import Rows, bare, put_inputs, put_outputs, scale_of
 from danlu.model.wiring import wiring_of
 
 # Which tokens of a step have an adapter: a slice, or (count,) int64.
@@ -75,6 +77,11 @@ class Step:
         numbers = take(every).flatten().tolist()
         return Step.of([(names[number], 1) for number in numbers], self.device)
 
+    def only(self, kept: Tensor | slice) -> Step:
+        """The step of the tokens `kept`."""
+        is_whole = kept == EVERY if isinstance(kept, slice) else len(kept) == self.count
+        return self if is_whole else self.of_part(lambda x: x[kept])
+
     def foreign(self, ranks: tuple[tuple[str, int], ...]) -> Tensor:
         """(count, sum of ranks): True where the column of an adapter is not the token's own."""
         if ranks not in self._foreign:
@@ -103,16 +110,56 @@ class _Stack:
     up: Tensor
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The two layers that have a row for each token.
+
+    Attributes:
+        shapes: (rows, dim) of the embedding, and of the head if it has rows of its own, by name.
+        scale: what the embedding multiplies its rows by.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    scale: Any = 1.0
+
+    @property
+    def embedding(self) -> str:
+        return next(iter(self.shapes))
+
+    @property
+    def head(self) -> str:
+        return list(self.shapes)[-1]
+
+    @classmethod
+    def of(cls, model: Any) -> Ends | None:
+        """None where the head is no plain product: rows of tokens would not be all there is to it."""
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if type(head) is not torch.nn.Linear or head.bias is not None or not isinstance(embedding, torch.nn.Embedding):
+            return None
+        names = {part: name for name, part in model.named_modules()}
+        layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+        return cls({names[layer]: tuple(layer.weight.shape) for layer in layers}, scale_of(embedding))
+
+
 class LoraBank:
-    """The matrices of the adapters in memory.
+    """The matrices of the adapters in memory, and the rows of tokens that some of them have.
 
     Args:
         shapes: (in, out) of every linear layer that may have an adapter, by name.
         device, dtype: where and as what the matrices are held; those of the layers' activations.
+        ends: the layers that may have rows.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], device: torch.device, dtype: torch.dtype) -> None:
-        self._shapes, self._device, self._dtype = shapes, device, dtype
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        device: torch.device,
+        dtype: torch.dtype,
+        ends: Ends | None = None,
+    ) -> None:
+        self._shapes, self._device, self._dtype, self._ends = shapes, device, dtype, ends
+        self._inputs: dict[str, Rows] = {}  # adapter -> its rows of the embedding
+        self._outputs: dict[str, Rows] = {}  # adapter -> its rows of the head
         self.adapters: dict[str, Path] = {}
         self._layers: dict[str, dict[str, LowRank]] = {}  # layer -> adapter -> its part
         self._stacks: dict[str, _Stack] = {}
@@ -120,20 +167,22 @@ class LoraBank:
     @classmethod
     def of(cls, model: Any) -> LoraBank:
         """An empty bank for a transformers model's linear layers below the head."""
-        head = model.get_output_embeddings()
+        head = bare(model.get_output_embeddings())
         layers = {name: part for name, part in model.named_modules() if is_linear(part) and part is not head}
-        return cls({name: linear_shape(layer) for name, layer in layers.items()}, model.device, model.dtype)
+        shapes = {name: linear_shape(layer) for name, layer in layers.items()}
+        return cls(shapes, model.device, model.dtype, Ends.of(model))
 
     @property
     def layers(self) -> AbstractSet[str]:
         """The layers on which any adapter has a part."""
         return self._layers.keys()
 
-    def read(self, directory: Path) -> dict[str, LowRank]:
+    def read(self, directory: Path) -> dict[str, LowRank | Rows]:
         """The adapter's parts by layer. Raises ModelError as `lora_files.read_lora` does."""
-        return read_lora(directory, self._shapes, self._device, self._dtype)
+        parts = read_lora(directory, self._shapes, self._device, self._dtype)
+        return parts | read_rows(directory, self._ends.shapes if self._ends else {}, self._device, self._dtype)
 
-    def put(self, name: str, directory: Path, parts: Mapping[str, LowRank]) -> None:
+    def put(self, name: str, directory: Path, parts: Mapping[str, LowRank | Rows]) -> None:
         """Hold what was read from `directory` as `name`. Raises ConfigError if there is one of that name."""
         if name in self.adapters:
             raise ConfigError(
@@ -141,7 +190,14 @@ class LoraBank:
                 fix="unload it first, or choose another name",
             )
         for layer, part in parts.items():
-            self._layers.setdefault(layer, {})[name] = part
+            if isinstance(part, LowRank):
+                self._layers.setdefault(layer, {})[name] = part
+                continue
+            assert self._ends is not None, "rows were read for them"
+            if layer == self._ends.embedding:
+                self._inputs[name] = part
+            if layer == self._ends.head:
+                self._outputs[name] = part
         self.adapters[name] = directory
 
     def drop(self, name: str) -> None:
@@ -149,6 +205,8 @@ class LoraBank:
         self.require(name)
         del self.adapters[name]
         self._stacks.clear()
+        self._inputs.pop(name, None)
+        self._outputs.pop(name, None)
         for parts in self._layers.values():
             parts.pop(name, None)
         self._layers = {layer: parts for layer, parts in self._layers.items() if parts}
@@ -194,6 +252,36 @@ class LoraBank:
             else:
                 out.index_add_(0, tokens, x[tokens] @ part.down @ part.up)
 
+    def put_inputs(self, token_ids: Tensor, x: Tensor, step: Step) -> None:
+        """Replace what tokens are embedded as where their adapter has rows of its own.
+
+        Args:
+            token_ids: (tokens,).
+            x: (tokens, dim), the embedding of them.
+        """
+        for name, tokens in step.segments:
+            if (rows := self._inputs.get(name)) is not None and self._ends is not None:
+                x[tokens] = put_inputs(rows, token_ids[tokens], x[tokens], self._ends.scale)
+
+    def put_outputs(self, hidden: Tensor, logits: Tensor, step: Step, kept: Tensor | slice = EVERY) -> None:
+        """Replace the scores of the tokens of which a token's adapter has rows of its own.
+
+        Args:
+            hidden: (kept, dim), what the head reads.
+            logits: (kept, vocabulary), what it made of that.
+            kept: which tokens of the step these are.
+        """
+        if not any(name in self._outputs for name, _ in step.segments):
+            return
+        for name, tokens in step.only(kept).segments:
+            if (rows := self._outputs.get(name)) is not None:
+                logits[tokens] = put_outputs(rows, hidden[tokens], logits[tokens])
+
+    @property
+    def ends(self) -> Ends | None:
+        """The layers whose rows any adapter replaces; None while none does."""
+        return self._ends if self._inputs or self._outputs else None
+
     def _stack(self, layer: str, ranks: tuple[tuple[str, int], ...]) -> _Stack:
         """The stack of these adapters; the last one of each layer is kept, as steps mostly have what the last had."""
         stack = self._stacks.get(layer)
@@ -214,16 +302,25 @@ class Hooks:
 
     def __init__(self, bank: LoraBank, model: Any, but: AbstractSet[str] = frozenset()) -> None:
         self._bank, self._model, self._wiring, self._but = bank, model, wiring_of(model), but
+        head = model.get_output_embeddings()
+        self._head = next(name for name, part in model.named_modules() if part is head)
         self._hooked: dict[str, RemovableHandle] = {}
         self._step: Step | None = None
+        self._kept: Tensor | slice = EVERY
         self._parts: dict[Part, Step] = {}
 
     @contextmanager
-    def during(self, step: Step) -> Iterator[None]:
-        """A forward pass over one row of tokens. Where none has an adapter, it runs as if there were no bank."""
+    def during(self, step: Step, kept: Tensor | slice = EVERY) -> Iterator[None]:
+        """A forward pass over one row of tokens. Where none has an adapter, it runs as if there were no bank.
+
+        Args:
+            kept: the tokens that the head sees, if it does not see all.
+        """
+        ends = self._bank.ends
+        names = self._bank.layers | ({ends.embedding, self._head} if ends else set())
         with nullcontext() if self._wiring is None else self._wiring.turn:
-            self._hook(self._bank.layers - self._but if step.segments else frozenset())
-            self._step = step
+            self._hook(names - self._but if step.segments else frozenset())
+            self._step, self._kept = step, kept
             try:
                 yield
             finally:
@@ -238,8 +335,24 @@ class Hooks:
             handle.remove()
         modules = {name: self._model.get_submodule(name) for name in layers}
         self._hooked = {
-            name: module.register_forward_hook(partial(self._add, name)) for name, module in modules.items()
+            name: module.register_forward_hook(self._what_to_do_at(name)) for name, module in modules.items()
         }
+
+    def _what_to_do_at(self, name: str) -> Callable[..., None]:
+        ends = self._bank.ends
+        if ends is not None and name == ends.embedding:
+            return self._put_inputs
+        return self._put_outputs if name == self._head else partial(self._add, name)
+
+    def _put_inputs(self, _module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        if self._step is not None:
+            self._bank.put_inputs(inputs[0].reshape(-1), out.view(-1, out.shape[-1]), self._step)
+
+    def _put_outputs(self, _module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        if self._step is not None:
+            hidden = inputs[0].reshape(-1, inputs[0].shape[-1])
+            kept = self._kept if len(hidden) != self._step.count else EVERY  # some see all, whatever they are asked
+            self._bank.put_outputs(hidden, out.view(-1, out.shape[-1]), self._step, kept)
 
     def _step_now(self) -> Step:
         """The step, or that of the part which a layer with states is reading."""

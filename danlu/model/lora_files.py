@@ -1,8 +1,8 @@
 """PEFT's files of a plain LoRA adapter -> the two small matrices of each layer, without PEFT's modules.
 
-Plain LoRA is y + scaling * (x A^T) B^T on linear layers below the head, nothing else trained. Whatever an
-adapter's files say beyond that (DoRA, biases, whole modules, embeddings, a changed base) is named, not passed over.
-What is done with the matrices is lora_bank.py's.
+Plain LoRA is y + scaling * (x A^T) B^T on linear layers below the head, and with it at most the rows of some tokens
+in embedding and head (trainable_token_indices). Whatever an adapter's files say beyond that (DoRA, biases, whole
+modules, a changed base) is named, not passed over. What is done with the matrices is lora_bank.py's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from torch import Tensor
 from danlu.config import describe_faults
 from danlu.errors import ModelError
 from danlu.model.load import adapter_config, some
+from danlu.model.token_rows import Rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Number = TypeVar("Number", int, float)
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_ROWS = re.compile(r"base_model\.model\.(.+)\.token_adapter\.trainable_tokens_delta")
 
 # Fields that change nothing in a forward pass of a loaded adapter. PEFT's Conv1D layers also compute x A^T B^T,
 # so fan_in_fan_out is of merging alone.
@@ -100,6 +102,7 @@ def why_not_plain(directory: Path) -> str | None:
     if config.get("bias", "none") != "none":
         return f"bias is {config['bias']!r}"
     known = {*_INERT, *PlainLora.model_fields, "peft_type", "init_lora_weights", "bias"} - {"target_parameters"}
+    known |= {"trainable_token_indices"}
     for name in sorted(config.keys() - known):
         if config[name]:
             return f"{name} is {repr(config[name])[:80]}"
@@ -107,6 +110,8 @@ def why_not_plain(directory: Path) -> str | None:
         names = list(file.keys())
     for name in names:
         match = _TENSOR.fullmatch(name)
+        if _ROWS.fullmatch(name):
+            continue
         if match is None:
             return f"it holds the tensor {name}"
         if "." not in match[1]:
@@ -131,7 +136,7 @@ def read_lora(
     if reason := why_not_plain(directory):
         raise ModelError(
             f"{directory}: the adapter is not plain LoRA: {reason}",
-            allowed="A and B of linear layers below the head, beside which nothing was trained",
+            allowed="A and B of linear layers below the head, beside which at most rows of tokens were trained",
             fix="merge it into a model of its own (danlu merge), or make an engine with it: Engine(adapter=DIRECTORY)",
         )
     document = adapter_config(directory)
@@ -163,6 +168,42 @@ def read_lora(
         raise ModelError(f"{directory / CONFIG}: no regular expression: {error}") from error
 
 
+class _TokenIndices(BaseModel):
+    trainable_token_indices: dict[str, list[Annotated[int, Field(ge=0)]]] | list[Annotated[int, Field(ge=0)]] = []
+
+
+def read_rows(
+    directory: Path, shapes: Mapping[str, tuple[int, int]], device: torch.device, dtype: torch.dtype
+) -> dict[str, Rows]:
+    """The rows of some tokens that the adapter has, by the name of the embedding or head they belong to.
+
+    Args:
+        shapes: (rows, dim) of the embedding, first, and of the head if it is not tied to it.
+
+    Raises ModelError as `read_lora` does.
+    """
+    document = adapter_config(directory)
+    try:
+        told = _TokenIndices.model_validate({k: v for k, v in document.items() if k == "trainable_token_indices" and v})
+    except ValidationError as error:
+        raise _damaged(directory, error) from error
+    chosen, embedding = told.trainable_token_indices, next(iter(shapes))
+    indices = chosen if isinstance(chosen, dict) else {embedding: chosen} if chosen else {}
+    with _opened(directory) as file:
+        found = {m[1]: file.get_tensor(name) for name in file.keys() if (m := _ROWS.fullmatch(name))}  # noqa: SIM118
+    named = {next((layer for layer in shapes if f".{layer}".endswith(f".{name}")), name): name for name in indices}
+    fix = f"it was made for {document.get('base_model_name_or_path') or 'an unknown base'}; load that base"
+    if astray := (named.keys() ^ found.keys()) | (found.keys() - shapes.keys()):
+        raise ModelError(f"{directory}: its rows of tokens do not fit the model: {some(astray)}", fix=fix)
+    rows = {}
+    for layer, values in found.items():
+        own, (count, dim) = indices[named[layer]], shapes[layer]
+        if values.shape != (len(own), dim) or max(own) >= count or not bool(values.isfinite().all()):
+            raise ModelError(f"{directory}: the rows of {layer}, {tuple(values.shape)}, do not fit the model", fix=fix)
+        rows[layer] = Rows(torch.tensor(own, device=device), values.to(device, dtype))
+    return rows
+
+
 def _low_rank(a: Tensor, b: Tensor, scaling: float, device: torch.device, dtype: torch.dtype) -> LowRank:
     up = b.float() * scaling
     return LowRank(a.to(device, dtype).T, up.to(device, dtype).T)
@@ -176,9 +217,12 @@ def _plain(document: dict[str, Any], directory: Path) -> PlainLora:
     try:
         return PlainLora.model_validate({key: value for key, value in document.items() if value is not None})
     except ValidationError as error:
-        faults = "; ".join(describe_faults(error))
-        fix = "the file is damaged; copy the adapter again"
-        raise ModelError(f"{directory / CONFIG}: {faults}", fix=fix) from error
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory: Path, error: ValidationError) -> ModelError:
+    faults = "; ".join(describe_faults(error))
+    return ModelError(f"{directory / CONFIG}: {faults}", fix="the file is damaged; copy the adapter again")
 
 
 @contextmanager

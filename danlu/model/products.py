@@ -11,6 +11,7 @@ for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,9 +68,19 @@ def fastest_product(weight: Tensor, bias: Tensor | None) -> Product:
     return packed_product(weight, bias) if is_short and has_layout() else plain_product(weight, bias)
 
 
+@cache
 def has_layout() -> bool:
-    """Whether oneDNN lays bfloat16 out on this processor: not without AVX-512 or avx_ne_convert."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether oneDNN lays bfloat16 out here, which a product of ones shows.
+
+    On x86 it takes AVX-512 or avx_ne_convert; builds for other processors say that they can and may refuse.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    ones = torch.ones(32, 32, dtype=torch.bfloat16)
+    try:
+        return bool((packed_product(ones, None)(ones) == 32).all())
+    except RuntimeError:
+        return False
 
 
 def plain_product(weight: Tensor, bias: Tensor | None) -> Product:

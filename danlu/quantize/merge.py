@@ -25,7 +25,8 @@ from danlu.data.templates import template_text
 from danlu.device import Device, DtypeName, release_memory
 from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults
 from danlu.generate.engine import Engine
-from danlu.hub import quiet_transformers
+from danlu.generate.kinds import of_adapter
+from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import adapted_tokenizer, load_model, load_tokenizer, put_adapter, weight_sizes
@@ -49,6 +50,10 @@ PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
 
 # Largest logit difference allowed where the recipe names none: rounding of float32, and of 16 bits.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
+# Keys, values and activations of the prompts, and the logits of one of them.
+TEXTS_BYTES = 2**28
 
 
 class MergeOptions(Options):
@@ -82,9 +87,12 @@ def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
 
 
 def merging_bytes(base: Path) -> int:
-    """Memory that merging takes at its highest: every weight once in float32, and the largest of them once more."""
+    """Memory that merging takes at its highest: every weight once in float32, and what the work on it takes.
+
+    That is the largest weight twice (an adapter's product; two layers read as one), and texts with their logits.
+    """
     sizes = weight_sizes(base).values()
-    return 4 * (sum(sizes) + max(sizes, default=0))
+    return 4 * (sum(sizes) + 2 * max(sizes, default=0)) + TEXTS_BYTES
 
 
 def merge_checked(
@@ -136,7 +144,12 @@ def _merge_into(
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
     for dtype in _dtypes(options.dtype, base, device):
         release_memory()
-        save_model(fold(put_adapter(read(base), adapter)).to(dtype), tokenizer, unverified)
+        merged = fold(read(base), adapter)
+        _name_the_ends(merged, Chat.of(tokenizer, merged.generation_config))
+        save_model(merged.to(dtype), tokenizer, unverified)
+        del merged
+        if kind := of_adapter(adapter, recorded_kind(base)):
+            write_origin(unverified, kind=kind)
         release_memory()
         say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
         try:
@@ -155,30 +168,41 @@ def _merge_into(
     raise AssertionError("float32 either passes or raises")
 
 
-def fold(adapted: Any) -> Any:
-    """The base with the adapter in its weights, in place.
+def fold(base: Any, adapter: Path) -> Any:
+    """The base with the adapter in its weights: the same model, changed.
 
     Where an adapter changes one of two layers that share a weight (a head tied to the embedding), that layer gets a
     weight of its own first, and the merged model's configuration says so: tie_word_embeddings is false.
     """
-    with quiet_transformers(), torch.no_grad():
-        owners: dict[int, list[Any]] = {}
-        for layer in adapted.modules():
-            weight = layer._parameters.get("weight")
-            if weight is not None:
-                owners.setdefault(weight.data_ptr(), []).append(layer)
-        bases = {id(layer.get_base_layer()) for layer in adapted.modules() if hasattr(layer, "get_base_layer")}
-        for layer in (one for layers in owners.values() if len(layers) > 1 for one in layers if id(one) in bases):
-            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    with quiet_transformers():
+        was_tied = _is_tied(base)
+        adapted = put_adapter(base, adapter)
+        _part(adapted)
         merged = adapted.merge_and_unload()
-    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
-    if head is not None and head.weight.data_ptr() != embedding.weight.data_ptr():
+    if was_tied:
+        head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
         if torch.equal(head.weight, embedding.weight):
             head.weight = embedding.weight
-        else:
-            for config in {id(config): config for config in (merged.config, merged.config.get_text_config())}.values():
-                config.tie_word_embeddings = False
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = head.weight is embedding.weight
     return merged
+
+
+def _is_tied(model: Any) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    weights = (getattr(head, "weight", None), getattr(embedding, "weight", None))
+    return weights[0] is not None and weights[1] is not None and weights[0].data_ptr() == weights[1].data_ptr()
+
+
+def _part(adapted: Any) -> None:
+    """Give each layer that an adapter changes a weight of its own, where it shares one with another layer."""
+    owners: dict[int, list[Any]] = {}
+    for layer in adapted.modules():
+        if (weight := layer._parameters.get("weight")) is not None:
+            owners.setdefault(weight.data_ptr(), []).append(layer)
+    changed = {id(layer.get_base_layer()) for layer in adapted.modules() if hasattr(layer, "get_base_layer")}
+    for layer in (one for layers in owners.values() if len(layers) > 1 for one in layers if id(one) in changed):
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 
 @contextmanager
@@ -192,6 +216,12 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_the_ends(model: Any, chat: Chat) -> None:
+    """Let the configuration say what ends an answer: other engines ask nothing else, and would never stop."""
+    ends = sorted(chat.stop_ids)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def _checked_out(out: Path, base: Path, adapter: Path) -> Path:

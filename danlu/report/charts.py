@@ -78,14 +78,14 @@ def _memory(rows: Rows, words: Words) -> Chart | None:
     """The peak of each step, and pale what was in use at its end; older runs have the end alone."""
     end, peak = memory_gib(rows), memory_gib(rows, "peak_memory_bytes")
     if not _finite(peak):
-        return _small(words, "Memory", words("GiB, at each step's end"), rows, end)
+        return _small(words, "Memory", "GiB", rows, end)
     steps = _steps(rows)
     curves = [Curve("at its end", steps, end, opacity=0.3), Curve("peak of the step", steps, peak)]
-    parts = _in_words(words, words("peak in GiB"), peak), _in_words(words, words("at its end"), end)
-    alt = words("{title} by step: {numbers}", title=words("Memory"), numbers=words("; ").join(parts))
+    title, numbers = words("Memory"), _in_words(words, words("peak of the step"), peak)
+    alt = words("{title} by step: {numbers}", title=title, numbers=numbers)
     labels = {text: words(text) for text in ("step", *(curve.name for curve in curves))}
     svg = draw("memory", curves, alt=alt, x_label="step", from_zero=True, labels=labels)
-    return Chart(words("Memory"), words("GiB: the peak of each step; pale, at its end"), svg)
+    return Chart(title, words("GiB; the peak of each step, and pale what it held at its end"), svg)
 
 
 def _rate(rows: Rows, words: Words) -> Chart | None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from danlu.generate.trace import Candidate, Choice, Trace
 from danlu.report.beam_tree import beam_tree
-from danlu.report.glyphs import Glyphs, percent
+from danlu.report.glyphs import Glyphs, completed, percent, unfinished
 
 # Tokens of an answer that are drawn; each takes about ten lines.
 TOKENS = 8
@@ -56,16 +56,27 @@ def _show_answer(console: Console, glyphs: Glyphs, trace: Trace, answer: int, li
     tokens = trace.answers[answer].tokens
     console.print()
     console.print(Text(f"answer {answer + 1}, token by token", style="bold"))
+    before = ""  # bytes of a character that is not whole yet
     for at, (token, choice) in enumerate(zip(tokens[:limit], trace.choices_of(answer), strict=False), 1):
         u = "" if choice.u is None else f"   u {choice.u:.4f}"
-        console.print(Text(f"{at:>3}  {glyphs.quoted(token.text)}{u}", style="cyan"))
-        console.print(_table(console.width, glyphs, choice))
+        console.print(Text(f"{at:>3}  {_named(glyphs, before, token.text)}{u}", style="cyan"))
+        console.print(_table(console.width, glyphs, choice, before))
+        before = unfinished(before + token.text)
         _show_dropped(console, glyphs, choice)
     if len(tokens) > limit:
         console.print(Text(f"{glyphs.cut} {len(tokens) - limit} more tokens: --show_tokens {len(tokens)}", style="dim"))
 
 
 # -- one token
+
+
+def _named(glyphs: Glyphs, before: str, text: str, width: int | None = None) -> str:
+    """A token in quotes; of one that finishes a character begun by the bytes `before`, that character as well."""
+    whole = completed(before, text)
+    if not whole:
+        return glyphs.quoted(text, width)
+    shown = f" = {glyphs.quoted(whole)}"
+    return glyphs.quoted(text, None if width is None else width - cell_len(shown)) + shown
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,10 @@ class _Column:
         return "\n".join(lines)
 
 
-def _table(width: int, glyphs: Glyphs, choice: Choice) -> Table:
+def _table(width: int, glyphs: Glyphs, choice: Choice, before: str = "") -> Table:
     shown = [one for one in choice.candidates if one.is_chosen or max(_all_p(one)) >= _LEAST_P]
     has_dropped = any(one.dropped_by for one in shown)
-    token_cells = min(_TOKEN_CELLS, max(5, *(cell_len(glyphs.quoted(one.token.text)) for one in shown)))
+    token_cells = min(_TOKEN_CELLS, max(5, *(cell_len(_named(glyphs, before, one.token.text)) for one in shown)))
     rank_cells = max(4, *(len(str(one.rank)) for one in shown))
     why_cells = max(10, *(len(one.dropped_by or "") for one in shown)) if has_dropped else 0
     columns = _columns(choice, shown, width - (_MARK_CELLS + 3 + rank_cells + token_cells + why_cells))
@@ -111,7 +122,7 @@ def _table(width: int, glyphs: Glyphs, choice: Choice) -> Table:
     for one in shown:
         cells = [_cell(glyphs, one, column) for column in columns]
         mark = glyphs.chosen if one.is_chosen else ""
-        row = [mark, str(one.rank), glyphs.quoted(one.token.text, token_cells), *cells]
+        row = [mark, str(one.rank), _named(glyphs, before, one.token.text, token_cells), *cells]
         why = [one.dropped_by or ""] if has_dropped else []
         style = "bold green" if one.is_chosen else "dim" if one.dropped_by else None
         table.add_row(*(Text(text) for text in [*row, *why]), style=style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -60,6 +61,25 @@ class Glyphs:
 def joined(texts: Iterable[str]) -> str:
     """The texts of tokens in a row; bytes that make up characters together become them."""
     return _BYTES.sub(lambda found: _as_characters(found.group()), "".join(texts))
+
+
+def unfinished(text: str) -> str:
+    """The bytes at the end of `text` that are the beginning of a character, as a trace writes them; mostly none."""
+    found = re.search(_BYTES.pattern + r"$", text)
+    if not found:
+        return ""
+    data = bytes.fromhex(found.group().replace("\\x", ""))
+    try:
+        used = codecs.utf_8_decode(data, "strict", False)[1]
+    except UnicodeDecodeError:
+        return ""
+    return "".join(f"\\x{byte:02x}" for byte in data[used:])
+
+
+def completed(before: str, text: str) -> str:
+    """The characters that a token's text finishes after the bytes `before`; nothing where it finishes none."""
+    whole = joined([before, text]) if before else ""
+    return "" if not whole or _BYTES.match(whole) else whole
 
 
 def _as_characters(escapes: str) -> str:

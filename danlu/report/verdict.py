@@ -26,6 +26,7 @@ MEASURES = {
     "loss": Measure("held-out loss", less_is_better=True),
     "perplexity": Measure("perplexity", less_is_better=True),
     "overlap": Measure("character overlap with the references (chrF)", less_is_better=False, decimals=1),
+    "ended": Measure("answers that ended by themselves, of 100", less_is_better=False, decimals=0),
 }
 
 _ABSENT = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -20,11 +21,15 @@ from danlu.serve.body import read_json
 from danlu.serve.embeddings import EmbeddingBody, Embeddings
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.options import ServeOptions
+from danlu.serve.response_events import told
+from danlu.serve.responses import ResponsesBody, read_responses
 from danlu.serve.schema import Ask, ChatBody, CompletionBody, read_chat, read_completion, schema_of
 from danlu.serve.service import Receive, Service, while_wanted
 from danlu.serve.stream import Send
 
 _OPEN_PATHS = {"/health"}
+_SHORT_BODY_BYTES = 2**14
+_T = TypeVar("_T")
 _OUTCOMES = {None: "ok", 429: "queue_full", 499: "cancelled", 503: "shutdown", 504: "timeout", 408: "timeout"}
 _Reader = Callable[[dict[str, Any]], Ask]
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -48,9 +53,11 @@ def make_app(
 def make_app_over(backend: Backend, embeddings: Embeddings | None = None) -> FastAPI:
     """The application over any backend; it closes neither of the two."""
     options = backend.options
-    app = FastAPI(title="Danlu", version=danlu.__version__)
+    # Neither pages whose scripts lie on another server, nor redirects that repeat what a client said of our name.
+    app = FastAPI(title="Danlu", version=danlu.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.backend = backend
     _add_answers(app, backend)
+    _add_responses(app, backend)
     _add_embeddings(app, backend, embeddings)
     _add_the_rest(app, backend, embeddings)
     app.add_exception_handler(ApiFault, _on_fault)
@@ -73,6 +80,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         started = False
 
         async def noting_the_start(message: Any) -> None:
@@ -133,7 +142,7 @@ def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
             _count(backend, fault, arrived)
 
         try:
-            ask = read(await _document(request, backend))
+            ask = await _read(read, await _document(request, backend), request)
             return await backend.reply(ask, chat, arrived, request.receive, ended)
         except Exception as error:
             fault = as_fault(error)
@@ -141,6 +150,34 @@ def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
             return _response(fault)
 
     return answer
+
+
+def _add_responses(app: FastAPI, backend: Backend) -> None:
+    async def answer(request: Request) -> Response:
+        arrived = time.monotonic()
+
+        def ended(fault: ApiFault | None) -> None:
+            _count(backend, fault, arrived)
+
+        try:
+            ask, wishes = await _read(read_responses, await _document(request, backend), request)
+            return told(await backend.reply(ask, True, arrived, request.receive, ended), wishes)
+        except Exception as error:
+            fault = as_fault(error)
+            ended(fault)
+            return _response(fault)
+
+    content = {"application/json": {"schema": ResponsesBody.model_json_schema()}}
+    extra = {"requestBody": {"required": True, "content": content}}
+    app.add_api_route("/v1/responses", answer, methods=["POST"], openapi_extra=extra, response_model=None)
+
+
+async def _read(read: Callable[[dict[str, Any]], _T], document: dict[str, Any], request: Request) -> _T:
+    """What a body asks for; a long one is checked in a thread, so that others are answered meanwhile."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) <= _SHORT_BODY_BYTES:
+        return read(document)
+    return await asyncio.to_thread(read, document)
 
 
 async def _document(request: Request, backend: Backend) -> dict[str, Any]:
@@ -187,23 +224,30 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
 def _add_the_rest(app: FastAPI, backend: Backend, embeddings: Embeddings | None) -> None:
     created = int(time.time())
 
-    def cards() -> list[dict[str, Any]]:
+    async def cards() -> list[dict[str, Any]]:
         names = {**backend.models, **({} if embeddings is None else {embeddings.name: None})}
         card = {"object": "model", "created": created, "owned_by": "danlu"}
-        return [{"id": name, **card, "parent": parent} for name, parent in names.items()]
+        kinds = await backend.kinds()
+        of_kind = {name: {"kind": kinds[name]} if name in kinds else {} for name in names}
+        return [{"id": name, **card, "parent": parent, **of_kind[name]} for name, parent in names.items()]
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": cards()}
+        return {"object": "list", "data": await cards()}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        known = {card["id"]: card for card in cards()}
+        known = {card["id"]: card for card in await cards()}
         if name not in known:
             names = ", ".join(map(repr, known))
             raise ApiFault(404, f"no model {name!r}; this server has {names}", "model", "model_not_found")
         return known[name]
 
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": danlu.__version__}
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         if backend.closing.is_set():
@@ -226,7 +270,9 @@ async def _on_fault(_request: Request, error: Exception) -> Response:
 
 async def _on_http_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it alone"
-    known = "POST /v1/chat/completions, /v1/completions, /v1/embeddings, GET /v1/models, /health, /metrics"
+    known = (
+        "POST /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, GET /v1/models, /health, /metrics"
+    )
     message = f"{error.detail}: {request.method} {request.url.path}; there is {known}"
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)
     return _response(ApiFault(error.status_code, message, code=code, headers=error.headers or {}))

@@ -39,6 +39,9 @@ class Backend(Protocol):
     @property
     def models(self) -> Mapping[str, str | None]: ...
 
+    async def kinds(self) -> Mapping[str, str]:
+        """Base or instruct, of those models of which it is known."""
+
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         """The answer, whole or as a stream.
 
@@ -68,9 +71,13 @@ class OwnEngine:
     def models(self) -> Mapping[str, str | None]:
         return {name: self.service.parent(name) for name in self.service.models}
 
+    async def kinds(self) -> Mapping[str, str]:
+        return await self.service.kinds()
+
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         run = await self.service.open(ask, arrived)
-        replies = Replies(ask.model, self.service.names, chat, counted=ask.include_usage)
+        reading = None if run.talk is None else run.talk.reader
+        replies = Replies(ask.model, self.service.names, chat, counted=ask.include_usage, reading=reading)
         if ask.stream:
             return AnswerStream(run, replies, ended)
         body = await _whole(self.service, run, replies, receive)

@@ -59,7 +59,9 @@ def serve_model(
 def _check(loading: ModelOptions, named: Mapping[str, str], chosen: BackendOptions) -> None:
     if chosen.backend != "openai" and not loading.name:
         raise ConfigError("no model given", fix="danlu serve MODEL; `danlu models` lists names")
-    vain = {"openai": ("dtype", "adapter", "accept_licence"), "vllm": ("adapter",), "danlu": ()}[chosen.backend]
+    vain = {
+        "openai": ("dtype", "adapter", "kind", "accept_licence"), "vllm": ("adapter", "kind"), "danlu": (),
+    }[chosen.backend]  # fmt: skip
     if chosen.backend == "vllm" and loading.dtype in QUANTIZED:
         raise ConfigError(f"--dtype {loading.dtype} with --backend vllm", allowed="auto, float32, bfloat16, float16")
     for name in vain:
@@ -109,13 +111,17 @@ def _backend(
             loading.name,
             dtype=loading.dtype,
             adapter=loading.adapter,
+            kind=loading.kind,
             accept_licence=loading.accept_licence,
             say=news,
         )
         try:
             for adapter, place in named.items():
                 engine.load_adapter(adapter, place)
-            yield OwnEngine(Service(engine, options, name))
+            service = Service(engine, options, name)
+            for note in service.notes():
+                news(note)
+            yield OwnEngine(service)
         finally:
             engine.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from danlu.generate.params import GenerationParams
 from danlu.serve.faults import ApiFault
+from danlu.serve.messages import TALK_FIELDS, as_json
 from danlu.serve.options import FlavourName
 from danlu.serve.schema import Ask
 
@@ -33,12 +34,13 @@ _VLLM_AND_SGLANG = _OPENAI | {
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
     "min_new_tokens": "min_tokens",
+    "skip_special_tokens": "skip_special_tokens",
 }
 
 # Knobs that are worded by code below, and not by a name alone.
 _WORDED = {
     "do_sample", "max_new_tokens", "stop_sequences", "include_stop", "eos_token_id", "logprobs", "num_beams",
-    "json_schema", "regex",
+    "json_schema", "regex", "stop_token_ids",
 }  # fmt: skip
 
 
@@ -58,6 +60,7 @@ class Dialect:
         chat_limit: what it calls the limit of a chat's answer.
         completion_schema: whether /completions reads response_format as well.
         regex: the name of an expression that the answer must match; empty: it has none.
+        talk: the fields of a chat that shape its prompt and its calls.
     """
 
     name: FlavourName
@@ -74,6 +77,7 @@ class Dialect:
     chat_limit: str = "max_tokens"
     completion_schema: bool = False
     regex: str = ""
+    talk: frozenset[str] = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
 
 
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
@@ -85,7 +89,12 @@ DIALECTS: dict[FlavourName, Dialect] = {
         Dialect("openai", neutral={"temperature": 1.0}, chat_limit="max_completion_tokens"),
         Dialect(
             "vllm",
-            knobs=_VLLM_AND_SGLANG | {"bad_words": "bad_words", "length_penalty": "length_penalty"},
+            knobs=_VLLM_AND_SGLANG
+            | {
+                "bad_words": "bad_words",
+                "length_penalty": "length_penalty",
+                "choices": "structured_outputs.choice",
+            },
             neutral=_VLLM_NEUTRAL,
             stop_ids="stop_token_ids",
             include_stop="include_stop_str_in_output",
@@ -93,6 +102,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             beams=True,
             completion_schema=True,
             regex="structured_outputs.regex",
+            talk=frozenset(TALK_FIELDS),
         ),
         Dialect(
             "sglang",
@@ -103,16 +113,19 @@ DIALECTS: dict[FlavourName, Dialect] = {
             ignore_eos=True,
             completion_schema=True,
             regex="regex",
+            talk=frozenset(TALK_FIELDS) - {"add_generation_prompt"},
         ),
         Dialect(
             "llama.cpp",
             knobs=_OPENAI
             | {"top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", "repetition_penalty": "repeat_penalty"},
-            # It penalizes the last 64 tokens only unless told to look at all of them.
-            neutral=_NEUTRAL | {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": -1},
+            # It penalizes the last 64 tokens only unless told of more; newer ones refuse -1, which was all of them.
+            neutral=_NEUTRAL
+            | {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": 131072},
             ignore_eos=True,
             completion_logprobs=False,
             echo=False,
+            talk=frozenset(TALK_FIELDS),
         ),
         Dialect(
             "rtp-llm",
@@ -132,6 +145,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             stop_ids="extra_configs.stop_words_list",
             stop_id_lists=True,
             completions=False,
+            talk=frozenset({"tools"}),
         ),
     )
 }
@@ -142,7 +156,7 @@ _WITH_BEAMS = {"do_sample", "num_beams", "num_return_sequences", "length_penalty
 
 def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) -> dict[str, Any]:
     """The body to send, without the model's name. Raises ApiFault for what the server cannot do."""
-    body: dict[str, Any] = {"messages": list(ask.prompts[0])} if chat else {"prompt": _prompts(ask)}
+    body: dict[str, Any] = _talk(ask, flavour) if chat else {"prompt": _prompts(ask)}
     if ask.stream:
         body["stream"] = True
     if ask.include_leading and flavour != "danlu":
@@ -161,6 +175,25 @@ def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) 
         knobs.pop("max_new_tokens", None)
         knobs["max_tokens"] = 0
     return body | knobs
+
+
+def _talk(ask: Ask, flavour: FlavourName) -> dict[str, Any]:
+    """Messages, and what else shapes their prompt."""
+    given = {} if ask.talk is None else ask.talk.given
+    for name in given if flavour != "danlu" else ():
+        if name not in DIALECTS[flavour].talk:
+            message = f"the backend {DIALECTS[flavour].name} cannot do {name}; leave it out, or ask a server with the "
+            raise ApiFault(400, f"{message}backend danlu, which can", name, "unsupported_by_backend")
+    return {"messages": [_sent(message) for message in ask.prompts[0]], **given}
+
+
+def _sent(message: Any) -> dict[str, Any]:
+    """A message as it came, the arguments of its calls as text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
 
 
 def names_there(ask: Ask, flavour: FlavourName) -> dict[str, str]:
@@ -215,6 +248,7 @@ class _Translation:
             "stop_sequences": self._stops,
             "include_stop": self._keep_stop,
             "eos_token_id": self._ends,
+            "stop_token_ids": lambda ids: self._stop_at("stop_token_ids", [[token] for token in ids]),
             "logprobs": self._logprobs,
             "json_schema": self._schema,
             "regex": self._regex,

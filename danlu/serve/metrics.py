@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from danlu.device import heap_bytes, process_memory_bytes
 from danlu.generate.answers import Load
 
 _SPEED_WINDOW_SECONDS = 10.0
@@ -88,6 +89,16 @@ class _Gauges(Collector):
         yield GaugeMetricFamily("danlu_rows_running", "answers and beams that grow in each step", load.rows)
         yield GaugeMetricFamily("danlu_kv_bytes", "allocated for keys and values of requests", load.kv_bytes)
         yield GaugeMetricFamily("danlu_prefix_cache_bytes", "held by the prefix cache", load.prefix_cache_bytes)
+        yield GaugeMetricFamily("danlu_form_bytes", "held by compiled forms at most", load.form_bytes)
+        memory = GaugeMetricFamily(
+            "danlu_memory_bytes",
+            "of the process: resident, and in its allocator (where that is glibc's) used, and free for later",
+            labels=["part"],
+        )
+        memory.add_metric(["resident"], process_memory_bytes("cpu"))
+        for part, size in heap_bytes().items():
+            memory.add_metric([f"heap_{part}"], size)
+        yield memory
         yield CounterMetricFamily(
             "danlu_prefix_hit_tokens", "tokens found in the prefix cache instead of read", load.prefix_hit_tokens
         )

@@ -79,6 +79,9 @@ class Remote:
     def models(self) -> Mapping[str, str | None]:
         return {self.model_name: None}
 
+    async def kinds(self) -> Mapping[str, str]:
+        return {}  # the other server renders messages, as it sees fit
+
     async def close(self) -> None:
         await self.client.aclose()
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from danlu.generate.answers import Answer, Event, Logprob
 from danlu.generate.text import TokenNames
+from danlu.serve.callreader import AnswerReader
+from danlu.serve.parts import Parts
 from danlu.serve.scores import Echo, Places, chat_report, echo_report, text_report
 
 
@@ -48,14 +50,19 @@ class Replies:
         model: the name under which it is served.
         chat: whether the answer is a message, or a text.
         counted: pieces of a stream carry a usage field, null until the last.
+        reading: makes what takes one answer of a chat apart; None: all of it is text.
     """
 
     model: str
     names: TokenNames
     chat: bool
     counted: bool = False
+    reading: Callable[[], AnswerReader | None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _places: dict[int, Places] = field(default_factory=dict)
+    _parts: dict[int, Parts] = field(default_factory=dict)
+    _waiting: dict[int, list[Logprob]] = field(default_factory=dict)
+    _thought: dict[int, int] = field(default_factory=dict)
 
     @cached_property
     def identifier(self) -> str:
@@ -65,15 +72,16 @@ class Replies:
         choices = []
         for index, (answer, echo) in enumerate(zip(answers, echoes, strict=True)):
             if self.chat:
-                said: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+                said: dict[str, Any] = {"message": self._parts_of(index).message(answer.text)}
+                self._note_thought(index, answer)
                 logprobs = self._logprobs(index, answer.logprobs)
             else:
                 opening, echoed = self._open(index, echo)
                 said, own = {"text": opening + answer.text}, self._logprobs(index, answer.logprobs)
                 logprobs = {key: echoed[key] + own[key] for key in own} if echoed and own else own
-            choices.append({"index": index, **said, "logprobs": logprobs, **self._ending(answer)})
+            choices.append({"index": index, **said, "logprobs": logprobs, **self._ending(index, answer)})
         head = self._head("chat.completion" if self.chat else "text_completion")
-        return {**head, "choices": choices, "usage": usage.body}
+        return {**head, "choices": choices, "usage": self._usage(usage)}
 
     # -- in pieces
 
@@ -86,34 +94,59 @@ class Replies:
 
     def piece(self, index: int, event: Event) -> bytes:
         """What has become certain, or what leads; with the answer's end, why it ended."""
-        logprobs = self._logprobs(index, event.logprobs or None)
         if event.leading is not None:
             return self._piece(index, {} if self.chat else "", danlu={"leading": event.leading})
+        if self.chat:
+            return self._chat_piece(index, event)
+        logprobs = self._logprobs(index, event.logprobs or None)
         if event.answer is None:
-            return self._piece(index, self._said(event.text), logprobs) if event.text else b""
-        ending = self._ending(event.answer)
-        if not self.chat:
-            return self._piece(index, event.text, logprobs, **ending)
-        if not event.text:
-            return self._piece(index, {}, logprobs, **ending)
-        return self._piece(index, self._said(event.text), logprobs) + self._piece(index, {}, **ending)
+            return self._piece(index, event.text, logprobs) if event.text else b""
+        return self._piece(index, event.text, logprobs, **self._ending(index, event.answer))
+
+    def _chat_piece(self, index: int, event: Event) -> bytes:
+        """Log-probabilities go with the first piece that comes once their tokens are read."""
+        parts, waiting = self._parts_of(index), self._waiting.setdefault(index, [])
+        waiting += event.logprobs or ()
+        deltas = parts.deltas(event.text)
+        if event.answer is not None:
+            deltas += parts.rest()
+            self._note_thought(index, event.answer)
+        if event.answer is not None and not deltas:
+            return self._piece(index, {}, self._logprobs(index, waiting or None), **self._ending(index, event.answer))
+        pieces = []
+        for delta in deltas:
+            pieces.append(self._piece(index, delta, self._logprobs(index, list(waiting) or None)))
+            waiting.clear()
+        if event.answer is not None:
+            pieces.append(self._piece(index, {}, **self._ending(index, event.answer)))
+        return b"".join(pieces)
 
     def counts(self, usage: Usage) -> bytes:
-        return event_of({**self._head(self._kind), "choices": [], "usage": usage.body})
+        return event_of({**self._head(self._kind), "choices": [], "usage": self._usage(usage)})
 
     def _piece(self, index: int, said: Any, logprobs: dict[str, Any] | None = None, **more: Any) -> bytes:
         choice = {"index": index, "delta" if self.chat else "text": said, "logprobs": logprobs, "finish_reason": None}
         usage = {"usage": None} if self.counted else {}
         return event_of({**self._head(self._kind), "choices": [{**choice, **more}], **usage})
 
-    def _said(self, text: str) -> Any:
-        return {"content": text} if self.chat else text
-
     @property
     def _kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
     # -- parts
+
+    def _parts_of(self, index: int) -> Parts:
+        if index not in self._parts:
+            self._parts[index] = Parts(self.reading() if self.reading is not None else None)
+        return self._parts[index]
+
+    def _note_thought(self, index: int, answer: Answer) -> None:
+        if (count := self._parts_of(index).reasoning_tokens(answer.token_ids, self.names)) is not None:
+            self._thought[index] = count
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        details = {"completion_tokens_details": {"reasoning_tokens": sum(self._thought.values())}}
+        return usage.body | (details if self._thought else {})
 
     def _head(self, kind: str) -> dict[str, Any]:
         head = {"id": self.identifier, "object": kind, "created": self.created, "model": self.model}
@@ -133,9 +166,12 @@ class Replies:
             return chat_report(self.names, entries)
         return text_report(self.names, entries, self._places.setdefault(index, Places(self.names, 0)))
 
-    def _ending(self, answer: Answer) -> dict[str, Any]:
+    def _ending(self, index: int, answer: Answer) -> dict[str, Any]:
         unsatisfied = answer.finish_reason == "unsatisfied"
-        ending: dict[str, Any] = {"finish_reason": "length" if unsatisfied else answer.finish_reason}
+        reason: str = "length" if unsatisfied else answer.finish_reason
+        if reason == "stop" and index in self._parts and self._parts[index].has_calls:
+            reason = "tool_calls"
+        ending: dict[str, Any] = {"finish_reason": reason}
         if answer.score is not None:
             ending["score"] = answer.score
         if answer.forced is not None:

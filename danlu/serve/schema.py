@@ -15,31 +15,44 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from danlu.config import Options, describe_faults
-from danlu.data.records import Message
 from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, blamed
+from danlu.serve.habits import Strings, VllmNames, knobs_of, plain_message, without_habits
+from danlu.serve.messages import (
+    TALK_FIELDS,
+    ChatMessage,
+    Effort,
+    Talk,
+    Tool,
+    ToolChoice,
+    check_opening,
+    check_template_kwargs,
+    read_use,
+)
 
 KNOBS = frozenset(GenerationParams.model_fields)
 
 # Sent by OpenAI's clients; no answer depends on them.
 INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "parallel_tool_calls",
 }  # fmt: skip
 NOT_YET = {
-    "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "reasoning_effort",
-    "verbosity", "web_search_options", "suffix", "best_of",
+    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix", "best_of", "prompt_logprobs",
 }  # fmt: skip
-_OF_MESSAGES_INERT = {"refusal", "annotations"}
-_OF_MESSAGES_NOT_YET = {"tool_calls", "function_call", "tool_call_id", "name", "audio"}
+# OpenAI's older names, which its clients have left behind.
+_OLDER = {"functions": "tools", "function_call": "tool_choice"}
+_OF_MESSAGES_NOT_YET = {"function_call", "audio"}
+
+# So many faults of a body are told at once.
+_MOST_FAULTS = 8
 
 # Knobs that ask for a search where nothing says whether to draw.
 _SEARCHES = ("num_beams", "num_beam_groups", "constraints", "force_words", "force_words_ids")
@@ -70,36 +83,37 @@ class ResponseFormat(Options):
     type: Literal["text", "json_object", "json_schema", "regex"] = Field(description="which form")
     json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
     regex: str | None = Field(None, description="with the type regex")
+    form: dict[str, Any] | None = Field(None, alias="schema", description="with the type json_object: its schema")
 
     @model_validator(mode="after")
     def _as_the_type_says(self) -> ResponseFormat:
         for name in ("json_schema", "regex"):
             if (self.type == name) != (getattr(self, name) is not None):
                 raise ValueError(f"the type is {self.type!r}; {name} belongs to the type {name!r}, and only there")
+        if self.form is not None and self.type != "json_object":
+            raise ValueError(f"the type is {self.type!r}; schema belongs to the type 'json_object', and only there")
         return self
 
 
-class TextPart(Options):
-    """A piece of a message's content."""
-
-    type: Literal["text"] = Field(description="text; images and sound are not read")
-    text: str = Field(description="the words")
-
-
-class ChatMessage(Options):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is read as system")
-    content: str | tuple[TextPart, ...] = Field(description="the words, as one text or in parts")
-
-    @property
-    def plain(self) -> Message:
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+def read_prompt(value: Any) -> Any:
+    """Text, token ids, or a list of those; looks at each part once, and says where the first one is that is neither."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise ValueError("text, token ids or a list of those is asked for, not empty")
+    kind = type(value[0])
+    if kind is list:
+        for at, part in enumerate(value):
+            if type(part) is not list or not part or set(map(type, part)) != {int}:
+                raise ValueError(f"not a list of token ids at {at}: {part!r:.80}")
+        return tuple(map(tuple, value))
+    for at, part in enumerate(value):
+        if type(part) is not kind or kind not in (str, int):
+            raise ValueError(f"neither texts nor token ids alone, at {at}: {part!r:.80}")
+    return tuple(value)
 
 
-class _Body(Options):
+class _Body(VllmNames):
     model: str = Field(description="the name that /v1/models lists")
     stream: bool = Field(False, description="send the answer in pieces, as server-sent events")
     stream_options: StreamOptions | None = None
@@ -107,25 +121,43 @@ class _Body(Options):
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's name of json_schema; or its JSON text")
     guided_regex: str | None = Field(None, description="vLLM's name of regex")
     n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
-    stop: str | tuple[str, ...] | None = Field(None, description="strings that end the answer (stop_sequences)")
+    stop: str | Strings | None = Field(None, description="strings that end the answer (stop_sequences)")
     max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
 
 
 class ChatBody(_Body):
     """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
 
-    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    messages: tuple[ChatMessage, ...] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
     logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
     top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
+    tools: tuple[Tool, ...] | None = Field(None, description="functions that the answer may call")
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto (may call, the default), none, required (must call), one tool, or some (allowed_tools)"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
+    reasoning_effort: Effort | None = Field(
+        None, description="how much to think, for templates with such a switch; none: not at all"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="further variables of the template, such as enable_thinking"
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false: the prompt ends with the messages, without the opening of an answer"
+    )
+    continue_final_message: bool = Field(
+        False, description="the last message is the assistant's and unfinished: the answer goes on with it"
+    )
 
 
 class CompletionBody(_Body):
     """What /v1/completions reads; besides these, every knob of GenerationParams."""
 
-    prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...] = Field(
-        description="text or token ids, continued as they are; or a list of those"
-    )
+    prompt: Annotated[
+        str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...],
+        PlainValidator(read_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ] = Field(description="text or token ids, continued as they are; or a list of those")
     echo: bool = Field(False, description="put the prompt before the answer; with logprobs, score it too")
     max_tokens: int | None = Field(
         None, description="new tokens at most (max_new_tokens); 0 with echo: none, only the prompt and its scores"
@@ -146,6 +178,7 @@ class Ask:
         include_leading: a stream also says what leads among beams.
         echo: the prompt comes before each answer, scored where log-probabilities are asked for.
         only_echo: and nothing comes after it.
+        talk: of a chat, how its messages become a prompt.
     """
 
     model: str
@@ -159,6 +192,7 @@ class Ask:
     include_leading: bool = False
     echo: bool = False
     only_echo: bool = False
+    talk: Talk | None = None
 
     def in_client_words(self, message: str) -> str:
         """An error of the engine, with the names that the client used."""
@@ -169,7 +203,7 @@ class Ask:
 
 def read_chat(document: dict[str, Any]) -> Ask:
     """The Ask of a body for /v1/chat/completions. Raises ApiFault."""
-    given = _given(document)
+    given = _given(document, chat=True)
     if "messages" in given:
         given["messages"] = _plain_messages(given["messages"])
     body, knobs = _split(ChatBody, given)
@@ -185,18 +219,27 @@ def read_chat(document: dict[str, Any]) -> Ask:
         if not isinstance(body.logprobs, bool):
             raise ApiFault(400, "logprobs is a number, and top_logprobs is given too; keep one", "top_logprobs")
         knobs["logprobs"], names["logprobs"] = body.top_logprobs, "top_logprobs"
-    return _ask(body, (tuple(message.plain for message in body.messages),), knobs, names, given)
+    messages = tuple(message.plain for message in body.messages)
+    check_template_kwargs(body.chat_template_kwargs or {})
+    opening = check_opening(messages, body.add_generation_prompt, body.continue_final_message)
+    talk = Talk(
+        use=read_use(body.tools, body.tool_choice, body.parallel_tool_calls),
+        effort=body.reasoning_effort,
+        template_kwargs=body.chat_template_kwargs or {},
+        add_generation_prompt=opening,
+        continue_final_message=body.continue_final_message,
+        given={name: given[name] for name in TALK_FIELDS if name in given},
+    )
+    return replace(_ask(body, (messages,), knobs, names, given), talk=talk)
 
 
 def read_completion(document: dict[str, Any]) -> Ask:
     """The Ask of a body for /v1/completions. Raises ApiFault."""
-    given = _given(document)
+    given = _given(document, chat=False)
     body, knobs = _split(CompletionBody, given)
     prompts: tuple[Prompt, ...]
     if isinstance(body.prompt, str):
         prompts = (body.prompt,)
-    elif not body.prompt:
-        raise ApiFault(400, "prompt is an empty list", "prompt")
     else:
         prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt
     only_echo = body.echo and body.max_tokens == 0
@@ -206,7 +249,11 @@ def read_completion(document: dict[str, Any]) -> Ask:
     return replace(ask, echo=body.echo, only_echo=only_echo)
 
 
-def _given(document: dict[str, Any]) -> dict[str, Any]:
+def _given(document: dict[str, Any], *, chat: bool) -> dict[str, Any]:
+    return without_habits(_known(document), chat=chat)
+
+
+def _known(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if value is not None and key not in INERT}
 
 
@@ -218,11 +265,10 @@ def _plain_messages(messages: Any) -> Any:
     for at, message in enumerate(messages):
         if not isinstance(message, dict):
             return messages
-        kept = {key: value for key, value in message.items() if value is not None and key not in _OF_MESSAGES_INERT}
-        for key in sorted(_OF_MESSAGES_NOT_YET & kept.keys()):
-            if kept.pop(key):
+        for key in sorted(_OF_MESSAGES_NOT_YET & message.keys()):
+            if message[key]:
                 raise ApiFault(400, f"messages.{at}.{key}: not supported yet", f"messages.{at}.{key}", "unsupported")
-        plain.append(kept)
+        plain.append(plain_message(message, set(ChatMessage.model_fields)))
     return plain
 
 
@@ -230,6 +276,8 @@ def _split(model: type[_AnyBody], given: dict[str, Any]) -> tuple[_AnyBody, dict
     """The body proper, and the knobs beside it."""
     own = set(model.model_fields)
     for key in given.keys() - own - KNOBS:
+        if key in _OLDER:
+            raise ApiFault(400, f"{key}: an older name; use {_OLDER[key]}", key, "unsupported")
         if key in NOT_YET:
             raise ApiFault(400, f"{key}: not supported yet", key, "unsupported")
         raise ApiFault(400, f"{key}: unknown; {nearest(key, own | KNOBS)}".rstrip("; "), key, "unknown_parameter")
@@ -247,7 +295,8 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         result = model.model_validate_json(json.dumps(strict), strict=True)
         return result if strict == values else model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        message = "; ".join(fault.removeprefix("(whole): ") for fault in describe_faults(error, model))
+        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model)]
+        message = "; ".join(list(dict.fromkeys(faults))[:_MOST_FAULTS])
         for knob, name in names.items():
             message = re.sub(rf"\b{knob}\b", name, message)
         place = error.errors()[0]["loc"]
@@ -258,7 +307,9 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
 
 def read_body(model: type[_AnyOptions], document: dict[str, Any]) -> _AnyOptions:
     """A body without knobs. Raises ApiFault."""
-    return _validate(model, _given(document), {})
+    return _validate(
+        model, {key: value for key, value in document.items() if value is not None and key not in INERT}, {}
+    )
 
 
 def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, value: Any) -> None:
@@ -275,19 +326,28 @@ def _put_form(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> None
     """Set json_schema or regex from whichever name the client gave it."""
     form, guided = body.response_format, body.guided_json
     if form is not None and form.type == "json_object":
-        _put(knobs, names, "json_schema", "response_format", {"type": "object"})
+        _put(knobs, names, "json_schema", "response_format", {"type": "object"} if form.form is None else form.form)
     elif form is not None and form.json_schema is not None:
         _put(knobs, names, "json_schema", "response_format", form.json_schema.form)
     elif form is not None:
         _put(knobs, names, "regex", "response_format", form.regex)
-    if isinstance(guided, str):
-        try:
-            guided = parse(guided.encode())
-        except ApiFault as fault:
-            message = fault.message.replace("the body", "guided_json", 1)
-            raise ApiFault(400, message, "guided_json", "invalid_value") from None
-    _put(knobs, names, "json_schema", "guided_json", guided)
+    _put(knobs, names, "json_schema", "guided_json", _schema(guided, "guided_json"))
     _put(knobs, names, "regex", "guided_regex", body.guided_regex)
+    for knob, name, value in knobs_of(body, body.stop or knobs.get("stop_sequences")):
+        _put(knobs, names, knob, name, _schema(value, name) if knob == "json_schema" else value)
+    wanted = body.structured_outputs
+    if wanted is not None and wanted.disable_any_whitespace and "json_schema" in knobs:
+        knobs["json_schema"] = {**knobs["json_schema"], "x-guidance": {"whitespace_flexible": False}}
+
+
+def _schema(form: Any, name: str) -> Any:
+    """A schema that came as JSON, or as its text."""
+    if not isinstance(form, str):
+        return form
+    try:
+        return parse(form.encode())
+    except ApiFault as fault:
+        raise ApiFault(400, fault.message.replace("the body", name, 1), name, "invalid_value") from None
 
 
 def _ask(

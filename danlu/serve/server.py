@@ -19,6 +19,10 @@ Say = Callable[[str], None]
 # After running requests were told that they end, their connections have this long to say so.
 _LAST_WORDS_SECONDS = 5
 
+# A connection is kept open for the next request. Clients keep theirs for a minute or less, so that it is they who
+# close, and no request meets a connection that has just been closed.
+_KEEP_ALIVE_SECONDS = 75
+
 
 def listen(options: ServeOptions) -> socket.socket:
     """A socket on the address, taken before a model is loaded in vain. Raises ResourceError."""
@@ -49,7 +53,12 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, options: ServeOptions, say: Say) -> None:
         patience = int(options.shutdown_timeout_seconds) + _LAST_WORDS_SECONDS
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=patience
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=patience,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         super().__init__(config)
         self._options, self._say = options, say

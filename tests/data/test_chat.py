@@ -654,6 +654,7 @@ def test_the_date_of_a_template_can_be_held():
     template = CHATML + "{{ strftime_now('%d %b %Y') }}"
     chat = Chat.of(make_tokenizer(), None, template, today=date(2025, 3, 4))
     assert chat.tokenizer.decode(chat.prompt([{"role": "user", "content": "q"}])).endswith("04 Mar 2025")
+    assert chat.own_template == template
 
 
 def test_documents_need_no_template():

@@ -58,15 +58,12 @@ def test_all_faults_are_counted_and_the_first_are_shown(tmp_path):
 
 def test_lengths_are_in_tokens_of_a_chat(tmp_path):
     rows = [pair("q", "a" * n) for n in range(1, 101)]
-    rows[6]["completion"] = "no <|im_end|> here"
+    rows[6]["completion"] = "no \ufdd0 here"
     chat = chatml()
     report = check(write_jsonl(tmp_path / "a.jsonl", *rows), chat=chat)
     (fault,) = report.faults
-    assert (fault.place, fault.fix) == (
-        "a.jsonl:7",
-        "remove it from the text: it would be read as the end or the beginning of a turn",
-    )
-    assert fault.reason.startswith("message 1 (assistant) holds the control token")
+    assert (fault.place, fault.fix) == ("a.jsonl:7", "remove it")
+    assert fault.reason.startswith("a message holds U+FDD0")
     assert (report.records, report.faults_total, report.unlearnt) == (99, 1, 0)
     each = sorted(chat.lengths(record_from_row(row, None, "p")) for at, row in enumerate(rows) if at != 6)
     lengths = report.lengths
@@ -127,7 +124,9 @@ def test_the_report_is_ready_for_json(tmp_path):
     written = json.loads(json.dumps(report.to_dict()))
     assert written["path"].endswith("a.jsonl")
     assert written["lengths"]["p50"] == 2
-    assert written["faults"] == [{"place": "a.jsonl:2", "reason": "prompt: the user turn is empty", "fix": ""}]
+    (fault,) = written["faults"]
+    assert (fault["place"], fault["reason"]) == ("a.jsonl:2", "prompt: the user turn is empty")
+    assert "on_error=skip" in fault["fix"]
 
 
 def test_a_named_format_is_used(tmp_path):
@@ -143,8 +142,8 @@ def test_nothing_usable_is_an_error_that_shows_a_fault(tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl:1: completion: the assistant turn is empty"):
         check(path)
 
-    path = write_jsonl(tmp_path / "b.jsonl", pair("q", "a <|im_end|>"))
-    with pytest.raises(DataError, match=r"b\.jsonl:1: message 1 .* control token"):
+    path = write_jsonl(tmp_path / "b.jsonl", pair("q", "a \ufdd0"))
+    with pytest.raises(DataError, match=r"b\.jsonl:1: a message holds U\+FDD0"):
         check(path, chat=chatml())
 
 
@@ -170,10 +169,10 @@ def test_turns_that_are_not_learnt_are_counted(tmp_path):
 
 
 def test_keys_that_nothing_reads_are_counted(tmp_path):
-    rows = [pair("q", "a", id=1, inputs="never learnt"), pair("q", "b", id=2, system="s", inputs=None)]
+    rows = [pair("q", "a", id=1, remark="aside"), pair("q", "b", id=2, system="s", remark=None)]
     report = check(write_jsonl(tmp_path / "a.jsonl", *rows))
-    assert report.unread == {"id": 2, "inputs": 1}
-    assert list(report.shapes.values()) == [2]
+    assert report.unread == {"id": 2, "remark": 1}
+    assert sum(report.shapes.values()) == 2
     assert next(iter(report.shapes)).startswith("prompt_completion: ")
 
 

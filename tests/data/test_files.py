@@ -11,7 +11,7 @@ import pytest
 from sample_rows import ASSISTANT, ROWS, USER, fault_of, write_csv, write_jsonl
 
 from danlu.data import files
-from danlu.data.formats import Skipped, Text, read_records, record_from_row
+from danlu.data.formats import Reading, Skipped, Text, read_records, record_from_row
 from danlu.errors import DataError
 
 # --- kinds of file ---
@@ -59,7 +59,7 @@ def test_tables_may_hold_message_lists_as_json(tmp_path):
 
 def test_a_message_list_written_as_python_is_not_learnt_as_text(tmp_path):
     path = write_csv(tmp_path / "a.csv", ["prompt", "completion"], ["q", str([ASSISTANT])])
-    assert "a.csv:2: completion: looks like a list of messages, but is not JSON" in fault_of(path)
+    assert "a.csv:2: completion: looks like a Python object written with str(), and is not JSON" in fault_of(path)
 
 
 def test_a_long_field_of_a_table_is_read(tmp_path):
@@ -79,7 +79,7 @@ def test_ragged_rows_are_named_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("问题,答案\n你好,好\n", "a.csv:1: the keys match no format: 问题, 答案"),
+        ("甲,乙\n你好,好\n", "a.csv:1: the keys match no format: 甲, 乙"),
         ("text,text\na,b\n", "a.csv:1: the column 'text' is named twice"),
         ('text\na\n"b\nc\n', "a.csv:3: not a valid table row: a quoted field is never closed"),
         ('text\n"a"b\n', "a.csv:2: not a valid table row"),
@@ -134,10 +134,13 @@ def test_a_directory_is_its_files_in_order(tmp_path):
     assert "this row is alpaca, but the data is read as text since a.txt:1" in fault_of(tmp_path)
 
 
-def test_directories_that_hold_something_else_are_refused(tmp_path):
-    assert "a directory without files" in fault_of(tmp_path)
+def test_a_directory_without_data_names_what_it_holds(tmp_path):
+    assert "a directory without data files" in fault_of(tmp_path)
     (tmp_path / "sub").mkdir()
-    assert "holds directories (sub)" in fault_of(tmp_path)
+    (tmp_path / "README.md").write_text("# a card", "utf-8")
+    message = fault_of(tmp_path)
+    assert "it holds README.md, sub/" in message
+    assert f"name one of its directories, such as {tmp_path / 'sub'}" in message
 
 
 # --- .json ---
@@ -251,11 +254,12 @@ def test_a_text_given_for_a_path_is_refused(tmp_path):
         ("a.jsonl", b"\n \r\n", "holds no rows"),
         ("a.txt", b"\n\n", "holds no rows"),
         ("a.csv", b"PK\x03\x04rest", "a zip archive or an Office document"),
-        ("a.jsonl", b"\x1f\x8b\x08", "gzip (decompress it first)"),
+        ("a.jsonl", b"\x1f\x8b\x08", "gzip (name it .gz)"),
         ("a.txt", b"%PDF-1.7", "PDF (extract its text first)"),
         ("a.jsonl", b"PAR1....", "Parquet (name it .parquet)"),
         ("a.txt", b"abc\0\1\2def", "a binary file (NUL at byte 3)"),
-        ("a.jsonl.gz", b"x", "decompress it first"),
+        ("a.jsonl.gz", b"x", "not a whole .gz file"),
+        ("a.jsonl.zip", b"x", "decompress it first"),
         ("a.xlsx", b"x", "files of kind '.xlsx' are not read"),
         ("data", b"x", "the name has no extension"),
         ("a.parquet", b"not parquet at all", "not a readable Parquet file"),
@@ -290,7 +294,7 @@ def test_nulls_and_places_of_parquet_rows(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
-def test_gbk_is_recognised_and_the_command_to_convert_it_given(tmp_path, kind):
+def test_gbk_is_recognised_and_read_when_it_is_named(tmp_path, kind):
     lines = {
         "jsonl": '{"text": "abc"}\n{"text": "你好，世界"}\n',
         "json": '[{"text": "abc"},\n{"text": "你好，世界"}]\n',
@@ -302,7 +306,9 @@ def test_gbk_is_recognised_and_the_command_to_convert_it_given(tmp_path, kind):
     message = fault_of(path, on_error="skip")
     assert f"a.{kind}:2: not UTF-8 (byte 0xC4 at offset {lines[kind].index('你')})" in message
     assert "it looks like GB18030" in message
-    assert f"iconv -f GB18030 -t UTF-8 a.{kind} > utf8-a.{kind}" in message
+    assert "set data.encoding=gb18030" in message
+    records = read_records(path, reading=Reading(encoding="gb18030"))
+    assert [record.text for record in records][-1] in ("你好，世界", "abc\n你好，世界")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -284,3 +284,51 @@ def test_a_question_held_out_in_one_group_is_not_trained_on_in_another(tmp_path)
     assert not set(questions(parts.train)) & set(questions(parts.held_out))
     assert len(parts.train) + len(parts.held_out) + parts.left_out == 20
     assert parts.left_out > 0
+
+
+def test_every_path_is_looked_at_before_the_first_row(tmp_path):
+    good = write_jsonl(tmp_path / "a.jsonl", pair("q"), pair("q", ""))
+    for options in (
+        {"path": (str(good), str(tmp_path / "nosuch.jsonl"))},
+        {"held_out_path": str(tmp_path / "nosuch.jsonl")},
+    ):
+        with pytest.raises(DataError, match=r"no such file: .*nosuch\.jsonl"):
+            records_of({"path": str(good), **options})
+
+
+def test_rows_labelled_false_are_never_learnt(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", pair("q", label=True), pair("r", "WRONG", label=False), pair("s"))
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*for preference by label") as caught:
+        records_of({"path": str(path)})
+    assert "data.label_false=skip" in caught.value.fix
+    for options in ({"label_false": "skip"}, {"on_error": "skip"}):
+        train, skipped = records_of({"path": str(path)}, **options)
+        assert questions(train) == ["q", "s"]
+        assert [place for place, _ in skipped.faults] == ["a.jsonl:2"]
+    train, _ = records_of({"path": str(path)}, columns={"label": None})
+    assert len(train) == 3
+
+
+def test_the_users_columns_speakers_and_encoding_reach_the_files(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("ask,reply\n问,答\n".encode("gbk"))
+    columns = {"prompt": "ask", "completion": "reply"}
+    train, skipped = records_of({"path": str(path)}, columns=columns, encoding="gbk")
+    assert (questions(train), skipped.files) == (["问"], [str(path)])
+    with pytest.raises(DataError, match="no turn is spoken by 'visitor'"):
+        records_of({"path": str(path)}, columns=columns, encoding="gbk", roles={"visitor": "user"})
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        ({"path": "a", "columns": {"promt": "ask"}}, "unknown key 'promt' did you mean 'prompt'?"),
+        ({"path": "a", "roles": {"visitor": "guest"}}, "roles"),
+        ({"path": "a", "encoding": "gbk18030"}, "unknown encoding 'gbk18030' did you mean 'gb18030'?"),
+        ({"source": "m:f", "encoding": "gbk"}, "encoding has no effect with source"),
+    ],
+)
+def test_mappings_that_cannot_be_meant_are_refused(document, fault):
+    with pytest.raises(ConfigError) as caught:
+        validate(DataOptions, document, where="data")
+    assert fault in str(caught.value)

@@ -121,14 +121,14 @@ def test_a_conversation_that_an_answer_opens_can_be_measured(parts):
 
 
 def test_a_summary_by_hand():
-    measured = Measured([(6.0, 2.0), (3.0, 4.0)], ["x", "y"], [10.0, 40.0])
+    measured = Measured([(6.0, 2.0), (3.0, 4.0)], ["x", "y"], [10.0, 40.0], [True, False])
     # 9 nats over 6 tokens; exp(1.5) = 4.4817; (10 + 40) / 2
-    assert measured.summary() == pytest.approx({"loss": 1.5, "perplexity": 4.481689, "overlap": 25.0})
+    assert measured.summary() == pytest.approx({"loss": 1.5, "perplexity": 4.481689, "overlap": 25.0, "ended": 50.0})
 
 
 def test_differences_are_after_minus_before_over_whole_groups():
-    before = Measured([(8.0, 2.0), (4.0, 1.0), (6.0, 3.0)], ["", "", ""], [10.0, 20.0, 30.0])
-    after = Measured([(4.0, 2.0), (2.0, 1.0), (3.0, 3.0)], ["", "", ""], [40.0, 20.0, 60.0])
+    before = Measured([(8.0, 2.0), (4.0, 1.0), (6.0, 3.0)], ["", "", ""], [10.0, 20.0, 30.0], [False] * 3)
+    after = Measured([(4.0, 2.0), (2.0, 1.0), (3.0, 3.0)], ["", "", ""], [40.0, 20.0, 60.0], [True] * 3)
     groups, asked = ["a", "a", "b"], ["a", "b", "b"]
     seen = differences(before, after, groups, asked)
     assert seen["loss"].value == pytest.approx(9 / 6 - 18 / 6)
@@ -136,9 +136,10 @@ def test_differences_are_after_minus_before_over_whole_groups():
     assert seen["loss"] == bootstrap_difference(before.losses, after.losses, groups)
     pairs = [[(value, 1.0) for value in measured.overlaps] for measured in (before, after)]
     assert seen["overlap"] == bootstrap_difference(*pairs, asked)
+    assert seen["ended"].value == pytest.approx(100)
     assert seen["loss"].excludes_zero
 
 
 def test_without_answers_only_the_loss_is_compared():
-    before, after = Measured([(2.0, 1.0)] * 3, [], []), Measured([(1.0, 1.0)] * 3, [], [])
+    before, after = Measured([(2.0, 1.0)] * 3, [], [], []), Measured([(1.0, 1.0)] * 3, [], [], [])
     assert set(differences(before, after, ["a", "b", "c"], [])) == {"loss"}

@@ -159,10 +159,11 @@ def test_a_form_and_a_ban_that_contradict_each_other_are_named(engine, knobs, wo
         ({"json_schema": {"const": "\ud800"}}, "json_schema: Value is not JSON"),
         ({"json_schema": {"x-guidance": 3}}, "x-guidance is 3"),
         ({"regex": "(" * 300 + ")" * 300}, "nested parentheses"),
-        (
-            {"json_schema": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}},
-            "Unimplemented keys",
-        ),
+        ({"json_schema": {"x-guidance": {"lenient": True}}}, "x-guidance is"),
+        ({"json_schema": {"type": "array", "uniqueItems": True}}, "Unimplemented keys"),
+        ({"json_schema": {"x-guidance": {"item_separator": ";"}}}, "x-guidance is"),
+        ({"json_schema": {"x-guidance": {"whitespace_flexible": 1}}}, "neither true nor false"),
+        ({"grammar": "start: nowhere"}, "grammar: "),
     ],
 )
 def test_a_faulty_form_is_refused_with_its_place(engine, knobs, words):
@@ -181,7 +182,7 @@ def test_a_form_is_compiled_once(engine, monkeypatch):
     answers(engine, regex="[ab]{2}", num_beams=2)
     answers(engine, regex="[ab]{3}")
     assert [params.regex for params in made] == ["[ab]{2}", "[ab]{3}"]
-    monkeypatch.setattr(grammar, "KEPT", 1)
+    monkeypatch.setattr(grammar, "KEPT_BYTES", grammar._SIZES[0][1])  # room for one
     for regex in ("c", "[ab]{3}"):
         answers(engine, ["one"], regex=regex)
     assert [params.regex for params in made][2:] == ["c", "[ab]{3}"]
@@ -225,3 +226,54 @@ def test_the_space_that_sentencepiece_drops_is_no_part_of_the_answer():
         rows = grammar.GrammarRows(form, 1, frozenset({2}))
         first = rows.masked(torch.zeros(1, len(tokenizer)), [0])[0].isfinite().nonzero()[:, 0].tolist()
         assert {tokenizer.convert_ids_to_tokens(token)[0] for token in first if token > 258} == {"▁"}
+
+
+def fits(engine, text, **form):
+    return engine._maker._grammars.of(GenerationParams(**form)).accepts(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "2023-12-31"], ["2023-02-29", "1900-02-29", "2023-04-31", "2023-13-01"]),
+        (
+            "date-time",
+            ["2024-02-29T23:59:59Z", "2023-01-01T00:00:00.125+08:00"],
+            ["2023-01-01T00:00:60Z", "2023-02-29T00:00:00Z", "2023-01-01T24:00:00Z", "2023-01-01T00:00:00"],
+        ),
+        ("time", ["08:30:00Z"], ["08:30:60Z", "25:00:00Z"]),
+    ],
+)
+def test_days_and_seconds_that_do_not_exist_do_not_fit(engine, name, right, wrong):
+    schema = {"type": "array", "items": {"anyOf": [{"type": "string", "format": name}]}}
+    assert [text for text in right if not fits(engine, f'["{text}"]', json_schema=schema)] == []
+    assert [text for text in wrong if fits(engine, f'["{text}"]', json_schema=schema)] == []
+
+
+def test_unique_items_that_say_nothing_are_passed_over(engine):
+    assert fits(engine, "[1,1]", json_schema={"type": "array", "items": {"type": "integer"}, "uniqueItems": False})
+    assert fits(engine, "[1]", json_schema={"type": "array", "maxItems": 1, "uniqueItems": True})
+
+
+def test_one_of_some_texts(engine):
+    choices = ("a.b", "(中)|x", "new\nline")
+    assert all(fits(engine, text, choices=choices) for text in choices)
+    assert not any(fits(engine, text, choices=choices) for text in ("axb", "a", "", "中"))
+
+
+def test_a_grammar_in_larks_words(engine):
+    assert fits(engine, "ab", grammar='start: "a" "b"')
+    assert not fits(engine, "ba", grammar='start: "a" "b"')
+
+
+def test_a_form_too_large_to_follow_is_refused_and_not_kept(engine):
+    kept = engine._maker._grammars.kept_bytes
+    with pytest.raises(AllBanned, match="regex: "):
+        answers(engine, regex="a{1000000}")
+    assert engine._maker._grammars.kept_bytes == kept
+
+
+def test_kept_forms_take_no_more_than_their_budget(engine):
+    for number in range(40):
+        fits(engine, "", regex=f"x{{{number + 1}}}")
+    assert engine._maker._grammars.kept_bytes <= grammar.KEPT_BYTES

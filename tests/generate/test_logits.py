@@ -244,3 +244,12 @@ def test_uniforms_depend_on_nothing_else():
     assert many.max() < 1
     assert abs(many.mean() - 0.5) < 0.01
     assert abs(torch.corrcoef(torch.stack([many[1:], many[:-1]]))[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("tiny", [1e-38, 1e-37, 1e-30, 1e-300, 5e-324])
+def test_a_temperature_however_small_leaves_the_likeliest_token(tiny):
+    scores = torch.tensor([[3.0, 120.0, 119.99999, -INF, -4.0], [-3.0, -3.5, -INF, -2.0, -2.5]])
+    scaled = ops.temperature(scores, doubles(tiny, tiny))
+    assert not ops.faulty_rows(scaled).any()
+    assert ops.draw(scaled, doubles(0.0, 0.999)).tolist() == [1, 3]
+    assert scaled.isneginf().tolist() == scores.isneginf().tolist()

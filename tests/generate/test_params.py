@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from transformers import GenerationConfig
 
 from danlu.errors import ConfigError
-from danlu.generate.params import Choice, GenerationParams, Phrase
+from danlu.generate.params import GenerationParams
+from danlu.generate.words import Choice, Phrase
 
 BEAMS = {"num_beams": 4}
 

@@ -340,3 +340,78 @@ def test_naming_such_a_layer_is_refused(kind, layer):
 def attached(kind, **options):
     """With the usual dropout, which PEFT refuses beside experts."""
     return attach(zoo.tiny_model(kind), LoraOptions(r=2, **options), seed=0)
+
+
+# --- rows of tokens
+
+
+def learning(directory, tokens=(1, 2, 9), **options):
+    return attach(base(directory), LoraOptions(r=2, **options), 0, tokens)
+
+
+def token_parameters(model):
+    return [name for name, weight in model.named_parameters() if weight.requires_grad and "trainable_tokens" in name]
+
+
+def test_rows_of_tokens_are_trained_and_at_first_change_nothing(tiny_model):
+    model = learning(tiny_model)
+    assert len(token_parameters(model)) == 1  # the head is tied
+    assert all(weight.dtype == torch.float32 for weight in model.parameters() if weight.requires_grad)
+    torch.testing.assert_close(logits(model.eval()), logits(base(tiny_model)))
+
+
+def test_a_head_of_its_own_has_rows_of_its_own(tmp_path):
+    model = learning(make_tiny_model(tmp_path, architecture="qwen3"))
+    assert len(token_parameters(model)) == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rows"), [("auto", [1, 2, 9]), (None, None), ((5,), [5]), ((7, 3), [3, 7])]
+)  # fmt: skip
+def test_which_rows_is_the_recipes_to_say(tiny_model, chosen, rows):
+    model = learning(tiny_model, trainable_token_indices=chosen)
+    told = model.peft_config["default"].trainable_token_indices
+    assert told == (None if rows is None else {"model.embed_tokens": rows})
+
+
+@pytest.mark.parametrize("tokens", [(), (1, 1), (-1,), "all"])
+def test_tokens_that_mean_nothing_are_refused(tokens):
+    with pytest.raises(ValidationError):
+        LoraOptions(trainable_token_indices=tokens)
+
+
+def test_tokens_without_a_row_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match=r"trainable_token_indices: \[320\]"):
+        learning(tiny_model, trainable_token_indices=(2, 320))
+
+
+def test_heads_that_do_more_than_a_product_are_refused(tmp_path):
+    model = base(make_tiny_model(tmp_path))
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features))
+    with pytest.raises(ConfigError, match="the head of llama is not a plain product"):
+        attach(model, LoraOptions(r=2), 0, [1])
+
+
+def test_an_adapter_of_the_head_leaves_no_room_for_rows(tiny_model):
+    with pytest.raises(ConfigError, match="puts an adapter on the head, lm_head"):
+        learning(tiny_model, target_modules=("q_proj", "lm_head"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt2"])
+def test_what_is_saved_with_rows_is_what_was_trained(tmp_path, architecture):
+    directory = make_tiny_model(tmp_path / "model", architecture=architecture)
+    model = learning(directory)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in (weight for weight in model.parameters() if weight.requires_grad):
+            weight.normal_(0, 0.2, generator=generator)
+    ids = torch.tensor([[1, 60, 2, 9, 31]])
+    with torch.no_grad():
+        trained = model.eval()(input_ids=ids).logits
+        save_adapter(model, tmp_path / "adapter")
+        again = put_adapter(base(directory), tmp_path / "adapter")
+        torch.testing.assert_close(again(input_ids=ids).logits, trained)
+        merged = again.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=ids).logits, trained, atol=1e-5, rtol=1e-5)
+    is_tied = merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert is_tied == (architecture != "qwen3")

@@ -180,3 +180,13 @@ def test_spreading_and_gathering_are_each_others_inverse():
     x = random(9, 2, 4, grad=False)
     assert torch.equal(documents.gather(documents.spread(x)), x)
     assert torch.equal(documents.gather(documents.scatter(x)), x)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_the_loss_of_a_head_with_trained_rows_equals_its_definition(dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(kernels, "LOSS_CHUNK", 4)
+    hidden, weight = random(9, 16, dtype=dtype), random(50, 16, dtype=dtype, seed=1, grad=False)
+    rows, indices = random(3, 16, seed=2), torch.tensor([7, 0, 49])
+    targets = torch.tensor([0, 7, 3, 49, 7, 12, 0, 5, 49])
+    inputs = (hidden, weight, targets, indices, rows)
+    assert_same(kernels.plain_head_loss_of_rows, kernels.fast_head_loss_of_rows, inputs, tolerance)

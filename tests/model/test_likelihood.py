@@ -21,6 +21,7 @@ from danlu.model.documents import documents_of
 from danlu.model.kernels import use_fast_kernels
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model, load_tokenizer
+from danlu.model.token_rows import Rows, put_inputs
 from danlu.model.wiring import ATTENTION, run_in_company, wire
 from tiny import ARCHITECTURES, make_tiny_model
 
@@ -360,3 +361,58 @@ def test_a_switched_off_or_merged_adapter_is_obeyed(directories):
     assert_near(token_losses(model, batch), expected)
     model.unmerge_adapter()
     assert_near(token_losses(model, batch), expected)
+
+
+# --- rows of tokens
+
+ROWS = (1, 7, 200)
+
+
+def with_rows(directory):
+    """An adapter with rows of tokens that are not the base's."""
+    model = attach(load(directory), LoraOptions(r=2, lora_dropout=0), 0, ROWS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in (weight for weight in model.parameters() if weight.requires_grad):
+            weight.normal_(0, 0.2, generator=generator)
+    return model.eval()
+
+
+def batch_of_rows():
+    ids = [tuple(ROWS[at % 3] if at % 4 == 2 else token for at, token in enumerate(text)) for text in documents()]
+    return collate([Example(text, tuple(at > 0 for at in range(len(text)))) for text in ids])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt2"])
+def test_rows_of_tokens_learn_as_in_pefts_own_code(directories, architecture):
+    batch, seen = batch_of_rows(), []
+    for is_prepared in (False, True):
+        model = with_rows(directories[architecture])
+        if is_prepared:
+            assert prepare(model)["rows"] == 2
+            assert model.get_base_model().danlu_plain_head
+        losses = token_losses(model, batch)
+        losses.sum().backward()
+        seen.append([losses.detach(), *(weight.grad for weight in model.parameters() if weight.requires_grad)])
+    for plain, fast in zip(*seen, strict=True):
+        scale = float(plain.abs().max().clamp_min(1e-6))
+        assert (plain - fast).abs().max() <= scale * of_sums(1.0, terms=320 * sum(LENGTHS), in_a_row=12)
+
+
+def test_a_token_that_also_pads_is_learnt_where_it_is_read():
+    """torch's embedding gives the padding token no gradient; here nothing is padded, and it is often the end."""
+    embedding = nn.Embedding(5, 3, padding_idx=2)
+    rows = Rows(torch.tensor([2]), torch.ones(1, 3, requires_grad=True))
+    put_inputs(rows, torch.tensor([1, 2]), embedding(torch.tensor([1, 2])).detach()).sum().backward()
+    assert rows.values.grad.tolist() == [[1, 1, 1]]
+
+
+@torch.no_grad()
+def test_rows_that_are_switched_off_or_merged_are_obeyed(directories):
+    model, batch = with_rows(directories["llama"]), batch_of_rows()
+    expected, base = token_losses(model, batch), token_losses(load(directories["llama"]), batch)
+    tolerance = of_sums(float(expected.max()), terms=320, in_a_row=12)
+    prepare(model)
+    with model.disable_adapter():
+        torch.testing.assert_close(token_losses(model, batch), base, atol=tolerance, rtol=0)
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=tolerance, rtol=0)

@@ -54,6 +54,18 @@ def test_bfloat16_is_laid_out_where_that_can_be_done(layer, monkeypatch):
     assert packed == [layer]
 
 
+def refuse(_weight, _bias):
+    raise RuntimeError("bf16 path needs the cpu support")
+
+
+@pytest.mark.parametrize("product", [refuse, lambda _weight, _bias: lambda x: 2 * x], ids=["refused", "wrong"])
+def test_a_layout_that_is_refused_or_wrong_is_none(product, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(products, "packed_product", product)
+    assert not has_layout.__wrapped__()
+
+
 @pytest.mark.parametrize("make", [fastest_product, int8_product, int4_product])
 def test_a_processor_for_which_nothing_is_laid_out(layer, make, monkeypatch):
     weight, bias = layer

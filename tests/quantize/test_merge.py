@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +18,9 @@ from wholes import make_tiny_whole
 from danlu import Engine
 from danlu.data.templates import CHATML
 from danlu.device import Device
-from danlu.errors import ConfigError, DiskError, ModelError, ParityError
+from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
 from danlu.hub import quiet_transformers
+from danlu.journal import claimed
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model, put_adapter
 from danlu.quantize import merge
@@ -42,7 +47,11 @@ def strengthen(directory, dtype=torch.float32, seed=0):
     return directory
 
 
-def make_adapter(base, directory, scale=0.3, **options):
+def make_adapter(base, directory, scale=0.1, **options):
+    """At this scale the adapter's part of a weight, 4 BA of rank 4, spreads by 0.2, somewhat less than the base's 0.3.
+
+    Much more, and attention chooses one token by scores in the tens: what rounding does to such logits has no bound.
+    """
     model = attach(load_model(base, device=CPU, dtype=torch.float32), LoraOptions(r=4, **options), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -98,7 +107,7 @@ def test_the_merged_model_is_a_plain_one_that_answers_as_the_adapter_does(base, 
     parity, said = run(base, adapter, out)
     assert names_in(out.parent) == ["merged"]
     assert parity.prompts == len(merge.PROMPTS)
-    assert parity.largest_logit_difference <= 1e-4
+    assert parity.largest_logit_difference <= parity.tolerance / 4
     with_adapter = put_adapter(load_model(base, device=CPU, dtype=torch.float32), adapter)
     expected = logits(with_adapter)
     torch.testing.assert_close(logits(plain(out)), expected, atol=of_model(expected, with_adapter.config), rtol=0)
@@ -321,3 +330,98 @@ def test_the_base_may_be_the_language_part_of_a_multimodal_checkpoint(tmp_path, 
 def test_the_dtype_of_a_multimodal_base_may_stand_beside_its_text(tmp_path):
     (tmp_path / "config.json").write_text('{"text_config": {"dtype": "bfloat16"}}')
     assert merge._dtypes("auto", tmp_path, CPU) == [torch.bfloat16, torch.float32]
+
+
+# --- a head tied to the embedding
+
+
+def make_foreign_adapter(base, directory, **options):
+    """An adapter that PEFT wrote for somebody else, every weight of it moved."""
+    from peft import LoraConfig, get_peft_model
+
+    options = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options}
+    with quiet_transformers():
+        model = get_peft_model(load_model(base, device=CPU, dtype=torch.float32), LoraConfig(**options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in (w for w in model.parameters() if w.requires_grad):
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.3)
+    save_adapter(model, directory)
+    return directory
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT says that such a merge goes wrong
+@pytest.mark.parametrize(
+    ("options", "stays_tied"),
+    [
+        ({"target_modules": ["q_proj", "lm_head"]}, False),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, False),
+        ({"modules_to_save": ["lm_head"]}, False),
+        ({"modules_to_save": ["embed_tokens"]}, False),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, False),
+        ({"trainable_token_indices": [3, 4]}, True),
+        ({}, True),
+    ],
+)
+def test_a_tied_head_is_untied_where_the_adapter_parts_them(base, tmp_path, out, options, stays_tied):
+    run(base, make_foreign_adapter(base, tmp_path / "adapter", **options), out)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is stays_tied
+    assert ("lm_head.weight" in load_file(out / "model.safetensors")) is not stays_tied
+
+
+# --- memory
+
+
+PEAK = """
+import sys, pathlib, torch
+from danlu.device import PeakMemory, process_memory_bytes, read_device
+from danlu.quantize.merge import MergeOptions, merge_checked, merging_bytes
+from danlu.generate.engine import Engine
+from tiny import make_tiny_model
+torch.set_num_threads(1)
+here = pathlib.Path(sys.argv[1])
+small = make_tiny_model(here / "small")
+options = MergeOptions(prompts=2, max_new_tokens=1, tolerance=1e6)
+sys.path.insert(0, sys.argv[2])
+from test_merge import make_adapter
+merge_checked(small, make_adapter(small, here / "a"), here / "out", [], options, read_device(), print)  # imports
+wide = make_tiny_model(here / "wide", changes={"hidden_size": 2048, "intermediate_size": 8192})
+adapter = make_adapter(wide, here / "b")
+from danlu.device import release_memory
+release_memory()
+before, peak = process_memory_bytes("cpu"), PeakMemory("cpu")
+peak.begin()
+merge_checked(wide, adapter, here / "merged", [], options, read_device(), print)
+print("bytes", peak.bytes() - before, merging_bytes(wide), sum(p.stat().st_size for p in wide.glob("*.safetensors")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's peak never falls")
+def test_merging_holds_one_model(tmp_path):
+    """540 MB of weights: what is taken beside them must be far from another 540."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK, tmp_path, Path(__file__).parent],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken, promised, weights = map(int, done.stdout.split("bytes")[-1].split())
+    assert weights < taken < 1.5 * weights
+    assert taken <= promised < 2 * weights
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(base, adapter, out):
+    from dataclasses import replace
+
+    with pytest.raises(MemoryShortage, match=r"merging needs 0\.27 GB"):
+        merge_checked(base, adapter, out, [], OPTIONS, replace(CPU, memory_bytes=1000), print)
+    assert names_in(out.parent) == []
+
+
+def test_two_merges_into_one_place_do_not_mix(base, adapter, out):
+    with claimed(out, print), pytest.raises(InUse, match="is being written by process"):
+        run(base, adapter, out)
+    run(base, adapter, out)
+    assert names_in(out.parent) == ["merged"]

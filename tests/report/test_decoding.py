@@ -163,3 +163,13 @@ def test_groups_and_progress_are_told(engine):
     forced = shown(drawn(engine, num_beams=3, force_words_ids=[[50]], max_new_tokens=5))
     assert "bank 1" in forced
     assert "bank 0" in forced
+
+
+def test_a_finished_character_stands_beside_its_last_byte(engine, monkeypatch):
+    """Of 北, e5 8c 97, the tiny tokenizer has a token a byte; whoever reads the table wants to see the character."""
+    tokenizer = engine.chat.tokenizer
+    first, second, third = tokenizer.encode("北", add_special_tokens=False)
+    text = shown(drawn(engine, force_words_ids=[[first, second, third]], max_new_tokens=3), tokens=3)
+    assert r'"\xe5"' in text
+    assert r'"\x97" = "北"' in text
+    assert text.count("北") >= 2  # of the token, and of the candidate

@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from danlu.report.glyphs import Glyphs, joined, percent
+from danlu.report.glyphs import Glyphs, completed, joined, percent, unfinished
 
 
 def glyphs(encoding="utf-8"):
@@ -64,3 +64,21 @@ def test_bytes_of_several_tokens_become_characters():
     assert joined(["a", "\\xe4\\xb8", "\\xad", "b"]) == "a中b"
     assert joined(["\\xe4\\xb8", "c"]) == "\\xe4\\xb8c"
     assert joined(["\\x41"]) == "\\x41"
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "whole", "left"),
+    [
+        ("", "abc", "", ""),
+        ("", r"\xe5\x8c", "", r"\xe5\x8c"),  # two of the three bytes of 北
+        (r"\xe5\x8c", r"\x97", "北", ""),
+        (r"\xe5\x8c", r"\x97\xe4", r"北\xe4", r"\xe4"),
+        (r"\xe5", r"\x8c", "", r"\xe5\x8c"),
+        (r"\xe5", "ab", "", ""),  # the beginning of no character after all
+        (r"\xf0\x9f", r"\x99\x82", "🙂", ""),
+        ("", r"\x97", "", ""),
+    ],
+)
+def test_a_character_of_several_tokens(before, text, whole, left):
+    assert completed(before, text) == whole
+    assert unfinished(before + text) == left

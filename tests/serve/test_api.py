@@ -429,3 +429,40 @@ def test_200_cancelled_leave_nothing_behind(ask, engine):
     assert is_idle(engine)
     assert engine.load.kv_bytes == 0
     wait_until(lambda: alive(*kinds) <= before)
+
+
+def test_a_slash_at_the_end_is_passed_over_without_a_redirect(ask):
+    async def talk(client):
+        return [await client.get(path, headers={"host": "elsewhere"}) for path in ("/v1/models/", "/health/")]
+
+    assert [reply.status_code for reply in ask(talk)] == [200, 200]
+
+
+def test_health_answers_head_and_the_version_is_told(ask):
+    async def talk(client):
+        return await client.head("/health"), await client.get("/version")
+
+    head, version = ask(talk)
+    assert (head.status_code, head.content) == (200, b"")
+    assert set(version.json()) == {"version"}
+
+
+def test_the_overflow_is_told_in_openais_words(post):
+    message = error(post(TEXT, text(prompt=[5] * 600)), 400)["message"]
+    assert message.startswith("This model's maximum context length is 512 tokens. However,")
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 1e-38}, {"temperature": 1e-37, "logit_bias": {"5": 100}}])
+def test_a_tiny_temperature_takes_the_likeliest_token(post, knobs):
+    drawn = post(TEXT, text(**knobs)).json()["choices"][0]["text"]
+    bias = {name: value for name, value in knobs.items() if name == "logit_bias"}
+    assert drawn == post(TEXT, text(temperature=0, **bias)).json()["choices"][0]["text"]
+
+
+def test_special_tokens_are_shown_when_asked_for(engine, post):
+    ends = {"stop_token_ids": list(engine.chat.stop_ids), "logit_bias": {str(t): 100 for t in engine.chat.stop_ids}}
+    shown = post(TEXT, text(temperature=0, skip_special_tokens=False, **ends)).json()["choices"][0]
+    hidden = post(TEXT, text(temperature=0, **ends)).json()["choices"][0]
+    assert shown["text"]
+    assert hidden["text"] == ""
+    assert shown["finish_reason"] == hidden["finish_reason"] == "stop"

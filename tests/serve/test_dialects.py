@@ -51,6 +51,10 @@ VALUES = {
     "use_cache": {"use_cache": False},
     "json_schema": {"json_schema": {"type": "object"}},
     "regex": {"regex": "[a-z]+"},
+    "stop_token_ids": {"stop_token_ids": [5]},
+    "skip_special_tokens": {"skip_special_tokens": False},
+    "choices": {"choices": ["a", "b"]},
+    "grammar": {"grammar": 'start: "a"'},
 }
 # Besides OpenAI's, which every one of them has.
 OPENAI = {
@@ -61,14 +65,14 @@ HAS = {
     "openai": {"logit_bias"},
     "vllm": {
         "logit_bias", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "bad_words", "eos_token_id",
-        "include_stop", "num_beams", "length_penalty", "regex",
+        "include_stop", "num_beams", "length_penalty", "regex", "choices", "skip_special_tokens", "stop_token_ids",
     },
     "sglang": {
         "logit_bias", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "eos_token_id", "include_stop",
-        "regex",
+        "regex", "skip_special_tokens", "stop_token_ids",
     },
     "llama.cpp": {"logit_bias", "top_k", "min_p", "typical_p", "repetition_penalty"},
-    "rtp-llm": {"top_k", "repetition_penalty", "min_new_tokens", "no_repeat_ngram_size"},
+    "rtp-llm": {"top_k", "repetition_penalty", "min_new_tokens", "no_repeat_ngram_size", "stop_token_ids"},
 }  # fmt: skip
 
 
@@ -159,7 +163,7 @@ def test_vllms_beams():
 def test_the_other_flavours_own_words():
     assert chat("sglang", stop="END", include_stop=True)["no_stop_trim"] is True
     llama = chat("llama.cpp", repetition_penalty=1.2)
-    assert (llama["repeat_penalty"], llama["repeat_last_n"], llama["top_k"]) == (1.2, -1, 0)
+    assert (llama["repeat_penalty"], llama["repeat_last_n"], llama["top_k"]) == (1.2, 131072, 0)
     assert chat("llama.cpp", eos_token_id=[])["ignore_eos"] is True
     assert fault(text, "llama.cpp", logprobs=1).param == "logprobs"
     assert fault(text, "llama.cpp", echo=True).param == "echo"
@@ -222,3 +226,34 @@ def test_only_another_danlu_says_which_beam_leads():
         with pytest.raises(ApiFault, match="include_leading") as caught:
             chat(flavour, **wish)
         assert (caught.value.status, caught.value.param) == (400, "stream_options")
+
+
+TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}
+
+
+def test_tools_and_calls_go_to_another_server_as_they_came():
+    history = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    history.append({"role": "tool", "tool_call_id": "c", "content": "noon"})
+    given = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "reasoning_effort": "low"}
+    for flavour in ("openai", "vllm", "sglang", "llama.cpp", "danlu"):
+        body = worded(read_chat({"model": "m", "messages": history, **given}), flavour, True, 64)
+        assert {key: body[key] for key in given} == given
+        assert body["messages"][1]["tool_calls"] == [CALL]
+        assert body["messages"][2] == {"role": "tool", "tool_call_id": "c", "content": "noon"}
+
+
+@pytest.mark.parametrize(
+    ("flavour", "given"),
+    [
+        ("openai", {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("openai", {"add_generation_prompt": False}),
+        ("sglang", {"add_generation_prompt": False}),
+        ("rtp-llm", {"tools": [TOOL], "parallel_tool_calls": False}),
+    ],
+)
+def test_what_shapes_a_prompt_and_is_not_known_there_is_refused(flavour, given):
+    with pytest.raises(ApiFault) as caught:
+        worded(read_chat({"model": "m", "messages": MESSAGES, **given}), flavour, True, 64)
+    assert caught.value.code == "unsupported_by_backend"
+    assert caught.value.param in given

@@ -60,7 +60,7 @@ def test_which_strategy(given, strategy):
 
 def test_temperature_zero_leaves_other_knobs_checked():
     assert fault(chat, temperature=0, top_p="high").param == "top_p"
-    assert fault(chat, temperature=0, seed=-1).param == "seed"
+    assert fault(chat, temperature=0, seed=-2).param == "seed"
     assert "temperature" in fault(chat, temperature=0, do_sample=True).message
 
 
@@ -102,7 +102,7 @@ def test_errors_speak_the_clients_words():
     error = fault(chat, n=0)
     assert error.param == "n"
     assert "num_return_sequences" not in error.message
-    assert fault(chat, max_tokens=-1).param == "max_tokens"
+    assert fault(chat, max_tokens=-2).param == "max_tokens"
     error = fault(chat, n=2, do_sample=False)
     assert (error.param, "num_return_sequences" in error.message) == ("n", False)
     assert fault(chat, diversity_penalty=1.0).param == "diversity_penalty"
@@ -187,7 +187,7 @@ def test_forms_that_make_no_sense(given, param, words):
         ("temperature", "0.5"), ("temperature", True), ("temperature", -1), ("max_tokens", "5"), ("max_tokens", 2.5),
         ("max_tokens", 10**30), ("n", 10**12), ("n", True), ("top_p", 2), ("seed", 1.5), ("stream", 1), ("stop", 5),
         ("stop", ["a", 3]), ("logit_bias", {"x": 1}), ("logit_bias", {"1": 1000}), ("model", 3), ("do_sample", "yes"),
-        ("num_beams", [2]), ("stop", ""), ("bad_words_ids", [[]]),
+        ("num_beams", [2]), ("stop", [""]), ("bad_words_ids", [[]]),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(name, value):
@@ -208,7 +208,6 @@ def test_messages():
         [3],
         [{"role": "king", "content": "x"}],
         [{"role": "user"}],
-        [{**HELLO[0], "name": "x"}],
     ):
         assert fault(chat, messages=wrong).param.startswith("messages")
     image = {"type": "image_url", "image_url": {"url": "x"}}
@@ -291,3 +290,98 @@ def test_the_schema_lists_every_knob():
     for model in (ChatBody, CompletionBody):
         schema, _ = schema_of(model)
         assert set(GenerationParams.model_fields) | set(model.model_fields) == set(schema["properties"])
+
+
+# --- what clients send out of habit
+
+
+@pytest.mark.parametrize(
+    "habit",
+    [
+        {"seed": -1}, {"top_k": 0}, {"top_k": -1}, {"max_tokens": -1}, {"best_of": 1}, {"n": 2, "best_of": 2},
+        {"suffix": ""}, {"stop": []}, {"logprobs": False}, {"ignore_eos": False}, {"min_tokens": 0},
+        {"include_stop_str_in_output": True},
+    ],
+)  # fmt: skip
+def test_values_that_switch_something_off_elsewhere_are_not_given(habit):
+    assert text(**habit).params == text(**{name: value for name, value in habit.items() if name == "n"}).params
+
+
+@pytest.mark.parametrize("habit", [{"modalities": ["text"]}, {"verbosity": "low"}, {"tool_choice": "none"}])
+def test_values_of_chats_without_effect(habit):
+    assert chat(**habit).params == chat().params
+
+
+def test_no_nucleus_is_the_likeliest_token():
+    assert 0 < text(top_p=0).params.top_p < 1e-6
+    assert fault(text, top_p=False).param == "top_p"
+
+
+def test_what_would_change_an_answer_is_still_refused():
+    for wrong in ({"suffix": "x"}, {"best_of": 3}, {"modalities": ["audio"]}, {"prompt_logprobs": 1}):
+        assert fault(text, **wrong).code == "unsupported"
+
+
+def test_keys_of_messages_that_say_nothing():
+    turn = {"role": "user", "id": "m1", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "x"}}]}
+    silent = {"role": "assistant", "content": None, "audio": None}
+    read = chat(messages=[turn, silent, {**HELLO[0], "timestamp": 3}]).prompts[0]
+    assert read == ({"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}, HELLO[0])
+
+
+def test_vllms_names():
+    params = text(min_tokens=2, ignore_eos=True, stop="x", include_stop_str_in_output=True, stop_token_ids=[7]).params
+    assert (params.min_new_tokens, params.eos_token_id, params.include_stop) == (2, (), True)
+    assert params.eos_ids([3]) == {7}
+    assert text(guided_choice=["a", "b"]).params.choices == ("a", "b")
+    assert text(guided_grammar="start: x").params.grammar == "start: x"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "knob", "value"),
+    [
+        ({"json": {"type": "object"}}, "json_schema", {"type": "object"}),
+        ({"json": '{"type": "array"}'}, "json_schema", {"type": "array"}),
+        ({"json_object": True}, "json_schema", {"type": "object"}),
+        ({"regex": "a+"}, "regex", "a+"),
+        ({"choice": ["a"]}, "choices", ("a",)),
+        ({"grammar": "start: x"}, "grammar", "start: x"),
+    ],
+)
+def test_structured_outputs(wanted, knob, value):
+    assert getattr(text(structured_outputs=wanted).params, knob) == value
+
+
+def test_structured_outputs_take_one_form_and_no_other_beside():
+    for wrong in ({}, {"regex": "a", "choice": ["a"]}):
+        assert "one of json" in fault(text, structured_outputs=wrong).message
+    assert fault(text, structured_outputs={"regex": "a"}, guided_regex="b").code == "contradiction"
+
+
+# --- bodies made to cost much
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop_sequences", [*[[5]] * 100_000, "x"]),
+        ("bad_words_ids", [{}] * 100_000),
+        ("force_words", [[f"word {at}" for at in range(6000)]]),
+        ("logit_bias", {str(at): 1 for at in range(50_000)}),
+        ("choices", [f"word {at}" for at in range(50_000)]),
+        ("prompt", [[{}]] * 50_000),
+        ("prompt", [*[5] * 100_000, "x"]),
+        ("prompt", [5, True]),
+        ("prompt", []),
+    ],
+)
+def test_one_fault_of_many_is_enough(name, value):
+    error = fault(text, **{name: value})
+    assert error.param == name
+    assert len(error.message) < 2000
+
+
+def test_errors_do_not_show_how_the_schema_is_written():
+    for wrong in ({"force_words": [[3]]}, {"stop": [3]}, {"eos_token_id": ["x"]}, {"constraints": [{"choice": [3.5]}]}):
+        message = fault(text, **wrong).message
+        assert not any(word in message for word in ("tuple[", "constrained", "function-", ".str", ".int"))

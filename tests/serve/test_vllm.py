@@ -132,7 +132,7 @@ def test_no_vllm(capsys, tiny_model, monkeypatch, tmp_path):
         ([], "no model given"),
         (["m", "--backend", "vllm", "--adapter", "a"], "--adapter has no effect with --backend vllm"),
         (["--backend", "openai", "--base_url", "http://up", "--dtype", "float32"], "--dtype has no effect"),
-        (["--backend", "openai"], "needs base_url"),
+        (["--backend", "openai"], "needs --base_url"),
         (["--backend", "openai", "--base_url", "up:80"], "base_url"),
         (["m", "--base_url", "http://up"], "base_url has no effect without backend openai"),
         (["m", "--backend", "vllm", "--flavour", "vllm"], "flavour has no effect"),

@@ -1,0 +1,103 @@
+"""Compressed files, files that are not UTF-8, folders with other things in them, and other separators."""
+
+import bz2
+import gzip
+import lzma
+
+import pyarrow as pa
+import pytest
+from sample_rows import fault_of, write_csv, write_jsonl
+
+from danlu.data.formats import Reading, Skipped, Text, read_records
+
+COMPRESS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
+ROW = '{"text": "丹炉"}\n'.encode()
+
+
+def texts(path, **how):
+    return [record.text for record in read_records(path, reading=Reading(**how))]
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_compressed_files_are_read_as_what_they_hold(tmp_path, kind):
+    path = tmp_path / f"a.jsonl.{kind}"
+    path.write_bytes(COMPRESS[kind](ROW * 2) + COMPRESS[kind](ROW))  # parts one after another, as tools write them
+    assert list(read_records(path)) == [Text("丹炉", f"a.jsonl.{kind}:{line}") for line in (1, 2, 3)]
+    path = tmp_path / f"a.csv.{kind}"
+    path.write_bytes(COMPRESS[kind]("text\n甲\n".encode()))
+    assert texts(path) == ["甲"]
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_compressed_file_cut_short_is_an_error(tmp_path, kind):
+    path = tmp_path / f"a.jsonl.{kind}"
+    whole = COMPRESS[kind](b"".join(b'{"text": "%d"}\n' % (at * 7919) for at in range(2000)))
+    path.write_bytes(whole[: len(whole) - 9])
+    assert f"a.jsonl.{kind}: " in fault_of(path, on_error="skip")
+
+
+def test_what_is_not_compressed_as_its_name_says_is_named(tmp_path):
+    for kind in COMPRESS:
+        path = tmp_path / f"a.jsonl.{kind}"
+        path.write_bytes(ROW)
+        assert f"a.jsonl.{kind}: " in fault_of(path)
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress(b"PAR1"))
+    assert "a Parquet file inside another" in fault_of(path)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-16", "utf-16-le", "shift_jis"])
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz"])
+def test_a_named_encoding_is_read(tmp_path, encoding, kind):
+    path = tmp_path / f"a b.{kind}"
+    data = '{"text": "中文"}\n'.encode(encoding)
+    path.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    assert texts(path, encoding=encoding) == ["中文"]
+
+
+def test_utf8_is_read_as_utf8_whatever_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(ROW)
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "plain"}\n')
+    (tmp_path / "c.jsonl").write_bytes('{"text": "丹炉"}\n'.encode("gbk"))
+    assert texts(tmp_path, encoding="gbk") == ["丹炉", "plain", "丹炉"]
+
+
+def test_the_wrong_encoding_is_an_error(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "\xff\xff"}\n')
+    assert "a.jsonl: not gb18030" in fault_of(path, reading=Reading(encoding="gb18030"))
+    assert "name another data.encoding" in fault_of(path, reading=Reading(encoding="utf-16"))
+
+
+def test_only_the_data_files_of_a_folder_are_read_and_it_is_said(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", {"text": "甲"})
+    (tmp_path / "README.md").write_text("# a dataset card", "utf-8")
+    (tmp_path / "dataset_info.json").write_text("{}", "utf-8")
+    (tmp_path / "load.py").write_text("x", "utf-8")
+    (tmp_path / "more").mkdir()
+    skipped = Skipped()
+    assert len(list(read_records(tmp_path, skipped=skipped))) == 1
+    assert skipped.files == [str(tmp_path / "train.jsonl")]
+    assert skipped.passed_over == [
+        str(tmp_path / name) for name in ("README.md", "dataset_info.json", "load.py", "more")
+    ]
+    assert "files not read: " in skipped.summary()
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_another_separator_is_recognised_and_said(tmp_path, delimiter):
+    path = write_csv(tmp_path / "a.csv", ["prompt", "completion"], ["one, two", "three; four"], delimiter=delimiter)
+    skipped = Skipped()
+    (record,) = read_records(path, skipped=skipped)
+    assert [m["content"] for m in record.messages] == ["one, two", "three; four"]
+    assert f"a.csv: columns are parted by {delimiter!r}" in skipped.notes
+
+
+def test_a_missing_header_is_said(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["hi", "yes"], ["ho", "no"])
+    assert "if the first line is data already, put a line of column names above it" in fault_of(path)
