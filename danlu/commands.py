@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -11,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import create_model
 from rich.table import Table
 
 from danlu.answering import no_talk, notes_on_end, prompt_for, system_message
-from danlu.config import load, validate
+from danlu.config import Options, load, validate
 from danlu.data.chat import Chat
 from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
 from danlu.data.figures import Fault
-from danlu.data.formats import FormatName
-from danlu.data.source import read_conversations
+from danlu.data.formats import Reading
+from danlu.data.source import DataOptions, read_conversations
 from danlu.device import DtypeName, read_device
 from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flag, as_flags, from_flags, spelt
@@ -53,6 +55,14 @@ if TYPE_CHECKING:
 else:
     Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
     Recipes, Merging, Serving, Backends = map(as_flags, (Recipe, MergeOptions, ServeOptions, BackendOptions))
+
+_READING = ("format", "columns", "roles", "encoding", "placeholders")
+_DECLARED: dict[str, Any] = {name: (field.annotation, field) for name, field in DataOptions.model_fields.items()}
+ReadingOptions: type[Options] = create_model("ReadingOptions", __base__=Options, **{k: _DECLARED[k] for k in _READING})
+if TYPE_CHECKING:
+    ReadingFlags = Options
+else:
+    ReadingFlags = as_flags(ReadingOptions)
 
 _OUT = new_console()
 _ERRORS = new_console(stderr=True)
@@ -358,7 +368,7 @@ def check(
     file: Path,
     /,
     *,
-    format: FormatName | None = None,
+    how: Annotated[ReadingFlags, Flat] = ReadingFlags(),  # noqa: B008 - frozen
     model: str | None = None,
     chat_template: str | None = None,
     max_length: int | None = None,
@@ -373,8 +383,6 @@ def check(
     ----------
     file
         .jsonl, .json, .csv, .tsv, .parquet, .txt, .md, or a directory of them
-    format
-        row format; recognised by the keys of the rows if not named
     model
         count lengths in this model's tokens; without it, in those of the default model if that is on this machine,
         else in characters
@@ -397,9 +405,13 @@ def check(
     if max_length is not None and chat is None:
         raise ConfigError("--max_length has no effect without --model", fix=f"name one: --model {DEFAULT_MODEL}")
     gc.freeze()  # what is loaded stays: looking through it again and again would take a third of the time
-    figures = check_data(
-        file, format=format, chat=chat, max_length=max_length, near_records=near_duplicates, held_out=held_out
-    )
+    reading = Reading(**from_flags(ReadingOptions, how).model_dump())
+    try:
+        figures = check_data(
+            file, reading=reading, chat=chat, max_length=max_length, near_records=near_duplicates, held_out=held_out
+        )
+    except DataError as error:
+        raise DataError(error.seen, allowed=error.allowed, fix=_to_paste(error.fix, file)) from error
     figures = replace(figures, faults=tuple(map(_fault_in_flags, figures.faults)))
     if json:
         _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
@@ -414,8 +426,18 @@ def check(
         )
 
 
+def _to_paste(fix: str, file: Path) -> str:
+    """A mapping that is proposed, as a command to paste and to correct."""
+    proposed = re.search(r"data\.(columns|roles)=\{([^}]*)\}", fix)
+    if proposed is None:
+        return fix
+    pairs = [pair.replace(": ", "=", 1) for pair in proposed[2].split(", ")]
+    command = shlex.join(["danlu", "data", "check", str(file), f"--{proposed[1]}", *pairs])
+    return f"{fix[: proposed.start()]}\n    {command}{fix[proposed.end() :]}"
+
+
 def _fault_in_flags(fault: Fault) -> Fault:
-    names = ("format", "model", "chat_template", "max_length", "accept_licence")
+    names = (*_READING, "model", "chat_template", "max_length", "accept_licence")
     return Fault(fault.place, spelt(fault.reason, names, as_flag), spelt(fault.fix, names, as_flag))
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,16 @@ def test_the_figures_as_json(call, tmp_path):
     assert (code, figures["records"], figures["held_out"]["same_content"]) == (1, 2, 2)
     assert figures["faults"][0]["place"] == "d.jsonl:3"
     assert err.startswith("error: 1 faulty row(s)")
+
+
+def test_a_mapping_is_proposed_as_a_command_to_paste(call, tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"frage": "q", "antwort": "a"}])
+    code, _, err = call("data", "check", path)
+    assert code == 1
+    command = next(line for line in err.splitlines() if line.startswith("    danlu data check"))
+    code, out, _ = call(*shlex.split(command)[1:])
+    assert code == 0
+    assert re.search(r"records +1\b", out)
 
 
 def test_near_duplicates_are_shown_with_their_places(call, tmp_path):

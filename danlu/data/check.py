@@ -27,6 +27,7 @@ from danlu.data.formats import (
     FormatName,
     Message,
     Preference,
+    Reading,
     Record,
     Skipped,
     Text,
@@ -48,6 +49,7 @@ def check(
     path: Path,
     *,
     format: FormatName | None = None,
+    reading: Reading | None = None,
     chat: Chat | None = None,
     max_length: int | None = None,
     near_records: int = NEAR_RECORDS,
@@ -57,6 +59,7 @@ def check(
 
     Args:
         format: as for `read_records`.
+        reading: instead of it, with columns, speakers and an encoding; the held-out data is read by it too.
         chat: renders and counts tokens; what it refuses counts as a fault of the record. Without it, lengths are in
             characters.
         max_length: tokens of one example at most; what is longer is counted. Needs `chat`.
@@ -66,9 +69,10 @@ def check(
     Raises:
         DataError: a path cannot be read, or holds no usable record.
     """
-    format = format or format_of(path)
+    reading = reading or Reading(format)
+    format = reading.format or format_of(path, reading)
     skipped, tally = Skipped(), _Tally(near_records, max_length)
-    for record, examples in _encoded(read_records(path, format=format, on_error="skip", skipped=skipped), chat):
+    for record, examples in _encoded(read_records(path, reading=reading, on_error="skip", skipped=skipped), chat):
         if isinstance(examples, DataError):
             skipped.add(record.place, examples.seen.removeprefix(f"{record.place}: "), examples.fix)
         else:
@@ -77,7 +81,8 @@ def check(
         place, reason = skipped.faults[0]
         seen = f"{path}: no usable record; {skipped.count} faulty, the first: {place}: {reason}"
         raise DataError(seen, fix=skipped.fixes[0])
-    overlap = None if held_out is None else _overlap(tally, held_out)
+    overlap = None if held_out is None else _overlap(tally, held_out, reading)
+    reading.check_used()
     return tally.report(path, format, skipped, overlap, "tokens" if chat else "characters")
 
 
@@ -242,9 +247,9 @@ class _Tally:
         return Near(len(first), len(self.lengths) - len(kept), len(pairs), shown)
 
 
-def _overlap(tally: _Tally, path: Path) -> Overlap:
+def _overlap(tally: _Tally, path: Path, reading: Reading) -> Overlap:
     held_out = _Tally(0, None)
-    for record in read_records(path, on_error="skip"):
+    for record in read_records(path, reading=reading, on_error="skip"):
         held_out.add(record, [], None)
     (contents, prompts), (others, asked) = tally.digests(), held_out.digests()
     same_content, same_question = np.isin(others, contents).sum(), np.isin(asked, prompts).sum()

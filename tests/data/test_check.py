@@ -7,7 +7,7 @@ import pytest
 from test_chat import CONVERSATIONS, STYLES
 
 from danlu.data.check import check
-from danlu.data.formats import record_from_row
+from danlu.data.formats import Reading, record_from_row
 from danlu.data.records import Text
 from danlu.data.shown import Span, shortened, spans_of, visible
 from danlu.errors import DataError
@@ -174,6 +174,15 @@ def test_keys_that_nothing_reads_are_counted(tmp_path):
     assert report.unread == {"id": 2, "remark": 1}
     assert sum(report.shapes.values()) == 2
     assert next(iter(report.shapes)).startswith("prompt_completion: ")
+
+
+def test_columns_of_the_users_own_and_what_was_changed(tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "?"}]
+    path = write_jsonl(tmp_path / "a.jsonl", {"chat": turns})
+    report = check(path, reading=Reading(columns={"messages": "chat"}))
+    assert (report.records, list(report.notes.values())) == (1, [1])
+    with pytest.raises(DataError, match=r"data\.columns"):
+        check(path, reading=Reading(columns={"messages": "chat", "system": "nowhere"}))
 
 
 # --- the example
