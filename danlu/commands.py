@@ -334,7 +334,7 @@ def merge(
     accept_licence
         accept the licence of a base that asks for it
     chat_template
-        Jinja text, or "chatml", if it was given for the training; else the tokenizer's own
+        Jinja text, a file of it, or "chatml"; by default the one beside the adapter, else the tokenizer's own
     """
     chosen = from_flags(MergeOptions, options)
     adapter_config(adapter)
@@ -387,7 +387,7 @@ def check(
         count lengths in this model's tokens; without it, in those of the default model if that is on this machine,
         else in characters
     chat_template
-        Jinja text, or "chatml"; else the tokenizer's own
+        Jinja text, a file of it, or "chatml"; else the tokenizer's own
     max_length
         tokens of one example at most: count what is longer
     held_out

@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,17 +35,17 @@ from danlu.evaluate.held_out import Measured, Question, differences, measure
 from danlu.generate.engine import Engine
 from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
 from danlu.journal import Draft, Journal, claimed, is_run, set_aside, write_atomic
-from danlu.model.adapters import attach, parameter_counts, stacked_weights, why_no_rows
+from danlu.model.adapters import attach, parameter_counts, save_adapter, stacked_weights, why_no_rows
 from danlu.model.check import alone
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import LoadedModel, load
+from danlu.model.load import LoadedModel, load, load_tokenizer
 from danlu.model.turns import left_to_learn, named
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe, check_disk, check_inputs
 from danlu.report.page import write_report
 from danlu.train.checkpoint import DIGEST, Saved
 from danlu.train.loop import Run, planned_steps, resumable, train
-from danlu.train.sft import sft_examples, sft_stage
+from danlu.train.sft import left_out_counts, refuse_unknown_tokens, sft_examples, sft_stage
 
 
 class Show(Protocol):
@@ -80,6 +81,14 @@ class _Parts:
     questions: list[Question]
     identity: dict[str, str]
     saved: Saved | None
+
+    def tokenizer_with_template(self) -> Any:
+        """What goes beside the adapter where the template is not the tokenizer's own; None where it is."""
+        if self.chat.own_template is None:
+            return None
+        tokenizer = load_tokenizer(self.directory)
+        tokenizer.chat_template = self.chat.own_template
+        return tokenizer
 
     def engine(self) -> Engine:
         return Engine.around(self.model, self.chat)
@@ -120,7 +129,7 @@ def _steps(parts: _Parts, how_to_resume: str) -> None:
     recipe, journal = parts.recipe, parts.journal
     before = _measure(parts, "before")
     train(
-        sft_stage(parts.device),
+        sft_stage(parts.device, lambda model, out: save_adapter(model, out, parts.tokenizer_with_template())),
         parts.model,
         Run(
             examples=parts.examples,
@@ -174,11 +183,23 @@ def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Par
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)
     loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
-    chat = Chat.of(loaded.tokenizer, loaded.model.generation_config, recipe.data.chat_template)
+    chat = Chat.of(
+        loaded.tokenizer,
+        loaded.model.generation_config,
+        recipe.data.chat_template,
+        template_values=recipe.data.chat_template_kwargs,
+        train_on=recipe.data.train_on,
+        today=_begun(recipe),
+    )
     examples = _examples(recipe, split.train, chat, skipped)
     held_out = _examples(recipe, split.held_out, chat, skipped)
     if not examples:
         raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
+    refuse_unknown_tokens([*examples, *held_out], loaded.model, loaded.tokenizer)
+    for what, count in left_out_counts(examples).items():
+        show.say(f"the chat template leaves out {what} in {count} example(s)")
+        if not recipe.resume:
+            journal.event("left_out", f"the chat template does not write {what}", examples=count)
     questions = _questions(recipe, split.held_out)
     _check_provable(recipe, held_out, questions)
     learns_answers = any(isinstance(record, Conversation) for record in split.train)
@@ -205,6 +226,12 @@ def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Par
     return _Parts(recipe, to_write, device, show, *parts, identity, saved)
 
 
+def _begun(recipe: Recipe) -> date:
+    """The day on which the run began: a template that writes the date says the same when the run is resumed."""
+    said = Journal(recipe.directory).results().get("data", {}).get("date") if recipe.resume else None
+    return date.fromisoformat(said) if said else date.today()
+
+
 def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
     may_skip = recipe.data.on_error == "skip" or recipe.data.too_long == "skip"
     return sft_examples(
@@ -212,6 +239,7 @@ def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Sk
         chat,
         max_length=recipe.data.max_length,
         too_long=recipe.data.too_long,
+        window_overlap=recipe.data.window_overlap,
         skip=skipped.add if may_skip else None,
     )
 
@@ -278,7 +306,7 @@ def _describe(
     journal.result(
         "data",
         {"train": len(examples), "held_out": len(held_out), "tokens": tokens, "learnt_tokens": learnt,
-         "skipped": skipped.count},
+         "skipped": skipped.count, "date": _begun(recipe).isoformat()},
     )  # fmt: skip
     machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
     machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}
@@ -303,7 +331,7 @@ def _identity(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[s
     """
     data = hashlib.sha256()
     for example in examples:
-        data.update(repr((example.token_ids, example.learnt)).encode())
+        data.update(repr((example.token_ids, example.learnt, example.weights)).encode())
     base, adapter = hashlib.sha256(), hashlib.sha256()
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -406,7 +434,6 @@ def _merge(parts: _Parts, options: MergeOptions) -> None:
         options,
         read_device(),
         parts.show.say,
-        chat_template=parts.recipe.data.chat_template,
     )
     journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
     journal.result("parity", parity.to_dict())

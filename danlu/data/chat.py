@@ -12,33 +12,19 @@ Knows no files, no batches and no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from jinja2 import TemplateSyntaxError
-from transformers.utils.chat_template_utils import render_jinja_template
-
+from danlu.data.control import ControlTokens, without_marks
+from danlu.data.left_out import refuse_left_out_answer, refuse_left_out_context, remarks
 from danlu.data.records import Conversation, Message, Preference, Record, Text
+from danlu.data.templates import PROBE, Templates, template_text
 from danlu.errors import DataError, ModelError
 
-# The plain ChatML layout, for base models whose tokenizer brings no template.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def template_text(template: str) -> str:
-    """Jinja text of a template given as text or by name ("chatml")."""
-    return CHATML if template == "chatml" else template
-
-
-_PROBE = "fire-phoenix"  # an answer that no template writes of itself
+TrainOn = Literal["all", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +36,33 @@ class Example:
         learnt: (tokens,), true where the token is a target of the loss.
         place: file and line, for messages.
         group: examples that resemble each other share one (see evaluate.bootstrap).
+        weights: (tokens,), what the loss of each counts where it is learnt; None is 1 for all.
+        left_out: what of the record the chat template did not write, though it may (see left_out.py).
     """
 
     token_ids: tuple[int, ...]
     learnt: tuple[bool, ...]
     place: str = ""
     group: str | None = None
+    weights: tuple[float, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def learnt_tokens(self) -> int:
         return sum(self.learnt)
+
+    @property
+    def weight(self) -> float:
+        """What the whole example counts in a mean loss: the sum over its learnt tokens."""
+        if self.weights is None:
+            return float(self.learnt_tokens)
+        return sum(weight for weight, learnt in zip(self.weights, self.learnt, strict=True) if learnt)
+
+    def part(self, start: int, end: int) -> Example:
+        """Its tokens from `start` to `end` as a document of their own, whose first is learnt after nothing."""
+        weights = None if self.weights is None else self.weights[start:end]
+        learnt = (False, *self.learnt[start + 1 : end])
+        return replace(self, token_ids=self.token_ids[start:end], learnt=learnt, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,31 @@ class Chat:
     Attributes:
         tokenizer: a transformers tokenizer.
         stop_ids: ids that end an answer (the tokenizer's eos and those of the generation config).
-        template: Jinja text used instead of the tokenizer's own; "chatml" names the plain layout above.
+        template: used instead of the tokenizer's own: Jinja text, a name or a file (see templates.py), or several
+            texts by name.
+        template_values: defaults for variables of the template, such as {"enable_thinking": False}.
+        train_on: "last" learns no answer of a conversation but the last that is to be learnt.
+        today: the date that a template which asks for one is told; None is that of each rendering.
     """
 
     tokenizer: Any
     stop_ids: frozenset[int]
-    template: str | None = None
+    template: str | Mapping[str, str] | None = None
+    template_values: Mapping[str, Any] = field(default_factory=dict)
+    train_on: TrainOn = "all"
+    today: date | None = None
 
     @classmethod
-    def of(cls, tokenizer: Any, generation_config: Any, template: str | None = None) -> Chat:
+    def of(
+        cls,
+        tokenizer: Any,
+        generation_config: Any,
+        template: str | Mapping[str, str] | None = None,
+        *,
+        template_values: Mapping[str, Any] | None = None,
+        train_on: TrainOn = "all",
+        today: date | None = None,
+    ) -> Chat:
         """The chat of a model: its tokenizer, and every token that its configuration calls an end.
 
         Where none of them ends an answer as the template writes one, the token that does is an end as well:
@@ -87,7 +106,9 @@ class Chat:
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         if not ids:
             raise ModelError("this model names no token that ends an answer", fix="set eos_token in its tokenizer")
-        chat = cls(tokenizer, frozenset(ids), template)
+        if isinstance(template, str):
+            template = template_text(template)
+        chat = cls(tokenizer, frozenset(ids), template, template_values or {}, train_on, today)
         return replace(chat, stop_ids=chat.stop_ids | chat.missing_ends)
 
     def prompt(
@@ -101,6 +122,9 @@ class Chat:
     ) -> list[int]:
         """Token ids that generation is fed for `messages`: rendered, with the opening of the answer.
 
+        Control tokens in the words of a message are text. Raises DataError where the template refuses the messages,
+        or leaves out what one of them says to the model.
+
         Args:
             tools: function schemas that the template may write.
             add_generation_prompt: with the opening of the answer; without, the messages as they are.
@@ -108,13 +132,7 @@ class Chat:
             template_kwargs: further variables of the template, such as enable_thinking.
         """
         return self._encode(
-            self.prompt_text(
-                messages,
-                tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                template_kwargs=template_kwargs,
-            )
+            self._told_apart(messages, tools, add_generation_prompt, continue_final_message, template_kwargs)
         )
 
     def prompt_text(
@@ -126,12 +144,29 @@ class Chat:
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of `prompt`."""
+        """The text of `prompt`, to read; its ids cannot be made from it where a message spells out a control token."""
+        return without_marks(
+            self._told_apart(messages, tools, add_generation_prompt, continue_final_message, template_kwargs)
+        )
+
+    def _told_apart(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
+        """The text of a prompt with marks where words spell out control tokens."""
+        messages, tools = self._with_marks(messages, tools)
         if continue_final_message:
-            return self._left_open(messages, tools, template_kwargs)
-        if add_generation_prompt:
-            return self._prompt_text(messages, tools, template_kwargs=template_kwargs)
-        return self._render(messages, tools, template_kwargs=template_kwargs)
+            text = self._left_open(messages, tools, template_kwargs)
+        elif add_generation_prompt:
+            text = self._prompt_text(messages, tools, template_kwargs=template_kwargs)
+        else:
+            text = self._render(messages, tools, template_kwargs=template_kwargs)
+        refuse_left_out_context(messages, text)
+        return text
 
     @property
     def template_source(self) -> str:
@@ -140,6 +175,7 @@ class Chat:
 
     def whole(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `messages`, answers and all, as the template writes them."""
+        messages, _ = self._with_marks(messages, None)
         return self._encode(self._render(messages))
 
     def unended(self, messages: Sequence[Message]) -> tuple[list[int], frozenset[int]]:
@@ -155,16 +191,28 @@ class Chat:
             raise DataError("the chat template does not write the answer as it is")
         return self._encode(text[: text.rindex(said) + len(said)]), self.stop_ids
 
+    def words_prompt(self, text: str) -> list[int]:
+        """Token ids of words that somebody said, to be continued: as raw text, but control tokens in them are text."""
+        bos = self.tokenizer.bos_token_id
+        begins = bos is not None and list(self.tokenizer("a")["input_ids"])[:1] == [bos]
+        return [*([bos] if begins else []), *self._encode(self._control.marked(text))]
+
     def text_prompt(self, text: str) -> list[int]:
-        """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending."""
-        ids, bare = list(self.tokenizer(text)["input_ids"]), self._encode(text)
+        """Token ids of raw text, with the tokenizer's own beginning (bos) and without its ending.
+
+        Raw text is read as the tokenizer reads it: a control token that it spells out is that token.
+        """
+        ids, bare = list(self.tokenizer(text)["input_ids"]), self._encode_plain(text)
+        if ids[:2] == [self.tokenizer.bos_token_id] * 2 and bare[:1] == ids[:1]:
+            ids = ids[1:]  # a rendered prompt brings its beginning along
         added_end = ids[-1:] == [self.tokenizer.eos_token_id] and ids[len(ids) - len(bare) :] != bare
         return ids[:-1] if added_end else ids
 
     def examples(self, record: Record) -> list[Example]:
         """A record as one example, or as one for each learnt answer where the answers cannot share a sequence.
 
-        Raises DataError when nothing in it is learnt, or a message holds one of the tokenizer's control tokens.
+        Control tokens in the words of a message are text. Raises DataError when nothing in the record is learnt, or
+        the template leaves out what is said in it.
         """
         if isinstance(record, Text):
             return [self._text_example(record)]
@@ -174,10 +222,12 @@ class Chat:
                 allowed="messages, alpaca, sharegpt, prompt/completion",
                 fix="keep the chosen answers as prompt/completion rows",
             )
-        self._refuse_control_tokens(record)
-        turns = [self._learnt_turn(record, at) for at in _learnt_turns(record)]
+        record = self._with_marks_in(record)
+        turns = [self._learnt_turn(record, at) for at in self._learnt_turns(record)]
         if not turns:
             raise DataError(f"{record.place}: no assistant turn to learn", fix="end the conversation with an answer")
+        last = turns[-1]
+        refuse_left_out_context(record.messages[: last.at], last.prompt, record.place)
         whole = self._one_sequence(record, turns)
         return [whole] if whole else [self._one_answer(record, turn) for turn in turns]
 
@@ -197,11 +247,6 @@ class Chat:
 
     # -- how a turn ends ---------------------------------------------------------------------------
 
-    @property
-    def has_template(self) -> bool:
-        """Whether messages can be rendered at all."""
-        return bool(self.template or self.tokenizer.chat_template)
-
     @cached_property
     def end_of_turn(self) -> int | None:
         """The first control token that the template writes after an answer; None where it writes none."""
@@ -216,9 +261,9 @@ class Chat:
     @cached_property
     def _after_an_answer(self) -> tuple[int, ...]:
         """What the template writes after the words of an answer; nothing where it refuses to write one."""
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
         try:
-            return tuple(self._encode(self._render(messages).rpartition(_PROBE)[2]))
+            return tuple(self._encode(self._render(messages).rpartition(PROBE)[2]))
         except (DataError, ModelError):
             return ()
 
@@ -229,18 +274,23 @@ class Chat:
 
     # -- rendering ---------------------------------------------------------------------------------
 
+    @property
+    def has_template(self) -> bool:
+        """Whether messages can be rendered; text is read without."""
+        return bool(self._templates.texts)
+
     @cached_property
+    def _kept_templates(self) -> Templates:
+        variables = {"eos_token": self._end_token, **self.tokenizer.special_tokens_map}
+        return Templates.of(self.template or self.tokenizer.chat_template, variables, self.template_values)
+
+    @cached_property
+    def _templates(self) -> Templates:
+        return self._kept_templates if self.today is None else self._kept_templates.at(self.today)
+
+    @property
     def _jinja(self) -> str:
-        template = template_text(self.template) if self.template else self.tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if not template:
-            raise ModelError(
-                "this model's tokenizer has no chat template",
-                allowed="an instruct model, or a template of your own",
-                fix="set data.chat_template=chatml (or to a Jinja template)",
-            )
-        return str(template)
+        return self._templates.text()
 
     def _render(
         self,
@@ -251,22 +301,15 @@ class Chat:
         place: str = "",
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        plain = [{key: value for key, value in message.items() if key != "train"} for message in messages]
-        template = self._jinja
-        try:
-            texts, _ = render_jinja_template(
-                conversations=[plain],
-                chat_template=template,
-                tools=list(tools) if tools else None,
-                add_generation_prompt=opening,
-                **{"eos_token": self._end_token, **self.tokenizer.special_tokens_map, **(template_kwargs or {})},
-            )
-        except TemplateSyntaxError as error:
-            raise ModelError(f"the chat template is no valid Jinja: {error} (line {error.lineno})") from error
-        except Exception as error:  # Jinja raises what the template's author chose; all mean "not renderable"
-            seen = f"the chat template refuses these messages: {error}"
-            raise DataError(f"{place}: {seen}" if place else seen) from error
-        return str(texts[0])
+        return self._templates.render(messages, tools, opening=opening, place=place, values=template_kwargs)
+
+    @property
+    def own_template(self) -> str | dict[str, str] | None:
+        """The template to keep beside what was trained with it; None where it is the tokenizer's, as it came."""
+        if self.template is None and not self.template_values:
+            return None
+        texts = dict(self._kept_templates.texts)
+        return texts["default"] if list(texts) == ["default"] else texts
 
     def _prompt_text(
         self,
@@ -289,29 +332,40 @@ class Chat:
         words = last.get("content") or ""
         if not words.strip():
             raise DataError("the last message has no words to go on from", fix="leave continue_final_message out")
-        marked = [*before, {**last, "content": words + _PROBE}]
-        text, mark, _ = self._render(marked, tools, template_kwargs=template_kwargs).rpartition(_PROBE)
+        marked = [*before, {**last, "content": words + PROBE}]
+        text, mark, _ = self._render(marked, tools, template_kwargs=template_kwargs).rpartition(PROBE)
         if not mark:
             raise DataError("the chat template does not write the last message", fix="leave continue_final_message out")
         return text
 
     @cached_property
     def _missing_opening(self) -> str:
-        """What every answer begins with, for a template that ignores add_generation_prompt; "" for others.
+        return self._templates.opening()
 
-        White space alone is no opening: it belongs to the answer, as in "[/INST] answer".
-        """
-        question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}
+    def _with_marks(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None
+    ) -> tuple[Sequence[Message], Sequence[dict[str, Any]] | None]:
+        """What is rendered, with the control tokens in its words told apart (see control.py)."""
+        for message in messages:
+            self._templates.check_role(message.get("role"))
+        return self._control.marked(messages), self._control.marked(tools) if tools else None
+
+    def _with_marks_in(self, record: Conversation) -> Conversation:
         try:
-            asked, answered = self._render([question]), self._render([question, answer])
-            if self._render([question], opening=True) != asked or not answered.startswith(asked):
-                return ""
-        except DataError:
-            return ""
-        opening = answered[len(asked) :].partition(_PROBE)[0]
-        return opening.rstrip(" ") if opening.strip() else ""
+            messages, tools = self._with_marks(record.messages, record.tools)
+        except DataError as error:
+            raise DataError(f"{record.place}: {error.seen}", allowed=error.allowed, fix=error.fix) from error
+        return replace(record, messages=tuple(messages), tools=tuple(tools) if tools else None)
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        turn = self._templates.turn() if self.has_template else ""
+        return ControlTokens(self.tokenizer, self.stop_ids, turn)
 
     def _encode(self, text: str) -> list[int]:
+        return self._control.encode(text, self._encode_plain)
+
+    def _encode_plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @cached_property
@@ -324,42 +378,15 @@ class Chat:
     def _end_token(self) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(self._end_id))
 
-    # -- what is refused ---------------------------------------------------------------------------
-
-    def control_token_in(self, message: Message) -> str | None:
-        """The first control token that the text of a message spells out; None is the rule."""
-        text = _written(message)
-        return next((token for token in self._control_tokens if token in text), None)
-
-    @cached_property
-    def _control_tokens(self) -> list[str]:
-        """The tokenizer's own, those that end an answer, and all that the template writes."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        written = [token.content for token in added if token.special and token.content in self._jinja]
-        stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
-        return [token for token in dict.fromkeys([*self.tokenizer.all_special_tokens, *stops, *written]) if token]
-
-    def _refuse_control_tokens(self, record: Conversation) -> None:
-        for at, message in enumerate(record.messages):
-            if token := self.control_token_in(message):
-                raise DataError(
-                    f"{record.place}: message {at} ({message['role']}) holds the control token {token!r}",
-                    fix="remove it from the text: it would be read as the end or the beginning of a turn",
-                )
-
-    def _refuse_what_is_left_out(self, record: Conversation, turn: _Turn) -> None:
-        """A template that knows no tools or no reasoning would drop them without a word."""
-        message = record.messages[turn.at]
-        for tool in record.tools or ():
-            if tool["function"]["name"] not in turn.prompt:
-                raise _left_out(record.place, f"the tool {tool['function']['name']!r}", "tools")
-        for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in turn.answer:
-                raise _left_out(record.place, f"a call of {call['function']['name']!r}", "tool_calls")
-        if message.get("reasoning_content", "").strip() not in turn.answer:
-            raise _left_out(record.place, "the reasoning of an answer", "reasoning_content")
-
     # -- what is learnt ----------------------------------------------------------------------------
+
+    def _learnt_turns(self, record: Conversation) -> list[int]:
+        learnt = [
+            at
+            for at, message in enumerate(record.messages)
+            if message["role"] == "assistant" and message.get("train", True)
+        ]
+        return learnt[-1:] if self.train_on == "last" else learnt
 
     def _learnt_turn(self, record: Conversation, at: int) -> _Turn:
         prompt = self._prompt_text(record.messages[:at], record.tools, record.place)
@@ -371,9 +398,9 @@ class Chat:
                 allowed="a template whose prompt is the beginning of the answered conversation",
                 fix="set data.chat_template, or train: false in this message" if at else "put a user turn before it",
             )
-        turn = _Turn(at, prompt, through[len(prompt) :], tuple(self._encode(prompt)))
-        self._refuse_what_is_left_out(record, turn)
-        return turn
+        answer = through[len(prompt) :]
+        refuse_left_out_answer(record, at, prompt, answer)
+        return _Turn(at, prompt, answer, tuple(self._encode(prompt)), float(record.messages[at].get("weight", 1)))
 
     def _one_sequence(self, record: Conversation, turns: Sequence[_Turn]) -> Example | None:
         """All turns in one sequence, or None where some prompt's ids would not be its beginning."""
@@ -383,7 +410,7 @@ class Chat:
         else:
             text = self._render(record.messages, record.tools, place=record.place)
         token_ids = self._encode(text)
-        learnt = [False] * len(token_ids)
+        weights = [0.0] * len(token_ids)
         for turn in turns:
             through = turn.prompt + turn.answer
             if not (text.startswith(through) and _is_beginning(turn.prompt_ids, token_ids)):
@@ -395,9 +422,9 @@ class Chat:
             if stop is None and turn.at < len(record.messages) - 1:
                 return None
             if stop is None:
-                return self._closed(record, turn, learnt)
-            learnt[start : stop + 1] = [True] * (stop + 1 - start)
-        return Example(tuple(token_ids), tuple(learnt), record.place, record.group)
+                return self._closed(record, turn, weights)
+            weights[start : stop + 1] = [turn.weight] * (stop + 1 - start)
+        return _example(record, turns[-1], token_ids, weights)
 
     def _one_answer(self, record: Conversation, turn: _Turn) -> Example:
         """Prompt ids exactly as generation feeds them, then the answer."""
@@ -405,16 +432,16 @@ class Chat:
         token_ids = (*turn.prompt_ids, *self._continuation(turn, turn.answer))
         stop = self._first_stop(token_ids, start)
         if stop is None:
-            return self._closed(record, turn, [False] * start)
-        learnt = (*[False] * start, *[True] * (stop + 1 - start), *[False] * (len(token_ids) - stop - 1))
-        return Example(token_ids, learnt, record.place, record.group)
+            return self._closed(record, turn, [0.0] * start)
+        weights = [*[0.0] * start, *[turn.weight] * (stop + 1 - start), *[0.0] * (len(token_ids) - stop - 1)]
+        return _example(record, turn, token_ids, weights)
 
-    def _closed(self, record: Conversation, turn: _Turn, learnt: Sequence[bool]) -> Example:
+    def _closed(self, record: Conversation, turn: _Turn, weights: Sequence[float]) -> Example:
         """A template that closes no answer would teach a model never to stop: end where the words end."""
         said = _through_the_words(turn.answer, record.messages[turn.at])
         answer = [*self._continuation(turn, said), self._end_id]
-        before = learnt[: len(turn.prompt_ids)]
-        return Example((*turn.prompt_ids, *answer), (*before, *[True] * len(answer)), record.place, record.group)
+        before = weights[: len(turn.prompt_ids)]
+        return _example(record, turn, (*turn.prompt_ids, *answer), (*before, *[turn.weight] * len(answer)))
 
     def _continuation(self, turn: _Turn, answer: str) -> list[int]:
         """Ids of `answer` after the prompt, tokenized on its own only where the two would merge."""
@@ -442,25 +469,19 @@ class _Turn:
     prompt: str
     answer: str
     prompt_ids: tuple[int, ...]
+    weight: float
 
 
-def _learnt_turns(record: Conversation) -> list[int]:
-    return [
-        at
-        for at, message in enumerate(record.messages)
-        if message["role"] == "assistant" and message.get("train", True)
-    ]
+def _example(record: Conversation, last: _Turn, token_ids: Sequence[int], weights: Sequence[float]) -> Example:
+    """Learnt is what weighs something; `last` is the last learnt turn in it."""
+    learnt = tuple(weight > 0 for weight in weights)
+    some = None if set(weights) <= {0.0, 1.0} else tuple(weights)
+    left_out = tuple(remarks(record.messages[: last.at], last.prompt))
+    return Example(tuple(token_ids), learnt, record.place, record.group, some, left_out)
 
 
 def _is_beginning(ids: Sequence[int], of: Sequence[int]) -> bool:
     return list(of[: len(ids)]) == list(ids)
-
-
-def _written(message: Message) -> str:
-    """All of a message's text that a template may write, one after another."""
-    keys = ("content", "reasoning_content", "name", "tool_call_id")
-    calls = json.dumps(message.get("tool_calls", []), ensure_ascii=False)
-    return "\n".join([*(message.get(key) or "" for key in keys), calls])
 
 
 def _through_the_words(answer: str, message: Message) -> str:
@@ -470,10 +491,3 @@ def _through_the_words(answer: str, message: Message) -> str:
         if said and said in answer and not message.get("tool_calls"):
             return answer[: answer.rindex(said) + len(said)]
     return answer
-
-
-def _left_out(place: str, what: str, key: str) -> DataError:
-    return DataError(
-        f"{place}: the chat template leaves out {what}",
-        fix=f"use a template that writes {key} (data.chat_template), or remove the key {key!r}",
-    )

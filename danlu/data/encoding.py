@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from danlu.data.chat import Chat, Example
+from danlu.data.control import MARKS
 from danlu.data.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
 from danlu.data.records import Conversation, Message, Record, Text
 from danlu.data.stencils import KEPT_SHAPES, Stencils, writes_only
@@ -104,7 +105,7 @@ class _BatchChat(Chat):
         made = planned and carried_out(*planned, self._ids.segment, self.stop_ids)
         if not made:
             return super().examples(record)
-        return [Example(*made, record.place, record.group)]
+        return [Example(*made, record.place, record.group)]  # a plan is of messages without weights
 
     def sizes(self, record: Record) -> list[tuple[int, int]]:
         """(tokens, learnt tokens) of each example."""
@@ -159,7 +160,9 @@ class _BatchChat(Chat):
             opening = self._missing_opening
         except DataError:
             return None
-        answers = [at for at, (role, train) in enumerate(turns) if role == "assistant" and train]
+        if made[0].left_out:
+            return None
+        answers = self._learnt_turns(Conversation(tuple(messages), ""))
         roles = tuple([role for role, _ in turns])
         return make_plan(self._stencils, self._ids, roles, answers, opening, made[0]) if len(made) == 1 else None
 
@@ -175,7 +178,7 @@ class _BatchChat(Chat):
     def _marked(self) -> Callable[[str], Any]:
         """Whether a segment holds a control token, be it that its content makes one with what stands beside it."""
         cuts = [self._ids.marks.pattern] if self._ids.marks else []
-        return re.compile("|".join([*cuts, *map(re.escape, self._control_tokens)])).search
+        return re.compile("|".join([*cuts, *map(re.escape, [*MARKS, *sorted(self._control.names)])])).search
 
     # -- rendering and tokenizing ------------------------------------------------------------------
 
@@ -208,7 +211,11 @@ class _BatchChat(Chat):
     def _fill(self, messages: list[dict[str, str]], opening: bool) -> str:
         return str(
             _compile_jinja_template(self._jinja).render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=opening, **self._given_tokens
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=opening,
+                **self._templates.variables,
             )
         )
 
@@ -221,10 +228,6 @@ class _BatchChat(Chat):
         return Stencils(self._fill) if simple else None
 
     @cached_property
-    def _given_tokens(self) -> dict[str, str]:
-        return {"eos_token": self._end_token, **self.tokenizer.special_tokens_map}
-
-    @cached_property
     def _ids(self) -> WordIds:
         try:
             template = self._jinja
@@ -235,7 +238,7 @@ class _BatchChat(Chat):
         named = self.tokenizer.special_tokens_map.values()
         return WordIds(self.tokenizer, [*stops, *named, *(token for token in added if token in template)])
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
         return self._ids(text)
 
 

@@ -3,7 +3,8 @@
 A batch is one row of tokens: documents laid end to end, with positions that start anew in each and a
 table of lengths that attention uses to keep them apart (model/kernels.py). An optimizer step takes
 `batch_size` examples, sorts them by length and cuts them into micro-batches of at most so many tokens;
-the loss is weighted by learnt tokens over the whole step, so the cut changes nothing but speed.
+the loss is weighted by learnt tokens over the whole step (by their weights, where rows name some), so the cut changes
+nothing but speed.
 
 Order depends on seed and epoch alone: any step can be rebuilt after a restart.
 """
@@ -31,6 +32,7 @@ class Batch:
         predict_at: (learnt,) int64, positions whose next token is learnt.
         targets: (learnt,) int64, the ids learnt there.
         document_of: (learnt,) int64, the document that each target belongs to.
+        weights: (learnt,) float32, what the loss of each target counts; None is 1 for all.
     """
 
     token_ids: Tensor
@@ -39,6 +41,7 @@ class Batch:
     predict_at: Tensor
     targets: Tensor
     document_of: Tensor
+    weights: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -54,7 +57,12 @@ class Batch:
             return self
         tensors = (self.token_ids, self.positions, self.predict_at, self.targets, self.document_of)
         ids, positions, predict_at, targets, document_of = (tensor.to(device) for tensor in tensors)
-        return Batch(ids, positions, self.lengths, predict_at, targets, document_of)
+        weights = None if self.weights is None else self.weights.to(device)
+        return Batch(ids, positions, self.lengths, predict_at, targets, document_of, weights)
+
+    def weighted(self, losses: Tensor) -> Tensor:
+        """(learnt,) losses of the targets, each times what it counts."""
+        return losses if self.weights is None else losses * self.weights
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -71,7 +79,15 @@ def collate(examples: Sequence[Example]) -> Batch:
         predict_at=target_at - 1,
         targets=token_ids[target_at],
         document_of=document[target_at],
+        weights=_weights(examples, target_at),
     )
+
+
+def _weights(examples: Sequence[Example], target_at: Tensor) -> Tensor | None:
+    if all(example.weights is None for example in examples):
+        return None
+    each = [weight for example in examples for weight in example.weights or [1.0] * len(example.token_ids)]
+    return torch.tensor(each, dtype=torch.float32)[target_at]
 
 
 def step_count(examples: int, batch_size: int, epochs: float) -> int:

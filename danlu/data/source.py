@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
+from danlu.data.chat import TrainOn
 from danlu.data.encodings import check_encoding
 from danlu.data.formats import (
     Conversation,
@@ -36,6 +37,7 @@ from danlu.data.formats import (
 from danlu.data.reading import Placeholders
 from danlu.data.shapes import MEDIA_KEYS, OURS
 from danlu.data.speakers import Role
+from danlu.data.templates import TEMPLATES, template_text
 from danlu.errors import ConfigError, DataError, nearest
 
 
@@ -67,8 +69,34 @@ class DataOptions(Options):
     held_out_path: str | None = Field(None, description="file of held-out records; else some are taken from the data")
     held_out: int = Field(200, ge=0, description="records kept aside, in whole groups; at most a third of the data")
     max_length: int = Field(2048, ge=8, description="tokens of one example at most")
-    too_long: Literal["raise", "skip", "truncate"] = Field("raise", description="what happens to a longer one")
-    chat_template: str | None = Field(None, description='Jinja text, or "chatml"; else the tokenizer\'s own')
+    too_long: Literal["raise", "skip", "truncate", "window"] = Field(
+        "raise", description="what happens to a longer one; window cuts a document without turns into several"
+    )
+    window_overlap: int = Field(
+        1, ge=1, description="tokens at the end of a window that the next one repeats, as context that is not learnt"
+    )
+    train_on: TrainOn = Field("all", description="learn every answer of a conversation, or its last one alone")
+    chat_template: str | None = Field(
+        None, description='Jinja text, the path of a file that holds it, or "chatml"; else the tokenizer\'s own'
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="values of the template's variables, such as enable_thinking: false; kept with the adapter",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_itself(cls, template: str | None) -> str | None:
+        """A file's text takes the place of its path: the recipe then says all, wherever it is read again."""
+        return template if template is None or template in TEMPLATES else template_text(template)
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> DataOptions:
+        if "window_overlap" in self.model_fields_set and self.too_long != "window" and self.window_overlap != 1:
+            raise ValueError("window_overlap has no effect without too_long: window")
+        if self.window_overlap >= self.max_length:
+            raise ValueError(f"window_overlap {self.window_overlap} leaves no room in max_length {self.max_length}")
+        return self
 
     @field_validator("encoding")
     @classmethod

@@ -74,17 +74,17 @@ class Question:
 def example_losses(
     model: Any, examples: Sequence[Example], device: Device, max_tokens: int
 ) -> list[tuple[float, float]]:
-    """(summed loss in nats, learnt tokens) of each example, in order."""
+    """(summed loss in nats, learnt tokens) of each example, in order; both weighted where the data names weights."""
     result: dict[int, tuple[float, float]] = {}
     model.eval()
     lengths = [len(example.token_ids) for example in examples]
     for group in micro_batches(lengths, range(len(examples)), max_tokens):
         batch = collate([examples[index] for index in group]).to(device.name)
         with torch.no_grad():
-            losses = token_losses(model, batch).double()
+            losses = batch.weighted(token_losses(model, batch)).double()
         sums = losses.new_zeros(len(group)).index_add_(0, batch.document_of, losses).tolist()
         for index, total in zip(group, sums, strict=True):
-            result[index] = (total, float(examples[index].learnt_tokens))
+            result[index] = (total, examples[index].weight)
     return [result[at] for at in range(len(examples))]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -39,7 +40,7 @@ from danlu.generate.trace import Trace
 from danlu.generate.verdict import Verdict
 from danlu.generate.worker import Worker, in_a_thread
 from danlu.hub import Kind, Say, cache_directory, kind_of_name, silent
-from danlu.model.load import ModelOptions, load
+from danlu.model.load import ModelOptions, adapter_template, load
 from danlu.model.lora_files import why_not_plain
 from danlu.model.rounding import Rounded
 from danlu.model.turns import Finding
@@ -110,6 +111,7 @@ class Engine:
     ) -> None:
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
+        self._chats = {} if own is None else {DEFAULT: _with_template(chat, own)}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         verdict = Verdict(
             cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
@@ -135,6 +137,7 @@ class Engine:
                 it cannot be run or saved by itself any more.
         """
         engine = cls.__new__(cls)
+        engine._chats = {}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         core = Core(model, budget, weights_change=weights_change, prefix_cache=not weights_change)
         engine._set_up(model, chat, core)
@@ -179,13 +182,24 @@ class Engine:
         """
         if name in (BASE, DEFAULT, ""):
             raise ConfigError(f"an adapter cannot be called {name!r}", allowed="any other name")
-        self._adapters.load(name, Path(directory).expanduser())
+        place = Path(directory).expanduser()
+        chat = _with_template(self.chat, place)
+        self._adapters.load(name, place)
+        self._chats[name] = chat
+
+    def chat_of(self, adapter: str | None = None) -> Chat:
+        """What renders the messages of requests that name this adapter: with the template beside it, if one lies there.
+
+        Raises ConfigError for a name that is not loaded.
+        """
+        return self._chats.get(self._adapters.named(adapter) or BASE, self.chat)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter that was loaded. Raises ConfigError while requests use it, or if there is none."""
         if name == DEFAULT:
             raise ConfigError("the engine's own adapter stays", fix='ask without it: adapter="base"')
         self._adapters.unload(name)
+        self._chats.pop(name, None)
 
     def generate(
         self,
@@ -297,9 +311,9 @@ class Engine:
         finally:
             live.close()
 
-    async def atoken_ids(self, prompt: Prompt) -> list[int]:
+    async def atoken_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """`token_ids` for asyncio: a long text does not hold up the loop."""
-        return await self.aside(partial(self.token_ids, prompt))
+        return await self.aside(partial(self.token_ids, prompt, adapter))
 
     async def aside(self, work: Callable[[], _T]) -> _T:
         """The result of work on texts that would hold up an asyncio loop; one at a time, as tokenizers want it."""
@@ -340,12 +354,12 @@ class Engine:
         Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
         """
         self._model.eval()
-        return self._logprobs(self.token_ids(prompt), 1, top, self._adapters.named(adapter))
+        return self._logprobs(self.token_ids(prompt, adapter), 1, top, self._adapters.named(adapter))
 
     async def aprompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """`prompt_logprobs` for asyncio; a task that is cancelled leaves at most one portion to be computed."""
         self._model.eval()
-        token_ids = await self.atoken_ids(prompt)
+        token_ids = await self.atoken_ids(prompt, adapter)
         entries: list[Logprob] = []
         for portion in self._portions(token_ids, 1, top, self._adapters.named(adapter)):
             entries += await asyncio.wrap_future(self._worker.begin(portion))
@@ -365,16 +379,20 @@ class Engine:
     def _reported(self, token_ids: list[int], start: int, top: int, adapter: str | None) -> list[Logprob]:
         return report(log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter)), token_ids[start:], top)
 
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """The ids that the model is fed for `prompt`."""
+    def token_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
+        """The ids that the model is fed for `prompt`; messages by the template of the adapter, where it has its own.
+
+        Control tokens that a message spells out are text; in a string they are the tokens.
+        """
+        chat = self.chat_of(adapter)
         if isinstance(prompt, str):
-            ids = self.chat.text_prompt(prompt)
+            ids = chat.text_prompt(prompt)
         elif len(prompt) == 0:
             ids = []
         elif isinstance(prompt[0], Integral):
             ids = [int(token) for token in cast(Sequence[int], prompt)]
         else:
-            ids = self.chat.prompt(cast(Sequence[Message], prompt))
+            ids = chat.prompt(cast(Sequence[Message], prompt))
         if not ids:
             raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
         self._maker.check(ids)
@@ -402,7 +420,7 @@ class Engine:
     def _job(
         self, prompt: Prompt, params: GenerationParams, adapter: str | None = None, form: Form | None = None
     ) -> Job:
-        return self._maker.job(self.token_ids(prompt), params, self._adapters.named(adapter), form)
+        return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter), form)
 
     def _generation(self, job: Job) -> Generation:
         error = job.ended.get()
@@ -430,6 +448,14 @@ class Engine:
         while progress := job.steps.get():
             yield from growth.events(progress)
         yield from growth.last(self._generation(job))
+
+
+def _with_template(chat: Chat, adapter: Path) -> Chat:
+    template = adapter_template(adapter)
+    if template is None:
+        return chat
+    own = replace(chat, template=template)
+    return replace(own, stop_ids=own.stop_ids | own.missing_ends)
 
 
 def _recorded(options: ModelOptions, directory: Path) -> Kind | None:

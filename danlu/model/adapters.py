@@ -244,9 +244,15 @@ def parameter_counts(model: Any) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def save_adapter(model: Any, directory: Path) -> None:
-    """Write the adapter in PEFT's format, whole or not at all."""
-    save_whole(directory, lambda staging: model.save_pretrained(staging))
+def save_adapter(model: Any, directory: Path, tokenizer: Any = None) -> None:
+    """Write the adapter in PEFT's format, whole or not at all; with a tokenizer of its own, if it has one."""
+
+    def write(staging: Path) -> None:
+        model.save_pretrained(staging)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+
+    save_whole(directory, write)
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -97,11 +97,11 @@ def load(options: ModelOptions, device: Device, *, cache: Path, say: Say = silen
     if adapter is not None:
         adapter_config(adapter)
     directory = resolve(options.name, cache=cache, say=say, accept_licence=options.accept_licence)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = adapted_tokenizer(directory, adapter)
     model = load_model(directory, device=device, dtype=dtype, say=say)
-    _check_pair(model, tokenizer, directory)
     if adapter is not None:
         model = put_adapter(model, adapter)
+    _check_pair(model, tokenizer, directory)
     return LoadedModel(model, tokenizer, directory, dtype)
 
 
@@ -299,7 +299,7 @@ def weight_sizes(directory: Path) -> dict[str, int]:
 
 def _check_pair(model: Any, tokenizer: Any, directory: Path) -> None:
     """Every special token has a row in the embedding; a tokenizer of another model often has not."""
-    rows = int(model.get_input_embeddings().num_embeddings)
+    rows = len(model.get_input_embeddings().weight)
     beyond = [
         name
         for name in ("bos_token", "eos_token", "pad_token")
@@ -324,6 +324,48 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
     return _read_json(adapter / "adapter_config.json")
 
 
+def adapter_template(adapter: Path) -> str | dict[str, str] | None:
+    """The chat template that lies beside an adapter, or several by name; None where there is none."""
+    texts = {path.stem: path.read_text("utf-8") for path in sorted(adapter.glob("additional_chat_templates/*.jinja"))}
+    if (adapter / "chat_template.jinja").is_file():
+        texts["default"] = (adapter / "chat_template.jinja").read_text("utf-8")
+    elif (adapter / "tokenizer_config.json").is_file():
+        given = _read_json(adapter / "tokenizer_config.json").get("chat_template")
+        if isinstance(given, list):
+            texts |= {one["name"]: one["template"] for one in given}
+        elif given:
+            texts["default"] = given
+    return texts["default"] if list(texts) == ["default"] else texts or None
+
+
+def adapted_tokenizer(directory: Path, adapter: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base with an adapter: the adapter's own where it brings one, else the base's.
+
+    A chat template beside the adapter is taken as well.
+    """
+    if adapter is None:
+        return load_tokenizer(directory)
+    has_own = any((adapter / name).is_file() for name in TOKENIZER_FILES)
+    tokenizer = load_tokenizer(adapter if has_own else directory)
+    tokenizer.chat_template = adapter_template(adapter) or tokenizer.chat_template
+    return tokenizer
+
+
+def _make_room(model: Any, adapter: Path) -> None:
+    """Give the model's embedding the rows that the adapter's has: it was trained with a longer vocabulary."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    rows = max((shape[0] for key, shape in shapes.items() if _of_embedding(key)), default=0)
+    if rows > int(model.get_input_embeddings().num_embeddings):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _of_embedding(key: str) -> bool:
+    return "lora_" not in key and key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))
+
+
 def put_adapter(model: Any, adapter: Path) -> Any:
     """`model` with the adapter's weights, every one of which must find its place."""
     from peft import PeftModel, get_peft_model_state_dict
@@ -334,6 +376,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
         with quiet_transformers():
+            _make_room(model, adapter)
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
             wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         _as_in_the_file(adapted, adapter)

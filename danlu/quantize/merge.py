@@ -19,8 +19,9 @@ import torch
 from pydantic import Field
 
 from danlu.config import Options
-from danlu.data.chat import Chat, template_text
+from danlu.data.chat import Chat
 from danlu.data.formats import Message
+from danlu.data.templates import template_text
 from danlu.device import Device, DtypeName, release_memory
 from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults
 from danlu.generate.engine import Engine
@@ -28,7 +29,7 @@ from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import load_model, load_tokenizer, put_adapter, weight_sizes
+from danlu.model.load import adapted_tokenizer, load_model, load_tokenizer, put_adapter, weight_sizes
 from danlu.quantize.parity import Parity, ask, compare
 
 # Asked when the caller has no prompts of its own.
@@ -106,8 +107,8 @@ def merge_checked(
 ) -> Parity:
     """Write base + adapter to `out` and return how the two compare.
 
-    `chat_template` (Jinja text, or "chatml") is the one trained with, if it was not the base's own; the merged
-    model carries it.
+    `chat_template` (Jinja text, a file, or "chatml") is the one trained with, if it was not the base's own and does
+    not lie beside the adapter; the merged model carries it.
 
     Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
     Raises ConfigError when `out` holds something other than a model, DiskError when it does not fit on the disk,
@@ -130,15 +131,14 @@ def _merge_into(
     say: Callable[[str], None],
     chat_template: str | None,
 ) -> Parity:
-    tokenizer = load_tokenizer(base)
-    if chat_template is not None:
-        tokenizer.chat_template = template_text(chat_template)
+    template = None if chat_template is None else template_text(chat_template)
+    tokenizer = _tokenizer(base, adapter, template)
     say(f"merging {adapter} into {base.name}")
-    chosen = list(conversations[: options.prompts]) or list(PROMPTS)
+    chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
     read = partial(load_model, device=device, dtype=torch.float32)
     unverified = folder / "model"
     adapted = put_adapter(read(base), adapter)
-    with disk_faults(folder, "keeping logits"), _engine(adapted, base, chat_template) as engine:
+    with disk_faults(folder, "keeping logits"), _engine(adapted, _tokenizer(base, adapter, template)) as engine:
         asked = ask(engine, chosen, options.max_new_tokens, folder)
     del engine, adapted  # before the next one is read
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
@@ -153,7 +153,7 @@ def _merge_into(
         release_memory()
         say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
         try:
-            with _engine(read(unverified), unverified) as engine:
+            with _engine(read(unverified), load_tokenizer(unverified)) as engine:
                 parity = compare(asked, engine, chosen, options.tolerance or TOLERANCE[dtype], options.max_new_tokens)
         except ParityError as error:
             if options.dtype != "auto" or dtype == torch.float32:
@@ -235,12 +235,22 @@ def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
     return place
 
 
+def _tokenizer(base: Path, adapter: Path, template: str | None) -> Any:
+    tokenizer = adapted_tokenizer(base, adapter)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _prompts(tokenizer: Any) -> list[Sequence[Message] | str]:
+    """What is asked where the caller has nothing; as raw text, to be continued, of a base without a template."""
+    return list(PROMPTS) if tokenizer.chat_template else [str(messages[0]["content"]) for messages in PROMPTS]
+
+
 @contextmanager
-def _engine(model: Any, directory: Path, chat_template: str | None = None) -> Iterator[Engine]:
+def _engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
     """An engine that ends with the block."""
-    with quiet_transformers():
-        chat = Chat.of(load_tokenizer(directory), model.generation_config, chat_template)
-    engine = Engine.around(model, chat)
+    engine = Engine.around(model, Chat.of(tokenizer, model.generation_config))
     try:
         yield engine
     finally:

@@ -73,7 +73,7 @@ class Asked:
 def check_parity(
     first: Engine,
     second: Engine,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Sequence[Message] | str],
     *,
     tolerance: float,
     max_new_tokens: int,
@@ -87,10 +87,15 @@ def check_parity(
         return compare(asked, second, conversations, tolerance, max_new_tokens)
 
 
+def _prompt(engine: Engine, asked: Sequence[Message] | str) -> list[int]:
+    """Ids of messages, or of raw text that is to be continued."""
+    return engine.chat.text_prompt(asked) if isinstance(asked, str) else engine.chat.prompt(asked)
+
+
 @torch.inference_mode()
-def ask(engine: Engine, conversations: Sequence[Sequence[Message]], max_new_tokens: int, folder: Path) -> Asked:
+def ask(engine: Engine, conversations: Sequence[Sequence[Message] | str], max_new_tokens: int, folder: Path) -> Asked:
     """What a model says to the prompts of `conversations`, its logits in files in `folder`."""
-    prompts = [engine.chat.prompt(messages) for messages in conversations]
+    prompts = [_prompt(engine, messages) for messages in conversations]
     asked = Asked(prompts, _answers(engine, prompts, max_new_tokens), folder)
     for at, (prompt, answer) in enumerate(zip(prompts, asked.answers, strict=True)):
         asked.keep(at, engine.logits([*prompt, *answer]))
@@ -101,13 +106,13 @@ def ask(engine: Engine, conversations: Sequence[Sequence[Message]], max_new_toke
 def compare(
     asked: Asked,
     engine: Engine,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Sequence[Message] | str],
     tolerance: float,
     max_new_tokens: int,
 ) -> Parity:
     """The second model beside what the first one said. Raises ParityError as `check_parity` does."""
     for at, messages in enumerate(conversations):
-        _check_ids(at, asked.prompts[at], engine.chat.prompt(messages))
+        _check_ids(at, asked.prompts[at], _prompt(engine, messages))
     largest = 0.0
     others = _answers(engine, asked.prompts, max_new_tokens)
     for at, (prompt, one, other) in enumerate(zip(asked.prompts, asked.answers, others, strict=True)):

@@ -63,7 +63,6 @@ class CallForm:
         native: the template writes calls and their results; else both are put into words.
         tells: it writes which tools there are; else that is put into words.
         ids: what the template asks of the names of calls.
-        text_arguments: it takes arguments as JSON text, others as an object.
         null_content: it takes the missing words of an answer that calls as none, others as no letters.
     """
 
@@ -77,7 +76,6 @@ class CallForm:
     native: bool = True
     tells: bool = True
     ids: Ids = "any"
-    text_arguments: bool = False
     null_content: bool = False
 
     @property
@@ -121,10 +119,7 @@ class CallForm:
         elif self.ids == "numbered":
             identifier = f"functions.{function['name']}:{number}"
         renamed[call["id"]] = identifier
-        arguments = function["arguments"]
-        if self.text_arguments:
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        return {"id": identifier, "type": "function", "function": {**function, "arguments": arguments}}
+        return {"id": identifier, "type": "function", "function": dict(function)}
 
 
 GENERIC = CallForm(
@@ -138,10 +133,7 @@ GENERIC = CallForm(
 )
 
 _SHAPES = [
-    replace(GENERIC, ids=ids, text_arguments=text, null_content=null)
-    for null in (False, True)
-    for ids in ("any", "nine", "numbered")
-    for text in (False, True)
+    replace(GENERIC, ids=ids, null_content=null) for null in (False, True) for ids in ("any", "nine", "numbered")
 ]
 
 
@@ -256,7 +248,6 @@ class _Probe:
             between=None,
             native=True,
             ids=self._shape.ids,
-            text_arguments=self._shape.text_arguments,
             null_content=self._shape.null_content,
         ) if begin.strip() else None  # fmt: skip
 

@@ -74,7 +74,7 @@ class Service:
             )
         self.metrics = Metrics(lambda: engine.load)
         self.names = TokenNames(engine.chat.tokenizer)
-        self.conversations = Conversations(engine.chat)
+        self._conversations: dict[str, Conversations] = {}
         self.closing = asyncio.Event()
         self.places_taken = 0
 
@@ -126,6 +126,11 @@ class Service:
         if ask.params.forced:  # words become token ids
             rows = await self.engine.aside(partial(self.engine.rows, ask.params))
         check_size(ask, self.options, self.places_taken, rows)
+
+    def conversations(self, adapter: str | None) -> Conversations:
+        """Conversations by the chat template of an adapter, or of the model; each template is looked at once."""
+        chat = self.engine.chat_of(adapter)
+        return self._conversations.setdefault(str(chat.template), Conversations(chat))
 
     def adapter_of(self, model: str) -> str | None:
         """The engine's name for the adapter of a served model. Raises ApiFault if there is no such model."""
@@ -198,25 +203,17 @@ class Run:
                 self._news.put_nowait((choice, Event(choice, "", answer=nothing)))
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
-        chat, engine = self.service.engine.chat, self.service.engine
-        if are_messages(prompt) and (await engine.akind(self.service.adapter_of(self.ask.model))).is_base:
-            prompt = continued(prompt)
-        for at, message in enumerate(prompt if isinstance(prompt, tuple) else ()):
-            if isinstance(message, dict) and (token := chat.control_token_in(message)):
-                raise ApiFault(
-                    400,
-                    f"messages.{at}.content holds the control token {token!r}, which would be read as the end or the "
-                    "beginning of a turn; remove it",
-                    f"messages.{at}.content",
-                    "control_token",
-                )
-        if self.ask.talk is not None and not isinstance(prompt, str):
+        engine, adapter = self.service.engine, self.service.adapter_of(self.ask.model)
+        if are_messages(prompt) and (await engine.akind(adapter)).is_base:
+            words = continued(prompt)
+            token_ids = await engine.aside(partial(engine.chat.words_prompt, words))
+        elif self.ask.talk is not None and not isinstance(prompt, str):
             messages = cast(Sequence[Message], prompt)
-            ready = partial(self.service.conversations.ready, messages, self.ask.talk, self.ask.params)
-            self.talk = await engine.aside(ready)
+            conversations = self.service.conversations(adapter)
+            self.talk = await engine.aside(partial(conversations.ready, messages, self.ask.talk, self.ask.params))
             token_ids = self.talk.token_ids
         else:
-            token_ids = await engine.atoken_ids(prompt)
+            token_ids = await engine.atoken_ids(prompt, adapter)
         return token_ids, self.service.fitting(self.ask, len(token_ids))
 
     async def _read(self, at: int, live: LiveAnswers) -> None:

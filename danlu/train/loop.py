@@ -72,7 +72,8 @@ class Stage(Generic[Example, Batch]):
         name: "sft", ...
         length: tokens of an example, for cutting micro-batches.
         weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
-        counted: the name of that count in the metrics.
+        counted: the name, in the metrics, of what an example teaches.
+        count: that number; None is its weight.
         collate: examples -> one micro-batch on the device.
         loss: (model, batch) -> Loss, differentiable.
         save: (model, directory) -> the stage's product on disk.
@@ -85,6 +86,7 @@ class Stage(Generic[Example, Batch]):
     loss: Callable[[Any, Batch], Loss]
     save: Callable[[Any, Path], None]
     counted: str = "learnt_tokens"
+    count: Callable[[Example], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,12 @@ class _Loop(Generic[Example, Batch]):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        count = self.stage.count or self.stage.weight
         row = {
             "step": self.step,
             "steps": self.steps,
             "tokens": sum(self.lengths[index] for index in chosen),
-            self.stage.counted: self._weight(chosen),
+            self.stage.counted: sum(count(self.run.examples[index]) for index in chosen),
             "loss": loss,
             "lr": rate,
             "grad_norm": norm,

@@ -58,15 +58,12 @@ def test_all_faults_are_counted_and_the_first_are_shown(tmp_path):
 
 def test_lengths_are_in_tokens_of_a_chat(tmp_path):
     rows = [pair("q", "a" * n) for n in range(1, 101)]
-    rows[6]["completion"] = "no <|im_end|> here"
+    rows[6]["completion"] = "no \ufdd0 here"
     chat = chatml()
     report = check(write_jsonl(tmp_path / "a.jsonl", *rows), chat=chat)
     (fault,) = report.faults
-    assert (fault.place, fault.fix) == (
-        "a.jsonl:7",
-        "remove it from the text: it would be read as the end or the beginning of a turn",
-    )
-    assert fault.reason.startswith("message 1 (assistant) holds the control token")
+    assert (fault.place, fault.fix) == ("a.jsonl:7", "remove it")
+    assert fault.reason.startswith("a message holds U+FDD0")
     assert (report.records, report.faults_total, report.unlearnt) == (99, 1, 0)
     each = sorted(chat.lengths(record_from_row(row, None, "p")) for at, row in enumerate(rows) if at != 6)
     lengths = report.lengths
@@ -145,8 +142,8 @@ def test_nothing_usable_is_an_error_that_shows_a_fault(tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl:1: completion: the assistant turn is empty"):
         check(path)
 
-    path = write_jsonl(tmp_path / "b.jsonl", pair("q", "a <|im_end|>"))
-    with pytest.raises(DataError, match=r"b\.jsonl:1: message 1 .* control token"):
+    path = write_jsonl(tmp_path / "b.jsonl", pair("q", "a \ufdd0"))
+    with pytest.raises(DataError, match=r"b\.jsonl:1: a message holds U\+FDD0"):
         check(path, chat=chatml())
 
 

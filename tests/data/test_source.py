@@ -53,7 +53,7 @@ def questions(records):
         ({"path": "a.jsonl", "held_out": -1}, "held_out: Input should be greater than or equal to 0"),
         ({"path": "a.jsonl", "format": "chat"}, "format: Input should be 'messages', 'alpaca'"),
         ({"path": "a.jsonl", "on_error": "stop"}, "on_error: Input should be 'raise' or 'skip'"),
-        ({"path": "a.jsonl", "too_long": "cut"}, "too_long: Input should be 'raise', 'skip' or 'truncate'"),
+        ({"path": "a.jsonl", "too_long": "cut"}, "too_long: Input should be 'raise', 'skip', 'truncate' or 'window'"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(document, fault):

@@ -16,6 +16,7 @@ from danlu.config import validate
 from danlu.device import Device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, UnknownModel
 from danlu.hub import quiet_transformers
+from danlu.model.adapters import LoraOptions, attach
 from danlu.model.load import ModelOptions, load, load_model, load_tokenizer
 from tiny import ARCHITECTURES, make_tiny_gguf, make_tiny_model
 
@@ -371,3 +372,18 @@ def test_a_damaged_adapter_config(tiny_model, broken_adapter, text, tmp_path):
     (broken_adapter / "adapter_config.json").write_text(text)
     with pytest.raises(ModelError):
         loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+def test_an_adapter_with_a_longer_vocabulary_brings_its_rows_and_its_tokenizer(tiny_model, tmp_path):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_tokens(["<new>"])
+    model = load_model(tiny_model, device=CPU, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    adapted = attach(model, LoraOptions(), seed=0)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    options = ModelOptions(name=str(tiny_model), adapter=str(tmp_path / "adapter"))
+    loaded = load(options, CPU, cache=tmp_path / "cache")
+    assert loaded.tokenizer.convert_tokens_to_ids("<new>") == len(tokenizer) - 1
+    rows, wanted = (m.get_input_embeddings().weight.float() for m in (loaded.model, adapted))
+    assert torch.equal(rows, wanted.to(loaded.dtype).float())

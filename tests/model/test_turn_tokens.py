@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from danlu.data.chat import CHATML, Chat, Example
+from danlu.data.chat import Chat, Example
+from danlu.data.templates import CHATML
 from danlu.errors import ModelError
 from danlu.hub import KNOWN, kind_of_name, recorded_kind, write_origin
 from danlu.model.turns import EXCHANGES, LEAST, end_share, find_kind, left_to_learn, named, unknown_tokens

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from wholes import make_tiny_whole
 
 from danlu import Engine
-from danlu.data.chat import CHATML
+from danlu.data.templates import CHATML
 from danlu.device import Device
 from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
 from danlu.hub import quiet_transformers
@@ -291,10 +291,20 @@ def bare(base, tmp_path):
     return directory
 
 
-def test_a_base_without_a_template_needs_the_one_trained_with(bare, adapter, out):
+def test_a_base_without_a_template_is_compared_on_raw_text(bare, adapter, out):
+    parity, _ = run(bare, adapter, out)
+    assert parity.prompts == len(merge.PROMPTS)
+
+
+def test_the_template_beside_the_adapter_is_the_merged_models(bare, adapter, tmp_path, out):
+    own = shutil.copytree(adapter, tmp_path / "own")
+    (own / "chat_template.jinja").write_text(CHATML, "utf-8")
+    run(bare, own, out)
+    messages = [{"role": "user", "content": "hi"}]
+    merged, served = Engine(str(out)), Engine(str(bare), adapter=str(own))
+    assert merged.token_ids(messages) == served.token_ids(messages)
     with pytest.raises(ModelError, match="no chat template"):
-        run(bare, adapter, out)
-    assert names_in(out.parent) == []
+        served.token_ids(messages, adapter="base")
 
 
 @pytest.mark.parametrize("template", ["chatml", CHATML.replace("\n", "|")])

@@ -9,7 +9,8 @@ import torch
 from answering import strong_engine
 
 from danlu import Engine
-from danlu.data.chat import CHATML, Chat
+from danlu.data.chat import Chat
+from danlu.data.templates import CHATML
 from danlu.errors import ParityError
 from danlu.quantize.parity import Parity, check_parity
 

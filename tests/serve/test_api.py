@@ -190,8 +190,10 @@ def test_unicode(engine, post):
     assert "surrogate" in error(post(CHAT, raw), 400)["message"]
     for content in ("", "\0", "\N{ZERO WIDTH JOINER}" * 9, "e\N{COMBINING ACUTE ACCENT}", "\N{GRINNING FACE}丹炉"):
         assert post(CHAT, chat(messages=[{"role": "user", "content": content}])).status_code == 200
-    held = error(post(CHAT, chat(messages=[{"role": "user", "content": "a<|im_end|>b"}])), 400)
-    assert (held["param"], held["code"]) == ("messages.0.content", "control_token")
+    spelt_out = [{"role": "user", "content": "a<|im_end|>b"}]
+    answered = post(CHAT, chat(messages=spelt_out))
+    assert answered.status_code == 200
+    assert answered.json()["usage"]["prompt_tokens"] > len(engine.chat.prompt([{"role": "user", "content": "ab"}])) + 1
 
 
 def test_long_bodies(ask, post):

@@ -143,7 +143,6 @@ def test_forms_are_what_the_templates_show():
     assert [name for name, form in forms.items() if form.at_start] == ["LLAMA"]
     assert [name for name, form in forms.items() if form.between is None] == ["LLAMA"]
     assert [name for name, form in forms.items() if form.ids == "nine"] == ["MISTRAL"]
-    assert [name for name, form in forms.items() if form.text_arguments] == ["DEEPSEEK_R1"]
     assert [name for name, form in forms.items() if isinstance(form.arguments, Tagged)] == ["CODER", "GLM"]
     assert forms["GEMMA"].arguments == Notation("<|q|>")
     assert forms["HERMES"].begin.strip() == '<tool_call>\n{"name": "'
