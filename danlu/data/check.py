@@ -35,6 +35,7 @@ from danlu.data.formats import (
     read_records,
 )
 from danlu.data.shown import Span, answers_of, shortened, spans_of, spans_of_record
+from danlu.data.source import unwanted
 from danlu.errors import DataError
 
 FAULTS_SHOWN = 20
@@ -77,6 +78,8 @@ def check(
             skipped.add(record.place, examples.seen.removeprefix(f"{record.place}: "), examples.fix)
         else:
             tally.add(record, examples, chat)
+            if unwanted(record):
+                skipped.notes["labelled false: for preference by label, an error where answers are imitated"] += 1
     if not tally.lengths:
         place, reason = skipped.faults[0]
         seen = f"{path}: no usable record; {skipped.count} faulty, the first: {place}: {reason}"

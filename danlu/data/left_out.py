@@ -17,6 +17,9 @@ from danlu.errors import DataError
 # Templates take an answer apart here, and may write its parts with other white space.
 _BORDERS = re.compile(r"</?think(?:ing)?>|\n")
 
+# A word of so many characters stands nowhere by chance.
+LONG_WORD = 12
+
 EARLIER_THOUGHTS = "the reasoning of an earlier answer"
 A_NAME = "the name of a speaker"
 
@@ -25,7 +28,7 @@ def refuse_left_out_answer(record: Conversation, at: int, prompt: str, answer: s
     """Raises DataError where the template leaves out a part of the learnt message `at`, or a tool."""
     message = record.messages[at]
     for tool in record.tools or ():
-        if tool["function"]["name"] not in prompt:
+        if not names(prompt, tool["function"]["name"]):
             raise _left_out(record.place, f"the tool {tool['function']['name']!r}", "tools")
     refuse_left_out_calls(message, answer, record.place)
     if not stands_in(answer, message.get("reasoning_content") or ""):
@@ -36,9 +39,9 @@ def refuse_left_out_answer(record: Conversation, at: int, prompt: str, answer: s
 
 def refuse_left_out_calls(message: Message, text: str, place: str) -> None:
     for call in message.get("tool_calls") or ():
-        if call["function"]["name"] not in text:
+        if not names(text, call["function"]["name"]):
             raise _left_out(place, f"a call of {call['function']['name']!r}", "tool_calls")
-        if not all(stands_in(text, word) for word in _words(call["function"].get("arguments"))):
+        if not all(names(text, word) for word in _words(call["function"].get("arguments"))):
             raise _left_out(place, f"arguments of a call of {call['function']['name']!r}", "tool_calls")
 
 
@@ -57,7 +60,7 @@ def remarks(messages: Sequence[Message], prompt: str) -> Iterator[str]:
             said = (message.get("reasoning_content"), message.get("content"))
             if not all(stands_in(prompt, words or "") for words in said):
                 yield EARLIER_THOUGHTS
-        if message.get("name") and message["name"] not in prompt:
+        if message.get("name") and not names(prompt, message["name"]):
             yield A_NAME
 
 
@@ -68,6 +71,14 @@ def stands_in(text: str, words: str) -> bool:
         return True
     text = text.casefold()
     return all(part.strip() in text for part in _BORDERS.split(words.casefold()))
+
+
+def names(text: str, word: str) -> bool:
+    """Whether `text` has this word by itself: "f" does not stand in <end_of_turn>. Of long ones, `stands_in`."""
+    for spelt in {word.strip(), json.dumps(word.strip(), ensure_ascii=False)[1:-1]}:
+        if not spelt or re.search(rf"(?<![A-Za-z0-9_]){re.escape(spelt)}(?![A-Za-z0-9_])", text):
+            return True
+    return len(word) >= LONG_WORD and stands_in(text, word)
 
 
 def _words(value: Any) -> Iterator[str]:

@@ -193,16 +193,22 @@ _UNWANTED = "the label says that this answer is not wanted: such rows are for pr
 def _wanted(records: Iterable[Record], options: DataOptions, skipped: Skipped) -> Iterator[Record]:
     """Without the rows labelled false, which would be learnt as if they were right."""
     for record in records:
-        if not isinstance(record, Conversation) or record.label is not False:
+        if (fault := unwanted(record)) is None:
             yield record
         elif "skip" in (options.label_false, options.on_error):
             skipped.add(record.place, _UNWANTED)
         else:
-            raise DataError(
-                f"{record.place}: {_UNWANTED}",
-                fix="leave them out with data.label_false=skip; if the key means something else: "
-                "data.columns={label: null}",
-            )
+            raise fault
+
+
+def unwanted(record: Record) -> DataError | None:
+    """What is wrong with learning from a row that is labelled false; None for any other."""
+    if not isinstance(record, Conversation) or record.label is not False:
+        return None
+    return DataError(
+        f"{record.place}: {_UNWANTED}",
+        fix="leave them out with data.label_false=skip; if the key means something else: data.columns={label: null}",
+    )
 
 
 def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record], list[Record]]:

@@ -15,6 +15,7 @@ from danlu.data.chat import Chat, Example
 from danlu.data.encoding import Encoder
 from danlu.data.formats import Record, Text
 from danlu.data.packing import Batch, collate
+from danlu.data.source import unwanted
 from danlu.device import Device
 from danlu.errors import DataError, ModelError
 from danlu.model.adapters import save_adapter
@@ -46,6 +47,8 @@ def sft_examples(
     examples: list[Example] = []
     for record, made in Encoder(chat).examples(records):
         try:
+            if fault := unwanted(record):
+                raise fault
             if isinstance(made, DataError):
                 raise made
             for example in made:

@@ -717,3 +717,11 @@ def test_the_real_template_keeps_the_rule():
     for record in records:
         assert learnt_texts(chat, record) == expected_texts(style, record)
     assert len(chat.examples(CONVERSATIONS["three answers"])) == 1
+
+
+@pytest.mark.parametrize("name", ["f", "im", "end", "start"])
+def test_a_call_is_not_taken_for_written_because_its_name_stands_in_a_control_token(name):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": {}}}]}
+    record = Conversation(({"role": "user", "content": "go"}, call), "a.jsonl:1")
+    with pytest.raises(DataError, match=f"leaves out a call of '{name}'"):
+        Chat.of(make_tokenizer(), None, "chatml").examples(record)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from danlu.data.chat import Chat, Example
-from danlu.data.formats import Conversation, Text
+from danlu.data.formats import Conversation, Text, read_records
 from danlu.device import Device
 from danlu.errors import DataError, ModelError
 from danlu.evaluate.held_out import example_losses
@@ -129,3 +129,15 @@ def test_a_token_without_a_row_is_said_before_training(tiny_model, chat):
 def test_what_templates_leave_out_is_counted():
     examples = [Example((1,), (False,), left_out=what) for what in ((), ("a", "a"), ("a", "b"))]
     assert left_out_counts(examples) == {"a": 2, "b": 1}
+
+
+def test_an_answer_labelled_false_is_not_imitated_whoever_brings_it(tmp_path, chat):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "q", "completion": "yes", "label": true}\n{"prompt": "p", "completion": "no", "label": 0}\n'
+    )
+    records, left_out = list(read_records(path)), []
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the label says that this answer is not wanted"):
+        sft_examples(records, chat, max_length=64)
+    (kept,) = sft_examples(records, chat, max_length=64, skip=lambda place, reason: left_out.append(place))
+    assert (kept.place, left_out) == ("a.jsonl:1", ["a.jsonl:2"])
