@@ -61,7 +61,8 @@ def write(path: Path, language: str, *, rows: int = 0, size_bytes: int = 0) -> P
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         while rows > 0 or file.tell() < size_bytes:
-            lines = [json.dumps(row(draw, language), ensure_ascii=False) for _ in range(min(rows, 1000) or 1000)]
+            count = min(rows, 1000) if rows > 0 else 1000
+            lines = [json.dumps(row(draw, language), ensure_ascii=False) for _ in range(count)]
             file.write("\n".join(lines) + "\n")
             rows -= len(lines)
     return path

@@ -38,7 +38,8 @@ def test_an_error_in_chinese_keeps_its_message_and_its_name(run_cli):
     code, _, err = run_cli("run", "nothing", "--lang", "zh")
     assert code == 2
     assert err.startswith("错误 ConfigError（配方、选项或参数有误）：unknown recipe: 'nothing'")
-    assert "\n  允许：quickstart" in err
+    assert "\n  允许：" in err
+    assert "quickstart, or the path of a .yaml file" in err
 
 
 @pytest.mark.parametrize(

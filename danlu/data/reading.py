@@ -18,6 +18,13 @@ OnError = Literal["raise", "skip"]
 Placeholders = Literal["raise", "text"]
 
 
+def _key_of(name: str | None, row: Row) -> str | None:
+    """The key that a user means by `name`: that very one, or one that differs in case and separators alone."""
+    if name is None or name in row:
+        return name
+    return next((key for key in row if plain_name(key) == plain_name(name)), None)
+
+
 class Reading:
     """Args:
     format: how rows are read; None recognises it by the keys of the first readable row.
@@ -58,11 +65,13 @@ class Reading:
         """The row under the names that shapes know, and the keys that the user's mapping sets aside."""
         made: Row = {}
         aside: list[str] = []
+        taken: set[str] = set()
         for ours, theirs in self.columns.items():
-            if theirs in row:
-                made[ours] = row[theirs]
+            key = _key_of(theirs, row)
+            if theirs is not None and key is not None:
+                made[ours] = row[key]
+                taken.add(key)
                 self._unseen.discard(theirs)
-        taken = {theirs for theirs in self.columns.values() if theirs is not None}
         for key, value in row.items():
             if key in taken:
                 continue

@@ -360,8 +360,24 @@ def _text_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
                     )
                 held.append(line.rstrip("\r\n"))
             elif held:
-                yield f"{path.name}:{start}", {"text": "\n".join(held)}
+                text = "\n".join(held)
+                if start == 1:
+                    _refuse_json(path, text)
+                yield f"{path.name}:{start}", {"text": text}
                 held, length = [], 0
+
+
+def _refuse_json(path: Path, text: str) -> None:
+    """Rows in a file of texts would be learnt with their braces."""
+    for piece in (text, text.partition("\n")[0]):
+        if piece.lstrip()[:1] in ("[", "{"):
+            try:
+                found = json.loads(piece)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) or (isinstance(found, list) and found and isinstance(found[0], dict)):
+                fix = f"name it {path.stem}.json, or .jsonl with one object a line"
+                raise DataError(f"{path}: holds JSON, not text", allowed="documents parted by blank lines", fix=fix)
 
 
 _READERS: dict[str, Callable[[Path, Source], Iterator[PlacedRow]]] = {

@@ -59,6 +59,7 @@ def make_app_over(backend: Backend, embeddings: Embeddings | None = None) -> Fas
     _add_answers(app, backend)
     _add_responses(app, backend)
     _add_embeddings(app, backend, embeddings)
+    _add_tokens(app, backend)
     _add_the_rest(app, backend, embeddings)
     app.add_exception_handler(ApiFault, _on_fault)
     app.add_exception_handler(HTTPException, _on_http_fault)
@@ -218,6 +219,23 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
     app.add_api_route("/v1/embeddings", answer, methods=["POST"], openapi_extra=extra, response_model=None)
 
 
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+def _add_tokens(app: FastAPI, backend: Backend) -> None:
+    def route(path: str, spelt: bool) -> None:
+        async def answer(request: Request) -> Response:
+            try:
+                return JSONResponse(await backend.tokens(await _document(request, backend), spelt=spelt))
+            except Exception as error:
+                return _response(as_fault(error))
+
+        app.add_api_route(path, answer, methods=["POST"], name=path[1:], response_model=None)
+
+    route("/tokenize", spelt=False)
+    route("/detokenize", spelt=True)
+
+
 # -- the rest --------------------------------------------------------------------------------------
 
 
@@ -271,7 +289,8 @@ async def _on_fault(_request: Request, error: Exception) -> Response:
 async def _on_http_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it alone"
     known = (
-        "POST /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, GET /v1/models, /health, /metrics"
+        "POST /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, /tokenize, /detokenize, "
+        "GET /v1/models, /version, /health, /metrics"
     )
     message = f"{error.detail}: {request.method} {request.url.path}; there is {known}"
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)

@@ -20,6 +20,7 @@ from danlu.serve.replies import Replies
 from danlu.serve.schema import Ask
 from danlu.serve.service import Receive, Run, Service, while_wanted
 from danlu.serve.stream import AnswerStream
+from danlu.serve.tokenize import detokenized, tokenized
 
 Ended = Callable[[ApiFault | None], None]
 
@@ -53,6 +54,9 @@ class Backend(Protocol):
             receive: hears when the client goes away.
         """
 
+    async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
+        """The answer to a body of /tokenize, or of /detokenize (`spelt`). Raises ApiFault."""
+
     async def check_health(self) -> None:
         """Raise ApiFault unless requests can be answered."""
 
@@ -83,6 +87,9 @@ class OwnEngine:
         body = await _whole(self.service, run, replies, receive)
         ended(None)
         return JSONResponse(body)
+
+    async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
+        return await (detokenized if spelt else tokenized)(self.service, document)
 
     async def check_health(self) -> None:
         """The engine is in this process: if one answers, so does the other."""

@@ -46,7 +46,7 @@ class ToolCall(Options):
     """A call in an earlier answer."""
 
     id: str = Field("", description="what the tool's message refers to")
-    type: Literal["function"] = "function"
+    type: Literal["function"] = Field("function", description="functions alone")
     function: CalledFunction
     index: int | None = Field(None, description="accepted, without effect: some clients send a stream's pieces back")
 
@@ -142,21 +142,21 @@ class NamedFunction(Options):
 class NamedTool(Options):
     """The one tool that must be called, or one of those that may be."""
 
-    type: Literal["function"] = "function"
+    type: Literal["function"] = Field("function", description="functions alone")
     function: NamedFunction
 
 
 class AllowedTools(Options):
     """Some of the tools."""
 
-    mode: Literal["auto", "required"] = "auto"
-    tools: tuple[NamedTool, ...] = Field(min_length=1)
+    mode: Literal["auto", "required"] = Field("auto", description="required: one of them must be called")
+    tools: tuple[NamedTool, ...] = Field(min_length=1, description="those that may be called")
 
 
 class SomeTools(Options):
     """A choice among some of the tools; the model still reads about all of them."""
 
-    type: Literal["allowed_tools"]
+    type: Literal["allowed_tools"] = Field(description="what kind of choice this is")
     allowed_tools: AllowedTools
 
 

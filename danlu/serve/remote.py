@@ -82,6 +82,9 @@ class Remote:
     async def kinds(self) -> Mapping[str, str]:
         return {}  # the other server renders messages, as it sees fit
 
+    async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
+        raise ApiFault(501, "tokens are the other server's matter; ask it", code="not_implemented")
+
     async def close(self) -> None:
         await self.client.aclose()
 

@@ -35,16 +35,16 @@ class FunctionTool(Options):
     """A function that the answer may call."""
 
     type: Literal["function"] = Field(description="functions alone")
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    name: str = Field(description="letters of any language, digits, _ . : / and -")
+    description: str | None = Field(None, description="what it does; the model reads it")
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of its arguments, which all calls fit")
+    strict: bool | None = Field(None, description="as strict of a chat's tools")
 
 
 class TextFormat(Options):
     """The form of the answer's text."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema"] = Field(description="any text, any JSON, or JSON of a schema")
     name: str | None = Field(None, description="no answer depends on it")
     description: str | None = Field(None, description="no answer depends on it")
     form: dict[str, Any] | None = Field(None, alias="schema", description="with the type json_schema")
@@ -72,18 +72,18 @@ class ResponsesBody(Options):
     input: str | tuple[dict[str, Any], ...] = Field(description="the user's words, or items of a conversation")
     instructions: str | None = Field(None, description="a system message before the input")
     max_output_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
-    temperature: float | None = None
-    top_p: float | None = None
-    stream: bool = False
+    temperature: float | None = Field(None, description="as of a chat")
+    top_p: float | None = Field(None, description="as of a chat")
+    stream: bool = Field(False, description="events as the answer grows")
     stream_options: dict[str, Any] | None = Field(None, description="include_obfuscation is accepted, without effect")
-    tools: tuple[FunctionTool, ...] = ()
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    tools: tuple[FunctionTool, ...] = Field((), description="functions that the answer may call")
+    tool_choice: str | dict[str, Any] | None = Field(None, description="as of a chat; a function by its name alone")
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most")
     text: TextWishes = TextWishes()
     reasoning: ReasoningWishes = ReasoningWishes()
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="further variables of the chat template")
     include: tuple[str, ...] = Field((), description=f"{_LOGPROBS}; others have nothing to include")
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, description="alternatives for each token, where its logprob is included")
     truncation: Literal["disabled"] | None = Field(None, description="a prompt that is too long is an error")
 
 

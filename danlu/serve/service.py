@@ -140,6 +140,17 @@ class Service:
             raise ApiFault(404, f"no model {model!r}; this server has {known}", "model", "model_not_found")
         return models[model]
 
+    async def read(self, prompt: Prompt, ask: Ask) -> tuple[list[int], Ready | None]:
+        """A prompt's token ids and, of a conversation, what its answer looks like. Raises ApiFault and DanluError."""
+        engine, adapter = self.engine, self.adapter_of(ask.model)
+        if are_messages(prompt) and (await engine.akind(adapter)).is_base:
+            return await engine.aside(partial(engine.chat.words_prompt, continued(prompt))), None
+        if ask.talk is not None and not isinstance(prompt, str):
+            messages = cast(Sequence[Message], prompt)
+            ready = await engine.aside(partial(self.conversations(adapter).ready, messages, ask.talk, ask.params))
+            return ready.token_ids, ready
+        return await engine.atoken_ids(prompt, adapter), None
+
     def fitting(self, ask: Ask, prompt_length: int) -> GenerationParams:
         """The knobs for a prompt: where the client set no limit, ours. Raises ApiFault past the context."""
         params, context = ask.params, self.engine.context_length
@@ -203,17 +214,7 @@ class Run:
                 self._news.put_nowait((choice, Event(choice, "", answer=nothing)))
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
-        engine, adapter = self.service.engine, self.service.adapter_of(self.ask.model)
-        if are_messages(prompt) and (await engine.akind(adapter)).is_base:
-            words = continued(prompt)
-            token_ids = await engine.aside(partial(engine.chat.words_prompt, words))
-        elif self.ask.talk is not None and not isinstance(prompt, str):
-            messages = cast(Sequence[Message], prompt)
-            conversations = self.service.conversations(adapter)
-            self.talk = await engine.aside(partial(conversations.ready, messages, self.ask.talk, self.ask.params))
-            token_ids = self.talk.token_ids
-        else:
-            token_ids = await engine.atoken_ids(prompt, adapter)
+        token_ids, self.talk = await self.service.read(prompt, self.ask)
         return token_ids, self.service.fitting(self.ask, len(token_ids))
 
     async def _read(self, at: int, live: LiveAnswers) -> None:

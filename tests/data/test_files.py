@@ -399,3 +399,14 @@ def test_a_long_file_is_read_in_flat_memory(tmp_path, kind):
         tracemalloc.stop()
     assert count == rows
     assert peak_bytes < 8_000_000
+
+
+@pytest.mark.parametrize("text", ['[{"text": "a"}]', '{"text": "a"}\n{"text": "b"}', '[\n  {"text": "a"}\n]\n'])
+def test_json_under_the_name_of_a_text_is_not_learnt_with_its_braces(tmp_path, text):
+    (tmp_path / "rows.txt").write_text(text)
+    assert "holds JSON, not text" in fault_of(tmp_path / "rows.txt")
+
+
+def test_a_text_may_begin_with_a_bracket(tmp_path):
+    (tmp_path / "a.txt").write_text("[1] A note.\n\n{not json}\n")
+    assert [record.text for record in read_records(tmp_path / "a.txt")] == ["[1] A note.", "{not json}"]

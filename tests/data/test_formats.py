@@ -9,6 +9,7 @@ from danlu.data import records
 from danlu.data.formats import (
     Conversation,
     Preference,
+    Reading,
     Skipped,
     Text,
     detect_format,
@@ -380,3 +381,10 @@ def test_no_usable_row_is_an_error_even_when_skipping(tmp_path):
     message = fault_of(path, on_error="skip")
     assert "no usable row; 2 faulty" in message
     assert "a.jsonl:2: text is empty" in message
+
+
+def test_a_column_is_meant_by_its_name_without_regard_to_case_and_separators(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"Meine Frage": "q", "meine antwort": "a"})
+    columns = {"prompt": "meine_frage", "completion": "meine_antwort"}
+    (record,) = read_records(path, reading=Reading(columns=columns))
+    assert [message["content"] for message in record.messages] == ["q", "a"]

@@ -291,9 +291,9 @@ def test_an_adapter_that_reaches_a_request_without_one(cores, kind, monkeypatch)
     try:
         assert judge.difference(core) == ""
 
-        def during(own, self, step):
+        def during(own, self, step, *kept):
             every = type(step).of([("leaking", step.count or 0)], step.device) if step.count else step
-            return own(self, every)
+            return own(self, every, *kept)
 
         changed(monkeypatch, Hooks, "during", during)
         refused(core, judge)

@@ -447,6 +447,31 @@ def test_health_answers_head_and_the_version_is_told(ask):
     assert set(version.json()) == {"version"}
 
 
+def test_tokens_are_those_of_the_answer_and_spell_the_text(post, engine):
+    told = post("/tokenize", chat(temperature=0)).json()
+    assert told["tokens"] == engine.chat.prompt(HELLO)
+    assert (told["count"], told["max_model_len"]) == (len(told["tokens"]), engine.context_length)
+    named = post("/tokenize", {"model": "tiny", "prompt": "the fox", "return_token_strs": True}).json()
+    assert named["tokens"] == engine.chat.text_prompt("the fox")
+    assert len(named["token_strs"]) == named["count"]
+    bare = post("/tokenize", {"model": "tiny", "prompt": "the fox", "add_special_tokens": False}).json()
+    assert post("/detokenize", {"model": "tiny", "tokens": bare["tokens"]}).json() == {"prompt": "the fox"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {"prompt": [1, 2]}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "nonsense": 1}, 400, "nonsense"),
+        ("/tokenize", {"messages": HELLO, "add_special_tokens": True}, 400, "add_special_tokens"),
+        ("/detokenize", {"tokens": [1, 10**9]}, 400, "tokens.1"),
+        ("/detokenize", {"tokens": [1], "model": "other"}, 404, "model"),
+    ],
+)
+def test_what_has_no_tokens_is_refused(post, path, body, status, param):
+    assert error(post(path, {"model": "tiny", **body}), status)["param"] == param
+
+
 def test_the_overflow_is_told_in_openais_words(post):
     message = error(post(TEXT, text(prompt=[5] * 600)), 400)["message"]
     assert message.startswith("This model's maximum context length is 512 tokens. However,")
