@@ -290,14 +290,14 @@ def test_flags_of_a_check_that_make_no_sense(call, tmp_path, flags, seen):
 
 
 def test_faults_are_shown_with_their_place_and_next_step(call, tmp_path, tiny_model):
-    control = {"prompt": "q", "completion": "a <|im_end|>"}
+    control = {"prompt": "q", "completion": "a \ufdd0"}
     path = write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "没有答案"}, "{no json", GOOD[0], [1], [2], control])
     code, out, err = call("data", "check", path, "--model", tiny_model)
     assert code == 1
     assert "\nd.jsonl:3: " in out
     assert "\nd.jsonl:4: not valid JSON" in out
-    assert "\nd.jsonl:8: message 1 (assistant) holds the control token" in out
-    assert "\n  next: remove it from the text" in out
+    assert "\nd.jsonl:8: a message holds U+FDD0" in out
+    assert "\n  next: remove it" in out
     assert out.count("next: if the file is one list, name it .json") == 1
     assert re.search(r"records +3\b", out)
     assert re.search(r"duplicates +1\b", out)
