@@ -178,7 +178,8 @@ def read_rows(
     """The rows of some tokens that the adapter has, by the name of the embedding or head they belong to.
 
     Args:
-        shapes: (rows, dim) of the embedding, first, and of the head if it is not tied to it.
+        shapes: (rows, dim) of the embedding, first, and of the head if it is not tied to it; none of a model whose
+            head adds more than a product.
 
     Raises ModelError as `read_lora` does.
     """
@@ -187,7 +188,12 @@ def read_rows(
         told = _TokenIndices.model_validate({k: v for k, v in document.items() if k == "trainable_token_indices" and v})
     except ValidationError as error:
         raise _damaged(directory, error) from error
-    chosen, embedding = told.trainable_token_indices, next(iter(shapes))
+    chosen, embedding = told.trainable_token_indices, next(iter(shapes), "")
+    if chosen and not shapes:
+        raise ModelError(
+            f"{directory}: it has rows of tokens, and this model's head is more than a product",
+            fix="merge the adapter, or put it on the model itself",
+        )
     indices = chosen if isinstance(chosen, dict) else {embedding: chosen} if chosen else {}
     with _opened(directory) as file:
         found = {m[1]: file.get_tensor(name) for name in file.keys() if (m := _ROWS.fullmatch(name))}  # noqa: SIM118

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from adapting import CPU, edit_config, edit_weights, make_adapter
+from kinds import with_adapter
 from rounding import of_model
 from safetensors.torch import load_file
+from zoo import tiny_model
 
 from danlu.errors import ConfigError, ModelError
 from danlu.model.company import Side
@@ -416,3 +418,12 @@ def test_rows_that_do_not_fit_are_refused(with_rows, tmp_path, change, said):
     edit_config(copy, **change)
     with pytest.raises(ModelError, match=said):
         LoraBank.of(base(directory)).read(copy)
+
+
+def test_a_head_with_a_bias_takes_adapters_without_rows_alone(tmp_path):
+    with_adapter("phi").save_pretrained(tmp_path)
+    bank = LoraBank.of(tiny_model("phi"))
+    assert bank.read(tmp_path)
+    edit_config(tmp_path, trainable_token_indices=[1])
+    with pytest.raises(ModelError, match="has rows of tokens, and this model's head is more than a product"):
+        bank.read(tmp_path)
