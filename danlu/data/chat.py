@@ -183,9 +183,10 @@ class Chat:
 
         Raises DataError where the template does not write the answer.
         """
-        ids, end, text = self.whole(messages), self.end_of_turn, self._render(messages)
+        ids, end = self.whole(messages), self.end_of_turn
         if end in ids:
             return ids[: len(ids) - 1 - ids[::-1].index(end)], frozenset({end})
+        text = self._render(messages)
         said = str(messages[-1].get("content"))
         if said not in text:
             raise DataError("the chat template does not write the answer as it is")

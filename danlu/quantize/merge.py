@@ -138,7 +138,7 @@ def _merge_into(
     read = partial(load_model, device=device, dtype=torch.float32)
     unverified = folder / "model"
     adapted = put_adapter(read(base), adapter)
-    with disk_faults(folder, "keeping logits"), _engine(adapted, _tokenizer(base, adapter, template)) as engine:
+    with disk_faults(folder, "keeping logits"), _engine(adapted, tokenizer) as engine:
         asked = ask(engine, chosen, options.max_new_tokens, folder)
     del engine, adapted  # before the next one is read
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
