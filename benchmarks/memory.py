@@ -3,28 +3,44 @@
     make bench-memory
     .venv/bin/python benchmarks/memory.py --rounds 30 --chats 200 --clients 100 --new_tokens 16
 
-Prints, after each round, what /metrics says of the process in MB, and at the end the growth over the second half.
+After each round the server has a rest in which it gives back what it freed; then what /metrics says of the process is
+printed, in MB. At the end comes how much each round added, over the last two thirds of them, by least squares. Where
+what is held or what is resident grew by more than --most_growth a round, the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import platform
 import re
+import statistics
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import httpx
 from serve import served
 
 MEGABYTE = 2**20
+REST_SECONDS = 6  # the server gives back after 5
 PARTS = {
     "resident": 'danlu_memory_bytes{part="resident"}',
+    "files": 'danlu_memory_bytes{part="files"}',
+    "other": 'danlu_memory_bytes{part="other"}',
     "heap used": 'danlu_memory_bytes{part="heap_used"}',
-    "heap free": 'danlu_memory_bytes{part="heap_free"}',
+    "before": 'danlu_memory_bytes{part="heap_before"}',
+    "made": 'danlu_memory_bytes{part="heap_made"}',
+    "since": 'danlu_memory_bytes{part="heap_since"}',
+    "weights": "danlu_weight_bytes",
+    "products": "danlu_product_bytes",
     "keys and values": "danlu_kv_bytes",
     "prefix cache": "danlu_prefix_cache_bytes",
     "forms": "danlu_form_bytes",
+    "peak": 'danlu_memory_bytes{part="peak"}',
 }
+JUDGED = ("resident", "heap used")
 
 
 async def one_round(url: str, chats: int, clients: int, new_tokens: int) -> None:
@@ -42,16 +58,35 @@ async def one_round(url: str, chats: int, clients: int, new_tokens: int) -> None
         await asyncio.gather(*(ask(client) for _ in range(clients)))
 
 
-def parts(metrics: str) -> list[float]:
-    """Megabytes of each part; what a server does not say is nothing."""
-    found = [re.search(rf"^{re.escape(name)} (\S+)$", metrics, re.MULTILINE) for name in PARTS.values()]
-    return [0.0 if one is None else float(one[1]) / MEGABYTE for one in found]
+def parts(metrics: str) -> dict[str, float]:
+    """Megabytes of each part that the server tells."""
+    found = {name: re.search(rf"^{re.escape(key)} (\S+)$", metrics, re.MULTILINE) for name, key in PARTS.items()}
+    return {name: float(one[1]) / MEGABYTE for name, one in found.items() if one is not None}
 
 
-def rounds(url: str, chosen: argparse.Namespace) -> Iterator[list[float]]:
+def growth(sizes: Sequence[float]) -> float:
+    """What each round added over the last two thirds of the rounds, by least squares."""
+    late = sizes[len(sizes) // 3 :]
+    return statistics.linear_regression(range(len(late)), late).slope
+
+
+def grown(rounds: Sequence[dict[str, float]], most: float) -> list[str]:
+    """Those of the judged parts that grew by more than so many megabytes a round. Raises KeyError without a part."""
+    return [name for name in JUDGED if growth([sizes[name] for sizes in rounds]) > most]
+
+
+def rounds_of(url: str, chosen: argparse.Namespace) -> Iterator[dict[str, float]]:
     for _ in range(chosen.rounds):
         asyncio.run(one_round(url, chosen.chats, chosen.clients, chosen.new_tokens))
+        time.sleep(REST_SECONDS)
         yield parts(httpx.get(f"{url.removesuffix('/v1')}/metrics").text)
+
+
+def processor() -> str:
+    """Its name as Linux has it, else its kind."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    return names[0] if names else platform.machine()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,17 +96,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chats", type=int, default=200)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--new_tokens", type=int, default=16)
+    parser.add_argument("--most_growth", type=float, default=1.0, help="MB a round that still count as flat")
     chosen = parser.parse_args(arguments)
+    if chosen.rounds < 6:
+        parser.error("--rounds: 6 or more, or nothing can be said of growth")
     print("| round |", " | ".join(f"{name}, MB" for name in PARTS), "|", flush=True)
     print("| --- |" + " --- |" * len(PARTS))
-    resident = []
+    seen: list[dict[str, float]] = []
     with served(chosen.model) as url:
-        for number, sizes in enumerate(rounds(url, chosen), 1):
-            print(f"| {number} |", " | ".join(f"{size:.0f}" for size in sizes), "|", flush=True)
-            resident.append(sizes[0])
-    half = len(resident) // 2
-    if half:
-        print(f"growth from round {half} to the last: {resident[-1] - resident[half - 1]:+.0f} MB")
+        for sizes in rounds_of(url, chosen):
+            seen.append(sizes)
+            cells = (f"{sizes[name]:.0f}" if name in sizes else "–" for name in PARTS)
+            print(f"| {len(seen)} |", " | ".join(cells), "|", flush=True)
+    for name in JUDGED:
+        print(f"{name}: {growth([sizes[name] for sizes in seen]):+.2f} MB a round over the last two thirds")
+    print(f"{chosen.chats} chats of {chosen.new_tokens} tokens a round, {chosen.clients} at once, on {processor()}")
+    if found := grown(seen, chosen.most_growth):
+        sys.exit(f"not flat: {' and '.join(found)} grew by more than {chosen.most_growth:g} MB a round")
+    print("flat")
 
 
 if __name__ == "__main__":
