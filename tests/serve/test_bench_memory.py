@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,14 @@ def test_every_part_is_one_that_the_server_tells(bench, ask):
     assert {"resident", "peak", "weights", "products", "keys and values", "prefix cache", "forms"} <= told.keys()
     if sys.platform == "linux":
         assert told.keys() == bench.PARTS.keys()
+
+
+def test_the_block_shows_a_few_rounds_and_how_they_grew(bench):
+    seen = rounds([800 + at for at in range(9)], [500] * 9)
+    chosen = Namespace(chats=8, new_tokens=4, clients=2, model="tiny")
+    for language in ("en", "zh"):
+        lines = bench.block(seen, chosen, language).splitlines()
+        assert [line.split(" | ")[0] for line in lines[2:6]] == ["| 1", "| 3", "| 6", "| 9"]
+        assert {line.count("|") for line in lines[:6]} == {len(bench.PARTS) + 2}
+        assert "+1.00 MB" in "".join(lines[6:])
+        assert "+0.00 MB" in "".join(lines[6:])
