@@ -253,6 +253,31 @@ def check_opening(messages: Sequence[Message], opening: bool | None, continues: 
     return False
 
 
+def as_sent(message: Any) -> dict[str, Any]:
+    """A message as it came, the arguments of its calls as text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def choosing_among(talk: Talk, kinds: frozenset[str]) -> dict[str, Any]:
+    """The fields of a talk for a server that knows these kinds of tool_choice, beside none, auto and required.
+
+    A choice of another kind is made here: the tools that it leaves are the only ones sent, and one must or may be
+    called.
+    """
+    given, use = dict(talk.given), talk.use
+    choice = given.get("tool_choice")
+    if use is None or not isinstance(choice, dict) or choice.get("type", "function") in kinds:
+        return given
+    names = {tool.function.name for tool in use.callable}
+    given["tools"] = [tool for tool in given["tools"] if tool["function"]["name"] in names]
+    given["tool_choice"] = "required" if use.must_call else "auto"
+    return given if use.parallel else given | {"parallel_tool_calls": False}
+
+
 def as_json(arguments: Mapping[str, Any]) -> str:
     """Arguments as one line of JSON."""
     return json.dumps(arguments, ensure_ascii=False)

@@ -297,7 +297,7 @@ def usage_of(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
     thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         "input_tokens": read,
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},  # no such thing is charged here
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": read + made,

