@@ -238,6 +238,15 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
         )
 
 
+def check_parts(at: int, content: Any) -> None:
+    """Raise ApiFault for a part of a message that is no text, such as an image."""
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            place = f"messages.{at}.content.{number}"
+            raise ApiFault(400, f"{place}: its type is {kind!r}; only text is read here", place, "unsupported")
+
+
 def check_opening(messages: Sequence[Message], opening: bool | None, continues: bool) -> bool:
     """Whether the answer's opening is written. Raises ApiFault where that contradicts what is asked for."""
     if not continues:
