@@ -13,16 +13,35 @@ import socket
 import subprocess
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DANLU = os.environ.get("DANLU_PYTHON", str(ROOT / ".venv/bin/python"))
 
 collect_ignore_glob = [] if importlib.util.find_spec("litellm") else ["test_*.py"]
+
+
+_passed: Counter[str] = Counter()
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--write", action="store_true", help="write what passed into docs/serving")
+
+
+def pytest_runtest_logreport(report) -> None:
+    if report.when == "call" and report.passed:
+        _passed[Path(report.fspath).stem] += 1
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    if session.config.getoption("--write") and exitstatus == 0:
+        table.write(_passed)
 
 
 def run(*words: str, **more) -> subprocess.Popen[str]:
