@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ _HEADS = {
 _ROWS = {
     "test_openai": (
         "openai",
-        "both routes of chats and `/v1/completions`, whole and streamed; tools, `parse`, log-probabilities, vectors, asyncio",
+        "chats by both routes, `/v1/completions`, whole and streamed; tools, `parse`, log-probabilities, vectors, asyncio",
         "对话的两个接口和 `/v1/completions`，整段与流式；工具、`parse`、对数概率、向量、asyncio",
     ),
     "test_openai_ends": (
@@ -26,7 +25,7 @@ _ROWS = {
     ),
     "test_langchain": (
         "langchain-openai",
-        "`bind_tools`, `with_structured_output` by every method, `batch`, `astream`, `OpenAI`, vectors; by either route",
+        "`bind_tools`, `with_structured_output` by every method, `batch`, `astream`, `OpenAI`, vectors; by both routes",
         "`bind_tools`、`with_structured_output` 的每种方法、`batch`、`astream`、`OpenAI`、向量；两个接口都试",
     ),
     "test_litellm": (
@@ -60,11 +59,7 @@ def write(passed: Mapping[str, int]) -> None:
             if passed.get(module)
         ]
         page = _DOCS / name
-        text, found = re.subn(
-            r"(<!-- test:clients -->\n).*?(<!-- end -->)",
-            lambda match: match[1] + "\n".join([head, *rows]) + "\n" + match[2],
-            page.read_text("utf-8"),
-            flags=re.DOTALL,
-        )
-        assert found == 1, f"{page} has no place for the table"
-        page.write_text(text, "utf-8")
+        before, mark, rest = page.read_text("utf-8").partition("<!-- test:clients -->\n")
+        assert mark, f"{page} has no place for the table"
+        after = rest[rest.index("<!-- end -->") :]
+        page.write_text(before + mark + "\n".join([head, *rows]) + "\n" + after, "utf-8")
