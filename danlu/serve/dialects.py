@@ -146,7 +146,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             knobs={
                 "temperature": "temperature",
                 "top_p": "top_p",
-                "top_k": "top_k",
+                "top_k": "extra_configs.top_k",  # older ones pass over a top_k beside it, without a word
                 "seed": "seed",
                 "num_return_sequences": "n",
                 "presence_penalty": "extra_configs.presence_penalty",
@@ -155,7 +155,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
                 "min_new_tokens": "extra_configs.min_new_tokens",
                 "no_repeat_ngram_size": "extra_configs.no_repeat_ngram_size",
             },
-            neutral=_NEUTRAL | {"top_k": 0},
+            neutral=_NEUTRAL,
             stop_ids="extra_configs.stop_words_list",
             stop_id_lists=True,
             completions=False,

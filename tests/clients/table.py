@@ -15,7 +15,7 @@ _HEADS = {
 _ROWS = {
     "test_openai": (
         "openai",
-        "chats by both routes, `/v1/completions`, whole and streamed; tools, `parse`, log-probabilities, vectors, asyncio",
+        "chats by both routes, `/v1/completions`; whole, streamed, at once; tools, `parse`, log-probabilities, vectors",
         "对话的两个接口和 `/v1/completions`，整段与流式；工具、`parse`、对数概率、向量、asyncio",
     ),
     "test_openai_ends": (

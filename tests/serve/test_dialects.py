@@ -170,6 +170,8 @@ def test_the_other_flavours_own_words():
     rtp = chat("rtp-llm", no_repeat_ngram_size=3, stop_sequences=[[6, 7]], repetition_penalty=1.2)
     extra = {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "stop_words_list": [[6, 7]]}
     assert rtp["extra_configs"] == extra
+    assert chat("rtp-llm", top_k=3)["extra_configs"] == {"top_k": 3}
+    assert "top_k" not in chat("rtp-llm", top_k=3)
     with pytest.raises(ApiFault, match="has no /completions"):
         text("rtp-llm")
 
