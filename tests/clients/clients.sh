@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make the clients' environment, never mixed with ours: tests/clients/clients.sh
 # llama.cpp's server is compiled for this processor, as no wheel of it exists for Linux: that takes a C++ compiler and,
-# once, ten minutes on four cores, forty on one. Where it cannot be, its tests are skipped and say so; the next call tries again.
+# once, ten minutes on four cores, forty on one. Where it cannot be, its tests are skipped and say so; the next call
+# tries again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 home=.peers/clients
