@@ -61,5 +61,5 @@ def write(passed: Mapping[str, int]) -> None:
         page = _DOCS / name
         before, mark, rest = page.read_text("utf-8").partition("<!-- test:clients -->\n")
         assert mark, f"{page} has no place for the table"
-        after = rest[rest.index("<!-- end -->") :]
+        after = rest[rest.index("<!-- test:clients end -->") :]
         page.write_text(before + mark + "\n".join([head, *rows]) + "\n" + after, "utf-8")
