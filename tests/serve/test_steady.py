@@ -19,6 +19,8 @@ KINDS = [
     (CHAT, chat(temprature=0)),
 ]
 
+TIMES = 3
+
 
 def live_objects() -> Counter[str]:
     gc.collect()
@@ -30,8 +32,8 @@ def live_objects() -> Counter[str]:
 def test_twice_as_many_requests_leave_no_more_behind(ask, engine):
     async def talk(client):
         async def once():
-            answers = await asyncio.gather(*(client.post(path, json=body) for path, body in 3 * KINDS))
-            assert Counter(answer.status_code for answer in answers) == {200: 15, 400: 6}
+            answers = await asyncio.gather(*(client.post(path, json=body) for path, body in TIMES * KINDS))
+            assert Counter(answer.status_code for answer in answers) == {200: 5 * TIMES, 400: 2 * TIMES}
             await until(lambda: is_idle(engine))
 
         await once()  # forms, prefixes and templates that stay
@@ -39,7 +41,8 @@ def test_twice_as_many_requests_leave_no_more_behind(ask, engine):
         before = live_objects()
         await once()
         await once()
-        # Threads may still be about to let go of their last piece of work.
-        await until(lambda: not live_objects() - before)
+        # Threads may hold their last piece of work, which is one of this kind or that. What each request left would be
+        # there as often as its kind was asked since.
+        await until(lambda: max((live_objects() - before).values(), default=0) < 2 * TIMES)
 
     ask(talk)
