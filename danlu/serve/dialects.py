@@ -61,6 +61,8 @@ class Dialect:
         completion_schema: whether /completions reads response_format as well.
         regex: the name of an expression that the answer must match; empty: it has none.
         talk: the fields of a chat that shape its prompt and its calls.
+        best_of: whether /completions ranks answers and leaves some out.
+        prompt_logprobs: whether it tells vLLM's log-probabilities of a prompt.
     """
 
     name: FlavourName
@@ -78,6 +80,8 @@ class Dialect:
     completion_schema: bool = False
     regex: str = ""
     talk: frozenset[str] = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
+    best_of: bool = False
+    prompt_logprobs: bool = False
 
 
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
@@ -86,7 +90,7 @@ _VLLM_NEUTRAL = _NEUTRAL | {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0
 DIALECTS: dict[FlavourName, Dialect] = {
     dialect.name: dialect
     for dialect in (
-        Dialect("openai", neutral={"temperature": 1.0}, chat_limit="max_completion_tokens"),
+        Dialect("openai", neutral={"temperature": 1.0}, chat_limit="max_completion_tokens", best_of=True),
         Dialect(
             "vllm",
             knobs=_VLLM_AND_SGLANG
@@ -103,6 +107,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             completion_schema=True,
             regex="structured_outputs.regex",
             talk=frozenset(TALK_FIELDS),
+            prompt_logprobs=True,
         ),
         Dialect(
             "sglang",
@@ -174,6 +179,11 @@ def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) 
     if ask.only_echo:
         knobs.pop("max_new_tokens", None)
         knobs["max_tokens"] = 0
+    if ask.kept is not None:
+        knobs.pop("num_return_sequences", None)
+        knobs |= {"best_of": ask.params.num_return_sequences, "n": ask.kept}
+    if ask.prompt_logprobs is not None:
+        knobs["prompt_logprobs"] = ask.prompt_logprobs
     return body | knobs
 
 
@@ -240,6 +250,10 @@ class _Translation:
             raise ApiFault(400, f"{dialect.name} has no /completions; ask /v1/chat/completions", code="unsupported")
         if ask.echo and not dialect.echo:
             raise self._cannot("echo")
+        if ask.kept is not None and (self._chat or not dialect.best_of):
+            raise self._cannot("best_of")
+        if ask.prompt_logprobs is not None and not dialect.prompt_logprobs:
+            raise self._cannot("prompt_logprobs")
         for knob, value in self._given.items():
             if knob not in _WORDED:
                 self._put(self._name(knob), value)

@@ -45,7 +45,7 @@ INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 }  # fmt: skip
 NOT_YET = {
-    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix", "best_of", "prompt_logprobs",
+    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix",
 }  # fmt: skip
 # OpenAI's older names, which its clients have left behind.
 _OLDER = {"functions": "tools", "function_call": "tool_choice"}
@@ -123,6 +123,15 @@ class _Body(VllmNames):
     n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
     stop: str | Strings | None = Field(None, description="strings that end the answer (stop_sequences)")
     max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
+    best_of: int | None = Field(
+        None, description="make so many answers, and tell the n of them with the highest log p a token"
+    )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=-1,
+        le=20,
+        description="report log p and rank of each token of the prompt, and of this many likeliest ones (vLLM's)",
+    )
 
 
 class ChatBody(_Body):
@@ -160,7 +169,8 @@ class CompletionBody(_Body):
     ] = Field(description="text or token ids, continued as they are; or a list of those")
     echo: bool = Field(False, description="put the prompt before the answer; with logprobs, score it too")
     max_tokens: int | None = Field(
-        None, description="new tokens at most (max_new_tokens); 0 with echo: none, only the prompt and its scores"
+        None,
+        description="new tokens at most (max_new_tokens); 0 with echo or prompt_logprobs: none, the prompt is scored",
     )
 
 
@@ -177,7 +187,9 @@ class Ask:
         given: the keys of the body, which an error may blame.
         include_leading: a stream also says what leads among beams.
         echo: the prompt comes before each answer, scored where log-probabilities are asked for.
-        only_echo: and nothing comes after it.
+        only_echo: nothing comes after the prompt, which is said again or scored.
+        kept: of each prompt's answers so many are told, those with the highest log p a token; None: all.
+        prompt_logprobs: tell log p of the prompt's tokens, and of so many of the likeliest in their places.
         talk: of a chat, how its messages become a prompt.
     """
 
@@ -192,7 +204,20 @@ class Ask:
     include_leading: bool = False
     echo: bool = False
     only_echo: bool = False
+    kept: int | None = None
+    prompt_logprobs: int | None = None
     talk: Talk | None = None
+
+    @property
+    def told(self) -> int:
+        """Answers a prompt that the client gets."""
+        return self.params.num_return_sequences if self.kept is None else self.kept
+
+    @property
+    def prompt_top(self) -> int | None:
+        """So many of the likeliest tokens are looked for in each place of the prompt; None: it is not scored."""
+        wanted = (self.prompt_logprobs, self.params.logprobs if self.echo else None)
+        return max((top for top in wanted if top is not None), default=None)
 
     def in_client_words(self, message: str) -> str:
         """An error of the engine, with the names that the client used."""
@@ -242,7 +267,7 @@ def read_completion(document: dict[str, Any]) -> Ask:
         prompts = (body.prompt,)
     else:
         prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt
-    only_echo = body.echo and body.max_tokens == 0
+    only_echo = (body.echo or body.prompt_logprobs is not None) and body.max_tokens == 0
     if only_echo:
         body = body.model_copy(update={"max_tokens": 1})  # so that the other knobs can be checked
     ask = _ask(body, prompts, knobs, {}, given)
@@ -361,6 +386,7 @@ def _ask(
         raise ApiFault(400, "stream_options has no effect without stream; set stream to true", "stream_options")
     _put(knobs, names, "max_new_tokens", "max_tokens", body.max_tokens)
     _put(knobs, names, "num_return_sequences", "n", body.n)
+    kept = _put_best_of(knobs, names, body)
     _put(knobs, names, "stop_sequences", "stop", [body.stop] if isinstance(body.stop, str) else body.stop)
     _put_form(knobs, names, body)
     _decide_whether_to_draw(knobs)
@@ -378,7 +404,35 @@ def _ask(
         stream=body.stream,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         include_leading=include_leading,
+        kept=kept,
+        prompt_logprobs=_prompt_logprobs(body),
     )
+
+
+def _put_best_of(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> int | None:
+    """Let as many answers be made as best_of says; how many of them are told, where that is fewer."""
+    kept, name = knobs.get("num_return_sequences", 1), names.get("num_return_sequences", "num_return_sequences")
+    if body.best_of is None or body.best_of == kept or type(kept) is not int:
+        return None
+    if body.best_of < kept:
+        raise ApiFault(400, f"best_of ({body.best_of}) is less than {name} ({kept}); raise best_of", "best_of")
+    if body.stream:
+        message = "best_of ranks answers that have ended, which cannot be streamed; set stream to false"
+        raise ApiFault(400, message, "best_of", "unsupported")
+    if knobs.get("num_beams", 1) != 1:
+        raise ApiFault(400, "best_of has no effect with num_beams, which ranks beams; raise num_beams", "best_of")
+    knobs["num_return_sequences"], names["num_return_sequences"] = body.best_of, "best_of"
+    return kept
+
+
+def _prompt_logprobs(body: _Body) -> int | None:
+    if body.prompt_logprobs == -1:
+        message = "prompt_logprobs: -1 would be the whole vocabulary at each token; at most 20 are told"
+        raise ApiFault(400, message, "prompt_logprobs", "invalid_value")
+    if body.prompt_logprobs is not None and body.stream:
+        message = "prompt_logprobs come with a whole answer; set stream to false"
+        raise ApiFault(400, message, "prompt_logprobs", "unsupported")
+    return body.prompt_logprobs
 
 
 def _decide_whether_to_draw(knobs: dict[str, Any]) -> None:

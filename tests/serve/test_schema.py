@@ -318,7 +318,7 @@ def test_no_nucleus_is_the_likeliest_token():
 
 
 def test_what_would_change_an_answer_is_still_refused():
-    for wrong in ({"suffix": "x"}, {"best_of": 3}, {"modalities": ["audio"]}, {"prompt_logprobs": 1}):
+    for wrong in ({"suffix": "x"}, {"modalities": ["audio"]}, {"prediction": {}}):
         assert fault(text, **wrong).code == "unsupported"
 
 
