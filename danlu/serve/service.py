@@ -21,7 +21,7 @@ from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.text import TokenNames
-from danlu.serve.continuing import are_messages, continued, note_on_base
+from danlu.serve.continuing import are_messages, continued, note_on_base, refuse_turns
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
@@ -145,6 +145,7 @@ class Service:
         """A prompt's token ids and, of a conversation, what its answer looks like. Raises ApiFault and DanluError."""
         engine, adapter = self.engine, self.adapter_of(ask.model)
         if are_messages(prompt) and (await engine.akind(adapter)).is_base:
+            refuse_turns(ask.model, prompt, ask.talk)
             return await engine.aside(partial(engine.chat.words_prompt, continued(prompt))), None
         if ask.talk is not None and not isinstance(prompt, str):
             messages = cast(Sequence[Message], prompt)
