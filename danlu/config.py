@@ -164,7 +164,7 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
 def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
     """pydantic's faults in our words, one a place, with the nearest valid key for an unknown one of `model`."""
     places: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for fault in error.errors():
+    for fault in _without_echoes(error.errors()):
         places.setdefault(_place(fault), []).append(dict(fault))
     return [_describe(model, path, faults) for path, faults in places.items()]
 
@@ -174,12 +174,19 @@ def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = 
     return validate(model, apply_overrides(read_recipe(name_or_path), overrides, model), where=name_or_path)
 
 
+def _without_echoes(faults: Sequence[Any]) -> list[Any]:
+    """Faults without a list's that it is too short, where it is so only because of a fault in it."""
+    inner = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
+    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
+
+
 # What pydantic calls the arms of a union in the place of a fault, and how it names kinds of values.
 _ARM = re.compile(r"str|int|float|bool|constrained-\w+|[\w-]*\[.*\]|[A-Z]\w*", re.DOTALL)
 _WORDS = (
     (re.compile(r"valid dictionary or instance of \w+"), "group of keys"),
     (re.compile(r"valid (tuple|list)"), "list"),
     (re.compile(r"valid string"), "text"),
+    (re.compile(r"\w+ (should have at \w+ \d+ items?) after validation, not .*"), r"\1"),
 )
 
 

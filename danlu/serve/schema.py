@@ -88,7 +88,9 @@ class ResponseFormat(Options):
     @model_validator(mode="after")
     def _as_the_type_says(self) -> ResponseFormat:
         for name in ("json_schema", "regex"):
-            if (self.type == name) != (getattr(self, name) is not None):
+            if self.type == name and getattr(self, name) is None:
+                raise ValueError(f"the type is {name!r}, and {name} is missing")
+            if self.type != name and getattr(self, name) is not None:
                 raise ValueError(f"the type is {self.type!r}; {name} belongs to the type {name!r}, and only there")
         if self.form is not None and self.type != "json_object":
             raise ValueError(f"the type is {self.type!r}; schema belongs to the type 'json_object', and only there")
