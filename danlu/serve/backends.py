@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from danlu.serve.faults import ApiFault
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import Replies, rendered
+from danlu.serve.replies import Replies, Written, rendered
 from danlu.serve.schema import Ask
 from danlu.serve.service import Receive, Run, Service, while_wanted
 from danlu.serve.stream import AnswerStream
@@ -86,7 +86,7 @@ class OwnEngine:
             return AnswerStream(run, replies, ended)
         body = await _whole(self.service, run, replies, receive)
         ended(None)
-        return _Written(body)
+        return Written(body)
 
     async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
         return await (detokenized if spelt else tokenized)(self.service, document)
@@ -96,13 +96,6 @@ class OwnEngine:
 
     async def close(self) -> None:
         """The engine belongs to whoever made it."""
-
-
-class _Written(JSONResponse):
-    """JSON that is text already."""
-
-    def render(self, content: str) -> bytes:
-        return content.encode()
 
 
 async def _whole(service: Service, run: Run, replies: Replies, receive: Receive) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 from danlu.generate.answers import Answer, Event, Logprob
 from danlu.generate.text import TokenNames
 from danlu.serve.callreader import AnswerReader
@@ -214,6 +216,13 @@ class Replies:
 def event_of(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class Written(JSONResponse):
+    """JSON that is text already."""
+
+    def render(self, content: str) -> bytes:
+        return content.encode()
 
 
 def rendered(value: Any) -> str:
