@@ -15,24 +15,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import ValidationError
 
 from danlu.config import Options, describe_faults
 from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
+from danlu.serve.bodies import Body, ChatBody, CompletionBody
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, blamed
-from danlu.serve.habits import Strings, VllmNames, knobs_of, plain_message, without_habits
+from danlu.serve.habits import knobs_of, plain_message, without_habits
 from danlu.serve.messages import (
     TALK_FIELDS,
     ChatMessage,
-    Effort,
     Talk,
-    Tool,
-    ToolChoice,
     check_opening,
     check_template_kwargs,
     read_use,
@@ -60,123 +58,7 @@ _MOOT_AT_ZERO = ("seed", "top_p", "top_k", "min_p")
 _LENGTHS = ("max_new_tokens", "max_length")
 
 
-class StreamOptions(Options):
-    """What a stream holds besides the answer."""
-
-    include_usage: bool = Field(False, description="a last piece counts the tokens")
-    include_leading: bool = Field(False, description="of beams, pieces that say which text leads now")
-    include_obfuscation: bool = Field(False, description="accepted, without effect")
-
-
-class NamedSchema(Options):
-    """A JSON schema as OpenAI's clients send it; every answer fits it, whatever `strict` says."""
-
-    name: str = Field(min_length=1, description="no answer depends on it")
-    description: str | None = Field(None, description="no answer depends on it")
-    form: dict[str, Any] = Field({}, alias="schema", description="the schema (json_schema)")
-    strict: bool | None = Field(None, description="accepted, without effect")
-
-
-class ResponseFormat(Options):
-    """The form of an answer: any text, any JSON object, JSON of a schema, or text that matches an expression."""
-
-    type: Literal["text", "json_object", "json_schema", "regex"] = Field(description="which form")
-    json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
-    regex: str | None = Field(None, description="with the type regex")
-    form: dict[str, Any] | None = Field(None, alias="schema", description="with the type json_object: its schema")
-
-    @model_validator(mode="after")
-    def _as_the_type_says(self) -> ResponseFormat:
-        for name in ("json_schema", "regex"):
-            if self.type == name and getattr(self, name) is None:
-                raise ValueError(f"the type is {name!r}, and {name} is missing")
-            if self.type != name and getattr(self, name) is not None:
-                raise ValueError(f"the type is {self.type!r}; {name} belongs to the type {name!r}, and only there")
-        if self.form is not None and self.type != "json_object":
-            raise ValueError(f"the type is {self.type!r}; schema belongs to the type 'json_object', and only there")
-        return self
-
-
-def read_prompt(value: Any) -> Any:
-    """Text, token ids, or a list of those; looks at each part once, and says where the first one is that is neither."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise ValueError("text, token ids or a list of those is asked for, not empty")
-    kind = type(value[0])
-    if kind is list:
-        for at, part in enumerate(value):
-            if type(part) is not list or not part or set(map(type, part)) != {int}:
-                raise ValueError(f"not a list of token ids at {at}: {part!r:.80}")
-        return tuple(map(tuple, value))
-    for at, part in enumerate(value):
-        if type(part) is not kind or kind not in (str, int):
-            raise ValueError(f"neither texts nor token ids alone, at {at}: {part!r:.80}")
-    return tuple(value)
-
-
-class _Body(VllmNames):
-    model: str = Field(description="the name that /v1/models lists")
-    stream: bool = Field(False, description="send the answer in pieces, as server-sent events")
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's name of json_schema; or its JSON text")
-    guided_regex: str | None = Field(None, description="vLLM's name of regex")
-    n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
-    stop: str | Strings | None = Field(None, description="strings that end the answer (stop_sequences)")
-    max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
-    best_of: int | None = Field(
-        None, description="make so many answers, and tell the n of them with the highest log p a token"
-    )
-    prompt_logprobs: int | None = Field(
-        None,
-        ge=-1,
-        le=20,
-        description="report log p and rank of each token of the prompt, and of this many likeliest ones (vLLM's)",
-    )
-
-
-class ChatBody(_Body):
-    """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
-
-    messages: tuple[ChatMessage, ...] = Field(min_length=1, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
-    logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
-    top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
-    tools: tuple[Tool, ...] | None = Field(None, description="functions that the answer may call")
-    tool_choice: ToolChoice | None = Field(
-        None, description="auto (may call, the default), none, required (must call), one tool, or some (allowed_tools)"
-    )
-    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
-    reasoning_effort: Effort | None = Field(
-        None, description="how much to think, for templates with such a switch; none: not at all"
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="further variables of the template, such as enable_thinking"
-    )
-    add_generation_prompt: bool | None = Field(
-        None, description="false: the prompt ends with the messages, without the opening of an answer"
-    )
-    continue_final_message: bool = Field(
-        False, description="the last message is the assistant's and unfinished: the answer goes on with it"
-    )
-
-
-class CompletionBody(_Body):
-    """What /v1/completions reads; besides these, every knob of GenerationParams."""
-
-    prompt: Annotated[
-        str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...],
-        PlainValidator(read_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-    ] = Field(description="text or token ids, continued as they are; or a list of those")
-    echo: bool = Field(False, description="put the prompt before the answer; with logprobs, score it too")
-    max_tokens: int | None = Field(
-        None,
-        description="new tokens at most (max_new_tokens); 0 with echo or prompt_logprobs: none, the prompt is scored",
-    )
-
-
-_AnyBody = TypeVar("_AnyBody", bound=_Body)
+_AnyBody = TypeVar("_AnyBody", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -349,7 +231,7 @@ def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, val
     knobs[knob], names[knob] = value, name
 
 
-def _put_form(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> None:
+def _put_form(knobs: dict[str, Any], names: dict[str, str], body: Body) -> None:
     """Set json_schema or regex from whichever name the client gave it."""
     form, guided = body.response_format, body.guided_json
     if form is not None and form.type == "json_object":
@@ -378,7 +260,7 @@ def _schema(form: Any, name: str) -> Any:
 
 
 def _ask(
-    body: _Body,
+    body: Body,
     prompts: tuple[Prompt, ...],
     knobs: dict[str, Any],
     names: dict[str, str],
@@ -411,7 +293,7 @@ def _ask(
     )
 
 
-def _put_best_of(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> int | None:
+def _put_best_of(knobs: dict[str, Any], names: dict[str, str], body: Body) -> int | None:
     """Let as many answers be made as best_of says; how many of them are told, where that is fewer."""
     kept, name = knobs.get("num_return_sequences", 1), names.get("num_return_sequences", "num_return_sequences")
     if body.best_of is None or body.best_of == kept or type(kept) is not int:
@@ -427,7 +309,7 @@ def _put_best_of(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> i
     return kept
 
 
-def _prompt_logprobs(body: _Body) -> int | None:
+def _prompt_logprobs(body: Body) -> int | None:
     if body.prompt_logprobs == -1:
         message = "prompt_logprobs: -1 would be the whole vocabulary at each token; at most 20 are told"
         raise ApiFault(400, message, "prompt_logprobs", "invalid_value")
@@ -466,7 +348,7 @@ def _faulty(knob: str, knobs: Mapping[str, Any]) -> bool:
     return False
 
 
-def schema_of(model: type[_Body]) -> tuple[dict[str, Any], dict[str, Any]]:
+def schema_of(model: type[Body]) -> tuple[dict[str, Any], dict[str, Any]]:
     """JSON schema of a body with every knob, and the definitions it refers to, for the API's own description."""
     place = "#/components/schemas/{model}"
     knobs = GenerationParams.model_json_schema(ref_template=place)

@@ -14,6 +14,8 @@ from danlu import GenerationParams
 from danlu.errors import AllBanned, ConfigError
 from danlu.generate.doubles import Endings, Place
 from danlu.generate.unique import Uniques
+from danlu.serve.callgrammar import AnswerForm
+from danlu.serve.reasoning import Marks
 
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 
@@ -169,6 +171,12 @@ def test_a_text_may_come_in_any_pieces():
 def test_a_faulty_schema_is_refused(engine, schema, words):
     with pytest.raises(ConfigError, match=words):
         answers(engine, ["one"], json_schema=schema)
+
+
+def test_after_reasoning_it_is_refused(engine):
+    form = AnswerForm(marks=Marks("<think>", "</think>"), thinking="may", schema=unique({"type": "string"}))
+    with pytest.raises(ConfigError, match="uniqueItems"):
+        engine._maker.prepare(GenerationParams(), form)
 
 
 def test_where_no_item_is_left_it_is_said(engine):

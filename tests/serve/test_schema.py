@@ -8,9 +8,10 @@ import pytest
 
 from danlu.errors import ConfigError, Interrupted, MemoryShortage
 from danlu.generate.params import GenerationParams
+from danlu.serve.bodies import ChatBody, CompletionBody
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, as_fault, blamed
-from danlu.serve.schema import INERT, NOT_YET, ChatBody, CompletionBody, read_chat, read_completion, schema_of
+from danlu.serve.schema import INERT, NOT_YET, read_chat, read_completion, schema_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 
