@@ -164,20 +164,16 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
 def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
     """pydantic's faults in our words, one a place, with the nearest valid key for an unknown one of `model`."""
     places: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for fault in _without_echoes(error.errors()):
-        places.setdefault(_place(fault), []).append(dict(fault))
+    told = error.errors()
+    for fault in told:
+        if not _follows(fault, told):
+            places.setdefault(_place(fault), []).append(dict(fault))
     return [_describe(model, path, faults) for path, faults in places.items()]
 
 
 def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = ()) -> AnyOptions:
     """A recipe, with its overrides, as `model`."""
     return validate(model, apply_overrides(read_recipe(name_or_path), overrides, model), where=name_or_path)
-
-
-def _without_echoes(faults: Sequence[Any]) -> list[Any]:
-    """Faults without a list's that it is too short, where it is so only because of a fault in it."""
-    inner = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
-    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
 
 
 # What pydantic calls the arms of a union in the place of a fault, and how it names kinds of values.
@@ -188,6 +184,14 @@ _WORDS = (
     (re.compile(r"valid string"), "text"),
     (re.compile(r"\w+ (should have at \w+ \d+ items?) after validation, not .*"), r"\1"),
 )
+
+
+def _follows(fault: Any, told: Sequence[Any]) -> bool:
+    """A list that is too short only because of a fault in one of its items, which is told as well."""
+    place = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in told
+    )
 
 
 def _place(fault: Any) -> tuple[Any, ...]:
