@@ -74,7 +74,7 @@ bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
 
 bench-memory: $(INSTALLED)
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory.py $(WRITE)
 
 # It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
 bench-generate: $(INSTALLED)

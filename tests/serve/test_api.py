@@ -364,6 +364,13 @@ def test_metrics_parse(ask, engine):
     assert found["danlu_kv_budget_bytes",] == engine.core.store.budget_bytes
     assert found["danlu_prefix_cache_bytes",] == engine.load.prefix_cache_bytes
     assert found["danlu_prefix_hit_tokens_total",] == engine.load.prefix_hit_tokens
+    weights = sum(one.nbytes for one in engine._model.parameters())
+    assert found["danlu_weight_bytes",] + found["danlu_product_bytes",] >= weights
+    memory = {name[1]: value for name, value in found.items() if name[0] == "danlu_memory_bytes"}
+    assert memory["peak"] > 0
+    if "other" in memory:
+        assert memory["resident"] == sum(memory[part] for part in ("files", "heap_used", "other"))
+        assert memory["heap_used"] == sum(memory[f"heap_{part}"] for part in ("before", "made", "since"))
 
 
 @pytest.mark.parametrize("stream", [False, True])
