@@ -44,6 +44,7 @@ NEAR_RECORDS = 200_000
 BINS = 10
 _DIGEST_BYTES = 16
 _SIGNED_AT_ONCE = 256
+_ORDERS_KEPT = 10_000
 
 
 def check(
@@ -129,6 +130,7 @@ class _Tally:
     prompts: bytearray = field(default_factory=bytearray)
     roles: Counter[str] = field(default_factory=Counter)
     learnt_turns: Counter[str] = field(default_factory=Counter)
+    orders: Counter[tuple[tuple[str, bool], ...]] = field(default_factory=Counter)  # turns not counted one by one yet
     groups: set[bytes] = field(default_factory=set)
     files: Counter[str] = field(default_factory=Counter)
     over: Counter[str] = field(default_factory=Counter)
@@ -140,7 +142,7 @@ class _Tally:
     def add(self, record: Record, answers: _Sizes, chat: Chat | None) -> None:
         if not self.lengths:
             self.example = _shown(record, chat)
-        length, learnt = max(map(_sum, answers)) if answers else _characters(record)
+        length, learnt = _longest(answers) if answers else _characters(record)
         self.lengths.append(length)
         self.learnt += learnt
         self.unlearnt += learnt == 0
@@ -161,9 +163,20 @@ class _Tally:
         self.contents += _digest(prompt + answered)
 
     def _add_turns(self, record: Record) -> None:
-        self.roles.update(message["role"] for message in _messages(record))
-        answers = record.chosen if isinstance(record, Preference) else _messages(record)
-        self.learnt_turns["assistant"] += sum(m["role"] == "assistant" and m.get("train", True) for m in answers)
+        """Orders of roles are counted, since nearly all records have one of a few."""
+        turns = [(message["role"], message.get("train", True)) for message in _messages(record)]
+        if isinstance(record, Preference):
+            turns[: len(record.prompt)] = [(message["role"], False) for message in record.prompt]
+        self.orders[tuple(turns)] += 1
+        if len(self.orders) == _ORDERS_KEPT:
+            self._count_turns()
+
+    def _count_turns(self) -> None:
+        for order, records in self.orders.items():
+            for role, train in order:
+                self.roles[role] += records
+                self.learnt_turns["assistant"] += records * (role == "assistant" and train)
+        self.orders.clear()
 
     def _sign(self, record: Record) -> None:
         self.places.append(record.place)
@@ -189,6 +202,7 @@ class _Tally:
         overlap: Overlap | None,
         unit: Literal["tokens", "characters"],
     ) -> DataReport:
+        self._count_turns()
         records = len(self.lengths)
         duplicates, duplicate_prompts = self._duplicates()
         turns = self.roles["user"] + self.roles["assistant"]
@@ -267,6 +281,12 @@ def _shown(record: Record, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
     return tuple(tuple(shortened(spans_of(each.token_ids, each.learnt, chat.tokenizer))) for each in last)
 
 
+def _longest(answers: _Sizes) -> tuple[int, int]:
+    """(tokens, learnt tokens) of the longer answer."""
+    first = answers[0]
+    return first[0] if len(first) == len(answers) == 1 else max(map(_sum, answers))
+
+
 def _sum(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     return sum(tokens for tokens, _ in sizes), sum(learnt for _, learnt in sizes)
 
@@ -298,7 +318,7 @@ def _said(record: Record) -> str:
 
 def _canonical(part: Any) -> bytes:
     """Bytes that are the same for the same content. Messages of nothing but text, nearly all, are only joined."""
-    if isinstance(part, tuple) and all(isinstance(each, dict) and len(each) == 2 for each in part):
+    if isinstance(part, tuple) and {*map(type, part)} <= {dict} and {*map(len, part)} <= {2}:
         return "\0".join([text for each in part for text in (each["role"], each["content"])]).encode()
     return json.dumps(part, sort_keys=True).encode("ascii")
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from danlu.data.glance import Glance
 from danlu.data.messages import present
 from danlu.data.parsers import label_of, record_of
 from danlu.data.reading import OnError, Reading, missing_columns
@@ -122,7 +123,11 @@ def _records(
     path: Path, rows: Iterable[PlacedRow], reading: Reading, on_error: OnError, skipped: Skipped
 ) -> Iterator[Record]:
     found, before, origin, format = False, skipped.count, "", reading.format
+    glance = Glance(reading, skipped)
     for place, row in rows:
+        if (known := glance.record(row, place)) is not None:
+            yield known
+            continue
         try:
             renamed, shape, aside = _recognised(_sound(row), format, reading, origin)
             if format is None:
@@ -136,6 +141,8 @@ def _records(
                 break
         else:
             found = True
+            if isinstance(row, dict):
+                glance.learn(row, shape)
             yield record
     if not found:
         raise _nothing_usable(path, skipped, before)
