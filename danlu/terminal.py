@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from danlu.data.figures import DataReport
+from danlu.data.records import FILES_SHOWN
 from danlu.data.shown import Span, visible
 from danlu.errors import DanluError
 from danlu.words import Words, words
@@ -132,8 +133,10 @@ def _data_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
     yield said("format"), report.format
     yield said("read as"), _counts(report.shapes)
     yield said("files"), _counts(report.files)
-    if report.passed_over:
-        yield said("files not read"), ", ".join(report.passed_over)
+    for file, why in list(report.passed_over.items())[:FILES_SHOWN]:
+        yield said("file not read"), f"{file} ({said(why)})"
+    if len(report.passed_over) > FILES_SHOWN:
+        yield "", said("and {count} more", count=f"{len(report.passed_over) - FILES_SHOWN:,}")
     if report.unread:
         yield said("keys not read"), _counts(report.unread)
     if report.notes:

@@ -213,7 +213,14 @@ CHINESE = {
     # -- danlu data check
     "read as": "读取方式",
     "files": "文件",
-    "files not read": "未读取的文件",
+    "file not read": "未读取的文件",
+    "describes the data": "数据说明文件",
+    "no kind of data file that is read": "不支持的文件类型",
+    "a link to a folder": "指向文件夹的链接",
+    "held out by its name: data.held_out_path reads it; to train on it, name the file itself in data.path": (
+        "文件名表明它是验证集或测试集：用 data.held_out_path 读取；要用来训练，请在 data.path 中直接写出该文件"
+    ),
+    "not held out by its name": "文件名表明它不是验证集或测试集",
     "keys not read": "未读取的字段",
     "changed": "读取时的改动",
     "format": "格式",

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from danlu.data.folders import Part
 from danlu.data.glance import Glance
 from danlu.data.messages import present
 from danlu.data.parsers import label_of, record_of
@@ -49,6 +50,7 @@ def read_records(
     on_error: OnError = "raise",
     skipped: Skipped | None = None,
     reading: Reading | None = None,
+    part: Part = "train",
 ) -> Iterator[Record]:
     """The records of a file, or of a directory's files, one at a time.
 
@@ -59,6 +61,7 @@ def read_records(
         skipped: told of every row that was passed over, and of all else that was not taken as it stood.
         reading: what the user says of format, columns, speakers and encoding, instead of `format`. Who brings
             it asks it at the end whether all of it was used; without, this does.
+        part: which files of a directory (data/folders.py).
 
     Raises:
         DataError: at once for a path that is no readable file; while reading for a faulty row (when
@@ -67,7 +70,7 @@ def read_records(
     """
     reading = reading or Reading(format)
     skipped = Skipped() if skipped is None else skipped
-    rows = placed_rows(Path(path), _columns_for(reading), encoding=reading.encoding, skipped=skipped)
+    rows = placed_rows(Path(path), _columns_for(reading), encoding=reading.encoding, skipped=skipped, part=part)
     return _records(Path(path), rows, reading, on_error, skipped)
 
 
