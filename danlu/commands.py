@@ -38,6 +38,7 @@ from danlu.report.page import write_report
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
+from danlu.words import words
 
 Flat = Parameter(name="*")
 
@@ -429,7 +430,7 @@ def check(
         _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
     else:
         if chat is None:
-            _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+            _say(words()("lengths are in characters; for tokens, name a model: --model {model}", model=DEFAULT_MODEL))
         show_data(_OUT, figures)
     if figures.faults_total:
         raise DataError(

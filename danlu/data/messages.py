@@ -162,14 +162,14 @@ def _first(given: Row, key: str, where: str) -> Any:
     return given[named[0]] if named else None
 
 
-_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 
 
 def _check_no_media(text: str, where: str, reader: Reader) -> None:
     """A placeholder stands where a picture was; a tag that is closed is HTML."""
     if reader.placeholders_are_text or "<" not in text:
         return
-    for found in _PLACEHOLDER.finditer(text):
+    for found in PLACEHOLDER.finditer(text):
         if f"</{found[1]}>" not in text:
             raise RowFault(
                 f"{where}: {found[0]} stands for content that is not text, and Danlu trains on text",
