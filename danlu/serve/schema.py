@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
-from danlu.config import Options, describe_faults
+from danlu.config import Options, Some, describe_faults
 from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
@@ -128,11 +128,11 @@ class _Body(VllmNames):
 class ChatBody(_Body):
     """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
 
-    messages: tuple[ChatMessage, ...] = Field(min_length=1, fail_fast=True)
+    messages: Some[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
     logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
     top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
-    tools: tuple[Tool, ...] | None = Field(None, description="functions that the answer may call")
+    tools: Some[Tool] | None = Field(None, description="functions that the answer may call")
     tool_choice: ToolChoice | None = Field(
         None, description="auto (may call, the default), none, required (must call), one tool, or some (allowed_tools)"
     )
@@ -295,11 +295,11 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         result = model.model_validate_json(json.dumps(strict), strict=True)
         return result if strict == values else model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model)]
-        message = "; ".join(list(dict.fromkeys(faults))[:_MOST_FAULTS])
+        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model, _MOST_FAULTS)]
+        message = "; ".join(dict.fromkeys(faults))
         for knob, name in names.items():
             message = re.sub(rf"\b{knob}\b", name, message)
-        place = error.errors()[0]["loc"]
+        place = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
         param = names.get(str(place[0]), str(place[0])) if place else None
         param = param or blamed(message, [*names.values(), *values])
         raise ApiFault(400, message, param, "invalid_value") from None

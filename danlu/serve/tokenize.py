@@ -6,12 +6,14 @@ be made from.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from pydantic import Field
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.errors import DanluError
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.schema import Ask, read_body, read_chat, read_completion
@@ -32,11 +34,15 @@ class DetokenizeBody(Options):
     """What /detokenize reads."""
 
     model: str = Field(description="the name that /v1/models lists")
-    tokens: tuple[int, ...] = Field(description="token ids; control tokens are written as well")
+    tokens: Some[int] = Field(description="token ids; control tokens are written as well")
 
 
 async def tokenized(service: Service, document: dict[str, Any]) -> dict[str, Any]:
     """The tokens of a body. Raises ApiFault."""
+    return await _counted(service, *await asyncio.to_thread(_asked, document))
+
+
+def _asked(document: dict[str, Any]) -> tuple[Ask, TokenizeWishes]:
     own = {name: document[name] for name in TokenizeWishes.model_fields if document.get(name) is not None}
     rest = {name: value for name, value in document.items() if name not in TokenizeWishes.model_fields}
     wishes, is_chat = read_body(TokenizeWishes, own), "messages" in rest
@@ -45,6 +51,10 @@ async def tokenized(service: Service, document: dict[str, Any]) -> dict[str, Any
         raise ApiFault(400, "the chat template writes the special tokens of messages", "add_special_tokens")
     if len(ask.prompts) > 1 or not (is_chat or isinstance(ask.prompts[0], str)):
         raise ApiFault(400, "give one text", "prompt")
+    return ask, wishes
+
+
+async def _counted(service: Service, ask: Ask, wishes: TokenizeWishes) -> dict[str, Any]:
     token_ids = await _tokens(service, ask, wishes.add_special_tokens is not False)
     answer = {"count": len(token_ids), "max_model_len": service.engine.context_length, "tokens": token_ids}
     if wishes.return_token_strs:
@@ -69,9 +79,15 @@ def _bare(service: Service, text: str) -> list[int]:
 
 async def detokenized(service: Service, document: dict[str, Any]) -> dict[str, Any]:
     """The text of tokens. Raises ApiFault."""
-    body, tokenizer = read_body(DetokenizeBody, document), service.engine.chat.tokenizer
+    body = await asyncio.to_thread(read_body, DetokenizeBody, document)
     service.adapter_of(body.model)
-    for at, token in enumerate(body.tokens):
-        if not 0 <= token < len(tokenizer):
-            raise ApiFault(400, f"{token} is no token: there are {len(tokenizer)}, from 0 on", f"tokens.{at}")
-    return {"prompt": await service.engine.aside(partial(tokenizer.decode, list(body.tokens)))}
+    return {"prompt": await service.engine.aside(partial(_spelt, service, body.tokens))}
+
+
+def _spelt(service: Service, token_ids: Sequence[int]) -> str:
+    tokenizer = service.engine.chat.tokenizer
+    count = len(tokenizer)
+    for at, token in enumerate(token_ids):
+        if not 0 <= token < count:
+            raise ApiFault(400, f"{token} is no token: there are {count}, from 0 on", f"tokens.{at}")
+    return str(tokenizer.decode(list(token_ids)))
