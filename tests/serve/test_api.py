@@ -195,7 +195,8 @@ def test_faults_are_told_in_words_and_numbers_as_they_are(post):
         "messages: It should hold at least 1, not 0 (seen: [])"
     )
     many = error(post(CHAT, chat(stop=["a"] * 65)), 400)
-    assert (many["param"], many["message"][:38]) == ("stop", "stop: It should hold at most 64, not 65")
+    assert many["param"] == "stop"
+    assert many["message"].startswith("stop: It should hold at most 64, not 65 (seen: ['a', ")
     no_content = error(post(CHAT, chat(messages=[{"role": "user", "content": None}])), 400)["message"]
     assert no_content == "messages.0: content is missing; only an answer that calls tools may leave it out"
 
