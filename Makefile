@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 	$(BIN)/danlu run quickstart
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
