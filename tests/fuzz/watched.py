@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Watched:
         self.client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS)
         self._watcher, self._threads = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS), ThreadPoolExecutor(1)
         self.memory_before = self.memory_bytes
+
+    def close(self) -> None:
+        for client in (self.client, self._watcher):
+            client.close()
+        self._threads.shutdown()
 
     @property
     def memory_bytes(self) -> int:
@@ -131,7 +136,9 @@ def watched_server(directory: Path, *flags: str) -> Iterator[Watched]:
         try:
             ready = process.stdout.readline()
             assert ready.startswith("ready: "), log.read_text("utf-8")
-            yield Watched(ready.removeprefix("ready: ").strip().removesuffix("/v1"), psutil.Process(process.pid))
+            url = ready.removeprefix("ready: ").strip().removesuffix("/v1")
+            with closing(Watched(url, psutil.Process(process.pid))) as running:
+                yield running
         finally:
             process.terminate()
             process.communicate(timeout=PATIENCE_SECONDS)
