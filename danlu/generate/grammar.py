@@ -105,7 +105,7 @@ class Grammars:
             return known
         with self._compiling:
             if (known := self._find(key)) is None:
-                known = self._formed(form) if form and is_formed else self._compiled(params)
+                known = self._formed(form, params) if form and is_formed else self._compiled(params)
                 self._keep(key, known)
             return known
 
@@ -165,14 +165,19 @@ class Grammars:
             )
         return LLMatcher.grammar_from_lark(source)
 
-    def _formed(self, form: Form) -> Grammar:
+    def _formed(self, form: Form, params: GenerationParams) -> Grammar:
         def fits(grammar: str) -> bool:
             return not LLMatcher.validate_grammar(grammar, self.tokenizer)
 
         added = self.chat.tokenizer.added_tokens_decoder
         special = {token.content: at for at, token in added.items() if self.tokenizer.is_special_token(at)}
         control = frozenset(at for at, token in added.items() if token.special)
-        return self._grammar(form.knob, form.lark(special, control, fits))
+        try:
+            return self._grammar(form.knob, form.lark(special, control, fits))
+        except ConfigError:
+            if params.forms:  # by itself, a fault in it has its place
+                self._compiled(params)
+            raise
 
     def _grammar(self, knob: str, source: str) -> Grammar:
         """The form, compiled and tried before its first token; what fails there is not kept."""
@@ -186,7 +191,7 @@ class Grammars:
                 if not first.is_error():
                     return Grammar(knob, matcher, self, most_bytes)
                 matcher = first
-            error = _short(matcher.get_error())
+            error = _short(matcher.get_error(), is_users=knob == "grammar")
         raise ConfigError(f"{knob}: {error}", fix="see docs/generation.md for what can be asked")
 
     @cached_property
@@ -349,13 +354,22 @@ def _as_regex(text: str) -> str:
 # -- faults
 
 
-def _short(error: str) -> str:
-    """llguidance's words, without the grammar that it made itself; a regex with the place of its fault below it."""
+# In llguidance's words: where in a grammar, and the lines of the grammar.
+_WHERE, _LISTING = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?"), re.compile(r"\n +\d+ \| ")
+
+
+def _short(error: str, *, is_users: bool = False) -> str:
+    """llguidance's words; a regex with the place of its fault below it.
+
+    Args:
+        is_users: the grammar is the user's own; else it is ours and nobody knows it, so its lines are left away.
+    """
     found = re.search(r"regex parse error:\n(.*?)\nerror: ([^\n]*)", error, re.DOTALL)
     if found:
         return f"{found[2]}\n{found[1]}"
     error = re.sub(r"Resource '(.*?)' is not present in a registry.*", r"$ref '\1': nothing is fetched here", error)
-    return error.split("\n<non-verbose/>")[0].replace(_OWN_ADDRESS, "").strip()
+    said = error.split("\n<non-verbose/>")[0].replace(_OWN_ADDRESS, "").strip()
+    return said if is_users else _WHERE.sub("", _LISTING.split(said)[0])
 
 
 def _schema_fault(schema: Any, error: str) -> ConfigError:

@@ -213,7 +213,7 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
             return _response(fault)
         backend.metrics.embedded_tokens.inc(body["usage"]["total_tokens"])
         _count(backend, None, arrived)
-        return JSONResponse(body)
+        return await asyncio.to_thread(JSONResponse, body)
 
     content = {"application/json": {"schema": EmbeddingBody.model_json_schema()}}
     extra = {"requestBody": {"required": True, "content": content}}

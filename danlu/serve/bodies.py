@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.serve.habits import Strings, VllmNames
 from danlu.serve.messages import ChatMessage, Effort, Tool, ToolChoice
 
@@ -93,11 +93,11 @@ class Body(VllmNames):
 class ChatBody(Body):
     """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
 
-    messages: tuple[ChatMessage, ...] = Field(min_length=1, fail_fast=True)
+    messages: Some[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
     logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
     top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
-    tools: tuple[Tool, ...] | None = Field(None, description="functions that the answer may call")
+    tools: Some[Tool] | None = Field(None, description="functions that the answer may call")
     tool_choice: ToolChoice | None = Field(
         None, description="auto (may call, the default), none, required (must call), one tool, or some (allowed_tools)"
     )

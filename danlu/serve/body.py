@@ -11,8 +11,12 @@ from starlette.requests import ClientDisconnect, Request
 
 from danlu.serve.faults import ApiFault
 
-# Longer bodies are read and checked in a thread, so that others are answered meanwhile.
+# What is longer is read and checked in a thread, so that others are answered meanwhile.
 SHORT_BYTES = 2**14
+# Of one object: a schema of so many properties is nobody's, and each key that is refused costs some microseconds.
+_MOST_KEYS = 4096
+# What Python adds for its own users where a number has thousands of digits.
+_ADVICE = "; use sys.set_int_max_str_digits() to increase the limit"
 
 
 async def read_json(request: Request, limit_bytes: int, seconds: float) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _malformed("nested too deeply") from None
     except ValueError as error:
-        raise _malformed(str(error)) from None
+        raise _malformed(str(error).removesuffix(_ADVICE)) from None
     if not isinstance(document, dict):
         raise _malformed(f"an object is asked for, this is {type(document).__name__}")
     return document
@@ -89,6 +93,8 @@ def _finite(text: str) -> float:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_KEYS:
+        raise ValueError(f"an object has {len(pairs)} keys; at most {_MOST_KEYS} are read")
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:

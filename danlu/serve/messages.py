@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.data.records import Message
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault
@@ -56,11 +56,11 @@ class ChatMessage(Options):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="developer is read as system")
-    content: str | tuple[TextPart, ...] | None = Field(
+    content: str | Some[TextPart] | None = Field(
         None, description="the words, as one text or in parts; an answer that only calls may have none"
     )
     name: str | None = Field(None, description="who speaks, where the template writes it; of a tool, the function")
-    tool_calls: tuple[ToolCall, ...] | None = Field(None, description="what an earlier answer called")
+    tool_calls: Some[ToolCall] | None = Field(None, description="what an earlier answer called")
     tool_call_id: str | None = Field(None, description="of a tool's message: the call that it answers")
     reasoning_content: str | None = Field(None, description="an earlier answer's reasoning; templates mostly drop it")
     reasoning: str | None = Field(None, description="another name of reasoning_content")
@@ -151,7 +151,7 @@ class AllowedTools(Options):
     """Some of the tools."""
 
     mode: Literal["auto", "required"] = Field("auto", description="required: one of them must be called")
-    tools: tuple[NamedTool, ...] = Field(min_length=1, description="those that may be called")
+    tools: Some[NamedTool] = Field(min_length=1, description="those that may be called")
 
 
 class SomeTools(Options):
@@ -223,12 +223,12 @@ def read_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
     elif isinstance(choice, SomeTools):
         chosen = [tool.function.name for tool in choice.allowed_tools.tools]
         must_call = choice.allowed_tools.mode == "required"
-    known = set(names)
-    if strange := [name for name in chosen if name not in known]:
-        listed = ", ".join(map(repr, names))
-        raise ApiFault(400, f"tool_choice names {strange[0]!r}; the tools are {listed}", "tool_choice", "invalid_value")
-    several, known = parallel is not False and not isinstance(choice, NamedTool), set(chosen)
-    callable_now = tuple(tool for tool in tools if tool.function.name in known)
+    known_names, chosen_names = set(names), set(chosen)
+    if strange := [name for name in chosen if name not in known_names]:
+        known = ", ".join(map(repr, names))
+        raise ApiFault(400, f"tool_choice names {strange[0]!r}; the tools are {known}", "tool_choice", "invalid_value")
+    several = parallel is not False and not isinstance(choice, NamedTool)
+    callable_now = tuple(tool for tool in tools if tool.function.name in chosen_names)
     return ToolUse(tuple(tools), callable_now, must_call, several)
 
 

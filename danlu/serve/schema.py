@@ -206,11 +206,11 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         result = model.model_validate_json(json.dumps(strict), strict=True)
         return result if strict == values else model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model)]
-        message = "; ".join(list(dict.fromkeys(faults))[:_MOST_FAULTS])
+        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model, _MOST_FAULTS)]
+        message = "; ".join(dict.fromkeys(faults))
         for knob, name in names.items():
             message = re.sub(rf"\b{knob}\b", name, message)
-        place = error.errors()[0]["loc"]
+        place = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
         param = names.get(str(place[0]), str(place[0])) if place else None
         param = param or blamed(message, [*names.values(), *values])
         raise ApiFault(400, message, param, "invalid_value") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.errors import DanluError
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.schema import Ask, read_body, read_chat, read_completion
@@ -33,7 +33,7 @@ class DetokenizeBody(Options):
     """What /detokenize reads."""
 
     model: str = Field(description="the name that /v1/models lists")
-    tokens: tuple[int, ...] = Field(description="token ids; control tokens are written as well")
+    tokens: Some[int] = Field(description="token ids; control tokens are written as well")
 
 
 async def tokenized(service: Service, document: dict[str, Any]) -> dict[str, Any]:

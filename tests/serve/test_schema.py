@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,8 +11,11 @@ from danlu.errors import ConfigError, Interrupted, MemoryShortage
 from danlu.generate.params import GenerationParams
 from danlu.serve.bodies import ChatBody, CompletionBody
 from danlu.serve.body import parse
+from danlu.serve.embeddings import EmbeddingBody
 from danlu.serve.faults import ApiFault, as_fault, blamed
+from danlu.serve.responses import ResponsesBody
 from danlu.serve.schema import INERT, NOT_YET, read_chat, read_completion, schema_of
+from danlu.serve.tokenize import DetokenizeBody
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -400,7 +404,7 @@ def test_errors_do_not_show_how_the_schema_is_written():
     [
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: "),
         ({"messages": ["x"]}, "messages.0: "),
-        ({"messages": []}, "messages: should have at least 1 item"),
+        ({"messages": []}, "messages: It should hold at least 1"),
         ({"force_words_ids": [[["x"]]]}, "force_words_ids.0.0"),
         ({"stop_sequences": [[3.5]]}, "stop_sequences.0"),
         ({"constraints": [3]}, "constraints.0: "),
@@ -416,3 +420,32 @@ def test_a_fault_inside_is_told_at_its_place_and_no_other(wrong, expected):
     assert message.startswith(expected)
     assert "after validation" not in message
     assert not re.search(r"\b[Tt]uple\b", message)
+
+
+def lists_in(schema):
+    """The schemas of lists of any length in one of pydantic's."""
+    if isinstance(schema, dict):  # a validator of ours stands in the way of what is only described
+        parts = [part for key, part in schema.items() if key not in ("metadata", "serialization")]
+    else:
+        parts = schema if isinstance(schema, list) else ()
+    if isinstance(schema, dict) and schema.get("type") in ("list", "tuple") and "variadic_item_index" in schema:
+        yield schema
+    for part in parts:
+        yield from lists_in(part)
+
+
+@pytest.mark.parametrize(
+    "body", [ChatBody, CompletionBody, ResponsesBody, EmbeddingBody, DetokenizeBody, GenerationParams]
+)
+def test_a_list_of_faults_costs_no_more_than_its_first(body):
+    found = list(lists_in(body.__pydantic_core_schema__))
+    assert all(one.get("fail_fast") for one in found), [one for one in found if not one.get("fail_fast")]
+
+
+def test_unknown_keys_of_a_part_are_few():
+    many = {f"k{at}": 1 for at in range(5000)}
+    with pytest.raises(ApiFault, match="5000 keys; at most 4096"):
+        parse(json.dumps({"stream_options": many}).encode())
+    message = fault(chat, response_format={"type": "text", **dict(list(many.items())[:99])}).message
+    assert message.count("unknown key") == 8
+    assert "allowed: type, json_schema, regex, schema" in message

@@ -588,3 +588,17 @@ def test_an_error_in_the_middle_of_a_responses_stream_is_an_event():
     assert json.loads(data.removeprefix("data: ")) == {
         "type": "error", "sequence_number": 3, "code": "timeout", "message": "too long", "param": None,
     }  # fmt: skip
+
+
+# -- faults in the client's words
+
+
+def test_a_fault_in_a_schema_is_told_without_our_own_grammar(told, post):
+    told.says("", templates.THINKING)
+    faulty = {"type": "object", "properties": {"a": {"type": "nmber"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "n", "schema": faulty}}
+    message = error(post(CHAT, chat(response_format=named)), 400)["message"]
+    assert message.startswith("response_format: Invalid type: nmber (at properties/a)")
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": faulty}}
+    message = error(post(CHAT, chat(tools=[tool], tool_choice="required")), 400)["message"]
+    assert message.startswith("tools: Invalid type: nmber\n  next")
