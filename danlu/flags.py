@@ -149,6 +149,7 @@ _NAME = r"(?P<name>[a-z]\w*(?:\.[a-z]\w*)*)"
 _TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>[^\s;,)]+))?(?![\w/=]|\.\w)")
 _HEAD = re.compile(rf"^{_NAME}(?P<value>(?!))?(?=:)", re.MULTILINE)
 _COMMAND = re.compile(r"(danlu run [^`\n]*)")
+_ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "md", "parquet")  # "data.json:3" is a place, and no option
 _IDLE = re.compile(r"^[a-z_]+(, [a-z_]+)*(?= has no effect)", re.MULTILINE)
 
 
@@ -164,6 +165,8 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
 
     def own(name: str) -> str | None:
         short = name.rpartition(".")[2]
+        if name != short in _ENDINGS:
+            return None
         ends = [other for other in known if other.endswith(f".{name}")] if "." not in name else []
         return next((found for found in (name, short) if found in known), ends[0] if len(ends) == 1 else None)
 

@@ -145,7 +145,9 @@ def message_of(item: Any, where: str, reader: Reader) -> Message:
     elif "tool_calls" not in message:
         raise RowFault(f"{where}: no 'content' or 'value' {nearest('content', given)}".rstrip())
     if role in ("user", "assistant") and not message["content"].strip() and "tool_calls" not in message:
-        raise RowFault(f"{where}: the {role} turn is empty", fix="leave the turn out, or the row with on_error=skip")
+        raise RowFault(
+            f"{where}: the {role} turn is empty", fix="leave the turn out, or the row with data.on_error=skip"
+        )
     reader.unread.update(f"{_stem(where)}.{key}" for key in given if key not in _READ)
     return {**message, **learnt_keys(given, role, where)}
 
@@ -281,6 +283,11 @@ def list_of(value: Any, key: str) -> list[Any]:
 _PYTHON = re.compile(r"\s*[\[{(][\s\[{(]*('|None|True|False)")
 
 
+def is_python(text: str) -> bool:
+    """Whether a text that is no JSON looks like what Python's str() writes."""
+    return _PYTHON.match(text) is not None
+
+
 def from_json(value: Any, where: str) -> Any:
     """What a JSON text holds."""
     if not isinstance(value, str):
@@ -290,7 +297,7 @@ def from_json(value: Any, where: str) -> Any:
     except RecursionError:
         raise RowFault(f"{where}: nested too deeply") from None
     except ValueError as error:
-        if _PYTHON.match(value):
+        if is_python(value):
             raise RowFault(
                 f"{where}: looks like a Python object written with str(), and is not JSON",
                 allowed="JSON: double quotes, true, false, null",
