@@ -178,7 +178,7 @@ def _nothing_usable(path: Path, skipped: Skipped, before: int) -> DataError:
     if not faulty:
         return DataError(f"{path}: holds no rows", fix="check that this is the file you meant")
     shown = [f"    {place}: {reason}" for place, reason in skipped.faults[before : before + 5]]
-    fix = next((fix for fix in skipped.fixes[before:] if fix), "")
+    fix = next((fix for fix in skipped.fixes[before:] if fix), "mend the rows that are named here")
     return DataError("\n".join([f"{path}: no usable row; {faulty} faulty, the first:", *shown]), fix=fix)
 
 

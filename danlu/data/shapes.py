@@ -240,7 +240,8 @@ def _near_miss(row: Row) -> str:
 def _proposal(row: Row) -> str:
     """A mapping that the columns suggest, for the user to correct."""
     lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
-    texts = [key for key, value in row.items() if value is None or isinstance(value, str)]
+    beside = {*_ANSWERED, *(name for names in SYNONYMS.values() for name in names)}  # never the question or the answer
+    texts = [key for key, value in row.items() if (value is None or isinstance(value, str)) and key not in beside]
     if lists:
         turns = f"say which column holds the turns: data.columns={_mapping({'messages': lists[0]})}"
         rows = f"if the rows stand under {lists[0][:40]!r}, put that list alone into the file; else "

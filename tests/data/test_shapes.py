@@ -126,6 +126,20 @@ def test_unknown_columns_are_refused_with_a_mapping_to_correct(tmp_path):
     assert "data.columns={messages: turns}" in fault_of(path)
 
 
+def test_what_stands_beside_a_question_is_not_proposed_as_one(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"system": "s", "chat": "USER: q ASSISTANT: a"})
+    assert "data.columns={text: chat}" in fault_of(path)
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q", "completion": {"n": 1}}, {"messages": [USER, {**ASSISTANT, "content": {}}]}]
+)
+def test_an_object_in_place_of_a_text_says_how_to_write_it(row):
+    with pytest.raises(DataError) as caught:
+        read_row(row)
+    assert caught.value.fix == "if the object itself is meant, write it as text: json.dumps"
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_column_that_is_not_there_is_an_error(tmp_path, kind):
     path = tmp_path / f"a.{kind}"

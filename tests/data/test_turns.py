@@ -199,6 +199,23 @@ def test_every_name_of_a_reasoning_is_read(key):
         read(("human", "q"), {"from": "gpt", "value": "a", "reasoning": "x", "thinking": "y"})
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "thinking", "thinking": "why"},
+        {"type": "reasoning", "text": "why"},
+        {"type": "thinking", "text": "why"},
+    ],
+)
+def test_a_reasoning_may_be_a_part_of_the_content(part):
+    messages, _ = read(("human", "q"), {"role": "assistant", "content": [part, {"type": "text", "text": "a"}]})
+    assert messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "why"}
+    with pytest.raises(DataError, match="two reasonings"):
+        read(("human", "q"), {"role": "assistant", "content": [part], "thinking": "x"})
+    with pytest.raises(DataError, match="reasoning: dict instead of text"):
+        read(("human", "q"), {"role": "assistant", "content": [{"type": "thinking", "thinking": {}}]})
+
+
 def test_keys_of_messages_that_nobody_reads_are_counted():
     skipped = Skipped()
     turns = [{"role": "user", "content": "q", "id": 1}, {"role": "assistant", "content": "a", "id": 2, "score": 3}]
