@@ -148,6 +148,11 @@ def test_messages_name_options_as_they_are_written():
     }
     for said, expected in texts.items():
         assert spelt(said, names, as_flag) == expected
+    proposed = "read the text alone: data.columns={images: null}; or data.columns={prompt: ask, completion: re ply}"
+    assert spelt(proposed, ["data.columns"], as_flag) == (
+        "read the text alone: --data.columns images=null; or --data.columns prompt=ask 'completion=re ply'"
+    )
+    assert spelt("with data.columns={label: null}", ["data.columns"], as_key) == "with 'data.columns={label: null}'"
     for place in (
         "data.json:3: no valid JSON",
         "data.json: holds no rows",
