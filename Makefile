@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	$(BIN)/danlu run quickstart
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
@@ -44,9 +44,10 @@ test-models: $(INSTALLED)
 	$(BIN)/pytest tests/test_models.py -o junit_family=xunit1 --junitxml=.models.xml; failed=$$?; \
 	$(BIN)/python benchmarks/models_table.py .models.xml --write && exit $$failed
 
+# `WRITE=--write` writes the versions that passed into docs/serving.
 test-clients: $(INSTALLED)
 	tests/clients/clients.sh
-	cd tests/clients && DANLU_PYTHON=$(CURDIR)/$(BIN)/python $(CURDIR)/.peers/clients/bin/python -m pytest -c pytest.ini
+	cd tests/clients && DANLU_PYTHON=$(CURDIR)/$(BIN)/python $(CURDIR)/.peers/clients/bin/python -m pytest -c pytest.ini $(WRITE)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -165,8 +165,10 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
 def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
     """pydantic's faults in our words, one a place, with the nearest valid key for an unknown one of `model`."""
     places: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for fault in error.errors():
-        places.setdefault(_place(fault), []).append(dict(fault))
+    told = error.errors()
+    for fault in told:
+        if not _follows(fault, told):
+            places.setdefault(_place(fault), []).append(dict(fault))
     return [_describe(model, path, faults) for path, faults in places.items()]
 
 
@@ -182,6 +184,14 @@ _WORDS = (
     (re.compile(r"valid (tuple|list)"), "list"),
     (re.compile(r"valid string"), "text"),
 )
+
+
+def _follows(fault: Any, told: Sequence[Any]) -> bool:
+    """A list that is too short only because of a fault in one of its items, which is told as well."""
+    place = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in told
+    )
 
 
 def _place(fault: Any) -> tuple[Any, ...]:

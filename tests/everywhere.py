@@ -1,9 +1,10 @@
 """The suite as on other machines, as far as this one can play them: `make test-everywhere`. Knows no test.
 
-    python tests/everywhere.py [NAME ...] [--list]
+    python tests/everywhere.py [NAME ...] [--list] [--jobs N]
 
-Each configuration is a pytest of its own. What the processor's features then are is asked, not believed: one that
-changes nothing on this machine is not run, and that is said. Ends with a table, and with 1 if anything failed.
+Each configuration is a pytest of its own, several at once: most tests keep one core busy. What the processor's features
+then are is asked, not believed: one that changes nothing on this machine is not run, and that is said. Ends with a
+table, and with 1 if anything failed; .everywhere/NAME.log has what pytest said.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import platform
 import random
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -22,6 +22,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +99,6 @@ class Outcome:
     passed: int = 0
     failed: int | None = 0
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
     failures: tuple[str, ...] = ()
     command: str = ""
 
@@ -109,12 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--list", action="store_true", help="say what each has on this machine, and run nothing")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="how many at once")
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.names if name not in known]:
         parser.error(f"no configuration {', '.join(unknown)}; there are {', '.join(known)}")
     base = features(BASE)
     chosen = [known[name] for name in asked.names] or CONFIGURATIONS
-    outcomes = [examine(one, base, is_dry=asked.list) for one in chosen]
+    with ThreadPoolExecutor(max_workers=asked.jobs) as pool:
+        outcomes = list(pool.map(lambda one: examine(one, base, is_dry=asked.list), chosen))
     print(f"\n{table(outcomes)}\n{failures(outcomes)}", end="")
     return int(any(outcome.failed != 0 for outcome in outcomes))
 
@@ -173,18 +175,22 @@ def _limits(one: Configuration) -> dict[str, object]:
 
 
 def run(one: Configuration, note: str) -> Outcome:
-    """The suite; its output is shown as it comes."""
+    """The suite; what pytest says goes into a file."""
     SCRATCH.mkdir(exist_ok=True)
-    written = SCRATCH / f"{one.name}.xml"
+    written, log = SCRATCH / f"{one.name}.xml", SCRATCH / f"{one.name}.log"
     written.unlink(missing_ok=True)
     order = ["--shuffle", str(random.SystemRandom().randrange(1, 2**32))] if one.changes_order else []
     command = [sys.executable, "-m", "pytest", *SUITE, *order, f"--junitxml={written}"]
-    print(f"\n== {one.name}: {note}", flush=True)
-    start, cpu = time.monotonic(), _cpu_seconds()
-    code = subprocess.run(command, cwd=ROOT, env=environment_of(one), **_limits(one)).returncode
+    print(f"{one.name}: begins, with {note}; see {log.relative_to(ROOT)}", flush=True)
+    start = time.monotonic()
+    with log.open("w", encoding="utf-8") as output:
+        code = subprocess.run(
+            command, cwd=ROOT, env=environment_of(one), stdout=output, stderr=subprocess.STDOUT, **_limits(one)
+        ).returncode
     passed, failed = read(written) if written.exists() else (0, None)
     if code not in (0, 1):
         failed = None
+    print(f"{one.name}: passed {passed}, failed {len(failed) if failed is not None else 'without an end'}", flush=True)
     return Outcome(
         name=one.name,
         note=" ".join([*order, note]),
@@ -192,17 +198,11 @@ def run(one: Configuration, note: str) -> Outcome:
         passed=passed,
         failed=None if failed is None else len(failed),
         seconds=time.monotonic() - start,
-        cpu_seconds=_cpu_seconds() - cpu,
         failures=tuple(failed or ()),
         command=shlex.join(
             [*(f"{name}={value}" for name, value in one.environment.items()), "pytest", *SUITE[:2], *order]
         ),
     )
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def read(written: Path) -> tuple[int, list[str]]:
@@ -219,15 +219,15 @@ def read(written: Path) -> tuple[int, list[str]]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """One line each."""
-    head = f"{'configuration':<14} {'passed':>6} {'failed':>7} {'seconds':>8} {'CPU':>6}  what it had"
+    head = f"{'configuration':<14} {'passed':>6} {'failed':>7} {'seconds':>8}  what it had"
     return "\n".join([head, *map(_line, outcomes)])
 
 
 def _line(one: Outcome) -> str:
     if not one.was_run:
-        return f"{one.name:<14} {'–':>6} {'–':>7} {'–':>8} {'–':>6}  {one.note}"
+        return f"{one.name:<14} {'–':>6} {'–':>7} {'–':>8}  {one.note}"
     failed = "no end" if one.failed is None else str(one.failed)
-    return f"{one.name:<14} {one.passed:>6} {failed:>7} {one.seconds:>8.0f} {one.cpu_seconds:>6.0f}  {one.note}"
+    return f"{one.name:<14} {one.passed:>6} {failed:>7} {one.seconds:>8.0f}  {one.note}"
 
 
 def failures(outcomes: Sequence[Outcome]) -> str:

@@ -238,6 +238,15 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
         )
 
 
+def check_parts(at: int, content: Any) -> None:
+    """Raise ApiFault for a part of a message that is no text, such as an image."""
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            place = f"messages.{at}.content.{number}"
+            raise ApiFault(400, f"{place}: its type is {kind!r}; only text is read here", place, "unsupported")
+
+
 def check_opening(messages: Sequence[Message], opening: bool | None, continues: bool) -> bool:
     """Whether the answer's opening is written. Raises ApiFault where that contradicts what is asked for."""
     if not continues:
@@ -251,6 +260,31 @@ def check_opening(messages: Sequence[Message], opening: bool | None, continues: 
         message = f"continue_final_message goes on with the assistant's words; the last message {what}"
         raise ApiFault(400, message, "continue_final_message", "invalid_value")
     return False
+
+
+def as_sent(message: Any) -> dict[str, Any]:
+    """A message as it came, the arguments of its calls as text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def choosing_among(talk: Talk, kinds: frozenset[str]) -> dict[str, Any]:
+    """The fields of a talk for a server that knows these kinds of tool_choice, beside none, auto and required.
+
+    A choice of another kind is made here: the tools that it leaves are the only ones sent, and one must or may be
+    called.
+    """
+    given, use = dict(talk.given), talk.use
+    choice = given.get("tool_choice")
+    if use is None or not isinstance(choice, dict) or choice.get("type", "function") in kinds:
+        return given
+    names = {tool.function.name for tool in use.callable}
+    given["tools"] = [tool for tool in given["tools"] if tool["function"]["name"] in names]
+    given["tool_choice"] = "required" if use.must_call else "auto"
+    return given if use.parallel else given | {"parallel_tool_calls": False}
 
 
 def as_json(arguments: Mapping[str, Any]) -> str:

@@ -209,7 +209,12 @@ def _choice(choice: str | Mapping[str, Any]) -> Any:
     if isinstance(choice, str):
         return choice
     if choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        nested = choice.get("function")  # as LlamaIndex has it in chats and here
+        name = nested.get("name") if isinstance(nested, Mapping) else choice.get("name")
+        if not isinstance(name, str):
+            message = 'tool_choice names no function; give {"type": "function", "name": "…"}'
+            raise ApiFault(400, message, "tool_choice", "invalid_value")
+        return {"type": "function", "function": {"name": name}}
     if choice.get("type") == "allowed_tools":
         tools = [_choice(tool) for tool in choice.get("tools") or () if isinstance(tool, Mapping)]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode", "auto"), "tools": tools}}
@@ -297,7 +302,7 @@ def usage_of(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
     thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         "input_tokens": read,
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},  # no such thing is charged here
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": read + made,

@@ -34,6 +34,7 @@ from danlu.serve.messages import (
     Tool,
     ToolChoice,
     check_opening,
+    check_parts,
     check_template_kwargs,
     read_use,
 )
@@ -268,6 +269,7 @@ def _plain_messages(messages: Any) -> Any:
         for key in sorted(_OF_MESSAGES_NOT_YET & message.keys()):
             if message[key]:
                 raise ApiFault(400, f"messages.{at}.{key}: not supported yet", f"messages.{at}.{key}", "unsupported")
+        check_parts(at, message.get("content"))
         plain.append(plain_message(message, set(ChatMessage.model_fields)))
     return plain
 

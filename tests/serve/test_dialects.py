@@ -170,6 +170,8 @@ def test_the_other_flavours_own_words():
     rtp = chat("rtp-llm", no_repeat_ngram_size=3, stop_sequences=[[6, 7]], repetition_penalty=1.2)
     extra = {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "stop_words_list": [[6, 7]]}
     assert rtp["extra_configs"] == extra
+    assert chat("rtp-llm", top_k=3)["extra_configs"] == {"top_k": 3}
+    assert "top_k" not in chat("rtp-llm", top_k=3)
     with pytest.raises(ApiFault, match="has no /completions"):
         text("rtp-llm")
 
@@ -241,6 +243,39 @@ def test_tools_and_calls_go_to_another_server_as_they_came():
         assert {key: body[key] for key in given} == given
         assert body["messages"][1]["tool_calls"] == [CALL]
         assert body["messages"][2] == {"role": "tool", "tool_call_id": "c", "content": "noon"}
+
+
+NAMED = {"type": "function", "function": {"name": "clock"}}
+OTHER = {"type": "function", "function": {"name": "date"}}
+
+
+@pytest.mark.parametrize("flavour", ["openai", "vllm", "sglang", "llama.cpp", "danlu"])
+@pytest.mark.parametrize(
+    ("choice", "knowing", "instead"),
+    [
+        (NAMED, {"openai", "vllm", "sglang", "danlu"}, {"tool_choice": "required", "parallel_tool_calls": False}),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
+            {"openai", "danlu"},
+            {"tool_choice": "required"},
+        ),
+        ({"type": "allowed_tools", "allowed_tools": {"tools": [NAMED]}}, {"openai", "danlu"}, {"tool_choice": "auto"}),
+    ],
+)
+def test_a_choice_that_the_server_does_not_know_is_made_here(flavour, choice, knowing, instead):
+    """llama.cpp reads every choice that is no word as auto, and says nothing."""
+    asked = {"model": "m", "messages": MESSAGES, "tools": [TOOL, OTHER], "tool_choice": choice}
+    body = worded(read_chat(asked), flavour, True, 64)
+    expected = {"tools": [TOOL, OTHER], "tool_choice": choice} if flavour in knowing else {"tools": [TOOL], **instead}
+    talk = ("tools", "tool_choice", "parallel_tool_calls")
+    assert {name: body[name] for name in talk if name in body} == expected
+
+
+def test_log_probabilities_without_alternatives():
+    """llama.cpp makes twenty of none."""
+    assert "top_logprobs" not in chat("vllm", logprobs=True)
+    assert chat("llama.cpp", logprobs=True)["top_logprobs"] == 1
+    assert chat("llama.cpp", logprobs=True, top_logprobs=3)["top_logprobs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,12 @@ def test_messages():
     ):
         assert fault(chat, messages=wrong).param.startswith("messages")
     image = {"type": "image_url", "image_url": {"url": "x"}}
-    assert fault(chat, messages=[{"role": "user", "content": [image]}]).param == "messages"
+    refused = fault(chat, messages=[{"role": "user", "content": [{"type": "text", "text": "look"}, image]}])
+    assert (refused.param, refused.code) == ("messages.0.content.1", "unsupported")
+    assert refused.message == "messages.0.content.1: its type is 'image_url'; only text is read here"
+    wrong = fault(chat, messages=[{"role": "king", "content": "x"}])
+    assert "at least 1 item" not in wrong.message
+    assert "at least 1 item" in fault(chat, messages=[]).message
     with pytest.raises(ApiFault, match="messages"):
         read_chat({"model": "tiny"})
 

@@ -476,6 +476,7 @@ def test_a_response_that_was_cut_off_is_incomplete(told, post):
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
+        ({"tools": [FLAT], "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 100000}, "max_output_tokens"),
         ({"n": 2}, "n"),
@@ -486,6 +487,14 @@ def test_a_response_that_was_cut_off_is_incomplete(told, post):
 def test_what_a_response_cannot_be_is_refused(told, post, more, param):
     told.says("Never.")
     assert error(post(RESPONSES, items(**more)), 400)["param"] == param
+
+
+@pytest.mark.parametrize("named", [{"name": "weather"}, {"function": {"name": "weather"}}], ids=["flat", "nested"])
+def test_a_response_that_must_call(told, post, named):
+    """LlamaIndex names the function as in chats."""
+    told.says(PARIS)
+    body = post(RESPONSES, items(tools=[FLAT], tool_choice={"type": "function", **named})).json()
+    assert [item["type"] for item in body["output"]] == ["function_call"]
 
 
 def told_events(response):
