@@ -313,6 +313,8 @@ def _short(error: str) -> str:
     found = re.search(r"regex parse error:\n(.*?)\nerror: ([^\n]*)", error, re.DOTALL)
     if found:
         return f"{found[2]}\n{found[1]}"
+    if "NoExtension" in error:  # llguidance's name for a form after which nothing can be written
+        return "it allows no answer at all: it refers to itself without an end, or its parts contradict each other"
     return error.split("\n<non-verbose/>")[0].strip()
 
 

@@ -164,6 +164,7 @@ def test_a_form_and_a_ban_that_contradict_each_other_are_named(engine, knobs, wo
         ({"json_schema": {"x-guidance": {"item_separator": ";"}}}, "x-guidance is"),
         ({"json_schema": {"x-guidance": {"whitespace_flexible": 1}}}, "neither true nor false"),
         ({"grammar": "start: nowhere"}, "grammar: "),
+        ({"json_schema": {"$ref": "#"}}, "json_schema: it allows no answer at all: it refers to itself without an end"),
     ],
 )
 def test_a_faulty_form_is_refused_with_its_place(engine, knobs, words):
