@@ -183,6 +183,7 @@ _WORDS = (
     (re.compile(r"valid dictionary or instance of \w+"), "group of keys"),
     (re.compile(r"valid (tuple|list)"), "list"),
     (re.compile(r"valid string"), "text"),
+    (re.compile(r"\w+ (should have at \w+ \d+ items?) after validation, not .*"), r"\1"),
 )
 
 

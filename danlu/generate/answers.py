@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from danlu.generate.strategies import FinishReason
 
 
 @dataclass(frozen=True)
 class Logprob:
-    """One token's log-probability under the model, and those of the likeliest tokens in its place."""
+    """One token's log-probability under the model, and those of the likeliest tokens in its place.
+
+    Attributes:
+        rank: 1 for the likeliest token; None where it was not looked for.
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

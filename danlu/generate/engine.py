@@ -351,6 +351,7 @@ class Engine:
     def prompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.
 
+        Each has its rank. All are computed anew: what the prefix cache holds is keys and values, and no scores.
         Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
         """
         self._model.eval()
@@ -377,7 +378,8 @@ class Engine:
             yield partial(self._reported, list(token_ids[: begin + SCORED_AT_ONCE]), begin, top, adapter)
 
     def _reported(self, token_ids: list[int], start: int, top: int, adapter: str | None) -> list[Logprob]:
-        return report(log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter)), token_ids[start:], top)
+        logprobs = log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter))
+        return report(logprobs, token_ids[start:], top, ranked=True)
 
     def token_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """The ids that the model is fed for `prompt`; messages by the template of the adapter, where it has its own.

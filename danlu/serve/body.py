@@ -11,6 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from danlu.serve.faults import ApiFault
 
+# Longer bodies are read and checked in a thread, so that others are answered meanwhile.
+SHORT_BYTES = 2**14
+
 
 async def read_json(request: Request, limit_bytes: int, seconds: float) -> dict[str, Any]:
     """The JSON object in the body of a request.
@@ -22,7 +25,8 @@ async def read_json(request: Request, limit_bytes: int, seconds: float) -> dict[
         raise ApiFault(415, f"content-type {kind or '(none)'}; send application/json", "content-type")
     try:
         async with asyncio.timeout(seconds):
-            return parse(await _read(request, limit_bytes))
+            body = await _read(request, limit_bytes)
+            return parse(body) if len(body) <= SHORT_BYTES else await asyncio.to_thread(parse, body)
     except TimeoutError:
         raise ApiFault(408, f"the body did not arrive within {seconds:g} seconds", code="timeout") from None
     except ClientDisconnect:

@@ -61,6 +61,8 @@ class Dialect:
         completion_schema: whether /completions reads response_format as well.
         regex: the name of an expression that the answer must match; empty: it has none.
         talk: the fields of a chat that shape its prompt and its calls.
+        best_of: whether /completions ranks answers and leaves some out.
+        prompt_logprobs: whether it tells vLLM's log-probabilities of a prompt.
         choices: kinds of tool_choice that it knows, beside none, auto and required.
         least_alternatives: fewer than so many likeliest tokens beside a log-probability it does not give.
         repeats_prefix: a whole answer that goes on with a message has that message in it.
@@ -81,6 +83,8 @@ class Dialect:
     completion_schema: bool = False
     regex: str = ""
     talk: frozenset[str] = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
+    best_of: bool = False
+    prompt_logprobs: bool = False
     choices: frozenset[str] = frozenset({"function"})
     least_alternatives: int = 0
     repeats_prefix: bool = False
@@ -97,6 +101,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             neutral={"temperature": 1.0},
             chat_limit="max_completion_tokens",
             choices=frozenset({"function", "allowed_tools"}),
+            best_of=True,
         ),
         Dialect(
             "vllm",
@@ -114,6 +119,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             completion_schema=True,
             regex="structured_outputs.regex",
             talk=frozenset(TALK_FIELDS),
+            prompt_logprobs=True,
         ),
         Dialect(
             "sglang",
@@ -188,6 +194,11 @@ def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) 
     if ask.only_echo:
         knobs.pop("max_new_tokens", None)
         knobs["max_tokens"] = 0
+    if ask.kept is not None:
+        knobs.pop("num_return_sequences", None)
+        knobs |= {"best_of": ask.params.num_return_sequences, "n": ask.kept}
+    if ask.prompt_logprobs is not None:
+        knobs["prompt_logprobs"] = ask.prompt_logprobs
     return body | knobs
 
 
@@ -254,6 +265,10 @@ class _Translation:
             raise ApiFault(400, f"{dialect.name} has no /completions; ask /v1/chat/completions", code="unsupported")
         if ask.echo and not dialect.echo:
             raise self._cannot("echo")
+        if ask.kept is not None and (self._chat or not dialect.best_of):
+            raise self._cannot("best_of")
+        if ask.prompt_logprobs is not None and not dialect.prompt_logprobs:
+            raise self._cannot("prompt_logprobs")
         for knob, value in self._given.items():
             if knob not in _WORDED:
                 self._put(self._name(knob), value)

@@ -7,6 +7,7 @@ template and no token.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -212,7 +213,7 @@ def read_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
             raise ApiFault(400, "tool_choice asks for a call, and there are no tools; give tools", "tool_choice")
         return None
     names = [tool.function.name for tool in tools]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ApiFault(400, f"tools: two functions are called {twice[0]!r}; rename one", "tools", "invalid_value")
     chosen, must_call = list(names), choice == "required"
     if choice == "none":
@@ -222,11 +223,12 @@ def read_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
     elif isinstance(choice, SomeTools):
         chosen = [tool.function.name for tool in choice.allowed_tools.tools]
         must_call = choice.allowed_tools.mode == "required"
-    if strange := [name for name in chosen if name not in names]:
-        known = ", ".join(map(repr, names))
-        raise ApiFault(400, f"tool_choice names {strange[0]!r}; the tools are {known}", "tool_choice", "invalid_value")
-    several = parallel is not False and not isinstance(choice, NamedTool)
-    callable_now = tuple(tool for tool in tools if tool.function.name in chosen)
+    known = set(names)
+    if strange := [name for name in chosen if name not in known]:
+        listed = ", ".join(map(repr, names))
+        raise ApiFault(400, f"tool_choice names {strange[0]!r}; the tools are {listed}", "tool_choice", "invalid_value")
+    several, known = parallel is not False and not isinstance(choice, NamedTool), set(chosen)
+    callable_now = tuple(tool for tool in tools if tool.function.name in known)
     return ToolUse(tuple(tools), callable_now, must_call, several)
 
 

@@ -218,6 +218,21 @@ def test_a_text_that_is_only_scored(flavour):
     assert "max_new_tokens" not in body
 
 
+def test_the_best_of_many_and_scores_of_a_prompt():
+    for flavour in ("openai", "danlu"):
+        body = text(flavour, best_of=4, n=2)
+        assert (body["best_of"], body["n"]) == (4, 2)
+        assert "num_return_sequences" not in body
+    assert chat("danlu", best_of=4)["best_of"] == 4
+    for flavour in ("vllm", "danlu"):
+        assert text(flavour, prompt_logprobs=3)["prompt_logprobs"] == 3
+        assert text(flavour, prompt_logprobs=0, max_tokens=0)["max_tokens"] == 0
+    for make, flavour in ((chat, "openai"), (text, "vllm"), (text, "sglang"), (text, "llama.cpp")):
+        assert fault(make, flavour, best_of=4).param == "best_of"
+    for flavour in ("openai", "sglang", "llama.cpp"):
+        assert fault(text, flavour, prompt_logprobs=0).param == "prompt_logprobs"
+
+
 def test_only_another_danlu_says_which_beam_leads():
     wish = {"num_beams": 2, "stream": True, "stream_options": {"include_leading": True, "include_usage": True}}
     assert chat("danlu", **wish)["stream_options"] == {"include_leading": True, "include_usage": True}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from danlu.errors import ConfigError, Interrupted, MemoryShortage
 from danlu.generate.params import GenerationParams
+from danlu.serve.bodies import ChatBody, CompletionBody
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, as_fault, blamed
-from danlu.serve.schema import INERT, NOT_YET, ChatBody, CompletionBody, read_chat, read_completion, schema_of
+from danlu.serve.schema import INERT, NOT_YET, read_chat, read_completion, schema_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -163,7 +166,7 @@ def test_forms_of_answers(given, knobs):
     ("given", "param", "words"),
     [
         ({"response_format": {"type": "grammar"}}, "response_format", "'json_schema'"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs to the type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema is missing"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "name"),
         ({"response_format": {"type": "json_object", "regex": "a"}}, "response_format", "regex belongs to the type"),
         ({"guided_json": "{"}, "guided_json", "guided_json is no valid JSON"),
@@ -323,7 +326,7 @@ def test_no_nucleus_is_the_likeliest_token():
 
 
 def test_what_would_change_an_answer_is_still_refused():
-    for wrong in ({"suffix": "x"}, {"best_of": 3}, {"modalities": ["audio"]}, {"prompt_logprobs": 1}):
+    for wrong in ({"suffix": "x"}, {"modalities": ["audio"]}, {"prediction": {}}):
         assert fault(text, **wrong).code == "unsupported"
 
 
@@ -390,3 +393,26 @@ def test_errors_do_not_show_how_the_schema_is_written():
     for wrong in ({"force_words": [[3]]}, {"stop": [3]}, {"eos_token_id": ["x"]}, {"constraints": [{"choice": [3.5]}]}):
         message = fault(text, **wrong).message
         assert not any(word in message for word in ("tuple[", "constrained", "function-", ".str", ".int"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: "),
+        ({"messages": ["x"]}, "messages.0: "),
+        ({"messages": []}, "messages: should have at least 1 item"),
+        ({"force_words_ids": [[["x"]]]}, "force_words_ids.0.0"),
+        ({"stop_sequences": [[3.5]]}, "stop_sequences.0"),
+        ({"constraints": [3]}, "constraints.0: "),
+        ({"constraints": [{"phrase": 3}]}, "constraints.0.phrase: "),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format: the type is 'json_schema', and json_schema is",
+        ),
+    ],
+)
+def test_a_fault_inside_is_told_at_its_place_and_no_other(wrong, expected):
+    message = fault(chat, **wrong).message
+    assert message.startswith(expected)
+    assert "after validation" not in message
+    assert not re.search(r"\b[Tt]uple\b", message)
