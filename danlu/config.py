@@ -108,7 +108,8 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.seen}", allowed=error.allowed, fix=error.fix) from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{where}: a recipe is a mapping of keys, this is {type(document).__name__}")
+        kind = "empty" if document is None else type(document).__name__
+        raise ConfigError(f"{where}: a recipe is a mapping of keys, this is {kind}")
     return document
 
 

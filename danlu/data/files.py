@@ -20,6 +20,7 @@ ROW_LIMIT = 64 * 2**20  # characters of one row; longer "rows" are files without
 CHUNK = encodings.CHUNK  # characters read at once where lines may be of any length
 
 _ARCHIVES = {".zip", ".7z", ".tar", ".tgz", ".rar", ".lz4", ".br"}
+_SHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
 _MAGIC = {
     b"PAR1": "Parquet (name it .parquet)",
     b"PK\x03\x04": "a zip archive or an Office document (unpack it, or export it as CSV)",
@@ -29,9 +30,11 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd (name it .zst)",
     b"7z\xbc\xaf": "7-zip (decompress it first)",
     b"%PDF": "PDF (extract its text first)",
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself: git lfs pull)",
     b"ARROW1": "Arrow IPC (write it as Parquet)",
     b"\xd0\xcf\x11\xe0": "an old Office document (export it as CSV)",
 }
+_OWN = {".parquet": b"PAR1"}
 
 
 def kind_of(path: Path) -> str:
@@ -85,7 +88,7 @@ def _check_kind(path: Path, kinds: Sequence[str], encoding: str | None) -> None:
         raise DataError(
             f"{path}: files of kind {kind!r} are not read" if kind else f"{path}: the name has no extension",
             allowed=f"{', '.join(kinds)}; compressed as {', '.join(COMPRESSED)}",
-            fix="decompress it first" if kind in _ARCHIVES else "convert it to JSON Lines (.jsonl)",
+            fix=_how_to_read(kind),
         )
     if kind == ".parquet" and path.suffix.lower() != kind:
         raise DataError(f"{path}: a Parquet file inside another", fix="decompress it: Parquet compresses by itself")
@@ -93,21 +96,47 @@ def _check_kind(path: Path, kinds: Sequence[str], encoding: str | None) -> None:
         head = file.read(4096)
     if not head:
         raise DataError(f"{path}: the file is empty", fix="check that this is the file you meant")
+    _check_magic(path, kind, head)
     if kind != ".parquet":
         _check_is_text(path, kind, head, encoding)
 
 
+def _how_to_read(kind: str) -> str:
+    """What to do about a file of another kind."""
+    if not kind:
+        return "give it the ending of what it holds, such as .jsonl"
+    if kind in _SHEETS:
+        return "export the sheet as CSV (UTF-8)"
+    return "decompress it first" if kind in _ARCHIVES else "convert it to JSON Lines (.jsonl)"
+
+
+def _check_magic(path: Path, kind: str, head: bytes) -> None:
+    """Raises DataError for what begins as a file of another kind does."""
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic) and magic != _OWN.get(kind)), "")
+    if kind not in (".txt", ".md") and head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        found = "a web page (look at what was downloaded)"
+    if found:
+        raise DataError(f"{path}: not {kind} but {found}", allowed=f"what a {kind} file holds")
+
+
 def _check_is_text(path: Path, kind: str, head: bytes, encoding: str | None) -> None:
-    for magic, name in _MAGIC.items():
-        if head.startswith(magic):
-            raise DataError(f"{path}: not text but {name}", allowed=f"text in a {kind} file")
     wide = wide_encoding(head)
     if encoding and wide:
         return
     if wide:
         raise wrong_encoding(f"{path}: not UTF-8", wide)
     if b"\0" in head:
-        raise DataError(f"{path}: a binary file (NUL at byte {head.index(0)})", allowed=f"text in a {kind} file")
+        raise DataError(
+            f"{path}: a binary file (NUL at byte {head.index(0)})",
+            allowed=f"text in a {kind} file",
+            fix="check that this is the file you meant; NULs inside a text are to be removed",
+        )
+    if kind != ".json" and b"\n" not in head and b"\r" in head[:-1]:
+        raise DataError(
+            f"{path}: its lines end with a carriage return alone, as old Macs wrote them",
+            allowed="lines that end with a line feed",
+            fix=f"write them anew: tr '\\r' '\\n' < {path.name} > new{kind}",
+        )
 
 
 def opened(path: Path, encoding: str | None = None) -> AbstractContextManager[TextIO]:

@@ -166,7 +166,7 @@ def _record(
     row: Row | RowFault, renamed: Row, shape: Shape, aside: list[str], place: str, reading: Reading, skipped: Skipped
 ) -> Record:
     """The row's record; what of it was not read, or was changed, goes to `skipped`."""
-    ours, unread, optional = in_our_names(renamed, shape)
+    ours, unread, optional = in_our_names(renamed, shape, reading.columns)
     if ours.get("label", "") != "" and label_of(ours["label"]) is None:
         unread.append("label")
         optional = [(theirs, key) for theirs, key in optional if key != "label"]
@@ -188,7 +188,8 @@ def _nothing_usable(path: Path, skipped: Skipped, before: int) -> DataError:
     if not faulty:
         return DataError(f"{path}: holds no rows", fix="check that this is the file you meant")
     shown = [f"    {place}: {reason}" for place, reason in skipped.faults[before : before + 5]]
-    return DataError("\n".join([f"{path}: no usable row; {faulty} faulty, the first:", *shown]))
+    fix = next((fix for fix in skipped.fixes[before:] if fix), "mend the rows that are named here")
+    return DataError("\n".join([f"{path}: no usable row; {faulty} faulty, the first:", *shown]), fix=fix)
 
 
 _EMPTY_CELLS = {"", "nan", "NaN", "<NA>"}  # as pandas and R write "not given"

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from danlu.data import files
+from danlu.data.cells import cut_of, names_separator
 from danlu.data.folders import Part
+from danlu.data.messages import is_python
 from danlu.data.records import Skipped
 from danlu.data.row import Cells, Columns, PartialRow, PlacedRow, Row, RowFault
 from danlu.errors import DataError
@@ -71,6 +73,17 @@ class Source:
 _LIST_HINT = "if the file is one list, name it .json"
 
 
+def _hint(line: str) -> str:
+    """What to do about a line that is no JSON, where its beginning tells."""
+    if line.startswith("\0"):
+        return "NULs, as a crash or a full disk leaves them: remove the line, and write what is missing anew"
+    if line.strip() == "{":
+        return "if each object stands over several lines, name the file .json"
+    if is_python(line):
+        return "it looks like a Python object written with str(): write each row with json.dumps"
+    return _LIST_HINT if line.startswith("[") else ""
+
+
 def _is_conversation(value: Any) -> bool:
     """A bare list of messages."""
     turns = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
@@ -113,9 +126,8 @@ class _Decoder:
         try:
             row, end = self.row_at(text, len(text) - len(text.lstrip()))
         except json.JSONDecodeError as error:
-            hint = _LIST_HINT if text.startswith("[") else ""
             seen = f"not valid JSON: {error.msg} (column {error.colno})"
-            return RowFault(seen, allowed="one object on one line", fix=hint)
+            return RowFault(seen, allowed="one object on one line", fix=_hint(text))
         except RecursionError:
             return RowFault("nested too deeply")
         except ValueError as error:  # a number of thousands of digits
@@ -252,19 +264,24 @@ def _tsv_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
 
 def _table_rows(path: Path, delimiter: str, source: Source) -> Iterator[PlacedRow]:
     csv.field_size_limit(max(csv.field_size_limit(), files.ROW_LIMIT))  # the default refuses long answers
-    delimiter = _delimiter(path, delimiter, source)
+    with files.opened(path, source.encoding) as file:
+        first = next((line for _, line in files.lines(file, source.name) if line.strip()), "")
+    cut = cut_of(first, delimiter, source.columns)
+    source.skipped.notes.update(f"{source.name}: {note}" for note in cut.notes)
     header: list[str] = []
     with files.opened(path, source.encoding) as file:
         lines = (line for _, line in files.lines(file, source.name))
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=cut.separator, skipinitialspace=cut.blanks, strict=True)
         while True:
             place = f"{source.name}:{reader.line_num + 1}"
             cells = _next_cells(reader, place)
             if cells is None:
                 return
             if isinstance(cells, RowFault):
+                if not header:  # else the next line would be taken for it
+                    raise cells.at(place)
                 yield place, cells
-            elif not any(cells):
+            elif not any(cells) or (not header and names_separator(cells)):
                 continue
             elif not header:
                 header = _header(cells, place, source.columns)
@@ -272,27 +289,6 @@ def _table_rows(path: Path, delimiter: str, source: Source) -> Iterator[PlacedRo
                 yield place, RowFault(f"{len(cells)} fields, but the header names {len(header)}")
             else:
                 yield place, Cells(zip(header, cells, strict=True))
-
-
-def _delimiter(path: Path, usual: str, source: Source) -> str:
-    """The usual one, unless the first line names known columns only when cut at another."""
-    with files.opened(path, source.encoding) as file:
-        first = next((line for _, line in files.lines(file, source.name) if line.strip()), "")
-    for delimiter in (usual, *(other for other in ",;\t|" if other != usual)):
-        names = next(csv.reader([first], delimiter=delimiter), [])
-        if not _refused(source.columns, [name.strip() for name in names]):
-            if delimiter != usual:
-                source.skipped.notes[f"{source.name}: columns are parted by {delimiter!r}"] += 1
-            return delimiter
-    return usual
-
-
-def _refused(columns: Columns, names: list[str]) -> bool:
-    try:
-        columns(names)
-    except RowFault:
-        return True
-    return False
 
 
 def _next_cells(reader: Iterator[list[str]], place: str) -> list[str] | RowFault | None:

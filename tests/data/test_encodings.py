@@ -101,6 +101,25 @@ def test_another_separator_is_recognised_and_said(tmp_path, delimiter):
     assert f"a.csv: columns are parted by {delimiter!r}" in skipped.notes
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_first_line_that_names_the_separator_is_obeyed(tmp_path, separator):
+    path = tmp_path / "a.csv"
+    path.write_text(f'sep={separator}\nprompt{separator}completion\n"q"{separator}a\n', "utf-8")
+    (record,) = read_records(path)
+    assert [m["content"] for m in record.messages] == ["q", "a"]
+    assert record.place == "a.csv:3"
+
+
+def test_the_blank_after_each_separator_is_no_part_of_an_answer(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt, completion\nq, "yes, sir"\n"r", no\n', "utf-8")
+    skipped = Skipped()
+    assert [record.messages[1]["content"] for record in read_records(path, skipped=skipped)] == ["yes, sir", "no"]
+    assert skipped.notes == {"a.csv: the blank after each separator belongs to no cell": 1}
+    path.write_text("prompt,completion\nq, yes\n", "utf-8")
+    assert [record.messages[1]["content"] for record in read_records(path)] == [" yes"]
+
+
 def test_a_missing_header_is_said(tmp_path):
     path = write_csv(tmp_path / "a.csv", ["hi", "yes"], ["ho", "no"])
     assert "if the first line is data already, put a line of column names above it" in fault_of(path)
