@@ -319,9 +319,42 @@ def test_values_that_switch_something_off_elsewhere_are_not_given(habit):
     assert text(**habit).params == text(**{name: value for name, value in habit.items() if name == "n"}).params
 
 
-@pytest.mark.parametrize("habit", [{"modalities": ["text"]}, {"verbosity": "low"}, {"tool_choice": "none"}])
+@pytest.mark.parametrize(
+    "habit",
+    [
+        {"modalities": ["text"]}, {"verbosity": "low"}, {"tool_choice": "none"}, {"tool_choice": "auto", "tools": []},
+        {"parallel_tool_calls": True}, {"parallel_tool_calls": False}, {"functions": [], "function_call": "none"},
+        {"function_call": "auto"}, {"logprobs": False, "top_logprobs": 0}, {"top_logprobs": 0}, {"stream_options": {}},
+        {"stream_options": {"include_usage": False}}, {"response_format": {"type": "text"}}, {"n": 1},
+        {"audio": None, "prediction": None, "web_search_options": None, "stream_options": None, "logit_bias": {}},
+        {"add_generation_prompt": True}, {"continue_final_message": False}, {"chat_template_kwargs": {}},
+    ],
+)  # fmt: skip
 def test_values_of_chats_without_effect(habit):
-    assert chat(**habit).params == chat().params
+    read, plain = chat(**habit), chat()
+    assert (read.params, read.talk) == (plain.params, plain.talk)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"reasoning_effort": "much"}, "'minimal'"),
+        ({"verbosity": "much"}, "not supported yet"),
+        ({"functions": [{"name": "f"}], "function_call": "auto"}, "functions: an older name; use tools"),
+        ({"function_call": {"name": "f"}}, "function_call: an older name; use tool_choice"),
+        ({"top_logprobs": 1}, "set logprobs to true"),
+        ({"top_logprobs": False}, "logprobs"),
+        ({"stream_options": {"include_usage": True}}, "set stream to true"),
+        ({"stream_options": {"include_usage": 0}}, "stream_options"),
+        ({"stream_options": {"usage": False}}, "unknown key"),
+        ({"audio": {"voice": "a"}}, "audio: not supported yet"),
+        ({"web_search_options": {}}, "web_search_options: not supported yet"),
+    ],
+)
+def test_values_of_chats_that_would_have_one_are_refused(wrong, words):
+    error = fault(chat, **wrong)
+    assert error.param in wrong
+    assert words in error.message
 
 
 def test_no_nucleus_is_the_likeliest_token():
