@@ -7,8 +7,8 @@ import danlu
 
 ROOT = Path(danlu.__file__).parent
 ROWS = [
-    "errors", "words", "config", "device", "journal", "spec", "hub", "plan", "data", "model", "generate", "train",
-    "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "run", "terminal", "help", "flags",
+    "errors", "words", "config", "device", "journal", "spec", "hub", "native", "plan", "data", "model", "generate",
+    "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "run", "terminal", "help", "flags",
     "answering", "commands", "cli",
 ]  # fmt: skip
 
