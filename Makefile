@@ -2,6 +2,7 @@
 #   make demo         install, then adapt a small model to data on this machine and prove that it got better
 #   make test         the tests               make test-slow   those that take minutes
 #   make test-everywhere  the tests as on other machines: other processors, no compiler, other orders; hours
+#   make test-fuzz    what nobody would send on purpose, more of it and other examples each time; EXAMPLES=3000
 #   make test-models  every kind of model that transformers has; writes the table of docs/models (about ten minutes)
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
@@ -14,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-models test-clients check format bench bench-sft bench-generate \
+.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-clients check format bench bench-sft bench-generate \
 	bench-lean bench-serve bench-data bench-memory clean
 .DEFAULT_GOAL := test
 
@@ -39,14 +40,21 @@ test-slow: $(INSTALLED)
 test-everywhere: $(INSTALLED)
 	$(BIN)/python tests/everywhere.py $(ONLY)
 
+# Each fault comes with the example that it shrank to; `SEED=` the one that was printed draws the same examples again.
+EXAMPLES ?= 3000
+test-fuzz: SEED ?= $(shell date +%s)
+test-fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz --hypothesis-profile=long --hypothesis-seed=$(SEED)
+
 # What failed stands in the table too.
 test-models: $(INSTALLED)
 	$(BIN)/pytest tests/test_models.py -o junit_family=xunit1 --junitxml=.models.xml; failed=$$?; \
 	$(BIN)/python benchmarks/models_table.py .models.xml --write && exit $$failed
 
+# `WRITE=--write` writes the versions that passed into docs/serving.
 test-clients: $(INSTALLED)
 	tests/clients/clients.sh
-	cd tests/clients && DANLU_PYTHON=$(CURDIR)/$(BIN)/python $(CURDIR)/.peers/clients/bin/python -m pytest -c pytest.ini
+	cd tests/clients && DANLU_PYTHON=$(CURDIR)/$(BIN)/python $(CURDIR)/.peers/clients/bin/python -m pytest -c pytest.ini $(WRITE)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -73,7 +81,7 @@ bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
 
 bench-memory: $(INSTALLED)
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory.py $(WRITE)
 
 # It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
 bench-generate: $(INSTALLED)

@@ -30,7 +30,6 @@ import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = {"en": ROOT / "docs" / "serving.md", "zh": ROOT / "docs" / "serving.zh.md"}
-BLOCK = re.compile(r"<!-- bench:serve -->\n.*?<!-- end -->\n", re.DOTALL)
 COLUMNS = {
     "en": ("clients", "tokens/s", "requests/s", "first token, ms", "between pieces, ms", "whole answer, ms"),
     "zh": ("客户端数", "token/s", "请求/s", "首个 token（毫秒）", "相邻两段之间（毫秒）", "整个回答（毫秒）"),
@@ -90,11 +89,12 @@ def table(rows: Sequence[Row], language: str) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def written(text: str, block: str) -> str:
-    """`text` with its block replaced. Raises ValueError where there is not exactly one."""
-    if len(BLOCK.findall(text)) != 1:
-        raise ValueError("one block between <!-- bench:serve --> and <!-- end --> is asked for")
-    return BLOCK.sub(lambda _: f"<!-- bench:serve -->\n{block}<!-- end -->\n", text)
+def written(text: str, block: str, name: str = "serve") -> str:
+    """`text` with its block of that name replaced. Raises ValueError where there is not exactly one."""
+    whole = re.compile(rf"<!-- bench:{name} -->\n.*?<!-- end -->\n", re.DOTALL)
+    if len(whole.findall(text)) != 1:
+        raise ValueError(f"one block between <!-- bench:{name} --> and <!-- end --> is asked for")
+    return whole.sub(lambda _: f"<!-- bench:{name} -->\n{block}<!-- end -->\n", text)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from danlu.data.records import Message
 from danlu.errors import ConfigError, ModelError
-from danlu.generate.engine import Engine
+from danlu.generate.engine import Engine, Prompt
 from danlu.generate.params import GenerationParams
 from danlu.generate.strategies import FinishReason
 from danlu.hub import Say
@@ -22,17 +22,38 @@ def system_message(text: str | None) -> list[Message]:
     return [] if text is None else [{"role": "system", "content": text}]
 
 
-def prompt_for(engine: Engine, name: str, text: str, system: str | None, say: Say) -> str | list[Message]:
-    """The prompt as this kind of model reads it; `say` hears if it is only continued. Raises ConfigError."""
+def prompt_for(
+    engine: Engine, name: str, text: str, system: str | None, say: Say, prefill: str | None = None
+) -> Prompt:
+    """The prompt as this kind of model reads it; `say` hears if it is only continued. Raises ConfigError.
+
+    Args:
+        prefill: how the answer begins.
+    """
     if not (finding := engine.kind()).is_base:
-        return [*system_message(system), {"role": "user", "content": text}]
-    if system is not None:
-        raise ConfigError(
-            f"--system has no effect: {name} is a base model ({finding.reason})",
-            fix="put it before the prompt, or say --kind instruct",
-        )
+        return begun(engine, [*system_message(system), {"role": "user", "content": text}], prefill)
+    for flag, given, place in (("--system", system, "before"), ("--prefill", prefill, "after")):
+        if given is not None:
+            raise ConfigError(
+                f"{flag} has no effect: {name} is a base model ({finding.reason})",
+                fix=f"put it {place} the prompt, or say --kind instruct",
+            )
     say(note_on_base(name, finding))
     return text
+
+
+def check_prefill(prefill: str | None) -> None:
+    """Raise ConfigError where an answer is to begin with nothing."""
+    if prefill is not None and not prefill.strip():
+        raise ConfigError("--prefill has no words", fix="give the words that the answer begins with, or leave it out")
+
+
+def begun(engine: Engine, messages: list[Message], prefill: str | None) -> Prompt:
+    """Messages whose answer begins with `prefill`, as the engine is asked."""
+    if prefill is None:
+        return messages
+    answer: Message = {"role": "assistant", "content": prefill}
+    return engine.chat_of().prompt([*messages, answer], continue_final_message=True)
 
 
 def note_on_base(model: str, finding: Finding) -> str:

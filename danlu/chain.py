@@ -21,8 +21,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from danlu.config import validate
-from danlu.digests import of_value, of_weights
 from danlu.errors import ConfigError, nearest
+from danlu.fingerprint import of_value, of_weights
 from danlu.hub import cache_directory, resolve
 from danlu.recipe import RunOptions
 from danlu.steps.kinds import KINDS

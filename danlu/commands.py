@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from pydantic import create_model
 from rich.table import Table
 
-from danlu.answering import no_talk, notes_on_end, prompt_for, system_message
+from danlu.answering import begun, check_prefill, no_talk, notes_on_end, prompt_for, system_message
 from danlu.chain import Chain
 from danlu.config import Options, validate
 from danlu.data.chat import Chat
@@ -41,6 +41,7 @@ from danlu.run import load_recipe, product_of
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
+from danlu.words import words
 
 Flat = Parameter(name="*")
 
@@ -133,6 +134,7 @@ def generate(
     *,
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
+    prefill: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     raw: bool = False,
     show: bool = False,
     show_tokens: int | None = None,
@@ -152,6 +154,8 @@ def generate(
         what the user says, or a text to go on with; "-" reads it from standard input
     system
         a system message before it
+    prefill
+        how the answer begins; the model goes on from there
     raw
         continue the prompt as plain text, without the chat template
     show
@@ -171,19 +175,21 @@ def generate(
         accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
-    if raw and system is not None:
-        raise ConfigError("--system has no effect with --raw", fix="leave one of them out")
+    check_prefill(prefill)
+    for flag, given in (("--system", system), ("--prefill", prefill)):
+        if raw and given is not None:
+            raise ConfigError(f"{flag} has no effect with --raw", fix="leave one of them out")
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
     engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
-    asked = text if raw else prompt_for(engine, adapter or model, text, system, _news)
+    asked = text if raw else prompt_for(engine, adapter or model, text, system, _news, prefill)
     if not (show or show_json):
-        _stream(engine, asked, knobs)
+        _stream(engine, asked, knobs, prefill or "")
         return
     trace = engine.trace(asked, knobs)
     for answer in trace.answers:
-        _say(answer.text)
+        _say((prefill or "") + answer.text)
         _tell(notes_on_end(len(answer.tokens), answer.finish_reason, knobs))
     if show_json:
         with disk_faults(show_json, "the trace"):
@@ -198,6 +204,7 @@ def chat(
     *,
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
+    prefill: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     dtype: DtypeName = "auto",
     adapter: str | None = None,
     kind: Kind | None = None,
@@ -211,6 +218,8 @@ def chat(
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id
     system
         a system message at the beginning
+    prefill
+        how each answer begins; the model goes on from there
     dtype
         number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
         on a CPU
@@ -222,6 +231,7 @@ def chat(
         accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
+    check_prefill(prefill)
     engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
     if (finding := engine.kind()).is_base:
         raise no_talk(adapter or model, finding)
@@ -232,7 +242,8 @@ def chat(
             messages = system_message(system)
             continue
         messages.append({"role": "user", "content": line})
-        messages.append({"role": "assistant", "content": _stream(engine, messages, knobs)})
+        asked = begun(engine, messages, prefill)
+        messages.append({"role": "assistant", "content": _stream(engine, asked, knobs, prefill or "")})
 
 
 def serve(
@@ -292,15 +303,17 @@ def _knobs(flags: GenerationParams) -> GenerationParams:
     return params
 
 
-def _stream(engine: Engine, prompt: Any, params: GenerationParams) -> str:
-    """Print an answer as it grows; returns the whole."""
+def _stream(engine: Engine, prompt: Any, params: GenerationParams, prefill: str = "") -> str:
+    """Print an answer as it grows, after what it begins with; returns the whole."""
     answers = []
+    if params.num_return_sequences == 1:
+        show(_OUT, prefill, end="")
     for event in engine.stream(prompt, params):
         if params.num_return_sequences == 1:
             show(_OUT, event.text, end="")
         if event.answer is not None:
-            answers.append(event.answer.text)
-            show(_OUT, "" if params.num_return_sequences == 1 else event.answer.text)
+            answers.append(prefill + event.answer.text)
+            show(_OUT, "" if params.num_return_sequences == 1 else answers[-1])
             made = event.answer
             _tell(notes_on_end(len(made.token_ids), made.finish_reason, params, made.forced))
     return answers[0]
@@ -420,7 +433,7 @@ def check(
         _say(dumps(figures.to_dict(), ensure_ascii=False, indent=2))
     else:
         if chat is None:
-            _say(f"lengths are in characters; for tokens, name a model: --model {DEFAULT_MODEL}")
+            _say(words()("lengths are in characters; for tokens, name a model: --model {model}", model=DEFAULT_MODEL))
         show_data(_OUT, figures)
     if figures.faults_total:
         raise DataError(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from danlu.errors import ConfigError, nearest
@@ -30,6 +30,10 @@ class Options(BaseModel):
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+_T = TypeVar("_T")
+# A list from whoever may ask: of a hundred thousand faulty entries the first one is told, and no other is looked at.
+Some = Annotated[tuple[_T, ...], Field(fail_fast=True)]
 
 # Names that users bring from elsewhere, and what they are called here.
 RENAMED = {
@@ -51,6 +55,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: a list or a mapping as a key", allowed="text")
             key = key_node.value
             if key in seen:
                 line = key_node.start_mark.line + 1
@@ -98,14 +104,26 @@ def _read_text(path: Path) -> str:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """One YAML mapping, or ConfigError with the line of the fault."""
     try:
-        document = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+        document = _from_yaml(text)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error.seen}", fix=error.fix) from error
+        raise ConfigError(f"{where}: {error.seen}", allowed=error.allowed, fix=error.fix) from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{where}: a recipe is a mapping of keys, this is {type(document).__name__}")
+        kind = "empty" if document is None else type(document).__name__
+        raise ConfigError(f"{where}: a recipe is a mapping of keys, this is {kind}")
     return document
+
+
+def _from_yaml(text: str) -> Any:
+    """What the text holds. Raises ConfigError, for values as well that only look like a date or a number."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError("not valid YAML: nested too deeply") from None
+    except (ValueError, TypeError, AttributeError) as error:  # from what makes values of the words
+        reason = str(error).partition(";")[0]
+        raise ConfigError(f"not valid YAML: {reason}", fix="put quotes around what is meant as text") from None
 
 
 def apply_overrides(
@@ -143,9 +161,9 @@ def _overlap(key: str, other: str) -> bool:
 
 def _read_value(override: str, text: str, field: FieldInfo | None) -> Any:
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        value = _from_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r:.200}: the value is {error.seen}", fix=error.fix) from error
     if value is None or isinstance(value, (str, list, dict)):
         return value
     arms = {field.annotation, *get_args(field.annotation)} if field else set()
@@ -161,12 +179,32 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
         raise ConfigError("\n".join([f"{where}: {len(faults)} fault(s)", *faults])) from None
 
 
-def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
-    """pydantic's faults in our words, one a place, with the nearest valid key for an unknown one of `model`."""
+# So many of pydantic's faults are looked at where a few are told; a place may have several.
+_FAULTS_A_PLACE = 16
+
+
+def describe_faults(error: ValidationError, model: type[BaseModel] | None = None, most: int | None = None) -> list[str]:
+    """pydantic's faults in our words, one a place, with the nearest valid key for an unknown one of `model`.
+
+    Args:
+        most: so many are wanted; a large document can have a fault in each of its parts.
+    """
     places: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for fault in error.errors():
+    for fault in error.errors(include_url=False)[: None if most is None else most * _FAULTS_A_PLACE]:
         places.setdefault(_place(fault), []).append(dict(fault))
-    return [_describe(model, path, faults) for path, faults in places.items()]
+    told = [(path, faults) for path, faults in places.items() if not _follows(path, faults, places)]
+    return [_describe(model, path, _proper(faults)) for path, faults in told[:most]]
+
+
+def _proper(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what only follows from the others, as in `_follows`, where a place has several arms."""
+    return [fault for fault in faults if fault["type"] != "too_short"] or faults
+
+
+def _follows(path: tuple[Any, ...], faults: list[dict[str, Any]], places: Iterable[tuple[Any, ...]]) -> bool:
+    """Whether a list is called too short only because one of its entries was refused."""
+    only_short = all(fault["type"] == "too_short" for fault in faults)
+    return only_short and any(len(other) > len(path) and other[: len(path)] == path for other in places)
 
 
 def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = ()) -> AnyOptions:
@@ -178,8 +216,13 @@ def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = 
 _ARM = re.compile(r"str|int|float|bool|constrained-\w+|[\w-]*\[.*\]|[A-Z]\w*", re.DOTALL)
 _WORDS = (
     (re.compile(r"valid dictionary or instance of \w+"), "group of keys"),
-    (re.compile(r"valid (tuple|list)"), "list"),
+    (re.compile(r"valid (tuple|list|array)"), "list"),
     (re.compile(r"valid string"), "text"),
+    (re.compile(r"String should"), "Text should"),
+    (
+        re.compile(r"(?:Tuple|List|Set|Dictionary) should have (at \w+ \d+) items? after validation"),
+        r"It should hold \1",
+    ),
 )
 
 
@@ -254,12 +297,14 @@ def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
         field = model.model_fields.get(str(part)) if isinstance(part, str) else None
         inner = _inner_model(field.annotation) if field else None
         model = inner or model
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if get_origin(annotation) is Annotated:
+        return _inner_model(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
         return next((found for arg in get_args(annotation) if (found := _inner_model(arg))), None)
     return None

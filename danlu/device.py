@@ -6,6 +6,7 @@ Importing this file reads nothing; torch is imported inside the functions that n
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 QUANTIZED = ("int8", "int4")
+
+# Compiled products that oneDNN keeps, and as many torch's layer above it. One takes half a megabyte on a processor with
+# AVX-512, and half a millisecond to make; a step has five to eight, so these are those of some 40 numbers of rows.
+KEPT_PRODUCTS = 256
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,36 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def bound_compiled_products() -> None:
+    """Let the process keep KEPT_PRODUCTS compiled products, unless its environment says how many.
+
+    oneDNN makes one for each shape, so for each number of rows that come together, and it and torch keep 1024 each: a
+    server's memory grew by several hundred megabytes as it met one number after another. Both read the environment at
+    the first product in bfloat16, and never again.
+    """
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the older name
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PRODUCTS))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KEPT_PRODUCTS))
+
+
+def memory_parts() -> dict[str, int]:
+    """Memory of this process in bytes, as far as the system tells.
+
+    resident: in all, the sum of files (programs and libraries), heap_used (what tensors and libraries hold, where the
+    allocator is glibc's) and other (free in that allocator, Python's own objects, stacks, compiled code). heap_free:
+    free in the allocator, of which some was given back already. peak: the most that was resident.
+    """
+    parts = {"resident": process_memory_bytes("cpu"), "peak": _high_water_bytes()}
+    found = {name: _status_bytes(name) for name in ("VmRSS", "RssFile", "RssShmem")}
+    heap = {f"heap_{name}": size for name, size in heap_bytes().items()}
+    if found["VmRSS"] is not None and found["RssFile"] is not None:
+        parts["resident"] = found["VmRSS"]
+        parts["files"] = found["RssFile"] + (found["RssShmem"] or 0)
+        if heap:  # what is allocated and was never written to is not resident
+            parts["other"] = max(0, parts["resident"] - parts["files"] - heap["heap_used"])
+    return parts | heap
+
+
 def heap_bytes() -> dict[str, int]:
     """What glibc's allocator holds, in use and free to be used again; nothing where the allocator is another."""
     found = getattr(ctypes.CDLL(None), "mallinfo2", None)
@@ -176,11 +211,17 @@ class PeakMemory:
 
 def _high_water_bytes() -> int:
     """The resident size's high-water mark since it was last set back, where the system tells; else the process's."""
+    found = _status_bytes("VmHWM")
+    return peak_memory_bytes() if found is None else found
+
+
+def _status_bytes(name: str) -> int | None:
+    """What Linux says of this process under that name; None elsewhere."""
     with suppress(OSError), open("/proc/self/status") as file:
         for line in file:
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
-    return peak_memory_bytes()
+    return None
 
 
 def peak_memory_bytes() -> int:

@@ -22,6 +22,7 @@ Each says what was seen, what is allowed, and what to do next. `assert` is left 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -120,6 +121,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 _DISK_FAULTS = {
     errno.ENOSPC: ("no space left on the disk", "free some space, or choose another directory"),
+    errno.EFBIG: (
+        "a file grew larger than is allowed here",
+        "raise the limit (ulimit -f), or choose another directory",
+    ),
+    errno.EIO: ("input/output error; the disk may be failing", "choose another directory, on another disk"),
+    errno.ENAMETOOLONG: ("the name is too long for this file system", "choose a shorter name"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another directory"),
     errno.EACCES: ("no permission to write", "choose a directory that you may write to"),
     errno.EPERM: ("no permission to write", "choose a directory that you may write to"),
@@ -129,13 +136,18 @@ _DISK_FAULTS = {
 }
 
 
+# What numpy says, without the system's number, of an array that was not written whole.
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+
+
 @contextmanager
 def disk_faults(path: Path | str, doing: str) -> Iterator[None]:
     """Turn the operating system's write errors below `path` into a DiskError; let other errors through."""
     try:
         yield
     except OSError as error:
-        fault = _DISK_FAULTS.get(error.errno or 0)
+        code = error.errno or (errno.ENOSPC if _CUT_SHORT.search(str(error)) else 0)
+        fault = _DISK_FAULTS.get(code)
         if fault is None:
             raise
         reason, fix = fault

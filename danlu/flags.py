@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
@@ -146,9 +147,10 @@ def _read(name: str, word: Any) -> Any:
 # -- how a message names an option ----------------------------------------------------------------------
 
 _NAME = r"(?P<name>[a-z]\w*(?:\.[a-z]\w*)*)"
-_TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>[^\s;,)]+))?(?![\w/=]|\.\w)")
+_TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>\{{[^{{}}\n]*\}}|[^\s;,)]+))?(?![\w/=]|\.\w)")
 _HEAD = re.compile(rf"^{_NAME}(?P<value>(?!))?(?=:)", re.MULTILINE)
 _COMMAND = re.compile(r"(danlu run [^`\n]*)")
+_ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "md", "parquet")  # "data.json:3" is a place, and no option
 _IDLE = re.compile(r"^[a-z_]+(, [a-z_]+)*(?= has no effect)", re.MULTILINE)
 
 
@@ -164,6 +166,8 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
 
     def own(name: str) -> str | None:
         short = name.rpartition(".")[2]
+        if name != short in _ENDINGS:
+            return None
         ends = [other for other in known if other.endswith(f".{name}")] if "." not in name else []
         return next((found for found in (name, short) if found in known), ends[0] if len(ends) == 1 else None)
 
@@ -184,10 +188,13 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
 
 
 def as_flag(name: str, value: str | None) -> str:
-    """An option as a flag of the command line."""
+    """An option as a flag of the command line, to be pasted: {prompt: ask} is prompt=ask."""
+    if value is not None and value.startswith("{"):
+        pairs = (pair.replace(": ", "=", 1) for pair in value.strip("{}").split(", "))
+        return f"--{name} {shlex.join(pairs)}"
     return f"--{name}" if value in (None, "true") else f"--{name} {value}"
 
 
 def as_key(name: str, value: str | None) -> str:
     """An option as a key of a recipe."""
-    return name if value is None else f"{name}={value}"
+    return name if value is None else shlex.quote(f"{name}={value}") if " " in value else f"{name}={value}"

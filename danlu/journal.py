@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from danlu.errors import ConfigError, DanluError, InUse, disk_faults
+from danlu.errors import ConfigError, DanluError, DataError, InUse, disk_faults
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,13 @@ class Journal:
         """What the finished steps measured."""
         if not self.results_path.exists():
             return {}
-        loaded: dict[str, Any] = json.loads(self.results_path.read_text("utf-8"))
+        try:
+            loaded: dict[str, Any] = json.loads(self.results_path.read_text("utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{self.results_path}: no whole JSON: {error}",
+                fix="remove the file; a run that is resumed goes on without it, and what it proves is measured anew",
+            ) from error
         return loaded
 
     def result(self, step: str, values: Any) -> None:
@@ -118,6 +125,13 @@ class Draft:
     def write_to(self, journal: Journal) -> None:
         for write in self.rows:
             write(journal)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove what a killed `write_atomic` left in the directory."""
+    for path in directory.glob(".*.????????"):
+        if re.fullmatch(r"\.(results\.json|recipe\.yaml|metrics\.jsonl|report\.html)\.[0-9a-f]{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 # -- one writer -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import yaml
 from danlu.chain import Chain, Step, changed, steps_of
 from danlu.config import apply_overrides, read_recipe, validate
 from danlu.errors import ConfigError, DanluError, Interrupted, disk_faults
-from danlu.journal import Journal, check_replaceable, claimed, is_run, set_aside, write_atomic
+from danlu.journal import Journal, check_replaceable, claimed, clear_leftovers, is_run, set_aside, write_atomic
 from danlu.recipe import Recipe
 from danlu.report.chain import write_chain_report
 from danlu.steps import sft
@@ -96,6 +96,7 @@ def _open(chain: Chain, journal: Journal, goes_on: bool, show: Show) -> None:
         if not goes_on and (aside := set_aside(journal.directory)):
             show.say(f"an earlier run was kept as {aside}")
         journal.directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(journal.directory)
     write_atomic(journal.recipe_path, text)
     if not goes_on:
         journal.event("begun", f"seed {chain.seed}", folder=str(Path.cwd()))

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from danlu.data.figures import DataReport
+from danlu.data.records import FILES_SHOWN
 from danlu.data.shown import Span, visible
 from danlu.errors import DanluError
 from danlu.words import Words, words
@@ -101,7 +102,9 @@ def show_error(console: Console, error: DanluError) -> None:
 
 def show_examples(console: Console, examples: list[dict[str, str]], limit: int = 3) -> None:
     """A few held-out examples side by side."""
-    table = Table("question", "reference", "before", "after", title="held-out examples", show_lines=True)
+    said = words()
+    headings = (said("Prompt"), said("Reference"), said("Before training"), said("After training"))
+    table = Table(*headings, title=said("held-out examples"), show_lines=True)
     for example in examples[:limit]:
         cells = (example["prompt"], example["reference"], example["before"], example["after"])
         table.add_row(*(_short(cell) for cell in cells))
@@ -132,12 +135,14 @@ def _data_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
     yield said("format"), report.format
     yield said("read as"), _counts(report.shapes)
     yield said("files"), _counts(report.files)
-    if report.passed_over:
-        yield said("files not read"), ", ".join(report.passed_over)
+    for file, why in list(report.passed_over.items())[:FILES_SHOWN]:
+        yield said("file not read"), f"{file} ({said(why)})"
+    if len(report.passed_over) > FILES_SHOWN:
+        yield "", said("and {count} more", count=f"{len(report.passed_over) - FILES_SHOWN:,}")
     if report.unread:
         yield said("keys not read"), _counts(report.unread)
     if report.notes:
-        yield said("changed"), _counts(report.notes)
+        yield said("changed"), _counts({said.if_known(note): rows for note, rows in report.notes.items()})
     yield said("records"), f"{report.records:,}"
     yield said("faulty rows"), f"{report.faults_total:,}"
     if report.roles:
@@ -168,8 +173,8 @@ def _data_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
 
 def _length_lines(report: DataReport, said: Words) -> Iterator[tuple[str, str]]:
     lengths = report.lengths
-    of = "  ".join(f"{name} {getattr(lengths, name):,}" for name in ("min", "p50", "p90", "p99", "max"))
-    yield said("lengths"), f"{said(lengths.unit)}: {of}  mean {lengths.mean:,.1f}"
+    of = "  ".join(f"{said(name)} {getattr(lengths, name):,}" for name in ("min", "p50", "p90", "p99", "max"))
+    yield said("lengths"), f"{said(lengths.unit)}: {of}  {said('mean')} {lengths.mean:,.1f}"
     most = max(lengths.counts)
     for at, count in enumerate(lengths.counts):
         bar = "#" * -(-24 * count // most)
@@ -211,7 +216,7 @@ def _show_example(console: Console, spans: Iterable[Span], which: int, rendered:
     how = said("as the model will see it") if rendered else said("as it was read (--model renders it)")
     in_colour = console.is_terminal and console.color_system is not None and not console.no_color
     mark = said("what is learnt is green") if in_colour else said("what is learnt stands in {+ +}")
-    show(console, f"\n{answer}, {how}; {mark}")
+    show(console, "\n" + said("{record}, {how}; {mark}", record=answer, how=how, mark=mark))
     for span in spans:
         if span.kind == "left out":
             show(console, "\n" + said("[… {count} characters left out …]", count=span.text))

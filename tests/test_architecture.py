@@ -7,7 +7,7 @@ import danlu
 
 ROOT = Path(danlu.__file__).parent
 ROWS = [
-    "errors", "digests", "words", "config", "device", "journal", "spec", "hub", "native", "plan", "data", "model",
+    "errors", "fingerprint", "words", "config", "device", "journal", "spec", "hub", "native", "plan", "data", "model",
     "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "steps", "chain", "run",
     "terminal", "help", "flags", "answering", "commands", "cli",
 ]  # fmt: skip

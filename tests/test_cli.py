@@ -121,6 +121,9 @@ def test_help_shows_every_option_of_the_model_behind_it(call, command, model, le
         (["generate", "m", "hi", "--temperature", "0.5"], "error: --temperature has no effect without --do_sample"),
         (["chat", "m", "--seed", "1", "--top_p", "0.5"], "error: --seed, --top_p has no effect without --do_sample"),
         (["generate", "m", "hi", "--raw", "--system", "s"], "--system has no effect with --raw"),
+        (["generate", "m", "hi", "--raw", "--prefill", "s"], "--prefill has no effect with --raw"),
+        (["generate", "m", "hi", "--prefill", " "], "--prefill has no words"),
+        (["chat", "m", "--prefill", ""], "--prefill has no words"),
         (["data", "check", "x.jsonl", "--chat_template", "chatml"], "--chat_template has no effect without --model"),
         (["report", "nowhere"], "nowhere is no run directory"),
         (["generate", "m", "hi", "--dtype", "float8"], "float8"),
@@ -448,6 +451,39 @@ def test_a_talk_remembers_until_it_starts_anew(call, tiny_model, asked, monkeypa
     assert all(params.max_new_tokens == 3 for _, params in asked)
 
 
+@pytest.mark.parametrize("prefill", ["- one", "<|im_end|> two"])
+def test_an_answer_begins_as_it_is_told_to(call, tiny_model, prefill, tmp_path):
+    engine = Engine(str(tiny_model), dtype="float32")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": prefill}]
+    ids = engine.chat.prompt(messages, continue_final_message=True)
+    assert not set(ids[-3:]) & engine.chat.stop_ids
+    answer = engine.generate([ids], GenerationParams(max_new_tokens=5))[0].text
+    flags = ("--prefill", prefill, "--max_new_tokens", 5, "--dtype", "float32")
+    code, out, _ = call("generate", tiny_model, "hi", *flags)
+    assert (code, out) == (0, f"{prefill}{answer}\n")
+    shown = call("generate", tiny_model, "hi", *flags, "--show_json", tmp_path / "trace.json")
+    assert shown[1] == out
+    several = ("--num_beams", 2, "--num_return_sequences", 2)
+    both = engine.generate([ids], GenerationParams(max_new_tokens=5, num_beams=2, num_return_sequences=2))[0]
+    said = call("generate", tiny_model, "hi", *flags, *several)[1]
+    assert said == "".join(f"{prefill}{one.text}\n" for one in both.sequences)
+
+
+def test_each_answer_of_a_talk_begins_as_it_is_told_to(call, tiny_model, asked, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nand you?\n"))
+    code, out, _ = call("chat", tiny_model, "--prefill", "Well,")
+    assert code == 0
+    engine = Engine(str(tiny_model), dtype="float32")
+    answer = "a:b:c\t[bold]x[/bold]\n  :warning: " + "y" * 400
+    begun = {"role": "assistant", "content": "Well,"}
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": f"Well,{answer}"},
+            {"role": "user", "content": "and you?"}]  # fmt: skip
+    assert [ids for ids, _ in asked] == [
+        engine.chat.prompt([*messages, begun], continue_final_message=True) for messages in (talk[:1], talk)
+    ]
+    assert out.count(f"Well,{answer}\n") == 2
+
+
 def test_a_talk_ends_with_its_input(call, tiny_model, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello"))
     code, out, err = call("chat", tiny_model, "--max_new_tokens", 3, "--dtype", "float32")
@@ -503,6 +539,9 @@ def test_the_user_knows_better(call, base_model, tiny_model, asked):
     code, _, err = call("generate", base_model, "hi", "--system", "s")
     assert code == 2
     assert "--system has no effect" in err
+    code, _, err = call("generate", base_model, "hi", "--prefill", "s")
+    assert code == 2
+    assert "put it after the prompt" in err
     assert call("generate", base_model, "hi", "--kind", "chat")[0] == 2
 
 

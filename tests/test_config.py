@@ -3,7 +3,7 @@
 from typing import Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from danlu import config
 from danlu.config import Options
@@ -107,3 +107,29 @@ def test_faults_are_told_without_names_of_the_libraries(tmp_path):
     assert "targets: Input should be 'all' or a list (seen: 'q')" in said
     assert "name: small letters (seen: 'Ä')" in said
     assert "inner: Input should be a group of keys (seen: 'x')" in said
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-13-45", "!!int x", "!!float x", "!!timestamp x", "9" * 5000, "[" * 3000, "{[a]: b}", "{{a: b}: c}"]
+)
+def test_a_value_that_yaml_cannot_make_is_a_fault_and_no_traceback(value):
+    with pytest.raises(ConfigError, match=r"^r\.yaml: ") as caught:
+        config.parse_yaml(f"name: {value}", "r.yaml")
+    assert "sys." not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^override 'name="):
+        config.apply_overrides({}, [f"name={value}"])
+
+
+def test_of_many_faults_a_few_are_told():
+    class Wide(Options):
+        entries: config.Some[Inner] = ()
+        inner: Inner = Inner()
+
+    def faults(most, **document):
+        with pytest.raises(ValidationError) as caught:
+            Wide.model_validate(document)
+        return config.describe_faults(caught.value, Wide, most)
+
+    assert len(faults(3, inner={f"k{at}": 1 for at in range(99)})) == 3
+    assert faults(3, entries=["a"] * 99) == ["entries.0: Input should be a group of keys (seen: 'a')"]
+    assert "allowed: " + ", ".join(Inner.model_fields) in faults(None, entries=[{"zzzz": 1}])[0]

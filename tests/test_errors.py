@@ -105,3 +105,10 @@ def test_other_faults_pass_through(fault):
 def test_a_disk_error_on_the_way_stays_as_it_is():
     with pytest.raises(DiskError, match=r"^own$"), disk_faults("/data", "writing x"):
         raise DiskError("own")
+
+
+def test_an_array_that_numpy_could_not_write_whole_is_a_fault_of_the_disk():
+    with pytest.raises(DiskError, match="writing x: no space left"), disk_faults("/data", "writing x"):
+        raise OSError("25920 requested and 14304 written")
+    with pytest.raises(OSError, match="another"), disk_faults("/data", "writing x"):
+        raise OSError("another")

@@ -148,5 +148,17 @@ def test_messages_name_options_as_they_are_written():
     }
     for said, expected in texts.items():
         assert spelt(said, names, as_flag) == expected
+    proposed = "read the text alone: data.columns={images: null}; or data.columns={prompt: ask, completion: re ply}"
+    assert spelt(proposed, ["data.columns"], as_flag) == (
+        "read the text alone: --data.columns images=null; or --data.columns prompt=ask 'completion=re ply'"
+    )
+    assert spelt("with data.columns={label: null}", ["data.columns"], as_key) == "with 'data.columns={label: null}'"
+    for place in (
+        "data.json:3: no valid JSON",
+        "data.json: holds no rows",
+        "more.json:1 (item 1): it says",
+        "a data.json",
+    ):
+        assert spelt(place, ["json", "data.path"], as_flag) == place
     assert spelt("set accept_licence=true", names, as_key) == "set model.accept_licence=true"
     assert spelt("keep float32 (merge.dtype=float32), or", ["dtype"], as_flag) == "keep float32 (--dtype float32), or"

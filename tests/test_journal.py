@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from danlu.errors import DiskError, InUse
-from danlu.journal import Draft, Journal, check_free, claimed, holder, write_atomic
+from danlu.errors import DataError, DiskError, InUse
+from danlu.journal import Draft, Journal, check_free, claimed, clear_leftovers, holder, write_atomic
 
 
 @pytest.fixture
@@ -50,6 +50,13 @@ def test_line_breaks_inside_a_value_do_not_break_a_row(journal):
     journal.metric(step=1, text="a\nb\r\nc\u2028d\x85e")
     journal.metric(step=2)
     assert [row["step"] for row in journal.metrics()] == [1, 2]
+
+
+def test_damaged_results_are_named(journal):
+    journal.results_path.write_text('{"before"')
+    with pytest.raises(DataError, match=r"results\.json: no whole JSON") as caught:
+        journal.result("after", 2)
+    assert "is measured anew" in caught.value.fix
 
 
 def test_results_are_kept_by_step(journal):
@@ -164,6 +171,22 @@ def test_a_row_that_cannot_be_written_is_an_error(journal):
     journal.metrics_path.symlink_to("/dev/full")
     with pytest.raises(DiskError, match=r"writing metrics\.jsonl: no space left"):
         journal.metric(step=1)
+
+
+@pytest.mark.parametrize("code", [errno.EFBIG, errno.EIO, errno.ENAMETOOLONG])
+def test_other_faults_of_a_disk_have_words_too(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
+    with pytest.raises(DiskError, match="writing f: ") as caught:
+        write_atomic(tmp_path / "f", "new")
+    assert caught.value.fix
+
+
+def test_what_a_kill_left_of_a_file_is_cleared_away(tmp_path):
+    (tmp_path / ".results.json.0123abcd").write_text("{")
+    for other in (".results.json", ".notes.txt.0123abcd", "results.json", ".thesis"):
+        (tmp_path / other).write_text("{}")
+    clear_leftovers(tmp_path)
+    assert names_in(tmp_path) == [".notes.txt.0123abcd", ".results.json", ".thesis", "results.json"]
 
 
 def test_a_run_directory_that_is_a_file(tmp_path):

@@ -1,24 +1,23 @@
 """What a data file holds: how it was read, faults, duplicates, lengths, shares; the figures of `danlu data check FILE`.
 
-Reads on past faulty rows, so that one look shows them all. Draws nothing (terminal.py does). Memory: about 40 bytes a
-record and, for near-duplicates, about 350 more for each of the first so many, however long the records are.
+Reads on past faulty rows, so that one look shows them all. Draws nothing (terminal.py does). Memory does not grow with
+the file: for near-duplicates, about 350 bytes for each of the first so many records; of all others, numbers that are
+counted and digests in temporary files (data/digests.py).
 """
 
 from __future__ import annotations
 
 import json
-from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from danlu.data.chat import Chat
+from danlu.data.digests import Digests, digest
 from danlu.data.duplicates import Signatures, near_duplicates, signatures
 from danlu.data.encoding import Encoder
 from danlu.data.figures import DataReport, Fault, Lengths, Near, Overlap, TooLong
@@ -42,8 +41,8 @@ FAULTS_SHOWN = 20
 PAIRS_SHOWN = 5
 NEAR_RECORDS = 200_000
 BINS = 10
-_DIGEST_BYTES = 16
 _SIGNED_AT_ONCE = 256
+_ORDERS_KEPT = 10_000
 
 
 def check(
@@ -122,14 +121,15 @@ class _Tally:
 
     near_records: int
     max_length: int | None
-    lengths: array[int] = field(default_factory=lambda: array("Q"))
+    lengths: Counter[int] = field(default_factory=Counter)  # length -> records
     learnt: int = 0
     unlearnt: int = 0
-    contents: bytearray = field(default_factory=bytearray)
-    prompts: bytearray = field(default_factory=bytearray)
+    digests: Digests = field(default_factory=Digests)
+    contents: bytearray = field(default_factory=bytearray)  # digests of the records that are signed
     roles: Counter[str] = field(default_factory=Counter)
     learnt_turns: Counter[str] = field(default_factory=Counter)
-    groups: set[bytes] = field(default_factory=set)
+    orders: Counter[tuple[tuple[str, bool], ...]] = field(default_factory=Counter)  # turns not counted one by one yet
+    groups: Digests = field(default_factory=Digests)
     files: Counter[str] = field(default_factory=Counter)
     over: Counter[str] = field(default_factory=Counter)
     places: list[str] = field(default_factory=list)
@@ -140,8 +140,8 @@ class _Tally:
     def add(self, record: Record, answers: _Sizes, chat: Chat | None) -> None:
         if not self.lengths:
             self.example = _shown(record, chat)
-        length, learnt = max(map(_sum, answers)) if answers else _characters(record)
-        self.lengths.append(length)
+        length, learnt = _longest(answers) if answers else _characters(record)
+        self.lengths[length] += 1
         self.learnt += learnt
         self.unlearnt += learnt == 0
         self.files[record.place.rpartition(":")[0]] += 1
@@ -152,18 +152,32 @@ class _Tally:
         if self.max_length is not None:
             self._add_over(answers, self.max_length)
         if record.group is not None:
-            self.groups.add(_digest(record.group.encode("utf-8", "surrogatepass")))
+            group = digest(record.group.encode("utf-8", "surrogatepass"))
+            self.groups.add(group, group)
 
     def _add_digests(self, record: Record) -> None:
         asked, answered = map(_canonical, _parts(record))
-        prompt = _digest(asked)
-        self.prompts += prompt
-        self.contents += _digest(prompt + answered)
+        prompt = digest(asked)
+        whole = digest(prompt + answered)
+        self.digests.add(prompt, whole)
+        if len(self.places) < self.near_records:
+            self.contents += whole
 
     def _add_turns(self, record: Record) -> None:
-        self.roles.update(message["role"] for message in _messages(record))
-        answers = record.chosen if isinstance(record, Preference) else _messages(record)
-        self.learnt_turns["assistant"] += sum(m["role"] == "assistant" and m.get("train", True) for m in answers)
+        """Orders of roles are counted, since nearly all records have one of a few."""
+        turns = [(message["role"], message.get("train", True)) for message in _messages(record)]
+        if isinstance(record, Preference):
+            turns[: len(record.prompt)] = [(message["role"], False) for message in record.prompt]
+        self.orders[tuple(turns)] += 1
+        if len(self.orders) == _ORDERS_KEPT:
+            self._count_turns()
+
+    def _count_turns(self) -> None:
+        for order, records in self.orders.items():
+            for role, train in order:
+                self.roles[role] += records
+                self.learnt_turns["assistant"] += records * (role == "assistant" and train)
+        self.orders.clear()
 
     def _sign(self, record: Record) -> None:
         self.places.append(record.place)
@@ -189,8 +203,9 @@ class _Tally:
         overlap: Overlap | None,
         unit: Literal["tokens", "characters"],
     ) -> DataReport:
-        records = len(self.lengths)
-        duplicates, duplicate_prompts = self._duplicates()
+        self._count_turns()
+        records = len(self.digests)
+        duplicates, duplicate_prompts = self.digests.repeats()
         turns = self.roles["user"] + self.roles["assistant"]
         shown = zip(skipped.faults[:FAULTS_SHOWN], skipped.fixes, strict=False)
         over = (
@@ -205,58 +220,44 @@ class _Tally:
             unread=dict(skipped.unread.most_common()),
             notes=dict(skipped.notes.most_common()),
             files=dict(self.files),
-            passed_over=tuple(skipped.passed_over),
+            passed_over=skipped.passed_over,
             records=records,
             faults_total=skipped.count,
             faults=tuple(Fault(place, reason, fix) for (place, reason), fix in shown),
             duplicates=duplicates,
             duplicate_prompts=duplicate_prompts,
             near=self._near() if self.near_records else None,
-            lengths=_measure(np.frombuffer(self.lengths, dtype=np.uint64).astype(np.int64), unit),
-            learnt_share=self.learnt / max(1, sum(self.lengths)),
+            lengths=_measure(self.lengths, unit),
+            learnt_share=self.learnt / max(1, sum(length * count for length, count in self.lengths.items())),
             unlearnt=self.unlearnt,
             turns_mean=None if format == "text" else turns / records,
             roles=dict(self.roles.most_common()),
             learnt_turns={role: self.learnt_turns[role] for role in self.roles},
-            groups=len(self.groups),
+            groups=self.groups.distinct(),
             too_long=over,
             held_out=overlap,
             example=self.example,
             rendered=unit == "tokens",
         )
 
-    def digests(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.bytes_]]:
-        """(of the contents, of the prompts), a record each."""
-        width = f"S{_DIGEST_BYTES}"
-        return np.frombuffer(bytes(self.contents), dtype=width), np.frombuffer(bytes(self.prompts), dtype=width)
-
-    def _duplicates(self) -> tuple[int, int]:
-        """(records that repeat an earlier one, prompts with two or more different answers)."""
-        contents, prompts = self.digests()
-        _, first = np.unique(contents, return_index=True)
-        _, answers = np.unique(prompts[first], return_counts=True)
-        return len(contents) - len(first), int((answers > 1).sum())
-
     def _near(self) -> Near:
         self._sign_all()
         kept = np.concatenate(self.signed)
-        _, first = np.unique(self.digests()[0][: len(kept)], return_index=True)
+        _, first = np.unique(np.frombuffer(bytes(self.contents), dtype="S16"), return_index=True)
         first.sort()
         pairs = near_duplicates(kept[first])
         shown = tuple(
             (self.places[first[pair.later]], self.places[first[pair.earlier]], round(pair.similarity, 2))
             for pair in pairs[:PAIRS_SHOWN]
         )
-        return Near(len(first), len(self.lengths) - len(kept), len(pairs), shown)
+        return Near(len(first), len(self.digests) - len(kept), len(pairs), shown)
 
 
 def _overlap(tally: _Tally, path: Path, reading: Reading) -> Overlap:
     held_out = _Tally(0, None)
-    for record in read_records(path, reading=reading, on_error="skip"):
+    for record in read_records(path, reading=reading, on_error="skip", part="held out"):
         held_out.add(record, [], None)
-    (contents, prompts), (others, asked) = tally.digests(), held_out.digests()
-    same_content, same_question = np.isin(others, contents).sum(), np.isin(asked, prompts).sum()
-    return Overlap(str(path), len(held_out.lengths), int(same_content), int(same_question))
+    return Overlap(str(path), len(held_out.digests), *held_out.digests.found_in(tally.digests))
 
 
 def _shown(record: Record, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
@@ -265,6 +266,12 @@ def _shown(record: Record, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
         return (tuple(shortened(spans_of_record(record))),)
     last = [chat.examples(answer)[-1] for answer in answers_of(record)]
     return tuple(tuple(shortened(spans_of(each.token_ids, each.learnt, chat.tokenizer))) for each in last)
+
+
+def _longest(answers: _Sizes) -> tuple[int, int]:
+    """(tokens, learnt tokens) of the longer answer."""
+    first = answers[0]
+    return first[0] if len(first) == len(answers) == 1 else max(map(_sum, answers))
 
 
 def _sum(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -298,13 +305,9 @@ def _said(record: Record) -> str:
 
 def _canonical(part: Any) -> bytes:
     """Bytes that are the same for the same content. Messages of nothing but text, nearly all, are only joined."""
-    if isinstance(part, tuple) and all(isinstance(each, dict) and len(each) == 2 for each in part):
+    if isinstance(part, tuple) and {*map(type, part)} <= {dict} and {*map(len, part)} <= {2}:
         return "\0".join([text for each in part for text in (each["role"], each["content"])]).encode()
     return json.dumps(part, sort_keys=True).encode("ascii")
-
-
-def _digest(content: bytes) -> bytes:
-    return blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
 def _characters(record: Record) -> tuple[int, int]:
@@ -325,20 +328,26 @@ def _size(message: Message) -> int:
     return sum(map(len, written)) + (len(json.dumps(calls, ensure_ascii=False)) if calls else 0)
 
 
-def _measure(lengths: npt.NDArray[np.int64], unit: Literal["tokens", "characters"]) -> Lengths:
-    low, p50, p90, p99, high = np.percentile(lengths, [0, 50, 90, 99, 100], method="inverted_cdf").tolist()
-    edges = _edges(int(low), int(high))
-    counts, _ = np.histogram(lengths, bins=edges)
+def _measure(lengths: Mapping[int, int], unit: Literal["tokens", "characters"]) -> Lengths:
+    """Args: length -> records."""
+    each, counts = (np.array(column, dtype=np.int64) for column in zip(*sorted(lengths.items()), strict=True))
+    so_far = np.cumsum(counts)
+    records = int(so_far[-1])
+    # Of a share, the least length that so many records do not exceed.
+    p50, p90, p99 = (int(each[np.searchsorted(so_far, -(-records * share // 100))]) for share in (50, 90, 99))
+    low, high = int(each[0]), int(each[-1])
+    edges = _edges(low, high)
+    binned, _ = np.histogram(each, bins=edges, weights=counts)
     return Lengths(
         unit=unit,
-        min=int(low),
-        p50=int(p50),
-        p90=int(p90),
-        p99=int(p99),
-        max=int(high),
-        mean=float(lengths.mean()),
+        min=low,
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        max=high,
+        mean=float((each * counts).sum() / records),
         edges=tuple(edges),
-        counts=tuple(counts.tolist()),
+        counts=tuple(binned.astype(np.int64).tolist()),
     )
 
 

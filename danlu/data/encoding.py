@@ -6,10 +6,10 @@ once (data/word_ids.py). What comes out is, record by record, what `Chat` makes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 from jinja2 import TemplateError
@@ -17,6 +17,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from danlu.data.chat import Chat, Example
 from danlu.data.control import MARKS
+from danlu.data.cuts import finder
 from danlu.data.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
 from danlu.data.records import Conversation, Message, Record, Text
 from danlu.data.stencils import KEPT_SHAPES, Stencils, writes_only
@@ -28,6 +29,7 @@ BATCH_CHARACTERS = 2**19
 
 Result = TypeVar("Result")
 Outcome = tuple[Record, Result | DataError]
+_Filled = tuple[Plan, list[str]]  # a plan and its segments with contents
 
 
 class Encoder:
@@ -89,16 +91,14 @@ class _BatchChat(Chat):
 
     def prepare(self, records: Sequence[Record]) -> None:
         """Tokenize what these records will need, in one call."""
+        planned = {at: plan for at, record in enumerate(records) if (plan := self._plan_for(record)) is not None}
+        if self._marked("".join(chain.from_iterable(filled for _, filled in planned.values()))):
+            planned = {at: plan for at, plan in planned.items() if not any(map(self._marked, plan[1]))}
+        texts = [self._texts(record) for at, record in enumerate(records) if at not in planned]
+        segments = chain.from_iterable(filled for _, filled in planned.values())
+        self._ids.learn(chain.from_iterable(texts), segments)
         self._planned.clear()
-        texts: list[str] = []
-        segments: list[str] = []
-        for record in records:
-            filled = self._plan_for(record)
-            if filled is None:
-                texts += self._texts(record)
-            else:
-                segments += filled
-        self._ids.learn(texts, segments)
+        self._planned.update((id(records[at]), plan) for at, plan in planned.items())
 
     def examples(self, record: Record) -> list[Example]:
         planned = self._planned.get(id(record))
@@ -110,7 +110,7 @@ class _BatchChat(Chat):
     def sizes(self, record: Record) -> list[tuple[int, int]]:
         """(tokens, learnt tokens) of each example."""
         planned = self._planned.get(id(record))
-        made = planned and sizes_of(*planned, self._ids.segment, self.stop_ids)
+        made = planned and sizes_of(*planned, self._ids)
         if made:
             return [made]
         return [(len(example.token_ids), example.learnt_tokens) for example in self.examples(record)]
@@ -127,24 +127,18 @@ class _BatchChat(Chat):
 
     # -- plans -------------------------------------------------------------------------------------
 
-    def _plan_for(self, record: Record) -> list[str] | None:
-        """The segments to tokenize for a conversation that goes by a plan."""
+    def _plan_for(self, record: Record) -> _Filled | None:
+        """The plan that a conversation may go by, and its segments."""
         if not isinstance(record, Conversation) or record.tools or self._stencils is None:
             return None
-        shape = tuple([_turn(message) for message in record.messages])
+        shape = tuple(map(_turn, record.messages))
         if shape not in self._plans:
             if len(self._plans) >= KEPT_SHAPES:
                 self._plans.clear()
             self._plans[shape] = self._make_plan(shape)
         plan = self._plans[shape]
-        if plan is None:
-            return None
         contents = [message["content"] for message in record.messages]
-        filled = segments_of(plan, contents)
-        if not all(contents) or any(map(self._marked, filled)):
-            return None
-        self._planned[id(record)] = (plan, filled)
-        return filled
+        return None if plan is None or not all(contents) else (plan, segments_of(plan, contents))
 
     def _make_plan(self, shape: tuple[tuple[str, bool] | None, ...]) -> Plan | None:
         turns = [turn for turn in shape if turn is not None]
@@ -167,7 +161,7 @@ class _BatchChat(Chat):
         return make_plan(self._stencils, self._ids, roles, answers, opening, made[0]) if len(made) == 1 else None
 
     @cached_property
-    def _planned(self) -> dict[int, tuple[Plan, list[str]]]:
+    def _planned(self) -> dict[int, _Filled]:
         return {}
 
     @cached_property
@@ -177,8 +171,7 @@ class _BatchChat(Chat):
     @cached_property
     def _marked(self) -> Callable[[str], Any]:
         """Whether a segment holds a control token, be it that its content makes one with what stands beside it."""
-        cuts = [self._ids.marks.pattern] if self._ids.marks else []
-        return re.compile("|".join([*cuts, *map(re.escape, [*MARKS, *sorted(self._control.names)])])).search
+        return finder({*self._ids.mark_names, *MARKS, *self._control.names})
 
     # -- rendering and tokenizing ------------------------------------------------------------------
 
@@ -236,7 +229,8 @@ class _BatchChat(Chat):
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
         named = self.tokenizer.special_tokens_map.values()
-        return WordIds(self.tokenizer, [*stops, *named, *(token for token in added if token in template)])
+        marks = [*stops, *named, *(token for token in added if token in template)]
+        return WordIds(self.tokenizer, marks, self.stop_ids)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._ids(text)

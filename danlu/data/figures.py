@@ -95,7 +95,7 @@ class DataReport:
         unread: keys that nothing reads, with the usable rows that have them.
         notes: what was changed on reading, with the usable rows concerned.
         files: the files that were read, with the usable records of each.
-        passed_over: files and folders inside a named folder that were not read.
+        passed_over: files and folders inside a named folder that were not read -> why.
         records: usable records; all figures below but the faults are about these.
         faults_total: rows that could not be used.
         faults: the first FAULTS_SHOWN of them.
@@ -120,7 +120,7 @@ class DataReport:
     unread: dict[str, int]
     notes: dict[str, int]
     files: dict[str, int]
-    passed_over: tuple[str, ...]
+    passed_over: dict[str, str]
     records: int
     faults_total: int
     faults: tuple[Fault, ...]

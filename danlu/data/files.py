@@ -13,12 +13,14 @@ from typing import TextIO
 
 from danlu.data import encodings
 from danlu.data.encodings import COMPRESSED, opened_bytes, wide_encoding, wrong_encoding
+from danlu.data.folders import Part, PassedOver, files_of
 from danlu.errors import DataError, nearest
 
 ROW_LIMIT = 64 * 2**20  # characters of one row; longer "rows" are files without line breaks
 CHUNK = encodings.CHUNK  # characters read at once where lines may be of any length
 
 _ARCHIVES = {".zip", ".7z", ".tar", ".tgz", ".rar", ".lz4", ".br"}
+_SHEETS = {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}
 _MAGIC = {
     b"PAR1": "Parquet (name it .parquet)",
     b"PK\x03\x04": "a zip archive or an Office document (unpack it, or export it as CSV)",
@@ -28,13 +30,11 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd (name it .zst)",
     b"7z\xbc\xaf": "7-zip (decompress it first)",
     b"%PDF": "PDF (extract its text first)",
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself: git lfs pull)",
     b"ARROW1": "Arrow IPC (write it as Parquet)",
     b"\xd0\xcf\x11\xe0": "an old Office document (export it as CSV)",
 }
-# What lies beside the data in a folder, by its name without ending.
-_ABOUT = {"readme", "license", "licence", "notice", "changelog", "contributing", "citation", "authors",
-          "requirements",
-          "dataset_info", "dataset_infos", "dataset_dict", "dataset_card", "state", "metadata"}  # fmt: skip
+_OWN = {".parquet": b"PAR1"}
 
 
 def kind_of(path: Path) -> str:
@@ -42,28 +42,34 @@ def kind_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
-def data_files(path: Path, kinds: Sequence[str], encoding: str | None = None) -> tuple[list[Path], list[Path]]:
-    """(files to read, what is passed over): the file itself, or a directory's data files sorted by name.
+def data_files(
+    path: Path, kinds: Sequence[str], encoding: str | None = None, part: Part = "train"
+) -> tuple[list[Path], PassedOver]:
+    """(files to read, what is passed over and why): the file itself, or a folder's data files (data/folders.py).
 
-    Of a directory, files of other kinds, descriptions such as README.md, hidden files and sub-directories are
-    passed over. Each file to read is looked at from outside.
+    Each file to read is looked at from outside.
 
     Args:
         kinds: the endings of names that will do, such as ".jsonl".
         encoding: of files that are not UTF-8.
+        part: which files of a folder.
 
     Raises DataError for a path that is not there, holds no data, or is of another kind.
     """
     try:
-        return _looked_at(path, kinds, encoding)
+        return _looked_at(path, kinds, encoding, part)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(f"{str(path)[:200]}: cannot be read: {reason}", fix="check the path") from error
 
 
-def _looked_at(path: Path, kinds: Sequence[str], encoding: str | None) -> tuple[list[Path], list[Path]]:
+def _looked_at(path: Path, kinds: Sequence[str], encoding: str | None, part: Part) -> tuple[list[Path], PassedOver]:
     if path.is_dir():
-        found, passed_over = _of_directory(path, kinds)
+        found, passed_over = files_of(path, lambda file: kind_of(file) in kinds, part)
+        if not found:
+            shown = ", ".join(str(file.relative_to(path)) for file in list(passed_over)[:5])
+            seen = f"{path}: a directory without data files" + (f"; it holds {shown}" if shown else "")
+            raise DataError(seen, allowed=", ".join(kinds))
         for file in found:
             _check_kind(file, kinds, encoding)
         return found, passed_over
@@ -73,27 +79,7 @@ def _looked_at(path: Path, kinds: Sequence[str], encoding: str | None) -> tuple[
     if not path.is_file():
         raise DataError(f"{path}: not a regular file", allowed=", ".join(kinds))
     _check_kind(path, kinds, encoding)
-    return [path], []
-
-
-def _of_directory(path: Path, kinds: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    found = [entry for entry in entries if entry.is_file() and _is_data(entry, kinds)]
-    passed_over = [entry for entry in entries if entry not in found]
-    if not found:
-        shown = ", ".join(entry.name + "/" * entry.is_dir() for entry in passed_over[:5])
-        folders = [entry.name for entry in passed_over if entry.is_dir()]
-        raise DataError(
-            f"{path}: a directory without data files" + (f"; it holds {shown}" if shown else ""),
-            allowed=", ".join(kinds),
-            fix=f"name one of its directories, such as {path / folders[0]}" if folders else "",
-        )
-    return found, passed_over
-
-
-def _is_data(path: Path, kinds: Sequence[str]) -> bool:
-    kind = kind_of(path)
-    return kind in kinds and path.name.partition(".")[0].casefold().replace("-", "_") not in _ABOUT
+    return [path], {}
 
 
 def _check_kind(path: Path, kinds: Sequence[str], encoding: str | None) -> None:
@@ -102,7 +88,7 @@ def _check_kind(path: Path, kinds: Sequence[str], encoding: str | None) -> None:
         raise DataError(
             f"{path}: files of kind {kind!r} are not read" if kind else f"{path}: the name has no extension",
             allowed=f"{', '.join(kinds)}; compressed as {', '.join(COMPRESSED)}",
-            fix="decompress it first" if kind in _ARCHIVES else "convert it to JSON Lines (.jsonl)",
+            fix=_how_to_read(kind),
         )
     if kind == ".parquet" and path.suffix.lower() != kind:
         raise DataError(f"{path}: a Parquet file inside another", fix="decompress it: Parquet compresses by itself")
@@ -110,21 +96,47 @@ def _check_kind(path: Path, kinds: Sequence[str], encoding: str | None) -> None:
         head = file.read(4096)
     if not head:
         raise DataError(f"{path}: the file is empty", fix="check that this is the file you meant")
+    _check_magic(path, kind, head)
     if kind != ".parquet":
         _check_is_text(path, kind, head, encoding)
 
 
+def _how_to_read(kind: str) -> str:
+    """What to do about a file of another kind."""
+    if not kind:
+        return "give it the ending of what it holds, such as .jsonl"
+    if kind in _SHEETS:
+        return "export the sheet as CSV (UTF-8)"
+    return "decompress it first" if kind in _ARCHIVES else "convert it to JSON Lines (.jsonl)"
+
+
+def _check_magic(path: Path, kind: str, head: bytes) -> None:
+    """Raises DataError for what begins as a file of another kind does."""
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic) and magic != _OWN.get(kind)), "")
+    if kind not in (".txt", ".md") and head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        found = "a web page (look at what was downloaded)"
+    if found:
+        raise DataError(f"{path}: not {kind} but {found}", allowed=f"what a {kind} file holds")
+
+
 def _check_is_text(path: Path, kind: str, head: bytes, encoding: str | None) -> None:
-    for magic, name in _MAGIC.items():
-        if head.startswith(magic):
-            raise DataError(f"{path}: not text but {name}", allowed=f"text in a {kind} file")
     wide = wide_encoding(head)
     if encoding and wide:
         return
     if wide:
         raise wrong_encoding(f"{path}: not UTF-8", wide)
     if b"\0" in head:
-        raise DataError(f"{path}: a binary file (NUL at byte {head.index(0)})", allowed=f"text in a {kind} file")
+        raise DataError(
+            f"{path}: a binary file (NUL at byte {head.index(0)})",
+            allowed=f"text in a {kind} file",
+            fix="check that this is the file you meant; NULs inside a text are to be removed",
+        )
+    if kind != ".json" and b"\n" not in head and b"\r" in head[:-1]:
+        raise DataError(
+            f"{path}: its lines end with a carriage return alone, as old Macs wrote them",
+            allowed="lines that end with a line feed",
+            fix=f"write them anew: tr '\\r' '\\n' < {path.name} > new{kind}",
+        )
 
 
 def opened(path: Path, encoding: str | None = None) -> AbstractContextManager[TextIO]:

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from danlu.data.folders import Part
+from danlu.data.glance import Glance
 from danlu.data.messages import present
 from danlu.data.parsers import label_of, record_of
 from danlu.data.reading import OnError, Reading, missing_columns
@@ -48,6 +50,7 @@ def read_records(
     on_error: OnError = "raise",
     skipped: Skipped | None = None,
     reading: Reading | None = None,
+    part: Part = "train",
 ) -> Iterator[Record]:
     """The records of a file, or of a directory's files, one at a time.
 
@@ -58,6 +61,7 @@ def read_records(
         skipped: told of every row that was passed over, and of all else that was not taken as it stood.
         reading: what the user says of format, columns, speakers and encoding, instead of `format`. Who brings
             it asks it at the end whether all of it was used; without, this does.
+        part: which files of a directory (data/folders.py).
 
     Raises:
         DataError: at once for a path that is no readable file; while reading for a faulty row (when
@@ -66,7 +70,7 @@ def read_records(
     """
     reading = reading or Reading(format)
     skipped = Skipped() if skipped is None else skipped
-    rows = placed_rows(Path(path), _columns_for(reading), encoding=reading.encoding, skipped=skipped)
+    rows = placed_rows(Path(path), _columns_for(reading), encoding=reading.encoding, skipped=skipped, part=part)
     return _records(Path(path), rows, reading, on_error, skipped)
 
 
@@ -122,7 +126,11 @@ def _records(
     path: Path, rows: Iterable[PlacedRow], reading: Reading, on_error: OnError, skipped: Skipped
 ) -> Iterator[Record]:
     found, before, origin, format = False, skipped.count, "", reading.format
+    glance = Glance(reading, skipped)
     for place, row in rows:
+        if (known := glance.record(row, place)) is not None:
+            yield known
+            continue
         try:
             renamed, shape, aside = _recognised(_sound(row), format, reading, origin)
             if format is None:
@@ -136,6 +144,8 @@ def _records(
                 break
         else:
             found = True
+            if isinstance(row, dict):
+                glance.learn(row, shape)
             yield record
     if not found:
         raise _nothing_usable(path, skipped, before)
@@ -156,7 +166,7 @@ def _record(
     row: Row | RowFault, renamed: Row, shape: Shape, aside: list[str], place: str, reading: Reading, skipped: Skipped
 ) -> Record:
     """The row's record; what of it was not read, or was changed, goes to `skipped`."""
-    ours, unread, optional = in_our_names(renamed, shape)
+    ours, unread, optional = in_our_names(renamed, shape, reading.columns)
     if ours.get("label", "") != "" and label_of(ours["label"]) is None:
         unread.append("label")
         optional = [(theirs, key) for theirs, key in optional if key != "label"]
@@ -178,7 +188,8 @@ def _nothing_usable(path: Path, skipped: Skipped, before: int) -> DataError:
     if not faulty:
         return DataError(f"{path}: holds no rows", fix="check that this is the file you meant")
     shown = [f"    {place}: {reason}" for place, reason in skipped.faults[before : before + 5]]
-    return DataError("\n".join([f"{path}: no usable row; {faulty} faulty, the first:", *shown]))
+    fix = next((fix for fix in skipped.fixes[before:] if fix), "mend the rows that are named here")
+    return DataError("\n".join([f"{path}: no usable row; {faulty} faulty, the first:", *shown]), fix=fix)
 
 
 _EMPTY_CELLS = {"", "nan", "NaN", "<NA>"}  # as pandas and R write "not given"

@@ -142,7 +142,7 @@ def _sections_of(path: str | Sequence[str] | None) -> Iterator[Section]:
         yield from sections(own.read_text("utf-8").splitlines(), own.name)
         return
     for one in [path] if isinstance(path, str) else path:
-        for file in data_files(Path(one).expanduser(), KINDS)[0]:
+        for file in data_files(Path(one).expanduser(), KINDS, part="all")[0]:
             with opened(file) as text:
                 yield from sections(text, file.name)
 

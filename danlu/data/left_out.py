@@ -98,6 +98,17 @@ def _left_out(place: str, what: str, key: str) -> DataError:
     seen = f"the chat template leaves out {what}"
     return DataError(
         f"{place}: {seen}" if place else seen,
-        fix=f"use a template that writes {key} (data.chat_template), or remove "
-        + ("these words" if key == "content" else f"the key {key!r}"),
+        fix=f"use a template that writes {key} (data.chat_template), or {_instead(key, of_data=bool(place))}",
     )
+
+
+def _instead(key: str, of_data: bool) -> str:
+    """What to do where there is no other template. Rows of data may spell the key otherwise."""
+    if key == "content":
+        return "remove these words"
+    if not of_data:
+        return f"remove the key {key!r}"
+    if key == "tools":
+        return "do without them: data.columns={tools: null}"
+    rows = "leave such rows out with data.on_error=skip"
+    return rows if key == "tool_calls" else f"{rows}; a column of it is not read with data.columns={{{key}: null}}"

@@ -45,6 +45,9 @@ class Reader:
     unread: set[str] = field(default_factory=set)
 
 
+_AN_OBJECT = "if the object itself is meant, write it as text: json.dumps"
+
+
 def not_given(value: Any) -> bool:
     """None, or the NaN that tables hold where a cell is empty."""
     return value is None or (isinstance(value, float) and value != value)
@@ -133,9 +136,10 @@ def message_of(item: Any, where: str, reader: Reader) -> Message:
     given = present(item)
     speaker = _first(given, "role", where)
     if speaker is None:
-        raise RowFault(f"{where}: no 'role' or 'from' {nearest('role', given)}".rstrip())
+        meant = "" if _first(given, "content", where) else _AN_OBJECT
+        raise RowFault(f"{where}: no 'role' or 'from' {nearest('role', given)}".rstrip(), fix=meant)
     role = reader.speakers.role_of(speaker, where)
-    content = _first(given, "content", where)
+    given, content = _thoughts_apart(given, _first(given, "content", where), where)
     if role == "tool_call":
         given, role, content = {**given, "tool_calls": _called(content, where)}, "assistant", None
     message: Message = {"role": role, "content": "", **_call_keys(given, role, where)}
@@ -145,9 +149,28 @@ def message_of(item: Any, where: str, reader: Reader) -> Message:
     elif "tool_calls" not in message:
         raise RowFault(f"{where}: no 'content' or 'value' {nearest('content', given)}".rstrip())
     if role in ("user", "assistant") and not message["content"].strip() and "tool_calls" not in message:
-        raise RowFault(f"{where}: the {role} turn is empty", fix="leave the turn out, or the row with on_error=skip")
+        raise RowFault(
+            f"{where}: the {role} turn is empty", fix="leave the turn out, or the row with data.on_error=skip"
+        )
     reader.unread.update(f"{_stem(where)}.{key}" for key in given if key not in _READ)
     return {**message, **learnt_keys(given, role, where)}
+
+
+_THOUGHTS = ("thinking", "reasoning")
+
+
+def _thoughts_apart(given: Row, content: Any, where: str) -> tuple[Row, Any]:
+    """(the message, its content): parts that hold a reasoning, {"type": "thinking", "thinking": ...}, under its key."""
+    parts = content if isinstance(content, list | tuple) else ()
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in parts]
+    if not any(kind in _THOUGHTS for kind in kinds):
+        return given, content
+    if _first(given, "reasoning_content", where) is not None:
+        raise RowFault(f"{where}: two reasonings: a key's and a part's", fix="keep one of them")
+    said = [part.get(kind, part.get("text")) for part, kind in zip(parts, kinds, strict=True) if kind in _THOUGHTS]
+    others = [part for part, kind in zip(parts, kinds, strict=True) if kind not in _THOUGHTS]
+    thoughts = "\n".join(text_of(text, f"{where}: reasoning") for text in said)
+    return {**given, "reasoning_content": thoughts}, others
 
 
 def _stem(where: str) -> str:
@@ -162,14 +185,14 @@ def _first(given: Row, key: str, where: str) -> Any:
     return given[named[0]] if named else None
 
 
-_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 
 
 def _check_no_media(text: str, where: str, reader: Reader) -> None:
     """A placeholder stands where a picture was; a tag that is closed is HTML."""
     if reader.placeholders_are_text or "<" not in text:
         return
-    for found in _PLACEHOLDER.finditer(text):
+    for found in PLACEHOLDER.finditer(text):
         if f"</{found[1]}>" not in text:
             raise RowFault(
                 f"{where}: {found[0]} stands for content that is not text, and Danlu trains on text",
@@ -242,7 +265,10 @@ def text_of(value: Any, where: str) -> str:
     if isinstance(value, bool | int | float):
         value = json.dumps(value)
     if not isinstance(value, str):
-        raise RowFault(f"{where}: {type(value).__name__} instead of text", allowed="text, or a list of text parts")
+        fix = _AN_OBJECT if isinstance(value, Mapping) else ""
+        raise RowFault(
+            f"{where}: {type(value).__name__} instead of text", allowed="text, or a list of text parts", fix=fix
+        )
     if found := _UNUSABLE.search(value):
         name = "a NUL" if found[0] == "\0" else f"half of a surrogate pair, U+{ord(found[0]):04X},"
         raise RowFault(f"{where}: {name} at character {found.start()}", fix="remove it")
@@ -281,6 +307,11 @@ def list_of(value: Any, key: str) -> list[Any]:
 _PYTHON = re.compile(r"\s*[\[{(][\s\[{(]*('|None|True|False)")
 
 
+def is_python(text: str) -> bool:
+    """Whether a text that is no JSON looks like what Python's str() writes."""
+    return _PYTHON.match(text) is not None
+
+
 def from_json(value: Any, where: str) -> Any:
     """What a JSON text holds."""
     if not isinstance(value, str):
@@ -290,7 +321,7 @@ def from_json(value: Any, where: str) -> Any:
     except RecursionError:
         raise RowFault(f"{where}: nested too deeply") from None
     except ValueError as error:
-        if _PYTHON.match(value):
+        if is_python(value):
             raise RowFault(
                 f"{where}: looks like a Python object written with str(), and is not JSON",
                 allowed="JSON: double quotes, true, false, null",

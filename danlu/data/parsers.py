@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from danlu.data.learnt import learnt_alike, learnt_keys
 from danlu.data.messages import Reader, list_of, messages_of, text_of, tools_of, turn, turns_of
 from danlu.data.records import Conversation, Message, Preference, Record, Text
 from danlu.data.row import Row, RowFault
@@ -24,11 +25,29 @@ def record_of(row: Row, format: FormatName, place: str, reader: Reader) -> Recor
 
 
 def _from_messages(row: Row, place: str, reader: Reader) -> Conversation:
-    return _conversation(row, messages_of(row["messages"], "messages", reader), place, reader)
+    return _conversation(row, _marked(row, messages_of(row["messages"], "messages", reader)), place, reader)
 
 
 def _from_sharegpt(row: Row, place: str, reader: Reader) -> Conversation:
-    return _conversation(row, messages_of(row["conversations"], "conversations", reader), place, reader)
+    return _conversation(row, _marked(row, messages_of(row["conversations"], "conversations", reader)), place, reader)
+
+
+def _marked(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with what the row's own list says of each: whether it is learnt, and how much."""
+    if row.get("loss_mask", "") == "":
+        return messages
+    mask = list_of(row["loss_mask"], "loss_mask")
+    if len(mask) != len(messages):
+        raise RowFault(f"loss_mask has {len(mask)} values for {len(messages)} messages", allowed="one for each message")
+    marked = []
+    for at, (message, value) in enumerate(zip(messages, mask, strict=True)):
+        marks = learnt_keys({"loss_mask": value}, message["role"], f"loss_mask[{at}]")
+        if not learnt_alike(message, {**message, **marks}):
+            if not learnt_alike(message, {}):
+                raise RowFault(f"loss_mask[{at}] and the message itself disagree", fix="keep one of them")
+            message = {**message, **marks}
+        marked.append(message)
+    return tuple(marked)
 
 
 def _from_alpaca(row: Row, place: str, reader: Reader) -> Conversation:

@@ -80,9 +80,7 @@ def carried_out(
     return tuple(chain.from_iterable(token_ids)), tuple(chain.from_iterable(learnt))
 
 
-def sizes_of(
-    plan: Plan, filled: Sequence[str], ids_of: Callable[[str], tuple[int, ...]], stop_ids: frozenset[int]
-) -> tuple[int, int] | None:
+def sizes_of(plan: Plan, filled: Sequence[str], ids: WordIds) -> tuple[int, int] | None:
     """(tokens, learnt tokens) of what `carried_out` would make, without making it."""
     tokens = learnt = 0
     segments = iter(filled)
@@ -90,14 +88,14 @@ def sizes_of(
         if isinstance(part, Constant):
             tokens += len(part.token_ids)
             learnt += part.learnt_tokens
-            continue
-        ids = ids_of(next(segments))
-        tokens += len(ids)
-        if part.head is not None:
-            size = len(part.head)
-            if ids[:size] != part.head or not stop_ids.isdisjoint(ids[size:]):
+        elif part.head is None:
+            tokens += ids.size(next(segments))
+        else:
+            after = ids.size_after(next(segments), part.head)
+            if after is None:
                 return None
-            learnt += len(ids) - size
+            tokens += len(part.head) + after
+            learnt += after
     return tokens, learnt
 
 

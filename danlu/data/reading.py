@@ -16,6 +16,7 @@ from danlu.errors import DataError, nearest
 
 OnError = Literal["raise", "skip"]
 Placeholders = Literal["raise", "text"]
+KEPT_SHAPES = 10_000  # of rows, by their keys
 
 
 def _key_of(name: str | None, row: Row) -> str | None:
@@ -87,6 +88,8 @@ class Reading:
         keys = tuple(row)
         if format is not None and keys in self._shapes and self._shapes[keys].format == format:
             return self._shapes[keys]
+        if len(self._shapes) >= KEPT_SHAPES:
+            self._shapes.clear()
         mapped = [ours for ours in self.mapped if ours in row]
         self._shapes[keys] = shape_of(row, format, mapped, since)
         return self._shapes[keys]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FAULTS_KEPT = 100
+FILES_SHOWN = 8
 
 # {"role", "content"} with content always text and, where the row has them, "tool_calls" (arguments as a mapping),
 # "name", "tool_call_id", "reasoning_content". An assistant turn that is context only has "train": False; one that
@@ -71,7 +72,7 @@ class Skipped:
         unread: keys that nothing reads -> usable rows that have them; "messages[].id" is a key of a message.
         notes: what was changed on reading ("the last question, which nobody answers, is cut off") -> usable rows.
         files: files that are read, in order.
-        passed_over: files and folders inside a named folder that are not.
+        passed_over: files and folders inside a named folder that are not -> why.
     """
 
     count: int = 0
@@ -81,7 +82,7 @@ class Skipped:
     unread: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     files: list[str] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     def add(self, place: str, reason: str, fix: str = "") -> None:
         """Count one row."""
@@ -96,6 +97,7 @@ class Skipped:
         if self.unread:
             keys = ", ".join(f"{key} ({rows} rows)" for key, rows in self.unread.most_common())
             parts.append(f"keys not read: {keys}")
-        if self.passed_over:
-            parts.append(f"files not read: {', '.join(self.passed_over)}")
+        if listed := [f"{file} ({why})" for file, why in self.passed_over.items() if file not in self.files]:
+            more = f", and {len(listed) - FILES_SHOWN} more" if len(listed) > FILES_SHOWN else ""
+            parts.append(f"files not read: {', '.join(listed[:FILES_SHOWN])}{more}")
         return "; ".join(parts)

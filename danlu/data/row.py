@@ -20,7 +20,7 @@ class RowFault(Exception):
         return DataError(
             f"{place}: {self.seen}",
             allowed=self.allowed,
-            fix=self.fix or "mend the row, or leave such rows out with on_error=skip",
+            fix=self.fix or "mend the row, or leave such rows out with data.on_error=skip",
         )
 
 

@@ -5,7 +5,7 @@
                     or objects one after another          .txt .md     documents parted by blank lines
 
 All but Parquet also compressed: .jsonl.gz, .bz2, .xz, .zst. A list of messages where a row is due is a row that holds
-nothing else. A directory is read as its files, sorted by name. Everything streams: memory does not grow with the file.
+nothing else. A directory is read as the files in it, sorted. Everything streams: memory does not grow with the file.
 Knows no format of rows: whether a table's columns will do, its caller says (`Columns`).
 """
 
@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from danlu.data import files
+from danlu.data.cells import cut_of, names_separator
+from danlu.data.folders import Part
+from danlu.data.messages import is_python
 from danlu.data.records import Skipped
 from danlu.data.row import Cells, Columns, PartialRow, PlacedRow, Row, RowFault
 from danlu.errors import DataError
@@ -29,7 +32,12 @@ PARQUET_ROWS = 128  # decoded at once
 
 
 def placed_rows(
-    path: Path, columns: Columns, *, encoding: str | None = None, skipped: Skipped | None = None
+    path: Path,
+    columns: Columns,
+    *,
+    encoding: str | None = None,
+    skipped: Skipped | None = None,
+    part: Part = "train",
 ) -> Iterator[PlacedRow]:
     """The rows of a file, or of a directory's files, each with its place or its fault.
 
@@ -37,28 +45,43 @@ def placed_rows(
         columns: asked once a table.
         encoding: of files that are not UTF-8.
         skipped: told of the files that are read, of those of a directory that are not, and of separators found.
+        part: which files of a directory.
 
     Raises DataError: at once for a path that is no readable file; while reading for a table that `columns`
     refuses and for a fault after which the file cannot be read on.
     """
     skipped = Skipped() if skipped is None else skipped
-    found, passed_over = files.data_files(path, list(_READERS), encoding)
+    found, passed_over = files.data_files(path, list(_READERS), encoding, part)
     skipped.files += map(str, found)
-    skipped.passed_over += map(str, passed_over)
-    source = Source(columns, encoding, skipped)
-    return chain.from_iterable(_READERS[files.kind_of(file)](file, source) for file in found)
+    skipped.passed_over |= {str(file): reason for file, reason in passed_over.items()}
+    named = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in found}
+    return chain.from_iterable(
+        _READERS[files.kind_of(file)](file, Source(name, columns, encoding, skipped)) for file, name in named.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a reader is told beside its file."""
+    """What a reader is told beside its file: `name` is the file's own, or its place in the folder that was named."""
 
+    name: str
     columns: Columns
     encoding: str | None
     skipped: Skipped
 
 
 _LIST_HINT = "if the file is one list, name it .json"
+
+
+def _hint(line: str) -> str:
+    """What to do about a line that is no JSON, where its beginning tells."""
+    if line.startswith("\0"):
+        return "NULs, as a crash or a full disk leaves them: remove the line, and write what is missing anew"
+    if line.strip() == "{":
+        return "if each object stands over several lines, name the file .json"
+    if is_python(line):
+        return "it looks like a Python object written with str(): write each row with json.dumps"
+    return _LIST_HINT if line.startswith("[") else ""
 
 
 def _is_conversation(value: Any) -> bool:
@@ -103,9 +126,8 @@ class _Decoder:
         try:
             row, end = self.row_at(text, len(text) - len(text.lstrip()))
         except json.JSONDecodeError as error:
-            hint = _LIST_HINT if text.startswith("[") else ""
             seen = f"not valid JSON: {error.msg} (column {error.colno})"
-            return RowFault(seen, allowed="one object on one line", fix=hint)
+            return RowFault(seen, allowed="one object on one line", fix=_hint(text))
         except RecursionError:
             return RowFault("nested too deeply")
         except ValueError as error:  # a number of thousands of digits
@@ -118,10 +140,10 @@ class _Decoder:
 def _jsonl_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     decoder = _Decoder()
     with files.opened(path, source.encoding) as file:
-        for number, line in files.lines(file, path.name):
+        for number, line in files.lines(file, source.name):
             text = line.rstrip().lstrip("\ufeff")  # the mark stands inside when files were joined
             if text.strip():
-                yield f"{path.name}:{number}", decoder.row(text)
+                yield f"{source.name}:{number}", decoder.row(text)
 
 
 class _JsonWindow:
@@ -200,7 +222,7 @@ class _JsonWindow:
 
 def _json_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     with files.opened(path, source.encoding) as file:
-        window = _JsonWindow(file, path.name)
+        window = _JsonWindow(file, source.name)
         closing = _open_list(window)
         number = 0
         while window.peek() != closing[:1]:
@@ -208,7 +230,7 @@ def _json_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
                 window.expect(",")
                 window.peek()
             number += 1
-            yield f"{path.name}:{window.line} (item {number})", window.row()
+            yield f"{source.name}:{window.line} (item {number})", window.row()
         for mark in closing:
             window.expect(mark)
         if window.peek():
@@ -242,19 +264,24 @@ def _tsv_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
 
 def _table_rows(path: Path, delimiter: str, source: Source) -> Iterator[PlacedRow]:
     csv.field_size_limit(max(csv.field_size_limit(), files.ROW_LIMIT))  # the default refuses long answers
-    delimiter = _delimiter(path, delimiter, source)
+    with files.opened(path, source.encoding) as file:
+        first = next((line for _, line in files.lines(file, source.name) if line.strip()), "")
+    cut = cut_of(first, delimiter, source.columns)
+    source.skipped.notes.update(f"{source.name}: {note}" for note in cut.notes)
     header: list[str] = []
     with files.opened(path, source.encoding) as file:
-        lines = (line for _, line in files.lines(file, path.name))
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        lines = (line for _, line in files.lines(file, source.name))
+        reader = csv.reader(lines, delimiter=cut.separator, skipinitialspace=cut.blanks, strict=True)
         while True:
-            place = f"{path.name}:{reader.line_num + 1}"
+            place = f"{source.name}:{reader.line_num + 1}"
             cells = _next_cells(reader, place)
             if cells is None:
                 return
             if isinstance(cells, RowFault):
+                if not header:  # else the next line would be taken for it
+                    raise cells.at(place)
                 yield place, cells
-            elif not any(cells):
+            elif not any(cells) or (not header and names_separator(cells)):
                 continue
             elif not header:
                 header = _header(cells, place, source.columns)
@@ -262,27 +289,6 @@ def _table_rows(path: Path, delimiter: str, source: Source) -> Iterator[PlacedRo
                 yield place, RowFault(f"{len(cells)} fields, but the header names {len(header)}")
             else:
                 yield place, Cells(zip(header, cells, strict=True))
-
-
-def _delimiter(path: Path, usual: str, source: Source) -> str:
-    """The usual one, unless the first line names known columns only when cut at another."""
-    with files.opened(path, source.encoding) as file:
-        first = next((line for _, line in files.lines(file, path.name) if line.strip()), "")
-    for delimiter in (usual, *(other for other in ",;\t|" if other != usual)):
-        names = next(csv.reader([first], delimiter=delimiter), [])
-        if not _refused(source.columns, [name.strip() for name in names]):
-            if delimiter != usual:
-                source.skipped.notes[f"{path.name}: columns are parted by {delimiter!r}"] += 1
-            return delimiter
-    return usual
-
-
-def _refused(columns: Columns, names: list[str]) -> bool:
-    try:
-        columns(names)
-    except RowFault:
-        return True
-    return False
 
 
 def _next_cells(reader: Iterator[list[str]], place: str) -> list[str] | RowFault | None:
@@ -323,16 +329,16 @@ def _parquet_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     try:
         with parquet.ParquetFile(path, buffer_size=2**20) as file:
             names = file.schema_arrow.names
-            wanted = _chosen(source.columns, names, path.name)
+            wanted = _chosen(source.columns, names, source.name)
             others = tuple(name for name in names if name not in wanted)
             for batch in file.iter_batches(PARQUET_ROWS, columns=wanted, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path.name}:{number}", PartialRow(_without_nulls(row), others)
+                    yield f"{source.name}:{number}", PartialRow(_without_nulls(row), others)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
-            f"{path.name}: not a readable Parquet file (after row {number}): {reason}",
+            f"{source.name}: not a readable Parquet file (after row {number}): {reason}",
             fix="write the file again; it may have been cut short",
         ) from error
 
@@ -349,13 +355,13 @@ def _text_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
     held: list[str] = []
     start = length = 0
     with files.opened(path, source.encoding) as file:
-        for number, line in chain(files.lines(file, path.name), [(0, "")]):
+        for number, line in chain(files.lines(file, source.name), [(0, "")]):
             if line.strip():
                 start = start if held else number
                 length += len(line)
                 if length > files.ROW_LIMIT:
                     raise DataError(
-                        f"{path.name}:{start}: a document is longer than {files.ROW_LIMIT:,} characters",
+                        f"{source.name}:{start}: a document is longer than {files.ROW_LIMIT:,} characters",
                         fix="part documents by blank lines",
                     )
                 held.append(line.rstrip("\r\n"))
@@ -363,7 +369,7 @@ def _text_rows(path: Path, source: Source) -> Iterator[PlacedRow]:
                 text = "\n".join(held)
                 if start == 1:
                     _refuse_json(path, text)
-                yield f"{path.name}:{start}", {"text": text}
+                yield f"{source.name}:{start}", {"text": text}
                 held, length = [], 0
 
 

@@ -7,10 +7,10 @@ error says what settles it. Knows no values but one: a copy is believed only if 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from danlu.data.row import Row, RowFault
 from danlu.errors import nearest
@@ -30,9 +30,9 @@ _CHAT = ("system", "tools", "group", "label")
 _ANSWERED = (*_CHAT, "input", "reasoning_content")
 # What it may hold besides.
 OPTIONAL_KEYS: dict[FormatName, tuple[str, ...]] = {
-    "messages": _CHAT,
+    "messages": (*_CHAT, "loss_mask"),
     "alpaca": (*_ANSWERED, "history"),
-    "sharegpt": _CHAT,
+    "sharegpt": (*_CHAT, "loss_mask"),
     "prompt_completion": _ANSWERED,
     "preference": ("prompt", "input", "system", "tools", "group"),
     "text": ("group",),
@@ -208,7 +208,10 @@ def _ambiguous(shapes: list[Shape]) -> RowFault:
 def _mixed(known: list[Shape], format: FormatName, since: str) -> RowFault:
     this = _most_telling(known)[0].format
     origin = f" since {since}" if since else ""
-    return RowFault(f"mixed formats: this row is {this}, but the data is read as {format}{origin}")
+    return RowFault(
+        f"mixed formats: this row is {this}, but the data is read as {format}{origin}",
+        fix="put rows of another format into a file of their own: data.path takes several",
+    )
 
 
 def _no_shape(row: Row, format: FormatName | None) -> RowFault:
@@ -216,7 +219,7 @@ def _no_shape(row: Row, format: FormatName | None) -> RowFault:
         missing = next(key for key in (*REQUIRED_KEYS[format], "") if key not in row)
         others = [key for key in row if key not in OURS]
         hint = nearest(missing, others)
-        return RowFault(f"{format} needs the key {missing!r}", fix=hint)
+        return RowFault(f"{format} needs the key {missing!r}", fix=hint or "null and NaN count as not given")
     shown = ", ".join(key[:40] for key in islice(row, 12)) or "(none)"
     wanted = "; ".join(f"{name} ({', '.join(keys)})" for name, keys in REQUIRED_KEYS.items())
     fix = "; or ".join(part for part in (_near_miss(row), _proposal(row)) if part)
@@ -237,9 +240,12 @@ def _near_miss(row: Row) -> str:
 def _proposal(row: Row) -> str:
     """A mapping that the columns suggest, for the user to correct."""
     lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
-    texts = [key for key, value in row.items() if value is None or isinstance(value, str)]
+    beside = {*_ANSWERED, *(name for names in SYNONYMS.values() for name in names)}  # never the question or the answer
+    texts = [key for key, value in row.items() if (value is None or isinstance(value, str)) and key not in beside]
     if lists:
-        return f"say which column holds the turns: data.columns={_mapping({'messages': lists[0]})}"
+        turns = f"say which column holds the turns: data.columns={_mapping({'messages': lists[0]})}"
+        rows = f"if the rows stand under {lists[0][:40]!r}, put that list alone into the file; else "
+        return rows + turns if _may_be_row(row[lists[0]][0]) else turns
     if len(texts) == 2:
         return f"say which column is what: data.columns={_mapping({'prompt': texts[0], 'completion': texts[1]})}"
     if len(texts) > 2:
@@ -247,19 +253,26 @@ def _proposal(row: Row) -> str:
     return f"say which column is what: data.columns={_mapping({'text': texts[0]})}" if texts else ""
 
 
+def _may_be_row(item: Mapping[str, Any]) -> bool:
+    """Whether an item of a list has a row's keys, and none that a message would have."""
+    return not {"role", "from", "speaker"} & item.keys() and fits_any(dict(item))
+
+
 def _mapping(columns: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{ours}: {theirs[:40]}" for ours, theirs in columns.items()) + "}"
 
 
-def in_our_names(row: Row, shape: Shape) -> tuple[Row, list[str], list[tuple[str, str]]]:
+def in_our_names(row: Row, shape: Shape, settled: Container[str] = ()) -> tuple[Row, list[str], list[tuple[str, str]]]:
     """(the row with our keys alone, the keys that were not read, the optional ones that were: theirs and ours).
+
+    Of our names that are `settled` by the user's mapping, no synonym is read.
 
     Raises RowFault for two names of one thing that say different things.
     """
     ours: Row = {our: row[theirs] for theirs, our in shape.columns.items()}
     read, optional = set(shape.columns), []
     for key in OPTIONAL_KEYS[shape.format]:
-        for name in (key, *SYNONYMS.get(key, ())):
+        for name in (key, *(() if key in settled else SYNONYMS.get(key, ()))):
             if name in read or row.get(name, "") == "":
                 continue
             if ours.get(key, "") not in ("", row[name]):

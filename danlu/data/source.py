@@ -24,6 +24,7 @@ from pydantic import Field, field_validator, model_validator
 from danlu.config import Options
 from danlu.data.chat import TrainOn
 from danlu.data.encodings import check_encoding
+from danlu.data.folders import Part
 from danlu.data.formats import (
     Conversation,
     FormatName,
@@ -38,14 +39,16 @@ from danlu.data.reading import Placeholders
 from danlu.data.shapes import MEDIA_KEYS, OURS
 from danlu.data.speakers import Role
 from danlu.data.templates import TEMPLATES, template_text
-from danlu.digests import of_path, of_texts
 from danlu.errors import ConfigError, DataError, nearest
+from danlu.fingerprint import of_path, of_texts
 
 
 class DataOptions(Options):
     """What is learnt from, and what is kept aside to prove it."""
 
-    path: str | tuple[str, ...] | None = Field(None, description="file, directory, or a list of them")
+    path: str | tuple[str, ...] | None = Field(
+        None, description="file, directory (without the files held out by their names), or a list of them"
+    )
     source: str | None = Field(None, description="a Python function that yields rows: package.module:function")
     source_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
     format: FormatName | None = Field(None, description="row format; recognised by the keys of the rows if not named")
@@ -67,7 +70,10 @@ class DataOptions(Options):
         "raise", description="a faulty row stops the run, or is counted and listed"
     )
     max_examples: int | None = Field(None, ge=1, description="train on a random choice of so many records")
-    held_out_path: str | None = Field(None, description="file of held-out records; else some are taken from the data")
+    held_out_path: str | None = Field(
+        None,
+        description="held-out records: a file, or a directory with files named so; else some are taken from the data",
+    )
     held_out: int = Field(200, ge=0, description="records kept aside, in whole groups; at most a third of the data")
     max_length: int = Field(2048, ge=8, description="tokens of one example at most")
     too_long: Literal["raise", "skip", "truncate", "window"] = Field(
@@ -150,7 +156,7 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
     """
     reading = options.reading()
     held_out_paths = () if options.held_out_path is None else (options.held_out_path,)
-    held_out = _records_of_files(held_out_paths, options, reading, skipped)  # looks at the files at once
+    held_out = _records_of_files(held_out_paths, options, reading, skipped, "held out")  # looks at the files at once
     if options.source is not None:
         function = records_of_function(options.source, options.source_options, options.on_error, skipped, reading)
         records = list(_wanted(function, options, skipped))
@@ -171,7 +177,7 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
     return Split(records, aside, left_out)
 
 
-def digests(options: DataOptions) -> dict[str, str]:
+def fingerprints(options: DataOptions) -> dict[str, str]:
     """Path of a file or name of a function -> digest of what it holds. Raises DataError for a path that is not there.
 
     Of a function, all rows are read.
@@ -199,11 +205,14 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 
 def _records_of_files(
-    paths: Iterable[str], options: DataOptions, reading: Reading, skipped: Skipped
+    paths: Iterable[str], options: DataOptions, reading: Reading, skipped: Skipped, part: Part = "train"
 ) -> Iterator[Record]:
     """All paths are looked at before the first row is read."""
-    parts = [read_records(Path(path), on_error=options.on_error, skipped=skipped, reading=reading) for path in paths]
-    return chain.from_iterable(parts)
+    each = [
+        read_records(Path(path), on_error=options.on_error, skipped=skipped, reading=reading, part=part)
+        for path in paths
+    ]
+    return chain.from_iterable(each)
 
 
 _UNWANTED = "the label says that this answer is not wanted: such rows are for preference by label, not for imitation"

@@ -34,19 +34,19 @@ def _plain(name: str) -> str:
 
 
 class Speakers:
-    """SPEAKERS with the user's own names, which go first; remembers which of those occurred."""
+    """SPEAKERS with the user's own names (`own`), which go first; remembers which of those occurred."""
 
     def __init__(self, own: Mapping[str, Role] | None = None) -> None:
-        self._own = {_plain(name): role for name, role in (own or {}).items()}
-        self._unseen = set(self._own)
+        self.own = {_plain(name): role for name, role in (own or {}).items()}
+        self._unseen = set(self.own)
 
     def role_of(self, name: Any, where: str) -> Role:
         """Raises RowFault for a name that nobody knows."""
         if isinstance(name, str):
             plain = _plain(name)
-            if plain in self._own:
+            if plain in self.own:
                 self._unseen.discard(plain)
-                return self._own[plain]
+                return self.own[plain]
             if plain in SPEAKERS:
                 return SPEAKERS[plain]
         shown = repr(name)[:60]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from danlu.generate.strategies import FinishReason
 
 
 @dataclass(frozen=True)
 class Logprob:
-    """One token's log-probability under the model, and those of the likeliest tokens in its place."""
+    """One token's log-probability under the model, and those of the likeliest tokens in its place.
+
+    Attributes:
+        rank: 1 for the likeliest token; None where it was not looked for.
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ class Load:
         form_bytes: what the kept forms of answers (schemas, expressions) take at most.
         kv_budget_bytes: what these and the prefix cache may take at most.
         prefix_cache_bytes: held by the prefix cache now.
+        weight_bytes: of the model's own weights, as far as it still holds them.
+        product_bytes: of the weights that were taken from it into faster forms.
+        heap_before_bytes: in use in the allocator before the engine was made: libraries.
+        heap_made_bytes: what making it added: weights and products, and the tokenizer.
         prefix_hit_tokens: tokens that had not to be read, because they were in the prefix cache.
     """
 
@@ -96,3 +105,7 @@ class Load:
     prefix_cache_bytes: int
     prefix_hit_tokens: int
     form_bytes: int = 0
+    weight_bytes: int = 0
+    product_bytes: int = 0
+    heap_before_bytes: int = 0
+    heap_made_bytes: int = 0

@@ -67,7 +67,7 @@ class Core:
         why_alone: str | None = None,
     ) -> None:
         keep_freed_memory()
-        base = base_of(model).eval()
+        self._base = base = base_of(model).eval()
         self.device = base.device
         self._vocabulary = base.config.get_text_config().vocab_size
         self.bank = LoraBank.of(base)
@@ -129,6 +129,16 @@ class Core:
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
         self.scheduler.end(request)
+
+    @property
+    def weight_bytes(self) -> tuple[int, int]:
+        """What the model's own tensors take, and what its products hold besides, in forms of their own."""
+        own = [*self._base.parameters(), *self._base.buffers()]
+        known = {tensor.data_ptr() for tensor in own}
+        taken = self.decoder.held if isinstance(self.decoder, LeanDecoder) else ()
+        # Where a weight is good as it is, a product shares it; oneDNN's forms have no address.
+        apart = [one for one in taken if one.layout != torch.strided or one.data_ptr() not in known]
+        return sum(one.nbytes for one in own), sum(one.nbytes for one in apart)
 
     def load_adapter(self, name: str, directory: Path) -> Callable[[], None]:
         """Read an adapter, which takes a while; what it returns holds it as `name`, between two steps.

@@ -21,7 +21,7 @@ import torch
 from danlu.config import validate
 from danlu.data.chat import Chat
 from danlu.data.records import Message
-from danlu.device import QUANTIZED, DtypeName, read_device
+from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
 from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
@@ -109,6 +109,7 @@ class Engine:
         prefix_cache: bool,
         say: Say,
     ) -> None:
+        before = _heap_used()
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
         self._chats = {} if own is None else {DEFAULT: _with_template(chat, own)}
@@ -122,6 +123,7 @@ class Engine:
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
         self._set_up(loaded.model, chat, core, options.kind, _recorded(options, loaded.directory))
+        self._heap = before, _heap_used() - before
         if own is not None:
             self.core.load_adapter(DEFAULT, own)()
 
@@ -153,6 +155,7 @@ class Engine:
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
         self._forming = ThreadPoolExecutor(1, "danlu-forming")
         self._aside = ThreadPoolExecutor(1, "danlu-aside")  # what would hold up an asyncio loop
+        self._heap = _heap_used(), 0  # before the engine was made, and what that added
 
     def kind(self, adapter: str | None = None) -> Finding:
         """Whether the model, with its own adapter or that of this name, answers in turns or only continues text.
@@ -328,7 +331,9 @@ class Engine:
         rows = sum(request.rows for request in running)
         hits = self.core.prefixes.hit_tokens if self.core.prefixes else 0
         waiting, forms = len(scheduler.waiting), self._maker.form_bytes
-        return Load(waiting, len(running), rows, kv_bytes, store.budget_bytes, store.cached_bytes, hits, forms)
+        budget, cached = store.budget_bytes, store.cached_bytes
+        held = *self.core.weight_bytes, *self._heap
+        return Load(waiting, len(running), rows, kv_bytes, budget, cached, hits, forms, *held)
 
     def rows(self, params: GenerationParams) -> int:
         """Answers, beams and rows of forced phrases that a prompt with these knobs keeps at once."""
@@ -351,6 +356,7 @@ class Engine:
     def prompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.
 
+        Each has its rank. All are computed anew: what the prefix cache holds is keys and values, and no scores.
         Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
         """
         self._model.eval()
@@ -377,7 +383,8 @@ class Engine:
             yield partial(self._reported, list(token_ids[: begin + SCORED_AT_ONCE]), begin, top, adapter)
 
     def _reported(self, token_ids: list[int], start: int, top: int, adapter: str | None) -> list[Logprob]:
-        return report(log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter)), token_ids[start:], top)
+        logprobs = log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter))
+        return report(logprobs, token_ids[start:], top, ranked=True)
 
     def token_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """The ids that the model is fed for `prompt`; messages by the template of the adapter, where it has its own.
@@ -448,6 +455,10 @@ class Engine:
         while progress := job.steps.get():
             yield from growth.events(progress)
         yield from growth.last(self._generation(job))
+
+
+def _heap_used() -> int:
+    return heap_bytes().get("used", 0)
 
 
 def _with_template(chat: Chat, adapter: Path) -> Chat:

@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,11 @@ from torch import Tensor
 
 from danlu.data.chat import Chat
 from danlu.errors import AllBanned, ConfigError
+from danlu.generate.doubles import Endings, Place, has_double
 from danlu.generate.params import GenerationParams
 from danlu.generate.schemas import settled
 from danlu.generate.text import Pieces
+from danlu.generate.unique import Uniques, refuse_circles
 
 # Compiled forms are kept up to so many bytes, those used last.
 KEPT_BYTES = 256 * 2**20
@@ -37,6 +39,9 @@ _MOST_STATES = 50_000
 
 # A fault is looked for so many parts down; what is nested deeper is mostly a fault of nesting.
 _DEEPEST_PLACE = 12
+
+# What llguidance calls the schema that it was given.
+_OWN_ADDRESS = "json-schema:///"
 
 # Knobs that ban tokens; with a form, they may leave none.
 _BANS = ("bad_words", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens", "min_length")
@@ -100,7 +105,7 @@ class Grammars:
             return known
         with self._compiling:
             if (known := self._find(key)) is None:
-                known = self._formed(form) if form and is_formed else self._compiled(params)
+                known = self._formed(form, params) if form and is_formed else self._compiled(params)
                 self._keep(key, known)
             return known
 
@@ -136,13 +141,22 @@ class Grammars:
             expression = params.regex or "|".join(map(_as_regex, params.choices))
             source = f" (?:{expression})" if self._drops_first_space else expression
             return self._grammar(knob, LLMatcher.grammar_from_regex(source))
-        schema = params.json_schema or {}
+        return self._schema(params.json_schema or {})
+
+    def _schema(self, schema: dict[str, Any]) -> Grammar:
+        refuse_circles(schema)
         grammar = _json_grammar(schema)
         if error := LLMatcher.validate_grammar(grammar, self.tokenizer):
             raise _schema_fault(schema, error)
+        uniques = Uniques.of(schema)
         if self._drops_first_space:
-            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {json.dumps(settled(schema))}')
-        return self._grammar("json_schema", grammar)
+            whole = json.dumps(settled(schema, watched=True))
+            grammar = LLMatcher.grammar_from_lark(f'start: " " value\nvalue: %json {whole}')
+        made = self._grammar("json_schema", grammar)
+        made.uniques = uniques
+        if uniques is not None:
+            _ = self.endings  # made here, beside other requests
+        return made
 
     def _lark(self, source: str) -> str:
         if self._drops_first_space:
@@ -151,14 +165,19 @@ class Grammars:
             )
         return LLMatcher.grammar_from_lark(source)
 
-    def _formed(self, form: Form) -> Grammar:
+    def _formed(self, form: Form, params: GenerationParams) -> Grammar:
         def fits(grammar: str) -> bool:
             return not LLMatcher.validate_grammar(grammar, self.tokenizer)
 
         added = self.chat.tokenizer.added_tokens_decoder
         special = {token.content: at for at, token in added.items() if self.tokenizer.is_special_token(at)}
         control = frozenset(at for at, token in added.items() if token.special)
-        return self._grammar(form.knob, form.lark(special, control, fits))
+        try:
+            return self._grammar(form.knob, form.lark(special, control, fits))
+        except ConfigError:
+            if params.forms:  # by itself, a fault in it has its place
+                self._compiled(params)
+            raise
 
     def _grammar(self, knob: str, source: str) -> Grammar:
         """The form, compiled and tried before its first token; what fails there is not kept."""
@@ -172,7 +191,7 @@ class Grammars:
                 if not first.is_error():
                     return Grammar(knob, matcher, self, most_bytes)
                 matcher = first
-            error = _short(matcher.get_error())
+            error = _short(matcher.get_error(), is_users=knob == "grammar")
         raise ConfigError(f"{knob}: {error}", fix="see docs/generation.md for what can be asked")
 
     @cached_property
@@ -188,6 +207,12 @@ class Grammars:
             raise ConfigError(
                 f"json_schema and regex cannot be followed with this model's tokenizer: {error}"
             ) from error
+
+    @cached_property
+    def endings(self) -> Endings:
+        """Its tokens by what they may end. Takes about a second for a large vocabulary."""
+        pieces = [self.tokenizer.decode_bytes([token]) for token in range(self.tokenizer.vocab_size)]
+        return Endings(pieces[: self.vocabulary])
 
     def is_silent(self, token: int) -> bool:
         """Whether a token that ends an answer leaves nothing in its text."""
@@ -211,10 +236,14 @@ class Grammar:
         knob: the knob that asked for it.
         start: before the first token; never moved on, only copied.
         most_bytes: what it takes at most.
+
+    Attributes:
+        uniques: of JSON, the arrays whose items must differ; None where there are none.
     """
 
     def __init__(self, knob: str, start: LLMatcher, of: Grammars, most_bytes: int) -> None:
         self.knob, self._start, self.of, self.bytes = knob, start, of, most_bytes
+        self.uniques: Uniques | None = None
 
     def begin(self) -> LLMatcher:
         return self._start.deep_copy()
@@ -222,7 +251,8 @@ class Grammar:
     def accepts(self, text: str) -> bool:
         """Whether `text` is a complete answer."""
         matcher = self.begin()
-        return matcher.consume_tokens(self.of.tokenizer.tokenize_str(self.of.opening + text)) and matcher.is_accepting()
+        fits = matcher.consume_tokens(self.of.tokenizer.tokenize_str(self.of.opening + text)) and matcher.is_accepting()
+        return fits and (self.uniques is None or not has_double(self.uniques, text))
 
 
 class GrammarRows:
@@ -236,12 +266,17 @@ class GrammarRows:
     def __init__(self, grammar: Grammar, rows: int, eos: frozenset[int]) -> None:
         self.grammar = grammar
         self._rows: list[LLMatcher | None] = [grammar.begin() for _ in range(rows)]
+        self._places = [Place(grammar.uniques) for _ in range(rows)] if grammar.uniques else []
         self._silent = [token for token in eos if grammar.of.is_silent(token)]
         self._spoken = sorted(eos.difference(self._silent))  # such an end belongs to the text
 
     def masked(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
         """Scores (rows, vocabulary) with -inf on every token that leads out of the form."""
         allowed = np.stack([self._allowed(self._rows[row], scores.shape[1]) for row in rows])
+        for at, row in enumerate(rows if self._places else ()):
+            if (matcher := self._rows[row]) is not None:
+                ahead = partial(self._ahead, matcher, scores.shape[1])
+                allowed[at, self.grammar.of.endings.banned(self._places[row], allowed[at], ahead)] = False
         return scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
 
     def _allowed(self, matcher: LLMatcher | None, vocabulary: int) -> np.ndarray:
@@ -259,6 +294,10 @@ class GrammarRows:
             allowed[token] = allowed[token] and self._is_complete_with(matcher, token)
         return allowed
 
+    def _ahead(self, matcher: LLMatcher, vocabulary: int, tokens: Sequence[int]) -> np.ndarray:
+        after = matcher.deep_copy()
+        return self._allowed(after if after.consume_tokens(list(tokens)) else None, vocabulary)
+
     @staticmethod
     def _is_complete_with(matcher: LLMatcher, token: int) -> bool:
         after = matcher.deep_copy()
@@ -268,6 +307,7 @@ class GrammarRows:
         """Fork and move on the rows as the strategy chose."""
         before, taken = self._rows, set[int]()
         self._rows = []
+        self._places = [self._places[parent].copy() for parent in parents if self._places]
         for parent in parents:
             matcher = before[parent]
             self._rows.append(matcher.deep_copy() if matcher is not None and parent in taken else matcher)
@@ -276,6 +316,8 @@ class GrammarRows:
             matcher = self._rows[row]
             if matcher is not None and not matcher.consume_token(token):
                 self._rows[row] = None
+            elif matcher is not None and self._places:
+                self._places[row].feed(self.grammar.of.tokenizer.decode_bytes([token]))
 
     def nothing_left(self, params: GenerationParams, row: int) -> AllBanned:
         """Why no token is left in a row: what the form needs, and which knobs may have taken it away."""
@@ -287,6 +329,10 @@ class GrammarRows:
                 f"the answer is complete by {knob}, and eos_token_id leaves no token to end it with",
                 fix="leave eos_token_id out",
             )
+        if not is_complete and self._places and self._places[row].is_watched:
+            return AllBanned(
+                f"{knob}: uniqueItems leaves no item that is not there yet", fix="lower minItems or maxItems"
+            )
         needed = "only the end may follow" if is_complete else "no token goes on with it"
         if bans:
             return AllBanned(f"{knob}: {needed}, once {', '.join(bans)} has banned tokens", fix=f"loosen {bans[0]}")
@@ -295,7 +341,7 @@ class GrammarRows:
 
 def _json_grammar(schema: dict[str, Any]) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(settled(schema))
+        return LLMatcher.grammar_from_json_schema(settled(schema, watched=True))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"json_schema: {error}", fix="give what JSON can hold") from error
 
@@ -308,12 +354,22 @@ def _as_regex(text: str) -> str:
 # -- faults
 
 
-def _short(error: str) -> str:
-    """llguidance's words, without the grammar that it made itself; a regex with the place of its fault below it."""
+# In llguidance's words: where in a grammar, and the lines of the grammar.
+_WHERE, _LISTING = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?"), re.compile(r"\n +\d+ \| ")
+
+
+def _short(error: str, *, is_users: bool = False) -> str:
+    """llguidance's words; a regex with the place of its fault below it.
+
+    Args:
+        is_users: the grammar is the user's own; else it is ours and nobody knows it, so its lines are left away.
+    """
     found = re.search(r"regex parse error:\n(.*?)\nerror: ([^\n]*)", error, re.DOTALL)
     if found:
         return f"{found[2]}\n{found[1]}"
-    return error.split("\n<non-verbose/>")[0].strip()
+    error = re.sub(r"Resource '(.*?)' is not present in a registry.*", r"$ref '\1': nothing is fetched here", error)
+    said = error.split("\n<non-verbose/>")[0].replace(_OWN_ADDRESS, "").strip()
+    return said if is_users else _WHERE.sub("", _LISTING.split(said)[0])
 
 
 def _schema_fault(schema: Any, error: str) -> ConfigError:

@@ -16,22 +16,25 @@ Score = Callable[[Tensor], Tensor]
 Pick = Callable[[Tensor, Sequence[int], int], list[int]]
 
 
-def report(logprobs: Tensor, tokens: Sequence[int], top: int) -> list[Logprob]:
+def report(logprobs: Tensor, tokens: Sequence[int], top: int, *, ranked: bool = False) -> list[Logprob]:
     """An entry for each of `tokens`.
 
     Args:
         logprobs: what the model gave to every token in its place: (tokens, vocabulary).
         top: so many of the likeliest tokens are added.
+        ranked: and the rank of each of `tokens`, one more than the number of those that are likelier.
 
     Raises FaultyScores where they are not numbers.
     """
-    chosen = logprobs[torch.arange(len(tokens)), list(tokens)].tolist()
+    own = logprobs[torch.arange(len(tokens)), list(tokens)]
+    chosen = own.tolist()
     if any(map(math.isnan, chosen)):
         raise FaultyScores()
+    ranks = ((logprobs > own[:, None]).sum(-1) + 1).tolist() if ranked else [None] * len(chosen)
     best = logprobs.topk(min(top, logprobs.shape[1]))
     places, values = best.indices.tolist(), best.values.tolist()
     return [
-        Logprob(token, value, tuple(zip(places[at], values[at], strict=True)))
+        Logprob(token, value, tuple(zip(places[at], values[at], strict=True)), ranks[at])
         for at, (token, value) in enumerate(zip(tokens, chosen, strict=True))
     ]
 

@@ -105,7 +105,7 @@ class GenerationParams(Options):
         1.0, gt=0, le=1, description="keep tokens whose -log p is nearest the entropy, up to this mass; 1 is off"
     )
     seed: Count | None = Field(
-        None, ge=0, lt=2**63, description="repeats the draws, alone or in any batch; none: a new seed each time"
+        None, ge=0, le=2**63 - 1, description="repeats the draws, alone or in any batch; none: a new seed each time"
     )
     num_return_sequences: Count = Field(1, ge=1, le=1024, description="answers a prompt; at most num_beams of beams")
 

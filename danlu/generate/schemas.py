@@ -30,8 +30,11 @@ _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
 
 
-def settled(schema: dict[str, Any]) -> dict[str, Any]:
+def settled(schema: dict[str, Any], *, watched: bool = False) -> dict[str, Any]:
     """The schema with what it leaves open to llguidance; what that cannot check is always refused.
+
+    Args:
+        watched: somebody else sees to it that items differ (unique.py).
 
     Raises ConfigError for settings that would let an answer be no JSON.
     """
@@ -41,16 +44,17 @@ def settled(schema: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(given.get("whitespace_flexible", True), bool):
         raise ConfigError("json_schema: x-guidance.whitespace_flexible is neither true nor false")
     blanks = given or {"whitespace_pattern": _BLANKS}
-    plain = _rewritten({key: value for key, value in schema.items() if key != "x-guidance"})
+    plain = _rewritten({key: value for key, value in schema.items() if key != "x-guidance"}, watched)
     return {**plain, "x-guidance": {**blanks, "lenient": False}}
 
 
-def _rewritten(schema: Any) -> Any:
+def _rewritten(schema: Any, watched: bool) -> Any:
     """A schema, and those in it."""
     if not isinstance(schema, dict):
         return schema
-    result = {key: _inside(key)(value) for key, value in schema.items()}
-    if result.get("uniqueItems") is False or _holds_one(result):
+    result = {key: _inside(key, watched)(value) for key, value in schema.items()}
+    unique = result.get("uniqueItems")
+    if unique is False or (unique is True and watched) or holds_one(result):
         result.pop("uniqueItems", None)
     pattern = _FORMATS.get(result["format"]) if isinstance(result.get("format"), str) else None
     if pattern is not None and "pattern" not in result:
@@ -59,19 +63,20 @@ def _rewritten(schema: Any) -> Any:
     return result
 
 
-def _holds_one(schema: dict[str, Any]) -> bool:
+def holds_one(schema: dict[str, Any]) -> bool:
+    """Whether an array has one item at most, which differs from all others."""
     most = schema.get("maxItems")
     return isinstance(most, int) and most <= 1
 
 
-def _inside(key: str) -> Callable[[Any], Any]:
+def _inside(key: str, watched: bool) -> Callable[[Any], Any]:
     """How what stands under a keyword is rewritten."""
     if key in _SINGLE:
-        return _rewritten
+        return lambda part: _rewritten(part, watched)
     if key in _LISTED:
-        return lambda parts: [_rewritten(part) for part in parts] if isinstance(parts, list) else parts
+        return lambda parts: [_rewritten(part, watched) for part in parts] if isinstance(parts, list) else parts
     if key in _NAMED:
         return lambda parts: (
-            {name: _rewritten(part) for name, part in parts.items()} if isinstance(parts, dict) else parts
+            {name: _rewritten(part, watched) for name, part in parts.items()} if isinstance(parts, dict) else parts
         )
     return lambda value: value

@@ -79,7 +79,7 @@ def refuse_beginnings(choice: tuple[Words, ...]) -> None:
 
 def _kind(constraint: Any) -> str:
     chooses = "choice" in constraint if isinstance(constraint, Mapping) else hasattr(constraint, "choice")
-    return "choice" if chooses else "phrase"
+    return "Choice" if chooses else "Phrase"  # as the models are called: places of faults leave such names out
 
 
-Constraint = Annotated[Annotated[Phrase, Tag("phrase")] | Annotated[Choice, Tag("choice")], Discriminator(_kind)]
+Constraint = Annotated[Annotated[Phrase, Tag("Phrase")] | Annotated[Choice, Tag("Choice")], Discriminator(_kind)]

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from danlu.device import give_back_memory, heap_bytes
+from danlu.device import give_back_memory, memory_parts
 from danlu.errors import Interrupted
 from danlu.generate.core import Core
 from danlu.generate.scheduler import Request
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _IDLE_SECONDS = 5.0
 # Under load it is looked at so often, and given back above so many bytes: pieces too small to be used again.
 _LOOK_SECONDS = 10.0
-_MOST_FREE_BYTES = 256 * 2**20
+_MOST_SPARE_BYTES = 256 * 2**20
 
 
 def in_a_thread(function: Callable[[], T]) -> T:
@@ -92,6 +92,31 @@ class Worker:
             self._inbox.put(job)
 
 
+class Spare:
+    """What is resident and in nobody's use: how much of it came since memory was last given back.
+
+    What the allocator calls free says little: it goes on counting what was given back.
+    """
+
+    def __init__(self) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        give_back_memory()
+        self._least = _other_bytes()
+
+    @property
+    def grown_bytes(self) -> int:
+        """Nothing where the system does not tell."""
+        now = _other_bytes()
+        self._least = min(self._least, now)
+        return now - self._least
+
+
+def _other_bytes() -> int:
+    return memory_parts().get("other", 0)
+
+
 def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
     """Ask the thread to end, and wait until it has: at most for the step that it is in."""
     inbox.put(None)
@@ -101,22 +126,22 @@ def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
 
 
 def _loop(core: Core, inbox: Inbox) -> None:
-    looked = time.monotonic()
-    while _take_in(core, inbox):
+    looked, spare = time.monotonic(), Spare()
+    while _take_in(core, inbox, spare):
         try:
             core.step()
         except Exception as error:
             core.fail(error)
         if time.monotonic() > looked + _LOOK_SECONDS:
             looked = time.monotonic()
-            if heap_bytes().get("free", 0) > _MOST_FREE_BYTES:
-                give_back_memory()
+            if spare.grown_bytes > _MOST_SPARE_BYTES:
+                spare.give_back()
 
 
-def _take_in(core: Core, inbox: Inbox) -> bool:
+def _take_in(core: Core, inbox: Inbox, spare: Spare) -> bool:
     """Do what has arrived, and wait where there is nothing else to do; False when it is time to end."""
     while not inbox.empty() or core.is_idle:
-        job = _next(inbox)
+        job = _next(inbox, spare)
         if job is None:
             core.fail(_closed())
             return False
@@ -125,12 +150,12 @@ def _take_in(core: Core, inbox: Inbox) -> bool:
     return True
 
 
-def _next(inbox: Inbox) -> Job | None:
+def _next(inbox: Inbox, spare: Spare) -> Job | None:
     """The next job. When none comes for a while, memory that was freed goes back to the system first."""
     try:
         return inbox.get(timeout=_IDLE_SECONDS)
     except queue.Empty:
-        give_back_memory()
+        spare.give_back()
         return inbox.get()
 
 

@@ -282,7 +282,7 @@ def save_whole(directory: Path, write: Callable[[Path], None], needs_bytes: int 
         staging = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
         staging.mkdir()
         try:
-            with quiet_transformers(), _safetensors_faults(directory):
+            with quiet_transformers(), _hidden_faults(directory):
                 write(staging)
             _share(staging)
             move_into_place(staging, directory)
@@ -291,16 +291,20 @@ def save_whole(directory: Path, write: Callable[[Path], None], needs_bytes: int 
 
 
 @contextmanager
-def _safetensors_faults(directory: Path) -> Iterator[None]:
-    """safetensors hides the system's error in its text."""
+def _hidden_faults(directory: Path) -> Iterator[None]:
+    """safetensors hides the system's error in its text, torch.save in the name of one of its files."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        if type(error).__module__.startswith("safetensors") or "No space left" in str(error):
-            raise DiskError(f"{directory}: could not be written: {error}", fix="free some space") from error
-        raise
+        signs = ("No space left", "inline_container", "iostream error", "PytorchStreamWriter")
+        if not type(error).__module__.startswith("safetensors") and not any(sign in str(error) for sign in signs):
+            raise
+        reason = "the file could not be written whole" if "inline_container" in str(error) else error
+        raise DiskError(
+            f"{directory}: could not be written: {reason}", fix="free some space, or raise the limit of a file's size"
+        ) from error
 
 
 def _share(directory: Path) -> None:

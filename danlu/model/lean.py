@@ -11,7 +11,7 @@ Which tokens see which is the company's to say (company.py). Knows no cache and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,6 +46,7 @@ class LeanDecoder:
         hooks: the adapters of linear layers that are called as the model's own modules.
         inputs: (token ids, x) -> what tokens give to each layer besides; None where nothing.
         softcap: of the logits, where there is one.
+        held: what the products took from the model, in forms of their own.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -57,6 +58,7 @@ class LeanDecoder:
     hooks: Hooks
     inputs: Callable[[Tensor, Tensor], Tensor] | None = None
     softcap: float | None = None
+    held: Sequence[Tensor] = ()
 
     @torch.no_grad()
     def __call__(
@@ -168,4 +170,5 @@ def _read(model: Any, bank: LoraBank, told: Told, *, fixed: bool, rounded: Round
         hooks=Hooks(bank, model, but=reader.joined | reader.ends),
         inputs=reader.layer_inputs(),
         softcap=getattr(model.config, "final_logit_softcapping", None),
+        held=reader.held,
     )

@@ -130,6 +130,7 @@ class Reader:
         is_short = model.dtype == torch.bfloat16 and model.device.type == "cpu"
         self.kernels: Kernels | None = kernels() if fixed and is_short else None
         self.joined: set[str] = set()  # layers that became columns of a product
+        self.held: list[Tensor] = []  # by the products
         self._calls = 0
 
     @property
@@ -265,7 +266,10 @@ class Reader:
             if not self.fixed:
                 return lambda x: F.linear(x, *_weights(experts, name, number, is_transposed))
             weight, bias = _weights(experts, name, number, is_transposed)
-            return fixed_product(weight.detach().contiguous(), None if bias is None else bias.detach(), self.rounded)
+            bias = None if bias is None else bias.detach()
+            found = fixed_product(weight.detach().contiguous(), bias, self.rounded)
+            self.held += found.tensors
+            return found
 
         return Expert(product("gate_up_proj"), product("down_proj"))
 
@@ -356,6 +360,7 @@ class Reader:
         if not self.fixed or not all(type(layer) is nn.Linear for layer in layers):
             return live_product(layers)
         product = fixed_product(*joined(layers), rounded, is_paired=is_paired)
+        self.held += product.tensors
         for layer in layers:  # which need not hold the weights twice
             layer.weight = _nothing(layer.weight)
         return product

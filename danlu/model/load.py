@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from danlu.config import Options
-from danlu.device import Device, DtypeName
+from danlu.device import Device, DtypeName, bound_compiled_products
 from danlu.errors import DanluError, MemoryShortage, ModelError
 from danlu.hub import Kind, Say, check_directory, quiet_transformers, resolve, silent, weight_files
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
@@ -141,6 +141,7 @@ def load_model(
     weights in the files that are not used. Raises ModelError (files missing, cut short or not matching; not a causal
     language model; needs its own code) and MemoryShortage.
     """
+    bound_compiled_products()
     check_directory(directory)
     config = _read_json(directory / "config.json")
     _check_architecture(config, directory)

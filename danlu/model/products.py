@@ -11,6 +11,7 @@ for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,18 @@ from danlu.model.tiles import TileProduct, fits_tiles
 
 # x (tokens, inputs) -> (tokens, outputs)
 Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A product, and the tensors that it holds."""
+
+    run: Product
+    tensors: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
 
 # For more rows than this, torch's products of rounded weights take longer than those in bfloat16.
 FEW_ROWS = 4
@@ -37,7 +50,7 @@ def live_product(layers: Sequence[Any]) -> Product:
 
 def fixed_product(
     weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
-) -> Product:
+) -> Held | TileProduct:
     """The product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
 
     Args:
@@ -62,7 +75,7 @@ def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     return weight, torch.cat(biases)
 
 
-def fastest_product(weight: Tensor, bias: Tensor | None) -> Product:
+def fastest_product(weight: Tensor, bias: Tensor | None) -> Held:
     """The form for this device and number format that changes no result beyond rounding."""
     is_short = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return packed_product(weight, bias) if is_short and has_layout() else plain_product(weight, bias)
@@ -83,12 +96,12 @@ def has_layout() -> bool:
         return False
 
 
-def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
+def plain_product(weight: Tensor, bias: Tensor | None) -> Held:
     """x W^T + b by torch: weight (outputs, inputs), bias (outputs,)."""
-    return lambda x: F.linear(x, weight, bias)
+    return Held(lambda x: F.linear(x, weight, bias), (weight,))
 
 
-def packed_product(weight: Tensor, bias: Tensor | None) -> Product:
+def packed_product(weight: Tensor, bias: Tensor | None) -> Held:
     """`plain_product` of bfloat16 on a CPU, the weight in oneDNN's own layout: no call lays it out anew."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
     run = torch.ops.mkldnn._linear_pointwise.default
@@ -97,25 +110,27 @@ def packed_product(weight: Tensor, bias: Tensor | None) -> Product:
         out: Tensor = run(x, packed, bias, "none", [], "")
         return out
 
-    return product
+    return Held(product, (packed,))
 
 
-def int8_product(weight: Tensor, bias: Tensor | None) -> Product:
+def int8_product(weight: Tensor, bias: Tensor | None) -> Held:
     """The product of a bfloat16 weight rounded to int8, by torch."""
     rounded = to_int8(weight)
     scale = rounded.scale.to(weight.dtype)
     many = fastest_product((rounded.codes * scale.float()[:, None]).to(weight.dtype), bias)
-    return _by_rows(lambda x: torch._weight_int8pack_mm(x, rounded.codes, scale), bias, many)
+    run = _by_rows(lambda x: torch._weight_int8pack_mm(x, rounded.codes, scale), bias, many)
+    return Held(run, (rounded.codes, scale, *many.tensors))
 
 
-def int4_product(weight: Tensor, bias: Tensor | None) -> Product:
+def int4_product(weight: Tensor, bias: Tensor | None) -> Held:
     """The product of a bfloat16 weight rounded to int4, by torch."""
     rounded = to_int4(weight)
     assert MIDDLE == 8, "torch's kernel counts from 8"
     many = fastest_product(rounded.weight().to(weight.dtype), bias)
     packed = torch._convert_weight_to_int4pack_for_cpu(rounded.codes.to(torch.int32), 1)
     scales = torch.stack([rounded.step, rounded.middle], -1).transpose(0, 1).contiguous()  # (groups, outputs, 2)
-    return _by_rows(lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales), bias, many)
+    run = _by_rows(lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales), bias, many)
+    return Held(run, (packed, scales, *many.tensors))
 
 
 def _fits_int4(weight: Tensor) -> bool:

@@ -63,9 +63,14 @@ class TileProduct:
         self._threads = torch.get_num_threads()
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The weights, and their scales."""
+        return (self._weights,) if self._scales is None else (self._weights, self._scales)
+
+    @property
     def bytes(self) -> int:
-        """What the weights take, with their scales."""
-        return self._weights.nbytes + (0 if self._scales is None else self._scales.nbytes)
+        """What they take."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._run(x, is_gated=False)

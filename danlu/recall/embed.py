@@ -100,7 +100,7 @@ class Embedder:
         long = [at for at, one in enumerate(ids) if len(one) > self.max_tokens]
         if long and not truncate:
             raise DataError(
-                f"text {long[0]} has {len(ids[long[0]])} tokens; {self.name} reads {self.max_tokens}",
+                f"text {long[0]} has {len(ids[long[0]])} tokens; the encoder reads {self.max_tokens}",
                 fix="cut it into pieces, or set truncate, which drops the end",
             )
         for at in long:
@@ -112,9 +112,9 @@ class Embedder:
         rows = int(self._model.get_input_embeddings().num_embeddings)
         for at, one in enumerate(ids):
             if not 0 < len(one) <= self.max_tokens:
-                raise DataError(f"input {at} has {len(one)} tokens; {self.name} reads 1 to {self.max_tokens}")
+                raise DataError(f"input {at} has {len(one)} tokens; the encoder reads 1 to {self.max_tokens}")
             if not all(0 <= token < rows for token in one):
-                raise DataError(f"input {at} holds a token id that {self.name} does not have: it has 0 to {rows - 1}")
+                raise DataError(f"input {at} holds a token id that the encoder does not have: it has 0 to {rows - 1}")
 
     def vectors(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """(sequences, dim) float32, each of length 1, from token ids as the tokenizer makes them."""

@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from danlu.generate.trace import Branch, Finished, Trace
 from danlu.report.glyphs import Glyphs, joined
+from danlu.words import words
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _PROMPT_CHARACTERS = 40
@@ -109,7 +110,12 @@ class _Picture:
         for child in pruned[:_PRUNED_SHOWN]:
             self._add(entry, child)
         if len(pruned) > _PRUNED_SHOWN:
-            entry.add(Text(f"{self.glyphs.dropped} {len(pruned) - _PRUNED_SHOWN} more pruned", style="dim"))
+            entry.add(
+                Text(
+                    f"{self.glyphs.dropped} {words()('{count} more pruned', count=len(pruned) - _PRUNED_SHOWN)}",
+                    style="dim",
+                )
+            )
 
     def _add(self, tree: Tree, first: _Node) -> None:
         """Tokens up to the next fork are one entry."""
@@ -133,15 +139,19 @@ class _Picture:
             text = f"{self.glyphs.dropped} {first.depth}: {text}"
         assert isinstance(last.row, Branch)
         bank = "" if last.row.bank is None else f"  bank {last.row.bank}"
-        left = "  open at the end" if last.is_open else ""
+        left = f"  {words()('open at the end')}" if last.is_open else ""
         return Text(f"{group}{text} {last.row.total or 0.0:.2f}{bank}{left}")
 
     def _further(self, node: _Node) -> str:
         ends = [one.finished.answer for one in node.below() if one.finished]
         answers = sorted(answer + 1 for answer in ends if answer is not None)
-        return f"{self.glyphs.cut} goes on" + (f" to answer {', '.join(map(str, answers))}" if answers else "")
+        said, numbers = words(), ", ".join(map(str, answers))
+        further = said("goes on to answer {numbers}", numbers=numbers) if numbers else said("goes on")
+        return f"{self.glyphs.cut} {further}"
 
 
 def _ending(end: Finished) -> str:
-    fate = f"answer {end.answer + 1}" if end.answer is not None else "kept" if end.is_kept else "displaced"
-    return f"score {end.score or 0.0:.3f}  {end.finish_reason}  {fate}"
+    said = words()
+    answer = None if end.answer is None else said("answer {number}", number=end.answer + 1)
+    fate = answer or (said("kept") if end.is_kept else said("displaced"))
+    return f"{said('score')} {end.score or 0.0:.3f}  {end.finish_reason}  {fate}"

@@ -17,6 +17,7 @@ from rich.text import Text
 from danlu.generate.trace import Candidate, Choice, Trace
 from danlu.report.beam_tree import beam_tree
 from danlu.report.glyphs import Glyphs, completed, percent, unfinished
+from danlu.words import words
 
 # Tokens of an answer that are drawn; each takes about ten lines.
 TOKENS = 8
@@ -45,7 +46,7 @@ def show_trace(console: Console, trace: Trace, tokens: int = TOKENS) -> None:
 def _heading(trace: Trace) -> str:
     knobs = [f"{knob} {_short(str(value))}" for knob, value in trace.knobs.items() if knob != "seed"]
     seed = [] if trace.seed is None else [f"seed {trace.seed}"]
-    return f"{trace.strategy.replace('_', ' ')}: " + ", ".join([*knobs, *seed] or ["no knobs"])
+    return f"{trace.strategy.replace('_', ' ')}: " + ", ".join([*knobs, *seed] or [words()("no knobs")])
 
 
 def _short(text: str, limit: int = 40) -> str:
@@ -55,7 +56,7 @@ def _short(text: str, limit: int = 40) -> str:
 def _show_answer(console: Console, glyphs: Glyphs, trace: Trace, answer: int, limit: int) -> None:
     tokens = trace.answers[answer].tokens
     console.print()
-    console.print(Text(f"answer {answer + 1}, token by token", style="bold"))
+    console.print(Text(words()("answer {number}, token by token", number=answer + 1), style="bold"))
     before = ""  # bytes of a character that is not whole yet
     for at, (token, choice) in enumerate(zip(tokens[:limit], trace.choices_of(answer), strict=False), 1):
         u = "" if choice.u is None else f"   u {choice.u:.4f}"
@@ -64,7 +65,8 @@ def _show_answer(console: Console, glyphs: Glyphs, trace: Trace, answer: int, li
         before = unfinished(before + token.text)
         _show_dropped(console, glyphs, choice)
     if len(tokens) > limit:
-        console.print(Text(f"{glyphs.cut} {len(tokens) - limit} more tokens: --show_tokens {len(tokens)}", style="dim"))
+        more = words()("{count} more tokens: --show_tokens {all}", count=len(tokens) - limit, all=len(tokens))
+        console.print(Text(f"{glyphs.cut} {more}", style="dim"))
 
 
 # -- one token
@@ -113,12 +115,12 @@ def _table(width: int, glyphs: Glyphs, choice: Choice, before: str = "") -> Tabl
     columns = _columns(choice, shown, width - (_MARK_CELLS + 3 + rank_cells + token_cells + why_cells))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", width=_MARK_CELLS)
-    table.add_column("rank", justify="right", width=rank_cells)
+    table.add_column(words()("rank"), justify="right", width=rank_cells)
     table.add_column("token", no_wrap=True, width=token_cells)
     for column in columns:
         table.add_column(column.heading, no_wrap=True, width=column.cells)
     if has_dropped:
-        table.add_column("dropped by", overflow="fold")
+        table.add_column(words()("dropped by"), overflow="fold")
     for one in shown:
         cells = [_cell(glyphs, one, column) for column in columns]
         mark = glyphs.chosen if one.is_chosen else ""
@@ -143,7 +145,8 @@ def _columns(choice: Choice, shown: Sequence[Candidate], room: int) -> list[_Col
         if any(one[at] != one[at + 1] for one in numbers) or any(one.dropped_by == stage.knob for one in shown)
     ]
     every, last = [first, *stages], len(stages)
-    short = [first, _Column(("at the ", "end"), len(choice.stages) - 1, None)] if stages else [first]
+    end = tuple(re.findall(r"\S+ ?", words()("at the end")))
+    short = [first, _Column(end, len(choice.stages) - 1, None)] if stages else [first]
     layouts = (
         [replace(column, bar=_LEAST_BAR) for column in every],
         [replace(column, bar=_LEAST_BAR * (at in (0, last))) for at, column in enumerate(every)],
@@ -185,9 +188,11 @@ def _show_dropped(console: Console, glyphs: Glyphs, choice: Choice) -> None:
     for stage in choice.stages:
         likely = [one for one in stage.likeliest_dropped if one.token.id not in shown and one.p >= _LEAST_P]
         if stage.dropped > len(stage.likeliest_dropped):
-            text = f"dropped {stage.dropped:,} tokens, {stage.left:,} left"
+            count, left = f"{stage.dropped:,}", f"{stage.left:,}"
+            text = words()("dropped {count} tokens, {left} left", count=count, left=left)
         elif likely:
-            text = "also dropped " + ", ".join(f"{glyphs.quoted(one.token.text)} {percent(one.p)}" for one in likely)
+            named = ", ".join(f"{glyphs.quoted(one.token.text)} {percent(one.p)}" for one in likely)
+            text = words()("also dropped {tokens}", tokens=named)
         else:
             continue
         console.print(Text(f"  {stage.knob} {text}", style="dim"))

@@ -17,18 +17,19 @@ from starlette.exceptions import HTTPException
 import danlu
 from danlu.generate.engine import Engine
 from danlu.serve.backends import Backend, OwnEngine
-from danlu.serve.body import read_json
+from danlu.serve.bodies import ChatBody, CompletionBody
+from danlu.serve.body import SHORT_BYTES, read_json
 from danlu.serve.embeddings import EmbeddingBody, Embeddings
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.options import ServeOptions
+from danlu.serve.replies import Written, rendered
 from danlu.serve.response_events import told
 from danlu.serve.responses import ResponsesBody, read_responses
-from danlu.serve.schema import Ask, ChatBody, CompletionBody, read_chat, read_completion, schema_of
+from danlu.serve.schema import Ask, read_chat, read_completion, schema_of
 from danlu.serve.service import Receive, Service, while_wanted
 from danlu.serve.stream import Send
 
 _OPEN_PATHS = {"/health"}
-_SHORT_BODY_BYTES = 2**14
 _T = TypeVar("_T")
 _OUTCOMES = {None: "ok", 429: "queue_full", 499: "cancelled", 503: "shutdown", 504: "timeout", 408: "timeout"}
 _Reader = Callable[[dict[str, Any]], Ask]
@@ -176,7 +177,7 @@ def _add_responses(app: FastAPI, backend: Backend) -> None:
 async def _read(read: Callable[[dict[str, Any]], _T], document: dict[str, Any], request: Request) -> _T:
     """What a body asks for; a long one is checked in a thread, so that others are answered meanwhile."""
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) <= _SHORT_BODY_BYTES:
+    if length.isdigit() and int(length) <= SHORT_BYTES:
         return read(document)
     return await asyncio.to_thread(read, document)
 
@@ -212,7 +213,7 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
             return _response(fault)
         backend.metrics.embedded_tokens.inc(body["usage"]["total_tokens"])
         _count(backend, None, arrived)
-        return JSONResponse(body)
+        return await asyncio.to_thread(JSONResponse, body)
 
     content = {"application/json": {"schema": EmbeddingBody.model_json_schema()}}
     extra = {"requestBody": {"required": True, "content": content}}
@@ -226,7 +227,8 @@ def _add_tokens(app: FastAPI, backend: Backend) -> None:
     def route(path: str, spelt: bool) -> None:
         async def answer(request: Request) -> Response:
             try:
-                return JSONResponse(await backend.tokens(await _document(request, backend), spelt=spelt))
+                answer = await backend.tokens(await _document(request, backend), spelt=spelt)
+                return Written(await asyncio.to_thread(rendered, answer))
             except Exception as error:
                 return _response(as_fault(error))
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from danlu.serve.faults import ApiFault
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import Replies
+from danlu.serve.replies import Replies, Written, rendered
 from danlu.serve.schema import Ask
 from danlu.serve.service import Receive, Run, Service, while_wanted
 from danlu.serve.stream import AnswerStream
@@ -81,12 +81,12 @@ class OwnEngine:
     async def reply(self, ask: Ask, chat: bool, arrived: float, receive: Receive, ended: Ended) -> Response:
         run = await self.service.open(ask, arrived)
         reading = None if run.talk is None else run.talk.reader
-        replies = Replies(ask.model, self.service.names, chat, counted=ask.include_usage, reading=reading)
+        replies = Replies(ask, self.service.names, chat, reading=reading)
         if ask.stream:
             return AnswerStream(run, replies, ended)
         body = await _whole(self.service, run, replies, receive)
         ended(None)
-        return JSONResponse(body)
+        return Written(body)
 
     async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
         return await (detokenized if spelt else tokenized)(self.service, document)
@@ -98,10 +98,13 @@ class OwnEngine:
         """The engine belongs to whoever made it."""
 
 
-async def _whole(service: Service, run: Run, replies: Replies, receive: Receive) -> dict[str, Any]:
-    async def everything() -> dict[str, Any]:
-        echoes = await run.echoes()
-        return replies.whole(await run.answers(), run.usage, echoes)
+async def _whole(service: Service, run: Run, replies: Replies, receive: Receive) -> str:
+    async def everything() -> str:
+        befores = await run.befores()
+        answers = await run.answers()
+        if replies.is_long:
+            return await asyncio.to_thread(lambda: rendered(replies.whole(answers, run.usage, befores)))
+        return rendered(replies.whole(answers, run.usage, befores))
 
     try:
         return await while_wanted(everything(), receive, service, run.deadline - time.monotonic() + 1)

@@ -11,6 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from danlu.serve.faults import ApiFault
 
+# What is longer is read and checked in a thread, so that others are answered meanwhile.
+SHORT_BYTES = 2**14
+# Of one object: a schema of so many properties is nobody's, and each key that is refused costs some microseconds.
+_MOST_KEYS = 4096
+# What Python adds for its own users where a number has thousands of digits.
+_ADVICE = "; use sys.set_int_max_str_digits() to increase the limit"
+
 
 async def read_json(request: Request, limit_bytes: int, seconds: float) -> dict[str, Any]:
     """The JSON object in the body of a request.
@@ -22,7 +29,8 @@ async def read_json(request: Request, limit_bytes: int, seconds: float) -> dict[
         raise ApiFault(415, f"content-type {kind or '(none)'}; send application/json", "content-type")
     try:
         async with asyncio.timeout(seconds):
-            return parse(await _read(request, limit_bytes))
+            body = await _read(request, limit_bytes)
+            return parse(body) if len(body) <= SHORT_BYTES else await asyncio.to_thread(parse, body)
     except TimeoutError:
         raise ApiFault(408, f"the body did not arrive within {seconds:g} seconds", code="timeout") from None
     except ClientDisconnect:
@@ -63,7 +71,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _malformed("nested too deeply") from None
     except ValueError as error:
-        raise _malformed(str(error)) from None
+        raise _malformed(str(error).removesuffix(_ADVICE)) from None
     if not isinstance(document, dict):
         raise _malformed(f"an object is asked for, this is {type(document).__name__}")
     return document
@@ -85,6 +93,8 @@ def _finite(text: str) -> float:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_KEYS:
+        raise ValueError(f"an object has {len(pairs)} keys; at most {_MOST_KEYS} are read")
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:

@@ -9,6 +9,7 @@ from danlu.data.records import Message
 from danlu.generate.engine import Prompt
 from danlu.model.turns import Finding
 from danlu.serve.faults import ApiFault
+from danlu.serve.messages import Talk
 
 
 def are_messages(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
@@ -24,6 +25,28 @@ def continued(messages: Sequence[Message]) -> str:
             400, "messages without text: this is a base model, which continues the text of messages", "messages"
         )
     return text
+
+
+def refuse_turns(model: str, messages: Sequence[Message], talk: Talk | None) -> None:
+    """Raise ApiFault for what shapes turns, and would be lost where the text alone is continued.
+
+    That the last message is gone on with, and that no opening of an answer is written, is so here anyway.
+    """
+    talk = talk or Talk()
+    wishes = {
+        "tools": talk.use is not None,
+        "reasoning_effort": talk.effort not in (None, "none"),
+        "chat_template_kwargs": bool(talk.template_kwargs),
+        "messages": any(message["role"] == "tool" or message.get("tool_calls") for message in messages),
+    }
+    for name, is_given in wishes.items():
+        if is_given:
+            what = "calls of tools in messages" if name == "messages" else name
+            message = (
+                f"{what}: {model} is a base model, which continues the text of messages and knows no turns; leave it "
+                "out, ask an instruct model, or start the server with --kind instruct"
+            )
+            raise ApiFault(400, message, name, "unsupported")
 
 
 def note_on_base(name: str, finding: Finding) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from danlu.generate.params import GenerationParams
 from danlu.serve.faults import ApiFault
-from danlu.serve.messages import TALK_FIELDS, as_json
+from danlu.serve.messages import TALK_FIELDS, as_sent, choosing_among
 from danlu.serve.options import FlavourName
 from danlu.serve.schema import Ask
 
@@ -61,6 +61,11 @@ class Dialect:
         completion_schema: whether /completions reads response_format as well.
         regex: the name of an expression that the answer must match; empty: it has none.
         talk: the fields of a chat that shape its prompt and its calls.
+        best_of: whether /completions ranks answers and leaves some out.
+        prompt_logprobs: whether it tells vLLM's log-probabilities of a prompt.
+        choices: kinds of tool_choice that it knows, beside none, auto and required.
+        least_alternatives: fewer than so many likeliest tokens beside a log-probability it does not give.
+        repeats_prefix: a whole answer that goes on with a message has that message in it.
     """
 
     name: FlavourName
@@ -78,6 +83,11 @@ class Dialect:
     completion_schema: bool = False
     regex: str = ""
     talk: frozenset[str] = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
+    best_of: bool = False
+    prompt_logprobs: bool = False
+    choices: frozenset[str] = frozenset({"function"})
+    least_alternatives: int = 0
+    repeats_prefix: bool = False
 
 
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
@@ -86,7 +96,13 @@ _VLLM_NEUTRAL = _NEUTRAL | {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0
 DIALECTS: dict[FlavourName, Dialect] = {
     dialect.name: dialect
     for dialect in (
-        Dialect("openai", neutral={"temperature": 1.0}, chat_limit="max_completion_tokens"),
+        Dialect(
+            "openai",
+            neutral={"temperature": 1.0},
+            chat_limit="max_completion_tokens",
+            choices=frozenset({"function", "allowed_tools"}),
+            best_of=True,
+        ),
         Dialect(
             "vllm",
             knobs=_VLLM_AND_SGLANG
@@ -103,6 +119,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
             completion_schema=True,
             regex="structured_outputs.regex",
             talk=frozenset(TALK_FIELDS),
+            prompt_logprobs=True,
         ),
         Dialect(
             "sglang",
@@ -126,13 +143,16 @@ DIALECTS: dict[FlavourName, Dialect] = {
             completion_logprobs=False,
             echo=False,
             talk=frozenset(TALK_FIELDS),
+            choices=frozenset(),  # it reads any other as auto
+            least_alternatives=1,  # of none it would make 20
+            repeats_prefix=True,
         ),
         Dialect(
             "rtp-llm",
             knobs={
                 "temperature": "temperature",
                 "top_p": "top_p",
-                "top_k": "top_k",
+                "top_k": "extra_configs.top_k",  # older ones pass over a top_k beside it, without a word
                 "seed": "seed",
                 "num_return_sequences": "n",
                 "presence_penalty": "extra_configs.presence_penalty",
@@ -141,7 +161,7 @@ DIALECTS: dict[FlavourName, Dialect] = {
                 "min_new_tokens": "extra_configs.min_new_tokens",
                 "no_repeat_ngram_size": "extra_configs.no_repeat_ngram_size",
             },
-            neutral=_NEUTRAL | {"top_k": 0},
+            neutral=_NEUTRAL,
             stop_ids="extra_configs.stop_words_list",
             stop_id_lists=True,
             completions=False,
@@ -174,26 +194,31 @@ def worded(ask: Ask, flavour: FlavourName, chat: bool, default_max_tokens: int) 
     if ask.only_echo:
         knobs.pop("max_new_tokens", None)
         knobs["max_tokens"] = 0
+    if ask.kept is not None:
+        knobs.pop("num_return_sequences", None)
+        knobs |= {"best_of": ask.params.num_return_sequences, "n": ask.kept}
+    if ask.prompt_logprobs is not None:
+        knobs["prompt_logprobs"] = ask.prompt_logprobs
     return body | knobs
 
 
 def _talk(ask: Ask, flavour: FlavourName) -> dict[str, Any]:
     """Messages, and what else shapes their prompt."""
-    given = {} if ask.talk is None else ask.talk.given
-    for name in given if flavour != "danlu" else ():
-        if name not in DIALECTS[flavour].talk:
-            message = f"the backend {DIALECTS[flavour].name} cannot do {name}; leave it out, or ask a server with the "
-            raise ApiFault(400, f"{message}backend danlu, which can", name, "unsupported_by_backend")
-    return {"messages": [_sent(message) for message in ask.prompts[0]], **given}
+    messages = [as_sent(message) for message in ask.prompts[0]]
+    if ask.talk is None:
+        return {"messages": messages}
+    if flavour == "danlu":
+        return {"messages": messages, **ask.talk.given}
+    dialect = DIALECTS[flavour]
+    for name in ask.talk.given.keys() - dialect.talk:
+        message = f"the backend {dialect.name} cannot do {name}; leave it out, or ask a server with the backend danlu, "
+        raise ApiFault(400, f"{message}which can", name, "unsupported_by_backend")
+    return {"messages": messages, **choosing_among(ask.talk, dialect.choices)}
 
 
-def _sent(message: Any) -> dict[str, Any]:
-    """A message as it came, the arguments of its calls as text."""
-    calls = [
-        {**call, "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])}}
-        for call in message.get("tool_calls", ())
-    ]
-    return {**message, "tool_calls": calls} if calls else dict(message)
+def repeats_prefix(flavour: FlavourName) -> bool:
+    """Whether a whole answer that goes on with a message has that message in it."""
+    return flavour != "danlu" and DIALECTS[flavour].repeats_prefix
 
 
 def names_there(ask: Ask, flavour: FlavourName) -> dict[str, str]:
@@ -240,6 +265,10 @@ class _Translation:
             raise ApiFault(400, f"{dialect.name} has no /completions; ask /v1/chat/completions", code="unsupported")
         if ask.echo and not dialect.echo:
             raise self._cannot("echo")
+        if ask.kept is not None and (self._chat or not dialect.best_of):
+            raise self._cannot("best_of")
+        if ask.prompt_logprobs is not None and not dialect.prompt_logprobs:
+            raise self._cannot("prompt_logprobs")
         for knob, value in self._given.items():
             if knob not in _WORDED:
                 self._put(self._name(knob), value)
@@ -301,8 +330,8 @@ class _Translation:
     def _logprobs(self, top: int) -> None:
         if self._chat:
             self._put("logprobs", True)
-            if top:
-                self._put("top_logprobs", top)
+            if alternatives := max(top, self._dialect.least_alternatives):
+                self._put("top_logprobs", alternatives)
         elif self._dialect.completion_logprobs:
             self._put("logprobs", top)
         else:

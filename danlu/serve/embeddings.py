@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.errors import DataError, DownloadError, ResourceError
 from danlu.recall.embed import Embedder, Kind, Tokens, Vectors, batches
 from danlu.serve.faults import ApiFault, as_fault, queue_full
@@ -32,7 +32,7 @@ class EmbeddingBody(Options):
     """What /v1/embeddings reads."""
 
     model: str = Field(description="the embedder's name, as /v1/models lists it")
-    input: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...] = Field(
+    input: str | Some[str] | Some[int] | Some[Some[int]] = Field(
         description="a text, texts, or token ids as the embedder's own tokenizer makes them, special tokens included"
     )
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32")
@@ -71,7 +71,7 @@ class Embeddings:
 
     async def answer(self, document: dict[str, Any]) -> dict[str, Any]:
         """OpenAI's answer to the body of a request. Raises ApiFault."""
-        body = read_body(EmbeddingBody, document)
+        body = await asyncio.to_thread(read_body, EmbeddingBody, document)
         if body.model != self.name:
             raise ApiFault(
                 404, f"no embedder {body.model!r}; this server has {self.name!r}", "model", "model_not_found"
@@ -102,7 +102,7 @@ class Embeddings:
         vectors = np.empty((len(tokens.ids), embedder.dim), "<f4")
         for places in batches([len(one) for one in tokens.ids]):
             vectors[places] = await self._on_thread(partial(embedder.batch, [tokens.ids[at] for at in places]))
-        return self._worded(body, vectors, tokens)
+        return await asyncio.to_thread(self._worded, body, vectors, tokens)
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

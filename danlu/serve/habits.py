@@ -7,11 +7,11 @@ an answer and is not there is left standing, and refused by whoever reads it. Kn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from danlu.config import Options
+from danlu.config import Options, Some
 
 # A nucleus of one token: what is left of top_p as it goes to 0.
 SMALLEST_TOP_P = 1e-9
@@ -31,7 +31,7 @@ _OFF: Mapping[str, Callable[[Any], bool]] = {
     "stop": lambda value: value in ("", []),
 }  # fmt: skip
 
-Strings = Annotated[tuple[str, ...], Field(fail_fast=True)]
+Strings = Some[str]
 
 # In a part of a message, and in a message: all else says nothing to a text model, or is refused by name.
 _OF_PARTS = {"type", "text"}

@@ -7,13 +7,14 @@ template and no token.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.data.records import Message
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault
@@ -55,11 +56,11 @@ class ChatMessage(Options):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="developer is read as system")
-    content: str | tuple[TextPart, ...] | None = Field(
+    content: str | Some[TextPart] | None = Field(
         None, description="the words, as one text or in parts; an answer that only calls may have none"
     )
     name: str | None = Field(None, description="who speaks, where the template writes it; of a tool, the function")
-    tool_calls: tuple[ToolCall, ...] | None = Field(None, description="what an earlier answer called")
+    tool_calls: Some[ToolCall] | None = Field(None, description="what an earlier answer called")
     tool_call_id: str | None = Field(None, description="of a tool's message: the call that it answers")
     reasoning_content: str | None = Field(None, description="an earlier answer's reasoning; templates mostly drop it")
     reasoning: str | None = Field(None, description="another name of reasoning_content")
@@ -150,7 +151,7 @@ class AllowedTools(Options):
     """Some of the tools."""
 
     mode: Literal["auto", "required"] = Field("auto", description="required: one of them must be called")
-    tools: tuple[NamedTool, ...] = Field(min_length=1, description="those that may be called")
+    tools: Some[NamedTool] = Field(min_length=1, description="those that may be called")
 
 
 class SomeTools(Options):
@@ -212,7 +213,7 @@ def read_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
             raise ApiFault(400, "tool_choice asks for a call, and there are no tools; give tools", "tool_choice")
         return None
     names = [tool.function.name for tool in tools]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ApiFault(400, f"tools: two functions are called {twice[0]!r}; rename one", "tools", "invalid_value")
     chosen, must_call = list(names), choice == "required"
     if choice == "none":
@@ -222,11 +223,12 @@ def read_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
     elif isinstance(choice, SomeTools):
         chosen = [tool.function.name for tool in choice.allowed_tools.tools]
         must_call = choice.allowed_tools.mode == "required"
-    if strange := [name for name in chosen if name not in names]:
+    known_names, chosen_names = set(names), set(chosen)
+    if strange := [name for name in chosen if name not in known_names]:
         known = ", ".join(map(repr, names))
         raise ApiFault(400, f"tool_choice names {strange[0]!r}; the tools are {known}", "tool_choice", "invalid_value")
     several = parallel is not False and not isinstance(choice, NamedTool)
-    callable_now = tuple(tool for tool in tools if tool.function.name in chosen)
+    callable_now = tuple(tool for tool in tools if tool.function.name in chosen_names)
     return ToolUse(tuple(tools), callable_now, must_call, several)
 
 
@@ -236,6 +238,15 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
         raise ApiFault(
             400, f"chat_template_kwargs: {taken[0]} is not set in this way; leave it out", "chat_template_kwargs"
         )
+
+
+def check_parts(at: int, content: Any) -> None:
+    """Raise ApiFault for a part of a message that is no text, such as an image."""
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            place = f"messages.{at}.content.{number}"
+            raise ApiFault(400, f"{place}: its type is {kind!r}; only text is read here", place, "unsupported")
 
 
 def check_opening(messages: Sequence[Message], opening: bool | None, continues: bool) -> bool:
@@ -251,6 +262,31 @@ def check_opening(messages: Sequence[Message], opening: bool | None, continues: 
         message = f"continue_final_message goes on with the assistant's words; the last message {what}"
         raise ApiFault(400, message, "continue_final_message", "invalid_value")
     return False
+
+
+def as_sent(message: Any) -> dict[str, Any]:
+    """A message as it came, the arguments of its calls as text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": as_json(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def choosing_among(talk: Talk, kinds: frozenset[str]) -> dict[str, Any]:
+    """The fields of a talk for a server that knows these kinds of tool_choice, beside none, auto and required.
+
+    A choice of another kind is made here: the tools that it leaves are the only ones sent, and one must or may be
+    called.
+    """
+    given, use = dict(talk.given), talk.use
+    choice = given.get("tool_choice")
+    if use is None or not isinstance(choice, dict) or choice.get("type", "function") in kinds:
+        return given
+    names = {tool.function.name for tool in use.callable}
+    given["tools"] = [tool for tool in given["tools"] if tool["function"]["name"] in names]
+    given["tool_choice"] = "required" if use.must_call else "auto"
+    return given if use.parallel else given | {"parallel_tool_calls": False}
 
 
 def as_json(arguments: Mapping[str, Any]) -> str:

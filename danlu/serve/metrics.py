@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from danlu.device import heap_bytes, process_memory_bytes
+from danlu.device import memory_parts
 from danlu.generate.answers import Load
 
 _SPEED_WINDOW_SECONDS = 10.0
@@ -92,15 +92,25 @@ class _Gauges(Collector):
         yield GaugeMetricFamily("danlu_form_bytes", "held by compiled forms at most", load.form_bytes)
         memory = GaugeMetricFamily(
             "danlu_memory_bytes",
-            "of the process: resident, and in its allocator (where that is glibc's) used, and free for later",
+            "of the process: resident is files, heap_used and other; heap_used is heap_before, heap_made, heap_since "
+            "the engine was made; heap_free is free in the allocator",
             labels=["part"],
         )
-        memory.add_metric(["resident"], process_memory_bytes("cpu"))
-        for part, size in heap_bytes().items():
-            memory.add_metric([f"heap_{part}"], size)
+        for part, size in _parts(load).items():
+            memory.add_metric([part], size)
         yield memory
+        yield GaugeMetricFamily("danlu_weight_bytes", "the model's own weights", load.weight_bytes)
+        yield GaugeMetricFamily("danlu_product_bytes", "weights in the forms of faster products", load.product_bytes)
         yield CounterMetricFamily(
             "danlu_prefix_hit_tokens", "tokens found in the prefix cache instead of read", load.prefix_hit_tokens
         )
         yield GaugeMetricFamily("danlu_kv_budget_bytes", "what both may take", load.kv_budget_bytes)
         yield GaugeMetricFamily("danlu_tokens_per_second", "over the last 10 seconds", self._speed.per_second)
+
+
+def _parts(load: Load) -> dict[str, int]:
+    parts = memory_parts()
+    if "heap_used" in parts:
+        parts["heap_before"], parts["heap_made"] = load.heap_before_bytes, load.heap_made_bytes
+        parts["heap_since"] = parts["heap_used"] - load.heap_before_bytes - load.heap_made_bytes
+    return parts

@@ -1,7 +1,8 @@
 """Another server with OpenAI's API as a backend: requests go there in its words, answers come back as they are.
 
-Of an answer only the model's name is changed. Whatever ends a request here (its client, the clock, the server) ends
-it there, by closing the connection. What becomes of failures is said in `_fault_of` and `_no_answer`.
+Of an answer only the model's name is changed, and what `_Call` says of its messages. Whatever ends a request here (its
+client, the clock, the server) ends it there, by closing the connection. What becomes of failures is said in `_fault_of`
+and `_no_answer`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import httpx
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import Gauge
 
+from danlu.data.records import Message
 from danlu.errors import ModelError
 from danlu.serve.backends import Ended
-from danlu.serve.dialects import names_there, worded
+from danlu.serve.dialects import names_there, repeats_prefix, worded
 from danlu.serve.faults import ApiFault, closing
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import FlavourName, ServeOptions
@@ -32,6 +35,7 @@ KEY_VARIABLE = "DANLU_BACKEND_KEY"
 
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 3.0
+_TOO_LONG = re.compile(r"context (?:length|size)|max_model_len")  # vLLM's words, SGLang's and llama.cpp's
 
 
 class Remote:
@@ -102,6 +106,8 @@ class Remote:
                 404, f"no model {ask.model!r}; this server has {self.model_name!r}", "model", "model_not_found"
             )
         check_size(ask, self.options, self.places_taken, ask.params.live_rows)
+        if self.flavour == "llama.cpp" and ask.talk is not None and ask.talk.use is not None:
+            await self._check_tools()
         body = worded(ask, self.flavour, chat, self.options.default_max_tokens)
         call = _Call(self, "/chat/completions" if chat else "/completions", body, ask, arrived)
         try:
@@ -116,6 +122,21 @@ class Remote:
         ended(None)
         return JSONResponse(answer)
 
+    async def _check_tools(self) -> None:
+        """Raise ApiFault where llama.cpp would leave tools out of the prompt, and answer as if there were none."""
+        root = str(self.client.base_url).rstrip("/").removesuffix("/v1")
+        try:
+            answer = await self.client.get(f"{root}/props", timeout=_HEALTH_SECONDS)
+            knows = answer.json()["chat_template_caps"]["supports_tools"]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+            return  # an older one, which has a form for such templates; or it is down, which the request will say
+        if knows is False:
+            message = (
+                "the chat template of the model there knows no tools, and llama.cpp leaves them out; start it with "
+            )
+            message += "--chat-template-file and one that does, or ask a server with the backend danlu"
+            raise ApiFault(400, f"tools: {message}", "tools", "unsupported_by_backend")
+
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
         """Failures of the connection as answers."""
@@ -126,7 +147,11 @@ class Remote:
 
 
 class _Call:
-    """One request at the other server: holds its places and its connection until `close`."""
+    """One request at the other server: holds its places and its connection until `close`.
+
+    Reasoning comes under both names that clients look for, whichever the server uses. A whole answer that goes on with
+    a message has only what is new.
+    """
 
     def __init__(self, remote: Remote, path: str, body: dict[str, Any], ask: Ask, arrived: float) -> None:
         self.remote, self.ask = remote, ask
@@ -134,6 +159,7 @@ class _Call:
         self._path, self._body, self._arrived = path, {"model": remote.upstream_name, **body}, arrived
         self._response: httpx.Response | None = None
         self._told_first = False
+        self._prefix = _repeated(ask, remote.flavour)
         self._places = len(ask.prompts)
         remote.places_taken += self._places
 
@@ -159,6 +185,8 @@ class _Call:
         if beams > wanted and self.remote.flavour != "danlu":  # as many came as there are beams
             kept = [choice for choice in answer["choices"] if choice["index"] % beams < wanted]
             answer["choices"] = [{**choice, "index": at} for at, choice in enumerate(kept)]
+        for message in _messages(answer) if self._prefix else ():
+            message["content"] = str(message.get("content") or "").removeprefix(self._prefix)
         return answer
 
     async def pieces(self) -> AsyncGenerator[bytes]:
@@ -182,6 +210,9 @@ class _Call:
         raise ApiFault(502, "the backend ended its stream early", code="backend_broke_off")
 
     def _named(self, answer: dict[str, Any]) -> dict[str, Any]:
+        for message in _messages(answer):
+            if thought := message.get("reasoning_content") or message.get("reasoning"):
+                message |= {"reasoning_content": thought, "reasoning": thought}
         return {**answer, "model": self.remote.model_name}
 
     def _count(self, answer: dict[str, Any]) -> None:
@@ -215,6 +246,21 @@ class RemoteStream(EventStream):
 
     async def _close(self) -> None:
         await self._call.close()
+
+
+def _messages(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a chat's answer, or the pieces of messages; what has another shape is passed on as it is."""
+    choices = answer.get("choices")
+    found = [choice.get("message") or choice.get("delta") for choice in choices or () if isinstance(choice, dict)]
+    return [message for message in found if isinstance(message, dict)]
+
+
+def _repeated(ask: Ask, flavour: FlavourName) -> str:
+    """What the server will say again before its answer."""
+    if ask.talk is None or not ask.talk.continue_final_message or not repeats_prefix(flavour):
+        return ""
+    messages = cast(Sequence[Message], ask.prompts[0])
+    return str(messages[-1]["content"])
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -277,9 +323,14 @@ def _fault_of(status: int, content: bytes, names: dict[str, str], headers: httpx
         status,
         str(message),
         None if param is None else names.get(str(param), str(param)),
-        code if isinstance(code, str) else None,
+        code if isinstance(code, str) else _code_of(status, str(message)),
         kept,
     )
+
+
+def _code_of(status: int, message: str) -> str | None:
+    """The one code that clients act on, where the other server says it in words alone."""
+    return "context_length_exceeded" if status == 400 and _TOO_LONG.search(message) else None
 
 
 def _no_answer(error: Exception, url: str, why: str) -> ApiFault:

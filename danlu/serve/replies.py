@@ -16,11 +16,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 from danlu.generate.answers import Answer, Event, Logprob
 from danlu.generate.text import TokenNames
 from danlu.serve.callreader import AnswerReader
 from danlu.serve.parts import Parts
-from danlu.serve.scores import Echo, Places, chat_report, echo_report, text_report
+from danlu.serve.schema import Ask
+from danlu.serve.scores import Before, Places, chat_report, echo_report, prompt_report, text_report
+
+# Items of a list that are written at once.
+_PORTION = 256
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,13 @@ class Replies:
     """The words of one reply.
 
     Attributes:
-        model: the name under which it is served.
         chat: whether the answer is a message, or a text.
-        counted: pieces of a stream carry a usage field, null until the last.
         reading: makes what takes one answer of a chat apart; None: all of it is text.
     """
 
-    model: str
+    ask: Ask
     names: TokenNames
     chat: bool
-    counted: bool = False
     reading: Callable[[], AnswerReader | None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _places: dict[int, Places] = field(default_factory=dict)
@@ -68,28 +71,52 @@ class Replies:
     def identifier(self) -> str:
         return ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
 
-    def whole(self, answers: Sequence[Answer], usage: Usage, echoes: Sequence[Echo | None]) -> dict[str, Any]:
+    @property
+    def counted(self) -> bool:
+        """Whether pieces of a stream carry a usage field, null until the last."""
+        return self.ask.include_usage
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there is something to say of each token."""
+        return self.ask.params.logprobs is not None or self.ask.prompt_top is not None
+
+    def whole(self, answers: Sequence[Answer], usage: Usage, befores: Sequence[Before | None]) -> dict[str, Any]:
         choices = []
-        for index, (answer, echo) in enumerate(zip(answers, echoes, strict=True)):
+        for index, (answer, before) in enumerate(zip(answers, befores, strict=True)):
             if self.chat:
                 said: dict[str, Any] = {"message": self._parts_of(index).message(answer.text)}
                 self._note_thought(index, answer)
                 logprobs = self._logprobs(index, answer.logprobs)
             else:
-                opening, echoed = self._open(index, echo)
+                opening, echoed = self._open(index, before)
                 said, own = {"text": opening + answer.text}, self._logprobs(index, answer.logprobs)
                 logprobs = {key: echoed[key] + own[key] for key in own} if echoed and own else own
             choices.append({"index": index, **said, "logprobs": logprobs, **self._ending(index, answer)})
         head = self._head("chat.completion" if self.chat else "text_completion")
-        return {**head, "choices": choices, "usage": self._usage(usage)}
+        return {**head, "choices": choices, "usage": self._usage(usage), **self._of_prompts(choices, befores)}
+
+    def _of_prompts(self, choices: list[dict[str, Any]], befores: Sequence[Before | None]) -> dict[str, Any]:
+        """Reports of prompts, where vLLM has them: beside the choices of a chat, in each choice of texts."""
+        top, told = self.ask.prompt_logprobs, dict[int, Any]()
+        if top is None:
+            return {}
+        for choice, before in zip(choices, befores, strict=True):
+            if id(before) not in told:
+                assert before is not None, "prompts were scored"
+                told[id(before)] = prompt_report(self.names, before, top)
+            if self.chat:
+                return {"prompt_logprobs": told[id(before)]}
+            choice["prompt_logprobs"] = told[id(before)]
+        return {}
 
     # -- in pieces
 
-    def beginning(self, index: int, echo: Echo | None) -> bytes:
+    def beginning(self, index: int, before: Before | None) -> bytes:
         """The first piece of a choice: whose turn it is, or the prompt that is echoed."""
         if self.chat:
             return self._piece(index, {"role": "assistant", "content": "", "refusal": None})
-        opening, logprobs = self._open(index, echo)
+        opening, logprobs = self._open(index, before)
         return self._piece(index, opening, logprobs) if opening or logprobs else b""
 
     def piece(self, index: int, event: Event) -> bytes:
@@ -149,22 +176,27 @@ class Replies:
         return usage.body | (details if self._thought else {})
 
     def _head(self, kind: str) -> dict[str, Any]:
-        head = {"id": self.identifier, "object": kind, "created": self.created, "model": self.model}
+        head = {"id": self.identifier, "object": kind, "created": self.created, "model": self.ask.model}
         return {**head, "system_fingerprint": None}
 
-    def _open(self, index: int, echo: Echo | None) -> tuple[str, dict[str, Any] | None]:
-        """Text and report of what stands before an answer."""
-        if echo is None:
+    def _open(self, index: int, before: Before | None) -> tuple[str, dict[str, Any] | None]:
+        """Text and report of what stands before an answer, where it is said again."""
+        if before is None or before.text is None:
             return "", None
-        self._places[index] = Places(self.names, len(echo.text))
-        return echo.text, echo_report(self.names, echo)
+        self._places[index] = self._places_from(len(before.text))
+        top = self.ask.params.logprobs
+        return before.text, None if top is None else echo_report(self.names, before, top)
+
+    def _places_from(self, at: int) -> Places:
+        """Where the tokens of an answer stand, whose text begins at `at`."""
+        return Places(self.names, at, shows_control=not self.ask.params.skip_special_tokens)
 
     def _logprobs(self, index: int, entries: Sequence[Logprob] | None) -> dict[str, Any] | None:
         if entries is None:
             return None
         if self.chat:
             return chat_report(self.names, entries)
-        return text_report(self.names, entries, self._places.setdefault(index, Places(self.names, 0)))
+        return text_report(self.names, entries, self._places.setdefault(index, self._places_from(0)))
 
     def _ending(self, index: int, answer: Answer) -> dict[str, Any]:
         unsatisfied = answer.finish_reason == "unsatisfied"
@@ -184,6 +216,29 @@ class Replies:
 def event_of(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class Written(JSONResponse):
+    """JSON that is text already."""
+
+    def render(self, content: str) -> bytes:
+        return content.encode()
+
+
+def rendered(value: Any) -> str:
+    """JSON. A long list is written in portions, between which other threads run."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_json(str(key))}:{rendered(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        if value and isinstance(value[0], dict) and len(value) <= _PORTION:
+            return "[" + ",".join(map(rendered, value)) + "]"
+        portions = (value[at : at + _PORTION] for at in range(0, len(value), _PORTION))
+        return "[" + ",".join(_json(portion)[1:-1] for portion in portions) + "]"
+    return _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 DONE = b"data: [DONE]\n\n"

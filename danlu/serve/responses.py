@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.serve.faults import ApiFault
 from danlu.serve.schema import INERT, KNOBS, Ask, read_body, read_chat
 
@@ -69,20 +69,20 @@ class ResponsesBody(Options):
     """What /v1/responses reads; besides these, every knob of GenerationParams."""
 
     model: str = Field(description="the name that /v1/models lists")
-    input: str | tuple[dict[str, Any], ...] = Field(description="the user's words, or items of a conversation")
+    input: str | Some[dict[str, Any]] = Field(description="the user's words, or items of a conversation")
     instructions: str | None = Field(None, description="a system message before the input")
     max_output_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
     temperature: float | None = Field(None, description="as of a chat")
     top_p: float | None = Field(None, description="as of a chat")
     stream: bool = Field(False, description="events as the answer grows")
     stream_options: dict[str, Any] | None = Field(None, description="include_obfuscation is accepted, without effect")
-    tools: tuple[FunctionTool, ...] = Field((), description="functions that the answer may call")
+    tools: Some[FunctionTool] = Field((), description="functions that the answer may call")
     tool_choice: str | dict[str, Any] | None = Field(None, description="as of a chat; a function by its name alone")
     parallel_tool_calls: bool | None = Field(None, description="false: one call at most")
     text: TextWishes = TextWishes()
     reasoning: ReasoningWishes = ReasoningWishes()
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="further variables of the chat template")
-    include: tuple[str, ...] = Field((), description=f"{_LOGPROBS}; others have nothing to include")
+    include: Some[str] = Field((), description=f"{_LOGPROBS}; others have nothing to include")
     top_logprobs: int | None = Field(None, description="alternatives for each token, where its logprob is included")
     truncation: Literal["disabled"] | None = Field(None, description="a prompt that is too long is an error")
 
@@ -209,7 +209,12 @@ def _choice(choice: str | Mapping[str, Any]) -> Any:
     if isinstance(choice, str):
         return choice
     if choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        nested = choice.get("function")  # as LlamaIndex has it in chats and here
+        name = nested.get("name") if isinstance(nested, Mapping) else choice.get("name")
+        if not isinstance(name, str):
+            message = 'tool_choice names no function; give {"type": "function", "name": "…"}'
+            raise ApiFault(400, message, "tool_choice", "invalid_value")
+        return {"type": "function", "function": {"name": name}}
     if choice.get("type") == "allowed_tools":
         tools = [_choice(tool) for tool in choice.get("tools") or () if isinstance(tool, Mapping)]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode", "auto"), "tools": tools}}
@@ -297,7 +302,7 @@ def usage_of(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
     thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         "input_tokens": read,
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},  # no such thing is charged here
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": read + made,

@@ -15,25 +15,24 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import ValidationError
 
 from danlu.config import Options, describe_faults
 from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
+from danlu.serve.bodies import Body, ChatBody, CompletionBody
 from danlu.serve.body import parse
 from danlu.serve.faults import ApiFault, blamed
-from danlu.serve.habits import Strings, VllmNames, knobs_of, plain_message, without_habits
+from danlu.serve.habits import knobs_of, plain_message, without_habits
 from danlu.serve.messages import (
     TALK_FIELDS,
     ChatMessage,
-    Effort,
     Talk,
-    Tool,
-    ToolChoice,
     check_opening,
+    check_parts,
     check_template_kwargs,
     read_use,
 )
@@ -45,7 +44,7 @@ INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 }  # fmt: skip
 NOT_YET = {
-    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix", "best_of", "prompt_logprobs",
+    "modalities", "audio", "prediction", "verbosity", "web_search_options", "suffix",
 }  # fmt: skip
 # OpenAI's older names, which its clients have left behind.
 _OLDER = {"functions": "tools", "function_call": "tool_choice"}
@@ -60,111 +59,7 @@ _MOOT_AT_ZERO = ("seed", "top_p", "top_k", "min_p")
 _LENGTHS = ("max_new_tokens", "max_length")
 
 
-class StreamOptions(Options):
-    """What a stream holds besides the answer."""
-
-    include_usage: bool = Field(False, description="a last piece counts the tokens")
-    include_leading: bool = Field(False, description="of beams, pieces that say which text leads now")
-    include_obfuscation: bool = Field(False, description="accepted, without effect")
-
-
-class NamedSchema(Options):
-    """A JSON schema as OpenAI's clients send it; every answer fits it, whatever `strict` says."""
-
-    name: str = Field(min_length=1, description="no answer depends on it")
-    description: str | None = Field(None, description="no answer depends on it")
-    form: dict[str, Any] = Field({}, alias="schema", description="the schema (json_schema)")
-    strict: bool | None = Field(None, description="accepted, without effect")
-
-
-class ResponseFormat(Options):
-    """The form of an answer: any text, any JSON object, JSON of a schema, or text that matches an expression."""
-
-    type: Literal["text", "json_object", "json_schema", "regex"] = Field(description="which form")
-    json_schema: NamedSchema | None = Field(None, description="with the type json_schema")
-    regex: str | None = Field(None, description="with the type regex")
-    form: dict[str, Any] | None = Field(None, alias="schema", description="with the type json_object: its schema")
-
-    @model_validator(mode="after")
-    def _as_the_type_says(self) -> ResponseFormat:
-        for name in ("json_schema", "regex"):
-            if (self.type == name) != (getattr(self, name) is not None):
-                raise ValueError(f"the type is {self.type!r}; {name} belongs to the type {name!r}, and only there")
-        if self.form is not None and self.type != "json_object":
-            raise ValueError(f"the type is {self.type!r}; schema belongs to the type 'json_object', and only there")
-        return self
-
-
-def read_prompt(value: Any) -> Any:
-    """Text, token ids, or a list of those; looks at each part once, and says where the first one is that is neither."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise ValueError("text, token ids or a list of those is asked for, not empty")
-    kind = type(value[0])
-    if kind is list:
-        for at, part in enumerate(value):
-            if type(part) is not list or not part or set(map(type, part)) != {int}:
-                raise ValueError(f"not a list of token ids at {at}: {part!r:.80}")
-        return tuple(map(tuple, value))
-    for at, part in enumerate(value):
-        if type(part) is not kind or kind not in (str, int):
-            raise ValueError(f"neither texts nor token ids alone, at {at}: {part!r:.80}")
-    return tuple(value)
-
-
-class _Body(VllmNames):
-    model: str = Field(description="the name that /v1/models lists")
-    stream: bool = Field(False, description="send the answer in pieces, as server-sent events")
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's name of json_schema; or its JSON text")
-    guided_regex: str | None = Field(None, description="vLLM's name of regex")
-    n: int | None = Field(None, description="answers a prompt (num_return_sequences)")
-    stop: str | Strings | None = Field(None, description="strings that end the answer (stop_sequences)")
-    max_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
-
-
-class ChatBody(_Body):
-    """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
-
-    messages: tuple[ChatMessage, ...] = Field(min_length=1, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, description="new tokens at most (max_new_tokens)")
-    logprobs: bool | int | None = Field(None, description="report log p of each token; a number as top_logprobs")
-    top_logprobs: int | None = Field(None, description="and of this many likeliest ones")
-    tools: tuple[Tool, ...] | None = Field(None, description="functions that the answer may call")
-    tool_choice: ToolChoice | None = Field(
-        None, description="auto (may call, the default), none, required (must call), one tool, or some (allowed_tools)"
-    )
-    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
-    reasoning_effort: Effort | None = Field(
-        None, description="how much to think, for templates with such a switch; none: not at all"
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="further variables of the template, such as enable_thinking"
-    )
-    add_generation_prompt: bool | None = Field(
-        None, description="false: the prompt ends with the messages, without the opening of an answer"
-    )
-    continue_final_message: bool = Field(
-        False, description="the last message is the assistant's and unfinished: the answer goes on with it"
-    )
-
-
-class CompletionBody(_Body):
-    """What /v1/completions reads; besides these, every knob of GenerationParams."""
-
-    prompt: Annotated[
-        str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...],
-        PlainValidator(read_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-    ] = Field(description="text or token ids, continued as they are; or a list of those")
-    echo: bool = Field(False, description="put the prompt before the answer; with logprobs, score it too")
-    max_tokens: int | None = Field(
-        None, description="new tokens at most (max_new_tokens); 0 with echo: none, only the prompt and its scores"
-    )
-
-
-_AnyBody = TypeVar("_AnyBody", bound=_Body)
+_AnyBody = TypeVar("_AnyBody", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -177,7 +72,9 @@ class Ask:
         given: the keys of the body, which an error may blame.
         include_leading: a stream also says what leads among beams.
         echo: the prompt comes before each answer, scored where log-probabilities are asked for.
-        only_echo: and nothing comes after it.
+        only_echo: nothing comes after the prompt, which is said again or scored.
+        kept: of each prompt's answers so many are told, those with the highest log p a token; None: all.
+        prompt_logprobs: tell log p of the prompt's tokens, and of so many of the likeliest in their places.
         talk: of a chat, how its messages become a prompt.
     """
 
@@ -192,7 +89,20 @@ class Ask:
     include_leading: bool = False
     echo: bool = False
     only_echo: bool = False
+    kept: int | None = None
+    prompt_logprobs: int | None = None
     talk: Talk | None = None
+
+    @property
+    def told(self) -> int:
+        """Answers a prompt that the client gets."""
+        return self.params.num_return_sequences if self.kept is None else self.kept
+
+    @property
+    def prompt_top(self) -> int | None:
+        """So many of the likeliest tokens are looked for in each place of the prompt; None: it is not scored."""
+        wanted = (self.prompt_logprobs, self.params.logprobs if self.echo else None)
+        return max((top for top in wanted if top is not None), default=None)
 
     def in_client_words(self, message: str) -> str:
         """An error of the engine, with the names that the client used."""
@@ -242,7 +152,7 @@ def read_completion(document: dict[str, Any]) -> Ask:
         prompts = (body.prompt,)
     else:
         prompts = (body.prompt,) if isinstance(body.prompt[0], int) else body.prompt
-    only_echo = body.echo and body.max_tokens == 0
+    only_echo = (body.echo or body.prompt_logprobs is not None) and body.max_tokens == 0
     if only_echo:
         body = body.model_copy(update={"max_tokens": 1})  # so that the other knobs can be checked
     ask = _ask(body, prompts, knobs, {}, given)
@@ -268,6 +178,7 @@ def _plain_messages(messages: Any) -> Any:
         for key in sorted(_OF_MESSAGES_NOT_YET & message.keys()):
             if message[key]:
                 raise ApiFault(400, f"messages.{at}.{key}: not supported yet", f"messages.{at}.{key}", "unsupported")
+        check_parts(at, message.get("content"))
         plain.append(plain_message(message, set(ChatMessage.model_fields)))
     return plain
 
@@ -295,11 +206,11 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
         result = model.model_validate_json(json.dumps(strict), strict=True)
         return result if strict == values else model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model)]
-        message = "; ".join(list(dict.fromkeys(faults))[:_MOST_FAULTS])
+        faults = [fault.removeprefix("(whole): ") for fault in describe_faults(error, model, _MOST_FAULTS)]
+        message = "; ".join(dict.fromkeys(faults))
         for knob, name in names.items():
             message = re.sub(rf"\b{knob}\b", name, message)
-        place = error.errors()[0]["loc"]
+        place = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
         param = names.get(str(place[0]), str(place[0])) if place else None
         param = param or blamed(message, [*names.values(), *values])
         raise ApiFault(400, message, param, "invalid_value") from None
@@ -322,7 +233,7 @@ def _put(knobs: dict[str, Any], names: dict[str, str], knob: str, name: str, val
     knobs[knob], names[knob] = value, name
 
 
-def _put_form(knobs: dict[str, Any], names: dict[str, str], body: _Body) -> None:
+def _put_form(knobs: dict[str, Any], names: dict[str, str], body: Body) -> None:
     """Set json_schema or regex from whichever name the client gave it."""
     form, guided = body.response_format, body.guided_json
     if form is not None and form.type == "json_object":
@@ -351,7 +262,7 @@ def _schema(form: Any, name: str) -> Any:
 
 
 def _ask(
-    body: _Body,
+    body: Body,
     prompts: tuple[Prompt, ...],
     knobs: dict[str, Any],
     names: dict[str, str],
@@ -361,6 +272,7 @@ def _ask(
         raise ApiFault(400, "stream_options has no effect without stream; set stream to true", "stream_options")
     _put(knobs, names, "max_new_tokens", "max_tokens", body.max_tokens)
     _put(knobs, names, "num_return_sequences", "n", body.n)
+    kept = _put_best_of(knobs, names, body)
     _put(knobs, names, "stop_sequences", "stop", [body.stop] if isinstance(body.stop, str) else body.stop)
     _put_form(knobs, names, body)
     _decide_whether_to_draw(knobs)
@@ -378,7 +290,35 @@ def _ask(
         stream=body.stream,
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         include_leading=include_leading,
+        kept=kept,
+        prompt_logprobs=_prompt_logprobs(body),
     )
+
+
+def _put_best_of(knobs: dict[str, Any], names: dict[str, str], body: Body) -> int | None:
+    """Let as many answers be made as best_of says; how many of them are told, where that is fewer."""
+    kept, name = knobs.get("num_return_sequences", 1), names.get("num_return_sequences", "num_return_sequences")
+    if body.best_of is None or body.best_of == kept or type(kept) is not int:
+        return None
+    if body.best_of < kept:
+        raise ApiFault(400, f"best_of ({body.best_of}) is less than {name} ({kept}); raise best_of", "best_of")
+    if body.stream:
+        message = "best_of ranks answers that have ended, which cannot be streamed; set stream to false"
+        raise ApiFault(400, message, "best_of", "unsupported")
+    if knobs.get("num_beams", 1) != 1:
+        raise ApiFault(400, "best_of has no effect with num_beams, which ranks beams; raise num_beams", "best_of")
+    knobs["num_return_sequences"], names["num_return_sequences"] = body.best_of, "best_of"
+    return kept
+
+
+def _prompt_logprobs(body: Body) -> int | None:
+    if body.prompt_logprobs == -1:
+        message = "prompt_logprobs: -1 would be the whole vocabulary at each token; at most 20 are told"
+        raise ApiFault(400, message, "prompt_logprobs", "invalid_value")
+    if body.prompt_logprobs is not None and body.stream:
+        message = "prompt_logprobs come with a whole answer; set stream to false"
+        raise ApiFault(400, message, "prompt_logprobs", "unsupported")
+    return body.prompt_logprobs
 
 
 def _decide_whether_to_draw(knobs: dict[str, Any]) -> None:
@@ -410,7 +350,7 @@ def _faulty(knob: str, knobs: Mapping[str, Any]) -> bool:
     return False
 
 
-def schema_of(model: type[_Body]) -> tuple[dict[str, Any], dict[str, Any]]:
+def schema_of(model: type[Body]) -> tuple[dict[str, Any], dict[str, Any]]:
     """JSON schema of a body with every knob, and the definitions it refers to, for the API's own description."""
     place = "#/components/schemas/{model}"
     knobs = GenerationParams.model_json_schema(ref_template=place)

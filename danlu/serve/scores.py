@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from danlu.generate.answers import Logprob
@@ -15,14 +15,15 @@ _LOWEST = -9999.0
 
 
 @dataclass(frozen=True)
-class Echo:
-    """A prompt that is said again before its answer.
+class Before:
+    """What stands before an answer.
 
     Attributes:
+        text: the prompt, said again; None where it is not.
         logprobs: of its tokens after the first; None where they are not asked for.
     """
 
-    text: str
+    text: str | None
     token_ids: tuple[int, ...]
     logprobs: tuple[Logprob, ...] | None
 
@@ -32,17 +33,19 @@ class Places:
 
     Args:
         at: where the first one begins.
-        prompt: the text of the tokens, where it is known; else it is an answer's, which leaves control tokens out.
+        prompt: the text of the tokens, where it is known; else it is an answer's.
+        shows_control: whether an answer's text has its control tokens.
     """
 
-    def __init__(self, names: TokenNames, at: int, prompt: str = "") -> None:
-        self._names, self._at, self._prompt = names, at, prompt
+    def __init__(self, names: TokenNames, at: int, prompt: str = "", *, shows_control: bool = False) -> None:
+        self._names, self._at, self._prompt, self._shows = names, at, prompt, shows_control
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drops_space = names.drops_first_space
 
     def next(self, token: int) -> int:
         at, data = self._at, self._names.data(token)
-        if token in self._names.control and not self._prompt.startswith(data.decode(), at):
+        is_left_out = token in self._names.control and not self._shows
+        if is_left_out and not self._prompt.startswith(data.decode(), at):
             return at
         if self._drops_space:
             data, self._drops_space = data.removeprefix(b" "), False
@@ -74,19 +77,33 @@ def text_report(names: TokenNames, entries: Sequence[Logprob], places: Places) -
     }
 
 
-def echo_report(names: TokenNames, echo: Echo) -> dict[str, list[Any]] | None:
-    """As /v1/completions has it for a prompt, whose first token has no score."""
-    if echo.logprobs is None:
-        return None
-    first, places = echo.token_ids[0], Places(names, 0, echo.text)
+def echo_report(names: TokenNames, before: Before, top: int) -> dict[str, list[Any]]:
+    """As /v1/completions has it for a prompt, with the `top` likeliest of each place; the first token has no score."""
+    assert before.logprobs is not None, "it was scored"
+    first, places = before.token_ids[0], Places(names, 0, before.text or "")
     head: dict[str, list[Any]] = {
         "tokens": [_key(names, first)],
         "token_logprobs": [None],
         "top_logprobs": [None],
         "text_offset": [places.next(first)],
     }
-    rest = text_report(names, echo.logprobs, places)
+    rest = text_report(names, [replace(entry, top=entry.top[:top]) for entry in before.logprobs], places)
     return {key: head[key] + rest[key] for key in rest}
+
+
+def prompt_report(names: TokenNames, before: Before, top: int) -> list[dict[str, Any] | None]:
+    """As vLLM has it: of each token of a prompt {id: what is known of it}, it first and then the `top` likeliest."""
+    assert before.logprobs is not None, "it was scored"
+
+    def of(entry: Logprob) -> dict[str, Any]:
+        found = [(entry.token_id, entry.logprob, entry.rank)]
+        found += [(token, logprob, at) for at, (token, logprob) in enumerate(entry.top[:top], 1)]
+        return {
+            str(token): {"logprob": max(logprob, _LOWEST), "rank": rank, "decoded_token": names.text(token)}
+            for token, logprob, rank in found
+        }
+
+    return [None, *map(of, before.logprobs)]
 
 
 def _by_name(names: TokenNames, entry: Logprob) -> dict[str, float]:

@@ -27,7 +27,9 @@ _KEEP_ALIVE_SECONDS = 75
 def listen(options: ServeOptions) -> socket.socket:
     """A socket on the address, taken before a model is loaded in vain. Raises ResourceError."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named: of connections without it, asyncio does not switch off Nagle's algorithm, and an answer
+    # in two parts (head and body, or pieces of a stream) waits 40 ms for the client's acknowledgement.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((options.host, options.port))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -20,13 +21,13 @@ from danlu.generate.engine import Engine, Prompt
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.text import TokenNames
-from danlu.serve.continuing import are_messages, continued, note_on_base
+from danlu.serve.continuing import are_messages, continued, note_on_base, refuse_turns
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
 from danlu.serve.replies import Usage
 from danlu.serve.schema import Ask
-from danlu.serve.scores import Echo
+from danlu.serve.scores import Before
 from danlu.serve.talking import Conversations, Ready
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -144,6 +145,7 @@ class Service:
         """A prompt's token ids and, of a conversation, what its answer looks like. Raises ApiFault and DanluError."""
         engine, adapter = self.engine, self.adapter_of(ask.model)
         if are_messages(prompt) and (await engine.akind(adapter)).is_base:
+            refuse_turns(ask.model, prompt, ask.talk)
             return await engine.aside(partial(engine.chat.words_prompt, continued(prompt))), None
         if ask.talk is not None and not isinstance(prompt, str):
             messages = cast(Sequence[Message], prompt)
@@ -215,7 +217,10 @@ class Run:
 
     async def _prepare(self, prompt: Prompt) -> tuple[list[int], GenerationParams]:
         token_ids, self.talk = await self.service.read(prompt, self.ask)
-        return token_ids, self.service.fitting(self.ask, len(token_ids))
+        params = self.service.fitting(self.ask, len(token_ids))
+        if self.ask.kept is not None and params.logprobs is None:
+            params = params.model_copy(update={"logprobs": 0})  # candidates are ranked by them
+        return token_ids, params
 
     async def _read(self, at: int, live: LiveAnswers) -> None:
         try:
@@ -250,31 +255,40 @@ class Run:
             open_choices -= event.answer is not None
             yield news
 
-    async def echoes(self) -> list[Echo | None]:
-        """What stands before each choice's answer. Raises ApiFault."""
-        if not self.ask.echo:
-            return [None] * self.choices
+    async def befores(self) -> list[Before | None]:
+        """What stands before each answer that is told. Raises ApiFault."""
+        if not self.ask.echo and self.ask.prompt_top is None:
+            return [None] * (len(self.ask.prompts) * self.ask.told)
         try:
-            made = [await self._echo(*pair) for pair in zip(self.ask.prompts, self._prompts, strict=True)]
+            made = [await self._before(*pair) for pair in zip(self.ask.prompts, self._prompts, strict=True)]
         except DanluError as error:
             raise as_fault(error, self.ask.given, self.ask.in_client_words) from error
-        return [one for one in made for _ in range(self.ask.params.num_return_sequences)]
+        return [one for one in made for _ in range(self.ask.told)]
 
-    async def _echo(self, prompt: Prompt, token_ids: list[int]) -> Echo:
-        engine, top = self.service.engine, self.ask.params.logprobs
-        text = prompt if isinstance(prompt, str) else str(engine.chat.tokenizer.decode(token_ids))
+    async def _before(self, prompt: Prompt, token_ids: list[int]) -> Before:
+        engine, top, text = self.service.engine, self.ask.prompt_top, None
+        if self.ask.echo:
+            text = prompt if isinstance(prompt, str) else str(engine.chat.tokenizer.decode(token_ids))
         if top is None:
-            return Echo(text, tuple(token_ids), None)
+            return Before(text, tuple(token_ids), None)
         adapter = self.service.adapter_of(self.ask.model)
-        return Echo(text, tuple(token_ids), await engine.aprompt_logprobs(token_ids, top, adapter))
+        return Before(text, tuple(token_ids), await engine.aprompt_logprobs(token_ids, top, adapter))
 
     async def answers(self) -> list[Answer]:
-        """All answers, in order."""
+        """All answers that are told, in order."""
         found: dict[int, Answer] = {}
         async for news in self.pieces(self.service.options.request_timeout_seconds):
             if news is not None and news[1].answer is not None:
                 found[news[0]] = news[1].answer
-        return [found[index] for index in range(self.choices)]
+        made = [found[index] for index in range(self.choices)]
+        return made if self.ask.kept is None else self._best(made, self.ask.kept)
+
+    def _best(self, made: list[Answer], kept: int) -> list[Answer]:
+        """Of each prompt's candidates the `kept` with the highest log-probability a token, the best first."""
+        count, best = self.ask.params.num_return_sequences, list[Answer]()
+        for start in range(0, len(made), count):
+            best += sorted(made[start : start + count], key=mean_logprob, reverse=True)[:kept]
+        return best if self.ask.params.logprobs is not None else [replace(one, logprobs=None) for one in best]
 
     def _count(self, event: Event) -> None:
         if not self._told_first:
@@ -291,6 +305,12 @@ class Run:
             live.close()
         self.service.places_taken -= self._places
         self._places = 0
+
+
+def mean_logprob(answer: Answer) -> float:
+    """The log-probability of an answer, by token; 0 of none."""
+    entries = answer.logprobs or ()
+    return sum(entry.logprob for entry in entries) / max(1, len(entries))
 
 
 async def while_wanted(work: Awaitable[_T], receive: Receive, host: Host, seconds: float) -> _T:

@@ -76,8 +76,8 @@ class AnswerStream(EventStream):
         self._run.close()
 
     async def _pieces(self, send: Send) -> None:
-        for index, echo in enumerate(await self._run.echoes()):
-            await say(send, self._replies.beginning(index, echo))
+        for index, before in enumerate(await self._run.befores()):
+            await say(send, self._replies.beginning(index, before))
         async for news in self._run.pieces(BEAT_SECONDS):
             await say(send, KEEP_ALIVE if news is None else self._replies.piece(*news))
         if self._replies.counted:

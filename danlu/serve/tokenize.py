@@ -6,12 +6,13 @@ be made from.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
 from pydantic import Field
 
-from danlu.config import Options
+from danlu.config import Options, Some
 from danlu.errors import DanluError
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.schema import Ask, read_body, read_chat, read_completion
@@ -32,11 +33,22 @@ class DetokenizeBody(Options):
     """What /detokenize reads."""
 
     model: str = Field(description="the name that /v1/models lists")
-    tokens: tuple[int, ...] = Field(description="token ids; control tokens are written as well")
+    tokens: Some[int] = Field(description="token ids; control tokens are written as well")
 
 
 async def tokenized(service: Service, document: dict[str, Any]) -> dict[str, Any]:
     """The tokens of a body. Raises ApiFault."""
+    wishes, ask = await asyncio.to_thread(_read, document)
+    token_ids = await _tokens(service, ask, wishes.add_special_tokens is not False)
+    answer = {"count": len(token_ids), "max_model_len": service.engine.context_length, "tokens": token_ids}
+    if wishes.return_token_strs:
+        answer["token_strs"] = await service.engine.aside(
+            partial(service.engine.chat.tokenizer.convert_ids_to_tokens, token_ids)
+        )
+    return answer
+
+
+def _read(document: dict[str, Any]) -> tuple[TokenizeWishes, Ask]:
     own = {name: document[name] for name in TokenizeWishes.model_fields if document.get(name) is not None}
     rest = {name: value for name, value in document.items() if name not in TokenizeWishes.model_fields}
     wishes, is_chat = read_body(TokenizeWishes, own), "messages" in rest
@@ -45,11 +57,7 @@ async def tokenized(service: Service, document: dict[str, Any]) -> dict[str, Any
         raise ApiFault(400, "the chat template writes the special tokens of messages", "add_special_tokens")
     if len(ask.prompts) > 1 or not (is_chat or isinstance(ask.prompts[0], str)):
         raise ApiFault(400, "give one text", "prompt")
-    token_ids = await _tokens(service, ask, wishes.add_special_tokens is not False)
-    answer = {"count": len(token_ids), "max_model_len": service.engine.context_length, "tokens": token_ids}
-    if wishes.return_token_strs:
-        answer["token_strs"] = service.engine.chat.tokenizer.convert_ids_to_tokens(token_ids)
-    return answer
+    return wishes, ask
 
 
 async def _tokens(service: Service, ask: Ask, with_beginning: bool) -> list[int]:
@@ -69,9 +77,15 @@ def _bare(service: Service, text: str) -> list[int]:
 
 async def detokenized(service: Service, document: dict[str, Any]) -> dict[str, Any]:
     """The text of tokens. Raises ApiFault."""
-    body, tokenizer = read_body(DetokenizeBody, document), service.engine.chat.tokenizer
+    tokenizer = service.engine.chat.tokenizer
+    body = await asyncio.to_thread(_read_tokens, document, len(tokenizer))
     service.adapter_of(body.model)
-    for at, token in enumerate(body.tokens):
-        if not 0 <= token < len(tokenizer):
-            raise ApiFault(400, f"{token} is no token: there are {len(tokenizer)}, from 0 on", f"tokens.{at}")
     return {"prompt": await service.engine.aside(partial(tokenizer.decode, list(body.tokens)))}
+
+
+def _read_tokens(document: dict[str, Any], vocabulary: int) -> DetokenizeBody:
+    body = read_body(DetokenizeBody, document)
+    for at, token in enumerate(body.tokens):
+        if not 0 <= token < vocabulary:
+            raise ApiFault(400, f"{token} is no token: there are {vocabulary}, from 0 on", f"tokens.{at}")
+    return body

@@ -11,7 +11,7 @@ import yaml
 from danlu.config import Options
 from danlu.device import peak_memory_bytes
 from danlu.errors import DanluError, disk_faults
-from danlu.journal import Journal, check_replaceable, claimed, set_aside, write_atomic
+from danlu.journal import Journal, check_replaceable, claimed, clear_leftovers, set_aside, write_atomic
 from danlu.report.page import write_report
 from danlu.steps.step import Place, Show
 
@@ -29,6 +29,7 @@ def opened(place: Place, options: Options, show: Show, go_on: bool) -> Iterator[
             if not go_on and (aside := set_aside(journal.directory)):
                 show.say(f"an earlier run was kept as {aside}")
             journal.directory.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(journal.directory)
         text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_atomic(journal.recipe_path, text)
         journal.event("begun", f"seed {place.seed}")

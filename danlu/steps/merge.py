@@ -8,8 +8,8 @@ from pydantic import Field
 
 from danlu.data.source import read_conversations
 from danlu.device import read_device
-from danlu.digests import of_path
 from danlu.errors import DataError
+from danlu.fingerprint import of_path
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal
 from danlu.quantize.merge import MergeOptions, check_merge, merge_checked

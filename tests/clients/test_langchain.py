@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from langchain_core.messages import HumanMessage, ToolMessage
+from asking import LONG
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
+from openai import RateLimitError
 from pydantic import BaseModel
 
 
@@ -23,7 +28,8 @@ def weather(city: str) -> str:
 
 
 def model(url, **more):
-    return ChatOpenAI(base_url=url, api_key="none", model="tiny", max_tokens=200, temperature=0, max_retries=0, **more)
+    given = {"api_key": "none", "model": "tiny", "max_tokens": 200, "temperature": 0, "max_retries": 0, **more}
+    return ChatOpenAI(base_url=url, **given)
 
 
 def test_an_answer_and_its_stream(url):
@@ -53,9 +59,81 @@ def test_a_streamed_call(url, responses):
     assert whole.text == "Let me see."
 
 
-@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-def test_forms(url, method):
-    assert model(url).with_structured_output(Person, method=method).invoke("Who is Ada?") == Person(name="Ada", age=36)
+def test_several_calls(url):
+    able, question = model(url).bind_tools([weather]), "How is the weather in Paris and Rome?"
+    assert [call["args"]["city"] for call in able.invoke(question).tool_calls] == ["Paris", "Rome"]
+    single = model(url).bind_tools([weather], parallel_tool_calls=False)
+    assert [call["args"]["city"] for call in single.invoke(question).tool_calls] == ["Paris"]
+
+
+@pytest.mark.parametrize("choice", ["any", "weather"])
+@pytest.mark.parametrize("responses", [False, True], ids=["chat", "responses"])
+def test_a_call_that_must_come(url, choice, responses):
+    able = model(url, use_responses_api=responses).bind_tools([weather, Person], tool_choice=choice, strict=True)
+    answer = able.invoke("You must ask for the weather in Paris.")
+    assert [(call["name"], call["args"]) for call in answer.tool_calls] == [("weather", {"city": "Paris"})]
+
+
+@pytest.mark.parametrize("responses", [False, True], ids=["chat", "responses"])
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("form", [Person, Person.model_json_schema()], ids=["class", "schema"])
+def test_forms(url, method, form, responses):
+    able = model(url, use_responses_api=responses).with_structured_output(form, method=method, include_raw=True)
+    found = able.invoke("Who is Ada?")
+    expected = Person(name="Ada", age=36)
+    assert (found["parsed"], found["parsing_error"]) == (expected if form is Person else expected.model_dump(), None)
+
+
+def test_a_streamed_form(url):
+    *_, last = model(url).with_structured_output(Person).stream("Who is Ada?")
+    assert last == Person(name="Ada", age=36)
+
+
+def test_at_once_and_in_batches(url):
+    async def main():
+        asked = model(url)
+        pieces = [piece async for piece in asked.astream("hello")]
+        return "".join(piece.content for piece in pieces), (await asked.ainvoke("hello")).content
+
+    assert asyncio.run(main()) == ("Hello there.", "Hello there.")
+    answers = model(url).batch(["hello", "Who is Ada?"])
+    assert [answer.content for answer in answers] == ["Hello there.", '{"name": "Ada", "age": 36}']
+
+
+def test_the_older_model(url):
+    older = OpenAI(base_url=url, api_key="none", model="tiny", max_tokens=12, temperature=0)
+    assert older.invoke("hello") == "".join(older.stream("hello")) == "Hello there."
+
+
+def test_all_roles(url):
+    turns = [SystemMessage("Be brief."), HumanMessage("hello", name="bob"), AIMessage("Hm."), HumanMessage("hello")]
+    assert model(url).invoke(turns).content == "Hello there."
+
+
+def test_reasoning(url):
+    """It reads reasoning of responses alone; of chats it keeps the words of the answer."""
+    assert model(url).invoke("think about it").content == "Yes."
+    answer = model(url, use_responses_api=True).invoke("think about it")
+    thought = [part for part in answer.content if part["type"] == "reasoning"]
+    assert thought[0]["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+    assert (answer.text, answer.usage_metadata["output_token_details"]["reasoning"] > 0) == ("Yes.", True)
+
+
+@pytest.mark.parametrize("responses", [False, True], ids=["chat", "responses"])
+def test_too_long(url, responses):
+    with pytest.raises(ContextOverflowError):
+        model(url, use_responses_api=responses).invoke(LONG)
+
+
+def test_a_full_server(url):
+    busy = [model(url, max_tokens=7000).stream("count") for _ in range(4)]
+    for one in busy:
+        next(one)
+    with pytest.raises(RateLimitError):
+        model(url).invoke("hello")
+    for one in busy:
+        one.close()
+    assert model(url).with_retry(stop_after_attempt=9).invoke("hello").content == "Hello there."
 
 
 def test_log_probabilities(url):

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from danlu.data import word_ids
+from danlu.data import cuts, word_ids
 from danlu.data.chat import Chat
 from danlu.data.encoding import Encoder
 from danlu.data.records import Preference, Text
@@ -143,6 +143,7 @@ def test_a_stencil_is_read_off_once_for_an_order_of_roles():
 
 def texts(draw, count=300):
     pieces = [
+        *["\n", "\n\n", "\t", "\r\n", "   ", "a(b)", "x, y", "-", "学", "习。", "²", "\U00020000", "か\u3099"],
         *PIECES,
         " ",
         "  ",
@@ -191,11 +192,44 @@ def split_by(pattern):
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
 
 
-@pytest.mark.parametrize("pattern", sorted(word_ids._PARTS_AT_SPACES))
+@pytest.mark.parametrize("pattern", sorted(cuts._PARTS_AT_SPACES))
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["as it is", "NFC"])
 def test_words_of_known_splits(pattern, normalizer):
     ids = assert_words_equal_texts(bpe(split_by(pattern), normalizer))
-    assert ids._words("one two  three\n four") == ["one", " two  three\n four"]
+    assert ids.cuts.pieces(["one two  three\n four"])[0] == ["one", " two", " ", " three", "\n", " four"]
+
+
+CHINESE = ["模型先学习，再回答。", "模型学会了：学习回答问题！", "问题在于模型的学习率。", "回答“问题”的模型。"]
+
+
+@pytest.mark.parametrize("pattern", sorted(cuts._PARTS_AT_SPACES))
+@pytest.mark.parametrize("vocabulary", [300, 330, 420])
+def test_chinese_is_cut_where_no_token_reaches_across(pattern, vocabulary):
+    """Vocabularies in which tokens hold several characters, and parts of them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = split_by(pattern)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CHINESE * 9, trainer)
+    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    ids, draw = WordIds(own, ["<|im_end|>"]), random.Random(8)
+    characters = sorted({*"".join(CHINESE), *"一丁 a\n。。，乙’s龥"})
+    texts = [*CHINESE, *("".join(draw.choices(characters, k=9)) for _ in range(2000))]
+    ids.learn(texts)
+    assert [ids(text) for text in texts] == own(texts, add_special_tokens=False)["input_ids"]
+    assert len(ids.cuts.pieces(["一丁一丁"])[0]) == 4
+    assert ids.cuts.pieces(["模型一丁"])[0] == ["模型", "一", "丁"]
+
+
+def test_a_text_that_holds_an_added_token_is_not_cut():
+    tokenizer = bpe(split_by(cuts._GPT2))
+    tokenizer.add_tokens([AddedToken("x-y", normalized=False), AddedToken("   ", normalized=False)])
+    ids = WordIds(tokenizer, ["<|im_end|>"])
+    texts = ["a-b", "x-y", "a x-yz (b)", "a   b", "a  b", "x-", "y x", ""]
+    ids.learn(texts)
+    assert [ids(text) for text in texts] == tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert ids.cuts.pieces(["a-b", "a x-y"])[0] == ["a", "-", "b", "a x-y"]
 
 
 def test_words_where_nothing_is_split_end_where_no_token_reaches_across():
@@ -203,8 +237,8 @@ def test_words_where_nothing_is_split_end_where_no_token_reaches_across():
     replace = normalizers.Replace(" ", "▁")
     split = pre_tokenizers.Split(" ", "merged_with_previous")
     ids = assert_words_equal_texts(bpe(split, replace, alphabet, unk_token="<unk>"))
-    assert ">" in ids._joiners
-    assert ids._words("a> </b c") == ["a> </b", " c"] or ids._joiners > {"b"}
+    assert ">" in ids.cuts.joiners
+    assert ids.cuts.pieces(["a> </b c"])[0] == ["a> </b", " c"] or ids.cuts.joiners > {"b"}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +254,7 @@ def test_words_where_nothing_is_split_end_where_no_token_reaches_across():
 )
 def test_other_tokenizers_see_their_texts_whole(pre_tokenizer, normalizer):
     ids = assert_words_equal_texts(bpe(pre_tokenizer, normalizer))
-    assert ids._joiners is None
+    assert ids.cuts.joiners is None
 
 
 @pytest.mark.parametrize(
@@ -252,7 +286,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
     for at in range(20):
         ids.learn([" ".join(f"w{at * 10 + n}" for n in range(10)), "字" * 100])
         assert len(ids._kept) <= 61
-        assert len(ids._segments) <= 2
+        assert len(ids._found) <= 2
 
 
 def test_a_tokenizer_with_code_of_its_own_is_called_as_it_is():
@@ -282,5 +316,5 @@ def test_real_tokenizers(name):
         pytest.skip(f"{name} is not on this machine")
     tokenizer = load_tokenizer(resolve(name, cache=cache_directory()))
     ids = assert_words_equal_texts(tokenizer, ("<end_of_turn>", "<|im_end|>"))
-    assert ids._words("one two") == ["one", " two"]
+    assert ids.cuts.pieces(["one two"])[0] == ["one", " two"]
     assert_equal_to_one_by_one(Chat.of(tokenizer, SimpleNamespace(eos_token_id=None)), sample(6, 40))

@@ -3,11 +3,13 @@
 import bz2
 import gzip
 import lzma
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from sample_rows import fault_of, write_csv, write_jsonl
 
+from danlu.data import folders
 from danlu.data.formats import Reading, Skipped, Text, read_records
 
 COMPRESS = {
@@ -79,14 +81,15 @@ def test_only_the_data_files_of_a_folder_are_read_and_it_is_said(tmp_path):
     (tmp_path / "README.md").write_text("# a dataset card", "utf-8")
     (tmp_path / "dataset_info.json").write_text("{}", "utf-8")
     (tmp_path / "load.py").write_text("x", "utf-8")
-    (tmp_path / "more").mkdir()
     skipped = Skipped()
     assert len(list(read_records(tmp_path, skipped=skipped))) == 1
     assert skipped.files == [str(tmp_path / "train.jsonl")]
-    assert skipped.passed_over == [
-        str(tmp_path / name) for name in ("README.md", "dataset_info.json", "load.py", "more")
-    ]
-    assert "files not read: " in skipped.summary()
+    assert {Path(file).name: why for file, why in skipped.passed_over.items()} == {
+        "README.md": folders.ABOUT,
+        "dataset_info.json": folders.ABOUT,
+        "load.py": folders.OTHER_KIND,
+    }
+    assert f"files not read: {tmp_path / 'README.md'} (describes the data), " in skipped.summary()
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
@@ -96,6 +99,25 @@ def test_another_separator_is_recognised_and_said(tmp_path, delimiter):
     (record,) = read_records(path, skipped=skipped)
     assert [m["content"] for m in record.messages] == ["one, two", "three; four"]
     assert f"a.csv: columns are parted by {delimiter!r}" in skipped.notes
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_first_line_that_names_the_separator_is_obeyed(tmp_path, separator):
+    path = tmp_path / "a.csv"
+    path.write_text(f'sep={separator}\nprompt{separator}completion\n"q"{separator}a\n', "utf-8")
+    (record,) = read_records(path)
+    assert [m["content"] for m in record.messages] == ["q", "a"]
+    assert record.place == "a.csv:3"
+
+
+def test_the_blank_after_each_separator_is_no_part_of_an_answer(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt, completion\nq, "yes, sir"\n"r", no\n', "utf-8")
+    skipped = Skipped()
+    assert [record.messages[1]["content"] for record in read_records(path, skipped=skipped)] == ["yes, sir", "no"]
+    assert skipped.notes == {"a.csv: the blank after each separator belongs to no cell": 1}
+    path.write_text("prompt,completion\nq, yes\n", "utf-8")
+    assert [record.messages[1]["content"] for record in read_records(path)] == [" yes"]
 
 
 def test_a_missing_header_is_said(tmp_path):

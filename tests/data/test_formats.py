@@ -362,6 +362,20 @@ def test_a_faulty_line_is_named_or_skipped(tmp_path, line, reason):
     assert reason in skipped.faults[0][1]
 
 
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("{'text': 'a'}", "it looks like a Python object written with str(): write each row with json.dumps"),
+        ("\0\0\0", "NULs, as a crash or a full disk leaves them: remove the line"),
+        ("[", "if the file is one list, name it .json"),
+        ("{", "if each object stands over several lines, name the file .json"),
+    ],
+)
+def test_a_line_that_is_no_json_says_what_to_do(tmp_path, line, fix):
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": "a " * 5000}, line)
+    assert f"  next: {fix}" in fault_of(path)
+
+
 def test_nan_outside_the_text_is_no_fault(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", '{"text": "a", "score": NaN}')
     assert [r.text for r in read_records(path)] == ["a"]
@@ -381,6 +395,13 @@ def test_no_usable_row_is_an_error_even_when_skipping(tmp_path):
     message = fault_of(path, on_error="skip")
     assert "no usable row; 2 faulty" in message
     assert "a.jsonl:2: text is empty" in message
+
+
+def test_what_to_do_is_said_where_no_row_is_usable(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"prompt": "q", "completion": "a", "images": ["a.jpg"]})
+    assert "next: leave them out with data.on_error=skip" in fault_of(path, on_error="skip")
+    path = write_jsonl(tmp_path / "b.jsonl", {"prompt": "q", "completion": None})
+    assert "null and NaN count as not given" in fault_of(path, format="prompt_completion", on_error="skip")
 
 
 def test_a_column_is_meant_by_its_name_without_regard_to_case_and_separators(tmp_path):

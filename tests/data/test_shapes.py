@@ -126,6 +126,20 @@ def test_unknown_columns_are_refused_with_a_mapping_to_correct(tmp_path):
     assert "data.columns={messages: turns}" in fault_of(path)
 
 
+def test_what_stands_beside_a_question_is_not_proposed_as_one(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"system": "s", "chat": "USER: q ASSISTANT: a"})
+    assert "data.columns={text: chat}" in fault_of(path)
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q", "completion": {"n": 1}}, {"messages": [USER, {**ASSISTANT, "content": {}}]}]
+)
+def test_an_object_in_place_of_a_text_says_how_to_write_it(row):
+    with pytest.raises(DataError) as caught:
+        read_row(row)
+    assert caught.value.fix == "if the object itself is meant, write it as text: json.dumps"
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_column_that_is_not_there_is_an_error(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
@@ -151,6 +165,30 @@ def test_a_column_mapped_to_nothing_is_not_read():
     record, skipped = read_row(row, columns={"label": None, "image": None})
     assert record.label is None
     assert skipped.unread == {"label": 1, "image": 1}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(ours, name) for ours, names in SYNONYMS.items() for name in names])
+def test_no_synonym_is_read_of_what_the_user_has_settled(ours, theirs):
+    row = {"instruction": "q", "output": "a", theirs: [{"name": "f"}] if ours == "tools" else "false"}
+    record, skipped = read_row(row, columns={ours: None})
+    assert record == read_row({"instruction": "q", "output": "a"})[0]
+    assert skipped.unread == {theirs: 1}
+
+
+def test_of_three_names_the_one_that_is_named_is_read():
+    row = {"prompt": "q", "completion": "a", "system": "x", "system_prompt": "y", "system_message": "z"}
+    record, skipped = read_row(row, columns={"system": "system_message"})
+    assert record.messages[0]["content"] == "z"
+    assert skipped.unread == {"system": 1, "system_prompt": 1}
+
+
+def test_rows_inside_an_object_are_not_taken_for_turns(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": "2", "rows": [{"prompt": "q", "completion": "a"}]}), "utf-8")
+    assert "if the rows stand under 'rows', put that list alone into the file" in fault_of(path)
+    path.write_text(json.dumps({"version": "2", "log": [USER, ASSISTANT]}), "utf-8")
+    assert "which column holds the turns: data.columns={messages: log}" in fault_of(path)
+    assert "put that list alone" not in fault_of(path)
 
 
 # --- values of cells ---

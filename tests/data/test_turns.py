@@ -168,12 +168,52 @@ def test_keys_that_disagree_and_learnt_questions_are_refused():
         read({"from": "human", "value": "q", "loss": True}, ("gpt", "a"))
 
 
+@pytest.mark.parametrize("mask", [[0, 0, 0, 0.5], "[0, false, 1, 0.5]"])
+def test_a_list_beside_the_messages_says_which_are_learnt(mask):
+    turns = [("human", "q"), ("gpt", "a"), ("human", "r"), ("gpt", "b")]
+    messages, _ = read(*turns, loss_mask=mask)
+    assert messages[1] == {"role": "assistant", "content": "a", "train": False}
+    assert messages[3] == {"role": "assistant", "content": "b", "weight": 0.5}
+    assert read(*turns, loss_mask=[0, 1, 0, 1]) == read(*turns)
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        ([0], "loss_mask has 1 values for 2 messages"),
+        ([0, "yes"], r"loss_mask\[1\]: loss_mask is 'yes'"),
+        ([0, 0], r"loss_mask\[1\] and the message itself disagree"),
+        (1, "loss_mask is int"),
+    ],
+)
+def test_a_list_that_does_not_fit_the_messages_is_refused(mask, reason):
+    with pytest.raises(DataError, match=reason):
+        read(("human", "q"), {"from": "gpt", "value": "a", "weight": 2}, loss_mask=mask)
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "think"])
 def test_every_name_of_a_reasoning_is_read(key):
     messages, _ = read(("human", "q"), {"from": "gpt", "value": "a", key: "why"})
     assert messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "why"}
     with pytest.raises(DataError, match="'reasoning' and 'thinking' say different things"):
         read(("human", "q"), {"from": "gpt", "value": "a", "reasoning": "x", "thinking": "y"})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "thinking", "thinking": "why"},
+        {"type": "reasoning", "text": "why"},
+        {"type": "thinking", "text": "why"},
+    ],
+)
+def test_a_reasoning_may_be_a_part_of_the_content(part):
+    messages, _ = read(("human", "q"), {"role": "assistant", "content": [part, {"type": "text", "text": "a"}]})
+    assert messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "why"}
+    with pytest.raises(DataError, match="two reasonings"):
+        read(("human", "q"), {"role": "assistant", "content": [part], "thinking": "x"})
+    with pytest.raises(DataError, match="reasoning: dict instead of text"):
+        read(("human", "q"), {"role": "assistant", "content": [{"type": "thinking", "thinking": {}}]})
 
 
 def test_keys_of_messages_that_nobody_reads_are_counted():

@@ -160,10 +160,26 @@ def test_a_form_and_a_ban_that_contradict_each_other_are_named(engine, knobs, wo
         ({"json_schema": {"x-guidance": 3}}, "x-guidance is 3"),
         ({"regex": "(" * 300 + ")" * 300}, "nested parentheses"),
         ({"json_schema": {"x-guidance": {"lenient": True}}}, "x-guidance is"),
-        ({"json_schema": {"type": "array", "uniqueItems": True}}, "Unimplemented keys"),
+        ({"json_schema": {"not": {"type": "array"}}}, "Unimplemented keys"),
         ({"json_schema": {"x-guidance": {"item_separator": ";"}}}, "x-guidance is"),
         ({"json_schema": {"x-guidance": {"whitespace_flexible": 1}}}, "neither true nor false"),
         ({"grammar": "start: nowhere"}, "grammar: "),
+        ({"json_schema": {"$ref": "#"}}, "'#' leads back to itself"),
+        (
+            {
+                "json_schema": {
+                    "items": {"$ref": "#/$defs/a"},
+                    "$defs": {n: {"$ref": f"#/$defs/{m}"} for n, m in ("ab", "ba")},
+                }
+            },
+            r"'#/\$defs/.' leads back to itself",
+        ),
+        (
+            {"json_schema": {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}},
+            "'#/\\$defs/a' leads back to itself",
+        ),
+        ({"json_schema": {"items": {"$ref": "http://x.org/y"}}}, r"\$ref 'http://x.org/y': nothing is fetched here"),
+        ({"json_schema": {"items": {"$ref": "#/$defs/x"}}}, "Pointer '/\\$defs/x' does not exist"),
     ],
 )
 def test_a_faulty_form_is_refused_with_its_place(engine, knobs, words):
@@ -277,3 +293,16 @@ def test_kept_forms_take_no_more_than_their_budget(engine):
     for number in range(40):
         fits(engine, "", regex=f"x{{{number + 1}}}")
     assert engine._maker._grammars.kept_bytes <= grammar.KEPT_BYTES
+
+
+def test_a_schema_may_hold_itself(engine):
+    node = {
+        "type": "object",
+        "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}},
+        "required": ["v"],
+    }
+    schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    assert fits(engine, '{"v":1,"next":{"v":2,"next":{"v":3}}}', json_schema=schema)
+    assert not fits(engine, '{"v":1,"next":{"next":{"v":3}}}', json_schema=schema)
+    tree = {"type": "array", "items": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}
+    assert fits(engine, "[[null,[]],null]", json_schema=tree)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from danlu import GenerationParams
 from danlu.report.decoding import show_trace
+from danlu.words import speaking
 
 P = {40: -0.9, 41: -1.4, 42: -1.9, 43: -2.6, 44: -3.9}
 
@@ -173,3 +174,16 @@ def test_a_finished_character_stands_beside_its_last_byte(engine, monkeypatch):
     assert r'"\xe5"' in text
     assert r'"\x97" = "北"' in text
     assert text.count("北") >= 2  # of the token, and of the candidate
+
+
+def test_the_picture_in_chinese(engine):
+    with speaking("zh"):
+        out = shown(drawn(engine, **SAMPLED), tokens=1)
+        beams = shown(drawn(engine, num_beams=3, num_return_sequences=2))
+    assert "回答 1，逐 token" in out
+    assert "排名" in out
+    assert "筛除" in out
+    assert "另有 2 个 token：--show_tokens 3" in out
+    assert "answer" not in out + beams
+    assert "回答 2" in beams
+    assert "得分" in beams

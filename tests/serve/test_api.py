@@ -185,6 +185,22 @@ def test_faults_in_the_body(post):
     assert error(post(TEXT, text(prompt=["a"] * 300, n=None)), 400)["param"] == "prompt"
 
 
+def test_faults_are_told_in_words_and_numbers_as_they_are(post):
+    digits = error(post(CHAT, b'{"model": "tiny", "seed": ' + b"9" * 5000 + b"}"), 400)["message"]
+    assert "value has 5000 digits" in digits
+    assert "sys." not in digits
+    largest = error(post(CHAT, chat(seed=2**63)), 400)["message"]
+    assert "less than or equal to 9223372036854775807 " in largest
+    assert error(post(CHAT, chat(messages=[])), 400)["message"] == (
+        "messages: It should hold at least 1, not 0 (seen: [])"
+    )
+    many = error(post(CHAT, chat(stop=["a"] * 65)), 400)
+    assert many["param"] == "stop"
+    assert many["message"].startswith("stop: It should hold at most 64, not 65 (seen: ['a', ")
+    no_content = error(post(CHAT, chat(messages=[{"role": "user", "content": None}])), 400)["message"]
+    assert no_content == "messages.0: content is missing; only an answer that calls tools may leave it out"
+
+
 def test_unicode(engine, post):
     raw = json.dumps(chat()).encode().replace(b"what", b"\\ud800")
     assert "surrogate" in error(post(CHAT, raw), 400)["message"]
@@ -364,6 +380,13 @@ def test_metrics_parse(ask, engine):
     assert found["danlu_kv_budget_bytes",] == engine.core.store.budget_bytes
     assert found["danlu_prefix_cache_bytes",] == engine.load.prefix_cache_bytes
     assert found["danlu_prefix_hit_tokens_total",] == engine.load.prefix_hit_tokens
+    weights = sum(one.nbytes for one in engine._model.parameters())
+    assert found["danlu_weight_bytes",] + found["danlu_product_bytes",] >= weights
+    memory = {name[1]: value for name, value in found.items() if name[0] == "danlu_memory_bytes"}
+    assert memory["peak"] > 0
+    if "other" in memory:
+        assert memory["resident"] == sum(memory[part] for part in ("files", "heap_used", "other"))
+        assert memory["heap_used"] == sum(memory[f"heap_{part}"] for part in ("before", "made", "since"))
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 from adapting import make_adapter
-from serving import CHAT, HELLO, TEXT, chat, text
+from serving import CHAT, HELLO, TEXT, chat, error, text
 
 from danlu import Engine
 from danlu.cli import call
@@ -86,6 +86,49 @@ def test_messages_without_a_word_are_refused(engine):
     response = posted(engine, CHAT, chat(temperature=0, messages=[{"role": "user", "content": ""}]))
     assert response.status_code == 400
     assert "base model" in response.json()["error"]["message"]
+
+
+TOOL = {"type": "function", "function": {"name": "clock"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"reasoning_effort": "low"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"messages": [*HELLO, {"role": "assistant", "tool_calls": [CALL]}]},
+        {"messages": [*HELLO, {"role": "tool", "tool_call_id": "c", "content": "noon"}]},
+    ],
+)
+def test_what_shapes_turns_is_refused(engine, given):
+    fault = error(posted(engine, CHAT, chat(temperature=0, **given)), 400)
+    assert fault["param"] in given
+    assert "tiny is a base model" in fault["message"]
+    assert "--kind instruct" in fault["message"]
+    assert "base model" not in posted(engine, CHAT, chat(temperature=0, model="qa", **given)).text
+    told = {key: value for key, value in chat(**given).items() if key != "max_tokens"}
+    assert error(posted(engine, "/tokenize", told), 400)["param"] in given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"reasoning_effort": "none"},
+        {"chat_template_kwargs": {}},
+        {"add_generation_prompt": False},
+        {"messages": [*HELLO, {"role": "assistant", "content": "Pa"}], "continue_final_message": True},
+    ],
+)
+def test_what_asks_for_what_is_done_anyway_is_not(engine, given):
+    body = chat(temperature=0, **given)
+    assert said(posted(engine, CHAT, body)) == said(
+        posted(engine, CHAT, chat(temperature=0, messages=body["messages"]))
+    )
 
 
 def test_its_adapter_answers_in_turns(engine):

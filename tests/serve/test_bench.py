@@ -36,11 +36,13 @@ def test_a_row_counts_all_requests(bench):
     assert bench.table([row], "en").splitlines()[2].startswith("| 2 | 2 | 1.0 | 250 / 500 / 500 |")
 
 
+@pytest.mark.parametrize("name", ["serve", "memory"])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_only_the_block_is_written(bench, language):
+def test_only_the_block_is_written(bench, language, name):
     text = bench.GUIDES[language].read_text("utf-8")
-    found = bench.written(text, "new \\1\n")
-    before, after = text.split("<!-- bench:serve -->")[0], text.split("<!-- end -->")[1]
-    assert found == f"{before}<!-- bench:serve -->\nnew \\1\n<!-- end -->{after}"
+    found = bench.written(text, "new \\1\n", name)
+    before, rest = text.split(f"<!-- bench:{name} -->")
+    after = rest.split("<!-- end -->", 1)[1]
+    assert found == f"{before}<!-- bench:{name} -->\nnew \\1\n<!-- end -->{after}"
     with pytest.raises(ValueError, match="one block"):
-        bench.written("nothing", "new\n")
+        bench.written("nothing", "new\n", name)

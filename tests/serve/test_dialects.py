@@ -170,6 +170,8 @@ def test_the_other_flavours_own_words():
     rtp = chat("rtp-llm", no_repeat_ngram_size=3, stop_sequences=[[6, 7]], repetition_penalty=1.2)
     extra = {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "stop_words_list": [[6, 7]]}
     assert rtp["extra_configs"] == extra
+    assert chat("rtp-llm", top_k=3)["extra_configs"] == {"top_k": 3}
+    assert "top_k" not in chat("rtp-llm", top_k=3)
     with pytest.raises(ApiFault, match="has no /completions"):
         text("rtp-llm")
 
@@ -216,6 +218,21 @@ def test_a_text_that_is_only_scored(flavour):
     assert "max_new_tokens" not in body
 
 
+def test_the_best_of_many_and_scores_of_a_prompt():
+    for flavour in ("openai", "danlu"):
+        body = text(flavour, best_of=4, n=2)
+        assert (body["best_of"], body["n"]) == (4, 2)
+        assert "num_return_sequences" not in body
+    assert chat("danlu", best_of=4)["best_of"] == 4
+    for flavour in ("vllm", "danlu"):
+        assert text(flavour, prompt_logprobs=3)["prompt_logprobs"] == 3
+        assert text(flavour, prompt_logprobs=0, max_tokens=0)["max_tokens"] == 0
+    for make, flavour in ((chat, "openai"), (text, "vllm"), (text, "sglang"), (text, "llama.cpp")):
+        assert fault(make, flavour, best_of=4).param == "best_of"
+    for flavour in ("openai", "sglang", "llama.cpp"):
+        assert fault(text, flavour, prompt_logprobs=0).param == "prompt_logprobs"
+
+
 def test_only_another_danlu_says_which_beam_leads():
     wish = {"num_beams": 2, "stream": True, "stream_options": {"include_leading": True, "include_usage": True}}
     assert chat("danlu", **wish)["stream_options"] == {"include_leading": True, "include_usage": True}
@@ -241,6 +258,39 @@ def test_tools_and_calls_go_to_another_server_as_they_came():
         assert {key: body[key] for key in given} == given
         assert body["messages"][1]["tool_calls"] == [CALL]
         assert body["messages"][2] == {"role": "tool", "tool_call_id": "c", "content": "noon"}
+
+
+NAMED = {"type": "function", "function": {"name": "clock"}}
+OTHER = {"type": "function", "function": {"name": "date"}}
+
+
+@pytest.mark.parametrize("flavour", ["openai", "vllm", "sglang", "llama.cpp", "danlu"])
+@pytest.mark.parametrize(
+    ("choice", "knowing", "instead"),
+    [
+        (NAMED, {"openai", "vllm", "sglang", "danlu"}, {"tool_choice": "required", "parallel_tool_calls": False}),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
+            {"openai", "danlu"},
+            {"tool_choice": "required"},
+        ),
+        ({"type": "allowed_tools", "allowed_tools": {"tools": [NAMED]}}, {"openai", "danlu"}, {"tool_choice": "auto"}),
+    ],
+)
+def test_a_choice_that_the_server_does_not_know_is_made_here(flavour, choice, knowing, instead):
+    """llama.cpp reads every choice that is no word as auto, and says nothing."""
+    asked = {"model": "m", "messages": MESSAGES, "tools": [TOOL, OTHER], "tool_choice": choice}
+    body = worded(read_chat(asked), flavour, True, 64)
+    expected = {"tools": [TOOL, OTHER], "tool_choice": choice} if flavour in knowing else {"tools": [TOOL], **instead}
+    talk = ("tools", "tool_choice", "parallel_tool_calls")
+    assert {name: body[name] for name in talk if name in body} == expected
+
+
+def test_log_probabilities_without_alternatives():
+    """llama.cpp makes twenty of none."""
+    assert "top_logprobs" not in chat("vllm", logprobs=True)
+    assert chat("llama.cpp", logprobs=True)["top_logprobs"] == 1
+    assert chat("llama.cpp", logprobs=True, top_logprobs=3)["top_logprobs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from danlu.errors import ConfigError, Interrupted, MemoryShortage
 from danlu.generate.params import GenerationParams
+from danlu.serve.bodies import ChatBody, CompletionBody
 from danlu.serve.body import parse
+from danlu.serve.embeddings import EmbeddingBody
 from danlu.serve.faults import ApiFault, as_fault, blamed
-from danlu.serve.schema import INERT, NOT_YET, ChatBody, CompletionBody, read_chat, read_completion, schema_of
+from danlu.serve.responses import ResponsesBody
+from danlu.serve.schema import INERT, NOT_YET, read_chat, read_completion, schema_of
+from danlu.serve.tokenize import DetokenizeBody
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -163,7 +170,7 @@ def test_forms_of_answers(given, knobs):
     ("given", "param", "words"),
     [
         ({"response_format": {"type": "grammar"}}, "response_format", "'json_schema'"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs to the type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema is missing"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "name"),
         ({"response_format": {"type": "json_object", "regex": "a"}}, "response_format", "regex belongs to the type"),
         ({"guided_json": "{"}, "guided_json", "guided_json is no valid JSON"),
@@ -211,7 +218,12 @@ def test_messages():
     ):
         assert fault(chat, messages=wrong).param.startswith("messages")
     image = {"type": "image_url", "image_url": {"url": "x"}}
-    assert fault(chat, messages=[{"role": "user", "content": [image]}]).param == "messages"
+    refused = fault(chat, messages=[{"role": "user", "content": [{"type": "text", "text": "look"}, image]}])
+    assert (refused.param, refused.code) == ("messages.0.content.1", "unsupported")
+    assert refused.message == "messages.0.content.1: its type is 'image_url'; only text is read here"
+    wrong = fault(chat, messages=[{"role": "king", "content": "x"}])
+    assert "at least 1 item" not in wrong.message
+    assert "at least 1 item" in fault(chat, messages=[]).message
     with pytest.raises(ApiFault, match="messages"):
         read_chat({"model": "tiny"})
 
@@ -318,7 +330,7 @@ def test_no_nucleus_is_the_likeliest_token():
 
 
 def test_what_would_change_an_answer_is_still_refused():
-    for wrong in ({"suffix": "x"}, {"best_of": 3}, {"modalities": ["audio"]}, {"prompt_logprobs": 1}):
+    for wrong in ({"suffix": "x"}, {"modalities": ["audio"]}, {"prediction": {}}):
         assert fault(text, **wrong).code == "unsupported"
 
 
@@ -385,3 +397,55 @@ def test_errors_do_not_show_how_the_schema_is_written():
     for wrong in ({"force_words": [[3]]}, {"stop": [3]}, {"eos_token_id": ["x"]}, {"constraints": [{"choice": [3.5]}]}):
         message = fault(text, **wrong).message
         assert not any(word in message for word in ("tuple[", "constrained", "function-", ".str", ".int"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: "),
+        ({"messages": ["x"]}, "messages.0: "),
+        ({"messages": []}, "messages: It should hold at least 1"),
+        ({"force_words_ids": [[["x"]]]}, "force_words_ids.0.0"),
+        ({"stop_sequences": [[3.5]]}, "stop_sequences.0"),
+        ({"constraints": [3]}, "constraints.0: "),
+        ({"constraints": [{"phrase": 3}]}, "constraints.0.phrase: "),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format: the type is 'json_schema', and json_schema is",
+        ),
+    ],
+)
+def test_a_fault_inside_is_told_at_its_place_and_no_other(wrong, expected):
+    message = fault(chat, **wrong).message
+    assert message.startswith(expected)
+    assert "after validation" not in message
+    assert not re.search(r"\b[Tt]uple\b", message)
+
+
+def lists_in(schema):
+    """The schemas of lists of any length in one of pydantic's."""
+    if isinstance(schema, dict):  # a validator of ours stands in the way of what is only described
+        parts = [part for key, part in schema.items() if key not in ("metadata", "serialization")]
+    else:
+        parts = schema if isinstance(schema, list) else ()
+    if isinstance(schema, dict) and schema.get("type") in ("list", "tuple") and "variadic_item_index" in schema:
+        yield schema
+    for part in parts:
+        yield from lists_in(part)
+
+
+@pytest.mark.parametrize(
+    "body", [ChatBody, CompletionBody, ResponsesBody, EmbeddingBody, DetokenizeBody, GenerationParams]
+)
+def test_a_list_of_faults_costs_no_more_than_its_first(body):
+    found = list(lists_in(body.__pydantic_core_schema__))
+    assert all(one.get("fail_fast") for one in found), [one for one in found if not one.get("fail_fast")]
+
+
+def test_unknown_keys_of_a_part_are_few():
+    many = {f"k{at}": 1 for at in range(5000)}
+    with pytest.raises(ApiFault, match="5000 keys; at most 4096"):
+        parse(json.dumps({"stream_options": many}).encode())
+    message = fault(chat, response_format={"type": "text", **dict(list(many.items())[:99])}).message
+    assert message.count("unknown key") == 8
+    assert "allowed: type, json_schema, regex, schema" in message

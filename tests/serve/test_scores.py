@@ -161,3 +161,27 @@ def test_places_of_characters_that_span_tokens(engine):
     assert [in_answer.next(token) for token in (control, a)] == [0, 0]
     assert [in_prompt.next(token) for token in (control, a)] == [0, len(spelt)]
     assert _key(names, ids[1]) == "bytes:\\xe4"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("shown", [False, True])
+def test_places_of_control_tokens(engine, post, shown, stream):
+    """Where the answer's text has them, each begins where it stands; where it has not, they take no room."""
+    tokenizer = engine.chat.tokenizer
+    control = sorted(token for token in TokenNames(tokenizer).control if token not in engine.chat.stop_ids)[0]
+    bias = {str(control): 100, str(tokenizer.encode("a", add_special_tokens=False)[0]): 100}
+    body = text(logit_bias=bias, eos_token_id=[], seed=1, logprobs=0, skip_special_tokens=not shown, echo=True)
+    response = post(TEXT, {**body, "stream": stream})
+    if stream:
+        pieces = events(response)
+        (report,) = in_pieces(pieces, PARTS)
+        said = "".join(choice["text"] for piece in pieces for choice in piece["choices"])
+    else:
+        (choice,) = response.json()["choices"]
+        report, said = choice["logprobs"], choice["text"]
+    spelt = tokenizer.decode([control])
+    assert spelt in report["tokens"]
+    assert (spelt in said) == shown
+    for token, at in zip(report["tokens"], report["text_offset"], strict=True):
+        if token != spelt or shown:
+            assert said[at : at + len(token)] == token

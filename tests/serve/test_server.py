@@ -271,6 +271,15 @@ def test_64_streams_of_which_some_leave(start, engine):
     wait_until(lambda: alive(Run, LiveAnswers, Job) <= before)
 
 
+def test_an_answer_waits_for_no_acknowledgement(start):
+    running = start()
+    with httpx.Client(base_url=running.url, timeout=20) as client:
+        client.get("/models").raise_for_status()
+        (one,) = running.server.server_state.connections
+        taken = one.transport.get_extra_info("socket")
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_long_upload_is_refused(start):
     with httpx.Client(base_url=start().url, timeout=20) as client:
         kind = {"content-type": "application/json"}

@@ -476,6 +476,7 @@ def test_a_response_that_was_cut_off_is_incomplete(told, post):
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
+        ({"tools": [FLAT], "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 100000}, "max_output_tokens"),
         ({"n": 2}, "n"),
@@ -486,6 +487,14 @@ def test_a_response_that_was_cut_off_is_incomplete(told, post):
 def test_what_a_response_cannot_be_is_refused(told, post, more, param):
     told.says("Never.")
     assert error(post(RESPONSES, items(**more)), 400)["param"] == param
+
+
+@pytest.mark.parametrize("named", [{"name": "weather"}, {"function": {"name": "weather"}}], ids=["flat", "nested"])
+def test_a_response_that_must_call(told, post, named):
+    """LlamaIndex names the function as in chats."""
+    told.says(PARIS)
+    body = post(RESPONSES, items(tools=[FLAT], tool_choice={"type": "function", **named})).json()
+    assert [item["type"] for item in body["output"]] == ["function_call"]
 
 
 def told_events(response):
@@ -579,3 +588,17 @@ def test_an_error_in_the_middle_of_a_responses_stream_is_an_event():
     assert json.loads(data.removeprefix("data: ")) == {
         "type": "error", "sequence_number": 3, "code": "timeout", "message": "too long", "param": None,
     }  # fmt: skip
+
+
+# -- faults in the client's words
+
+
+def test_a_fault_in_a_schema_is_told_without_our_own_grammar(told, post):
+    told.says("", templates.THINKING)
+    faulty = {"type": "object", "properties": {"a": {"type": "nmber"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "n", "schema": faulty}}
+    message = error(post(CHAT, chat(response_format=named)), 400)["message"]
+    assert message.startswith("response_format: Invalid type: nmber (at properties/a)")
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": faulty}}
+    message = error(post(CHAT, chat(tools=[tool], tool_choice="required")), 400)["message"]
+    assert message.startswith("tools: Invalid type: nmber\n  next")

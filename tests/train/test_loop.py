@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from waiting import interrupts_stay_inside, wait_until
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError, DiskError, Interrupted, TrainingError
 from danlu.journal import Journal
-from danlu.train.checkpoint import checkpoints, last_checkpoint
+from danlu.train.checkpoint import checkpoints, last_checkpoint, save_checkpoint
 from danlu.train.loop import Loss, Run, Stage, TrainOptions, planned_steps, resumable, train
 
 CPU = Device("cpu", 1, 2**34, False)
@@ -209,6 +210,19 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match="no space left"):
         go(tmp_path, num_train_epochs=2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_checkpoint_that_cannot_be_written_whole_is_a_fault_of_the_disk(tmp_path):
+    """torch.save tells of a full disk, or of a file that may not grow, in words of its own."""
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, allowed[1]))
+    try:
+        with pytest.raises(DiskError, match="step-000001: could not be written") as caught:
+            save_checkpoint(tmp_path, 1, {"step": 1, "weights": torch.zeros(2**14)}, {}, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert "raise the limit" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_max_steps_overrides_the_epochs():
