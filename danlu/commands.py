@@ -16,7 +16,8 @@ from pydantic import create_model
 from rich.table import Table
 
 from danlu.answering import begun, check_prefill, no_talk, notes_on_end, prompt_for, system_message
-from danlu.config import Options, load, validate
+from danlu.chain import Chain
+from danlu.config import Options, validate
 from danlu.data.chat import Chat
 from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
@@ -33,8 +34,10 @@ from danlu.journal import Journal, check_free, holder
 from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe
+from danlu.report.chain import is_chain, write_chain_report
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
+from danlu.run import load_recipe, product_of
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
@@ -79,10 +82,10 @@ def run(recipe: str, /, *overrides: str) -> None:
     overrides
         any key of the recipe, such as train.learning_rate=1e-4 or resume=true
     """
-    _run(_in_place(load(Recipe, recipe, overrides), Path(recipe), overrides))
+    _run(_in_place(load_recipe(recipe, overrides), Path(recipe), overrides))
 
 
-def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
+def _in_place(recipe: Recipe | Chain, path: Path, overrides: Sequence[str]) -> Recipe | Chain:
     """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
     home = path.resolve().parent
     placed = any(override.startswith(("name=", "runs=")) for override in overrides)
@@ -91,7 +94,7 @@ def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
     if recipe.directory.resolve() == home:
         return recipe
     document = {**recipe.model_dump(mode="json"), "runs": str(home.parent), "name": home.name}
-    return validate(Recipe, document, where=str(path))
+    return validate(type(recipe), document, where=str(path))
 
 
 def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
@@ -103,16 +106,16 @@ def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
     _run(from_flags(Recipe, recipe))
 
 
-def _run(recipe: Recipe) -> None:
-    resume = shlex.join(["danlu", "run", str(recipe.directory / "recipe.yaml"), "resume=true"])
+def _run(recipe: Recipe | Chain) -> None:
+    words = ["danlu", "run", str(recipe.directory / "recipe.yaml")]
+    resume = shlex.join(words if isinstance(recipe, Chain) else [*words, "resume=true"])
     with run_view(_OUT) as view:
         directory = run_recipe(recipe, view, how_to_resume=resume)
         examples = Journal(directory).results().get("examples", [])
     if examples:
         show_examples(_OUT, examples)
-    if recipe.merge is not None:
-        merged = directory / "merged"
-        _say(f'use it: danlu generate {merged} "…"    danlu chat {merged}')
+    if (product := product_of(recipe)).adapter is None:
+        _say(f'use it: danlu generate {product.model} "…"    danlu chat {product.model}')
 
 
 def _say(text: str) -> None:
@@ -489,4 +492,5 @@ def report(directory: Path, /) -> None:
         raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
     if who := holder(directory):
         _news(f"the run is still going on, in {who}: this is how far it is")
-    _say(str(write_report(Journal(directory))))
+    journal = Journal(directory)
+    _say(str((write_chain_report if is_chain(journal) else write_report)(journal)))
