@@ -18,6 +18,7 @@ import yaml
 from danlu.chain import Chain, Step, changed, steps_of
 from danlu.config import apply_overrides, read_recipe, validate
 from danlu.errors import ConfigError, DanluError, Interrupted, disk_faults
+from danlu.fingerprint import of_weights
 from danlu.journal import Journal, check_replaceable, claimed, clear_leftovers, is_run, set_aside, write_atomic
 from danlu.recipe import Recipe
 from danlu.report.chain import write_chain_report
@@ -85,9 +86,13 @@ def _goes_on(chain: Chain, journal: Journal) -> bool:
 
 def _is_done(step: Step, known: dict[str, Any]) -> bool:
     state = known.get(step.name, {})
-    product = [Path(path) for path in (step.product.model, step.product.adapter) if path is not None]
-    own = [path for path in product if step.place.directory in path.parents]
-    return state.get("state") == "done" and state["parts"] == step.parts and all(path.is_dir() for path in own)
+    return bool(state.get("state") == "done" and state["parts"] == step.parts and state["made"] == _made(step))
+
+
+def _made(step: Step) -> dict[str, str]:
+    """Digests of what lies in the step's own directory of what it leaves; somebody may have changed it since."""
+    paths = [Path(path) for path in (step.product.model, step.product.adapter) if path is not None]
+    return {path.name: of_weights(path) for path in paths if step.place.directory in path.parents}
 
 
 def _open(chain: Chain, journal: Journal, goes_on: bool, show: Show) -> None:
@@ -112,7 +117,7 @@ def _run_step(step: Step, known: dict[str, Any], journal: Journal, show: Show) -
     elif before is None:
         reason = "it was not done yet"
     else:
-        reason = f"changed: {', '.join(changed(before['parts'], step.parts)) or 'what it left is gone'}"
+        reason = f"changed: {', '.join(changed(before['parts'], step.parts)) or 'what it left'}"
     show.say(f"{step.name}: {reason}")
     journal.event("step", reason, step=step.name, start=step.start.adapter or step.start.model)
     _keep(journal, step, "begun")
@@ -126,7 +131,7 @@ def _run_step(step: Step, known: dict[str, Any], journal: Journal, show: Show) -
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("stopped; what was finished is kept", fix=step.place.how_to_resume) from None
         raise
-    _keep(journal, step, "done", seconds=time.time() - started)
+    _keep(journal, step, "done", made=_made(step), seconds=time.time() - started)
 
 
 def _keep(journal: Journal, step: Step, state: str, **more: Any) -> None:

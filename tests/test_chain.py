@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from danlu.chain import Chain
+from danlu.cli import call
 from danlu.config import validate
 from danlu.errors import ConfigError, DataError, DiskError, InUse
 from danlu.journal import Journal, claimed
@@ -185,6 +186,37 @@ def test_a_product_that_is_gone_is_made_again(document):
     directory = chain_of(document).directory
     (directory / "merge" / "merged").rename(directory / "merge" / "elsewhere")
     assert again(document) == ["merge"]
+
+
+def test_a_product_that_was_changed_since_is_made_again(document):
+    """Here by training the first step on its own for longer."""
+    Path("first.yaml").write_text(Path("runs/c/first/recipe.yaml").read_text())
+    run(load_recipe("runs/c/first/recipe.yaml", ["resume=true", "train.num_train_epochs=2"]), Lines(), "")
+    lines = Lines()
+    short = {**document, "steps": {name: document["steps"][name] for name in STEPS[:2]}}
+    assert again(short, lines) == STEPS[:1]
+    assert "first: changed: what it left" in lines.said
+
+
+def test_a_flat_run_does_not_go_on_in_a_chain(document):
+    flat = {"name": "c", "resume": True, "merge": None, **document["steps"]["first"]}
+    del flat["kind"]
+    Path("flat.yaml").write_text(json.dumps(flat))
+    with pytest.raises(ConfigError, match="several steps"):
+        run(load_recipe("flat.yaml"), Lines(), "")
+
+
+def test_the_command_line_runs_it_and_says_how_to_go_on(document, capsys):
+    Path("c.yaml").write_text(json.dumps(document))
+    assert call(["run", "c.yaml", "steps.merged-2.prompts=1"]) == 0
+    said = capsys.readouterr().out
+    assert "second: done before, and nothing has changed" in said
+    assert "merged-2: changed: options.prompts" in said
+    assert 'use it: danlu generate runs/c/merged-2/merged "…"' in said
+    assert call(["report", "runs/c"]) == 0
+    assert Path(capsys.readouterr().out.strip()).is_file()
+    assert call(["run", "c.yaml", "steps.second.train.learning_rat=1e-3"]) == 2
+    assert "steps.second" in capsys.readouterr().err
 
 
 def test_a_proof_holds_two_steps_against_each_other(document):
