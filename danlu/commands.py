@@ -31,7 +31,7 @@ from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import EMBEDDERS, KNOWN, Kind, cache_directory, is_cached, resolve
 from danlu.journal import Journal, check_free, holder
-from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
+from danlu.model.load import ModelOptions, base_of, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe
 from danlu.report.chain import is_chain, write_chain_report
@@ -325,11 +325,11 @@ def _tell(notes: Iterable[str]) -> None:
 
 
 def merge(
-    base: str,
     adapter: Path,
     out: Path,
     /,
     *,
+    base: str | None = None,
     prompts_path: Path | None = None,
     accept_licence: bool = False,
     chat_template: str | None = None,
@@ -339,12 +339,12 @@ def merge(
 
     Parameters
     ----------
-    base
-        the model that the adapter was trained on
     adapter
         directory of the PEFT adapter
     out
         directory of the merged model
+    base
+        the model that the adapter was trained on; by default the one that the adapter names
     prompts_path
         data file whose conversations are asked; a few general questions otherwise
     accept_licence
@@ -353,7 +353,7 @@ def merge(
         Jinja text, a file of it, or "chatml"; by default the one beside the adapter, else the tokenizer's own
     """
     chosen = from_flags(MergeOptions, options)
-    adapter_config(adapter)
+    base = base or base_of(adapter)
     check_free(out)
     asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)

@@ -137,8 +137,8 @@ def _steps(parts: _Parts, how_to_resume: str) -> None:
         journal,
         parts.device,
     )
-    if parts.kind is not None:
-        write_origin(journal.adapter, kind=parts.kind)
+    kind = {} if parts.kind is None else {"kind": parts.kind}
+    write_origin(journal.adapter, base=recipe.model.name, **kind)
     after = _measure(parts, "after")
     if before is not None and after is not None and recipe.prove is not None:
         compare(journal, parts.show, recipe.prove, parts.held_out, parts.questions, before, after)
