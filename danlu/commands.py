@@ -24,12 +24,12 @@ from danlu.data.check import check as check_data
 from danlu.data.figures import Fault
 from danlu.data.formats import Reading
 from danlu.data.source import DataOptions, read_conversations
-from danlu.device import DtypeName, read_device
+from danlu.device import read_device
 from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.hub import EMBEDDERS, KNOWN, Kind, cache_directory, is_cached, resolve
+from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
 from danlu.journal import Journal, check_free, holder
 from danlu.model.load import ModelOptions, base_of, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
@@ -60,13 +60,26 @@ else:
     Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
     Recipes, Merging, Serving, Backends = map(as_flags, (Recipe, MergeOptions, ServeOptions, BackendOptions))
 
+# How a model is held; its name stands before the flags.
+_HELD = ("dtype", "adapter", "kind", "accept_licence")
 _READING = ("format", "columns", "roles", "encoding", "placeholders")
-_DECLARED: dict[str, Any] = {name: (field.annotation, field) for name, field in DataOptions.model_fields.items()}
-ReadingOptions: type[Options] = create_model("ReadingOptions", __base__=Options, **{k: _DECLARED[k] for k in _READING})
+
+
+def _some(name: str, of: type[Options], names: Iterable[str]) -> type[Options]:
+    """Options of these names, declared where `of` is."""
+    declared: dict[str, Any] = {key: (of.model_fields[key].annotation, of.model_fields[key]) for key in names}
+    return create_model(name, __base__=Options, **declared)
+
+
+ReadingOptions = _some("ReadingOptions", DataOptions, _READING)
+HeldOptions = _some("HeldOptions", ModelOptions, _HELD)
+ServedOptions = _some("ServedOptions", ModelOptions, [name for name in _HELD if name != "adapter"])
 if TYPE_CHECKING:
     ReadingFlags = Options
+    HeldFlags = Options
+    ServedFlags = Options
 else:
-    ReadingFlags = as_flags(ReadingOptions)
+    ReadingFlags, HeldFlags, ServedFlags = map(as_flags, (ReadingOptions, HeldOptions, ServedOptions))
 
 _OUT = new_console()
 _ERRORS = new_console(stderr=True)
@@ -139,10 +152,7 @@ def generate(
     show: bool = False,
     show_tokens: int | None = None,
     show_json: Path | None = None,
-    dtype: DtypeName = "auto",
-    adapter: str | None = None,
-    kind: Kind | None = None,
-    accept_licence: bool = False,
+    held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Answer one prompt. A base model continues it as it is.
 
@@ -164,15 +174,6 @@ def generate(
         of each answer, draw so many tokens; 8 without it
     show_json
         file for what --show draws, whole and as JSON
-    dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
-        on a CPU
-    adapter
-        directory of a PEFT adapter to put on the model
-    kind
-        base continues the prompt, instruct answers it; found out if not given
-    accept_licence
-        accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
     check_prefill(prefill)
@@ -182,7 +183,7 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    adapter, engine = _engine(model, held)
     asked = text if raw else prompt_for(engine, adapter or model, text, system, _news, prefill)
     if not (show or show_json):
         _stream(engine, asked, knobs, prefill or "")
@@ -198,6 +199,12 @@ def generate(
         show_trace(_OUT, trace, show_tokens or TOKENS)
 
 
+def _engine(model: str, held: Options) -> tuple[str | None, Engine]:
+    """The adapter that is named, and the engine with it."""
+    chosen = from_flags(HeldOptions, held).model_dump()
+    return chosen["adapter"], Engine(model, say=_news, **chosen)
+
+
 def chat(
     model: str,
     /,
@@ -205,10 +212,7 @@ def chat(
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     prefill: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    dtype: DtypeName = "auto",
-    adapter: str | None = None,
-    kind: Kind | None = None,
-    accept_licence: bool = False,
+    held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
 
@@ -220,19 +224,10 @@ def chat(
         a system message at the beginning
     prefill
         how each answer begins; the model goes on from there
-    dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
-        on a CPU
-    adapter
-        directory of a PEFT adapter to put on the model
-    kind
-        instruct talks with a base model all the same; found out if not given
-    accept_licence
-        accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
     check_prefill(prefill)
-    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    adapter, engine = _engine(model, held)
     if (finding := engine.kind()).is_base:
         raise no_talk(adapter or model, finding)
     _news("an empty line or Ctrl-D ends the talk; /new starts another")
@@ -252,10 +247,8 @@ def serve(
     *,
     options: Annotated[Serving, Flat] = Serving(),  # noqa: B008 - frozen
     backend: Annotated[Backends, Flat] = Backends(),  # noqa: B008 - frozen
-    dtype: DtypeName = "auto",
+    held: Annotated[ServedFlags, Flat] = ServedFlags(),  # noqa: B008 - frozen
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
-    kind: Kind | None = None,
-    accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
 
@@ -264,21 +257,15 @@ def serve(
     model
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id; with --backend openai the other
         server's name for its model, needed where it has several
-    dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
-        on a CPU
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
-    kind
-        base continues the text of messages, instruct answers them; found out if not given
-    accept_licence
-        accept the licence of a model that asks for it
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
     own, named = adapters_named(adapter or ())
-    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, kind=kind, accept_licence=accept_licence)
+    chosen = from_flags(ServedOptions, held).model_dump()
+    loading = ModelOptions(name=model or "", adapter=own, **chosen)
     listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
     serve_model(loading, named, listening, answering, say=_say, news=_news)
 
