@@ -169,7 +169,7 @@ def test_ctrl_c_is_no_traceback(call, monkeypatch):
     def stop(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("danlu.commands.is_cached", stop)
+    monkeypatch.setattr("danlu.commands.looking.is_cached", stop)
     with interrupts_stay_inside():
         code, _, err = call("models")
     assert (code, err) == (130, "error: stopped\n")
