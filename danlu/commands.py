@@ -16,25 +16,28 @@ from pydantic import create_model
 from rich.table import Table
 
 from danlu.answering import begun, check_prefill, no_talk, notes_on_end, prompt_for, system_message
-from danlu.config import Options, load, validate
+from danlu.chain import Chain
+from danlu.config import Options, validate
 from danlu.data.chat import Chat
 from danlu.data.check import NEAR_RECORDS
 from danlu.data.check import check as check_data
 from danlu.data.figures import Fault
 from danlu.data.formats import Reading
 from danlu.data.source import DataOptions, read_conversations
-from danlu.device import DtypeName, read_device
+from danlu.device import read_device
 from danlu.errors import ConfigError, DataError, disk_faults
 from danlu.flags import as_flag, as_flags, from_flags, spelt
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.hub import EMBEDDERS, KNOWN, Kind, cache_directory, is_cached, resolve
+from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
 from danlu.journal import Journal, check_free, holder
-from danlu.model.load import ModelOptions, adapter_config, load_tokenizer
+from danlu.model.load import ModelOptions, base_of, load_tokenizer
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe
+from danlu.report.chain import is_chain, write_chain_report
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.report.page import write_report
+from danlu.run import load_recipe, product_of
 from danlu.run import run as run_recipe
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import new_console, run_view, show, show_data, show_examples
@@ -57,13 +60,26 @@ else:
     Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
     Recipes, Merging, Serving, Backends = map(as_flags, (Recipe, MergeOptions, ServeOptions, BackendOptions))
 
+# How a model is held; its name stands before the flags.
+_HELD = ("dtype", "adapter", "kind", "accept_licence")
 _READING = ("format", "columns", "roles", "encoding", "placeholders")
-_DECLARED: dict[str, Any] = {name: (field.annotation, field) for name, field in DataOptions.model_fields.items()}
-ReadingOptions: type[Options] = create_model("ReadingOptions", __base__=Options, **{k: _DECLARED[k] for k in _READING})
+
+
+def _some(name: str, of: type[Options], names: Iterable[str]) -> type[Options]:
+    """Options of these names, declared where `of` is."""
+    declared: dict[str, Any] = {key: (of.model_fields[key].annotation, of.model_fields[key]) for key in names}
+    return create_model(name, __base__=Options, **declared)
+
+
+ReadingOptions = _some("ReadingOptions", DataOptions, _READING)
+HeldOptions = _some("HeldOptions", ModelOptions, _HELD)
+ServedOptions = _some("ServedOptions", ModelOptions, [name for name in _HELD if name != "adapter"])
 if TYPE_CHECKING:
     ReadingFlags = Options
+    HeldFlags = Options
+    ServedFlags = Options
 else:
-    ReadingFlags = as_flags(ReadingOptions)
+    ReadingFlags, HeldFlags, ServedFlags = map(as_flags, (ReadingOptions, HeldOptions, ServedOptions))
 
 _OUT = new_console()
 _ERRORS = new_console(stderr=True)
@@ -79,10 +95,10 @@ def run(recipe: str, /, *overrides: str) -> None:
     overrides
         any key of the recipe, such as train.learning_rate=1e-4 or resume=true
     """
-    _run(_in_place(load(Recipe, recipe, overrides), Path(recipe), overrides))
+    _run(_in_place(load_recipe(recipe, overrides), Path(recipe), overrides))
 
 
-def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
+def _in_place(recipe: Recipe | Chain, path: Path, overrides: Sequence[str]) -> Recipe | Chain:
     """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
     home = path.resolve().parent
     placed = any(override.startswith(("name=", "runs=")) for override in overrides)
@@ -91,7 +107,7 @@ def _in_place(recipe: Recipe, path: Path, overrides: Sequence[str]) -> Recipe:
     if recipe.directory.resolve() == home:
         return recipe
     document = {**recipe.model_dump(mode="json"), "runs": str(home.parent), "name": home.name}
-    return validate(Recipe, document, where=str(path))
+    return validate(type(recipe), document, where=str(path))
 
 
 def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
@@ -103,16 +119,16 @@ def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
     _run(from_flags(Recipe, recipe))
 
 
-def _run(recipe: Recipe) -> None:
-    resume = shlex.join(["danlu", "run", str(recipe.directory / "recipe.yaml"), "resume=true"])
+def _run(recipe: Recipe | Chain) -> None:
+    words = ["danlu", "run", str(recipe.directory / "recipe.yaml")]
+    resume = shlex.join(words if isinstance(recipe, Chain) else [*words, "resume=true"])
     with run_view(_OUT) as view:
         directory = run_recipe(recipe, view, how_to_resume=resume)
         examples = Journal(directory).results().get("examples", [])
     if examples:
         show_examples(_OUT, examples)
-    if recipe.merge is not None:
-        merged = directory / "merged"
-        _say(f'use it: danlu generate {merged} "…"    danlu chat {merged}')
+    if (product := product_of(recipe)).adapter is None:
+        _say(f'use it: danlu generate {product.model} "…"    danlu chat {product.model}')
 
 
 def _say(text: str) -> None:
@@ -136,10 +152,7 @@ def generate(
     show: bool = False,
     show_tokens: int | None = None,
     show_json: Path | None = None,
-    dtype: DtypeName = "auto",
-    adapter: str | None = None,
-    kind: Kind | None = None,
-    accept_licence: bool = False,
+    held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Answer one prompt. A base model continues it as it is.
 
@@ -161,15 +174,6 @@ def generate(
         of each answer, draw so many tokens; 8 without it
     show_json
         file for what --show draws, whole and as JSON
-    dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
-        on a CPU
-    adapter
-        directory of a PEFT adapter to put on the model
-    kind
-        base continues the prompt, instruct answers it; found out if not given
-    accept_licence
-        accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
     check_prefill(prefill)
@@ -179,7 +183,7 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    adapter, engine = _engine(model, held)
     asked = text if raw else prompt_for(engine, adapter or model, text, system, _news, prefill)
     if not (show or show_json):
         _stream(engine, asked, knobs, prefill or "")
@@ -195,6 +199,12 @@ def generate(
         show_trace(_OUT, trace, show_tokens or TOKENS)
 
 
+def _engine(model: str, held: Options) -> tuple[str | None, Engine]:
+    """The adapter that is named, and the engine with it."""
+    chosen = from_flags(HeldOptions, held).model_dump()
+    return chosen["adapter"], Engine(model, say=_news, **chosen)
+
+
 def chat(
     model: str,
     /,
@@ -202,10 +212,7 @@ def chat(
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     prefill: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    dtype: DtypeName = "auto",
-    adapter: str | None = None,
-    kind: Kind | None = None,
-    accept_licence: bool = False,
+    held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
 
@@ -217,19 +224,10 @@ def chat(
         a system message at the beginning
     prefill
         how each answer begins; the model goes on from there
-    dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
-        on a CPU
-    adapter
-        directory of a PEFT adapter to put on the model
-    kind
-        instruct talks with a base model all the same; found out if not given
-    accept_licence
-        accept the licence of a model that asks for it
     """
     knobs = _knobs(params)
     check_prefill(prefill)
-    engine = Engine(model, dtype=dtype, adapter=adapter, kind=kind, accept_licence=accept_licence, say=_news)
+    adapter, engine = _engine(model, held)
     if (finding := engine.kind()).is_base:
         raise no_talk(adapter or model, finding)
     _news("an empty line or Ctrl-D ends the talk; /new starts another")
@@ -249,10 +247,8 @@ def serve(
     *,
     options: Annotated[Serving, Flat] = Serving(),  # noqa: B008 - frozen
     backend: Annotated[Backends, Flat] = Backends(),  # noqa: B008 - frozen
-    dtype: DtypeName = "auto",
+    held: Annotated[ServedFlags, Flat] = ServedFlags(),  # noqa: B008 - frozen
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
-    kind: Kind | None = None,
-    accept_licence: bool = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
 
@@ -261,21 +257,15 @@ def serve(
     model
         a name that `danlu models` lists, a directory, a .gguf file, or a hub id; with --backend openai the other
         server's name for its model, needed where it has several
-    dtype
-        number format of the weights; auto is bfloat16 where the hardware has it; int8 and int4 answer faster
-        on a CPU
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
-    kind
-        base continues the text of messages, instruct answers them; found out if not given
-    accept_licence
-        accept the licence of a model that asks for it
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
     own, named = adapters_named(adapter or ())
-    loading = ModelOptions(name=model or "", dtype=dtype, adapter=own, kind=kind, accept_licence=accept_licence)
+    chosen = from_flags(ServedOptions, held).model_dump()
+    loading = ModelOptions(name=model or "", adapter=own, **chosen)
     listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
     serve_model(loading, named, listening, answering, say=_say, news=_news)
 
@@ -322,11 +312,11 @@ def _tell(notes: Iterable[str]) -> None:
 
 
 def merge(
-    base: str,
     adapter: Path,
     out: Path,
     /,
     *,
+    base: str | None = None,
     prompts_path: Path | None = None,
     accept_licence: bool = False,
     chat_template: str | None = None,
@@ -336,12 +326,12 @@ def merge(
 
     Parameters
     ----------
-    base
-        the model that the adapter was trained on
     adapter
         directory of the PEFT adapter
     out
         directory of the merged model
+    base
+        the model that the adapter was trained on; by default the one that the adapter names
     prompts_path
         data file whose conversations are asked; a few general questions otherwise
     accept_licence
@@ -350,7 +340,7 @@ def merge(
         Jinja text, a file of it, or "chatml"; by default the one beside the adapter, else the tokenizer's own
     """
     chosen = from_flags(MergeOptions, options)
-    adapter_config(adapter)
+    base = base or base_of(adapter)
     check_free(out)
     asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=_say, accept_licence=accept_licence)
@@ -489,4 +479,5 @@ def report(directory: Path, /) -> None:
         raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
     if who := holder(directory):
         _news(f"the run is still going on, in {who}: this is how far it is")
-    _say(str(write_report(Journal(directory))))
+    journal = Journal(directory)
+    _say(str((write_chain_report if is_chain(journal) else write_report)(journal)))
