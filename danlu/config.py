@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -189,22 +189,26 @@ def describe_faults(error: ValidationError, model: type[BaseModel] | None = None
     Args:
         most: so many are wanted; a large document can have a fault in each of its parts.
     """
+    found = [
+        dict(fault) for fault in error.errors(include_url=False)[: None if most is None else most * _FAULTS_A_PLACE]
+    ]
     places: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for fault in error.errors(include_url=False)[: None if most is None else most * _FAULTS_A_PLACE]:
-        places.setdefault(_place(fault), []).append(dict(fault))
-    told = [(path, faults) for path, faults in places.items() if not _follows(path, faults, places)]
-    return [_describe(model, path, _proper(faults)) for path, faults in told[:most]]
+    for fault in [fault for fault in found if not _follows(fault)] or found:
+        places.setdefault(_place(fault), []).append(fault)
+    return [_describe(model, path, places[path]) for path in _proper(places)[:most]]
 
 
-def _proper(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what only follows from the others, as in `_follows`, where a place has several arms."""
-    return [fault for fault in faults if fault["type"] != "too_short"] or faults
+def _proper(places: Mapping[tuple[Any, ...], list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
+    """Places without those at which an arm of a union complains that another arm read further, or that is too long."""
+    sized = {path for path, faults in places.items() if any(fault["type"] in _SIZES for fault in faults)}
+    kept = [path for path in places if not any(path[:size] in sized for size in range(len(path)))]
+    passed = {path[:size] for path in kept for size in range(len(path))}
+    return [path for path in kept if path not in passed]
 
 
-def _follows(path: tuple[Any, ...], faults: list[dict[str, Any]], places: Iterable[tuple[Any, ...]]) -> bool:
+def _follows(fault: dict[str, Any]) -> bool:
     """Whether a list is called too short only because one of its entries was refused."""
-    only_short = all(fault["type"] == "too_short" for fault in faults)
-    return only_short and any(len(other) > len(path) and other[: len(path)] == path for other in places)
+    return fault["type"] == "too_short" and bool(len(fault["input"]) >= fault["ctx"]["min_length"])
 
 
 def load(model: type[AnyOptions], name_or_path: str, overrides: Sequence[str] = ()) -> AnyOptions:
@@ -219,11 +223,14 @@ _WORDS = (
     (re.compile(r"valid (tuple|list|array)"), "list"),
     (re.compile(r"valid string"), "text"),
     (re.compile(r"String should"), "Text should"),
-    (
-        re.compile(r"(?:Tuple|List|Set|Dictionary) should have (at \w+ \d+) items? after validation"),
-        r"It should hold \1",
-    ),
 )
+# Faults of a value that is of the right kind, and too long or too short: what is counted, and where the bound stands.
+_SIZES = {
+    "too_long": ("at most", "max_length", "item"),
+    "too_short": ("at least", "min_length", "item"),
+    "string_too_long": ("at most", "max_length", "character"),
+    "string_too_short": ("at least", "min_length", "character"),
+}
 
 
 def _place(fault: Any) -> tuple[Any, ...]:
@@ -249,6 +256,8 @@ def _describe(model: type[BaseModel] | None, path: tuple[Any, ...], faults: list
         return f"{place}: required, but not given{such}"
     if fault["type"] == "string_pattern_mismatch" and field is not None:
         return f"{place}: {field.description} (seen: {fault['input']!r})"
+    if sized := next((fault for fault in faults if fault["type"] in _SIZES), None):
+        return f"{place}: {_size(sized)}"
     messages = dict.fromkeys(_in_words(str(fault["msg"])) for fault in faults)
     head, *others = messages
     message = " or ".join([head, *(other.removeprefix("Input should be ") for other in others)])
@@ -256,6 +265,13 @@ def _describe(model: type[BaseModel] | None, path: tuple[Any, ...], faults: list
         return f"{place}: {message}"
     seen = repr(fault["input"])
     return f"{place}: {message} (seen: {seen[:_LONGEST_SEEN] + ' …' if len(seen) > _LONGEST_SEEN else seen})"
+
+
+def _size(fault: dict[str, Any]) -> str:
+    """Other arms of a union only say that the value is none of theirs."""
+    bound, name, part = _SIZES[fault["type"]]
+    count = fault["ctx"][name]
+    return f"{bound} {count} {part}{'s' * (count != 1)}; seen {len(fault['input'])}"
 
 
 def _in_words(message: str) -> str:

@@ -94,7 +94,9 @@ class ControlTokens:
         if self._text_only is None:
             raise self._no_way(next(iter(spelt)))
         own = self._any.sub(lambda found: (_OWN if found[0] in self.names else "") + found[0], text)
-        ids = self._text_only.backend.encode(without_marks(own), add_special_tokens=False).ids
+        # Of one text, a batch: unlike a call for the text alone, it leaves the interpreter to other threads meanwhile.
+        (encoding,) = self._text_only.backend.encode_batch([without_marks(own)], add_special_tokens=False)
+        ids = encoding.ids
         meant = self._text_only.ids
         if stray := next((token for token in ids if token in meant.values()), None):
             raise self._no_way(str(self._tokenizer.convert_ids_to_tokens(stray)))

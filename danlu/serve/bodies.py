@@ -103,7 +103,7 @@ class ChatBody(Body):
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
     reasoning_effort: Effort | None = Field(
-        None, description="how much to think, for templates with such a switch; none: not at all"
+        None, description="how much to think; none: not at all. Without effect where the template has no such switch"
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="further variables of the template, such as enable_thinking"

@@ -30,12 +30,12 @@ def continued(messages: Sequence[Message]) -> str:
 def refuse_turns(model: str, messages: Sequence[Message], talk: Talk | None) -> None:
     """Raise ApiFault for what shapes turns, and would be lost where the text alone is continued.
 
-    That the last message is gone on with, and that no opening of an answer is written, is so here anyway.
+    That the last message is gone on with, and that no opening of an answer is written, is so here anyway; how much to
+    think is passed over, as with a template that has no switch for it.
     """
     talk = talk or Talk()
     wishes = {
         "tools": talk.use is not None,
-        "reasoning_effort": talk.effort not in (None, "none"),
         "chat_template_kwargs": bool(talk.template_kwargs),
         "messages": any(message["role"] == "tool" or message.get("tool_calls") for message in messages),
     }

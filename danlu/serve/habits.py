@@ -29,9 +29,14 @@ _OFF: Mapping[str, Callable[[Any], bool]] = {
     "ignore_eos": lambda value: value is False,
     "use_beam_search": lambda value: value is False,
     "stop": lambda value: value in ("", []),
+    "functions": lambda value: value == [],
+    "function_call": lambda value: value in ("none", "auto"),
 }  # fmt: skip
 
 Strings = Some[str]
+
+# What a stream can hold besides the answer.
+_OF_STREAMS = {"include_usage", "include_leading", "include_obfuscation"}
 
 # In a part of a message, and in a message: all else says nothing to a text model, or is refused by name.
 _OF_PARTS = {"type", "text"}
@@ -48,9 +53,19 @@ def without_habits(document: Mapping[str, Any], *, chat: bool) -> dict[str, Any]
         given["top_p"] = SMALLEST_TOP_P
     if not chat and given.get("logprobs") is False:
         del given["logprobs"]
+    if chat and given.get("logprobs") in (None, False) and _is(given.get("top_logprobs"), 0):
+        del given["top_logprobs"]
+    if not given.get("stream") and _asks_for_nothing(given.get("stream_options")):
+        del given["stream_options"]
     if "best_of" in given and given["best_of"] == given.get("n", 1) and not isinstance(given["best_of"], bool):
         del given["best_of"]
     return given
+
+
+def _asks_for_nothing(stream_options: Any) -> bool:
+    return isinstance(stream_options, dict) and all(
+        name in _OF_STREAMS and (value is None or value is False) for name, value in stream_options.items()
+    )
 
 
 def plain_message(message: dict[str, Any], known: set[str]) -> dict[str, Any]:

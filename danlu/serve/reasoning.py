@@ -96,7 +96,10 @@ def is_open(words: str, marks: Marks) -> bool:
 
 
 def kwargs_of(effort: Effort | None, given: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
-    """The template's further variables. Raises ApiFault for those that it does not know."""
+    """The template's further variables. Raises ApiFault for those that it does not know.
+
+    An effort is passed over where the template has no such switch: clients send one to every model.
+    """
     kwargs = dict(given)
     for name in kwargs:
         if not _knows(chat, name):
@@ -106,10 +109,7 @@ def kwargs_of(effort: Effort | None, given: Mapping[str, Any], chat: Chat) -> di
         return kwargs
     switch = next((name for name in ("reasoning_effort", *_SWITCHES) if _knows(chat, name)), None)
     if switch is None:
-        if effort == "none":
-            return kwargs
-        message = "reasoning_effort: this model's template has no such switch; leave it out"
-        raise ApiFault(400, message, "reasoning_effort", "unsupported")
+        return kwargs
     value: Any = effort if switch == "reasoning_effort" else effort not in ("none", "minimal")
     if kwargs.setdefault(switch, value) != value:
         message = f"reasoning_effort is {effort!r}, and chat_template_kwargs sets {switch} otherwise; keep one of them"

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from danlu.config import Options, Some
 from danlu.serve.faults import ApiFault
+from danlu.serve.messages import Effort
 from danlu.serve.schema import INERT, KNOBS, Ask, read_body, read_chat
 
 # What the same thing is called in a chat.
@@ -55,12 +56,13 @@ class TextWishes(Options):
     """What the answer's text is to be like."""
 
     format: TextFormat = TextFormat(type="text")
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, description="accepted, without effect")
 
 
 class ReasoningWishes(Options):
     """How much the model is to think."""
 
-    effort: str | None = Field(None, description="as reasoning_effort of a chat")
+    effort: Effort | None = Field(None, description="as reasoning_effort of a chat")
     summary: str | None = Field(None, description="accepted: reasoning is given whole, without a summary")
     generate_summary: str | None = Field(None, description="an older name of summary")
 

@@ -50,6 +50,11 @@ NOT_YET = {
 _OLDER = {"functions": "tools", "function_call": "tool_choice"}
 _OF_MESSAGES_NOT_YET = {"function_call", "audio"}
 
+# What another server does anyway.
+_MOOT_IN_TALKS: Mapping[str, tuple[Any, ...]] = {
+    "chat_template_kwargs": ({},), "add_generation_prompt": (True,), "continue_final_message": (False,),
+}  # fmt: skip
+
 # So many faults of a body are told at once.
 _MOST_FAULTS = 8
 
@@ -138,9 +143,17 @@ def read_chat(document: dict[str, Any]) -> Ask:
         template_kwargs=body.chat_template_kwargs or {},
         add_generation_prompt=opening,
         continue_final_message=body.continue_final_message,
-        given={name: given[name] for name in TALK_FIELDS if name in given},
+        given=_of_talk(given),
     )
     return replace(_ask(body, (messages,), knobs, names, given), talk=talk)
+
+
+def _of_talk(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a body that make up its Talk, without what says nothing: another server may refuse even that."""
+    fields = {name: given[name] for name in TALK_FIELDS if name in given}
+    moot = {name for name, value in fields.items() if value in _MOOT_IN_TALKS.get(name, ())}
+    moot |= set() if given.get("tools") else {"tools", "tool_choice", "parallel_tool_calls"}
+    return {name: value for name, value in fields.items() if name not in moot}
 
 
 def read_completion(document: dict[str, Any]) -> Ask:

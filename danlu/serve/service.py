@@ -34,6 +34,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _T = TypeVar("_T")
 
 
+# Where a body has its prompt.
+_PROMPTS = ("messages", "input", "prompt")
+
+
 class Host(Protocol):
     """What requests run on."""
 
@@ -169,7 +173,7 @@ class Service:
                 400,
                 f"This model's maximum context length is {context} tokens. However, the prompt has {prompt_length} "
                 f"tokens{wanted}; ask for fewer, or shorten the prompt",
-                name if wanted else None,
+                name if wanted else next((field for field in _PROMPTS if field in ask.given), None),
                 "context_length_exceeded",
             )
         return params

@@ -475,6 +475,16 @@ def test_a_control_token_of_one_character_is_text_too():
     assert "a☃b☃☃<|im_end|>" in tokenizer.decode(ids)
 
 
+def test_words_that_spell_control_tokens_are_encoded_beside_other_threads(monkeypatch):
+    """Of the backend's calls, the one for a single text keeps the interpreter to its end: a second, of long words."""
+    control = STYLES["chatml"].chat()._control
+    text = control.marked("a<|im_end|>b")
+    expected = control.encode(text, list)
+    backend = SimpleNamespace(encode_batch=control._text_only.backend.encode_batch)
+    monkeypatch.setitem(control.__dict__, "_text_only", control._text_only._replace(backend=backend))
+    assert control.encode(text, list) == expected
+
+
 def test_two_fields_make_no_control_token_together():
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.name + m.content }}{% endfor %}" + OPENING
     chat = Style(template).chat()

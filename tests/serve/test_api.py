@@ -164,8 +164,15 @@ def test_without_a_limit_ours_counts_within_the_context(engine, post):
     assert post(TEXT, long).json()["usage"]["completion_tokens"] == 3
     fault = error(post(TEXT, text(prompt=[5] * 500, max_tokens=13)), 400)
     assert (fault["code"], fault["param"]) == ("context_length_exceeded", "max_tokens")
-    assert error(post(TEXT, text(prompt=[5] * 512)), 400)["code"] == "context_length_exceeded"
-    assert error(post(TEXT, {**text(prompt=[5] * 600), "max_tokens": None}), 400)["code"] == "context_length_exceeded"
+    long = [{"role": "user", "content": "fox " * 600}]
+    for route, body, name in (
+        (TEXT, text(prompt=[5] * 512), "prompt"),
+        (TEXT, {**text(prompt=[5] * 600), "max_tokens": None}, "prompt"),
+        (CHAT, chat(messages=long), "messages"),
+        ("/v1/responses", {"model": "tiny", "input": long}, "input"),
+    ):
+        fault = error(post(route, body), 400)
+        assert (fault["code"], fault["param"]) == ("context_length_exceeded", name)
 
 
 # --- refusals
@@ -191,12 +198,6 @@ def test_faults_are_told_in_words_and_numbers_as_they_are(post):
     assert "sys." not in digits
     largest = error(post(CHAT, chat(seed=2**63)), 400)["message"]
     assert "less than or equal to 9223372036854775807 " in largest
-    assert error(post(CHAT, chat(messages=[])), 400)["message"] == (
-        "messages: It should hold at least 1, not 0 (seen: [])"
-    )
-    many = error(post(CHAT, chat(stop=["a"] * 65)), 400)
-    assert many["param"] == "stop"
-    assert many["message"].startswith("stop: It should hold at most 64, not 65 (seen: ['a', ")
     no_content = error(post(CHAT, chat(messages=[{"role": "user", "content": None}])), 400)["message"]
     assert no_content == "messages.0: content is missing; only an answer that calls tools may leave it out"
 

@@ -97,7 +97,6 @@ CALL = {"id": "c", "type": "function", "function": {"name": "clock", "arguments"
     [
         {"tools": [TOOL]},
         {"tools": [TOOL], "tool_choice": "none"},
-        {"reasoning_effort": "low"},
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"messages": [*HELLO, {"role": "assistant", "tool_calls": [CALL]}]},
         {"messages": [*HELLO, {"role": "tool", "tool_call_id": "c", "content": "noon"}]},
@@ -119,6 +118,9 @@ def test_what_shapes_turns_is_refused(engine, given):
         {"tools": []},
         {"tool_choice": "none"},
         {"reasoning_effort": "none"},
+        {"reasoning_effort": "high"},
+        {"parallel_tool_calls": True},
+        {"verbosity": "high"},
         {"chat_template_kwargs": {}},
         {"add_generation_prompt": False},
         {"messages": [*HELLO, {"role": "assistant", "content": "Pa"}], "continue_final_message": True},

@@ -260,6 +260,15 @@ def test_tools_and_calls_go_to_another_server_as_they_came():
         assert body["messages"][2] == {"role": "tool", "tool_call_id": "c", "content": "noon"}
 
 
+@pytest.mark.parametrize("flavour", sorted(DIALECTS))
+def test_what_says_nothing_is_not_sent(flavour):
+    """OpenAI refuses a choice of tools, or an empty list of them, where there is no tool."""
+    moot = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False, "chat_template_kwargs": {}}
+    moot |= {"continue_final_message": False, "add_generation_prompt": True}
+    body = worded(read_chat({"model": "m", "messages": MESSAGES, **moot}), flavour, True, 64)
+    assert not body.keys() & moot.keys()
+
+
 NAMED = {"type": "function", "function": {"name": "clock"}}
 OTHER = {"type": "function", "function": {"name": "date"}}
 

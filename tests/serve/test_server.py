@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
@@ -18,6 +19,8 @@ from danlu.generate.answers import Generation
 from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job
+from danlu.serve.options import ServeOptions
+from danlu.serve.server import listen, serve
 from danlu.serve.service import Run
 
 LONG = {"model": "tiny", "messages": HELLO, "max_tokens": 450, "eos_token_id": [], "temperature": 0}
@@ -319,3 +322,22 @@ def test_stopping_lets_a_short_request_finish(start, engine):
     running.server.should_exit = True
     asking.join(20)
     assert replies[0].json()["usage"]["completion_tokens"] == 100
+
+
+def test_the_collector_passes_over_what_was_loaded_before(monkeypatch):
+    """Going through all of it keeps every thread waiting, and a body of many lists asks for that again and again."""
+    frozen = []
+
+    class Nobody:
+        has_cut_off = False
+
+        def __init__(self, *given):
+            pass
+
+        def run(self, sockets):
+            frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr("danlu.serve.server.Server", Nobody)
+    options = ServeOptions(port=0)
+    serve(None, options, listen(options), print)
+    assert frozen[0] > gc.get_freeze_count()

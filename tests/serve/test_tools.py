@@ -221,7 +221,7 @@ def test_calls_and_their_results_stand_in_the_prompt(told, post, name, tools):
         ),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"continue_final_message": True, "add_generation_prompt": True,
           "messages": [*HELLO, {"role": "assistant", "content": "It"}]}, "continue_final_message"),
@@ -323,6 +323,16 @@ def test_thinking_is_switched_off(told, post, more):
     body = post(CHAT, chat(max_tokens=50, temperature=0, **more)).json()
     assert told.prompts[0].endswith("<think>\n\n</think>\n\n")
     assert body["choices"][0]["message"]["content"] == "It is Paris."
+
+
+@pytest.mark.parametrize("effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max"])
+def test_an_effort_is_passed_over_where_there_is_no_switch(told, post, effort):
+    told.says("Paris.")
+    answer = post(CHAT, chat(temperature=0, reasoning_effort=effort)).json()["choices"][0]["message"]["content"]
+    post("/v1/responses", {"model": "tiny", "input": HELLO[0]["content"], "reasoning": {"effort": effort}})
+    post(CHAT, chat(temperature=0))
+    assert answer == "Paris."
+    assert told.prompts == [told.prompts[-1]] * 3
 
 
 def test_reasoning_and_then_a_call(told, post):
