@@ -15,8 +15,9 @@ Knows no records and no files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,13 @@ BYTES_A_TEXT = 2 * BINS
 _BAND = 4  # bins that must agree; 0.8 ** 4 = 0.41, missed by all 32 bands with a probability of 5e-8
 _NEIGHBOURS = 4  # texts of one band that each is compared with, besides the first
 _EMPTY = np.uint16(0xFFFF)
-_PAIRS_AT_ONCE = 2**16
+_PAIRS_AT_ONCE = 2**14  # compared in one go: what is read and made of them stays in a processor's cache
+PAIRS_KEPT = 2**21  # so many, 16 MB, are told from those that come again in another band; 50 MB while they are sorted
 # Odd numbers drawn once; multiplication by them, modulo 2 ** 64, spreads the characters of a shingle.
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 
 Signatures = npt.NDArray[np.uint16]  # (texts, BINS)
+Texts = npt.NDArray[np.int64]  # their places among the texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,37 +83,74 @@ def _hashes(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
 
 def similarity(one: Signatures, other: Signatures) -> npt.NDArray[np.float64]:
     """Estimated Jaccard similarity, row by row."""
-    agree = ((one == other) & (one != _EMPTY)).sum(axis=1)
-    some = ((one != _EMPTY) | (other != _EMPTY)).sum(axis=1)
+    agree = _count((one == other) & (one != _EMPTY))
+    some = _count((one != _EMPTY) | (other != _EMPTY))
     share: npt.NDArray[np.float64] = agree / np.maximum(some, 1)
     return share
+
+
+def _count(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """How many of each row's BINS flags are set: bytes are added eight at a time, and no sum exceeds a byte."""
+    words = flags.view(np.uint64).sum(axis=1, dtype=np.uint64)
+    counts: npt.NDArray[np.int64] = ((words * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+    return counts
 
 
 def near_duplicates(kept: Signatures, threshold: float = THRESHOLD) -> list[Pair]:
     """For each text that nearly repeats an earlier one, the most similar of those that it was compared with."""
     best = np.zeros(len(kept))
     earliest = np.zeros(len(kept), dtype=np.int64)
-    for start in range(0, BINS, _BAND):
-        for later, earlier in _candidates(np.ascontiguousarray(kept[:, start : start + _BAND])):
-            for at in range(0, len(later), _PAIRS_AT_ONCE):
-                some, before = later[at : at + _PAIRS_AT_ONCE], earlier[at : at + _PAIRS_AT_ONCE]
-                alike = similarity(kept[some], kept[before])
-                better = alike > best[some]
-                best[some[better]], earliest[some[better]] = alike[better], before[better]
+    for later, earlier in _pairs(kept):
+        alike = np.concatenate(
+            [
+                similarity(kept[later[at : at + _PAIRS_AT_ONCE]], kept[earlier[at : at + _PAIRS_AT_ONCE]])
+                for at in range(0, len(later), _PAIRS_AT_ONCE)
+            ]
+        )
+        order = np.lexsort((-alike, later))  # of pairs alike, the first stays in front
+        later, earlier, alike = later[order], earlier[order], alike[order]
+        is_better = _begins(later) & (alike > best[later])
+        best[later[is_better]], earliest[later[is_better]] = alike[is_better], earlier[is_better]
     found = np.flatnonzero(best >= threshold)
     return [Pair(int(at), int(earliest[at]), float(best[at])) for at in found]
 
 
-def _candidates(band: Signatures) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def _pairs(kept: Signatures) -> Iterator[tuple[Texts, Texts]]:
+    """(later, earlier) texts that agree in some band, in the order of the bands, a pair once in PAIRS_KEPT."""
+    seen: list[Texts] = []
+    for start in range(0, BINS, _BAND):
+        for later, earlier in _candidates(np.ascontiguousarray(kept[:, start : start + _BAND])):
+            seen.append(later * len(kept) + earlier)
+        if sum(map(len, seen)) > PAIRS_KEPT:
+            seen = [_once(seen)]
+        if len(seen) == 1 and len(seen[0]) > PAIRS_KEPT // 2:
+            yield np.divmod(seen.pop(), len(kept))
+    if (rest := _once(seen)).size:
+        yield np.divmod(rest, len(kept))
+
+
+def _once(numbers: Sequence[Texts]) -> Texts:
+    """Each number where it stands first."""
+    whole = np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
+    _, first = np.unique(whole, return_index=True)
+    return whole[np.sort(first)]
+
+
+def _candidates(band: Signatures) -> list[tuple[Texts, Texts]]:
     """(later, earlier) texts that agree in a band: each with the first of them, and with those just before it."""
     filled = np.flatnonzero((band != _EMPTY).any(axis=1))
     keys = band.view(np.uint64)[filled, 0]
     order = np.argsort(keys, kind="stable")
     keys, texts = keys[order], filled[order]
-    begins = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, dtype=bool)
+    begins = _begins(keys)
     first = texts[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
     pairs = [(texts[~begins], first[~begins])]
     for step in range(1, _NEIGHBOURS + 1):
         same = keys[step:] == keys[:-step]
         pairs.append((texts[step:][same], texts[:-step][same]))
     return pairs
+
+
+def _begins(numbers: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Of sorted numbers, which differ from the one before."""
+    return np.concatenate([[True], numbers[1:] != numbers[:-1]]) if len(numbers) else np.zeros(0, dtype=bool)
