@@ -20,7 +20,7 @@ from pydantic import Field
 
 from danlu.config import Options
 from danlu.device import Device, DtypeName, bound_compiled_products
-from danlu.errors import DanluError, MemoryShortage, ModelError
+from danlu.errors import DanluError, MemoryShortage, ModelError, size_in_words
 from danlu.hub import Kind, Say, check_directory, quiet_transformers, resolve, silent, weight_files
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
@@ -277,8 +277,8 @@ def _check_memory(sizes: dict[str, int], device: Device, dtype: torch.dtype) -> 
     need = sum(sizes.values()) * dtype.itemsize
     if need > device.memory_bytes:
         raise MemoryShortage(
-            f"the weights need {need / 1e9:.2f} GB as {dtype}; "
-            f"{device.memory_bytes / 1e9:.2f} GB are free on {device.name}",
+            f"the weights need {size_in_words(need)} as {dtype}; "
+            f"{size_in_words(device.memory_bytes)} are free on {device.name}",
             fix="choose a smaller model, or dtype bfloat16",
         )
 
