@@ -34,7 +34,10 @@ PAIRS_KEPT = 2**21  # so many, 16 MB, are told from those that come again in ano
 # Odd numbers drawn once; multiplication by them, modulo 2 ** 64, spreads the characters of a shingle.
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 
+PART_CHARACTERS = 2**18  # of long texts, so many at once: some 15 MB
+
 Signatures = npt.NDArray[np.uint16]  # (texts, BINS)
+Codes = npt.NDArray[np.uint32]  # code points
 Texts = npt.NDArray[np.int64]  # their places among the texts
 
 
@@ -49,26 +52,67 @@ class Pair:
 
 def signatures(texts: Sequence[str]) -> Signatures:
     """What is kept of texts: BYTES_A_TEXT bytes of each, however long it is."""
-    codes = [_codes(text) for text in texts]
-    lengths = np.array([len(each) for each in codes], dtype=np.int64)
-    hashes = _hashes(np.concatenate(codes)) if codes else np.zeros(0, dtype=np.uint64)
-    owner = np.repeat(np.arange(len(codes)), lengths)[: len(hashes)]
-    whole = np.arange(len(hashes)) + SHINGLE <= np.repeat(np.cumsum(lengths), lengths)[: len(hashes)]
-    hashes, owner = hashes[whole], owner[whole]
-    least = np.full(len(codes) * BINS, np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(least, owner * BINS + (hashes >> np.uint64(57)).astype(np.int64), hashes & np.uint64(2**57 - 1))
+    least = np.full(len(texts) * BINS, np.iinfo(np.uint64).max, dtype=np.uint64)
+    owners: list[int] = []
+    parts: list[Codes] = []
+    characters = 0
+    for owner, text in enumerate(texts):
+        for part in _parts(text):
+            owners.append(owner)
+            parts.append(part)
+            characters += len(part)
+            if characters > PART_CHARACTERS:
+                _add(least, owners, parts)
+                owners, parts, characters = [], [], 0
+    if parts:
+        _add(least, owners, parts)
     kept = np.minimum((least & np.uint64(0xFFFF)).astype(np.uint16), _EMPTY - np.uint16(1))
     kept[least == np.iinfo(np.uint64).max] = _EMPTY
-    return kept.reshape(len(codes), BINS)
+    return kept.reshape(len(texts), BINS)
 
 
-def _codes(text: str) -> npt.NDArray[np.uint32]:
-    """Code points, at least one shingle of them."""
-    plain = " ".join(text.lower().split()).ljust(SHINGLE)
+def _add(least: npt.NDArray[np.uint64], owners: Sequence[int], parts: Sequence[Codes]) -> None:
+    """Lower each text's least hashes by those of the shingles in parts of it."""
+    lengths = np.array([len(each) for each in parts], dtype=np.int64)
+    hashes = _hashes(np.concatenate(parts))
+    owner = np.repeat(np.array(owners, dtype=np.int64), lengths)[: len(hashes)]
+    whole = np.arange(len(hashes)) + SHINGLE <= np.repeat(np.cumsum(lengths), lengths)[: len(hashes)]
+    hashes, owner = hashes[whole], owner[whole]
+    np.minimum.at(least, owner * BINS + (hashes >> np.uint64(57)).astype(np.int64), hashes & np.uint64(2**57 - 1))
+
+
+def _parts(text: str) -> Iterator[Codes]:
+    """Code points of a text, in parts that hold each of its shingles; at least one shingle of them."""
+    if len(text) <= PART_CHARACTERS:
+        yield _codes(" ".join(text.lower().split()).ljust(SHINGLE))
+        return
+    before, is_short = "", True  # what the next shingles begin with
+    for plain in _plain_parts(text.lower()):
+        before += plain
+        if len(before) >= SHINGLE:
+            yield _codes(before)
+            before, is_short = before[1 - SHINGLE :], False
+    if is_short:
+        yield _codes(before.ljust(SHINGLE))
+
+
+def _plain_parts(text: str) -> Iterator[str]:
+    """Parts which, joined, are the text with white space as one space, and with none at its ends."""
+    has_begun = is_apart = False
+    for at in range(0, len(text), PART_CHARACTERS):
+        part = text[at : at + PART_CHARACTERS]
+        words = " ".join(part.split())
+        is_apart |= part[0].isspace()
+        if words:
+            yield " " * (has_begun and is_apart) + words
+            has_begun, is_apart = True, part[-1].isspace()
+
+
+def _codes(plain: str) -> Codes:
     return np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _hashes(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+def _hashes(codes: Codes) -> npt.NDArray[np.uint64]:
     """One hash a shingle, also of those that lie across two texts."""
     wide = codes.astype(np.uint64)
     count = len(wide) - SHINGLE + 1

@@ -57,6 +57,20 @@ def test_a_text_is_seen_as_if_alone():
     assert all(np.array_equal(together[at], signatures([text])[0]) for at, text in enumerate(texts))
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+def test_a_long_text_is_signed_part_by_part(monkeypatch, size):
+    draw = random.Random(5)
+    texts = [written(draw, 200), "a \n\t b" * 20, " \n" * 40, " " * 9 + "好 的 ", "ABCD", "ABC" + " " * 50, " x" * 30]
+    wanted = [signatures([text]) for text in texts]
+    longest = []
+    hashes = duplicates._hashes
+    monkeypatch.setattr(duplicates, "_hashes", lambda codes: (longest.append(len(codes)), hashes(codes))[1])
+    monkeypatch.setattr(duplicates, "PART_CHARACTERS", size)
+    assert all(np.array_equal(signatures([text]), kept) for text, kept in zip(texts, wanted, strict=True))
+    assert np.array_equal(signatures(texts), np.concatenate(wanted))
+    assert max(longest) <= 2 * (size + SHINGLE)
+
+
 def test_the_estimate_is_within_its_deviation():
     draw = random.Random(0)
     errors = []
