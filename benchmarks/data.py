@@ -32,7 +32,7 @@ from typing import Any
 
 from generation_table import cpu_name
 
-from danlu.commands import _checking_chat
+from danlu.commands.looking import checking_chat
 from danlu.data import check as checking
 from danlu.data.chat import Chat
 from danlu.data.records import Record
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--gigabyte", action="store_true")
     options = parser.parse_args()
     os.environ["RAYON_NUM_THREADS"] = "1"
-    chat = _checking_chat(options.model, None, accept_licence=True)
+    chat = checking_chat(options.model, None, accept_licence=True)
     assert chat is not None
     gc.freeze()
     print(f"{options.model}, {cpu_name()}, one thread")

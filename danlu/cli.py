@@ -1,6 +1,6 @@
 """Names of commands, the language, and what becomes of errors.
 
-The commands are in commands.py, imported when one is called.
+The commands are in commands/, imported when one is called.
 """
 
 from __future__ import annotations
@@ -39,15 +39,22 @@ _COMMANDS = {
     "models": "List the models known by name.",
     "report": "Write the report of a run directory anew.",
 }
+_MODULES = {
+    "running": ("run", "train", "merge", "report"),
+    "answering": ("generate", "chat", "serve"),
+    "looking": ("models",),
+}
 _EPILOGUES = {
     "train": "Several values stand one after the other, or the flag is given again. null is nothing: "
     "`--prove null` and `--merge null` leave those steps out.",
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
 for _name, _help in _COMMANDS.items():
-    app.command(f"danlu.commands:{_name}", name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
+    _place = f"danlu.commands.{_PLACES[_name]}:{_name}"
+    app.command(_place, name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
 app.command(data)
 data.command(
-    "danlu.commands:check",
+    "danlu.commands.looking:check",
     name="check",
     help="How a data file is read, what is learnt of it, lengths, duplicates and faults.",
 )

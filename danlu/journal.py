@@ -251,8 +251,17 @@ def write_atomic(path: Path, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _flush(directory: Path) -> None:
+    """Let the names in a directory outlive a loss of power, where its file system can."""
+    number = os.open(directory, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(number)
+    os.close(number)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,8 +31,8 @@ class ProveOptions(Options):
     max_new_tokens: int = Field(48, ge=1, description="tokens of an answer at most")
 
 
-class Recipe(Options):
-    """One run, from data to a merged model and its report. A section left out is a step left out."""
+class RunOptions(Options):
+    """Where a run stands, and what all of it shares."""
 
     name: str = Field(
         "run",
@@ -44,43 +44,64 @@ class Recipe(Options):
     resume: bool | Literal["auto"] = Field(
         False, description="go on with the last checkpoint of this run; auto: if there is such a run, else begin one"
     )
-    model: ModelOptions = Field(default_factory=ModelOptions)
-    data: DataOptions
-    lora: LoraOptions = Field(default_factory=LoraOptions)
-    train: TrainOptions = Field(default_factory=TrainOptions)
-    prove: ProveOptions | None = Field(default_factory=ProveOptions)
-    merge: MergeOptions | None = Field(default_factory=MergeOptions)
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> Recipe:
-        if self.model.adapter is not None:
-            raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
-        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
-            raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
-        return self
 
     @property
     def directory(self) -> Path:
         return Path(self.runs) / self.name
 
 
+class SftSections(Options):
+    """Supervised fine-tuning, from data to an adapter and its proof."""
+
+    model: ModelOptions = Field(default_factory=ModelOptions)
+    data: DataOptions
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    train: TrainOptions = Field(default_factory=TrainOptions)
+    prove: ProveOptions | None = Field(default_factory=ProveOptions)
+    merge: MergeOptions | None = None
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        if self.model.adapter is not None:
+            raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
+        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
+            raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
+        return self
+
+
+class Recipe(SftSections, RunOptions):
+    """One run, from data to a merged model and its report. A section left out is a step left out."""
+
+    merge: MergeOptions | None = Field(default_factory=MergeOptions)
+
+
 def check_inputs(recipe: Recipe, device: Device) -> None:
     """What can be known without reading data or weights. Changes nothing on the disk but the cache of models."""
+    check_files(recipe, device)
+    model = resolve(recipe.model.name, cache=cache_directory(), accept_licence=recipe.model.accept_licence)
+    if not recipe.resume:
+        _check_apart(recipe.directory, {"model.name": model, **{f"data: {path}": path for path in _files(recipe)}})
+    if recipe.merge is not None:
+        check_merge(model, recipe.merge, device)
+
+
+def check_files(recipe: Recipe, device: Device) -> None:
+    """What can be known without the model."""
     directory = recipe.directory
     if recipe.resume and not is_run(directory):
         raise ConfigError(f"{directory}: there is no run to resume", fix="begin it with resume=false, or resume=auto")
+    if recipe.resume and "steps" in Journal(directory).results():
+        raise ConfigError(f"{directory} holds a run of several steps", fix="choose another name, or leave resume out")
     check_replaceable(directory)
     device.dtype(recipe.model.dtype)
-    files = [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path) if path is not None]
-    for path in files:
+    for path in _files(recipe):
         if not path.exists():
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(f"no such file: {path}", fix=nearest(path.name, siblings) or _where_begun(recipe))
-    model = resolve(recipe.model.name, cache=cache_directory(), accept_licence=recipe.model.accept_licence)
-    if not recipe.resume:
-        _check_apart(directory, {"model.name": model, **{f"data: {path}": path for path in files}})
-    if recipe.merge is not None:
-        check_merge(model, recipe.merge, device)
+
+
+def _files(recipe: Recipe) -> list[Path]:
+    return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path) if path is not None]
 
 
 def _where_begun(recipe: Recipe) -> str:

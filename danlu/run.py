@@ -1,448 +1,145 @@
-"""A recipe's steps, in order -> one run directory.
+"""A recipe -> its run directory: one step, written flat, or a chain of steps. Knows no kind of step by name.
 
-    checks -> data -> before -> train -> after -> merge (and parity) -> report
-
-All input is checked, the model loaded and the data read, before anything on the disk is touched. Each finished step
-leaves its figures in results.json; a resumed run goes on after the last of them. The steps themselves live in their
-packages; here is only their order, and the recipe that names their options.
+A chain keeps in its results.json, under "steps", how far each step is; a step that is done and unchanged is passed
+over, one that was begun goes on. All input of all steps that are to be run is checked before the first of them is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import hashlib
-import os
-import platform
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
-from functools import partial
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
-from danlu.data.chat import Chat, Example
-from danlu.data.formats import Conversation, Record, Skipped
-from danlu.data.source import read
-from danlu.device import Device, peak_memory_bytes, read_device, set_seed
-from danlu.errors import DanluError, DataError, Interrupted, disk_faults
-from danlu.evaluate.held_out import Measured, Question, differences, measure
-from danlu.generate.engine import Engine
-from danlu.hub import Kind, cache_directory, kind_of_name, write_origin
-from danlu.journal import Draft, Journal, claimed, clear_leftovers, is_run, set_aside, write_atomic
-from danlu.model.adapters import attach, parameter_counts, save_adapter, stacked_weights, why_no_rows
-from danlu.model.check import alone
-from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import LoadedModel, load, load_tokenizer
-from danlu.model.turns import left_to_learn, named
-from danlu.quantize.merge import MergeOptions, merge_checked
-from danlu.recipe import Recipe, check_disk, check_inputs
-from danlu.report.page import write_report
-from danlu.train.checkpoint import DIGEST, Saved
-from danlu.train.loop import Run, planned_steps, resumable, train
-from danlu.train.sft import left_out_counts, refuse_unknown_tokens, sft_examples, sft_stage
+from danlu.chain import Chain, Step, changed, steps_of
+from danlu.config import apply_overrides, read_recipe, validate
+from danlu.errors import ConfigError, DanluError, Interrupted, disk_faults
+from danlu.fingerprint import of_weights
+from danlu.journal import Journal, check_replaceable, claimed, clear_leftovers, is_run, set_aside, write_atomic
+from danlu.recipe import Recipe
+from danlu.report.chain import write_chain_report
+from danlu.steps import sft
+from danlu.steps.step import Product, Show
 
 
-class Show(Protocol):
-    """What a run tells while it works; the terminal (cli.py) draws it."""
-
-    def say(self, text: str) -> None:
-        """A line about what is being done now."""
-
-    def step(self, row: dict[str, Any]) -> None:
-        """A metrics row, with "step" of "steps"."""
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Chain:
+    """A recipe with its overrides; a chain if it has `steps`."""
+    document = read_recipe(name_or_path)
+    model: type[Recipe] | type[Chain] = Chain if "steps" in document else Recipe
+    return validate(model, apply_overrides(document, overrides, model), where=name_or_path)
 
 
-@dataclass
-class _Parts:
-    """What the steps share.
-
-    Attributes:
-        kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
-        tokens: whose rows are learnt beside the adapter.
-    """
-
-    recipe: Recipe
-    journal: Journal
-    device: Device
-    show: Show
-    chat: Chat
-    model: Any
-    directory: Path
-    kind: Kind | None
-    tokens: tuple[int, ...]
-    examples: list[Example]
-    held_out: list[Example]
-    questions: list[Question]
-    identity: dict[str, str]
-    saved: Saved | None
-
-    def tokenizer_with_template(self) -> Any:
-        """What goes beside the adapter where the template is not the tokenizer's own; None where it is."""
-        if self.chat.own_template is None:
-            return None
-        tokenizer = load_tokenizer(self.directory)
-        tokenizer.chat_template = self.chat.own_template
-        return tokenizer
-
-    def engine(self) -> Engine:
-        return Engine.around(self.model, self.chat)
-
-
-def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
+def run(recipe: Recipe | Chain, show: Show, how_to_resume: str) -> Path:
     """Run `recipe` and return its run directory.
 
-    An existing run of the same name is moved aside, unless the recipe resumes it; until all input is checked, it stays
-    as it is. A run that an error stops after that has its report as well, up to there.
+    Of a flat recipe, an existing run of the same name is moved aside, unless it is resumed; of a chain, the steps that
+    are done and unchanged stay. Until all input is checked, everything stays as it is.
 
     Raises InUse while another process writes the directory.
     """
-    started = time.time()
-    with claimed(recipe.directory, show.say):
-        if recipe.resume == "auto":
-            recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
-        set_seed(recipe.seed)
-        device = read_device()
-        draft = Draft()
-        check_inputs(recipe, device)
-        parts = _prepare(recipe, draft, device, show)
-        journal = _open(recipe, draft, show)
-        try:
-            _steps(parts, how_to_resume)
-        except DanluError as error:
-            with contextlib.suppress(DanluError):  # a full disk has no room for the report either
-                journal.event("stopped", error.seen)
-                write_report(journal)
-            raise
-        except KeyboardInterrupt:
-            raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
-        _finish(journal, started, show)
+    return run_chain(recipe, show, how_to_resume) if isinstance(recipe, Chain) else sft.run(recipe, show, how_to_resume)
+
+
+def run_chain(chain: Chain, show: Show, how_to_resume: str) -> Path:
+    """`run` of several steps."""
+    journal = Journal(chain.directory)
+    with claimed(chain.directory, show.say):
+        goes_on = _goes_on(chain, journal)
+        steps = steps_of(chain, how_to_resume)
+        known = journal.results().get("steps", {}) if goes_on else {}
+        waiting = [step for step in steps if not _is_done(step, known)]
+        made = {step.name for step in steps if step not in waiting}
+        for step in waiting:
+            step.check(step.of is None or step.of in made)
+        _open(chain, journal, goes_on, show)
+        for step in steps:
+            if step in waiting:
+                _run_step(step, known, journal, show)
+            else:
+                show.say(f"{step.name}: done before, and nothing has changed")
+        show.say(f"report: {write_chain_report(journal)}")
     return journal.directory
 
 
-def _steps(parts: _Parts, how_to_resume: str) -> None:
-    recipe, journal = parts.recipe, parts.journal
-    before = _measure(parts, "before")
-    train(
-        sft_stage(parts.device, lambda model, out: save_adapter(model, out, parts.tokenizer_with_template())),
-        parts.model,
-        Run(
-            examples=parts.examples,
-            held_out=parts.held_out,
-            seed=recipe.seed,
-            identity=parts.identity,
-            saved=parts.saved,
-            how_to_resume=how_to_resume,
-            on_step=parts.show.step,
-        ),
-        recipe.train,
-        journal,
-        parts.device,
-    )
-    if parts.kind is not None:
-        write_origin(journal.adapter, kind=parts.kind)
-    after = _measure(parts, "after")
-    _compare(parts, before, after)
+def product_of(recipe: Recipe | Chain) -> Product:
+    """The model that a finished run left."""
+    journal = Journal(recipe.directory)
+    if isinstance(recipe, Chain):
+        return Product(**journal.results()["steps"][list(recipe.steps)[-1]]["leaves"])
     if recipe.merge is not None:
-        _merge(parts, recipe.merge)
-    elif journal.merged.exists():
-        journal.event("merged", "it was there before; this recipe leaves merging out")
+        return Product(str(journal.merged))
+    return Product(recipe.model.name, str(journal.adapter))
 
 
-def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
-    """The run directory, as this run begins or goes on in it."""
-    directory = recipe.directory
-    journal = Journal(directory)
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
-    with disk_faults(directory, "making the run directory"):
-        if not recipe.resume and (aside := set_aside(directory)):
+def _goes_on(chain: Chain, journal: Journal) -> bool:
+    """Whether the directory holds a run of this chain that is not to begin anew."""
+    check_replaceable(journal.directory)
+    is_there = is_run(journal.directory) and "steps" in journal.results()
+    if chain.resume is True and not is_there:
+        raise ConfigError(f"{journal.directory}: there is no chain to resume", fix="leave resume out")
+    return is_there and chain.resume is not False
+
+
+def _is_done(step: Step, known: dict[str, Any]) -> bool:
+    state = known.get(step.name, {})
+    return bool(state.get("state") == "done" and state["parts"] == step.parts and state["made"] == _made(step))
+
+
+def _made(step: Step) -> dict[str, str]:
+    """Digests of what lies in the step's own directory of what it leaves; somebody may have changed it since."""
+    paths = [Path(path) for path in (step.product.model, step.product.adapter) if path is not None]
+    return {path.name: of_weights(path) for path in paths if step.place.directory in path.parents}
+
+
+def _open(chain: Chain, journal: Journal, goes_on: bool, show: Show) -> None:
+    text = yaml.safe_dump(chain.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
+    with disk_faults(journal.directory, "making the run directory"):
+        if not goes_on and (aside := set_aside(journal.directory)):
             show.say(f"an earlier run was kept as {aside}")
-        directory.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(directory)
+        journal.directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(journal.directory)
     write_atomic(journal.recipe_path, text)
-    if not recipe.resume:
-        journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
-    draft.write_to(journal)
-    return journal
+    if not goes_on:
+        journal.event("begun", f"seed {chain.seed}", folder=str(Path.cwd()))
+        journal.result("steps", {})
 
 
-# -- data and model ------------------------------------------------------------------------------------
+def _run_step(step: Step, known: dict[str, Any], journal: Journal, show: Show) -> None:
+    """Do it, or what is left of it, and keep how far it is."""
+    before = known.get(step.name)
+    goes_on = before is not None and before["state"] == "begun" and before["parts"] == step.parts
+    if goes_on:
+        reason = "it was begun before"
+    elif before is None:
+        reason = "it was not done yet"
+    else:
+        reason = f"changed: {', '.join(changed(before['parts'], step.parts)) or 'what it left'}"
+    show.say(f"{step.name}: {reason}")
+    journal.event("step", reason, step=step.name, start=step.start.adapter or step.start.model)
+    _keep(journal, step, "begun")
+    started = time.time()
+    try:
+        step.kind.run(step.options, step.place, step.start, show, goes_on and is_run(step.place.directory))
+    except (DanluError, KeyboardInterrupt) as error:
+        with contextlib.suppress(DanluError):  # a full disk
+            journal.event("stopped", str(error) or "interrupted", step=step.name)
+            write_chain_report(journal)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("stopped; what was finished is kept", fix=step.place.how_to_resume) from None
+        raise
+    _keep(journal, step, "done", made=_made(step), seconds=time.time() - started)
 
 
-def _prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> _Parts:
-    """Everything that the steps work on, in memory alone; what is to be told stands in the draft."""
-    skipped = Skipped()
-    split = read(recipe.data, recipe.seed, skipped)
-    if changed := skipped.summary():
-        show.say(f"data: {changed}")
-    show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
-    if split.left_out and not recipe.resume:
-        journal.event("left_out", "their questions are held out as well", records=split.left_out)
-    loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
-    chat = Chat.of(
-        loaded.tokenizer,
-        loaded.model.generation_config,
-        recipe.data.chat_template,
-        template_values=recipe.data.chat_template_kwargs,
-        train_on=recipe.data.train_on,
-        today=_begun(recipe),
-    )
-    examples = _examples(recipe, split.train, chat, skipped)
-    held_out = _examples(recipe, split.held_out, chat, skipped)
-    if not examples:
-        raise DataError("every record was left out; none is left to train on", fix="see the faults in events.jsonl")
-    refuse_unknown_tokens([*examples, *held_out], loaded.model, loaded.tokenizer)
-    for what, count in left_out_counts(examples).items():
-        show.say(f"the chat template leaves out {what} in {count} example(s)")
-        if not recipe.resume:
-            journal.event("left_out", f"the chat template does not write {what}", examples=count)
-    questions = _questions(recipe, split.held_out)
-    _check_provable(recipe, held_out, questions)
-    learns_answers = any(isinstance(record, Conversation) for record in split.train)
-    tokens = _tokens_to_learn(recipe, loaded, chat, examples, journal, show) if learns_answers else ()
-    model = attach(loaded.model, recipe.lora, recipe.seed, tokens)
-    kernels = prepare(model)
-    if reason := why_alone(model):
-        show.say(f"slow: documents are read one at a time: {reason}")
-    trainable, total = parameter_counts(model)
-    show.say(f"model: {total - trainable:,} frozen and {trainable:,} trained parameters, {loaded.dtype}")
-    if stacked := stacked_weights(model):
-        share = sum(stacked.values()) / (total - trainable)
-        show.say(f"no adapter on the experts ({', '.join(stacked)}): {share:.0%} of the weights lie in blocks")
-    _describe(
-        recipe, journal, device, examples, held_out, skipped, kernels, (trainable, total), str(loaded.dtype), reason
-    )
-    kind: Kind | None = "instruct" if learns_answers else None
-    to_write = Journal(recipe.directory)
-    identity, saved = _identity(recipe, model, examples), None
-    if recipe.resume:
-        saved = resumable(to_write.checkpoints, identity, recipe.seed, recipe.train, len(examples))
-    check_disk(recipe, *parameter_counts(model))
-    parts = (chat, model, loaded.directory, kind, tokens, examples, held_out, questions)
-    return _Parts(recipe, to_write, device, show, *parts, identity, saved)
-
-
-def _begun(recipe: Recipe) -> date:
-    """The day on which the run began: a template that writes the date says the same when the run is resumed."""
-    said = Journal(recipe.directory).results().get("data", {}).get("date") if recipe.resume else None
-    return date.fromisoformat(said) if said else date.today()
-
-
-def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
-    may_skip = recipe.data.on_error == "skip" or recipe.data.too_long == "skip"
-    return sft_examples(
-        records,
-        chat,
-        max_length=recipe.data.max_length,
-        too_long=recipe.data.too_long,
-        window_overlap=recipe.data.window_overlap,
-        skip=skipped.add if may_skip else None,
-    )
-
-
-def _tokens_to_learn(
-    recipe: Recipe, loaded: LoadedModel, chat: Chat, examples: Sequence[Example], journal: Draft, show: Show
-) -> tuple[int, ...]:
-    """Where the recipe leaves it open: what a base model does not know of the turns that it is to learn."""
-    if recipe.lora.trainable_token_indices != "auto":
-        return ()
-    recorded = None if recipe.data.chat_template else kind_of_name(recipe.model.name, loaded.directory)
-    finding, tokens = left_to_learn(chat, partial(alone, loaded.model), examples, recipe.model.kind, recorded)
-    if tokens and (reason := why_no_rows(loaded.model, recipe.lora)):
-        show.say(f"base model ({finding.reason}): it may not learn to end its answers: {reason}")
-        return ()
-    if tokens:
-        shown = {name: "not asked for" if p is None else f"{p:.2g}" for name, p in named(chat, tokens).items()}
-        show.say(f"base model ({finding.reason}): the rows of {', '.join(shown)} are learnt as well")
-        if not recipe.resume:
-            journal.event("turn tokens", f"a base model: {finding.reason}; their rows are learnt", **shown)
-    return tuple(tokens)
-
-
-def _questions(recipe: Recipe, records: Sequence[Record]) -> list[Question]:
-    """A random choice of the held-out conversations that end with an answer in words."""
-    if recipe.prove is None:
-        return []
-    fit = [Question(r) for r in records if isinstance(r, Conversation) and r.messages[-1].get("content")]
-    return random.Random(recipe.seed).sample(fit, min(recipe.prove.questions, len(fit)))
-
-
-def _check_provable(recipe: Recipe, held_out: Sequence[Example], questions: Sequence[Question]) -> None:
-    """Say before training, not after, that an interval could not be made."""
-    if recipe.prove is None:
-        return
-    groups = {_group(example) for example in held_out}
-    asked = {_group(question.conversation) for question in questions}
-    if len(groups) < 2 or len(asked) == 1:
-        raise DataError(
-            f"{len(held_out)} held-out examples in {len(groups)} group(s): too few to prove a change",
-            allowed="at least two groups; an interval means little below thirty",
-            fix="raise data.held_out, give data.held_out_path, or leave the proof out with prove=null",
-        )
-
-
-def _group(example: Example | Conversation) -> str:
-    return example.group or example.place
-
-
-def _describe(
-    recipe: Recipe,
-    journal: Draft,
-    device: Device,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
-    skipped: Skipped,
-    kernels: dict[str, int],
-    parameters: tuple[int, int],
-    dtype: str,
-    reason: str,
-) -> None:
-    tokens = sum(len(example.token_ids) for example in examples)
-    learnt = sum(example.learnt_tokens for example in examples)
-    journal.result(
-        "data",
-        {"train": len(examples), "held_out": len(held_out), "tokens": tokens, "learnt_tokens": learnt,
-         "skipped": skipped.count, "date": _begun(recipe).isoformat()},
-    )  # fmt: skip
-    machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
-    machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}
-    journal.result("machine", {**machine, "trained_parameters": parameters[0], "all_parameters": parameters[1]})
-    if recipe.resume:
-        return
-    hardware = "the hardware multiplies bfloat16" if device.has_bfloat16 else "the hardware has no bfloat16"
-    journal.event("dtype", hardware if recipe.model.dtype == "auto" else "named in the recipe", dtype=dtype)
-    journal.event("kernels", "each agrees with the module it replaces on random input", **kernels)
-    if reason:
-        journal.event("one document at a time", reason)
-    steps = planned_steps(recipe.train, len(examples))
-    journal.event("plan", f"{recipe.train.batch_size} examples a step", steps=steps, examples=len(examples))
-    for place, reason in skipped.faults:
-        journal.event("skipped", reason, place=place)
-
-
-def _identity(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[str, str]:
-    """What must be equal for a resumed run to go on, by what it is and not by how it was spelt.
-
-    The base by its weights, wherever it lies; the adapter by its matrices; the data by every token.
-    """
-    data = hashlib.sha256()
-    for example in examples:
-        data.update(repr((example.token_ids, example.learnt, example.weights)).encode())
-    base, adapter = hashlib.sha256(), hashlib.sha256()
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            adapter.update(name.encode())
-            continue
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)].tolist()
-        base.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some}".encode())
-    options = recipe.lora.model_dump(mode="json", exclude={"target_modules"})
-    return {
-        "the model's weights": DIGEST + base.hexdigest(),
-        "lora.target_modules": DIGEST + adapter.hexdigest(),
-        **{f"lora.{name}": str(value) for name, value in options.items()},
-        "the examples (data, template, seed)": DIGEST + data.hexdigest(),
+def _keep(journal: Journal, step: Step, state: str, **more: Any) -> None:
+    said = {
+        "state": state,
+        "start": step.start.adapter or step.start.model,
+        "leaves": asdict(step.product),
+        "parts": step.parts,
+        **more,
     }
-
-
-# -- proof ---------------------------------------------------------------------------------------------
-
-
-def _measure(parts: _Parts, when: str) -> Measured | None:
-    """Measure the held-out examples, unless an earlier half of this run measured the same ones at the same step."""
-    if parts.recipe.prove is None:
-        return None
-    of = _measured_of(parts, when)
-    known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
-    if known is not None and known.get("of") == of:
-        losses = [(total, weight) for total, weight in known["losses"]]
-        return Measured(losses, known["answers"], known["overlaps"], known["ended"])
-    parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
-    measured = measure(
-        parts.model,
-        parts.engine(),
-        parts.held_out,
-        parts.questions,
-        parts.device,
-        max_tokens=parts.recipe.train.micro_batch_tokens,
-        max_new_tokens=parts.recipe.prove.max_new_tokens,
-    )
-    parts.journal.result(f"measured_{when}", {**asdict(measured), "of": of})
-    parts.journal.result(when, measured.summary())
-    parts.show.say(_sentence(when, measured))
-    return measured
-
-
-def _measured_of(parts: _Parts, when: str) -> str:
-    """Names what is measured: the examples, the questions, and how far the model is trained."""
-    assert parts.recipe.prove is not None
-    digest = hashlib.sha256(repr(parts.recipe.prove.max_new_tokens).encode())
-    for example in parts.held_out:
-        digest.update(repr((example.token_ids, example.learnt)).encode())
-    for question in parts.questions:
-        digest.update(repr(question.conversation.messages).encode())
-    steps = planned_steps(parts.recipe.train, len(parts.examples)) if when == "after" else 0
-    return f"step {steps} of {digest.hexdigest()}"
-
-
-def _sentence(when: str, measured: Measured) -> str:
-    figures = measured.summary()
-    overlap = (
-        ", overlap {overlap:.1f}, {ended:.0f} % of the answers ended".format(**figures) if measured.answers else ""
-    )
-    return f"{when}: held-out loss {figures['loss']:.3f}, perplexity {figures['perplexity']:.1f}{overlap}"
-
-
-def _compare(parts: _Parts, before: Measured | None, after: Measured | None) -> None:
-    if before is None or after is None or parts.recipe.prove is None:
-        return
-    groups = [_group(example) for example in parts.held_out]
-    question_groups = [_group(question.conversation) for question in parts.questions]
-    changes = differences(before, after, groups, question_groups)
-    parts.journal.result("difference", {name: asdict(interval) for name, interval in changes.items()})
-    shown = list(zip(parts.questions, before.answers, after.answers, strict=True))[: parts.recipe.prove.examples]
-    parts.journal.result(
-        "examples",
-        [
-            {"prompt": q.prompt, "reference": q.reference, "before": b, "after": a, "place": q.conversation.place}
-            for q, b, a in shown
-        ],
-    )
-    loss = changes["loss"]
-    parts.show.say(
-        f"the held-out loss changed by {loss.value:+.3f} (95 % interval {loss.low:+.3f} to {loss.high:+.3f})"
-    )
-
-
-# -- merge and report ----------------------------------------------------------------------------------
-
-
-def _merge(parts: _Parts, options: MergeOptions) -> None:
-    journal = parts.journal
-    parts.model = None  # merging reads the base anew: the two are not held at once
-    gc.collect()
-    conversations = [question.messages for question in parts.questions]
-    parity = merge_checked(
-        parts.directory,
-        journal.adapter,
-        journal.merged,
-        conversations,
-        options,
-        read_device(),
-        parts.show.say,
-    )
-    journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
-    journal.result("parity", parity.to_dict())
-    parts.show.say(f"parity: equal answers, logits within {parity.largest_logit_difference:.2g}")
-
-
-def _finish(journal: Journal, started: float, show: Show) -> None:
-    steps = [row.get("peak_memory_bytes", 0) for row in journal.metrics()]  # each sets the mark back
-    peak = max([peak_memory_bytes(), *steps])
-    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
-    show.say(f"report: {write_report(journal)}")
+    journal.result("steps", {**journal.results().get("steps", {}), step.name: said})

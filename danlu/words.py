@@ -146,6 +146,17 @@ CHINESE = {
     "{name} rose from {before} to {after} ({level} % interval of the change {spread})": (
         "{name}从 {before} 升到 {after}（变化的 {level} % 置信区间 {spread}）"
     ),
+    # -- the report of a chain
+    "Steps": "步骤",
+    "kind": "类型",
+    "works on": "起点",
+    "state": "状态",
+    "time": "用时",
+    "what came of it": "结果",
+    "done": "完成",
+    "begun, not done": "已开始，未完成",
+    "not begun": "未开始",
+    "{prompts} answers equal, logits within {difference}": "{prompts} 个回答一致，logits 最大相差 {difference}",
     # -- the report: figures
     "Loss": "损失",
     "nats a token, of the tokens to be learnt": "每个计入损失的 token，单位 nat",

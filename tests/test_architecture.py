@@ -7,9 +7,9 @@ import danlu
 
 ROOT = Path(danlu.__file__).parent
 ROWS = [
-    "errors", "words", "config", "device", "journal", "spec", "hub", "plan", "data", "model", "generate", "train",
-    "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "run", "terminal", "help", "flags",
-    "answering", "commands", "cli",
+    "errors", "fingerprint", "words", "config", "device", "journal", "spec", "hub", "native", "plan", "data", "model",
+    "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "steps", "chain", "run",
+    "terminal", "help", "flags", "answering", "commands", "cli",
 ]  # fmt: skip
 
 

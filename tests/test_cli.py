@@ -169,7 +169,7 @@ def test_ctrl_c_is_no_traceback(call, monkeypatch):
     def stop(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("danlu.commands.is_cached", stop)
+    monkeypatch.setattr("danlu.commands.looking.is_cached", stop)
     with interrupts_stay_inside():
         code, _, err = call("models")
     assert (code, err) == (130, "error: stopped\n")
@@ -572,7 +572,7 @@ def adapter(tiny_model, tmp_path):
 
 def test_an_adapter_is_merged_and_used(call, tiny_model, adapter, tmp_path):
     out = tmp_path / "merged"
-    code, said, err = call("merge", tiny_model, adapter, out, "--max_new_tokens", 4)
+    code, said, err = call("merge", adapter, out, "--max_new_tokens", 4)
     assert (code, err) == (0, "")
     assert f"{out}: 8 greedy answers equal, logits within" in said
     assert "(allowed 0.001)" in said
@@ -583,15 +583,32 @@ def test_an_adapter_is_merged_and_used(call, tiny_model, adapter, tmp_path):
 
 def test_prompts_of_ones_own_and_how_many(call, tiny_model, adapter, tmp_path):
     path = write(tmp_path / "d.jsonl", GOOD)
-    arguments = ("merge", tiny_model, adapter, tmp_path / "merged", "--prompts_path", path, "--max_new_tokens", 2)
+    arguments = (
+        "merge",
+        adapter,
+        tmp_path / "merged",
+        "--base",
+        tiny_model,
+        "--prompts_path",
+        path,
+        "--max_new_tokens",
+        2,
+    )
     assert ": 2 greedy answers equal" in call(*arguments)[1]
     assert ": 1 greedy answers equal" in call(*arguments, "--prompts", 1)[1]
 
 
+def test_an_adapter_that_does_not_say_its_base_asks_for_it(call, adapter, tmp_path):
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
+    code, _, err = call("merge", adapter, tmp_path / "merged")
+    assert code == 1
+    assert "does not say what it was trained on" in err
+    assert "--base NAME" in err
+
+
 def test_a_merge_that_does_not_agree_is_an_error(call, tiny_model, adapter, tmp_path):
-    code, _, err = call(
-        "merge", tiny_model, adapter, tmp_path / "merged", "--tolerance", "1e-12", "--max_new_tokens", 1
-    )
+    code, _, err = call("merge", adapter, tmp_path / "merged", "--tolerance", "1e-12", "--max_new_tokens", 1)
     assert code == 1
     assert "logits differ by" in err
     assert not (tmp_path / "merged").exists()

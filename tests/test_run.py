@@ -112,7 +112,7 @@ def test_a_run_that_fails_is_reported_as_well(recipe, monkeypatch):
     def full(*_args, **_options):
         raise DiskError("no room for the merged model")
 
-    monkeypatch.setattr("danlu.run.merge_checked", full)
+    monkeypatch.setattr("danlu.steps.sft.merge_checked", full)
     with pytest.raises(DiskError):
         run(recipe(), Lines(), "")
     directory = recipe().directory

@@ -66,6 +66,10 @@ class Example:
         return replace(self, token_ids=self.token_ids[start:end], learnt=learnt, weights=weights)
 
 
+class Opened(list[int]):
+    """Token ids that end with the opening of an answer: its text begins there, and goes on from nothing."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """A tokenizer with its template and the tokens at which generation stops.
@@ -121,7 +125,7 @@ class Chat:
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids that generation is fed for `messages`: rendered, with the opening of the answer.
+        """Token ids that generation is fed for `messages`: rendered, with the opening of the answer (Opened, then).
 
         Control tokens in the words of a message are text. Raises DataError where the template refuses the messages,
         or leaves out what one of them says to the model.
@@ -132,9 +136,10 @@ class Chat:
             continue_final_message: the last message is the beginning of the answer, and is left open.
             template_kwargs: further variables of the template, such as enable_thinking.
         """
-        return self._encode(
+        ids = self._encode(
             self._told_apart(messages, tools, add_generation_prompt, continue_final_message, template_kwargs)
         )
+        return Opened(ids) if add_generation_prompt and not continue_final_message else ids
 
     def prompt_text(
         self,

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from danlu.data.shapes import MEDIA_KEYS, OURS
 from danlu.data.speakers import Role
 from danlu.data.templates import TEMPLATES, template_text
 from danlu.errors import ConfigError, DataError, nearest
+from danlu.fingerprint import of_path, of_texts
 
 
 class DataOptions(Options):
@@ -174,6 +175,24 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
     if options.max_examples is not None and options.max_examples < len(records):
         records = random.Random(seed).sample(records, options.max_examples)
     return Split(records, aside, left_out)
+
+
+def fingerprints(options: DataOptions) -> dict[str, str]:
+    """Path of a file or name of a function -> digest of what it holds. Raises DataError for a path that is not there.
+
+    Of a function, all rows are read.
+    """
+    found = {}
+    for path in (*options.paths, options.held_out_path):
+        if path is not None:
+            try:
+                found[path] = of_path(Path(path))
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror or error}", fix="check the path") from error
+    if options.source is not None:
+        rows = records_of_function(options.source, options.source_options, "skip", Skipped(), options.reading())
+        found[options.source] = of_texts(repr(replace(record, place="")) for record in rows)
+    return found
 
 
 def read_conversations(path: Path) -> list[Conversation]:

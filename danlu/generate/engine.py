@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from danlu.config import validate
-from danlu.data.chat import Chat
+from danlu.data.chat import Chat, Opened
 from danlu.data.records import Message
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
 from danlu.errors import ConfigError
@@ -214,7 +214,7 @@ class Engine:
 
         Args:
             prompts: each a string (continued as it is), a list of messages (rendered by the chat template),
-                or a list of token ids.
+                or a list of token ids (continued, but for those of Chat.prompt that open an answer).
             params: the knobs of all, or one set a prompt.
             adapter: the name of a loaded adapter for all, or one a prompt. None is the engine's own adapter, or the
                 base if it has none; "base" is the model without any.
@@ -290,7 +290,7 @@ class Engine:
         async def finish() -> Generation:
             return await loop.run_in_executor(self._aside, self._generation, job)
 
-        return LiveAnswers(job, self._worker, finish, self.chat.decode)
+        return LiveAnswers(job, self._worker, finish)
 
     async def astream(
         self, prompt: Prompt, params: GenerationParams | None = None, adapter: str | None = None
@@ -397,7 +397,7 @@ class Engine:
         elif len(prompt) == 0:
             ids = []
         elif isinstance(prompt[0], Integral):
-            ids = [int(token) for token in cast(Sequence[int], prompt)]
+            ids = (Opened if isinstance(prompt, Opened) else list)(int(token) for token in cast(Sequence[int], prompt))
         else:
             ids = chat.prompt(cast(Sequence[Message], prompt))
         if not ids:
@@ -451,7 +451,7 @@ class Engine:
         return answers
 
     def _events(self, job: Job) -> Iterator[Event]:
-        growth = Growth(job, self.chat.decode)
+        growth = Growth(job)
         while progress := job.steps.get():
             yield from growth.events(progress)
         yield from growth.last(self._generation(job))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from danlu.generate.answers import Event, Generation
 from danlu.generate.requests import Job
@@ -10,14 +10,10 @@ from danlu.generate.text import TextStream, push_all
 
 
 class Growth:
-    """What a reader was told of one job, and what is new.
+    """What a reader was told of one job, and what is new."""
 
-    Args:
-        decode: token ids -> text, for the hypothesis that leads.
-    """
-
-    def __init__(self, job: Job, decode: Callable[[Sequence[int]], str]) -> None:
-        self._job, self._decode = job, decode
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._streams: dict[int, TextStream] = {}
         self._pushed: dict[int, int] = {}  # answer number -> tokens that went into its stream
         self._told: dict[int, int] = {}  # answer number -> tokens that went out with an event
@@ -25,7 +21,7 @@ class Growth:
     def events(self, progress: Mapping[int, tuple[int, ...]]) -> list[Event]:
         """The news in a job's progress; of answers that may change until their end, what leads now."""
         if self._job.params.revises:
-            return [Event(index, "", leading=self._decode(tokens)) for index, tokens in progress.items()]
+            return [Event(index, "", leading=self._leading(tokens)) for index, tokens in progress.items()]
         events = []
         for index, tokens in progress.items():
             pushed, self._pushed[index] = self._pushed.get(index, 0), len(tokens)
@@ -35,6 +31,10 @@ class Growth:
                 logprobs = self._job.ledger.of(index)[told : len(tokens)] if self._job.ledger else None
                 events.append(Event(index, text, tokens[told:], logprobs=logprobs))
         return events
+
+    def _leading(self, tokens: Sequence[int]) -> str:
+        words = self._job.words.fork()
+        return "".join(map(words.append, tokens)) + words.finish()
 
     def last(self, generation: Generation) -> list[Event]:
         """Each answer, with what was not told yet."""

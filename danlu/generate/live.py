@@ -6,7 +6,7 @@ The engine's thread makes the steps and wakes the loop; text is made on the loop
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from danlu.generate.answers import Event, Generation
 from danlu.generate.growth import Growth
@@ -22,7 +22,6 @@ class LiveAnswers:
         job: not submitted yet.
         worker: the engine's thread.
         finish: awaits the whole of a request that has ended; raises the error that ended it.
-        decode: token ids -> text, for the hypothesis that leads.
     """
 
     def __init__(
@@ -30,10 +29,9 @@ class LiveAnswers:
         job: Job,
         worker: Worker,
         finish: Callable[[], Awaitable[Generation]],
-        decode: Callable[[Sequence[int]], str],
     ) -> None:
         self._job, self._worker, self._finish = job, worker, finish
-        self._growth = Growth(job, decode)
+        self._growth = Growth(job)
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._wake_on_news()

@@ -18,7 +18,9 @@ FEW = 512
 # Scores are scaled no further up than to this: differences of one rounding step still leave one token alone, and sums
 # of as many as any answer has tokens stay numbers.
 LARGEST = 1e30
-_SMALL_TEMPERATURE = 1e-6
+# A temperature below this counts as this. One bound for all rows and steps: beams are compared by their sums.
+SMALLEST_TEMPERATURE = 1e-20
+_CAREFUL_BELOW = 1e-6
 
 
 # -- penalties and bans
@@ -68,10 +70,10 @@ def log_softmax(scores: Tensor) -> Tensor:
 
 
 def temperature(scores: Tensor, temperature: Tensor) -> Tensor:
-    """s / temperature; 1 is off. One so small that scores would leave the numbers counts as the least that does not."""
-    if bool((temperature < _SMALL_TEMPERATURE).any()):
+    """s / temperature; 1 is off. One so small that scores would leave the numbers counts as one that leaves them."""
+    if bool((temperature < _CAREFUL_BELOW).any()):
         reach = scores.masked_fill(scores.isinf(), 0).abs().amax(-1).double()
-        temperature = torch.maximum(temperature, reach / LARGEST).clamp(min=torch.finfo(scores.dtype).tiny)
+        temperature = torch.maximum(temperature, reach / LARGEST).clamp(min=SMALLEST_TEMPERATURE)
     return scores / _column(temperature, scores)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.data.chat import Chat
+from danlu.data.chat import Chat, Opened
 from danlu.errors import ConfigError
 from danlu.generate import logits
 from danlu.generate.banks import Banked, banks_of
@@ -45,6 +45,7 @@ class Job:
     Attributes:
         rows: what its rows have seen, and the stages of their scores.
         seed: of its draws.
+        words: makes text of tokens, before the first one.
         text: makes the text of an answer before its first token.
         min_new: new tokens before which no stop sequence ends the answer.
         forced: the phrases that must appear; None when there are none.
@@ -59,6 +60,7 @@ class Job:
     request: Request
     rows: RowStates
     seed: int
+    words: Detokenizer
     text: Callable[[], TextStream]
     min_new: int
     steps: queue.SimpleQueue[dict[int, tuple[int, ...]]]
@@ -93,6 +95,7 @@ class Maker:
         """A job for `prompt`, whose ids are checked, with the bank's adapter of that name, or the base.
 
         Args:
+            prompt: an Opened one begins a text; any other is gone on with.
             form: of the answer, beyond what the knobs say.
 
         Raises ConfigError when the knobs do not fit the prompt or the model.
@@ -100,7 +103,10 @@ class Maker:
         params.check_against(self.vocabulary, len(prompt), self.chat.stop_ids)
         eos = params.eos_ids(self.chat.stop_ids)
         grammar = self._grammars.of(params, form)
-        text = partial(self._text, params, grammar, self._words_of(form, params))
+        words = self._words_of(form, params)
+        if grammar is None and not isinstance(prompt, Opened):  # what has a form is a text by itself
+            words = words.after(prompt)
+        text = partial(self._text, params, grammar, words)
         stream = text() if params.stop_sequences else None
         forced = self._constraints(params)
         rows = RowStates(
@@ -130,7 +136,7 @@ class Maker:
             take = strategy.take
         request = Request(tuple(prompt), strategy, score, params.use_cache, take, on_step, on_end, adapter=adapter)
         min_new = params.min_new(len(prompt))
-        job = Job(request.prompt, params, request, rows, seed, text, min_new, steps, ended, forced, ledger)
+        job = Job(request.prompt, params, request, rows, seed, words, text, min_new, steps, ended, forced, ledger)
         return job
 
     def prepare(self, params: GenerationParams, form: Form | None = None) -> None:

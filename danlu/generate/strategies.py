@@ -13,6 +13,7 @@ Beam search is Hugging Face's, token for token (formulae in docs/generation.md):
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ FinishReason = Literal["stop", "length", "unsatisfied"]
 EarlyStopping = Literal["never"] | bool
 
 # The score of a row that stands for no hypothesis: at the start, all rows but one; later, rows for which there was
-# no candidate. What grows from it is not an answer.
-PLACEHOLDER = -1e9
+# no candidate. What grows from it is not an answer. No sum of numbers comes as low: scores may be of any size.
+PLACEHOLDER = -math.inf
 
 # Groups that draw do so as steps so far apart: with the draws of one step they would all find the same.
 GROUPS_APART = 2**32
@@ -36,7 +37,7 @@ GROUPS_APART = 2**32
 
 def is_real(total: float) -> bool:
     """Whether a sum of log p belongs to a hypothesis that is possible."""
-    return total > PLACEHOLDER / 2
+    return total > PLACEHOLDER
 
 
 @dataclass(frozen=True)

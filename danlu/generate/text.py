@@ -17,6 +17,8 @@ from danlu.generate.history import Automaton, Tokens
 # What a decoder puts in place of bytes that are no character.
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER_BYTES = 4
+# So many tokens of a prompt with text, among its last ones, say how what follows joins.
+_TOKENS_BEFORE, _MOST_LOOKED_AT = 8, 512
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's
 _KNOWN_STEPS: dict[str, dict[str, Any]] = {
     "Replace": {"pattern": {"String": _SPACE}, "content": " "},
@@ -39,6 +41,9 @@ class Detokenizer(Protocol):
     def fork(self) -> Detokenizer:
         """A row that goes on from here."""
 
+    def after(self, prompt: Sequence[int]) -> Detokenizer:
+        """The start of what is added to the text of `prompt`; of one without any text, of a text by itself."""
+
 
 class Pieces:
     """Token id -> bytes, for byte-level BPE and for sentencepiece with byte fallback; shared by all rows.
@@ -56,8 +61,8 @@ class Pieces:
         kinds = _decoder_kinds(tokenizer)
         self.byte_level = kinds == ["ByteLevel"]
         self.drops_first_space = kinds[-1] == "Strip"
-        special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special} - shown
-        self._known: dict[int, bytes] = dict.fromkeys(special, b"") if skip_special_tokens else {}
+        self.control = _control(tokenizer)
+        self._known: dict[int, bytes] = dict.fromkeys(self.control - shown, b"") if skip_special_tokens else {}
 
     @staticmethod
     def can_read(tokenizer: Any) -> bool:
@@ -77,6 +82,10 @@ class Pieces:
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes.fromhex(name[3:5])
         return name.replace(_SPACE, " ").encode()
+
+
+def _control(tokenizer: Any) -> frozenset[int]:
+    return frozenset(at for at, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def _decoder_kinds(tokenizer: Any) -> list[str]:
@@ -110,8 +119,7 @@ def detokenizer(
     if Pieces.can_read(tokenizer):
         return ByBytes(Pieces(tokenizer, skip_special_tokens=skip_special_tokens, shown=shown))
     if skip_special_tokens and shown:
-        special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
-        return ByWindow(tokenizer, False, frozenset(special - shown))
+        return ByWindow(tokenizer, False, _control(tokenizer) - shown)
     return ByWindow(tokenizer, skip_special_tokens)
 
 
@@ -120,19 +128,27 @@ class TokenNames:
 
     Attributes:
         control: tokens that are left out of an answer's text.
-        drops_first_space: a text does not begin with the space of its first token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._pieces = Pieces(tokenizer, skip_special_tokens=False) if Pieces.can_read(tokenizer) else None
-        self.control = frozenset(at for at, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self.drops_first_space = self._pieces is not None and self._pieces.drops_first_space
+        self.control = _control(tokenizer)
 
     def data(self, token: int) -> bytes:
+        """What it is inside a text."""
         if self._pieces is not None:
             return self._pieces[token]
-        return str(self._tokenizer.decode([token])).encode()
+        return self._decoded(token, token)[len(self._decoded(token)) :].encode()
+
+    def first(self, token: int) -> bytes:
+        """What it is at the beginning of a text, where some tokenizers leave out a space."""
+        if self._pieces is not None:
+            return self._pieces[token].removeprefix(b" " if self._pieces.drops_first_space else b"")
+        return self._decoded(token).encode()
+
+    def _decoded(self, *tokens: int) -> str:
+        return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def text(self, token: int) -> str:
         return self.data(token).decode("utf-8", "replace")
@@ -162,6 +178,11 @@ class ByBytes:
     def fork(self) -> ByBytes:
         other = ByBytes(self.pieces)
         other._waiting, other._at_start = self._waiting, self._at_start
+        return other
+
+    def after(self, prompt: Sequence[int]) -> ByBytes:
+        other = ByBytes(self.pieces)
+        other._at_start &= all(token in self.pieces.control or not self.pieces[token] for token in prompt)
         return other
 
 
@@ -204,6 +225,15 @@ class ByWindow:
     def fork(self) -> ByWindow:
         other = ByWindow(self._tokenizer, self._skip, self._hidden)
         other._before, other._waiting = self._before, self._waiting
+        return other
+
+    def after(self, prompt: Sequence[int]) -> ByWindow:
+        other = ByWindow(self._tokenizer, self._skip, self._hidden)
+        control = _control(self._tokenizer)
+        said = [token for token in prompt[-_MOST_LOOKED_AT:] if token not in control]
+        tails = [tuple(said[-_TOKENS_BEFORE - more :]) for more in range(_LONGEST_CHARACTER_BYTES)]
+        whole = (tail for tail in tails if _BROKEN not in self._text(tail))  # it does not begin inside a character
+        other._before = next(whole, tails[0])
         return other
 
 

@@ -20,7 +20,7 @@ from danlu.hub.directory import check_directory, weight_files
 from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel, Wheel
 from danlu.hub.names import is_cached, kind_of_name, resolve
-from danlu.hub.origin import Kind, recorded_kind, write_origin
+from danlu.hub.origin import Kind, recorded_base, recorded_kind, write_origin
 from danlu.hub.quiet import Say, quiet_transformers, silent
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "is_cached",
     "kind_of_name",
     "quiet_transformers",
+    "recorded_base",
     "recorded_kind",
     "resolve",
     "silent",

@@ -16,7 +16,10 @@ FILE = "origin.json"
 
 
 def write_origin(directory: Path, **said: str) -> None:
-    """Say `said` of the directory: source, licence, licence_url, kind. What was said before is replaced by name."""
+    """Say `said` of the directory: source, licence, licence_url, kind; of an adapter, its base.
+
+    What was said before is replaced by name.
+    """
     document = json.dumps(_read(directory) | said, ensure_ascii=False, indent=2)
     (directory / FILE).write_text(document + "\n", "utf-8")
 
@@ -25,6 +28,12 @@ def recorded_kind(directory: Path) -> Kind | None:
     """What the directory's maker says of it; None where nobody does."""
     kind = _read(directory).get("kind")
     return kind if kind in ("base", "instruct") else None
+
+
+def recorded_base(adapter: Path) -> str | None:
+    """The model that an adapter was trained on, as its maker named it."""
+    base = _read(adapter).get("base")
+    return base if isinstance(base, str) else None
 
 
 def _read(directory: Path) -> dict[str, Any]:

@@ -21,7 +21,18 @@ from pydantic import Field
 from danlu.config import Options
 from danlu.device import Device, DtypeName, bound_compiled_products
 from danlu.errors import DanluError, MemoryShortage, ModelError, size_in_words
-from danlu.hub import Kind, Say, check_directory, quiet_transformers, resolve, silent, weight_files
+from danlu.hub import (
+    Kind,
+    Say,
+    cache_directory,
+    check_directory,
+    is_cached,
+    quiet_transformers,
+    recorded_base,
+    resolve,
+    silent,
+    weight_files,
+)
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
 if TYPE_CHECKING:
@@ -323,6 +334,17 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
                 fix="give the adapter's directory, such as runs/NAME/adapter",
             )
     return _read_json(adapter / "adapter_config.json")
+
+
+def base_of(adapter: Path) -> str:
+    """The name or the directory of the model that an adapter was trained on. Raises ModelError if it does not say."""
+    stored = adapter_config(adapter).get("base_model_name_or_path") or ""
+    base = recorded_base(adapter) or stored
+    if stored and not is_cached(base, cache_directory()) and Path(stored).is_dir():
+        base = stored  # where it lay then, if it has no name or was renamed
+    if not base:
+        raise ModelError(f"{adapter} does not say what it was trained on", fix="name it: base=NAME")
+    return base
 
 
 def adapter_template(adapter: Path) -> str | dict[str, str] | None:

@@ -1,6 +1,6 @@
 """native.c on tensors: what stands between the products of a step. Its plain forms, which are the definition, too.
 
-`kernels()` gives the functions, or None where compiled.py has none, or a result differs from torch's. All are for
+`kernels()` gives the functions, or None where nothing was compiled, or a result differs from torch's. All are for
 contiguous bfloat16 on a CPU.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.model.compiled import FLOAT, INT, LONG, POINTER, declared, library
+from danlu.native import FLOAT, INT, LONG, POINTER, declared, library
 
 # What native.c attends with: sizes of a head, and queries of a row that share a key head.
 DIMS = range(16, 257, 16)
@@ -144,7 +145,7 @@ class Kernels:
 @cache
 def kernels() -> Kernels | None:
     """The compiled kernels; None where there are none, or where they differ from the plain forms."""
-    functions = library("native.c")
+    functions = library(Path(__file__).with_name("native.c"))
     if functions is None:
         return None
     found = Kernels(functions)

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.model.compiled import FLOAT, INT, LONG, POINTER, declared, library
 from danlu.model.tiles import has_tiles
+from danlu.native import FLOAT, INT, LONG, POINTER, declared, library
 
 QUERIES, KEYS = 16, 32  # in a tile; in two
 DIMS = range(32, 257, 32)
@@ -74,7 +75,7 @@ class TileAttention:
 @cache
 def tile_attention() -> TileAttention | None:
     """The functions, where this machine can."""
-    functions = library("tile_attention.c") if has_tiles() else None
+    functions = library(Path(__file__).with_name("tile_attention.c")) if has_tiles() else None
     if functions is None:
         return None
     found = TileAttention(functions)

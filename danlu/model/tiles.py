@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.model.compiled import INT, LONG, POINTER, declared, library
 from danlu.model.rounding import GROUP, Rounded, to_int4, to_int8
+from danlu.native import INT, LONG, POINTER, declared, library
 
 TILE = 16  # outputs in one
 BLOCK = 2 * TILE
@@ -116,7 +117,7 @@ def _by_chunk(numbers: Tensor, is_paired: bool) -> Tensor:
 @cache
 def _function() -> Any:
     """tiles.c's function; None where the processor has no tiles, or the system does not let us use them."""
-    functions = None if os.environ.get("DANLU_TILES") == "0" else library("tiles.c")
+    functions = None if os.environ.get("DANLU_TILES") == "0" else library(Path(__file__).with_name("tiles.c"))
     if functions is None or not functions.danlu_tiles():
         return None
     return declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(4 * [INT])], INT)

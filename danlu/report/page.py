@@ -89,21 +89,24 @@ def read_run(journal: Journal) -> Run:
 
 def render(run: Run) -> str:
     """The page as text."""
-    style = (resources.files("danlu.report") / "page.css").read_text("utf-8")
-    name = escape(run.name)
-    footer = run.words("Danlu {version}. This page reads the run directory and nothing else.", version=__version__)
     sections = (
         _header(run), _missing(run), _tiles(run), _comparison(run), _training(run), _examples(run),
-        _events(run), _facts(run), _recipe(run),
+        events(run), _facts(run), recipe_text(run),
     )  # fmt: skip
-    body = "\n".join(section for section in sections if section)
+    return page(run.name, "\n".join(section for section in sections if section), run.words)
+
+
+def page(name: str, body: str, words: Words) -> str:
+    """A whole page around `body`."""
+    style = (resources.files("danlu.report") / "page.css").read_text("utf-8")
+    footer = words("Danlu {version}. This page reads the run directory and nothing else.", version=__version__)
     return f"""<!doctype html>
-<html lang="{"zh-CN" if run.words.language == "zh" else "en"}">
+<html lang="{"zh-CN" if words.language == "zh" else "en"}">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} · {run.words("Danlu report")}</title>
+<title>{escape(name)} · {words("Danlu report")}</title>
 <style>
 {style}</style>
 </head>
@@ -170,11 +173,11 @@ def _comparison(run: Run) -> str:
     measures = [m for m in (*run.part("before"), *run.part("after")) if _is_shown(run, m)]
     title = run.words("Before and after")
     if not measures:
-        return _section(title, _absent(run.words("Neither the untrained nor the trained model was measured.")))
+        return section(title, _absent(run.words("Neither the untrained nor the trained model was measured.")))
     rows = [_measure_row(run, measure) for measure in dict.fromkeys(measures)]
     heads = [run.words("measure")]
     heads += [f"#{run.words(name)}" for name in ("before", "after", "change", "interval of the change")]
-    return _section(title, _table(heads, rows) + f'<p class="soft">{_how_measured(run)}</p>')
+    return section(title, table(heads, rows) + f'<p class="soft">{_how_measured(run)}</p>')
 
 
 def _how_measured(run: Run) -> str:
@@ -215,7 +218,7 @@ def _training(run: Run) -> str:
     drawn = charts(run.metrics, run.words)
     title = run.words("Training")
     if not drawn:
-        return _section(title, _absent(run.words("No step was recorded in metrics.jsonl.")))
+        return section(title, _absent(run.words("No step was recorded in metrics.jsonl.")))
     figures = [
         f"<figure{' class=wide' if chart.wide else ''}><figcaption><b>{chart.title}</b> "
         f"<span>{chart.note}</span></figcaption>{chart.svg}</figure>"
@@ -223,15 +226,15 @@ def _training(run: Run) -> str:
     ]
     wide = "".join(f for f, chart in zip(figures, drawn, strict=True) if chart.wide)
     small = "".join(f for f, chart in zip(figures, drawn, strict=True) if not chart.wide)
-    return _section(title, f'{wide}<div class="grid">{small}</div>')
+    return section(title, f'{wide}<div class="grid">{small}</div>')
 
 
 def _examples(run: Run) -> str:
     examples = [e for e in run.results.get("examples") or [] if isinstance(e, dict)]
     title = run.words("Answers side by side")
     if not examples:
-        return _section(title, _absent(run.words("No answers were kept.")))
-    return _section(title, "".join(_example(run, example) for example in examples))
+        return section(title, _absent(run.words("No answers were kept.")))
+    return section(title, "".join(_example(run, example) for example in examples))
 
 
 def _example(run: Run, example: dict[str, Any]) -> str:
@@ -254,12 +257,12 @@ def _text(run: Run, value: Any) -> str:
     return f'<div class="text{code}" dir="auto">{escape(text)}</div>'
 
 
-def _events(run: Run) -> str:
+def events(run: Run) -> str:
     title = run.words("What was decided, and why")
     if not run.events:
-        return _section(title, _absent(run.words("No decision was recorded in events.jsonl.")))
+        return section(title, _absent(run.words("No decision was recorded in events.jsonl.")))
     heads = [run.words(head) for head in ("time (UTC)", "event", "reason", "details")]
-    return _section(title, _table(heads, [_event_row(run, event) for event in run.events]))
+    return section(title, table(heads, [_event_row(run, event) for event in run.events]))
 
 
 def _event_row(run: Run, event: dict[str, Any]) -> str:
@@ -285,7 +288,7 @@ def _clock(time: Any) -> str:
 def _facts(run: Run) -> str:
     titles = {"data": "Data", "parity": "Merged against trained", "machine": "Machine", "run": "Whole run"}
     blocks = [
-        f"<div>{_section(run.words(title), _table(['', ''], _fact_rows(run, part), bare=True))}</div>"
+        f"<div>{section(run.words(title), table(['', ''], _fact_rows(run, part), bare=True))}</div>"
         for part, title in titles.items()
         if run.part(part)
     ]
@@ -306,14 +309,14 @@ def _fact(run: Run, name: str, value: Any) -> str:
     return plain(value, run.words)
 
 
-def _recipe(run: Run) -> str:
+def recipe_text(run: Run) -> str:
     title = run.words("Recipe")
     if not run.recipe:
-        return _section(title, _absent(run.words("recipe.yaml is not there.")))
-    return _section(title, f'<div class="scroll"><pre>{escape(run.recipe)}</pre></div>')
+        return section(title, _absent(run.words("recipe.yaml is not there.")))
+    return section(title, f'<div class="scroll"><pre>{escape(run.recipe)}</pre></div>')
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>"
 
 
@@ -321,7 +324,7 @@ def _absent(text: str) -> str:
     return f'<p class="absent">{text}</p>'
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], *, bare: bool = False) -> str:
+def table(heads: Sequence[str], rows: Sequence[str], *, bare: bool = False) -> str:
     """Rows are ready cells; a head that begins with # stands over numbers."""
     cells = "".join(
         f"<th scope=col{' class=number' if head.startswith('#') else ''}>{head.lstrip('#')}</th>" for head in heads

@@ -183,20 +183,23 @@ class Replies:
         """Text and report of what stands before an answer, where it is said again."""
         if before is None or before.text is None:
             return "", None
-        self._places[index] = self._places_from(len(before.text))
+        self._places[index] = self._places_from(index, len(before.text))
         top = self.ask.params.logprobs
         return before.text, None if top is None else echo_report(self.names, before, top)
 
-    def _places_from(self, at: int) -> Places:
-        """Where the tokens of an answer stand, whose text begins at `at`."""
-        return Places(self.names, at, shows_control=not self.ask.params.skip_special_tokens)
+    def _places_from(self, index: int, at: int) -> Places:
+        """Where the tokens of an answer to a text stand, whose own text begins at `at`."""
+        prompt = self.ask.prompts[index // self.ask.told]
+        has_text = bool(prompt) if isinstance(prompt, str) else any(one not in self.names.control for one in prompt)
+        continues = has_text and not self.ask.params.forms
+        return Places(self.names, at, shows_control=not self.ask.params.skip_special_tokens, continues=continues)
 
     def _logprobs(self, index: int, entries: Sequence[Logprob] | None) -> dict[str, Any] | None:
         if entries is None:
             return None
         if self.chat:
             return chat_report(self.names, entries)
-        return text_report(self.names, entries, self._places.setdefault(index, self._places_from(0)))
+        return text_report(self.names, entries, self._places.setdefault(index, self._places_from(index, 0)))
 
     def _ending(self, index: int, answer: Answer) -> dict[str, Any]:
         unsatisfied = answer.finish_reason == "unsatisfied"

@@ -35,20 +35,29 @@ class Places:
         at: where the first one begins.
         prompt: the text of the tokens, where it is known; else it is an answer's.
         shows_control: whether an answer's text has its control tokens.
+        continues: whether the text goes on from another one.
     """
 
-    def __init__(self, names: TokenNames, at: int, prompt: str = "", *, shows_control: bool = False) -> None:
+    def __init__(
+        self,
+        names: TokenNames,
+        at: int,
+        prompt: str = "",
+        *,
+        shows_control: bool = False,
+        continues: bool = False,
+    ) -> None:
         self._names, self._at, self._prompt, self._shows = names, at, prompt, shows_control
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._drops_space = names.drops_first_space
+        self._is_first = not continues
 
     def next(self, token: int) -> int:
         at, data = self._at, self._names.data(token)
         is_left_out = token in self._names.control and not self._shows
         if is_left_out and not self._prompt.startswith(data.decode(), at):
             return at
-        if self._drops_space:
-            data, self._drops_space = data.removeprefix(b" "), False
+        if self._is_first:
+            data, self._is_first = self._names.first(token), False
         self._at += len(self._decoder.decode(data))
         return at
 

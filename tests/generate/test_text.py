@@ -104,6 +104,18 @@ def test_words_joined_by_the_tokenizer_itself():
     assert "".join(pieces) == wordpiece().decode(tokens, skip_special_tokens=True)
 
 
+def test_what_goes_on_with_a_prompt_joins_its_last_words():
+    assert pieces_of(detokenizer(wordpiece()).after([1, 0, 2]), [3, 4]) == ["es", " 炉", ""]
+    assert pieces_of(detokenizer(wordpiece()).after([0]), [1, 2]) == ["the", " fox", ""]
+
+
+@pytest.mark.parametrize("prompt", ["丹" * 9, "a丹" * 9, "é" * 9, "👩" * 9])
+def test_a_prompt_of_bytes_is_not_looked_at_from_inside_a_character(prompt):
+    tokenizer = sentencepiece(strip=True)
+    for words in (detokenizer(tokenizer), ByWindow(tokenizer)):
+        assert "".join(pieces_of(words.after(as_bytes(prompt)), as_bytes(" 炉"))) == " 炉"
+
+
 def test_half_a_character_at_the_end_is_left_out():
     for words in (detokenizer(BYTE_LEVEL), ByWindow(BYTE_LEVEL)):
         tokens = BYTE_LEVEL.encode("a👩", add_special_tokens=False)

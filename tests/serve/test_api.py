@@ -514,3 +514,12 @@ def test_special_tokens_are_shown_when_asked_for(engine, post):
     assert shown["text"]
     assert hidden["text"] == ""
     assert shown["finish_reason"] == hidden["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-6])
+def test_beams_answer_at_a_temperature_however_small(post, temperature):
+    wish = {"model": "tiny", "prompt": [5, 6, 7], "num_beams": 3, "length_penalty": 0.5, "max_tokens": 8}
+    (cold,) = post(TEXT, {**wish, "temperature": temperature}).json()["choices"]
+    (likeliest,) = post(TEXT, {**wish, "temperature": 0}).json()["choices"]
+    assert cold["text"] == likeliest["text"]
+    assert cold["score"] < 0

@@ -1,6 +1,8 @@
-"""C sources of this package, compiled once for this machine where it has a C compiler; everything works without.
+"""C sources, compiled once for this machine where it has a C compiler; everything works without.
 
-`library(name)` is None where there is no compiler, not Linux, no OpenMP runtime of torch's to share, or DANLU_NATIVE=0.
+A source lies beside the Python that it replaces. `library(source)` is None where there is no compiler, not Linux, or
+DANLU_NATIVE=0, and, for a source that uses OpenMP, where no runtime of it is loaded that could be shared (torch's).
+Knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,12 @@ FLAGS = (
     *_WIDEST,
 )
 COMPILE_SECONDS = 120
-SOURCES = Path(str(resources.files("danlu"))) / "model"
 
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
 
-def library(source: str) -> ctypes.CDLL | None:
-    """The functions of SOURCES / `source`."""
+def library(source: Path) -> ctypes.CDLL | None:
+    """The functions of a .c file; headers (.h) of its folder count as parts of it."""
     if os.environ.get("DANLU_NATIVE") == "0" or sys.platform != "linux":
         return None
     try:
@@ -50,12 +50,12 @@ def declared(function: Any, arguments: Sequence[type], result: type | None = Non
     return function
 
 
-def _compiled(source: str) -> Path:
+def _compiled(source: Path) -> Path:
     """The library for this source, compiler and processor; made on first use. Raises OSError, SubprocessError."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("no C compiler")
-    text = b"\0".join(path.read_bytes() for path in (SOURCES / source, *sorted(SOURCES.glob("*.h"))))
+    text = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
     cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
     key = hashlib.sha256(b"\0".join([text, compiler.encode(), " ".join(FLAGS).encode(), flags.encode()])).hexdigest()
@@ -66,9 +66,9 @@ def _compiled(source: str) -> Path:
     staging = target.with_suffix(f".{secrets.token_hex(4)}")
     object_file = Path(f"{staging}.o")
     try:
-        # Linked without OpenMP's library: its functions are found in the one that torch has loaded.
+        # Linked without OpenMP's library, of which a process should have one: its functions are found in torch's.
         for words in (
-            [*FLAGS, "-c", SOURCES / source, "-o", object_file],
+            [*FLAGS, "-c", source, "-o", object_file],
             ["-shared", object_file, "-o", staging, "-lm"],
         ):
             command = [compiler, *map(str, words)]

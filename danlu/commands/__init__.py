@@ -1,0 +1,1 @@
+"""What each command does. Options, defaults and help come from the pydantic models of the rooms below."""

@@ -1,0 +1,134 @@
+"""Runs: recipes, training with flags, merging, reports."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from danlu.chain import Chain
+from danlu.commands.shared import OUT, Flat, news, say
+from danlu.config import validate
+from danlu.data.source import read_conversations
+from danlu.device import read_device
+from danlu.errors import ConfigError
+from danlu.flags import as_flags, from_flags
+from danlu.hub import cache_directory, resolve
+from danlu.journal import Journal, check_free, holder
+from danlu.model.load import base_of
+from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.recipe import Recipe
+from danlu.report.chain import is_chain, write_chain_report
+from danlu.report.page import write_report
+from danlu.run import load_recipe, product_of
+from danlu.run import run as run_recipe
+from danlu.terminal import run_view, show_examples
+
+if TYPE_CHECKING:
+    Recipes = Recipe
+    Merging = MergeOptions
+else:
+    Recipes, Merging = map(as_flags, (Recipe, MergeOptions))
+
+
+def run(recipe: str, /, *overrides: str) -> None:
+    """Run a recipe: a shipped one by name, or a YAML file.
+
+    Parameters
+    ----------
+    recipe
+        name of a shipped recipe (quickstart), or path of a .yaml file
+    overrides
+        any key of the recipe, such as train.learning_rate=1e-4 or resume=true
+    """
+    _run(_in_place(load_recipe(recipe, overrides), Path(recipe), overrides))
+
+
+def _in_place(recipe: Recipe | Chain, path: Path, overrides: Sequence[str]) -> Recipe | Chain:
+    """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
+    home = path.resolve().parent
+    placed = any(override.startswith(("name=", "runs=")) for override in overrides)
+    if not recipe.resume or placed or path.name != "recipe.yaml" or not Journal(home).events():
+        return recipe
+    if recipe.directory.resolve() == home:
+        return recipe
+    document = {**recipe.model_dump(mode="json"), "runs": str(home.parent), "name": home.name}
+    return validate(type(recipe), document, where=str(path))
+
+
+def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
+    """Train with options given as flags instead of a recipe.
+
+    The flags are the keys of a recipe; the resolved recipe is kept in the run directory. A flag that takes several
+    values takes them one after the other, or is given again. `null` is nothing: `--prove null` leaves the proof out.
+    """
+    _run(from_flags(Recipe, recipe))
+
+
+def _run(recipe: Recipe | Chain) -> None:
+    words = ["danlu", "run", str(recipe.directory / "recipe.yaml")]
+    resume = shlex.join(words if isinstance(recipe, Chain) else [*words, "resume=true"])
+    with run_view(OUT) as view:
+        directory = run_recipe(recipe, view, how_to_resume=resume)
+        examples = Journal(directory).results().get("examples", [])
+    if examples:
+        show_examples(OUT, examples)
+    if (product := product_of(recipe)).adapter is None:
+        say(f'use it: danlu generate {product.model} "…"    danlu chat {product.model}')
+
+
+def merge(
+    adapter: Path,
+    out: Path,
+    /,
+    *,
+    base: str | None = None,
+    prompts_path: Path | None = None,
+    accept_licence: bool = False,
+    chat_template: str | None = None,
+    options: Annotated[Merging, Flat] = Merging(),  # noqa: B008 - frozen
+) -> None:
+    """Fold an adapter into its base model, and prove that both answer alike.
+
+    Parameters
+    ----------
+    adapter
+        directory of the PEFT adapter
+    out
+        directory of the merged model
+    base
+        the model that the adapter was trained on; by default the one that the adapter names
+    prompts_path
+        data file whose conversations are asked; a few general questions otherwise
+    accept_licence
+        accept the licence of a base that asks for it
+    chat_template
+        Jinja text, a file of it, or "chatml"; by default the one beside the adapter, else the tokenizer's own
+    """
+    chosen = from_flags(MergeOptions, options)
+    base = base or base_of(adapter)
+    check_free(out)
+    asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
+    directory = resolve(base, cache=cache_directory(), say=say, accept_licence=accept_licence)
+    parity = merge_checked(directory, adapter, out, asked, chosen, read_device(), say, chat_template)
+    say(
+        f"{out}: {parity.prompts} greedy answers equal, logits within {parity.largest_logit_difference:.2g} "
+        f"(allowed {parity.tolerance:g})"
+    )
+
+
+def report(directory: Path, /) -> None:
+    """Write the report of a run directory anew.
+
+    Parameters
+    ----------
+    directory
+        a run directory, such as runs/quickstart
+    """
+    if not (directory / "recipe.yaml").is_file():
+        raise ConfigError(f"{directory} is no run directory: it has no recipe.yaml")
+    if who := holder(directory):
+        news(f"the run is still going on, in {who}: this is how far it is")
+    journal = Journal(directory)
+    say(str((write_chain_report if is_chain(journal) else write_report)(journal)))

@@ -1,0 +1,84 @@
+"""The run directory of a chain -> one page that leads to those of its steps. Only reads; measures nothing."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from danlu.errors import DataError
+from danlu.journal import Journal, write_atomic
+from danlu.report.numbers import duration, is_figure
+from danlu.report.page import Run, events, page, read_run, recipe_text, section, table
+from danlu.report.verdict import figure, judge
+from danlu.words import Words
+
+_STATES = {"done": "done", "begun": "begun, not done"}
+
+
+def is_chain(journal: Journal) -> bool:
+    """Whether the directory is that of a run of several steps."""
+    return isinstance(journal.results().get("steps"), dict)
+
+
+def write_chain_report(journal: Journal) -> Path:
+    """Write report.html, whole or not at all, and return its path. Raises DataError, DiskError."""
+    if not journal.directory.is_dir():
+        raise DataError(f"no run directory: {journal.directory}", fix="name the directory of a run")
+    write_atomic(journal.report_path, render_chain(journal))
+    return journal.report_path
+
+
+def render_chain(journal: Journal) -> str:
+    """The page as text."""
+    run = read_run(journal)
+    heads = [run.words(head) for head in ("step", "kind", "works on", "state", "time", "what came of it")]
+    recipe = yaml.safe_load(run.recipe) if run.recipe else None
+    names = list(recipe["steps"]) if isinstance(recipe, dict) else list(run.part("steps"))
+    rows = [_row(journal, name, run.part("steps").get(name, {}), run.words) for name in names]
+    parts = [
+        f"<header><h1>{escape(run.name)}</h1></header>",
+        section(run.words("Steps"), table(heads, rows)),
+        events(run),
+        recipe_text(run),
+    ]
+    return page(run.name, "\n".join(parts), run.words)
+
+
+def _row(journal: Journal, name: str, state: dict[str, Any], words: Words) -> str:
+    own = Journal(journal.directory / name)
+    shown = escape(name)
+    if own.report_path.exists():
+        shown = f'<a href="{shown}/report.html">{shown}</a>'
+    seconds = state.get("seconds")
+    kind = state.get("parts", {}).get("options", {}).get("kind", "")
+    cells = [
+        f"<code>{escape(str(kind))}</code>",
+        escape(_short(journal, str(state.get("start", "")))),
+        words(_STATES.get(str(state.get("state")), "not begun")),
+        duration(float(seconds)) if seconds is not None and is_figure(seconds) else "–",
+        _finding(read_run(own), words),
+    ]
+    return f"<th scope=row>{shown}</th>" + "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def _short(journal: Journal, start: str) -> str:
+    """A directory inside the run's is named from there."""
+    return start.removeprefix(f"{journal.directory}/")
+
+
+def _finding(run: Run, words: Words) -> str:
+    found = []
+    if any(figure(run.results, when, "loss") is not None for when in ("before", "after")):
+        verdict = judge(run.results, words=words)
+        found.append(f'<span class="tone {verdict.tone}">{escape(verdict.sentence)}</span>')
+    if parity := run.part("parity"):
+        largest = parity.get("largest_logit_difference")
+        difference = f"{largest:.2g}" if largest is not None and is_figure(largest) else "–"
+        prompts = parity.get("prompts", "–")
+        found.append(
+            escape(words("{prompts} answers equal, logits within {difference}", prompts=prompts, difference=difference))
+        )
+    return "<br>".join(found) or "–"

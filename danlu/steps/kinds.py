@@ -1,0 +1,12 @@
+"""The kinds of steps that a recipe may name. A new one is a file beside this one, and a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from danlu.steps.merge import MERGE
+from danlu.steps.prove import PROVE
+from danlu.steps.sft import SFT
+from danlu.steps.step import Kind
+
+KINDS: dict[str, Kind[Any]] = {"sft": SFT, "prove": PROVE, "merge": MERGE}
