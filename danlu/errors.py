@@ -140,6 +140,14 @@ _DISK_FAULTS = {
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 
 
+def size_in_words(size: int) -> str:
+    """Bytes in the unit that shows what there is of them: "1.50 GB", "23.4 MB", "512 bytes"."""
+    for unit, name, digits in ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1)):
+        if size >= unit:
+            return f"{size / unit:,.{digits}f} {name}"
+    return f"{size} bytes"
+
+
 @contextmanager
 def disk_faults(path: Path | str, doing: str) -> Iterator[None]:
     """Turn the operating system's write errors below `path` into a DiskError; let other errors through."""

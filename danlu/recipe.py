@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from danlu.config import Options
 from danlu.data.source import DataOptions
 from danlu.device import Device
-from danlu.errors import ConfigError, DataError, DiskError, nearest
+from danlu.errors import ConfigError, DataError, DiskError, nearest, size_in_words
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal, check_replaceable, is_run
 from danlu.model.adapters import LoraOptions
@@ -134,6 +134,6 @@ def check_disk(recipe: Recipe, trained: int, total: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise DiskError(
-            f"{recipe.directory}: up to {needed / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+            f"{recipe.directory}: up to {size_in_words(needed)} are to be written, {size_in_words(free)} are free",
             fix="free some space, choose another place with runs=FOLDER, or leave the merged model out with merge=null",
         )

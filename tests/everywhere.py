@@ -180,7 +180,8 @@ def run(one: Configuration, note: str) -> Outcome:
     written, log = SCRATCH / f"{one.name}.xml", SCRATCH / f"{one.name}.log"
     written.unlink(missing_ok=True)
     order = ["--shuffle", str(random.SystemRandom().randrange(1, 2**32))] if one.changes_order else []
-    command = [sys.executable, "-m", "pytest", *SUITE, *order, f"--junitxml={written}"]
+    # xunit1 keeps the properties that tests record, which are errors in the other form.
+    command = [sys.executable, "-m", "pytest", *SUITE, *order, "-o", "junit_family=xunit1", f"--junitxml={written}"]
     print(f"{one.name}: begins, with {note}; see {log.relative_to(ROOT)}", flush=True)
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as output:

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from danlu import errors
-from danlu.errors import ConfigError, DanluError, DiskError, Interrupted, disk_faults, nearest
+from danlu.errors import ConfigError, DanluError, DiskError, Interrupted, disk_faults, nearest, size_in_words
 
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, DanluError)]
 
@@ -112,3 +112,11 @@ def test_an_array_that_numpy_could_not_write_whole_is_a_fault_of_the_disk():
         raise OSError("25920 requested and 14304 written")
     with pytest.raises(OSError, match="another"), disk_faults("/data", "writing x"):
         raise OSError("another")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (4096, "4.1 kB"), (20_000_000, "20.0 MB"), (13_480_000_000, "13.48 GB")],
+)
+def test_a_size_is_said_in_the_unit_that_shows_it(size, words):
+    assert size_in_words(size) == words

@@ -69,7 +69,7 @@ def test_each_block_runs(tmp_path, environment):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert (tmp_path / "runs/quickstart/report.html").exists()
@@ -79,7 +79,7 @@ def test_each_block_runs(tmp_path, environment):
 @pytest.mark.real_model
 def test_each_block_of_the_guide_runs_on_the_real_model(tmp_path):
     for _, text in blocks("docs/generation.md"):
-        done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
         assert len(done.stdout.splitlines()) >= 6
 

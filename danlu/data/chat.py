@@ -22,6 +22,7 @@ from danlu.data.control import ControlTokens, without_marks
 from danlu.data.left_out import refuse_left_out_answer, refuse_left_out_context, remarks
 from danlu.data.records import Conversation, Message, Preference, Record, Text
 from danlu.data.templates import PROBE, Templates, template_text
+from danlu.data.word_ids import LONG, WordIds, is_plain
 from danlu.errors import DataError, ModelError
 
 TrainOn = Literal["all", "last"]
@@ -208,7 +209,8 @@ class Chat:
 
         Raw text is read as the tokenizer reads it: a control token that it spells out is that token.
         """
-        ids, bare = list(self.tokenizer(text)["input_ids"]), self._encode_plain(text)
+        bare = self._encode_plain(text)
+        ids = self._encode_raw(text, bare)
         if ids[:2] == [self.tokenizer.bos_token_id] * 2 and bare[:1] == ids[:1]:
             ids = ids[1:]  # a rendered prompt brings its beginning along
         added_end = ids[-1:] == [self.tokenizer.eos_token_id] and ids[len(ids) - len(bare) :] != bare
@@ -372,7 +374,37 @@ class Chat:
         return self._control.encode(text, self._encode_plain)
 
     def _encode_plain(self, text: str) -> list[int]:
+        if len(text) > LONG:
+            return self._ids(text)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def _ids(self) -> WordIds:
+        try:
+            template = self._jinja
+        except ModelError:
+            template = ""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
+        named = self.tokenizer.special_tokens_map.values()
+        marks = [*stops, *named, *(token for token in added if token in template)]
+        return WordIds(self.tokenizer, marks, self.stop_ids)
+
+    def _encode_raw(self, text: str, bare: Sequence[int]) -> list[int]:
+        """Ids of raw text with what the tokenizer puts around it; `bare` are those without."""
+        if len(text) <= LONG or self._around is None:
+            return list(self.tokenizer(text)["input_ids"])
+        before, after = self._around
+        return [*before, *bare, *after]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]] | None:
+        """What the tokenizer puts before and after every text; None where that cannot be told."""
+        if not is_plain(self.tokenizer):
+            return None
+        bare, whole = (list(self.tokenizer("a", add_special_tokens=some)["input_ids"]) for some in (False, True))
+        at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
+        return None if at is None else (whole[:at], whole[at + len(bare) :])
 
     @cached_property
     def _end_id(self) -> int:

@@ -42,6 +42,7 @@ PAIRS_SHOWN = 5
 NEAR_RECORDS = 200_000
 BINS = 10
 _SIGNED_AT_ONCE = 256
+_LONG = 2**16  # characters; a text that is longer waits for no others
 _ORDERS_KEPT = 10_000
 
 
@@ -182,7 +183,7 @@ class _Tally:
     def _sign(self, record: Record) -> None:
         self.places.append(record.place)
         self.unsigned.append(_said(record))
-        if len(self.unsigned) == _SIGNED_AT_ONCE:
+        if len(self.unsigned) == _SIGNED_AT_ONCE or len(self.unsigned[-1]) > _LONG:
             self._sign_all()
 
     def _sign_all(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
+from danlu.data.word_ids import LONGEST_UNCUT, too_long_uncut
 from danlu.errors import DataError, ModelError
 
 MARK = "\ufdd0"
@@ -83,7 +84,8 @@ class ControlTokens:
     def encode(self, text: str, plain: Callable[[str], list[int]]) -> list[int]:
         """Token ids of rendered text; `plain` encodes one without marks.
 
-        Raises ModelError where the tokenizer has no way to write a control token as text.
+        Raises ModelError where the tokenizer has no way to write a control token as text, DataError for a text that
+        spells one out and is too long to be read in one go.
         """
         if MARK not in text and _ESCAPED_MARK not in text:
             return plain(text)
@@ -93,10 +95,11 @@ class ControlTokens:
             return plain(unmarked)
         if self._text_only is None:
             raise self._no_way(next(iter(spelt)))
+        if len(unmarked) > LONGEST_UNCUT:
+            raise too_long_uncut()
         own = self._any.sub(lambda found: (_OWN if found[0] in self.names else "") + found[0], text)
         # Of one text, a batch: unlike a call for the text alone, it leaves the interpreter to other threads meanwhile.
-        (encoding,) = self._text_only.backend.encode_batch([without_marks(own)], add_special_tokens=False)
-        ids = encoding.ids
+        ids = self._text_only.backend.encode_batch_fast([without_marks(own)], add_special_tokens=False)[0].ids
         meant = self._text_only.ids
         if stray := next((token for token in ids if token in meant.values()), None):
             raise self._no_way(str(self._tokenizer.convert_ids_to_tokens(stray)))

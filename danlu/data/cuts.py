@@ -37,6 +37,8 @@ _PARTS_AT_SPACES = {
 }
 _LOCAL_STEPS = {"NFC", "NFKC", "NFD", "NFKD", "Lowercase", "Replace", "Split", "Digits", "ByteLevel", "Punctuation"}
 
+WIDEST = 16  # blocks without a place to cut, after which none is looked for
+
 Codes = npt.NDArray[np.uint32]  # code points
 Flags = npt.NDArray[np.bool_]
 _HAN, _STOP = 1, 2  # Chinese characters; full stops and the like, no two of which are parted
@@ -92,6 +94,26 @@ class Cuts:
         stops = starts[1:] - is_text[starts[1:]]
         cut = [whole[start:stop] for start, stop in zip(starts[:-1].tolist(), stops.tolist(), strict=True)]
         return cut, np.flatnonzero(is_text[starts[:-1]])
+
+    def blocks(self, text: str, size: int) -> Iterator[str]:
+        """The text in blocks of at most `size` characters, each of whole pieces; longer where nothing is cut.
+
+        A text in which `size * WIDEST` characters have no place to cut is left whole from there on.
+        """
+        if self.joiners is None or (self._added is not None and self._added(text)):
+            yield text
+            return
+        start, room = 0, size
+        while len(text) - start > room and room <= size * WIDEST:
+            # A place is judged by the characters on its two sides, which must be those of the whole text.
+            codes = np.frombuffer(text[start : start + room].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+            last = max((int(places[places < room - 1].max(initial=0)) for places in self._inside(codes)), default=0)
+            if last:
+                yield text[start : start + last]
+                start, room = start + last, size
+            else:
+                room *= 2
+        yield text[start:]
 
     def _inside(self, codes: Codes) -> Iterator[npt.NDArray[np.int64]]:
         """Where a piece begins that is not the first of a text: before none of the line ends between texts."""

@@ -21,7 +21,7 @@ from danlu.data.cuts import finder
 from danlu.data.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
 from danlu.data.records import Conversation, Message, Record, Text
 from danlu.data.stencils import KEPT_SHAPES, Stencils, writes_only
-from danlu.data.word_ids import WordIds
+from danlu.data.word_ids import LONG
 from danlu.errors import DataError, ModelError
 
 BATCH_RECORDS = 512
@@ -61,9 +61,16 @@ class Encoder:
                 try:
                     made = make(record)
                 except DataError as error:
-                    yield record, error
+                    yield record, _placed(error, record.place)
                 else:
                     yield record, made
+
+
+def _placed(error: DataError, place: str) -> DataError:
+    """The error with its record's place, where it does not say it."""
+    if error.seen.startswith(place):
+        return error
+    return DataError(f"{place}: {error.seen}", allowed=error.allowed, fix=error.fix)
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -138,7 +145,9 @@ class _BatchChat(Chat):
             self._plans[shape] = self._make_plan(shape)
         plan = self._plans[shape]
         contents = [message["content"] for message in record.messages]
-        return None if plan is None or not all(contents) else (plan, segments_of(plan, contents))
+        if plan is None or not all(contents) or max(map(len, contents)) > LONG:
+            return None
+        return plan, segments_of(plan, contents)
 
     def _make_plan(self, shape: tuple[tuple[str, bool] | None, ...]) -> Plan | None:
         turns = [turn for turn in shape if turn is not None]
@@ -219,18 +228,6 @@ class _BatchChat(Chat):
         except TemplateError:
             return None
         return Stencils(self._fill) if simple else None
-
-    @cached_property
-    def _ids(self) -> WordIds:
-        try:
-            template = self._jinja
-        except ModelError:
-            template = ""
-        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
-        named = self.tokenizer.special_tokens_map.values()
-        marks = [*stops, *named, *(token for token in added if token in template)]
-        return WordIds(self.tokenizer, marks, self.stop_ids)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._ids(text)

@@ -179,7 +179,7 @@ def _record(
         left += row.not_decoded
     skipped.shapes[shape.describe(optional)] += 1
     skipped.notes.update(sorted(reader.notes))
-    skipped.unread.update(key or "(no name)" for key in left)
+    skipped.pass_over_keys(key or "(no name)" for key in left)
     return record
 
 

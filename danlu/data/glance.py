@@ -84,11 +84,11 @@ class Glance:
             return None
         is_about = known.about and row[known.about] != ""
         self._skipped.shapes[known.shape_with_about if is_about else known.shape] += 1
-        for key, name in known.unread.items():
-            if row[key] not in ("", [], {}) and not not_given(row[key]):
-                self._skipped.unread[name] += 1
+        said = [name for key, name in known.unread.items() if row[key] not in ("", [], {}) and not not_given(row[key])]
         if type(row) is PartialRow:
-            self._skipped.unread.update(row.not_decoded)
+            said += row.not_decoded
+        if said:
+            self._skipped.pass_over_keys(said)
         return Conversation(messages, place)
 
 

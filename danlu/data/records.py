@@ -6,11 +6,16 @@ Knows no file, no format and no tokenizer; `data/formats.py` makes these, everyt
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 FAULTS_KEPT = 100
 FILES_SHOWN = 8
+KEYS_SHOWN = 20
+KEYS_KEPT = 1_000
+FURTHER_KEYS = f"(keys after the first {KEYS_KEPT:,})"
+_NAME_SHOWN = 100  # characters
 
 # {"role", "content"} with content always text and, where the row has them, "tool_calls" (arguments as a mapping),
 # "name", "tool_call_id", "reasoning_content". An assistant turn that is context only has "train": False; one that
@@ -69,7 +74,8 @@ class Skipped:
         faults: the first FAULTS_KEPT of them, as (place, reason).
         fixes: what to do next about each of these; "" where the reason says it.
         shapes: how rows were read ("alpaca: instruction, context -> input, response -> output") -> usable rows.
-        unread: keys that nothing reads -> usable rows that have them; "messages[].id" is a key of a message.
+        unread: keys that nothing reads -> usable rows that have them; "messages[].id" is a key of a message. Of data
+            whose every row brings new ones, the first KEYS_KEPT, and FURTHER_KEYS -> how often others were met.
         notes: what was changed on reading ("the last question, which nobody answers, is cut off") -> usable rows.
         files: files that are read, in order.
         passed_over: files and folders inside a named folder that are not -> why.
@@ -91,12 +97,20 @@ class Skipped:
             self.faults.append((place, reason))
             self.fixes.append(fix)
 
+    def pass_over_keys(self, keys: Iterable[str]) -> None:
+        """Count the keys of one row that nothing reads."""
+        for key in keys:
+            name = key if len(key) <= _NAME_SHOWN else f"{key[:_NAME_SHOWN]}…"
+            is_kept = name in self.unread or len(self.unread) < KEYS_KEPT
+            self.unread[name if is_kept else FURTHER_KEYS] += 1
+
     def summary(self) -> str:
         """One line on all but the faulty rows; "" when everything was taken as it stood."""
         parts = [f"{note} ({rows} rows)" for note, rows in self.notes.most_common()]
         if self.unread:
-            keys = ", ".join(f"{key} ({rows} rows)" for key, rows in self.unread.most_common())
-            parts.append(f"keys not read: {keys}")
+            keys = ", ".join(f"{key} ({rows} rows)" for key, rows in self.unread.most_common(KEYS_SHOWN))
+            more = f", and {len(self.unread) - KEYS_SHOWN} more" if len(self.unread) > KEYS_SHOWN else ""
+            parts.append(f"keys not read: {keys}{more}")
         if listed := [f"{file} ({why})" for file, why in self.passed_over.items() if file not in self.files]:
             more = f", and {len(listed) - FILES_SHOWN} more" if len(listed) > FILES_SHOWN else ""
             parts.append(f"files not read: {', '.join(listed[:FILES_SHOWN])}{more}")

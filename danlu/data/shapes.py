@@ -214,7 +214,29 @@ def _mixed(known: list[Shape], format: FormatName, since: str) -> RowFault:
     )
 
 
+def _are_segments(value: Any) -> bool:
+    """Whether it is axolotl's list of raw pieces of text, each with a label that says whether it is learnt."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(piece, Mapping) and {"text", "label"} <= piece.keys() for piece in value)
+    )
+
+
+def _segments_fault() -> RowFault:
+    return RowFault(
+        "segments: raw pieces of text, each with a label that says if it is learnt (axolotl's template-free form); "
+        "here a text is learnt whole, and what is context and what is learnt comes from the turns of a conversation",
+        allowed="messages, or texts",
+        fix='write the turns without control tokens, as {"messages": [{"role": "user", "content": ...}, {"role": '
+        '"assistant", "content": ...}]}, and "train": false in an answer whose label is false; where every label is '
+        'true, {"text": all pieces joined}',
+    )
+
+
 def _no_shape(row: Row, format: FormatName | None) -> RowFault:
+    if _are_segments(row.get("segments")):
+        return _segments_fault()
     if format is not None:
         missing = next(key for key in (*REQUIRED_KEYS[format], "") if key not in row)
         others = [key for key in row if key not in OURS]

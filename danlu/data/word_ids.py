@@ -4,7 +4,7 @@ A tokenizer is fast, and its calls are slow: a text costs as much as its words, 
 tokenizers take a text apart at their control tokens before they do anything else, and between two of them there are
 places that no token reaches across (data/cuts.py). Where that can be told from the tokenizer's own parts, ids are put
 together from those of the pieces; where it cannot, whole texts are tokenized, many in one call. The ids are always
-those of `tokenizer(text, add_special_tokens=False)`.
+those of `tokenizer(text, add_special_tokens=False)`. A long text is taken block by block, and nothing of it is kept.
 
 Knows no messages and no templates.
 """
@@ -20,10 +20,13 @@ import numpy as np
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from danlu.data.cuts import Cuts
+from danlu.data.cuts import WIDEST, Cuts
+from danlu.errors import DataError
 
 KEPT_WORDS = 200_000  # about 40 MB
 LONGEST_KEPT = 24  # characters; what is longer will hardly come again
+LONG = 2**18  # characters of a long text, and of a block of one: some 30 MB while its pieces are made
+LONGEST_UNCUT = WIDEST * LONG  # 4 million characters; a tokenizer takes some 250 bytes for each that it reads in one go
 
 _JOINED = 64  # pieces in one call, a mark after each: a short text costs more than its tokens
 
@@ -31,7 +34,7 @@ Ids = tuple[int, ...]
 
 
 class WordIds:
-    """Ids of texts from the ids of their pieces. Memory is bounded by KEPT_WORDS and one batch.
+    """Ids of texts from the ids of their pieces. Memory is bounded by KEPT_WORDS, one batch, and a long text's ids.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -41,7 +44,7 @@ class WordIds:
 
     def __init__(self, tokenizer: Any, marks: Iterable[str], stop_ids: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._backend: Any = tokenizer.backend_tokenizer if _is_plain(tokenizer) else None
+        self._backend: Any = tokenizer.backend_tokenizer if is_plain(tokenizer) else None
         self._stop_ids = frozenset(stop_ids)
         self.cuts = Cuts(self._backend)
         self._kept: dict[str, Ids] = {}
@@ -59,9 +62,13 @@ class WordIds:
         return self._marks
 
     def learn(self, texts: Iterable[str], segments: Iterable[str] = ()) -> None:
-        """Tokenize ahead, in one call, texts and segments without marks; forget the segments of the call before."""
+        """Tokenize ahead, in one call, texts and segments without marks; forget the segments of the call before.
+
+        Long texts are left until their ids are asked for.
+        """
         self._forget()
-        self._learn({segment for text in texts for segment in self._split(text)}.union(segments))
+        short = (text for text in texts if len(text) <= LONG)
+        self._learn({segment for text in short for segment in self._split(text)}.union(segments))
 
     def size(self, segment: str) -> int:
         """Tokens of a text without marks."""
@@ -88,7 +95,34 @@ class WordIds:
         return tuple(ids[:count])
 
     def __call__(self, text: str) -> list[int]:
+        """Raises DataError for a text that cannot be cut and is longer than LONGEST_UNCUT."""
+        if len(text) > LONG:
+            return list(chain.from_iterable(map(self._ids_of_blocks, self._blocks(text))))
         return list(chain.from_iterable(map(self.segment, self._split(text))))
+
+    def _blocks(self, text: str) -> Iterator[list[str]]:
+        """A long text's segments, those that are long themselves in blocks, together as long as a block."""
+        together: list[str] = []
+        characters = 0
+        for block in chain.from_iterable(self.cuts.blocks(segment, LONG) for segment in self._split(text)):
+            if len(block) > LONGEST_UNCUT:
+                raise too_long_uncut()
+            if together and characters + len(block) > LONG:
+                yield together
+                together, characters = [], 0
+            together.append(block)
+            characters += len(block)
+        yield together
+
+    def _ids_of_blocks(self, blocks: list[str]) -> Iterator[int]:
+        pieces, _ = self.cuts.pieces(blocks)
+        new = list(set(pieces).difference(self._kept))
+        ids = dict(zip(new, map(tuple, self._tokenized(new)), strict=True))
+        words = {piece: each for piece, each in ids.items() if len(piece) <= LONGEST_KEPT}
+        if len(self._kept) + len(words) <= KEPT_WORDS:
+            self._kept.update(words)
+            self._stopping.update(word for word, each in words.items() if not self._stop_ids.isdisjoint(each))
+        return chain.from_iterable([ids[piece] if piece in ids else self._kept[piece] for piece in pieces])
 
     def _split(self, text: str) -> list[str]:
         return [text] if self._marks is None else self._marks.split(text)
@@ -147,6 +181,15 @@ class WordIds:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def too_long_uncut() -> DataError:
+    """The error of a text that would have to be tokenized in one go."""
+    return DataError(
+        f"more than {LONGEST_UNCUT:,} characters in a row that the tokenizer cannot read in parts",
+        allowed="longer texts with places that no token reaches across, such as spaces between words",
+        fix="part the text into several rows; if it is no language (base64, a dump), leave it out",
+    )
+
+
 def _parted(ids: list[int], end: int) -> Iterator[list[int]]:
     """What stands before each `end`."""
     start = 0
@@ -155,7 +198,7 @@ def _parted(ids: list[int], end: int) -> Iterator[list[int]]:
         start = at + 1
 
 
-def _is_plain(tokenizer: Any) -> bool:
+def is_plain(tokenizer: Any) -> bool:
     """Calling the tokenizer is calling its backend: no code of a model's own stands between."""
     kind = type(tokenizer)
     return (

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from danlu.errors import MemoryShortage
+from danlu.errors import MemoryShortage, size_in_words
 from danlu.generate.attend import Chunk, Plan, Rows
 from danlu.generate.kv import KVStore, OutOfBudget, Slot, capacity_for
 from danlu.generate.prefix import PrefixCache
@@ -270,8 +270,8 @@ class Scheduler:
         """The error of a request that does not fit even when it is alone."""
         kept = "keys, values and states" if self.store.shape.states else "keys and values"
         return MemoryShortage(
-            f"{tokens} tokens of one request need {self._need(request, tokens) / 1e6:.1f} MB of {kept}; "
-            f"the budget is {self.store.budget_bytes / 1e6:.1f} MB",
+            f"{tokens} tokens of one request need {size_in_words(self._need(request, tokens))} of {kept}; "
+            f"the budget is {size_in_words(self.store.budget_bytes)}",
             fix="raise kv_budget_bytes, or ask for a shorter prompt, fewer tokens or fewer beams",
         )
 

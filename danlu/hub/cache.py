@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from danlu.errors import DiskError, disk_faults
+from danlu.errors import DiskError, disk_faults, size_in_words
 from danlu.hub.directory import check_directory, is_whole
 from danlu.hub.quiet import Say
 
@@ -56,7 +56,7 @@ def need_disk(directory: Path, need_bytes: int, what: str) -> None:
     free = shutil.disk_usage(directory).free
     if free < need_bytes:
         raise DiskError(
-            f"{what} needs {need_bytes / 1e6:,.0f} MB of disk in {directory}; {free / 1e6:,.0f} MB are free",
+            f"{what} needs {size_in_words(need_bytes)} of disk in {directory}; {size_in_words(free)} are free",
             fix=MORE_DISK,
         )
 

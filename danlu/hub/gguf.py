@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from danlu.errors import MemoryShortage, ModelError
+from danlu.errors import MemoryShortage, ModelError, size_in_words
 from danlu.hub.cache import need_disk
 from danlu.hub.gguf_kinds import ROPE_TENSORS, USE_SAFETENSORS, Head, check_head, check_places, correct
 from danlu.hub.quiet import quiet_transformers
@@ -49,7 +49,7 @@ def convert_gguf(gguf: Path, out: Path, *, chat_template: str = "", end_of_turn:
     need_disk(out, 4 * weights, "the model as float32")
     if psutil.virtual_memory().available < 4 * weights:
         raise MemoryShortage(
-            f"unpacking {gguf.name} needs at least {4 * weights / 1e9:.1f} GB of memory",
+            f"unpacking {gguf.name} needs at least {size_in_words(4 * weights)} of memory",
             fix="close other programs, or use a directory with safetensors",
         )
     with quiet_transformers():

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
-from danlu.errors import ConfigError, DiskError, disk_faults, nearest
+from danlu.errors import ConfigError, DiskError, disk_faults, nearest, size_in_words
 from danlu.hub import quiet_transformers
 from danlu.model.check import alone, probe_texts
 from danlu.model.wiring import kind_of
@@ -276,7 +276,7 @@ def save_whole(directory: Path, write: Callable[[Path], None], needs_bytes: int 
         free = shutil.disk_usage(directory.parent).free
         if free < needs_bytes:
             raise DiskError(
-                f"{directory}: {needs_bytes / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+                f"{directory}: {size_in_words(needs_bytes)} are to be written, {size_in_words(free)} are free",
                 fix="free some space, or choose another directory",
             )
         staging = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")

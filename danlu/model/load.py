@@ -20,7 +20,7 @@ from pydantic import Field
 
 from danlu.config import Options
 from danlu.device import Device, DtypeName, bound_compiled_products
-from danlu.errors import DanluError, MemoryShortage, ModelError
+from danlu.errors import DanluError, MemoryShortage, ModelError, size_in_words
 from danlu.hub import (
     Kind,
     Say,
@@ -288,8 +288,8 @@ def _check_memory(sizes: dict[str, int], device: Device, dtype: torch.dtype) -> 
     need = sum(sizes.values()) * dtype.itemsize
     if need > device.memory_bytes:
         raise MemoryShortage(
-            f"the weights need {need / 1e9:.2f} GB as {dtype}; "
-            f"{device.memory_bytes / 1e9:.2f} GB are free on {device.name}",
+            f"the weights need {size_in_words(need)} as {dtype}; "
+            f"{size_in_words(device.memory_bytes)} are free on {device.name}",
             fix="choose a smaller model, or dtype bfloat16",
         )
 
@@ -375,14 +375,37 @@ def adapted_tokenizer(directory: Path, adapter: Path | None) -> PreTrainedTokeni
 
 
 def _make_room(model: Any, adapter: Path) -> None:
-    """Give the model's embedding the rows that the adapter's has: it was trained with a longer vocabulary."""
+    """Give the model's embedding the rows that the adapter's has: it was trained with a longer vocabulary.
+
+    Raises ModelError where the adapter does not bring all that the new rows say.
+    """
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    rows = max((shape[0] for key, shape in shapes.items() if _of_embedding(key)), default=0)
-    if rows > int(model.get_input_embeddings().num_embeddings):
-        model.resize_token_embeddings(rows, mean_resizing=False)
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys() if _of_embedding(key)}  # noqa: SIM118
+    rows = max((shape[0] for shape in shapes.values()), default=0)
+    had = int(model.get_input_embeddings().num_embeddings)
+    if rows <= had:
+        return
+    longer = {key.endswith("lm_head.weight") for key, shape in shapes.items() if shape[0] == rows}
+    missing = "the input embedding" if False not in longer else "the output layer (lm_head)"
+    if False not in longer or not (True in longer or _is_one_matrix(model, adapter)):
+        raise ModelError(
+            f"{adapter}: it was trained on its base extended to {rows:,} embedding rows; the base has {had:,}, "
+            f"and the adapter does not bring the new rows of {missing}",
+            allowed="an adapter that holds the rows of both, embed_tokens and lm_head",
+            fix="save it again where it was trained: model.save_pretrained(..., save_embedding_layers=True)",
+        )
+    model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _is_one_matrix(model: Any, adapter: Path) -> bool:
+    """Whether the input embedding is the output layer too, and stays so under the adapter's own copies of layers."""
+    config, output = adapter_config(adapter), model.get_output_embeddings()
+    if output is None or output.weight is not model.get_input_embeddings().weight:
+        return False
+    copied = any(_of_embedding(f"{name}.weight") for name in config.get("modules_to_save") or ())
+    return not copied or bool(config.get("ensure_weight_tying"))
 
 
 def _of_embedding(key: str) -> bool:
@@ -403,6 +426,8 @@ def put_adapter(model: Any, adapter: Path) -> Any:
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
             wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         _as_in_the_file(adapted, adapter)
+    except ModelError:
+        raise
     except SafetensorError as error:
         fix = "the file is damaged or cut short; copy the adapter again"
         raise ModelError(f"{adapter / 'adapter_model.safetensors'}: {error}", fix=fix) from error
@@ -411,7 +436,9 @@ def put_adapter(model: Any, adapter: Path) -> Any:
             f"{adapter}: the adapter does not fit the model: {error}",
             fix=f"it was made for {base}; load that base",
         ) from error
-    astray = (wanted - given) | (given - wanted - set(adapted.state_dict()))
+    # Of an embedding that is extended and trained as a whole, PEFT writes every form that it holds.
+    held = {re.sub(rf"(\.modules_to_save)\.{adapted.active_adapter}\.", r"\1.", key) for key in adapted.state_dict()}
+    astray = (wanted - given) | (given - wanted - held)
     if astray:
         raise ModelError(
             f"{adapter}: its weights and the model's do not match: {some(astray)}",

@@ -23,7 +23,7 @@ from danlu.data.chat import Chat
 from danlu.data.formats import Message
 from danlu.data.templates import template_text
 from danlu.device import Device, DtypeName, release_memory
-from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults
+from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults, size_in_words
 from danlu.generate.engine import Engine
 from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
@@ -80,8 +80,8 @@ def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
     need = merging_bytes(base)
     if 0 < device.memory_bytes < need:
         raise MemoryShortage(
-            f"merging needs {need / 1e9:.2f} GB: the model in float32, and what reading it takes; "
-            f"{device.memory_bytes / 1e9:.2f} GB are free on {device.name}",
+            f"merging needs {size_in_words(need)}: the model in float32, and what reading it takes; "
+            f"{size_in_words(device.memory_bytes)} are free on {device.name}",
             fix="merge on a larger machine with `danlu merge`; to train without merging, set merge=null",
         )
 

@@ -480,7 +480,7 @@ def test_words_that_spell_control_tokens_are_encoded_beside_other_threads(monkey
     control = STYLES["chatml"].chat()._control
     text = control.marked("a<|im_end|>b")
     expected = control.encode(text, list)
-    backend = SimpleNamespace(encode_batch=control._text_only.backend.encode_batch)
+    backend = SimpleNamespace(encode_batch_fast=control._text_only.backend.encode_batch_fast)
     monkeypatch.setitem(control.__dict__, "_text_only", control._text_only._replace(backend=backend))
     assert control.encode(text, list) == expected
 

@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from danlu.data.duplicates import BYTES_A_TEXT, SHINGLE, THRESHOLD, near_duplicates, signatures, similarity
+from danlu.data import duplicates
+from danlu.data.duplicates import BINS, BYTES_A_TEXT, SHINGLE, THRESHOLD, near_duplicates, signatures, similarity
 
 ENGLISH = ["model", "data", "train", "answer", "question", "write", "function", "list", "number", "value", "city"]
 CHINESE = "模型数据训练回答问题写出函数列表数字城市历史人们工作时间炼丹炉火候药方"
@@ -56,6 +57,20 @@ def test_a_text_is_seen_as_if_alone():
     assert all(np.array_equal(together[at], signatures([text])[0]) for at, text in enumerate(texts))
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+def test_a_long_text_is_signed_part_by_part(monkeypatch, size):
+    draw = random.Random(5)
+    texts = [written(draw, 200), "a \n\t b" * 20, " \n" * 40, " " * 9 + "好 的 ", "ABCD", "ABC" + " " * 50, " x" * 30]
+    wanted = [signatures([text]) for text in texts]
+    longest = []
+    hashes = duplicates._hashes
+    monkeypatch.setattr(duplicates, "_hashes", lambda codes: (longest.append(len(codes)), hashes(codes))[1])
+    monkeypatch.setattr(duplicates, "PART_CHARACTERS", size)
+    assert all(np.array_equal(signatures([text]), kept) for text, kept in zip(texts, wanted, strict=True))
+    assert np.array_equal(signatures(texts), np.concatenate(wanted))
+    assert max(longest) <= 2 * (size + SHINGLE)
+
+
 def test_the_estimate_is_within_its_deviation():
     draw = random.Random(0)
     errors = []
@@ -99,3 +114,60 @@ def test_a_shared_opening_is_no_near_duplicate():
     draw = random.Random(3)
     opening = "请把下面的句子翻译成英文，并解释其中的难点："
     assert near_duplicates(signatures([opening + written(draw, 60) for _ in range(200)])) == []
+
+
+def plain(kept):
+    """Each pair compared whenever a band proposes it, one after another."""
+    found = {}
+    for start in range(0, BINS, duplicates._BAND):
+        for pairs in duplicates._candidates(np.ascontiguousarray(kept[:, start : start + duplicates._BAND])):
+            for later, earlier in zip(*map(np.ndarray.tolist, pairs), strict=True):
+                one, other = kept[later], kept[earlier]
+                is_filled = (one != 0xFFFF, other != 0xFFFF)
+                alike = ((one == other) & is_filled[0]).sum() / max(1, (is_filled[0] | is_filled[1]).sum())
+                if alike > found.get(later, (0, 0))[0]:
+                    found[later] = (alike, earlier)
+    return [(later, earlier, alike) for later, (alike, earlier) in sorted(found.items()) if alike >= THRESHOLD]
+
+
+def crowded():
+    draw = random.Random(4)
+    wholes = [written(draw, length) for length in (9, 60, 300)]
+    texts = [changed(draw, draw.choice(wholes), draw.randint(0, 5)) for _ in range(150)]
+    return signatures([*texts, "", "", *[written(draw, 200) for _ in range(20)]])
+
+
+@pytest.mark.parametrize("limit", [2**21, 500])
+def test_the_same_pairs_as_when_every_band_compares_its_own(monkeypatch, limit):
+    monkeypatch.setattr(duplicates, "PAIRS_KEPT", limit)
+    monkeypatch.setattr(duplicates, "_PAIRS_AT_ONCE", 64)
+    kept = crowded()
+    assert [(pair.later, pair.earlier, pair.similarity) for pair in near_duplicates(kept)] == plain(kept)
+
+
+def test_a_pair_is_compared_once(monkeypatch):
+    compared = []
+    of_rows = duplicates.similarity
+
+    def counting(one, other):
+        compared.append(len(one))
+        return of_rows(one, other)
+
+    monkeypatch.setattr(duplicates, "similarity", counting)
+    kept = crowded()
+    near_duplicates(kept)
+    proposed = [
+        pair
+        for start in range(0, BINS, duplicates._BAND)
+        for pairs in duplicates._candidates(np.ascontiguousarray(kept[:, start : start + duplicates._BAND]))
+        for pair in zip(*map(np.ndarray.tolist, pairs), strict=True)
+    ]
+    assert sum(compared) == len(set(proposed)) < len(proposed) / 3
+
+
+def test_of_ever_new_pairs_no_more_are_kept_than_the_limit_and_one_band(monkeypatch):
+    monkeypatch.setattr(duplicates, "PAIRS_KEPT", 500)
+    kept = crowded()
+    sizes = [len(later) for later, _ in duplicates._pairs(kept)]
+    assert len(sizes) > 1
+    assert max(sizes) <= 500 + 5 * len(kept)

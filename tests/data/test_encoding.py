@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 from test_chat import CONVERSATIONS, INST, PIECES, STYLES, Style, conversation, random_record
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AddedToken, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AddedToken, PreTrainedTokenizerFast, TokenizersBackend
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from danlu.data import cuts, word_ids
@@ -318,3 +318,75 @@ def test_real_tokenizers(name):
     ids = assert_words_equal_texts(tokenizer, ("<end_of_turn>", "<|im_end|>"))
     assert ids.cuts.pieces(["one two"])[0] == ["one", " two"]
     assert_equal_to_one_by_one(Chat.of(tokenizer, SimpleNamespace(eos_token_id=None)), sample(6, 40))
+
+
+# --- long texts
+
+LONG_TEXT = " ".join(f"{SENTENCES[at % len(SENTENCES)]} {at}" for at in range(40_000))  # some 1.7 million characters
+
+
+@pytest.fixture
+def read_at_once(monkeypatch):
+    """The lengths of the texts that a tokenizer was given in one go."""
+    lengths = []
+    whole, pieces = TokenizersBackend._encode_plus, WordIds._encoded
+
+    def encode_plus(self, text, *args, **more):
+        lengths.extend(map(len, [text] if isinstance(text, str) else text))
+        return whole(self, text, *args, **more)
+
+    def encoded(self, texts):
+        lengths.extend(map(len, texts))
+        return pieces(self, texts)
+
+    monkeypatch.setattr(TokenizersBackend, "_encode_plus", encode_plus)
+    monkeypatch.setattr(WordIds, "_encoded", encoded)
+    return lengths
+
+
+def test_long_texts_are_read_in_blocks(read_at_once):
+    chat = Style(STYLES["chatml"].template).chat()
+    wanted = chat.tokenizer(LONG_TEXT, add_special_tokens=False)["input_ids"]
+    read_at_once.clear()
+    records = [Text(LONG_TEXT, "a:1"), conversation("q", LONG_TEXT)]
+    (text,), (answer,) = (made for _, made in Encoder(chat).examples(records))
+    assert list(text.token_ids[-len(wanted) - 1 : -1]) == wanted
+    assert " ".join(map(str, wanted)) in " ".join(map(str, answer.token_ids))
+    assert max(read_at_once) <= word_ids.LONG
+
+
+@pytest.mark.parametrize("processor", [None, "<s> $A", "<s> $A </s>"])
+def test_what_a_tokenizer_puts_around_a_long_text(processor, read_at_once):
+    tokenizer = make_tokenizer()
+    ends = [(token, tokenizer.convert_tokens_to_ids("<|im_end|>")) for token in ("<s>", "</s>")]
+    if processor:
+        made = processors.TemplateProcessing(single=processor, special_tokens=ends)
+        tokenizer.backend_tokenizer.post_processor = made
+    chat = Chat(tokenizer, frozenset([tokenizer.eos_token_id]))
+    wanted = list(tokenizer(LONG_TEXT)["input_ids"])
+    read_at_once.clear()
+    assert chat._encode_raw(LONG_TEXT, chat._encode_plain(LONG_TEXT)) == wanted
+    assert max(read_at_once) <= word_ids.LONG
+
+
+def test_a_text_that_cannot_be_cut_has_a_bound(read_at_once):
+    chat = Style(STYLES["chatml"].template).chat()
+    records = [Text("a" * (word_ids.LONGEST_UNCUT + 2), "a:1"), Text("one two", "a:2")]
+    (_, refused), (_, (taken,)) = Encoder(chat).examples(records)
+    assert isinstance(refused, DataError)
+    assert refused.seen.startswith("a:1: more than 4,194,304 characters in a row")
+    assert "several rows" in refused.fix
+    assert taken.learnt_tokens > 1
+    assert max(read_at_once) <= word_ids.LONG
+
+
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_blocks_are_the_text_and_have_its_ids(size):
+    tokenizer = make_tokenizer()
+    cut = cuts.Cuts(tokenizer.backend_tokenizer)
+    for text in ["", "a" * 99, *texts(random.Random(6), 60)]:
+        blocks = [*cut.blocks(text, size)]
+        assert "".join(blocks) == text
+        ids = [token for block in blocks for token in tokenizer(block, add_special_tokens=False)["input_ids"]]
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len([*cut.blocks("one two three four " * 9, 9)]) > 9

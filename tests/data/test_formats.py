@@ -409,3 +409,24 @@ def test_a_column_is_meant_by_its_name_without_regard_to_case_and_separators(tmp
     columns = {"prompt": "meine_frage", "completion": "meine_antwort"}
     (record,) = read_records(path, reading=Reading(columns=columns))
     assert [message["content"] for message in record.messages] == ["q", "a"]
+
+
+def test_ever_new_keys_are_counted_up_to_a_bound(tmp_path):
+    rows = [{"text": "a", f"key{at}": 1, f"long{at}" * 99: 1} for at in range(records.KEYS_KEPT)]
+    skipped = Skipped()
+    assert len([*read_records(write_jsonl(tmp_path / "a.jsonl", *rows), skipped=skipped)]) == len(rows)
+    assert len(skipped.unread) == records.KEYS_KEPT + 1
+    assert skipped.unread[records.FURTHER_KEYS] == len(rows)
+    assert max(map(len, skipped.unread)) <= 101
+    assert "and 981 more" in skipped.summary()
+    assert len(skipped.summary()) < 5_000
+
+
+def test_raw_pieces_with_labels_are_refused_for_what_they_are():
+    row = {"segments": [{"label": True, "text": "<s>hi\n"}, {"label": False, "text": "hello"}]}
+    said = row_fault(row, None)
+    assert "segments: raw pieces of text" in said
+    assert '"train": false' in said
+    assert '{"text": all pieces joined}' in said
+    assert "data.columns" not in said
+    assert "raw pieces" not in row_fault({"segments": [{"role": "user", "content": "a"}]}, None)

@@ -17,7 +17,7 @@ from danlu.device import Device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, UnknownModel
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.load import ModelOptions, load, load_model, load_tokenizer
+from danlu.model.load import ModelOptions, load, load_model, load_tokenizer, put_adapter
 from tiny import ARCHITECTURES, make_tiny_gguf, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
@@ -387,3 +387,58 @@ def test_an_adapter_with_a_longer_vocabulary_brings_its_rows_and_its_tokenizer(t
     assert loaded.tokenizer.convert_tokens_to_ids("<new>") == len(tokenizer) - 1
     rows, wanted = (m.get_input_embeddings().weight.float() for m in (loaded.model, adapted))
     assert torch.equal(rows, wanted.to(loaded.dtype).float())
+
+
+def extended_adapter(base, out, save_embedding_layers, **more):
+    """(an adapter of the base with three rows more, trained as wholes; its scores; ids that use the new rows)."""
+    from peft import LoraConfig, get_peft_model
+
+    model = load_model(base, device=CPU, dtype=torch.float32)
+    rows = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows + 3, mean_resizing=False)
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, **more})
+    with quiet_transformers():
+        adapted = get_peft_model(model, config).eval()
+        for number, parameter in enumerate(adapted.parameters()):
+            parameter.data += 0.01 * number * parameter.requires_grad
+        adapted.save_pretrained(out, save_embedding_layers=save_embedding_layers)
+    ids = torch.tensor([[1, rows, 5, rows + 2]])
+    return ids, adapted(ids).logits
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # of one matrix for both ends, and of two
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_that_trained_the_extended_embedding_as_a_whole(tmp_path, architecture, saved):
+    base = make_tiny_model(tmp_path / "base", architecture=architecture)
+    ids, wanted = extended_adapter(base, tmp_path / "adapter", True, modules_to_save=saved)
+    loaded = put_adapter(load_model(base, device=CPU, dtype=torch.float32), tmp_path / "adapter")
+    assert_same_model(loaded(ids).logits, wanted, loaded.config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "saved", "missing"),
+    [
+        ("llama", ["embed_tokens"], "the output layer"),
+        ("qwen3", ["embed_tokens"], "the output layer"),
+        ("llama", ["lm_head"], "the input embedding"),
+        ("qwen3", ["lm_head"], "the input embedding"),
+    ],
+)
+def test_new_rows_that_an_adapter_does_not_bring_are_not_made_up(tmp_path, architecture, saved, missing):
+    base = make_tiny_model(tmp_path / "base", architecture=architecture)
+    extended_adapter(base, tmp_path / "adapter", False, modules_to_save=saved)
+    model = load_model(base, device=CPU, dtype=torch.float32)
+    rows = model.get_input_embeddings().num_embeddings
+    with pytest.raises(
+        ModelError, match=f"extended to {rows + 3} .* has {rows}, .*{missing}(?s:.*)save_embedding_layers"
+    ):
+        put_adapter(model, tmp_path / "adapter")
+    assert model.get_input_embeddings().num_embeddings == rows
+
+
+def test_of_one_matrix_that_is_kept_one_an_adapter_brings_the_rows_once(tmp_path):
+    base = make_tiny_model(tmp_path / "base")
+    more = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    ids, wanted = extended_adapter(base, tmp_path / "adapter", False, **more)
+    loaded = put_adapter(load_model(base, device=CPU, dtype=torch.float32), tmp_path / "adapter")
+    assert_same_model(loaded(ids).logits, wanted, loaded.config)
