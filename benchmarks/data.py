@@ -33,8 +33,8 @@ from typing import Any
 from generation_table import cpu_name
 
 from danlu.commands.looking import checking_chat
-from danlu.data import check as checking
 from danlu.data.chat import Chat
+from danlu.data.look import check as checking
 from danlu.data.records import Record
 from danlu.errors import DataError
 

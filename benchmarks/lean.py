@@ -24,10 +24,10 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from danlu.generate.core import Core
-from danlu.generate.scheduler import Request
-from danlu.generate.strategies import Independent, Limits
-from danlu.model.lean import LeanDecoder, plain_decoder
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.scheduler import Request
+from danlu.generate.search.strategies import Independent, Limits
+from danlu.model.lean.lean import LeanDecoder, plain_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- bench-lean: written by the command; do not edit -->", "<!-- bench-lean: end -->"

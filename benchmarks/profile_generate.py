@@ -20,10 +20,10 @@ from rich.table import Table
 
 from danlu import Engine, GenerationParams
 from danlu.data.stdlib import docstring_pairs
-from danlu.generate import core as core_module
-from danlu.generate.attend import Plan
-from danlu.generate.core import Core
-from danlu.model.lean import LeanDecoder
+from danlu.generate.batch import core as core_module
+from danlu.generate.batch.attend import Plan
+from danlu.generate.batch.core import Core
+from danlu.model.lean.lean import LeanDecoder
 
 SHOWN = ("greedy-1", "greedy-32", "beam")
 FORWARD = "the whole forward pass"

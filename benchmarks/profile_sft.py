@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.profiler import profile
 
+from danlu.data.batches.packing import collate
 from danlu.data.chat import Chat, Example
-from danlu.data.packing import collate
 from danlu.data.records import Skipped
 from danlu.data.source import DataOptions, read
 from danlu.device import read_device

@@ -8,7 +8,7 @@ from danlu.data.records import Message
 from danlu.errors import ConfigError, ModelError
 from danlu.generate.engine import Engine, Prompt
 from danlu.generate.params import GenerationParams
-from danlu.generate.strategies import FinishReason
+from danlu.generate.search.strategies import FinishReason
 from danlu.hub import Say
 from danlu.model.turns import Finding
 

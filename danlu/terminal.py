@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from danlu.data.figures import DataReport
+from danlu.data.look.figures import DataReport
+from danlu.data.look.shown import Span, visible
 from danlu.data.records import FILES_SHOWN
-from danlu.data.shown import Span, visible
 from danlu.errors import DanluError
 from danlu.words import Words, words
 

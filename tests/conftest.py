@@ -24,7 +24,7 @@ def _verdicts_stay_inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """What engines find out about the tests' models is not kept in the user's cache; messages are English."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DANLU_LANG", "en")  # whatever the locale; processes that tests start inherit it
-        patch.setattr("danlu.generate.verdict.DIRECTORY", str(tmp_path_factory.mktemp("verdicts")))
+        patch.setattr("danlu.generate.batch.verdict.DIRECTORY", str(tmp_path_factory.mktemp("verdicts")))
         yield
 
 

@@ -16,8 +16,8 @@ from rounding import of_sums, unit
 from stepping import Bench
 from zoo import CHOOSE_TOKENS, KINDS, LOOKS_AHEAD, VARIANTS, plain_logits, tiny_model, why_not
 
+from danlu.data.batches.packing import Batch
 from danlu.data.chat import Chat
-from danlu.data.packing import Batch
 from danlu.generate.requests import Job, Maker
 from danlu.model.adapters import LoraOptions, attach
 from tiny import make_tokenizer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from danlu.generate.probe import _Play, _Script
-from danlu.generate.scheduler import Request
-from danlu.generate.strategies import Step
-from danlu.model.check import _apart, alone
+from danlu.generate.batch.probe import _Play, _Script
+from danlu.generate.batch.scheduler import Request
+from danlu.generate.search.strategies import Step
+from danlu.model.company.check import _apart, alone
 
 
 def play(prompt, rows=1, steps=4, seed=0, crossing=True):

@@ -9,8 +9,8 @@ import torch
 
 from danlu.data.chat import Chat
 from danlu.device import Device
-from danlu.generate.core import Core
-from danlu.generate.kv import SMALLEST_CAPACITY
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.kv import SMALLEST_CAPACITY
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Maker
 from danlu.model.load import load_model, load_tokenizer

@@ -1,7 +1,9 @@
-"""Imports go one way: a file imports only from rows above its own, or from its own package."""
+"""Imports go one way: a file imports only from rows above its own, or from its own package; inside a room likewise."""
 
 import ast
 from pathlib import Path
+
+import pytest
 
 import danlu
 
@@ -13,6 +15,22 @@ ROWS = [
 ]  # fmt: skip
 
 
+# Inside a room: its inner rooms, and the files that stand in none.
+INNER = {
+    "data": [
+        "row", "records", "shapes", "files", "formats", "tokens", "chat", "batches", "source", "look", "headings",
+        "stdlib",
+    ],
+    "model": ["compute", "company", "language_part", "load", "adapters", "lora_files", "lora_bank", "lean",
+              "likelihood", "turns"],
+    "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "watching",
+                 "adapters", "kinds", "engine"],
+    "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
+              "response_events", "embeddings", "backends", "others", "keys", "server", "api", "command"],
+    "steps": ["step", "directory", "prove", "merge", "prepare", "sft", "kinds"],
+}  # fmt: skip
+
+
 def imported_rooms(path: Path) -> set[str]:
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -22,6 +40,16 @@ def imported_rooms(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("danlu.")}
     return rooms - {"__version__"}
+
+
+def inner_imports(path: Path, room: str) -> set[str]:
+    """Names of what a file imports from its own room."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[:2] == ["danlu", room]:
+            parts = node.module.split(".")
+            names |= {parts[2]} if len(parts) > 2 else {alias.name for alias in node.names}
+    return names
 
 
 def test_every_room_has_a_row():
@@ -38,4 +66,17 @@ def test_imports_only_from_rows_above():
             continue
         allowed = {*ROWS[: ROWS.index(room)], *([room] if len(parts) > 1 else [])}
         upward += [f"{path.relative_to(ROOT)} imports {other}" for other in imported_rooms(path) - allowed]
+    assert upward == []
+
+
+@pytest.mark.parametrize("room", INNER)
+def test_inside_a_room_imports_go_one_way_as_well(room):
+    rows, upward = INNER[room], []
+    here = {path.stem for path in (ROOT / room).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert here - {"__init__"} == set(rows)
+    for path in (ROOT / room).rglob("*.py"):
+        own = path.relative_to(ROOT / room).parts[0].removesuffix(".py")
+        if own != "__init__":
+            others = inner_imports(path, room) - set(rows[: rows.index(own)]) - {own}
+            upward += [f"{path.relative_to(ROOT)} imports {other}" for other in others]
     assert upward == []

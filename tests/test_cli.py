@@ -19,10 +19,10 @@ from waiting import interrupts_stay_inside
 import danlu
 from danlu import Engine, GenerationParams, cli
 from danlu.config import Options
-from danlu.data.check import check
+from danlu.data.look.check import check
 from danlu.device import Device
 from danlu.generate.engine import Answer, Event
-from danlu.generate.trace import Trace
+from danlu.generate.watching.trace import Trace
 from danlu.model.adapters import LoraOptions, attach, save_adapter
 from danlu.model.load import load_model
 from danlu.quantize.merge import MergeOptions

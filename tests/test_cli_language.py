@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from danlu import cli
-from danlu.data import folders, parsers, turns
-from danlu.data.check import check
+from danlu.data.files import folders
+from danlu.data.look.check import check
+from danlu.data.shapes import parsers, turns
 from danlu.terminal import show_data, show_examples
 from danlu.words import CHINESE, speaking
 

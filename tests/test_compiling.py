@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import danlu.model
+import danlu.model.compute
 from danlu import native
 from danlu.native import library
 
-SOURCES = Path(danlu.model.__file__).parent
+SOURCES = Path(danlu.model.compute.__file__).parent
 NATIVE = SOURCES / "native.c"
 
 pytestmark = pytest.mark.skipif(library(NATIVE) is None, reason="no C compiler here, or no OpenMP runtime to share")

@@ -26,7 +26,7 @@ from danlu.device import (
     set_seed,
 )
 from danlu.errors import ConfigError
-from danlu.model.products import has_layout
+from danlu.model.compute.products import has_layout
 
 OLD_CPU = Device("cpu", 2, 10**9, has_bfloat16=False)
 NEW_CPU = Device("cpu", 2, 10**9, has_bfloat16=True)
@@ -165,7 +165,7 @@ def test_an_environment_that_says_how_many_products_are_kept_is_left_alone(monke
 MANY_ROWS = """
 import torch
 from danlu.device import KEPT_PRODUCTS, bound_compiled_products, heap_bytes
-from danlu.model.products import packed_product
+from danlu.model.compute.products import packed_product
 
 bound_compiled_products()
 products = [packed_product(torch.ones(32 * size, 64).bfloat16(), None) for size in (1, 2, 3, 4)]

@@ -16,11 +16,11 @@ from kinds import ANSWER, NO_BANK, REFUSED, KindBench, Plain, kinds, losses_alon
 from stepping import KNOBS, answers, finish, prompt_of
 from zoo import CHOOSE_TOKENS, tiny_model
 
+from danlu.data.batches.packing import collate
 from danlu.data.chat import Example
-from danlu.data.packing import collate
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
-from danlu.model.lean import LeanDecoder
+from danlu.model.lean.lean import LeanDecoder
 from danlu.model.likelihood import prepare, token_losses, why_alone
 from danlu.model.load import put_adapter
 

@@ -15,10 +15,10 @@ from rich.table import Table
 from danlu.commands.shared import DEFAULT_MODEL, OUT, Flat, news, say, some
 from danlu.config import Options
 from danlu.data.chat import Chat
-from danlu.data.check import NEAR_RECORDS
-from danlu.data.check import check as check_data
-from danlu.data.figures import Fault
 from danlu.data.formats import Reading
+from danlu.data.look.check import NEAR_RECORDS
+from danlu.data.look.check import check as check_data
+from danlu.data.look.figures import Fault
 from danlu.data.source import DataOptions
 from danlu.errors import ConfigError, DataError
 from danlu.flags import as_flag, as_flags, from_flags, spelt

@@ -18,11 +18,11 @@ from datetime import date
 from functools import cached_property
 from typing import Any, Literal
 
-from danlu.data.control import ControlTokens, without_marks
-from danlu.data.left_out import refuse_left_out_answer, refuse_left_out_context, remarks
 from danlu.data.records import Conversation, Message, Preference, Record, Text
-from danlu.data.templates import PROBE, Templates, template_text
-from danlu.data.word_ids import LONG, WordIds, is_plain
+from danlu.data.tokens.control import ControlTokens, without_marks
+from danlu.data.tokens.left_out import refuse_left_out_answer, refuse_left_out_context, remarks
+from danlu.data.tokens.templates import PROBE, Templates, template_text
+from danlu.data.tokens.word_ids import LONG, WordIds, is_plain
 from danlu.errors import DataError, ModelError
 
 TrainOn = Literal["all", "last"]

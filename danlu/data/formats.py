@@ -1,8 +1,8 @@
 """Rows -> records: messages, alpaca, sharegpt, prompt/completion, preference, plain text.
 
 All rows of a path have one format: the one named by the caller, or else the one whose keys the first readable
-row has. Everything streams. What kinds of file there are, `data/rows.py` says; which columns a row may have,
-`data/shapes.py`; what a message leaves here as, `data/records.py`. Knows no tokenizer and no chat template:
+row has. Everything streams. What kinds of file there are, `data/files/rows.py` says; which columns a row may have,
+`data/shapes/shapes.py`; what a message leaves here as, `data/records.py`. Knows no tokenizer and no chat template:
 `data/chat.py` turns records into ids and decides what is learnt.
 """
 
@@ -13,15 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from danlu.data.folders import Part
-from danlu.data.glance import Glance
-from danlu.data.messages import present
-from danlu.data.parsers import label_of, record_of
-from danlu.data.reading import OnError, Reading, missing_columns
+from danlu.data.files.folders import Part
+from danlu.data.files.rows import placed_rows
 from danlu.data.records import Conversation, Message, Preference, Record, Skipped, Text
 from danlu.data.row import Cells, Columns, PartialRow, PlacedRow, Row, RowFault
-from danlu.data.rows import placed_rows
-from danlu.data.shapes import (
+from danlu.data.shapes.glance import Glance
+from danlu.data.shapes.messages import present
+from danlu.data.shapes.parsers import label_of, record_of
+from danlu.data.shapes.reading import OnError, Reading, missing_columns
+from danlu.data.shapes.shapes import (
     KNOWN_COLUMNS,
     MEDIA_KEYS,
     FormatName,
@@ -55,13 +55,13 @@ def read_records(
     """The records of a file, or of a directory's files, one at a time.
 
     Args:
-        path: see the head of data/rows.py for the kinds.
+        path: see the head of data/files/rows.py for the kinds.
         format: how rows are read; None recognises it by the keys of the first readable row.
         on_error: "raise" stops at the first faulty row; "skip" passes over it.
         skipped: told of every row that was passed over, and of all else that was not taken as it stood.
         reading: what the user says of format, columns, speakers and encoding, instead of `format`. Who brings
             it asks it at the end whether all of it was used; without, this does.
-        part: which files of a directory (data/folders.py).
+        part: which files of a directory (data/files/folders.py).
 
     Raises:
         DataError: at once for a path that is no readable file; while reading for a faulty row (when

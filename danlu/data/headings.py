@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from danlu.data.files import data_files, opened
+from danlu.data.files.files import data_files, opened
 from danlu.errors import ConfigError, DataError
 
 KINDS = (".md", ".markdown", ".txt")

@@ -23,8 +23,8 @@ from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
 from danlu.data.chat import TrainOn
-from danlu.data.encodings import check_encoding
-from danlu.data.folders import Part
+from danlu.data.files.encodings import check_encoding
+from danlu.data.files.folders import Part
 from danlu.data.formats import (
     Conversation,
     FormatName,
@@ -35,10 +35,10 @@ from danlu.data.formats import (
     read_records,
     record_from_row,
 )
-from danlu.data.reading import Placeholders
-from danlu.data.shapes import MEDIA_KEYS, OURS
-from danlu.data.speakers import Role
-from danlu.data.templates import TEMPLATES, template_text
+from danlu.data.shapes.reading import Placeholders
+from danlu.data.shapes.shapes import MEDIA_KEYS, OURS
+from danlu.data.shapes.speakers import Role
+from danlu.data.tokens.templates import TEMPLATES, template_text
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.fingerprint import of_path, of_texts
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from danlu.data.batches.packing import collate, micro_batches
 from danlu.data.chat import Example
 from danlu.data.formats import Conversation
-from danlu.data.packing import collate, micro_batches
 from danlu.device import Device
 from danlu.evaluate.bootstrap import Interval, bootstrap_difference
 from danlu.evaluate.overlap import chrf

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from danlu.errors import ConfigError
-from danlu.generate.core import Core
-from danlu.generate.worker import Worker
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.worker import Worker
 
 BASE, DEFAULT = "base", "default"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from danlu.generate.strategies import FinishReason
+from danlu.generate.search.strategies import FinishReason
 
 
 @dataclass(frozen=True)

@@ -25,24 +25,24 @@ from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
 from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
-from danlu.generate.core import Core
-from danlu.generate.grammar import Form
-from danlu.generate.growth import Growth
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.verdict import Verdict
+from danlu.generate.batch.worker import Worker, in_a_thread
 from danlu.generate.kinds import Kinds, of_adapter
-from danlu.generate.live import LiveAnswers
-from danlu.generate.logits import log_softmax
 from danlu.generate.logprobs import report
 from danlu.generate.params import GenerationParams
-from danlu.generate.recorder import TOP, Recorder
 from danlu.generate.requests import Job, Maker
-from danlu.generate.text import TokenNames, push_all
-from danlu.generate.trace import Trace
-from danlu.generate.verdict import Verdict
-from danlu.generate.worker import Worker, in_a_thread
+from danlu.generate.scores.grammar import Form
+from danlu.generate.scores.logits import log_softmax
+from danlu.generate.scores.text import TokenNames, push_all
+from danlu.generate.watching.growth import Growth
+from danlu.generate.watching.live import LiveAnswers
+from danlu.generate.watching.recorder import TOP, Recorder
+from danlu.generate.watching.trace import Trace
 from danlu.hub import Kind, Say, cache_directory, kind_of_name, silent
+from danlu.model.compute.rounding import Rounded
 from danlu.model.load import ModelOptions, adapter_template, load
 from danlu.model.lora_files import why_not_plain
-from danlu.model.rounding import Rounded
 from danlu.model.turns import Finding
 
 Prompt = str | Sequence[Message] | Sequence[int]

@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from danlu.data.chat import Chat
-from danlu.generate.core import Core
-from danlu.generate.worker import Worker
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.worker import Worker
 from danlu.hub import Kind, recorded_kind
 from danlu.model.turns import Finding, find_kind
 

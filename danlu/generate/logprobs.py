@@ -10,7 +10,7 @@ from torch import Tensor
 
 from danlu.errors import FaultyScores
 from danlu.generate.answers import Logprob
-from danlu.generate.logits import log_softmax
+from danlu.generate.scores.logits import log_softmax
 
 Score = Callable[[Tensor], Tensor]
 Pick = Callable[[Tensor, Sequence[int], int], list[int]]

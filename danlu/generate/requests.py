@@ -14,17 +14,18 @@ from torch import Tensor
 
 from danlu.data.chat import Chat, Opened
 from danlu.errors import ConfigError
-from danlu.generate import logits
-from danlu.generate.banks import Banked, banks_of
-from danlu.generate.constrained import ConstrainedBeam, ConstrainedGroups
-from danlu.generate.constraints import Constraints, constraints_for
-from danlu.generate.grammar import Form, Grammar, Grammars
-from danlu.generate.history import Automaton
+from danlu.generate.batch.scheduler import Request
 from danlu.generate.logprobs import Ledger, Pick
 from danlu.generate.params import GenerationParams
-from danlu.generate.rows import RowStates
-from danlu.generate.scheduler import Request
-from danlu.generate.strategies import (
+from danlu.generate.scores import logits
+from danlu.generate.scores.constraints import Constraints, constraints_for
+from danlu.generate.scores.grammar import Form, Grammar, Grammars
+from danlu.generate.scores.history import Automaton
+from danlu.generate.scores.text import Detokenizer, TextStream, detokenizer, word_forms
+from danlu.generate.search.banks import Banked, banks_of
+from danlu.generate.search.constrained import ConstrainedBeam, ConstrainedGroups
+from danlu.generate.search.rows import RowStates
+from danlu.generate.search.strategies import (
     Beam,
     BeamOptions,
     Draw,
@@ -35,7 +36,6 @@ from danlu.generate.strategies import (
     Strategy,
     highest_candidates,
 )
-from danlu.generate.text import Detokenizer, TextStream, detokenizer, word_forms
 
 
 @dataclass(eq=False)

@@ -20,8 +20,8 @@ from pydantic import Field, field_validator, model_validator
 from danlu.config import Options
 from danlu.errors import ConfigError, DiskError, disk_faults, nearest, size_in_words
 from danlu.hub import quiet_transformers
-from danlu.model.check import alone, probe_texts
-from danlu.model.wiring import kind_of
+from danlu.model.company.check import alone, probe_texts
+from danlu.model.company.wiring import kind_of
 
 # Kinds whose kernels read the weight of `out_proj` without calling it; PEFT refuses adapters there.
 _READ_BY_KERNELS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}

@@ -1,6 +1,6 @@
 """How likely a model finds the learnt tokens of documents laid end to end: the forward pass of training.
 
-Knows batches (data/packing.py) and kernels; knows no stage, optimizer or generation.
+Knows batches (data/batches/packing.py) and kernels; knows no stage, optimizer or generation.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.data.packing import Batch
+from danlu.data.batches.packing import Batch
 from danlu.errors import ModelError
-from danlu.model import token_rows
-from danlu.model.check import (
+from danlu.model.company.check import (
     CODE_FAULTS,
     allowed,
     alone,
@@ -23,10 +22,11 @@ from danlu.model.check import (
     refuse_unless_causal,
     tells_too_little,
 )
-from danlu.model.company import Side
-from danlu.model.documents import documents_of
-from danlu.model.kernels import fast_head_loss, fast_head_loss_of_rows, use_fast_kernels
-from danlu.model.wiring import as_it_came, base_of, kind_of, run_in_company, wire, wiring_of
+from danlu.model.company.company import Side
+from danlu.model.company.documents import documents_of
+from danlu.model.company.wiring import as_it_came, base_of, kind_of, run_in_company, wire, wiring_of
+from danlu.model.compute import token_rows
+from danlu.model.compute.kernels import fast_head_loss, fast_head_loss_of_rows, use_fast_kernels
 
 # The same product of the same states: so much of what is allowed to a whole pass.
 HEADS_APART = 0.05

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from danlu.config import describe_faults
 from danlu.errors import ModelError
+from danlu.model.compute.token_rows import Rows
 from danlu.model.load import adapter_config, some
-from danlu.model.token_rows import Rows
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Number = TypeVar("Number", int, float)

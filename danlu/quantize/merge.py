@@ -21,7 +21,7 @@ from pydantic import Field
 from danlu.config import Options
 from danlu.data.chat import Chat
 from danlu.data.formats import Message
-from danlu.data.templates import template_text
+from danlu.data.tokens.templates import template_text
 from danlu.device import Device, DtypeName, release_memory
 from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults, size_in_words
 from danlu.generate.engine import Engine

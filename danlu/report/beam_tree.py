@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rich.text import Text
 from rich.tree import Tree
 
-from danlu.generate.trace import Branch, Finished, Trace
+from danlu.generate.watching.trace import Branch, Finished, Trace
 from danlu.report.glyphs import Glyphs, joined
 from danlu.words import words
 

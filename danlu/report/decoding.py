@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from danlu.generate.trace import Candidate, Choice, Trace
+from danlu.generate.watching.trace import Candidate, Choice, Trace
 from danlu.report.beam_tree import beam_tree
 from danlu.report.glyphs import Glyphs, completed, percent, unfinished
 from danlu.words import words

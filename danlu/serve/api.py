@@ -17,17 +17,17 @@ from starlette.exceptions import HTTPException
 import danlu
 from danlu.generate.engine import Engine
 from danlu.serve.backends import Backend, OwnEngine
-from danlu.serve.bodies import ChatBody, CompletionBody
-from danlu.serve.body import SHORT_BYTES, read_json
 from danlu.serve.embeddings import EmbeddingBody, Embeddings
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import Written, rendered
+from danlu.serve.replies.replies import Written, rendered
 from danlu.serve.response_events import told
-from danlu.serve.responses import ResponsesBody, read_responses
-from danlu.serve.schema import Ask, read_chat, read_completion, schema_of
 from danlu.serve.service import Receive, Service, while_wanted
 from danlu.serve.stream import Send
+from danlu.serve.wire.bodies import ChatBody, CompletionBody
+from danlu.serve.wire.body import SHORT_BYTES, read_json
+from danlu.serve.wire.responses import ResponsesBody, read_responses
+from danlu.serve.wire.schema import Ask, read_chat, read_completion, schema_of
 
 _OPEN_PATHS = {"/health"}
 _T = TypeVar("_T")

@@ -16,11 +16,11 @@ from fastapi.responses import Response
 from danlu.serve.faults import ApiFault
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import Replies, Written, rendered
-from danlu.serve.schema import Ask
+from danlu.serve.replies.replies import Replies, Written, rendered
 from danlu.serve.service import Receive, Run, Service, while_wanted
 from danlu.serve.stream import AnswerStream
 from danlu.serve.tokenize import detokenized, tokenized
+from danlu.serve.wire.schema import Ask
 
 Ended = Callable[[ApiFault | None], None]
 

@@ -18,10 +18,10 @@ from danlu.serve.backends import Backend, OwnEngine
 from danlu.serve.embeddings import Embeddings
 from danlu.serve.keys import with_key
 from danlu.serve.options import BackendOptions, ServeOptions
-from danlu.serve.remote import KEY_VARIABLE, Remote, only_model
+from danlu.serve.others.remote import KEY_VARIABLE, Remote, only_model
+from danlu.serve.others.vllm import START_TIMEOUT_SECONDS, vllm_server
 from danlu.serve.server import listen, serve
 from danlu.serve.service import Service
-from danlu.serve.vllm import START_TIMEOUT_SECONDS, vllm_server
 
 
 def serve_model(

@@ -9,7 +9,7 @@ from danlu.data.records import Message
 from danlu.generate.engine import Prompt
 from danlu.model.turns import Finding
 from danlu.serve.faults import ApiFault
-from danlu.serve.messages import Talk
+from danlu.serve.wire.messages import Talk
 
 
 def are_messages(prompt: Prompt) -> TypeGuard[Sequence[Message]]:

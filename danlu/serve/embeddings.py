@@ -22,7 +22,7 @@ from danlu.errors import DataError, DownloadError, ResourceError
 from danlu.recall.embed import Embedder, Kind, Tokens, Vectors, batches
 from danlu.serve.faults import ApiFault, as_fault, queue_full
 from danlu.serve.options import ServeOptions
-from danlu.serve.schema import read_body
+from danlu.serve.wire.schema import read_body
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -12,7 +12,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from danlu.serve.responses import (
+from danlu.serve.stream import Send
+from danlu.serve.wire.responses import (
     Wishes,
     call_item,
     ending,
@@ -21,7 +22,6 @@ from danlu.serve.responses import (
     text_part,
     usage_of,
 )
-from danlu.serve.stream import Send
 
 
 def told(answer: Response, wishes: Wishes) -> Response:

@@ -18,17 +18,17 @@ from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT
 from danlu.generate.answers import Answer, Event
 from danlu.generate.engine import Engine, Prompt
-from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
-from danlu.generate.text import TokenNames
+from danlu.generate.scores.text import TokenNames
+from danlu.generate.watching.live import LiveAnswers
+from danlu.serve.calls.talking import Conversations, Ready
 from danlu.serve.continuing import are_messages, continued, note_on_base, refuse_turns
 from danlu.serve.faults import ApiFault, as_fault, closing, out_of_time, queue_full
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import Usage
-from danlu.serve.schema import Ask
-from danlu.serve.scores import Before
-from danlu.serve.talking import Conversations, Ready
+from danlu.serve.replies.replies import Usage
+from danlu.serve.replies.scores import Before
+from danlu.serve.wire.schema import Ask
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _T = TypeVar("_T")

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from danlu.serve.faults import ApiFault, as_fault
-from danlu.serve.replies import DONE, KEEP_ALIVE, Replies, event_of
+from danlu.serve.replies.replies import DONE, KEEP_ALIVE, Replies, event_of
 from danlu.serve.service import Host, Receive, Run, while_wanted
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

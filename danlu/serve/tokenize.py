@@ -15,8 +15,8 @@ from pydantic import Field
 from danlu.config import Options, Some
 from danlu.errors import DanluError
 from danlu.serve.faults import ApiFault, as_fault
-from danlu.serve.schema import Ask, read_body, read_chat, read_completion
 from danlu.serve.service import Service
+from danlu.serve.wire.schema import Ask, read_body, read_chat, read_completion
 
 
 class TokenizeWishes(Options):

@@ -22,7 +22,7 @@ from danlu.generate.engine import Engine
 from danlu.hub import Kind, cache_directory, kind_of_name
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import attach, parameter_counts, stacked_weights, why_no_rows
-from danlu.model.check import alone
+from danlu.model.company.check import alone
 from danlu.model.likelihood import prepare, why_alone
 from danlu.model.load import LoadedModel, load, load_tokenizer
 from danlu.model.turns import left_to_learn, named

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.data.packing import micro_batches, step_count, step_indices
+from danlu.data.batches.packing import micro_batches, step_count, step_indices
 from danlu.device import Device, PeakMemory, process_memory_bytes
 from danlu.errors import ConfigError, Interrupted, MemoryShortage, TrainingError
 from danlu.journal import Journal

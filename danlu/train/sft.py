@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from danlu.data.batches.encoding import Encoder
+from danlu.data.batches.packing import Batch, collate
 from danlu.data.chat import Chat, Example
-from danlu.data.encoding import Encoder
 from danlu.data.formats import Record, Text
-from danlu.data.packing import Batch, collate
 from danlu.data.source import unwanted
 from danlu.device import Device
 from danlu.errors import DataError, ModelError

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from danlu.data.shapes import SHAPES
+from danlu.data.shapes.shapes import SHAPES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEADS = {

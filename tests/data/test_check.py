@@ -6,10 +6,10 @@ import math
 import pytest
 from test_chat import CONVERSATIONS, STYLES
 
-from danlu.data.check import check
 from danlu.data.formats import Reading, record_from_row
+from danlu.data.look.check import check
+from danlu.data.look.shown import Span, shortened, spans_of, visible
 from danlu.data.records import Text
-from danlu.data.shown import Span, shortened, spans_of, visible
 from danlu.errors import DataError
 
 

@@ -3,11 +3,11 @@
 import pytest
 from shapes_table import DOCS, HEADS, with_table
 
-from danlu.data.encodings import COMPRESSED
-from danlu.data.learnt import LEARNT_KEYS
-from danlu.data.rows import _READERS
-from danlu.data.shapes import MEDIA_KEYS, SYNONYMS
-from danlu.data.speakers import SPEAKERS
+from danlu.data.files.encodings import COMPRESSED
+from danlu.data.files.rows import _READERS
+from danlu.data.shapes.learnt import LEARNT_KEYS
+from danlu.data.shapes.shapes import MEDIA_KEYS, SYNONYMS
+from danlu.data.shapes.speakers import SPEAKERS
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from danlu.data import digests
-from danlu.data.digests import Digests, digest
+from danlu.data.look import digests
+from danlu.data.look.digests import Digests, digest
 
 
 def pairs(seed, count):

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from danlu.data import duplicates
-from danlu.data.duplicates import BINS, BYTES_A_TEXT, SHINGLE, THRESHOLD, near_duplicates, signatures, similarity
+from danlu.data.look import duplicates
+from danlu.data.look.duplicates import BINS, BYTES_A_TEXT, SHINGLE, THRESHOLD, near_duplicates, signatures, similarity
 
 ENGLISH = ["model", "data", "train", "answer", "question", "write", "function", "list", "number", "value", "city"]
 CHINESE = "模型数据训练回答问题写出函数列表数字城市历史人们工作时间炼丹炉火候药方"

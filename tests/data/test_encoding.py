@@ -9,12 +9,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AddedToken, PreTrainedTokenizerFast, TokenizersBackend
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from danlu.data import cuts, word_ids
+from danlu.data.batches.encoding import Encoder
+from danlu.data.batches.stencils import writes_only
 from danlu.data.chat import Chat
-from danlu.data.encoding import Encoder
 from danlu.data.records import Preference, Text
-from danlu.data.stencils import writes_only
-from danlu.data.word_ids import WordIds
+from danlu.data.tokens import cuts, word_ids
+from danlu.data.tokens.word_ids import WordIds
 from danlu.errors import DataError, ModelError
 from tiny import SENTENCES, make_tokenizer
 
@@ -52,7 +52,7 @@ def sample(seed, count=60):
 
 @pytest.mark.parametrize("name", STYLES)
 def test_every_style(name, monkeypatch):
-    monkeypatch.setattr("danlu.data.encoding.BATCH_RECORDS", 7)
+    monkeypatch.setattr("danlu.data.batches.encoding.BATCH_RECORDS", 7)
     assert_equal_to_one_by_one(STYLES[name].chat(["\n\n\n\n", ": a", "] a", ">\n\n"] * 20), sample(1))
 
 

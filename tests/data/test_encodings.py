@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from sample_rows import fault_of, write_csv, write_jsonl
 
-from danlu.data import folders
+from danlu.data.files import folders
 from danlu.data.formats import Reading, Skipped, Text, read_records
 
 COMPRESS = {

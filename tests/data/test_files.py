@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sample_rows import ASSISTANT, ROWS, USER, fault_of, write_csv, write_jsonl
 
-from danlu.data import files
+from danlu.data.files import files
 from danlu.data.formats import Reading, Skipped, Text, read_records, record_from_row
 from danlu.errors import DataError
 

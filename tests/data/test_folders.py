@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sample_rows import fault_of, write_jsonl
 
-from danlu.data import folders
-from danlu.data.check import check
-from danlu.data.folders import HELD_OUT, LINK, NOT_HELD_OUT, OTHER_KIND, is_held_out
+from danlu.data.files import folders
+from danlu.data.files.folders import HELD_OUT, LINK, NOT_HELD_OUT, OTHER_KIND, is_held_out
 from danlu.data.formats import Skipped, read_records
+from danlu.data.look.check import check
 from danlu.data.source import DataOptions, read
 from danlu.errors import DataError
 

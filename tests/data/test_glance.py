@@ -6,7 +6,7 @@ import pytest
 from sample_rows import ROWS, write_jsonl
 
 from danlu.data.formats import Reading, Skipped, read_records
-from danlu.data.glance import Glance
+from danlu.data.shapes.glance import Glance
 
 TEXTS = [
     "好的。",
@@ -119,8 +119,8 @@ def test_what_the_user_says_of_rows_is_asked_each_time(reading, tmp_path):
 
 
 def test_kinds_of_rows_that_are_known_are_bounded(monkeypatch):
-    monkeypatch.setattr("danlu.data.glance.KEPT_KINDS", 3)
-    monkeypatch.setattr("danlu.data.reading.KEPT_SHAPES", 3)
+    monkeypatch.setattr("danlu.data.shapes.glance.KEPT_KINDS", 3)
+    monkeypatch.setattr("danlu.data.shapes.reading.KEPT_SHAPES", 3)
     reading = Reading()
     glance = Glance(reading, Skipped())
     for at in range(9):

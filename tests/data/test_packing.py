@@ -2,8 +2,8 @@
 
 import pytest
 
+from danlu.data.batches.packing import collate, micro_batches, step_count, step_indices
 from danlu.data.chat import Example
-from danlu.data.packing import collate, micro_batches, step_count, step_indices
 
 
 def example(*pairs):

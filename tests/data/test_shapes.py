@@ -7,7 +7,7 @@ import pytest
 from sample_rows import ASSISTANT, USER, fault_of, write_csv, write_jsonl
 
 from danlu.data.formats import Preference, Reading, Skipped, Text, read_records, record_from_row
-from danlu.data.shapes import SHAPES, SYNONYMS, plain_name
+from danlu.data.shapes.shapes import SHAPES, SYNONYMS, plain_name
 from danlu.errors import DataError
 
 QUESTION, ANSWER, WORSE = USER["content"], ASSISTANT["content"], "不知道。"

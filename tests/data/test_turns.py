@@ -3,9 +3,9 @@
 import pytest
 
 from danlu.data.formats import Reading, Skipped, record_from_row
-from danlu.data.learnt import LEARNT_KEYS
-from danlu.data.speakers import SPEAKERS
-from danlu.data.turns import CALL_JOINED, CUT_OFF, GREETING, JOINED, NO_SYSTEM
+from danlu.data.shapes.learnt import LEARNT_KEYS
+from danlu.data.shapes.speakers import SPEAKERS
+from danlu.data.shapes.turns import CALL_JOINED, CUT_OFF, GREETING, JOINED, NO_SYSTEM
 from danlu.errors import DataError
 
 

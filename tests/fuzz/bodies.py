@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from danlu.generate.params import GenerationParams
-from danlu.serve.schema import ChatBody, CompletionBody
+from danlu.serve.wire.schema import ChatBody, CompletionBody
 
 MODEL, ADAPTER, ENCODER = "fuzzed", "poet", "encoder"
 _TOOL = {

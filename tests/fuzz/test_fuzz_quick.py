@@ -16,7 +16,7 @@ from danlu import Engine, GenerationParams
 from danlu.config import apply_overrides, parse_yaml, validate
 from danlu.data.formats import read_records, record_from_row
 from danlu.data.records import Skipped
-from danlu.data.shapes import KNOWN_COLUMNS
+from danlu.data.shapes.shapes import KNOWN_COLUMNS
 from danlu.errors import ConfigError, DanluError, DataError
 from danlu.flags import from_flags
 from danlu.recipe import Recipe

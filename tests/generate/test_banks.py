@@ -13,10 +13,10 @@ from answering import PROMPTS, answers, fixed_scores
 
 from danlu import GenerationParams
 from danlu.errors import AllBanned
-from danlu.generate.banks import Banked
-from danlu.generate.constraints import Appearing
 from danlu.generate.requests import _drawn_one, _likeliest_one
-from danlu.generate.strategies import Limits
+from danlu.generate.scores.constraints import Appearing
+from danlu.generate.search.banks import Banked
+from danlu.generate.search.strategies import Limits
 
 EOS, A, B, C = range(4)
 STRATEGIES = {

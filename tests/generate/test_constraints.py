@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from danlu.errors import ConfigError
-from danlu.generate.allocation import Pick, Picks
-from danlu.generate.allocation import pick_constrained as pick_rows
-from danlu.generate.constraints import Appearing, AsReference, Constraints, constraints_for
+from danlu.generate.scores.constraints import Appearing, AsReference, Constraints, constraints_for
+from danlu.generate.search.allocation import Pick, Picks
+from danlu.generate.search.allocation import pick_constrained as pick_rows
 
 
 def after(constraints: Constraints[Any], *tokens: int) -> Any:

@@ -10,17 +10,17 @@ from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of, strengthen
 from rounding import of_model
 
 from danlu import Engine, GenerationParams
+from danlu.data.batches.packing import collate
 from danlu.data.chat import Example
-from danlu.data.packing import collate
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError, UnknownModel
 from danlu.generate import engine as engine_module
 from danlu.generate import requests as requests_module
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.company.wiring import ATTENTION
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
-from danlu.model.wiring import ATTENTION
 from tiny import make_golden_model, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

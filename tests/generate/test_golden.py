@@ -17,7 +17,7 @@ from danlu.data.chat import Chat
 from danlu.device import Device
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.generate.rows import RowStates
+from danlu.generate.search.rows import RowStates
 from danlu.model.load import load_model, load_tokenizer
 from tiny import ARCHITECTURES, make_golden_model
 

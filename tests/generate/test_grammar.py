@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from danlu import GenerationParams
 from danlu.data.chat import Chat
 from danlu.errors import AllBanned, ConfigError
-from danlu.generate import grammar
-from danlu.generate.grammar import Grammars
+from danlu.generate.scores import grammar
+from danlu.generate.scores.grammar import Grammars
 from tiny import make_tokenizer
 
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}  # random weights are fond of blanks

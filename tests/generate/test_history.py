@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from danlu.generate.history import Automaton, History, Prompt, bad_words
+from danlu.generate.scores.history import Automaton, History, Prompt, bad_words
 
 
 def row(prompt: Prompt, generated: list[int]) -> History:

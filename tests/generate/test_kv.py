@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from danlu.generate.kv import SMALLEST_CAPACITY, KVShape, KVStore, OutOfBudget, Shelf, capacity_for
-from danlu.model.company import StateShape, Width
+from danlu.generate.batch.kv import SMALLEST_CAPACITY, KVShape, KVStore, OutOfBudget, Shelf, capacity_for
+from danlu.model.company.company import StateShape, Width
 
 SHAPE = KVShape((Width(2, 3, 3),) * 2, torch.float32, torch.device("cpu"))
 

@@ -12,10 +12,10 @@ from waiting import passes_of, until, wait_until
 
 from danlu import Engine, GenerationParams
 from danlu.errors import ConfigError
-from danlu.generate.live import LiveAnswers
 from danlu.generate.requests import Job
-from danlu.generate.rows import RowStates
-from danlu.generate.text import TextStream
+from danlu.generate.scores.text import TextStream
+from danlu.generate.search.rows import RowStates
+from danlu.generate.watching.live import LiveAnswers
 from tiny import make_golden_model
 
 KNOBS = [

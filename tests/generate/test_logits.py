@@ -9,7 +9,7 @@ import torch
 from rounding import of_sums
 from transformers.generation import logits_process as hf
 
-from danlu.generate import logits as ops
+from danlu.generate.scores import logits as ops
 
 INF = math.inf
 

@@ -12,7 +12,7 @@ from waiting import passes_of, wait_until
 
 from danlu.data.chat import Chat
 from danlu.device import Device
-from danlu.generate.core import Core
+from danlu.generate.batch.core import Core
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Maker

@@ -9,11 +9,11 @@ import torch
 from stepping import KNOBS, Bench, answers, finish, prompt_of, slots
 
 from danlu.errors import FaultyScores
-from danlu.generate import prefix
-from danlu.generate.kv import KVShape, KVStore, OutOfBudget
-from danlu.generate.prefix import BLOCK_TOKENS, PrefixCache
-from danlu.generate.scheduler import PORTIONS_WHEN_ALONE
-from danlu.model.company import Width
+from danlu.generate.batch import prefix
+from danlu.generate.batch.kv import KVShape, KVStore, OutOfBudget
+from danlu.generate.batch.prefix import BLOCK_TOKENS, PrefixCache
+from danlu.generate.batch.scheduler import PORTIONS_WHEN_ALONE
+from danlu.model.company.company import Width
 from tiny import make_golden_model
 
 SHAPE = KVShape((Width(2, 3, 3),) * 2, torch.float32, torch.device("cpu"))

@@ -8,11 +8,11 @@ from scripted import asked, distance, play, played
 from stepping import prompt_of
 from zoo import tiny_model
 
-from danlu.generate import prefix
-from danlu.generate.core import Core
-from danlu.generate.kv import KVShape, KVStore
-from danlu.generate.prefix import BLOCK_TOKENS, ID_BYTES, PrefixCache
-from danlu.model.company import StateShape, Width
+from danlu.generate.batch import prefix
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.kv import KVShape, KVStore
+from danlu.generate.batch.prefix import BLOCK_TOKENS, ID_BYTES, PrefixCache
+from danlu.model.company.company import StateShape, Width
 
 STATES = (StateShape((3, 2), torch.float32), StateShape((5,), torch.bfloat16))
 STATE_BYTES = 6 * 4 + 5 * 2

@@ -11,15 +11,15 @@ import pytest
 import torch
 from zoo import VARIANTS, tiny_model
 
-from danlu.generate import attend
-from danlu.generate.attend import Chunk, Plan, Rows
-from danlu.generate.core import Core
-from danlu.generate.kv import Shelf, Slot
-from danlu.generate.probe import Probe
-from danlu.generate.scheduler import Scheduler
-from danlu.model.attention import Scoring
+from danlu.generate.batch import attend
+from danlu.generate.batch.attend import Chunk, Plan, Rows
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.kv import Shelf, Slot
+from danlu.generate.batch.probe import Probe
+from danlu.generate.batch.scheduler import Scheduler
+from danlu.model.company.attention import Scoring
+from danlu.model.company.states import Apart
 from danlu.model.lora_bank import Hooks, LowRank
-from danlu.model.states import Apart
 
 USUAL = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "mixtral",
@@ -181,7 +181,7 @@ def test_states_that_are_not_written_back(cores, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["jamba", "mamba"])
 def test_a_layer_that_begins_anew_with_every_portion(kind, monkeypatch):
-    monkeypatch.setattr("danlu.model.states.ANEW", set())
+    monkeypatch.setattr("danlu.model.company.states.ANEW", set())
     assert "of their spread" in core_of(kind).why_alone
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from danlu.generate.params import GenerationParams
-from danlu.generate.rows import RowStates
-from danlu.generate.strategies import Step
+from danlu.generate.search.rows import RowStates
+from danlu.generate.search.strategies import Step
 
 VOCABULARY, EOS, PROMPT = 12, 2, [5, 6, 5]
 

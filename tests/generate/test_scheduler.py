@@ -7,7 +7,7 @@ import torch
 from stepping import KNOBS, Bench, answers, finish, prompt_of, slots
 
 from danlu.errors import FaultyScores, MemoryShortage
-from danlu.generate.scheduler import PORTIONS_WHEN_ALONE, Feed, Request, Scheduler
+from danlu.generate.batch.scheduler import PORTIONS_WHEN_ALONE, Feed, Request, Scheduler
 from tiny import make_golden_model
 
 

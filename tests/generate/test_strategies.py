@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from danlu.errors import AllBanned
-from danlu.generate.constrained import ConstrainedBeam
-from danlu.generate.constraints import Appearing
-from danlu.generate.strategies import Beam, BeamOptions, GroupBeam, Hypothesis, Independent, Limits
+from danlu.generate.scores.constraints import Appearing
+from danlu.generate.search.constrained import ConstrainedBeam
+from danlu.generate.search.strategies import Beam, BeamOptions, GroupBeam, Hypothesis, Independent, Limits
 
 EOS, A, B = 0, 1, 2
 

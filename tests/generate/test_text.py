@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from danlu.generate.history import Automaton
-from danlu.generate.text import ByBytes, ByWindow, Detokenizer, Pieces, TextStream, detokenizer, word_forms
+from danlu.generate.scores.history import Automaton
+from danlu.generate.scores.text import ByBytes, ByWindow, Detokenizer, Pieces, TextStream, detokenizer, word_forms
 from tiny import make_tokenizer
 
 TEXT = "the fox 丹炉把数据炼成模型, naïve 👩‍🔬🇨🇳 one two"

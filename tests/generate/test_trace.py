@@ -12,7 +12,7 @@ from danlu import GenerationParams
 from danlu.errors import AllBanned, ConfigError, DataError
 from danlu.generate.answers import Generation
 from danlu.generate.requests import uniforms_of
-from danlu.generate.trace import Trace
+from danlu.generate.watching.trace import Trace
 
 ENDS = list(range(60, 110))
 STRATEGIES = {

@@ -12,10 +12,10 @@ from answering import PROMPTS, answers
 
 from danlu import GenerationParams
 from danlu.errors import AllBanned, ConfigError
-from danlu.generate.doubles import Endings, Place
-from danlu.generate.unique import Uniques
-from danlu.serve.callgrammar import AnswerForm
-from danlu.serve.reasoning import Marks
+from danlu.generate.scores.doubles import Endings, Place
+from danlu.generate.scores.unique import Uniques
+from danlu.serve.calls.callgrammar import AnswerForm
+from danlu.serve.calls.reasoning import Marks
 
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 

@@ -10,8 +10,8 @@ from answering import ids_of
 
 from danlu import Engine
 from danlu.errors import ConfigError, ModelError
-from danlu.generate.probe import Probe
-from danlu.generate.verdict import Verdict
+from danlu.generate.batch.probe import Probe
+from danlu.generate.batch.verdict import Verdict
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_verdict_of_other_libraries_is_not_this_one_s(directory, tmp_path, mon
     Verdict(tmp_path, directory, ["float32"]).keep("a reason")
     assert Verdict(tmp_path, directory, ["float32"]).known() == "a reason"
     assert Verdict(tmp_path, directory, ["bfloat16"]).known() is None
-    monkeypatch.setattr("danlu.generate.verdict.version", lambda name: f"another {name}")
+    monkeypatch.setattr("danlu.generate.batch.verdict.version", lambda name: f"another {name}")
     assert Verdict(tmp_path, directory, ["float32"]).known() is None
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_verdict_is_none(directory, tmp_path, damage):
 
 def test_a_cache_that_cannot_be_written_costs_another_look(directory, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("danlu.generate.verdict.DIRECTORY", str(tmp_path / "file"))
+    monkeypatch.setattr("danlu.generate.batch.verdict.DIRECTORY", str(tmp_path / "file"))
     verdict = Verdict(tmp_path, directory, [])
     verdict.keep("")
     assert verdict.known() is None
@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_costs_another_look(directory, tmp_path, 
 @pytest.fixture
 def stubborn(monkeypatch):
     """Models whose code asks nobody."""
-    monkeypatch.setattr("danlu.generate.core.wire", _refuse)
+    monkeypatch.setattr("danlu.generate.batch.core.wire", _refuse)
 
 
 KNOBS = (
@@ -95,7 +95,7 @@ def test_they_answer_the_same_each_text_by_itself_and_it_is_said(directory, monk
     expected = [ids_of(together, **knobs) for knobs in KNOBS]
     scores = together.logits([5, 6, 7])
     with monkeypatch.context() as patch:
-        patch.setattr("danlu.generate.core.wire", _refuse)
+        patch.setattr("danlu.generate.batch.core.wire", _refuse)
         (directory / "config.json").touch()
         said = []
         alone = Engine(str(directory), dtype="float32", say=said.append)

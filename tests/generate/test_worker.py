@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from danlu.generate import worker
-from danlu.generate.worker import Spare
+from danlu.generate.batch import worker
+from danlu.generate.batch.worker import Spare
 
 
 @pytest.fixture

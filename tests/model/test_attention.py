@@ -8,11 +8,11 @@ import pytest
 import torch
 import zoo
 
-from danlu.model import attention
-from danlu.model.attention import Scoring, fast_attention, plain_attention, scored_attention
-from danlu.model.company import Side
-from danlu.model.documents import causal_sight, documents_of
-from danlu.model.wiring import run_in_company, wire
+from danlu.model.company import attention
+from danlu.model.company.attention import Scoring, fast_attention, plain_attention, scored_attention
+from danlu.model.company.company import Side
+from danlu.model.company.documents import causal_sight, documents_of
+from danlu.model.company.wiring import run_in_company, wire
 
 # One head of one dimension, two tokens: q = (1, 1), k = (0, ln 3), v = (4, 8). Unless something is changed, the second
 # token's scores are 0 and ln 3, its weights 1/4 and 3/4, its answer 4/4 + 3 * 8/4 = 7.

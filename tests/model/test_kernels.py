@@ -5,10 +5,10 @@ import torch
 from rounding import of_sums, unit
 
 from danlu.device import Device
-from danlu.model import kernels, lora_kernel
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import Scoring, fast_attention, plain_attention
-from danlu.model.documents import Documents, causal_sight, documents_of
+from danlu.model.company.attention import Scoring, fast_attention, plain_attention
+from danlu.model.company.documents import Documents, causal_sight, documents_of
+from danlu.model.compute import kernels, lora_kernel
 from danlu.model.load import load_model
 
 CPU = Device("cpu", 1, 2**34, False)
@@ -152,7 +152,7 @@ def test_head_loss_of_equal_logits_is_the_log_of_the_vocabulary():
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("short", [512, 0])
 def test_attention_keeps_documents_apart(dtype, tolerance, window, heads, short, monkeypatch):
-    monkeypatch.setattr("danlu.model.attention.SHORT_DOCUMENT", short)
+    monkeypatch.setattr("danlu.model.company.attention.SHORT_DOCUMENT", short)
     documents = documents_of((5, 1, 9, 4), "cpu")
     q = random(19, heads[0], 8, dtype=dtype)
     k, v = (random(19, heads[1], 8, dtype=dtype, seed=seed) for seed in (1, 2))

@@ -12,15 +12,15 @@ from rounding import of_model
 
 from danlu.device import Device
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import plain_attention
-from danlu.model.company import Side
-from danlu.model.documents import documents_of
-from danlu.model.lean import LeanDecoder, decoder_of, plain_decoder
-from danlu.model.lean_reader import KNOWN
+from danlu.model.company.attention import plain_attention
+from danlu.model.company.company import Side
+from danlu.model.company.documents import documents_of
+from danlu.model.company.wiring import as_it_came, wire
+from danlu.model.lean.lean import LeanDecoder, decoder_of, plain_decoder
+from danlu.model.lean.lean_reader import KNOWN
 from danlu.model.load import load_model
 from danlu.model.lora_bank import LoraBank, Step
 from danlu.model.lora_files import LowRank
-from danlu.model.wiring import as_it_came, wire
 from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=True)

@@ -9,20 +9,20 @@ import torch
 from rounding import SUMS_IN_A_BLOCK, of_model, of_sums
 from torch import nn
 
+from danlu.data.batches.packing import collate
 from danlu.data.chat import Chat, Example
-from danlu.data.packing import collate
 from danlu.device import Device
 from danlu.errors import ModelError
 from danlu.generate.engine import Engine
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.attention import plain_attention
-from danlu.model.company import Side
-from danlu.model.documents import documents_of
-from danlu.model.kernels import use_fast_kernels
+from danlu.model.company.attention import plain_attention
+from danlu.model.company.company import Side
+from danlu.model.company.documents import documents_of
+from danlu.model.company.wiring import ATTENTION, run_in_company, wire
+from danlu.model.compute.kernels import use_fast_kernels
+from danlu.model.compute.token_rows import Rows, put_inputs
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model, load_tokenizer
-from danlu.model.token_rows import Rows, put_inputs
-from danlu.model.wiring import ATTENTION, run_in_company, wire
 from tiny import ARCHITECTURES, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
@@ -174,7 +174,7 @@ def test_only_learnt_tokens_are_given_in_order(directories):
 
 @torch.no_grad()
 def test_one_long_document_takes_another_way_to_the_same_loss(directories, monkeypatch):
-    monkeypatch.setattr("danlu.model.attention.SHORT_DOCUMENT", 20)
+    monkeypatch.setattr("danlu.model.company.attention.SHORT_DOCUMENT", 20)
     for architecture in ("llama", "mistral"):
         model = load(directories[architecture])
         expected = alone(model)
@@ -255,7 +255,7 @@ def test_the_company_hears_what_each_layer_wants(directories):
 
 def test_a_layout_made_while_answering_serves_training(directories, monkeypatch):
     """The engine's scores and training share the cache of layouts."""
-    monkeypatch.setattr("danlu.model.attention.SHORT_DOCUMENT", 20)
+    monkeypatch.setattr("danlu.model.company.attention.SHORT_DOCUMENT", 20)
     model = load(directories["mistral"])
     engine = Engine.around(model, Chat.of(load_tokenizer(directories["mistral"]), model.generation_config))
     batch = collate([examples()[4]])

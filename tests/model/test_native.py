@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from danlu.model import native
-from danlu.model.native import kernels, plain_add_norm, plain_rotate, plain_swiglu
+from danlu.model.compute import native
+from danlu.model.compute.native import kernels, plain_add_norm, plain_rotate, plain_swiglu
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler here, or no OpenMP runtime to share")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from danlu.model import products
-from danlu.model.products import (
+from danlu.model.compute import products
+from danlu.model.compute.products import (
     FEW_ROWS,
     fastest_product,
     fixed_product,
@@ -18,7 +18,7 @@ from danlu.model.products import (
     live_product,
     plain_product,
 )
-from danlu.model.rounding import GROUP
+from danlu.model.compute.rounding import GROUP
 
 ROWS = (1, FEW_ROWS, FEW_ROWS + 1, 33)
 

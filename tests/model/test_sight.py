@@ -18,8 +18,8 @@ from transformers.masking_utils import (
 )
 
 from danlu.errors import ModelError
-from danlu.model import sight
-from danlu.model.sight import Sight, sight_of
+from danlu.model.company import sight
+from danlu.model.company.sight import Sight, sight_of
 
 NOTHING_KNOWN = "neither causal, nor a window, nor chunks"
 MORE_THAN_POSITIONS = "depends on more than positions"

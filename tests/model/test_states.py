@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from danlu.errors import ModelError
-from danlu.generate.attend import Chunk, Plan, Rows
-from danlu.generate.kv import KVShape, KVStore
-from danlu.model.company import Side, StateShape, Wiring
-from danlu.model.documents import documents_of
-from danlu.model.sight import Sight
-from danlu.model.states import ANEW, Apart, ApartByAttributes, Carried, Passing
+from danlu.generate.batch.attend import Chunk, Plan, Rows
+from danlu.generate.batch.kv import KVShape, KVStore
+from danlu.model.company.company import Side, StateShape, Wiring
+from danlu.model.company.documents import documents_of
+from danlu.model.company.sight import Sight
+from danlu.model.company.states import ANEW, Apart, ApartByAttributes, Carried, Passing
 
 # -- what layers are given in place of a cache
 
@@ -166,7 +166,7 @@ def side(*lengths):
 
 @pytest.fixture(params=[Summing, InPlace, Attributed])
 def told(request, monkeypatch):
-    monkeypatch.setattr("danlu.model.states.ANEW", {*ANEW, "Attributed"})
+    monkeypatch.setattr("danlu.model.company.states.ANEW", {*ANEW, "Attributed"})
     return Told(request.param)
 
 

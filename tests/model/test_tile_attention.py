@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from danlu.model import tile_attention as module
-from danlu.model.tile_attention import tile_attention
+from danlu.model.compute import tile_attention as module
+from danlu.model.compute.tile_attention import tile_attention
 
 on_tiles = pytest.mark.skipif(tile_attention() is None, reason="no tile registers here, or no C compiler")
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from danlu.model import products, tiles
-from danlu.model.native import plain_swiglu
-from danlu.model.products import fixed_product, joined
-from danlu.model.rounding import to_int4, to_int8
-from danlu.model.tiles import TileProduct, fits_tiles, has_tiles
+from danlu.model.compute import products, tiles
+from danlu.model.compute.native import plain_swiglu
+from danlu.model.compute.products import fixed_product, joined
+from danlu.model.compute.rounding import to_int4, to_int8
+from danlu.model.compute.tiles import TileProduct, fits_tiles, has_tiles
 
 on_tiles = pytest.mark.skipif(not has_tiles(), reason="this processor has no tile registers, or there is no C compiler")
 

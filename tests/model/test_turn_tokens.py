@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from danlu.data.chat import Chat, Example
-from danlu.data.templates import CHATML
+from danlu.data.tokens.templates import CHATML
 from danlu.errors import ModelError
 from danlu.hub import KNOWN, kind_of_name, recorded_kind, write_origin
 from danlu.model.turns import EXCHANGES, LEAST, end_share, find_kind, left_to_learn, named, unknown_tokens
@@ -217,7 +217,7 @@ def test_the_default_model_ends_its_turn():
 
     from danlu.device import Device
     from danlu.hub import cache_directory, resolve
-    from danlu.model.check import alone
+    from danlu.model.company.check import alone
     from danlu.model.load import load_model, load_tokenizer
 
     directory = resolve("smollm2-135m", cache=cache_directory())

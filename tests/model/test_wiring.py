@@ -12,14 +12,14 @@ from scripted import distance, play, played
 from stepping import prompt_of
 from zoo import VARIANTS, plain_logits, tiny_model
 
+from danlu.data.batches.packing import collate
 from danlu.data.chat import Example
-from danlu.data.packing import collate
 from danlu.errors import ConfigError, ModelError
-from danlu.generate.core import Core
-from danlu.model.check import alone
+from danlu.generate.batch.core import Core
+from danlu.model.company.check import alone
+from danlu.model.company.wiring import as_it_came, wire, wiring_of
 from danlu.model.likelihood import prepare, token_losses, why_alone
 from danlu.model.lora_bank import Hooks, LoraBank, LowRank, Step
-from danlu.model.wiring import as_it_came, wire, wiring_of
 
 IDS = prompt_of(9)
 # One whose attention asks by itself, those that are made to ask, one with states in a cache, one with attributes.

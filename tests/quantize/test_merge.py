@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from wholes import make_tiny_whole
 
 from danlu import Engine
-from danlu.data.templates import CHATML
+from danlu.data.tokens.templates import CHATML
 from danlu.device import Device
 from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
 from danlu.hub import quiet_transformers

@@ -10,7 +10,7 @@ from answering import strong_engine
 
 from danlu import Engine
 from danlu.data.chat import Chat
-from danlu.data.templates import CHATML
+from danlu.data.tokens.templates import CHATML
 from danlu.errors import ParityError
 from danlu.quantize.parity import Parity, check_parity
 

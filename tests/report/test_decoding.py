@@ -110,7 +110,9 @@ def test_every_sampled_answer_is_drawn(engine):
 
 def test_wide_characters_keep_the_columns(engine, monkeypatch):
     fixed_scores(engine, monkeypatch, {40: 1.0, engine.chat.tokenizer.convert_tokens_to_ids("ing") or 41: 0.5})
-    monkeypatch.setattr("danlu.generate.text.TokenNames.data", lambda _self, token: "丹炉".encode() * (token == 40))
+    monkeypatch.setattr(
+        "danlu.generate.scores.text.TokenNames.data", lambda _self, token: "丹炉".encode() * (token == 40)
+    )
     text = shown(drawn(engine, max_new_tokens=1))
     first, second = [line for line in text.splitlines() if line.endswith("%")][:2]
     assert '"丹炉"' in first

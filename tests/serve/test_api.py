@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import CHAT, HELLO, TEXT, chat, error, events, is_idle, text
 from waiting import passes_of, until, wait_until
 
-from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job
-from danlu.generate.rows import RowStates
-from danlu.generate.text import TextStream
+from danlu.generate.scores.text import TextStream
+from danlu.generate.search.rows import RowStates
+from danlu.generate.watching.live import LiveAnswers
 from danlu.serve.service import Run
 
 STRATEGIES = {

@@ -9,12 +9,12 @@ import templates
 from tokenizers import AddedToken
 
 from danlu.data.chat import Chat
-from danlu.generate.grammar import Grammars
 from danlu.generate.params import GenerationParams
-from danlu.serve.callforms import GENERIC, Notation, Tagged
-from danlu.serve.messages import Talk, Tool, ToolUse
-from danlu.serve.reasoning import Marks
-from danlu.serve.talking import Conversations
+from danlu.generate.scores.grammar import Grammars
+from danlu.serve.calls.callforms import GENERIC, Notation, Tagged
+from danlu.serve.calls.reasoning import Marks
+from danlu.serve.calls.talking import Conversations
+from danlu.serve.wire.messages import Talk, Tool, ToolUse
 from tiny import make_tokenizer
 
 PARAMETERS = {

@@ -10,7 +10,9 @@ import time
 import pytest
 from serving import CHAT, HELLO, TEXT, chat, text
 
-from danlu.serve import api, body, replies, tokenize
+from danlu.serve import api, tokenize
+from danlu.serve.replies import replies
+from danlu.serve.wire import body
 
 MANY = 50_000
 NODE = {"type": "object", "properties": {f"a{at}": {"type": "string", "pattern": "^[a-z]+$"} for at in range(20)}}

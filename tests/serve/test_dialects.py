@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from danlu.generate.params import GenerationParams
-from danlu.serve.dialects import DIALECTS, worded
 from danlu.serve.faults import ApiFault
-from danlu.serve.schema import KNOBS, read_chat, read_completion
+from danlu.serve.others.dialects import DIALECTS, worded
+from danlu.serve.wire.schema import KNOBS, read_chat, read_completion
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

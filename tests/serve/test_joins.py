@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from danlu import Engine, GenerationParams
 from danlu.data.chat import Chat
 from danlu.errors import ConfigError
-from danlu.generate.text import ByBytes, ByWindow, detokenizer
+from danlu.generate.scores.text import ByBytes, ByWindow, detokenizer
 from danlu.model.turns import Finding
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -15,7 +15,7 @@ from serving import CHAT, HELLO, TEXT, chat, error, text
 from danlu import Engine
 from danlu.serve.api import make_app
 from danlu.serve.options import ServeOptions
-from danlu.serve.replies import rendered
+from danlu.serve.replies.replies import rendered
 from tiny import make_golden_model
 
 

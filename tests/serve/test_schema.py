@@ -8,13 +8,13 @@ import pytest
 
 from danlu.errors import ConfigError, Interrupted, MemoryShortage
 from danlu.generate.params import GenerationParams
-from danlu.serve.bodies import ChatBody, CompletionBody
-from danlu.serve.body import parse
 from danlu.serve.embeddings import EmbeddingBody
 from danlu.serve.faults import ApiFault, as_fault, blamed
-from danlu.serve.responses import ResponsesBody
-from danlu.serve.schema import INERT, NOT_YET, read_chat, read_completion, schema_of
 from danlu.serve.tokenize import DetokenizeBody
+from danlu.serve.wire.bodies import ChatBody, CompletionBody
+from danlu.serve.wire.body import parse
+from danlu.serve.wire.responses import ResponsesBody
+from danlu.serve.wire.schema import INERT, NOT_YET, read_chat, read_completion, schema_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 

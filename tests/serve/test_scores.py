@@ -8,8 +8,8 @@ from serving import CHAT, HELLO, TEXT, chat, error, events, text
 
 from danlu.generate.answers import Generation
 from danlu.generate.params import GenerationParams
-from danlu.generate.text import TokenNames
-from danlu.serve.scores import Places, _key
+from danlu.generate.scores.text import TokenNames
+from danlu.serve.replies.scores import Places, _key
 
 PARTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 KNOBS = {

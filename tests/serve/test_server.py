@@ -16,9 +16,9 @@ from serving import CHAT, HELLO, is_idle
 from waiting import passes_of, wait_until
 
 from danlu.generate.answers import Generation
-from danlu.generate.live import LiveAnswers
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job
+from danlu.generate.watching.live import LiveAnswers
 from danlu.serve.options import ServeOptions
 from danlu.serve.server import listen, serve
 from danlu.serve.service import Run

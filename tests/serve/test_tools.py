@@ -13,12 +13,12 @@ from fastapi import Response
 from serving import CHAT, HELLO, chat, error, events
 
 from danlu import Engine
+from danlu.serve.calls.talking import Conversations
 from danlu.serve.faults import ApiFault
-from danlu.serve.replies import event_of
+from danlu.serve.replies.replies import event_of
 from danlu.serve.response_events import ResponseStream
-from danlu.serve.responses import read_responses
-from danlu.serve.schema import read_chat
-from danlu.serve.talking import Conversations
+from danlu.serve.wire.responses import read_responses
+from danlu.serve.wire.schema import read_chat
 from tiny import make_tiny_model
 
 RESPONSES = "/v1/responses"

@@ -22,7 +22,7 @@ from danlu.errors import ModelError
 from danlu.generate.params import GenerationParams
 from danlu.serve.api import make_app_over
 from danlu.serve.options import ServeOptions
-from danlu.serve.remote import Remote, only_model
+from danlu.serve.others.remote import Remote, only_model
 from danlu.serve.server import Server, listen
 
 HELLO = [{"role": "user", "content": "what is the capital of France?"}]

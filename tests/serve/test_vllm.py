@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from danlu.cli import call
 from danlu.errors import ModelError, ResourceError
-from danlu.serve.vllm import vllm_server
+from danlu.serve.others.vllm import vllm_server
 
 FAKE = """#!{python}
 import json, os, signal, subprocess, sys, time
@@ -165,7 +165,7 @@ def test_the_first_error_of_a_vllm_that_does_not_start(fake, tmp_path, capfd, sa
 
 
 def test_an_engine_that_outlives_its_vllm(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("danlu.serve.vllm._LATER_SECONDS", 0.2)
+    monkeypatch.setattr("danlu.serve.others.vllm._LATER_SECONDS", 0.2)
     with open(f"{fake}.lock", "w") as lock:
 
         def is_free():

@@ -1,0 +1,1 @@
+"""Paths -> files -> rows, whatever their encoding, compression and kind."""

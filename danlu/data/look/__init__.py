@@ -1,0 +1,1 @@
+"""A look at data: figures, duplicates, an example as the model will see it."""

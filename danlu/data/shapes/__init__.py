@@ -1,0 +1,1 @@
+"""What rows mean: keys, speakers, turns, and what of them is learnt."""

@@ -1,0 +1,1 @@
+"""All requests in one pass: keys and values, admission, the step, the thread that makes it."""

@@ -1,0 +1,179 @@
+"""One thread that steps the core, for as long as there is something to do.
+
+Callers hand it work from any thread; between two steps it takes in what has arrived, so nothing else runs the
+model meanwhile. An error in a step ends every request with that error, and the thread goes on. Knows no prompts
+and no text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from danlu.device import give_back_memory, memory_parts
+from danlu.errors import Interrupted
+from danlu.generate.batch.core import Core
+from danlu.generate.batch.scheduler import Request
+
+Job = Callable[[], None]
+Inbox = queue.SimpleQueue[Job | None]
+T = TypeVar("T")
+
+# After so long without work, freed memory is given back; between two requests it is kept.
+_IDLE_SECONDS = 5.0
+# Under load it is looked at so often, and given back above so many bytes: pieces too small to be used again.
+_LOOK_SECONDS = 10.0
+_MOST_SPARE_BYTES = 256 * 2**20
+
+
+def in_a_thread(function: Callable[[], T]) -> T:
+    """Call `function` in a thread that ends with it.
+
+    OpenMP keeps a pool of threads for each thread that ever ran a parallel product. Where the pools together have
+    more threads than the machine has cores, its waiting threads go to sleep at once and waking them costs more than
+    a small product. So that the worker's pool is the only one, nobody else keeps one.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+class Worker:
+    """Starts with the first request; ends when it is closed, or when nobody holds it any more."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []  # none, or the one
+        self._handing_in = threading.Lock()
+        # Also at exit: a thread that the interpreter tears down inside torch would abort the process.
+        self._stop = weakref.finalize(self, _end, self._inbox, self._threads)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; a prompt that can never fit ends it with MemoryShortage."""
+        self._hand_in(partial(_submit, self.core, request))
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request as soon as the current step is done."""
+        with contextlib.suppress(Interrupted):  # then it is forgotten already
+            self._hand_in(partial(self.core.cancel, request))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call `function` between two steps; returns what it returns, and raises what it raises."""
+        return self.begin(function).result()
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """`run` for those who do not wait."""
+        outcome: Future[T] = Future()
+        self._hand_in(partial(_run, function, outcome))
+        return outcome
+
+    def close(self) -> None:
+        """End the thread; what still runs ends with Interrupted."""
+        with self._handing_in:
+            self._stop()
+
+    def _hand_in(self, job: Job) -> None:
+        with self._handing_in:
+            if not self._stop.alive:
+                raise _closed()
+            if not self._threads:
+                # The thread holds the core and the inbox, not the worker: a forgotten engine must be able to end.
+                arguments = (self.core, self._inbox)
+                thread = threading.Thread(target=_loop, args=arguments, name="danlu-engine", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._inbox.put(job)
+
+
+class Spare:
+    """What is resident and in nobody's use: how much of it came since memory was last given back.
+
+    What the allocator calls free says little: it goes on counting what was given back.
+    """
+
+    def __init__(self) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        give_back_memory()
+        self._least = _other_bytes()
+
+    @property
+    def grown_bytes(self) -> int:
+        """Nothing where the system does not tell."""
+        now = _other_bytes()
+        self._least = min(self._least, now)
+        return now - self._least
+
+
+def _other_bytes() -> int:
+    return memory_parts().get("other", 0)
+
+
+def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
+    """Ask the thread to end, and wait until it has: at most for the step that it is in."""
+    inbox.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _loop(core: Core, inbox: Inbox) -> None:
+    looked, spare = time.monotonic(), Spare()
+    while _take_in(core, inbox, spare):
+        try:
+            core.step()
+        except Exception as error:
+            core.fail(error)
+        if time.monotonic() > looked + _LOOK_SECONDS:
+            looked = time.monotonic()
+            if spare.grown_bytes > _MOST_SPARE_BYTES:
+                spare.give_back()
+
+
+def _take_in(core: Core, inbox: Inbox, spare: Spare) -> bool:
+    """Do what has arrived, and wait where there is nothing else to do; False when it is time to end."""
+    while not inbox.empty() or core.is_idle:
+        job = _next(inbox, spare)
+        if job is None:
+            core.fail(_closed())
+            return False
+        job()
+        del job  # it may hold the worker, and so keep it from being forgotten
+    return True
+
+
+def _next(inbox: Inbox, spare: Spare) -> Job | None:
+    """The next job. When none comes for a while, memory that was freed goes back to the system first."""
+    try:
+        return inbox.get(timeout=_IDLE_SECONDS)
+    except queue.Empty:
+        spare.give_back()
+        return inbox.get()
+
+
+def _submit(core: Core, request: Request) -> None:
+    try:
+        core.submit(request)
+    except Exception as error:
+        request.on_end(error)
+
+
+def _run(function: Callable[[], T], outcome: Future[T]) -> None:
+    if not outcome.set_running_or_notify_cancel():
+        return
+    try:
+        outcome.set_result(function())
+    except Exception as error:
+        outcome.set_exception(error)
+
+
+def _closed() -> Interrupted:
+    return Interrupted("the engine was closed", fix="make another one")

@@ -1,0 +1,1 @@
+"""Which row goes on with which token: greedy, sampling, beams, groups, forced phrases."""

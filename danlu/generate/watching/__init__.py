@@ -1,0 +1,1 @@
+"""What is told of a request while it goes on: its text as it grows, and what was chosen from what."""

@@ -1,0 +1,1 @@
+"""Many texts in one row of tokens, each as if it were alone."""

@@ -1,0 +1,1 @@
+"""What computes: products, norms, activations, attention, LoRA; in torch, and the same in C."""

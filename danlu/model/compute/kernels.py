@@ -1,0 +1,269 @@
+"""Faster forms of hot operations, each beside its plain reference.
+
+What is slow in an eager training step of a small model is not the matrix products but what stands
+between them: drawing dropout masks, casting, normalising, attention's backward. Each operation here has
+a plain form (`plain_*`, the definition) and a fast form with the same signature; tests compare them.
+`use_fast_kernels` swaps the fast forms into a model, module by module, after a numeric check of each, and
+says which it took; a module that differs keeps its own code.
+
+LoRA, trained rows and attention have files of their own (lora_kernel.py, token_rows.py, attention.py). Knows no
+stage and no data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from danlu.model.compute import token_rows
+from danlu.model.compute.lora_kernel import SharedInput, sharing_groups
+
+# Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
+LOSS_CHUNK = 256
+
+
+def apply(operation: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """`operation.apply`, typed."""
+    out: Tensor = operation.apply(*arguments)
+    return out
+
+
+# -- norm and activation ---------------------------------------------------------------------------------
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang & Sennrich 2019, eq. 4)."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """One pass for the norm, two for the product; the weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse.to(x.dtype)).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # With y = x * i, i = (mean(x^2) + eps)^-1/2:  dx = i * g - x * i^3 * sum(g * x) / n
+        x, weight, inverse = ctx.saved_tensors
+        scaled = grad * weight
+        dot = (scaled * x).sum(-1, keepdim=True, dtype=torch.float32)
+        pull = (dot * inverse**3 / x.shape[-1]).to(x.dtype)
+        return scaled.mul_(inverse.to(x.dtype)).addcmul_(x, pull, value=-1), None, None
+
+
+def fast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`plain_rms_norm` for a frozen weight."""
+    return apply(_RmsNorm, x, weight, eps)
+
+
+def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020)."""
+    return F.silu(gate) * up
+
+
+class _Swiglu(torch.autograd.Function):
+    """Keeps only its inputs; silu is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def fast_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`plain_swiglu`."""
+    return apply(_Swiglu, gate, up)
+
+
+# -- loss at the head ----------------------------------------------------------------------------------
+
+
+def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, float32: hidden (n, dim), weight (vocabulary, dim) -> (n,)."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Logits exist for one chunk at a time; the gradient of the hidden states is made on the way forward.
+
+    The gradient flows as a row factor, so the caller may weight rows. The head is frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), LOSS_CHUNK):
+            rows = slice(start, start + LOSS_CHUNK)
+            target = targets[rows].unsqueeze(1)
+            log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
+            losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
+            if grad is not None:
+                probabilities = log_probabilities.exp_()
+                probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
+                grad[rows] = probabilities.to(hidden.dtype) @ weight
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_losses.unsqueeze(1).to(grad.dtype), None, None
+
+
+def fast_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`plain_head_loss` for a frozen head, in chunks of rows."""
+    return apply(_HeadLoss, hidden, weight, targets)
+
+
+class _HeadLossOfRows(torch.autograd.Function):
+    """`_HeadLoss` of a head some of whose rows are trained: `rows` (k, dim) stand in its rows `indices`.
+
+    The weight itself is not copied: what it makes of those rows is replaced by what they make.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        grad, own = torch.empty_like(hidden), rows.to(hidden.dtype)
+        of_rows = hidden.new_empty(len(hidden), len(indices))  # the loss's gradient at these tokens' scores
+        for start in range(0, len(hidden), LOSS_CHUNK):
+            part = slice(start, start + LOSS_CHUNK)
+            target = targets[part].unsqueeze(1)
+            logits = hidden[part] @ weight.T
+            logits[:, indices] = hidden[part] @ own.T
+            log_probabilities = torch.log_softmax(logits.float(), -1)
+            losses[part] = -log_probabilities.gather(1, target).squeeze(1)
+            pull = log_probabilities.exp_()
+            pull.scatter_add_(1, target, pull.new_full(target.shape, -1.0))
+            of_rows[part] = pull[:, indices].to(hidden.dtype)
+            pull[:, indices] = 0
+            grad[part] = torch.addmm(of_rows[part] @ own, pull.to(hidden.dtype), weight)
+        ctx.save_for_backward(grad, of_rows, hidden)
+        ctx.dtype = rows.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> Any:
+        grad, of_rows, hidden = ctx.saved_tensors
+        factors = grad_losses.unsqueeze(1).to(grad.dtype)
+        return grad * factors, None, None, None, ((of_rows * factors).T @ hidden).to(ctx.dtype)
+
+
+def plain_head_loss_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """`plain_head_loss` with rows (k, dim) in the place of weight[indices]."""
+    return plain_head_loss(hidden, weight.index_copy(0, indices, rows.to(weight.dtype)), targets)
+
+
+def fast_head_loss_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """`plain_head_loss_of_rows` for a frozen weight and rows under training, in chunks of rows."""
+    return apply(_HeadLossOfRows, hidden, weight, targets, indices, rows)
+
+
+# -- swapping them in ----------------------------------------------------------------------------------
+
+
+def use_fast_kernels(model: nn.Module) -> dict[str, int]:
+    """Swap fast forms into `model` where they apply; returns how many modules of each kind took one."""
+    taken: Counter[str] = Counter()
+    for group in sharing_groups(model):
+        shared = SharedInput(group)
+        fast = [partial(shared.forward, at) for at in range(len(group))]
+        if _agree(group, fast, group[0].base_layer.weight):
+            shared.take_over()
+            taken["lora"] += len(group)
+    for wrapper in [module for module in model.modules() if token_rows.is_wrapper(module)]:
+        if _rows_agree(wrapper):
+            wrapper.forward = partial(token_rows.forward, wrapper)
+            taken["rows"] += 1
+    for kind, applies, forward, weight in _SWAPS:
+        for module in model.modules():
+            if applies(module) and _agree([module], [partial(forward, module)], weight(module)):
+                module.forward = partial(forward, module)
+                taken[kind] += 1
+    return dict(taken)
+
+
+def _is_rms_norm(module: Any) -> bool:
+    return (
+        type(module).__name__.endswith("RMSNorm")
+        and isinstance(getattr(module, "variance_epsilon", None), float)
+        and isinstance(getattr(module, "weight", None), Tensor)
+        and not module.weight.requires_grad
+    )
+
+
+def _rms_norm_forward(module: Any, x: Tensor) -> Tensor:
+    return fast_rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def _is_swiglu(module: Any) -> bool:
+    if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return False
+    weight = getattr(module.gate_proj, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2  # not the experts of a mixture, nor what packs its weights
+
+
+def _swiglu_forward(module: Any, x: Tensor) -> Tensor:
+    out: Tensor = module.down_proj(fast_swiglu(module.gate_proj(x), module.up_proj(x)))
+    return out
+
+
+def _rows_agree(wrapper: Any) -> bool:
+    """Whether the fast form of some trained rows answers as PEFT's does, with other values than the rows came with."""
+    layer, rows = token_rows.base_layer(wrapper), token_rows.rows_of(wrapper)
+    if isinstance(layer, nn.Embedding):
+        others = torch.arange(min(5, layer.num_embeddings), device=rows.indices.device)
+        x = torch.cat([rows.indices, others])[None]
+    else:
+        x = torch.randn(2, 5, layer.weight.shape[-1], generator=torch.Generator().manual_seed(0))
+        x = x.to(layer.weight.device, layer.weight.dtype)
+    kept = rows.values.detach().clone()
+    with torch.no_grad():
+        rows.values.mul_(0.5)
+        own, seen = wrapper(x), token_rows.forward(wrapper, x)
+        rows.values.copy_(kept)
+    return _is_close(own, seen, layer.weight.dtype)
+
+
+def _agree(modules: Sequence[Any], fast: Sequence[Callable[..., Tensor]], weight: Tensor) -> bool:
+    """Whether fast forms answer as the modules' own code does, on random input, without dropout."""
+    x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0))
+    x = x.to(weight.device, weight.dtype)
+    was_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    with torch.no_grad():
+        pairs = [(module(x), form(x)) for module, form in zip(modules, fast, strict=True)]
+    for module, training in zip(modules, was_training, strict=True):
+        module.train(training)
+    return all(_is_close(own, seen, weight.dtype) for own, seen in pairs)
+
+
+def _is_close(own: Tensor, seen: Tensor, dtype: torch.dtype) -> bool:
+    tolerance = 2e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
+    return bool((own - seen).abs().max() <= tolerance * own.abs().max().clamp_min(1e-6))
+
+
+_SWAPS: Sequence[tuple[str, Callable[[Any], bool], Callable[..., Tensor], Callable[[Any], Tensor]]] = (
+    ("norm", _is_rms_norm, _rms_norm_forward, lambda module: module.weight),
+    ("swiglu", _is_swiglu, _swiglu_forward, lambda module: module.gate_proj.weight),
+)

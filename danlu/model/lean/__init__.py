@@ -1,0 +1,1 @@
+"""The pass for answering: a model of a known kind, written flat."""

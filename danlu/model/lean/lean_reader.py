@@ -1,0 +1,401 @@
+"""A transformers model -> the parts of its lean pass, by the names that its modules give to their own.
+
+A kind of layer that has other modules than these is not read. That what was read answers as the model does is for
+lean.py to compare; the kinds for which tests do so are KNOWN.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from danlu.model.company.attention import Scoring
+from danlu.model.company.company import Side
+from danlu.model.company.documents import Documents
+from danlu.model.company.wiring import kind_of, wiring_of
+from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
+from danlu.model.compute.products import Product, fixed_product, joined, live_product
+from danlu.model.compute.rounding import Rounded
+from danlu.model.lean.lean_parts import (
+    AddNorm,
+    Attention,
+    Block,
+    DeltaNet,
+    Expert,
+    Gated,
+    GatedUp,
+    Joined,
+    LayerInputs,
+    LeanLayer,
+    Mixture,
+    Norm,
+    Rotate,
+)
+
+# model_type of transformers whose layers are read here; tests compare each.
+KNOWN = frozenset(
+    {
+        "gemma3_text", "gemma4_text", "glm", "glm4", "gpt_oss", "llama", "mistral", "phi3", "qwen2",
+        "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "seed_oss", "smollm3",
+    }
+)  # fmt: skip
+
+# Kinds that rotate neighbours, not halves; and whose angles come once for both numbers of a pair.
+_PAIRS, _ONCE = {"glm", "glm4"}, {"gpt_oss"}
+
+_MIXERS = {"self_attn", "linear_attn"}
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm", "v_norm"}
+_DELTA = {"conv1d", "norm", "out_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}
+_MLPS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate_up_proj", "down_proj", "activation_fn"})
+_MIXTURES = ({"gate", "experts"}, {"gate", "experts", "shared_expert", "shared_expert_gate"}, {"router", "experts"})
+_INPUTS = {"per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm", "act_fn"}
+_SILU = ("SiLU", "SiLUActivation")
+
+# Names of the norms: after the mixer, before the second block, after it. All begin with input_layernorm.
+_NORMS: tuple[tuple[str | None, str, str | None], ...] = (
+    (None, "post_attention_layernorm", None),
+    ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+)
+
+
+def is_known(model: Any) -> bool:
+    """Whether each layer consists of the parts that are read here, and of no other."""
+    return kind_of(model) in KNOWN and all(map(_is_known_layer, model.model.layers))
+
+
+def _is_known_layer(layer: Any) -> bool:
+    names = _children(layer)
+    rest = {name for name in names if not name.endswith("norm")} - _INPUTS - _MIXERS - {"mlp"}
+    if rest or _norms_of(layer) is None or len(names & _MIXERS) != 1 or names & _INPUTS not in (set(), _INPUTS):
+        return False
+    mlp = _children(layer.mlp)
+    if hasattr(layer, "linear_attn"):
+        knows_mixer = _children(layer.linear_attn) == _DELTA
+    else:
+        parts = _children(layer.self_attn)
+        knows_mixer = {"q_proj", "o_proj"} <= parts <= _PROJECTIONS | _HEAD_NORMS or parts == {"qkv_proj", "o_proj"}
+    return knows_mixer and (mlp in _MLPS or mlp in _MIXTURES)
+
+
+def _norms_of(layer: Any) -> tuple[str | None, str, str | None] | None:
+    own = {name for name in _children(layer) - _INPUTS if name.endswith("norm")}
+    return next((names for names in _NORMS if own == {"input_layernorm", *filter(None, names)}), None)
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, part in module.named_children() if not isinstance(part, nn.Dropout)}
+
+
+def _agree(own: Tensor, wanted: Tensor) -> bool:
+    """Whether answers are equal but for rounding."""
+    tolerance = 5e-2 if wanted.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return bool((own - wanted).abs().max() <= tolerance * wanted.abs().max().clamp_min(1e-6))
+
+
+class Told(Side):
+    """One document; remembers what each call of attention told."""
+
+    def __init__(self, documents: Documents) -> None:
+        super().__init__(documents)
+        self.scoring: list[Scoring] = []
+
+    def attend(self, store: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, dropout: float = 0.0) -> Tensor:
+        self.scoring.append(scoring)
+        return super().attend(store, q, k, v, scoring, dropout)
+
+
+class Reader:
+    """Reads one model, whose layers have told their attention what they want.
+
+    Args:
+        fixed: take the weights as they are now, or `rounded`; else the model's own layers are called.
+    """
+
+    def __init__(self, model: Any, told: Told, *, fixed: bool, rounded: Rounded | None) -> None:
+        wiring = wiring_of(model)
+        assert wiring is not None, "the model was wired"
+        self.model, self.decoder, self.wiring = model, model.model, wiring
+        self.scoring, self.fixed, self.rounded = list(told.scoring), fixed, rounded
+        self._names = {module: name for name, module in model.named_modules()}
+        is_short = model.dtype == torch.bfloat16 and model.device.type == "cpu"
+        self.kernels: Kernels | None = kernels() if fixed and is_short else None
+        self.joined: set[str] = set()  # layers that became columns of a product
+        self.held: list[Tensor] = []  # by the products
+        self._calls = 0
+
+    @property
+    def ends(self) -> set[str]:
+        """Names of embedding and head, whose rows the pass itself looks after."""
+        return {self._names[self.decoder.embed_tokens], self._names[self.model.lm_head]}
+
+    def layers(self) -> list[LeanLayer]:
+        return [self._layer(layer) for layer in self.decoder.layers]
+
+    def _layer(self, layer: Any) -> LeanLayer:
+        names = _norms_of(layer)
+        assert names is not None, "it was looked at"
+        after_mixer, before_mlp, after_mlp = (None if name is None else getattr(layer, name) for name in names)
+        has_state = hasattr(layer, "linear_attn")
+        return LeanLayer(
+            before_mixer=self.add_norm(layer.input_layernorm),
+            mixer=self._delta_net(layer.linear_attn) if has_state else self._attention(layer.self_attn),
+            after_mixer=None if after_mixer is None else self._norm(after_mixer),
+            before_mlp=self.add_norm(before_mlp),
+            mlp=self._mlp(layer.mlp),
+            after_mlp=None if after_mlp is None else self._norm(after_mlp),
+            inputs=self._inputs(layer) if hasattr(layer, "per_layer_input_gate") else None,
+            scale=getattr(layer, "layer_scalar", None),
+        )
+
+    # -- mixers ----------------------------------------------------------------------------------------
+
+    def _attention(self, attention: Any) -> Attention:
+        call, self._calls = self._calls, self._calls + 1
+        store = self.wiring.stores[call]
+        names = [name for name in ("qkv_proj", "q_proj", "k_proj", "v_proj") if getattr(attention, name, None)]
+        dim, config = attention.head_dim, self.model.config
+        heads, width = config.num_attention_heads, self.wiring.widths[store]
+        reads_own = "q_proj" not in names or "k_proj" in names
+        return Attention(
+            store=store,
+            kind=attention.layer_type if self._kinds else "",
+            heads=heads,
+            kv_heads=width.kv_heads if reads_own else 0,
+            scoring=self.scoring[call],
+            qkv=self._joined([getattr(attention, name) for name in names]),
+            out=self._joined([attention.o_proj]),
+            rotate=self._rotate() if getattr(attention, "use_rope", True) else _as_it_is,
+            has_values="qkv_proj" in names or "v_proj" in names,
+            is_gated="q_proj" in names and attention.q_proj.out_features == 2 * heads * dim,
+            is_shared=self.wiring.stores.count(store) > 1 and reads_own,
+            head_norm=self._head_norm(attention, reads_own) if hasattr(attention, "q_norm") else None,
+            value_norm=self._norm(attention.v_norm) if hasattr(attention, "v_norm") else None,
+        )
+
+    def _rotate(self) -> Rotate:
+        if kind_of(self.model) in _PAIRS:
+            return plain_rotate_pairs
+        return plain_rotate if self.kernels is None else self.kernels.rotate
+
+    def _head_norm(self, attention: Any, reads_own: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        of_q = _plain_norm(attention.q_norm, self._scale(attention.q_norm))
+        if not reads_own:
+            return lambda q, _: of_q(q)
+        of_k = _plain_norm(attention.k_norm, self._scale(attention.k_norm))
+        return lambda q, k: torch.cat([of_q(q), of_k(k)], 1)
+
+    def _delta_net(self, layer: Any) -> DeltaNet:
+        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+        inputs = [getattr(layer, name) for name in names]
+        numbers = {key: number for number, key in enumerate(self.wiring.states)}
+        qkv, z, write, forget = (part.out_features for part in inputs)
+        return DeltaNet(
+            inputs=self._joined(inputs),
+            out=self._joined([layer.out_proj]),
+            widths=(qkv, z, write, forget),
+            key_heads=layer.num_k_heads,
+            value_heads=layer.num_v_heads,
+            key_dim=layer.head_k_dim,
+            value_dim=layer.head_v_dim,
+            kernel=layer.conv1d.weight.detach().squeeze(1),
+            decay=-layer.A_log.detach().float().exp(),
+            bias=layer.dt_bias.detach(),
+            norm=layer.norm,
+            chunk=sys.modules[type(layer).__module__].torch_chunk_gated_delta_rule,
+            conv=numbers[layer.layer_idx, "conv", 0],
+            recurrent=numbers[layer.layer_idx, "recurrent", 0],
+        )
+
+    # -- second blocks ---------------------------------------------------------------------------------
+
+    def _mlp(self, mlp: Any) -> Block:
+        return self._mixture(mlp) if hasattr(mlp, "experts") else self._gated(mlp)
+
+    def _gated(self, mlp: Any) -> Gated:
+        is_joined = hasattr(mlp, "gate_up_proj")
+        activation = mlp.activation_fn if is_joined else mlp.act_fn
+        is_silu = type(activation).__name__ in _SILU
+        layers = [mlp.gate_up_proj] if is_joined else [mlp.gate_proj, mlp.up_proj]
+        gated_up = GatedUp(self._joined(layers, is_paired=is_silu), self._activate(activation))
+        return Gated(gated_up, self._joined([mlp.down_proj]))
+
+    def _activate(self, activation: Any) -> Callable[[Tensor], Tensor]:
+        if self.kernels is not None and type(activation).__name__ in _SILU:
+            return self.kernels.swiglu
+
+        def activate(gate_up: Tensor) -> Tensor:
+            gate, up = gate_up.chunk(2, -1)
+            product: Tensor = activation(gate).mul_(up)
+            return product
+
+        return activate
+
+    def _mixture(self, mlp: Any) -> Mixture:
+        experts, router = mlp.experts, mlp.router if hasattr(mlp, "router") else mlp.gate
+
+        def route(h: Tensor) -> tuple[Tensor, Tensor]:
+            _, weights, numbers = router(h)
+            return weights, numbers
+
+        is_transposed, count = getattr(experts, "is_transposed", False), len(experts.gate_up_proj)
+        shared = getattr(mlp, "shared_expert", None)
+        mixture = Mixture(
+            route=route,
+            experts=[self._expert(experts, number, is_transposed) for number in range(count)],
+            activate=experts._apply_gate if is_transposed else self._activate(experts.act_fn),
+            shared=None if shared is None else self._gated(shared),
+            shared_gate=None if shared is None else self._joined([mlp.shared_expert_gate]),
+        )
+        if self.fixed:  # which need not hold the weights twice
+            for name in ("gate_up_proj", "down_proj"):
+                setattr(experts, name, _nothing(getattr(experts, name)))
+        return mixture
+
+    def _expert(self, experts: Any, number: int, is_transposed: bool) -> Expert:
+        def product(name: str) -> Product:
+            if not self.fixed:
+                return lambda x: F.linear(x, *_weights(experts, name, number, is_transposed))
+            weight, bias = _weights(experts, name, number, is_transposed)
+            bias = None if bias is None else bias.detach()
+            found = fixed_product(weight.detach().contiguous(), bias, self.rounded)
+            self.held += found.tensors
+            return found
+
+        return Expert(product("gate_up_proj"), product("down_proj"))
+
+    def _inputs(self, layer: Any) -> LayerInputs:
+        return LayerInputs(
+            index=layer.layer_idx,
+            gate=self._joined([layer.per_layer_input_gate]),
+            activate=layer.act_fn,
+            up=self._joined([layer.per_layer_projection]),
+            norm=self._norm(layer.post_per_layer_input_norm),
+        )
+
+    def layer_inputs(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What tokens give to each layer besides (Gemma 4): (token ids, x) -> (tokens, layers, dim)."""
+        decoder = self.decoder
+        if not getattr(decoder, "hidden_size_per_layer_input", None):
+            return None
+
+        def inputs(token_ids: Tensor, x: Tensor) -> Tensor:
+            own = decoder.get_per_layer_inputs(token_ids[None], x[None])
+            projected: Tensor = decoder.project_per_layer_inputs(x[None], own)[0]
+            return projected
+
+        return inputs
+
+    # -- norms and rotation ----------------------------------------------------------------------------
+
+    def _norm(self, module: Any) -> Norm:
+        scale = self._scale(module)
+        if self.kernels is not None and scale is not None:
+            return partial(self.kernels.norm, weight=scale.float(), eps=_eps(module))
+        return _plain_norm(module, scale)
+
+    def add_norm(self, module: Any) -> AddNorm:
+        scale = self._scale(module)
+        if self.kernels is not None and scale is not None:
+            return partial(self.kernels.add_norm, weight=scale.float(), eps=_eps(module))
+        norm = _plain_norm(module, scale)
+
+        def add_norm(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+            total = x if y is None else x + y
+            return total, norm(total)
+
+        return add_norm
+
+    def _scale(self, module: Any) -> Tensor | None:
+        """The weight of an RMS norm, where it is one that answers as `_rms_norm` does; else None."""
+        weight, eps = getattr(module, "weight", None), _eps(module)
+        if weight is None:
+            return None
+        x = torch.linspace(-2, 3, 4 * len(weight), dtype=weight.dtype, device=weight.device).view(4, -1)
+        # Gemma's weights are what is added to 1; that sum would not follow a weight that is trained.
+        candidates = (weight, 1 + weight.float()) if self.fixed else (weight,)
+        with torch.no_grad():
+            for scale in candidates:
+                if _agree(_rms_norm(tuple(weight.shape), scale.to(weight.dtype), eps, x), module(x)):
+                    found: Tensor = scale.detach() if self.fixed else scale
+                    return found
+        return None
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """Kinds of layers that differ in how they rotate; none where all rotate alike."""
+        return tuple(getattr(self.decoder.rotary_emb, "layer_types", ()))
+
+    def angles(self, x: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """(x, positions) -> cos and sin by the kind of layer, (tokens, 1, rotated dims) each."""
+        rotary, at = self.decoder.rotary_emb, positions[None]
+        found = {kind: rotary(x, at, kind) for kind in self._kinds} or {"": rotary(x, at)}
+        kind = kind_of(self.model)
+        if kind in _PAIRS:
+            return {name: (cos[0, :, None], sin[0, :, None]) for name, (cos, sin) in found.items()}
+        if kind in _ONCE:
+            found = {name: (torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)) for name, (cos, sin) in found.items()}
+        return {name: (cos[0, :, None], _signed(sin[0, :, None])) for name, (cos, sin) in found.items()}
+
+    # -- products --------------------------------------------------------------------------------------
+
+    def _joined(self, layers: Sequence[Any], *, is_paired: bool = False) -> Joined:
+        ends = list(accumulate(layer.out_features for layer in layers))
+        columns = [slice(end - layer.out_features, end) for layer, end in zip(layers, ends, strict=True)]
+        names = [self._names[layer] for layer in layers]
+        self.joined |= set(names)
+        product = self.product(layers, self.rounded, is_paired=is_paired)
+        return Joined(product, list(zip(names, columns, strict=True)))
+
+    def product(self, layers: Sequence[Any], rounded: Rounded | None, *, is_paired: bool = False) -> Product:
+        if not self.fixed or not all(type(layer) is nn.Linear for layer in layers):
+            return live_product(layers)
+        product = fixed_product(*joined(layers), rounded, is_paired=is_paired)
+        self.held += product.tensors
+        for layer in layers:  # which need not hold the weights twice
+            layer.weight = _nothing(layer.weight)
+        return product
+
+
+def _weights(experts: Any, name: str, number: int, is_transposed: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight (outputs, inputs) and bias of one expert."""
+    weight, biases = getattr(experts, name)[number], getattr(experts, f"{name}_bias", None)
+    return weight.T if is_transposed else weight, None if biases is None else biases[number]
+
+
+def _nothing(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.new_empty(0), requires_grad=False)
+
+
+def _as_it_is(x: Tensor, _cos: Tensor, _sin: Tensor) -> Tensor:
+    return x
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """The first half of the last dimension negated: rotating (a, b) is (a, b) cos + (-b, a) sin."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
+def _plain_norm(module: Any, scale: Tensor | None) -> Norm:
+    """The norm by torch; `scale` is what `Reader._scale` found."""
+    if scale is None:
+        return lambda x: module(x)
+    return partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
+
+
+def _eps(module: Any) -> float:
+    return float(getattr(module, "variance_epsilon", getattr(module, "eps", math.nan)))
+
+
+def _rms_norm(shape: tuple[int, ...], weight: Tensor, eps: float, x: Tensor) -> Tensor:
+    return F.rms_norm(x, shape, weight.to(x.dtype), eps)

@@ -1,0 +1,1 @@
+"""How a model writes calls of functions and reasoning, held to that form and taken apart again."""

@@ -1,0 +1,1 @@
+"""Other servers: what is asked of them, and how one is started."""

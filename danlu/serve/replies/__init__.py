@@ -1,0 +1,1 @@
+"""An answer in OpenAI's words, whole."""
