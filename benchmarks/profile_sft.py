@@ -22,7 +22,7 @@ from danlu.device import read_device
 from danlu.hub import cache_directory
 from danlu.model.adapters import LoraOptions, attach
 from danlu.model.likelihood import prepare, token_losses
-from danlu.model.load import ModelOptions, load
+from danlu.model.named import ModelOptions, load
 from danlu.train.sft import sft_examples
 
 EXAMPLES, SHOWN, REPEATS = 32, 12, 5

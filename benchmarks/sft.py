@@ -121,8 +121,9 @@ def held_out_loss(model: Path, adapter: Path, data: Path) -> float:
     from danlu.data.formats import read_records
     from danlu.device import read_device
     from danlu.evaluate.held_out import example_losses
+    from danlu.model.adapter_files import put_adapter
     from danlu.model.likelihood import prepare
-    from danlu.model.load import load_model, load_tokenizer, put_adapter
+    from danlu.model.load import load_model, load_tokenizer
     from danlu.train.sft import sft_examples
 
     device = read_device()

@@ -18,7 +18,7 @@ from danlu.errors import ConfigError, DataError, DiskError, nearest, size_in_wor
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal, check_replaceable, is_run
 from danlu.model.adapters import LoraOptions
-from danlu.model.load import ModelOptions
+from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, check_merge
 from danlu.train.loop import TrainOptions
 

@@ -21,8 +21,10 @@ INNER = {
         "row", "records", "shapes", "files", "formats", "tokens", "chat", "batches", "source", "look", "headings",
         "stdlib",
     ],
-    "model": ["compute", "company", "language_part", "load", "adapters", "lora_files", "lora_bank", "lean",
-              "likelihood", "turns"],
+    "model": [
+        "compute", "company", "language_part", "load", "adapter_files", "named", "adapters", "lora_files", "lora_bank",
+        "lean", "likelihood", "turns",
+    ],
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "watching",
                  "adapters", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",

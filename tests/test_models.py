@@ -20,9 +20,9 @@ from danlu.data.batches.packing import collate
 from danlu.data.chat import Example
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
+from danlu.model.adapter_files import put_adapter
 from danlu.model.lean.lean import LeanDecoder
 from danlu.model.likelihood import prepare, token_losses, why_alone
-from danlu.model.load import put_adapter
 
 # Beyond the zoo's windows of 8, and read in portions that fit into them.
 PROMPTS = [prompt_of(7, 1), prompt_of(40, 2), prompt_of(20, 3)]

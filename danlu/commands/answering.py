@@ -15,7 +15,7 @@ from danlu.errors import ConfigError, disk_faults
 from danlu.flags import as_flags, from_flags
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.model.load import ModelOptions
+from danlu.model.named import ModelOptions
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
 from danlu.terminal import show

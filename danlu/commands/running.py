@@ -16,7 +16,7 @@ from danlu.errors import ConfigError
 from danlu.flags import as_flags, from_flags
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal, check_free, holder
-from danlu.model.load import base_of
+from danlu.model.adapter_files import base_of
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe
 from danlu.report.chain import is_chain, write_chain_report

@@ -40,9 +40,10 @@ from danlu.generate.watching.live import LiveAnswers
 from danlu.generate.watching.recorder import TOP, Recorder
 from danlu.generate.watching.trace import Trace
 from danlu.hub import Kind, Say, cache_directory, kind_of_name, silent
+from danlu.model.adapter_files import adapter_template
 from danlu.model.compute.rounding import Rounded
-from danlu.model.load import ModelOptions, adapter_template, load
 from danlu.model.lora_files import why_not_plain
+from danlu.model.named import ModelOptions, load
 from danlu.model.turns import Finding
 
 Prompt = str | Sequence[Message] | Sequence[int]

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from danlu.config import describe_faults
 from danlu.errors import ModelError
+from danlu.model.adapter_files import adapter_config
 from danlu.model.compute.token_rows import Rows
-from danlu.model.load import adapter_config, some
+from danlu.model.load import some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Number = TypeVar("Number", int, float)

@@ -28,8 +28,9 @@ from danlu.generate.engine import Engine
 from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
+from danlu.model.adapter_files import adapted_tokenizer, put_adapter
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import adapted_tokenizer, load_model, load_tokenizer, put_adapter, weight_sizes
+from danlu.model.load import load_model, load_tokenizer, weight_sizes
 from danlu.quantize.parity import Parity, ask, compare
 
 # Asked when the caller has no prompts of its own.

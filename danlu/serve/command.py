@@ -11,7 +11,7 @@ from danlu.device import QUANTIZED
 from danlu.errors import ConfigError
 from danlu.generate.engine import Engine
 from danlu.hub import EMBEDDERS, Say, cache_directory, resolve
-from danlu.model.load import ModelOptions
+from danlu.model.named import ModelOptions
 from danlu.recall.embed import Embedder
 from danlu.serve.api import make_app_over
 from danlu.serve.backends import Backend, OwnEngine

@@ -24,7 +24,8 @@ from danlu.journal import Draft, Journal
 from danlu.model.adapters import attach, parameter_counts, stacked_weights, why_no_rows
 from danlu.model.company.check import alone
 from danlu.model.likelihood import prepare, why_alone
-from danlu.model.load import LoadedModel, load, load_tokenizer
+from danlu.model.load import load_tokenizer
+from danlu.model.named import LoadedModel, load
 from danlu.model.turns import left_to_learn, named
 from danlu.recipe import Recipe, check_disk
 from danlu.steps.prove import check_provable, questions_of

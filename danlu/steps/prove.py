@@ -21,7 +21,7 @@ from danlu.generate.engine import Engine
 from danlu.hub import cache_directory
 from danlu.journal import Journal
 from danlu.model.likelihood import prepare
-from danlu.model.load import ModelOptions, load
+from danlu.model.named import ModelOptions, load
 from danlu.recipe import ProveOptions
 from danlu.steps.directory import opened
 from danlu.steps.step import Kind, Place, Product, Show, StepOptions

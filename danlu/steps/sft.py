@@ -29,7 +29,7 @@ from danlu.evaluate.held_out import Measured, measure
 from danlu.hub import write_origin
 from danlu.journal import Draft, Journal, claimed, clear_leftovers, is_run, set_aside, write_atomic
 from danlu.model.adapters import save_adapter
-from danlu.model.load import ModelOptions
+from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe, SftSections, check_files, check_inputs
 from danlu.report.page import write_report

@@ -18,7 +18,8 @@ from danlu import Engine, GenerationParams
 from danlu.data.chat import Chat
 from danlu.errors import ConfigError, ModelError
 from danlu.hub import quiet_transformers
-from danlu.model.load import load_model, load_tokenizer, put_adapter
+from danlu.model.adapter_files import put_adapter
+from danlu.model.load import load_model, load_tokenizer
 from tiny import make_golden_model
 
 FIELDS = {

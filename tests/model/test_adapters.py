@@ -17,6 +17,7 @@ from rounding import assert_same_model
 from danlu.device import Device
 from danlu.errors import ConfigError, DiskError
 from danlu.hub import quiet_transformers
+from danlu.model.adapter_files import put_adapter
 from danlu.model.adapters import (
     LoraOptions,
     attach,
@@ -26,7 +27,7 @@ from danlu.model.adapters import (
     save_whole,
     stacked_weights,
 )
-from danlu.model.load import load_model, put_adapter
+from danlu.model.load import load_model
 from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

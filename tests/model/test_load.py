@@ -16,8 +16,10 @@ from danlu.config import validate
 from danlu.device import Device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, UnknownModel
 from danlu.hub import quiet_transformers
+from danlu.model.adapter_files import put_adapter
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.load import ModelOptions, load, load_model, load_tokenizer, put_adapter
+from danlu.model.load import load_model, load_tokenizer
+from danlu.model.named import ModelOptions, load
 from tiny import ARCHITECTURES, make_tiny_gguf, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

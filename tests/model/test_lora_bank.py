@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from zoo import tiny_model
 
 from danlu.errors import ConfigError, ModelError
+from danlu.model.adapter_files import put_adapter
 from danlu.model.company.company import Side
 from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import wire
 from danlu.model.lean.lean import alone_decoder, lean_form, plain_decoder
-from danlu.model.load import load_model, put_adapter
+from danlu.model.load import load_model
 from danlu.model.lora_bank import EVERY, FEW_TOKENS, Hooks, LoraBank, Step
 from danlu.model.lora_files import LowRank, why_not_plain
 from tiny import make_tiny_model

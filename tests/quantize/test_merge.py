@@ -21,8 +21,9 @@ from danlu.device import Device
 from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
 from danlu.hub import quiet_transformers
 from danlu.journal import claimed
+from danlu.model.adapter_files import put_adapter
 from danlu.model.adapters import LoraOptions, attach, save_adapter
-from danlu.model.load import load_model, put_adapter
+from danlu.model.load import load_model
 from danlu.quantize import merge
 from danlu.quantize.merge import MergeOptions, merge_checked
 from tiny import make_tiny_model, make_tokenizer

@@ -1,0 +1,106 @@
+"""A model as a user names it, with its options -> the model in memory, with its adapter and tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from danlu.config import Options
+from danlu.device import Device, DtypeName
+from danlu.errors import ModelError
+from danlu.hub import (
+    Kind,
+    Say,
+    resolve,
+    silent,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from danlu.model.adapter_files import adapted_tokenizer, adapter_config, put_adapter
+from danlu.model.load import load_model
+
+
+class ModelOptions(Options):
+    """Which model, and how it is held in memory."""
+
+    name: str = Field(
+        "smollm2-135m",
+        description="A known name, a directory, a .gguf file, org/name[@revision] on Hugging Face, or "
+        "modelscope:org/name. The default is small enough to train on a laptop's CPU and needs no account.",
+    )
+    dtype: DtypeName = Field(
+        "auto",
+        description="Type of the weights. auto is bfloat16 where the hardware multiplies it, else float32: "
+        "half the memory where that costs no time. int8 and int4 are for answering alone.",
+    )
+    adapter: str | None = Field(
+        None,
+        description="Directory of a PEFT adapter to put on the model. None by default: the model as it is.",
+    )
+    kind: Kind | None = Field(
+        None,
+        description="base continues text, instruct answers in turns. By default what is known of the model, or what "
+        "it shows: whether it ends its turn after a short answer.",
+    )
+    accept_licence: bool = Field(
+        False,
+        description="You have read and accept the licence of a model that asks for it (gemma3-270m). "
+        "False by default, because only you can say so.",
+    )
+
+
+@dataclass
+class LoadedModel:
+    """A model in evaluation mode on its device, with the tokenizer that belongs to it.
+
+    Attributes:
+        model: a PreTrainedModel, or a PeftModel around one if an adapter was given.
+        tokenizer: has a pad token, its eos token if the files name none.
+        directory: where the base model's files are.
+        dtype: type of the base model's weights.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    directory: Path
+    dtype: torch.dtype
+
+
+def load(options: ModelOptions, device: Device, *, cache: Path, say: Say = silent) -> LoadedModel:
+    """Find, fetch if need be, and read the model that `options` name, with its adapter.
+
+    Raises what `hub.resolve` raises, ModelError for files that cannot be used, ConfigError for a dtype
+    that the device cannot do, and MemoryShortage.
+    """
+    dtype = device.dtype(options.dtype)
+    adapter = Path(options.adapter).expanduser() if options.adapter is not None else None
+    if adapter is not None:
+        adapter_config(adapter)
+    directory = resolve(options.name, cache=cache, say=say, accept_licence=options.accept_licence)
+    tokenizer = adapted_tokenizer(directory, adapter)
+    model = load_model(directory, device=device, dtype=dtype, say=say)
+    if adapter is not None:
+        model = put_adapter(model, adapter)
+    _check_pair(model, tokenizer, directory)
+    return LoadedModel(model, tokenizer, directory, dtype)
+
+
+def _check_pair(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Every special token has a row in the embedding; a tokenizer of another model often has not."""
+    rows = len(model.get_input_embeddings().weight)
+    beyond = [
+        name
+        for name in ("bos_token", "eos_token", "pad_token")
+        if (number := getattr(tokenizer, f"{name}_id")) is not None and number >= rows
+    ]
+    if beyond:
+        raise ModelError(
+            f"{directory}: {', '.join(beyond)} of the tokenizer has no row in the model's {rows} embeddings",
+            fix="use the tokenizer that the model was trained with",
+        )
