@@ -15,7 +15,8 @@ import torch
 from torch.profiler import profile
 
 from danlu.data.batches.packing import collate
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.records import Skipped
 from danlu.data.source import DataOptions, read
 from danlu.device import read_device

@@ -18,7 +18,7 @@ ROWS = [
 # Inside a room: its inner rooms, and the files that stand in none.
 INNER = {
     "data": [
-        "row", "records", "shapes", "files", "formats", "tokens", "chat", "batches", "source", "look", "headings",
+        "row", "records", "example", "shapes", "files", "formats", "tokens", "chat", "batches", "source", "look", "headings",
         "stdlib",
     ],
     "model": [

@@ -17,7 +17,7 @@ from stepping import KNOBS, answers, finish, prompt_of
 from zoo import CHOOSE_TOKENS, tiny_model
 
 from danlu.data.batches.packing import collate
-from danlu.data.chat import Example
+from danlu.data.example import Example
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter

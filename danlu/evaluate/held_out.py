@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from danlu.data.batches.packing import collate, micro_batches
-from danlu.data.chat import Example
+from danlu.data.example import Example
 from danlu.data.formats import Conversation
 from danlu.device import Device
 from danlu.evaluate.bootstrap import Interval, bootstrap_difference

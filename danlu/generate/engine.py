@@ -19,7 +19,8 @@ from typing import Any, TypeVar, cast
 import torch
 
 from danlu.config import validate
-from danlu.data.chat import Chat, Opened
+from danlu.data.chat import Chat
+from danlu.data.example import Opened
 from danlu.data.records import Message
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
 from danlu.errors import ConfigError

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu.data.chat import Chat, Opened
+from danlu.data.chat import Chat
+from danlu.data.example import Opened
 from danlu.errors import ConfigError
 from danlu.generate.batch.scheduler import Request
 from danlu.generate.logprobs import Ledger, Pick
@@ -23,19 +24,11 @@ from danlu.generate.scores.grammar import Form, Grammar, Grammars
 from danlu.generate.scores.history import Automaton
 from danlu.generate.scores.text import Detokenizer, TextStream, detokenizer, word_forms
 from danlu.generate.search.banks import Banked, banks_of
+from danlu.generate.search.beams import Beam, BeamOptions, Draw, highest_candidates
 from danlu.generate.search.constrained import ConstrainedBeam, ConstrainedGroups
+from danlu.generate.search.groups import GroupBeam
 from danlu.generate.search.rows import RowStates
-from danlu.generate.search.strategies import (
-    Beam,
-    BeamOptions,
-    Draw,
-    GroupBeam,
-    Independent,
-    Limits,
-    Step,
-    Strategy,
-    highest_candidates,
-)
+from danlu.generate.search.strategies import Independent, Limits, Step, Strategy
 
 
 @dataclass(eq=False)

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.records import Message
 from danlu.errors import DataError, ModelError
 from danlu.hub import Kind

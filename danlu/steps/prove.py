@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 from pydantic import Field, model_validator
 
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.formats import Conversation, Record, Skipped
 from danlu.data.source import DataOptions, fingerprints, read
 from danlu.device import Device, read_device, release_memory

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from danlu.data.batches.encoding import Encoder
 from danlu.data.batches.packing import Batch, collate
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.formats import Record, Text
 from danlu.data.source import unwanted
 from danlu.device import Device

@@ -3,7 +3,7 @@
 import pytest
 
 from danlu.data.batches.packing import collate, micro_batches, step_count, step_indices
-from danlu.data.chat import Example
+from danlu.data.example import Example
 
 
 def example(*pairs):

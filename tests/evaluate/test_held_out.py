@@ -8,7 +8,8 @@ import pytest
 import torch
 from rounding import of_model
 
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.formats import Conversation
 from danlu.device import Device
 from danlu.evaluate.bootstrap import bootstrap_difference

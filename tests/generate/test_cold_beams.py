@@ -9,7 +9,8 @@ import torch
 from answering import PROMPTS
 
 from danlu import GenerationParams
-from danlu.generate.search.strategies import Beam, BeamOptions, Limits
+from danlu.generate.search.beams import Beam, BeamOptions
+from danlu.generate.search.strategies import Limits
 
 BEAMS = {
     "beams": {"num_beams": 3, "num_return_sequences": 3},

@@ -11,7 +11,7 @@ from rounding import of_model
 
 from danlu import Engine, GenerationParams
 from danlu.data.batches.packing import collate
-from danlu.data.chat import Example
+from danlu.data.example import Example
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError, UnknownModel
 from danlu.generate import engine as engine_module

@@ -9,8 +9,10 @@ import torch
 
 from danlu.errors import AllBanned
 from danlu.generate.scores.constraints import Appearing
+from danlu.generate.search.beams import Beam, BeamOptions
 from danlu.generate.search.constrained import ConstrainedBeam
-from danlu.generate.search.strategies import Beam, BeamOptions, GroupBeam, Hypothesis, Independent, Limits
+from danlu.generate.search.groups import GroupBeam
+from danlu.generate.search.strategies import Hypothesis, Independent, Limits
 
 EOS, A, B = 0, 1, 2
 

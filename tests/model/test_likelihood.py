@@ -10,7 +10,8 @@ from rounding import SUMS_IN_A_BLOCK, of_model, of_sums
 from torch import nn
 
 from danlu.data.batches.packing import collate
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.device import Device
 from danlu.errors import ModelError
 from danlu.generate.engine import Engine

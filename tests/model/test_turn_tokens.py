@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.tokens.templates import CHATML
 from danlu.errors import ModelError
 from danlu.hub import KNOWN, kind_of_name, recorded_kind, write_origin

@@ -13,7 +13,7 @@ from stepping import prompt_of
 from zoo import VARIANTS, plain_logits, tiny_model
 
 from danlu.data.batches.packing import collate
-from danlu.data.chat import Example
+from danlu.data.example import Example
 from danlu.errors import ConfigError, ModelError
 from danlu.generate.batch.core import Core
 from danlu.model.company.check import alone

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.formats import Conversation, Text, read_records
 from danlu.device import Device
 from danlu.errors import DataError, ModelError

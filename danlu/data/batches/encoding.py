@@ -17,7 +17,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from danlu.data.batches.plans import Plan, carried_out, make_plan, placeholders, segments_of, sizes_of
 from danlu.data.batches.stencils import KEPT_SHAPES, Stencils, writes_only
-from danlu.data.chat import Chat, Example
+from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.data.records import Conversation, Message, Record, Text
 from danlu.data.tokens.control import MARKS
 from danlu.data.tokens.cuts import finder

@@ -18,7 +18,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from danlu.data.chat import Example
+from danlu.data.example import Example
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from danlu.data.batches.stencils import Parts, Stencils
-from danlu.data.chat import Example
+from danlu.data.example import Example
 from danlu.data.tokens.word_ids import WordIds
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from danlu.generate.scores.constraints import Constraints
-from danlu.generate.search.strategies import highest_candidates
+from danlu.generate.search.beams import highest_candidates
 
 
 class Pick(NamedTuple):

@@ -23,7 +23,8 @@ from torch import Tensor
 from danlu.generate.scores import logits
 from danlu.generate.scores.constraints import Constraints
 from danlu.generate.search.allocation import Warp, wanted_places
-from danlu.generate.search.strategies import Hypothesis, Limits, Row, Step, Strategy, refuse_none
+from danlu.generate.search.beams import refuse_none
+from danlu.generate.search.strategies import Hypothesis, Limits, Row, Step, Strategy
 
 # (scores (n,), lane, tokens made so far) -> the place that is taken. Draws of different lanes are independent.
 Pick = Callable[[Tensor, int, int], int]

@@ -15,23 +15,9 @@ from torch import Tensor
 
 from danlu.generate.scores.constraints import Constraints
 from danlu.generate.search.allocation import Pick, Warp, pick_constrained, wanted_places
-from danlu.generate.search.strategies import (
-    GROUPS_APART,
-    PLACEHOLDER,
-    BeamOptions,
-    Draw,
-    GroupBeam,
-    Hypothesis,
-    Limits,
-    Pool,
-    Row,
-    Step,
-    Strategy,
-    beam_row,
-    highest_candidates,
-    is_real,
-    refuse_none,
-)
+from danlu.generate.search.beams import BeamOptions, Draw, Pool, beam_row, highest_candidates, refuse_none
+from danlu.generate.search.groups import GroupBeam
+from danlu.generate.search.strategies import GROUPS_APART, PLACEHOLDER, Hypothesis, Limits, Row, Step, Strategy, is_real
 
 
 class ConstrainedBeam(Strategy):
