@@ -416,7 +416,7 @@ def test_merging_holds_one_model(tmp_path):
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(base, adapter, out):
     from dataclasses import replace
 
-    with pytest.raises(MemoryShortage, match=r"merging needs 0\.27 GB"):
+    with pytest.raises(MemoryShortage, match=r"merging needs 268\.6 MB"):
         merge_checked(base, adapter, out, [], OPTIONS, replace(CPU, memory_bytes=1000), print)
     assert names_in(out.parent) == []
 
