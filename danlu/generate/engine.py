@@ -1,7 +1,7 @@
 """Prompts -> answers: the engine as its users see it.
 
 Every request has its own knobs and its own strategy; all run in one continuous batch (core.py). Rendering is
-data/chat.py's, loading model/load.py's. A prompt's way: token ids, a request with its strategy (requests.py),
+data/chat.py's, loading model/named.py's. A prompt's way: token ids, a request with its strategy (requests.py),
 steps on the engine's thread (worker.py), and text again.
 """
 
