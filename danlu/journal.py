@@ -22,11 +22,13 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import yaml
 
 from danlu.errors import ConfigError, DanluError, DataError, InUse, disk_faults
 
@@ -68,6 +70,11 @@ class Journal:
     @property
     def report_path(self) -> Path:
         return self.directory / "report.html"
+
+    @property
+    def is_of_chain(self) -> bool:
+        """Whether this is the directory of a run of several steps."""
+        return "steps" in self.results()
 
     def metric(self, **row: Any) -> None:
         """Append one row to metrics.jsonl."""
@@ -159,6 +166,18 @@ def set_aside(directory: Path) -> Path | None:
         number += 1
     directory.rename(aside)
     return aside
+
+
+def opened_run(directory: Path, recipe: Mapping[str, Any], goes_on: bool, say: Callable[[str], None]) -> Journal:
+    """The run directory with this recipe in it; what another run left there is moved aside, unless this one goes on."""
+    journal = Journal(directory)
+    with disk_faults(directory, "making the run directory"):
+        if not goes_on and (aside := set_aside(directory)):
+            say(f"an earlier run was kept as {aside}")
+        directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(directory)
+    write_atomic(journal.recipe_path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+    return journal
 
 
 @contextmanager

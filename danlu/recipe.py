@@ -90,7 +90,7 @@ def check_files(recipe: Recipe, device: Device) -> None:
     directory = recipe.directory
     if recipe.resume and not is_run(directory):
         raise ConfigError(f"{directory}: there is no run to resume", fix="begin it with resume=false, or resume=auto")
-    if recipe.resume and "steps" in Journal(directory).results():
+    if recipe.resume and Journal(directory).is_of_chain:
         raise ConfigError(f"{directory} holds a run of several steps", fix="choose another name, or leave resume out")
     check_replaceable(directory)
     device.dtype(recipe.model.dtype)

@@ -13,13 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from danlu.chain import Chain, Step, changed, steps_of
 from danlu.config import apply_overrides, read_recipe, validate
-from danlu.errors import ConfigError, DanluError, Interrupted, disk_faults
+from danlu.errors import ConfigError, DanluError, Interrupted
 from danlu.fingerprint import of_weights
-from danlu.journal import Journal, check_replaceable, claimed, clear_leftovers, is_run, set_aside, write_atomic
+from danlu.journal import Journal, check_replaceable, claimed, is_run, opened_run
 from danlu.recipe import Recipe
 from danlu.report.chain import write_chain_report
 from danlu.steps import sft
@@ -55,7 +53,7 @@ def run_chain(chain: Chain, show: Show, how_to_resume: str) -> Path:
         made = {step.name for step in steps if step not in waiting}
         for step in waiting:
             step.check(step.of is None or step.of in made)
-        _open(chain, journal, goes_on, show)
+        _open(chain, goes_on, show)
         for step in steps:
             if step in waiting:
                 _run_step(step, known, journal, show)
@@ -78,7 +76,7 @@ def product_of(recipe: Recipe | Chain) -> Product:
 def _goes_on(chain: Chain, journal: Journal) -> bool:
     """Whether the directory holds a run of this chain that is not to begin anew."""
     check_replaceable(journal.directory)
-    is_there = is_run(journal.directory) and "steps" in journal.results()
+    is_there = is_run(journal.directory) and journal.is_of_chain
     if chain.resume is True and not is_there:
         raise ConfigError(f"{journal.directory}: there is no chain to resume", fix="leave resume out")
     return is_there and chain.resume is not False
@@ -95,14 +93,9 @@ def _made(step: Step) -> dict[str, str]:
     return {path.name: of_weights(path) for path in paths if step.place.directory in path.parents}
 
 
-def _open(chain: Chain, journal: Journal, goes_on: bool, show: Show) -> None:
-    text = yaml.safe_dump(chain.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
-    with disk_faults(journal.directory, "making the run directory"):
-        if not goes_on and (aside := set_aside(journal.directory)):
-            show.say(f"an earlier run was kept as {aside}")
-        journal.directory.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(journal.directory)
-    write_atomic(journal.recipe_path, text)
+def _open(chain: Chain, goes_on: bool, show: Show) -> None:
+    recipe = chain.model_dump(mode="json", exclude={"resume"})
+    journal = opened_run(chain.directory, recipe, goes_on, show.say)
     if not goes_on:
         journal.event("begun", f"seed {chain.seed}", folder=str(Path.cwd()))
         journal.result("steps", {})
@@ -119,7 +112,7 @@ def _run_step(step: Step, known: dict[str, Any], journal: Journal, show: Show) -
     else:
         reason = f"changed: {', '.join(changed(before['parts'], step.parts)) or 'what it left'}"
     show.say(f"{step.name}: {reason}")
-    journal.event("step", reason, step=step.name, start=step.start.adapter or step.start.model)
+    journal.event("step", reason, step=step.name, start=step.start.place)
     _keep(journal, step, "begun")
     started = time.time()
     try:
@@ -137,7 +130,7 @@ def _run_step(step: Step, known: dict[str, Any], journal: Journal, show: Show) -
 def _keep(journal: Journal, step: Step, state: str, **more: Any) -> None:
     said = {
         "state": state,
-        "start": step.start.adapter or step.start.model,
+        "start": step.start.place,
         "leaves": asdict(step.product),
         "parts": step.parts,
         **more,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from showing import Lines
 
 from danlu.chain import Chain
 from danlu.cli import call
@@ -16,20 +17,6 @@ from danlu.config import validate
 from danlu.errors import ConfigError, DataError, DiskError, InUse
 from danlu.journal import Journal, claimed
 from danlu.run import load_recipe, product_of, run
-
-
-class Lines:
-    """Stands for the terminal."""
-
-    def __init__(self):
-        self.said, self.rows = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, row):
-        self.rows.append(row)
-
 
 STEPS = ["first", "merge", "second", "merged-2"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from showing import Lines
 
 from danlu import Engine, GenerationParams, config
 from danlu.config import validate
@@ -16,19 +17,6 @@ from danlu.journal import Journal, claimed
 from danlu.recipe import Recipe
 from danlu.run import run
 from tiny import make_tiny_model
-
-
-class Lines:
-    """Stands for the terminal."""
-
-    def __init__(self):
-        self.said, self.rows = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, row):
-        self.rows.append(row)
 
 
 @pytest.fixture
@@ -112,7 +100,7 @@ def test_a_run_that_fails_is_reported_as_well(recipe, monkeypatch):
     def full(*_args, **_options):
         raise DiskError("no room for the merged model")
 
-    monkeypatch.setattr("danlu.steps.sft.merge_checked", full)
+    monkeypatch.setattr("danlu.steps.merge.merge_checked", full)
     with pytest.raises(DiskError):
         run(recipe(), Lines(), "")
     directory = recipe().directory

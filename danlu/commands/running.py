@@ -19,7 +19,7 @@ from danlu.journal import Journal, check_free, holder
 from danlu.model.adapter_files import base_of
 from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe
-from danlu.report.chain import is_chain, write_chain_report
+from danlu.report.chain import write_chain_report
 from danlu.report.page import write_report
 from danlu.run import load_recipe, product_of
 from danlu.run import run as run_recipe
@@ -131,4 +131,4 @@ def report(directory: Path, /) -> None:
     if who := holder(directory):
         news(f"the run is still going on, in {who}: this is how far it is")
     journal = Journal(directory)
-    say(str((write_chain_report if is_chain(journal) else write_report)(journal)))
+    say(str((write_chain_report if journal.is_of_chain else write_report)(journal)))

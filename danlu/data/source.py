@@ -15,6 +15,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
-from danlu.data.chat import TrainOn
+from danlu.data.chat import Chat, TrainOn
 from danlu.data.files.encodings import check_encoding
 from danlu.data.files.folders import Part
 from danlu.data.formats import (
@@ -134,6 +135,17 @@ class DataOptions(Options):
     def reading(self) -> Reading:
         """How rows are read, for all files and functions of one run."""
         return Reading(self.format, self.columns, self.roles, self.encoding, self.placeholders)
+
+    def chat(self, tokenizer: Any, generation_config: Any, today: date | None = None) -> Chat:
+        """The chat of a model, as this data is to be written; `today` as in `Chat`."""
+        return Chat.of(
+            tokenizer,
+            generation_config,
+            self.chat_template,
+            template_values=self.chat_template_kwargs,
+            train_on=self.train_on,
+            today=today,
+        )
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from danlu.errors import DataError
 from danlu.journal import Journal, write_atomic
 from danlu.report.numbers import duration, is_figure
 from danlu.report.page import Run, events, page, read_run, recipe_text, section, table
@@ -18,15 +17,8 @@ from danlu.words import Words
 _STATES = {"done": "done", "begun": "begun, not done"}
 
 
-def is_chain(journal: Journal) -> bool:
-    """Whether the directory is that of a run of several steps."""
-    return isinstance(journal.results().get("steps"), dict)
-
-
 def write_chain_report(journal: Journal) -> Path:
-    """Write report.html, whole or not at all, and return its path. Raises DataError, DiskError."""
-    if not journal.directory.is_dir():
-        raise DataError(f"no run directory: {journal.directory}", fix="name the directory of a run")
+    """Write report.html into the directory of a run, whole or not at all, and return its path. Raises DiskError."""
     write_atomic(journal.report_path, render_chain(journal))
     return journal.report_path
 

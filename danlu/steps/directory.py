@@ -6,14 +6,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import yaml
-
 from danlu.config import Options
 from danlu.device import peak_memory_bytes
-from danlu.errors import DanluError, disk_faults
-from danlu.journal import Journal, check_replaceable, claimed, clear_leftovers, set_aside, write_atomic
+from danlu.errors import DanluError
+from danlu.journal import Journal, check_replaceable, claimed, opened_run
 from danlu.report.page import write_report
 from danlu.steps.step import Place, Show
+
+
+@contextmanager
+def reported(journal: Journal) -> Iterator[None]:
+    """What an error stops inside has its report as well, up to there."""
+    try:
+        yield
+    except DanluError as error:
+        with suppress(DanluError):  # a full disk has no room for the report either
+            journal.event("stopped", error.seen)
+            write_report(journal)
+        raise
 
 
 @contextmanager
@@ -25,20 +35,9 @@ def opened(place: Place, options: Options, show: Show, go_on: bool) -> Iterator[
     journal, started = Journal(place.directory), time.time()
     with claimed(journal.directory, show.say):
         check_replaceable(journal.directory)
-        with disk_faults(journal.directory, "making the run directory"):
-            if not go_on and (aside := set_aside(journal.directory)):
-                show.say(f"an earlier run was kept as {aside}")
-            journal.directory.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(journal.directory)
-        text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_atomic(journal.recipe_path, text)
+        opened_run(journal.directory, options.model_dump(mode="json"), go_on, show.say)
         journal.event("begun", f"seed {place.seed}")
-        try:
+        with reported(journal):
             yield journal
-        except DanluError as error:
-            with suppress(DanluError):  # a full disk has no room for the report either
-                journal.event("stopped", error.seen)
-                write_report(journal)
-            raise
         journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak_memory_bytes()})
         show.say(f"report: {write_report(journal)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
+from danlu.data.records import Message
 from danlu.data.source import read_conversations
 from danlu.device import read_device
 from danlu.errors import DataError
@@ -15,6 +17,21 @@ from danlu.journal import Journal
 from danlu.quantize.merge import MergeOptions, check_merge, merge_checked
 from danlu.steps.directory import opened
 from danlu.steps.step import Kind, Place, Product, Show, StepOptions
+
+
+def merge_into(
+    journal: Journal,
+    base: Path,
+    adapter: Path,
+    conversations: Sequence[Sequence[Message]],
+    options: MergeOptions,
+    show: Show,
+) -> None:
+    """Merge into the journal's directory, and keep there how the two compare. Raises what `merge_checked` does."""
+    parity = merge_checked(base, adapter, journal.merged, conversations, options, read_device(), show.say)
+    journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
+    journal.result("parity", parity.to_dict())
+    show.say(f"parity: equal answers, logits within {parity.largest_logit_difference:.2g}")
 
 
 class MergeStep(MergeOptions, StepOptions):
@@ -44,7 +61,7 @@ def _check(options: MergeStep, place: Place, start: Product, is_made: bool) -> N
         check_merge(_base(start), options, read_device())
 
 
-def _prompts(options: MergeStep) -> list[tuple[dict[str, object], ...]]:
+def _prompts(options: MergeStep) -> list[tuple[Message, ...]]:
     if options.prompts_path is None:
         return []
     return [talk.messages[:-1] for talk in read_conversations(Path(options.prompts_path))]
@@ -53,12 +70,7 @@ def _prompts(options: MergeStep) -> list[tuple[dict[str, object], ...]]:
 def _run(options: MergeStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
     assert start.adapter is not None  # needs_adapter
     with opened(place, options, show, go_on) as journal:
-        parity = merge_checked(
-            _base(start), Path(start.adapter), journal.merged, _prompts(options), options, read_device(), show.say
-        )
-        journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
-        journal.result("parity", parity.to_dict())
-        show.say(f"parity: equal answers, logits within {parity.largest_logit_difference:.2g}")
+        merge_into(journal, _base(start), Path(start.adapter), _prompts(options), options, show)
 
 
 def _base(start: Product) -> Path:

@@ -82,14 +82,7 @@ def prepare_all(recipe: Recipe, journal: Draft, device: Device, show: Show) -> P
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)
     loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
-    chat = Chat.of(
-        loaded.tokenizer,
-        loaded.model.generation_config,
-        recipe.data.chat_template,
-        template_values=recipe.data.chat_template_kwargs,
-        train_on=recipe.data.train_on,
-        today=_begun(recipe),
-    )
+    chat = recipe.data.chat(loaded.tokenizer, loaded.model.generation_config, today=_begun(recipe))
     examples = _examples(recipe, split.train, chat, skipped)
     held_out = _examples(recipe, split.held_out, chat, skipped)
     if not examples:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 
 from pydantic import Field, model_validator
 
-from danlu.data.chat import Chat
 from danlu.data.example import Example
 from danlu.data.formats import Conversation, Record, Skipped
 from danlu.data.source import DataOptions, fingerprints, read
@@ -146,7 +145,7 @@ def _prove(options: ProveStep, place: Place, start: Product, show: Show, journal
     questions = questions_of(records, options, place.seed)
     looks: list[tuple[list[Example], Measured]] = []
     for when, product in (("before", _other(options, place)), ("after", start)):
-        show.say(f"measuring {len(records)} held-out records: {product.adapter or product.model}")
+        show.say(f"measuring {len(records)} held-out records: {product.place}")
         looks.append(_look(options, product, records, questions, device))
         journal.result(when, looks[-1][1].summary())
         show.say(said(when, looks[-1][1]))
@@ -167,13 +166,7 @@ def _look(
     data = options.data
     loading = ModelOptions(name=product.model, adapter=product.adapter, accept_licence=product.accept_licence)
     loaded = load(loading, device, cache=cache_directory())
-    chat = Chat.of(
-        loaded.tokenizer,
-        loaded.model.generation_config,
-        data.chat_template,
-        template_values=data.chat_template_kwargs,
-        train_on=data.train_on,
-    )
+    chat = data.chat(loaded.tokenizer, loaded.model.generation_config)
     examples = sft_examples(
         records, chat, max_length=data.max_length, too_long=data.too_long, window_overlap=data.window_overlap
     )
@@ -181,14 +174,13 @@ def _look(
     prepare(loaded.model)
     engine = Engine.around(loaded.model, chat)
     try:
-        tokens = TrainOptions.model_fields["micro_batch_tokens"].default
         return examples, measure(
             loaded.model,
             engine,
             examples,
             questions,
             device,
-            max_tokens=tokens,
+            max_tokens=TrainOptions().micro_batch_tokens,
             max_new_tokens=options.max_new_tokens,
         )
     finally:

@@ -9,7 +9,6 @@ below; here is only its order. A flat recipe is this and nothing else; in a chai
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import os
@@ -18,21 +17,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import model_validator
 
 from danlu.data.formats import Skipped
 from danlu.data.source import fingerprints, read
 from danlu.device import peak_memory_bytes, read_device, set_seed
-from danlu.errors import DanluError, Interrupted, disk_faults
+from danlu.errors import Interrupted
 from danlu.evaluate.held_out import Measured, measure
 from danlu.hub import write_origin
-from danlu.journal import Draft, Journal, claimed, clear_leftovers, is_run, set_aside, write_atomic
+from danlu.journal import Draft, Journal, claimed, is_run, opened_run
 from danlu.model.adapters import save_adapter
 from danlu.model.named import ModelOptions
-from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.quantize.merge import MergeOptions
 from danlu.recipe import Recipe, SftSections, check_files, check_inputs
 from danlu.report.page import write_report
+from danlu.steps.directory import reported
+from danlu.steps.merge import merge_into
 from danlu.steps.prepare import Parts, prepare_all
 from danlu.steps.prove import compare, said
 from danlu.steps.step import Kind as StepKind
@@ -60,12 +60,8 @@ def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
         parts = prepare_all(recipe, draft, device, show)
         journal = _open(recipe, draft, show)
         try:
-            _steps(parts, how_to_resume)
-        except DanluError as error:
-            with contextlib.suppress(DanluError):  # a full disk has no room for the report either
-                journal.event("stopped", error.seen)
-                write_report(journal)
-            raise
+            with reported(journal):
+                _steps(parts, how_to_resume)
         except KeyboardInterrupt:
             raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
         _finish(journal, started, show)
@@ -104,15 +100,8 @@ def _steps(parts: Parts, how_to_resume: str) -> None:
 
 def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
     """The run directory, as this run begins or goes on in it."""
-    directory = recipe.directory
-    journal = Journal(directory)
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
-    with disk_faults(directory, "making the run directory"):
-        if not recipe.resume and (aside := set_aside(directory)):
-            show.say(f"an earlier run was kept as {aside}")
-        directory.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(directory)
-    write_atomic(journal.recipe_path, text)
+    document = recipe.model_dump(mode="json", exclude={"resume"})
+    journal = opened_run(recipe.directory, document, bool(recipe.resume), show.say)
     if not recipe.resume:
         journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
     draft.write_to(journal)
@@ -167,18 +156,7 @@ def _merge(parts: Parts, options: MergeOptions) -> None:
     parts.model = None  # merging reads the base anew: the two are not held at once
     gc.collect()
     conversations = [question.messages for question in parts.questions]
-    parity = merge_checked(
-        parts.directory,
-        journal.adapter,
-        journal.merged,
-        conversations,
-        options,
-        read_device(),
-        parts.show.say,
-    )
-    journal.event("merge", parity.reason, dtype=parity.dtype, logit_difference=parity.largest_logit_difference)
-    journal.result("parity", parity.to_dict())
-    parts.show.say(f"parity: equal answers, logits within {parity.largest_logit_difference:.2g}")
+    merge_into(journal, parts.directory, journal.adapter, conversations, options, parts.show)
 
 
 def _finish(journal: Journal, started: float, show: Show) -> None:

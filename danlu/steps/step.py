@@ -62,6 +62,11 @@ class Product:
     adapter: str | None = None
     accept_licence: bool = False
 
+    @property
+    def place(self) -> str:
+        """The adapter's directory, or the model's name or directory where there is none."""
+        return self.adapter or self.model
+
 
 @dataclass(frozen=True)
 class Place:
