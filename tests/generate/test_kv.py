@@ -192,6 +192,53 @@ def test_a_hole_is_filled_and_the_others_keep_what_they_hold(ready, removed):
         assert seen(slots[number], 0) == at([number + 1, 50 + number])
 
 
+@pytest.fixture
+def copies(monkeypatch):
+    """The slots that were moved, and how often a shelf was made anew."""
+    moved, resized = [], []
+    put, resize = Shelf._put, Shelf.resize
+    monkeypatch.setattr(Shelf, "_put", lambda shelf, slot, hole: [moved.append(slot), put(shelf, slot, hole)])
+    monkeypatch.setattr(Shelf, "resize", lambda shelf, room: [resized.append(room), resize(shelf, room)])
+    return moved, resized
+
+
+@pytest.mark.parametrize("ready", [0, 3, 7, 12])
+@pytest.mark.parametrize("closed", [range(12), range(0, 12, 2), (0, 1, 2, 3, 4, 5, 6), (0, 3, 4, 11), (11, 9, 7)])
+def test_what_is_closed_together_is_freed_by_one_move_a_slot_and_one_copy(copies, ready, closed):
+    store = store_of()
+    slots = opened(store, 12)
+    shelf = slots[0].shelf
+    for slot in slots[:ready]:
+        shelf.make_ready(slot)
+    before, left = store.used_bytes, [slot for slot in slots if slots.index(slot) not in closed]
+    was, (moved, resized) = [(slot.is_ready, seen(slot, 0)) for slot in left], copies
+    resized.clear()
+    with store.closing_together():
+        for number in closed:
+            store.close(slots[number])
+        assert (store.used_bytes, moved, resized) == (before, [], [])  # still allocated, and counted
+    assert len(moved) == len(set(moved)) <= min(len(closed) * 2, len(left))
+    assert resized == ([len(left)] if 0 < len(left) <= 6 else [])
+    assert [(slot.is_ready, seen(slot, 0)) for slot in left] == was
+    assert sorted(slot.index for slot in left) == list(range(len(left)))
+    assert store.used_bytes == held_bytes(store)
+    assert store.shelves == ({shelf.key: shelf} if left else {})
+
+
+def test_what_is_closed_makes_room_for_whoever_wants_it():
+    store = store_of(4)
+    slots = opened(store, 3)
+    with store.closing_together():
+        store.close(slots[1])
+        new = store.open(1, 10)
+        assert (new.shelf, sorted(slot.index for slot in (*slots[::2], new))) == (slots[0].shelf, [0, 1, 2])
+        store.close(slots[0])
+        store.close(slots[2])
+        store.close(new)
+        assert store.open(1, 65).shelf.capacity == 128  # twice as large: does not fit beside all three
+    assert list(store.shelves) == [(1, 128)]
+
+
 def test_a_shelf_gives_back_memory_and_the_last_slot_takes_it_away():
     store = store_of()
     slots = opened(store, 8)

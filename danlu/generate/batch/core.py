@@ -179,15 +179,17 @@ class Core:
         logits = self._forward(work)
         likeliest = _likeliest(work, logits)
         at = 0
-        for wanted in work.wanted:
-            rows = logits[at : at + len(wanted.at)]
-            at += len(wanted.at)
-            self._choose(wanted.request, rows, likeliest.get(wanted.request))
+        with self.store.closing_together():
+            for wanted in work.wanted:
+                rows = logits[at : at + len(wanted.at)]
+                at += len(wanted.at)
+                self._choose(wanted.request, rows, likeliest.get(wanted.request))
 
     def fail(self, error: BaseException) -> None:
         """End every request with `error`."""
-        for request in self.scheduler.everyone():
-            self._fail(request, error)
+        with self.store.closing_together():
+            for request in self.scheduler.everyone():
+                self._fail(request, error)
 
     def _fail(self, request: Request, error: BaseException) -> None:
         if request.slot is not None:

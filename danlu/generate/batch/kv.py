@@ -7,7 +7,8 @@ from token to token (linear attention, state space, short convolution) each row 
 
 Slots with the same number of rows and the same capacity (a power of two) lie densely in one *shelf*, so that
 one product serves all of them: first those that are ready, then those whose prompt is still being read. A slot
-that outgrows its shelf moves to a larger one, and another fills the hole it leaves. What is allocated is counted
+that outgrows its shelf moves to a larger one, and another fills the hole it leaves; holes that requests leave which
+end in one step are filled together. What is allocated is counted
 in bytes against a budget that is never exceeded. The prefix cache (prefix.py) shares it, and makes way.
 
 Knows no strategy, no scores and no model beyond the shape of its keys.
@@ -15,7 +16,8 @@ Knows no strategy, no scores and no model beyond the shape of its keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -139,23 +141,29 @@ class Shelf:
             slot.index, other.index = other.index, slot.index
         self.ready += 1
 
-    def remove(self, slot: Slot) -> None:
-        """Take a slot out; the last of its kind fills its place, and the last of all the place of that one."""
-        hole = slot.index
-        if hole < self.ready:
-            self.ready -= 1
-            hole = self._fill(hole, self.ready)
-        self._fill(hole, len(self.slots) - 1)
-        self.slots.pop()
+    def remove(self, slots: Collection[Slot]) -> None:
+        """Take slots out; of those that stay, some fill the holes, and none is moved twice."""
+        gone = {slot.index for slot in slots}
+        ready, reading = (
+            [slot for slot in part if slot.index not in gone]
+            for part in (self.slots[: self.ready], self.slots[self.ready :])
+        )
+        self._close_up(ready, 0)
+        self._close_up(reading, len(ready))  # where ready ones stood, too
+        self.slots, self.ready = sorted([*ready, *reading], key=lambda slot: slot.index), len(ready)
 
-    def _fill(self, hole: int, source: int) -> int:
-        """Move slot `source` to `hole`; returns the new hole."""
-        if hole != source:
-            for tensor in self._tensors():
-                tensor[hole] = tensor[source]
-            self.slots[hole] = self.slots[source]
-            self.slots[hole].index = hole
-        return source
+    def _close_up(self, slots: Sequence[Slot], start: int) -> None:
+        """Have `slots` lie densely from `start` on; whoever lies there already stays."""
+        places = range(start, start + len(slots))
+        holes = iter(sorted(set(places) - {slot.index for slot in slots}))
+        for slot in slots:
+            if slot.index not in places:
+                self._put(slot, next(holes))
+
+    def _put(self, slot: Slot, hole: int) -> None:
+        for tensor in self._tensors():
+            tensor[hole] = tensor[slot.index]
+        slot.index = hole
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return (*self.keys, *self.values, *self.states, self.visible, self.positions)
@@ -257,6 +265,8 @@ class KVStore:
         self.shelves: dict[tuple[int, int], Shelf] = {}
         self.cached_bytes = 0
         self.make_way: Callable[[int], None] = lambda _bytes: None
+        self._closed: list[Slot] = []  # and not yet freed
+        self._closes_together = False
 
     @property
     def used_bytes(self) -> int:
@@ -273,12 +283,28 @@ class KVStore:
 
     def close(self, slot: Slot) -> None:
         """Free a slot; the shelf gives back memory when half of it is empty."""
-        shelf = slot.shelf
-        shelf.remove(slot)
-        if not shelf.slots:
-            del self.shelves[shelf.key]
-        elif len(shelf.slots) <= shelf.room // 2:
-            shelf.resize(len(shelf.slots))
+        self._closed.append(slot)
+        if not self._closes_together:
+            self._free_closed()
+
+    @contextmanager
+    def closing_together(self) -> Iterator[None]:
+        """What is closed in here is freed at its end, or when room is wanted: a shelf closes up once for all of it."""
+        self._closes_together = True
+        try:
+            yield
+        finally:
+            self._closes_together = False
+            self._free_closed()
+
+    def _free_closed(self) -> None:
+        closed, self._closed = self._closed, []
+        for shelf in dict.fromkeys(slot.shelf for slot in closed):
+            shelf.remove([slot for slot in closed if slot.shelf is shelf])
+            if not shelf.slots:
+                del self.shelves[shelf.key]
+            elif len(shelf.slots) <= shelf.room // 2:
+                shelf.resize(len(shelf.slots))
 
     def reserve(self, slot: Slot, tokens: int) -> Slot:
         """A slot that holds what `slot` does and has room for `tokens` more. Raises OutOfBudget."""
@@ -311,6 +337,9 @@ class KVStore:
 
     def _shelf_with_room(self, rows: int, capacity: int, more: int = 1) -> Shelf:
         shelf = self.shelves.get((rows, capacity)) or Shelf(self.shape, rows, capacity)
+        if len(shelf.slots) == shelf.room and self._closed:
+            self._free_closed()
+            return self._shelf_with_room(rows, capacity, more)
         if len(shelf.slots) == shelf.room:
             wanted = shelf.room + max(more, shelf.room // 4)
             # While one tensor is copied, the old one still stands: that counts as well.
