@@ -17,7 +17,7 @@ from danlu.model.company.company import Side
 from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import as_it_came, wire
 from danlu.model.lean.lean import LeanDecoder, decoder_of, plain_decoder
-from danlu.model.lean.lean_reader import KNOWN
+from danlu.model.lean.lean_known import KNOWN
 from danlu.model.load import load_model
 from danlu.model.lora_bank import LoraBank, Step
 from danlu.model.lora_files import LowRank

@@ -26,8 +26,9 @@ from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import as_it_came, kind_of, run_in_company
 from danlu.model.compute.products import Product
 from danlu.model.compute.rounding import Rounded
+from danlu.model.lean.lean_known import KNOWN, is_known
 from danlu.model.lean.lean_parts import AddNorm, LeanLayer, Pass
-from danlu.model.lean.lean_reader import KNOWN, Reader, Told, is_known
+from danlu.model.lean.lean_reader import Reader, Told
 from danlu.model.lora_bank import Hooks, LoraBank, Step
 
 # On how many tokens it is looked at.

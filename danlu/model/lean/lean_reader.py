@@ -1,7 +1,7 @@
 """A transformers model -> the parts of its lean pass, by the names that its modules give to their own.
 
 A kind of layer that has other modules than these is not read. That what was read answers as the model does is for
-lean.py to compare; the kinds for which tests do so are KNOWN.
+lean.py to compare; the kinds for which tests do so are lean_known.KNOWN.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from danlu.model.company.wiring import kind_of, wiring_of
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
+from danlu.model.lean.lean_known import norms_of
 from danlu.model.lean.lean_parts import (
     AddNorm,
     Attention,
@@ -40,60 +41,10 @@ from danlu.model.lean.lean_parts import (
     Rotate,
 )
 
-# model_type of transformers whose layers are read here; tests compare each.
-KNOWN = frozenset(
-    {
-        "gemma3_text", "gemma4_text", "glm", "glm4", "gpt_oss", "llama", "mistral", "phi3", "qwen2",
-        "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "seed_oss", "smollm3",
-    }
-)  # fmt: skip
-
 # Kinds that rotate neighbours, not halves; and whose angles come once for both numbers of a pair.
 _PAIRS, _ONCE = {"glm", "glm4"}, {"gpt_oss"}
 
-_MIXERS = {"self_attn", "linear_attn"}
-_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm", "v_norm"}
-_DELTA = {"conv1d", "norm", "out_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}
-_MLPS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate_up_proj", "down_proj", "activation_fn"})
-_MIXTURES = ({"gate", "experts"}, {"gate", "experts", "shared_expert", "shared_expert_gate"}, {"router", "experts"})
-_INPUTS = {"per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm", "act_fn"}
 _SILU = ("SiLU", "SiLUActivation")
-
-# Names of the norms: after the mixer, before the second block, after it. All begin with input_layernorm.
-_NORMS: tuple[tuple[str | None, str, str | None], ...] = (
-    (None, "post_attention_layernorm", None),
-    ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    ("post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
-)
-
-
-def is_known(model: Any) -> bool:
-    """Whether each layer consists of the parts that are read here, and of no other."""
-    return kind_of(model) in KNOWN and all(map(_is_known_layer, model.model.layers))
-
-
-def _is_known_layer(layer: Any) -> bool:
-    names = _children(layer)
-    rest = {name for name in names if not name.endswith("norm")} - _INPUTS - _MIXERS - {"mlp"}
-    if rest or _norms_of(layer) is None or len(names & _MIXERS) != 1 or names & _INPUTS not in (set(), _INPUTS):
-        return False
-    mlp = _children(layer.mlp)
-    if hasattr(layer, "linear_attn"):
-        knows_mixer = _children(layer.linear_attn) == _DELTA
-    else:
-        parts = _children(layer.self_attn)
-        knows_mixer = {"q_proj", "o_proj"} <= parts <= _PROJECTIONS | _HEAD_NORMS or parts == {"qkv_proj", "o_proj"}
-    return knows_mixer and (mlp in _MLPS or mlp in _MIXTURES)
-
-
-def _norms_of(layer: Any) -> tuple[str | None, str, str | None] | None:
-    own = {name for name in _children(layer) - _INPUTS if name.endswith("norm")}
-    return next((names for names in _NORMS if own == {"input_layernorm", *filter(None, names)}), None)
-
-
-def _children(module: nn.Module) -> set[str]:
-    return {name for name, part in module.named_children() if not isinstance(part, nn.Dropout)}
 
 
 def _agree(own: Tensor, wanted: Tensor) -> bool:
@@ -142,7 +93,7 @@ class Reader:
         return [self._layer(layer) for layer in self.decoder.layers]
 
     def _layer(self, layer: Any) -> LeanLayer:
-        names = _norms_of(layer)
+        names = norms_of(layer)
         assert names is not None, "it was looked at"
         after_mixer, before_mlp, after_mlp = (None if name is None else getattr(layer, name) for name in names)
         has_state = hasattr(layer, "linear_attn")
