@@ -15,11 +15,13 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from danlu.hub import cache_directory
+
+_T = TypeVar("_T")
 
 # Compilers use half of an AVX-512 register unless they are told.
 _WIDEST = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
@@ -42,6 +44,19 @@ def library(source: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_compiled(source)), mode=os.RTLD_NOW)
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def agreeing(source: Path, make: Callable[[Any], _T], agrees: Callable[[_T], bool]) -> _T | None:
+    """What `make` makes of the functions of a .c file; None where there are none, or they answer otherwise.
+
+    Args:
+        agrees: whether they answer as the plain forms do.
+    """
+    functions = library(source)
+    if functions is None:
+        return None
+    found = make(functions)
+    return found if agrees(found) else None
 
 
 def declared(function: Any, arguments: Sequence[type], result: type | None = None) -> Any:

@@ -137,9 +137,8 @@ def _word(value: object) -> str:
 def features(one: Configuration) -> dict[str, object]:
     """What a process of this configuration finds."""
     environment = {**environment_of(one), "ONEDNN_VERBOSE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, **_limits(one)
-    )
+    command = _on_its_cores(one, [sys.executable, "-c", PROBE])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{one.name}: the probe ended with {done.returncode}\n{done.stderr[-2000:]}")
     isa = re.search(r"cpu,isa:(.*)", done.stdout)
@@ -167,11 +166,16 @@ def _compiler_for(march: str) -> str | None:
     return str(script)
 
 
-def _limits(one: Configuration) -> dict[str, object]:
+def _on_its_cores(one: Configuration, command: Sequence[str]) -> list[str]:
+    """The command behind one that limits itself to the cores and then becomes it.
+
+    preexec_fn, which would do without, runs Python between fork and exec, and can hang: there are other threads here.
+    """
     if one.cores is None or not hasattr(os, "sched_setaffinity"):
-        return {}
+        return [*command]
     chosen = sorted(os.sched_getaffinity(0))[: one.cores]
-    return {"preexec_fn": lambda: os.sched_setaffinity(0, chosen)}
+    limit = f"import os, sys; os.sched_setaffinity(0, {chosen}); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", limit, *command]
 
 
 def run(one: Configuration, note: str) -> Outcome:
@@ -186,7 +190,7 @@ def run(one: Configuration, note: str) -> Outcome:
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         code = subprocess.run(
-            command, cwd=ROOT, env=environment_of(one), stdout=output, stderr=subprocess.STDOUT, **_limits(one)
+            _on_its_cores(one, command), cwd=ROOT, env=environment_of(one), stdout=output, stderr=subprocess.STDOUT
         ).returncode
     passed, failed = read(written) if written.exists() else (0, None)
     if code not in (0, 1):

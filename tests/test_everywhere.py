@@ -40,6 +40,12 @@ def test_what_fails_is_counted_and_named_with_the_command_that_shows_it_again(sm
     assert "test_small.py::test_of_the_environment" in said
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no such limit")
+def test_a_configuration_of_one_core_runs_on_one(small_suite, tmp_path):
+    (tmp_path / "test_cores.py").write_text("import os\ndef test_one(): assert len(os.sched_getaffinity(0)) == 1\n")
+    assert everywhere.run(Configuration("c", cores=1), "").failed == 0
+
+
 def test_a_suite_without_an_end_has_failed(small_suite, tmp_path):
     (tmp_path / "conftest.py").write_text("raise RuntimeError")
     outcome = everywhere.run(Configuration("c"), "")

@@ -98,7 +98,7 @@ class Gate:
                     headers={"WWW-Authenticate": "Bearer"},
                 )  # fmt: skip
             await self._app(scope, receive, noting_the_start)
-        except Exception as error:
+        except Exception as error:  # of any route: a client gets JSON, whatever went wrong
             if started:
                 raise
             await _response(as_fault(error))(scope, receive, send)
@@ -146,7 +146,7 @@ def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
         try:
             ask = await _read(read, await _document(request, backend), request)
             return await backend.reply(ask, chat, arrived, request.receive, ended)
-        except Exception as error:
+        except Exception as error:  # as_fault words what it knows; a fault of ours is an answer, and counted, too
             fault = as_fault(error)
             ended(fault)
             return _response(fault)
@@ -164,7 +164,7 @@ def _add_responses(app: FastAPI, backend: Backend) -> None:
         try:
             ask, wishes = await _read(read_responses, await _document(request, backend), request)
             return told(await backend.reply(ask, True, arrived, request.receive, ended), wishes)
-        except Exception as error:
+        except Exception as error:  # as above
             fault = as_fault(error)
             ended(fault)
             return _response(fault)
@@ -207,7 +207,7 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
             work = embeddings.answer(await _document(request, backend))
             seconds = arrived + backend.options.request_timeout_seconds - time.monotonic()
             body = await while_wanted(work, request.receive, backend, seconds)
-        except Exception as error:
+        except Exception as error:  # as above
             fault = as_fault(error)
             _count(backend, fault, arrived)
             return _response(fault)
@@ -229,7 +229,7 @@ def _add_tokens(app: FastAPI, backend: Backend) -> None:
             try:
                 answer = await backend.tokens(await _document(request, backend), spelt=spelt)
                 return Written(await asyncio.to_thread(rendered, answer))
-            except Exception as error:
+            except Exception as error:  # as above
                 return _response(as_fault(error))
 
         app.add_api_route(path, answer, methods=["POST"], name=path[1:], response_model=None)

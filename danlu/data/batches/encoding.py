@@ -208,7 +208,7 @@ class _BatchChat(Chat):
                 return text
         try:
             return self._fill([*map(_message, roles, contents)], opening)
-        except Exception:  # whatever it is, the plain way says it in words
+        except Exception:  # Jinja raises what the template's author chose; the plain way meets it again, and words it
             return super()._render(messages, tools, opening=opening, place=place)
 
     def _fill(self, messages: list[dict[str, str]], opening: bool) -> str:

@@ -58,7 +58,7 @@ class Stencils:
         probes = [{"role": role, "content": f"{_EDGE}{_OPEN}{at}{_CLOSE}{_EDGE}"} for at, role in enumerate(roles)]
         try:
             pieces = _FOUND.split(self._fill(probes, opening))
-        except Exception:  # a refusal is worded where the messages themselves are rendered
+        except Exception:  # as Jinja's authors choose; a refusal is worded where the messages themselves are rendered
             return None
         before, number, after = pieces[1::4], pieces[2::4], pieces[3::4]
         if before != after:

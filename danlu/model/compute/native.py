@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.native import FLOAT, INT, LONG, POINTER, declared, library
+from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 # What native.c attends with: sizes of a head, and queries of a row that share a key head.
 DIMS = range(16, 257, 16)
@@ -145,11 +145,7 @@ class Kernels:
 @cache
 def kernels() -> Kernels | None:
     """The compiled kernels; None where there are none, or where they differ from the plain forms."""
-    functions = library(Path(__file__).with_name("native.c"))
-    if functions is None:
-        return None
-    found = Kernels(functions)
-    return found if _agree(found) else None
+    return agreeing(Path(__file__).with_name("native.c"), Kernels, _agree)
 
 
 def _agree(found: Kernels) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.model.compute.tiles import has_tiles
-from danlu.native import FLOAT, INT, LONG, POINTER, declared, library
+from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 QUERIES, KEYS = 16, 32  # in a tile; in two
 DIMS = range(32, 257, 32)
@@ -75,11 +75,7 @@ class TileAttention:
 @cache
 def tile_attention() -> TileAttention | None:
     """The functions, where this machine can."""
-    functions = library(Path(__file__).with_name("tile_attention.c")) if has_tiles() else None
-    if functions is None:
-        return None
-    found = TileAttention(functions)
-    return found if _agrees(found) else None
+    return agreeing(Path(__file__).with_name("tile_attention.c"), TileAttention, _agrees) if has_tiles() else None
 
 
 def _agrees(found: TileAttention) -> bool:
