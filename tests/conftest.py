@@ -1,7 +1,7 @@
 """Fixtures that many tests share, and the order of tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from shuffling import (  # noqa: F401 - pytest calls them
     pytest_report_header,
 )
 
+from danlu import cli
 from tiny import make_tiny_model
 
 # Tiny models: a second thread costs more than it saves.
@@ -32,3 +33,18 @@ def _verdicts_stay_inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny random Llama. Shared by the whole session: copy it before changing it."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.call([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run

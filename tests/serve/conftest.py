@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from tooling import Told
 from waiting import wait_until
 
 from danlu import Engine
 from danlu.serve.api import make_app
 from danlu.serve.options import ServeOptions
 from danlu.serve.server import Server, listen
-from tiny import make_golden_model
+from tiny import make_golden_model, make_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     made = Engine(str(make_golden_model(tmp_path_factory.mktemp("served"), "llama")), dtype="float32")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """For files whose `engine` is this one's: it says what it is told."""
+    made = Told(str(make_tiny_model(tmp_path_factory.mktemp("told"), changes={"max_position_embeddings": 4096})))
+    yield made
+    made.engine.close()
 
 
 @pytest.fixture
