@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_chat import CONVERSATIONS, STYLES
+from styles import CONVERSATIONS, STYLES
 
 from danlu.data.formats import Reading, record_from_row
 from danlu.data.look.check import check

@@ -4,7 +4,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from test_chat import CONVERSATIONS, INST, PIECES, STYLES, Style, conversation, random_record
+from styles import CONVERSATIONS, INST, PIECES, STYLES, Style, conversation, random_record
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast, TokenizersBackend
 from transformers.utils.chat_template_utils import _compile_jinja_template
