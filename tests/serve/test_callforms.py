@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import templates
@@ -11,6 +12,7 @@ from tokenizers import AddedToken
 from danlu.data.chat import Chat
 from danlu.generate.params import GenerationParams
 from danlu.generate.scores.grammar import Grammars
+from danlu.serve.calls.callarguments import arguments_of
 from danlu.serve.calls.callforms import GENERIC, Notation, Tagged
 from danlu.serve.calls.reasoning import Marks
 from danlu.serve.calls.talking import Conversations
@@ -257,3 +259,17 @@ def test_arguments_of_tags_follow_references():
         assert read(ready.reader(), text, 3)[2] == [("weather", {"place": {"lat": 1.5}, "note": value})]
     taken, tokens, _ = matched(chat, ready, answer('"here"', "null"))
     assert taken < tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (Tagged("<p=", ">", "</p>"), "<p=n>" + "[" * 30_000 + "</p></f>"),
+        (Notation('"'), "{n:" + "[" * 30_000),
+    ],
+    ids=["tagged", "notation"],
+)
+def test_a_value_that_is_nested_without_end_breaks_no_answer(arguments, said):
+    form = replace(GENERIC, arguments=arguments)
+    told, _, _ = arguments_of(form, tool("f", {"properties": {"n": {}}}).function).read(said)
+    assert told in ("", json.dumps({"n": "[" * 30_000}))
