@@ -238,12 +238,13 @@ def test_a_model_may_think_twice(marks):
     assert (said, thought.split(), calls) == ("So.", ["onetwo"], [])
 
 
-def test_arguments_of_tags_follow_references():
+@pytest.mark.parametrize(("name", "key"), [("Place", "Place"), ("a/b~ c", "a~1b~0%20c")])
+def test_arguments_of_tags_follow_references(name, key):
     parameters = {
         "type": "object",
-        "properties": {"place": {"$ref": "#/$defs/Place"}, "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+        "properties": {"place": {"$ref": f"#/$defs/{key}"}, "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
         "required": ["place"],
-        "$defs": {"Place": {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}},
+        "$defs": {name: {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}},
     }
     chat = chat_of(templates.CODER)
     asked = Talk(use=use((tool("weather", parameters),), must_call=True))
