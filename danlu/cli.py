@@ -109,6 +109,11 @@ def _call(arguments: list[str]) -> int:
     except cyclopts.CycloptsError as error:
         show_error(errors, DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"])))
         return 2
+    except RecursionError:
+        if not _is_too_deep(arguments):
+            raise
+        show_error(errors, DanluError("a word of the command line is nested too deeply to be read as JSON"))
+        return 2
     except KeyboardInterrupt:
         show_error(errors, Interrupted("stopped"))
         return Interrupted.exit_code
@@ -116,6 +121,17 @@ def _call(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at the end of Python
         return 1
     return 0
+
+
+def _is_too_deep(arguments: list[str]) -> bool:
+    """Whether reading the command line alone, which looks for JSON in its words, goes deeper than Python can."""
+    try:
+        app.parse_args(arguments, exit_on_error=False, print_error=False)
+    except RecursionError:
+        return True
+    except cyclopts.CycloptsError:
+        return False
+    return False
 
 
 def _word(error: DanluError, arguments: list[str]) -> None:

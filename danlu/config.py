@@ -120,7 +120,7 @@ def _read_text(path: Path) -> str:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """One YAML mapping, or ConfigError with the line of the fault."""
     try:
-        document = _from_yaml(text)
+        document = from_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.seen}", allowed=error.allowed, fix=error.fix) from error
     if not isinstance(document, dict):
@@ -129,7 +129,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-def _from_yaml(text: str) -> Any:
+def from_yaml(text: str) -> Any:
     """What the text holds. Raises ConfigError, for values as well that only look like a date or a number."""
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -185,7 +185,7 @@ def _overlap(key: str, other: str) -> bool:
 
 def _read_value(override: str, text: str, field: FieldInfo | None) -> Any:
     try:
-        value = _from_yaml(text)
+        value = from_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"override {override!r:.200}: the value is {error.seen}", fix=error.fix) from error
     if value is None or isinstance(value, (str, list, dict)):

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
-import yaml
 from cyclopts import Parameter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, create_model
 from pydantic.fields import FieldInfo
 
-from danlu.config import Options, describe_faults, section_of
+from danlu.config import Options, describe_faults, from_yaml, section_of
 from danlu.errors import ConfigError
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -105,7 +104,7 @@ def _joined(name: str, words: Sequence[Any], annotation: Any) -> Any:
     if dict not in kinds:
         values = [_read(name, word) for word in words]
         return [item for value in values for item in (value if isinstance(value, list) else [value])]
-    values = [_pair(_read(name, _from_file(name, word))) for word in words]
+    values = [_pair(name, _read(name, _from_file(name, word))) for word in words]
     if not all(isinstance(value, dict) for value in values):
         return values if len(values) > 1 else values[0]
     twice = [key for at, value in enumerate(values) for key in value if any(key in other for other in values[:at])]
@@ -118,10 +117,16 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     return tuple(choice for arm in get_args(annotation) if get_origin(arm) is Literal for choice in get_args(arm))
 
 
-def _pair(value: Any) -> Any:
+def _pair(name: str, value: Any) -> Any:
     """key=value as a mapping of one key."""
     key, equals, text = value.partition("=") if isinstance(value, str) else ("", "", "")
-    return {key: yaml.safe_load(text)} if equals and re.fullmatch(r"\w+", key) else value
+    if not equals or not re.fullmatch(r"\w+", key):
+        return value
+    try:
+        return {key: from_yaml(text)}
+    except ConfigError as error:
+        fix = error.fix or f"put quotes around what is meant as text: '{key}=\"…\"'"
+        raise ConfigError(f"{name}: {value!r:.200}: the value is {error.seen}", fix=fix) from error
 
 
 def _from_file(name: str, word: Any) -> Any:
@@ -140,8 +145,10 @@ def _read(name: str, word: Any) -> Any:
         return word
     try:
         return json.loads(word)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{name}: {word!r} is not valid JSON: {error}", fix='quote it: \'["a", "b"]\'') from None
+    except RecursionError:
+        raise ConfigError(f"{name}: {word!r:.200} is not valid JSON: nested too deeply") from None
+    except ValueError as error:  # of JSON, or of a number of too many digits
+        raise ConfigError(f"{name}: {word!r:.200} is not valid JSON: {error}", fix='quote it: \'["a", "b"]\'') from None
 
 
 # -- how a message names an option ----------------------------------------------------------------------

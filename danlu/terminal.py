@@ -219,7 +219,8 @@ def _show_example(console: Console, spans: Iterable[Span], which: int, rendered:
     show(console, "\n" + said("{record}, {how}; {mark}", record=answer, how=how, mark=mark))
     for span in spans:
         if span.kind == "left out":
-            show(console, "\n" + said("[… {count} characters left out …]", count=span.text))
+            left_out = "[… {count} tokens left out …]" if rendered else "[… {count} characters left out …]"
+            show(console, "\n" + said(left_out, count=span.text))
         elif span.kind == "context":
             show(console, visible(span.text), end="")
         elif in_colour:

@@ -301,6 +301,7 @@ CHINESE = {
     "what is learnt is green": "绿色为计入损失的部分",
     "what is learnt stands in {+ +}": "{+ +} 内为计入损失的部分",
     "[… {count} characters left out …]": "［…… 省略 {count} 个字符 ……］",
+    "[… {count} tokens left out …]": "［…… 省略 {count} 个 token ……］",
     "and {count} more": "另有 {count} 条",
     "next": "建议",
     "{place} nearly repeats {earlier} ({alike})": "{place} 与 {earlier} 近似重复（{alike}）",

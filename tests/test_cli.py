@@ -659,3 +659,9 @@ def test_the_command_is_installed():
     assert command, "pip install -e . makes it"
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{danlu.__version__}\n")
+
+
+def test_a_word_that_is_nested_too_deeply_is_told(call, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    code, _, said = call("data", "check", tmp_path / "a.jsonl", "--columns", "[" * 30_000)
+    assert (code, "nested too deeply" in words(said)) == (2, True)

@@ -95,6 +95,31 @@ def test_a_mapping_takes_json_a_file_or_pairs(options, name, tmp_path):
         document(options, name, flag, '{"a": 1}', flag, '{"a": 2}')
 
 
+UNREADABLE = [
+    "a=2024-99-99", "a=!!python/x", "a=[1", "a=" + "[" * 3000, "a=\x01", "a={x: 1, x: 2}", "a=? {b: 1}", "a=*b",
+    "a=" + "9" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", UNREADABLE, ids=lambda word: repr(word[:12]))
+def test_a_pair_that_cannot_be_read_says_which_and_what_to_do(word):
+    options, name = MAPPINGS[0]
+    with pytest.raises(ConfigError, match="the value is") as told:
+        document(options, name, f"--{name}", word)
+    assert told.value.seen.startswith(f"{name.rpartition('.')[2]}: 'a=")
+    assert len(told.value.seen) < 1000
+    assert told.value.fix
+
+
+@pytest.mark.parametrize("word", ["[" * 30_000, "[" + "9" * 5000 + "]"], ids=["deep", "long"])
+def test_json_that_python_cannot_hold_is_told_and_not_quoted_whole(word, tmp_path):
+    options, name = MAPPINGS[0]
+    (tmp_path / "a.json").write_text(word)
+    with pytest.raises(ConfigError, match="not valid JSON") as told:
+        document(options, name, f"--{name}", f"@{tmp_path}/a.json")
+    assert len(told.value.seen) < 1000
+
+
 @pytest.mark.parametrize(("options", "name"), NULLS + SECTIONS)
 def test_null_is_nothing(options, name):
     assert document(options, name, f"--{name}", "null") is None

@@ -109,7 +109,7 @@ class Maker:
         ledger = None
         if params.logprobs is not None and not params.revises:
             ledger = Ledger(params.live_rows, params.logprobs)
-        strategy = self._strategy(params, prompt, eos, rows, seed, forced, ledger)
+        strategy = self._strategy(params, prompt, rows, seed, forced, ledger)
         steps: queue.SimpleQueue[dict[int, tuple[int, ...]]] = queue.SimpleQueue()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -190,13 +190,12 @@ class Maker:
         self,
         params: GenerationParams,
         prompt: Sequence[int],
-        eos: frozenset[int],
         rows: RowStates,
         seed: int,
         forced: Constraints[Any] | None,
         ledger: Ledger | None,
     ) -> Strategy:
-        limits = Limits(params.new_tokens_limit(len(prompt)), eos, rows.stops)
+        limits = Limits(params.new_tokens_limit(len(prompt)), rows.eos, rows.stops, rows.is_end)
         warp = partial(_warped, params, rows) if params.do_sample else None
         if params.num_beams == 1 and forced is not None:
             take = partial(_drawn_one, seed) if params.do_sample else _likeliest_one

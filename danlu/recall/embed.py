@@ -199,5 +199,5 @@ def _read(path: Path, default: Any) -> Any:
         return default
     try:
         return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {error}", fix="fetch the model again") from error

@@ -6,8 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from danlu.config import from_yaml
 from danlu.journal import Journal, write_atomic
 from danlu.report.numbers import duration, is_figure
 from danlu.report.page import Run, events, page, read_run, recipe_text, section, table
@@ -27,7 +26,7 @@ def render_chain(journal: Journal) -> str:
     """The page as text."""
     run = read_run(journal)
     heads = [run.words(head) for head in ("step", "kind", "works on", "state", "time", "what came of it")]
-    recipe = yaml.safe_load(run.recipe) if run.recipe else None
+    recipe = from_yaml(run.recipe) if run.recipe else None
     names = list(recipe["steps"]) if isinstance(recipe, dict) else list(run.part("steps"))
     rows = [_row(journal, name, run.part("steps").get(name, {}), run.words) for name in names]
     parts = [

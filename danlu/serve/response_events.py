@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from danlu.serve.replies.replies import event_of
 from danlu.serve.stream import Send
 from danlu.serve.wire.responses import (
     Wishes,
@@ -193,5 +194,4 @@ class Events:
     def _event(self, kind: str, **more: Any) -> bytes:
         body = {"type": kind, "sequence_number": self._number, **more}
         self._number += 1
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        return f"event: {kind}\ndata: {data}\n\n".encode()
+        return f"event: {kind}\n".encode() + event_of(body)

@@ -8,7 +8,7 @@ from test_chat import CONVERSATIONS, STYLES
 
 from danlu.data.formats import Reading, record_from_row
 from danlu.data.look.check import check
-from danlu.data.look.shown import Span, shortened, spans_of, visible
+from danlu.data.look.shown import Span, shortened, spans_of, spans_shown, visible
 from danlu.data.records import Text
 from danlu.errors import DataError
 
@@ -227,6 +227,37 @@ def test_a_long_example_loses_its_middle_and_says_how_much(limit):
     else:
         assert kept == whole[: limit // 2] + whole[len(whole) - (limit - limit // 2) :]
         assert [span.text for span in short if span.kind == "left out"] == [f"{len(whole) - limit:,}"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 40, 41, 200])
+@pytest.mark.parametrize("times", [1, 3, 40, 400])
+def test_what_is_shown_of_tokens_is_what_the_whole_text_shows(limit, times):
+    tokenizer = chatml().tokenizer
+    ids = tokenizer("一🔥 two words，三。\n" * times)["input_ids"]
+    learnt = [at % 11 > 4 for at in range(len(ids))]
+    whole, short = spans_of(ids, learnt, tokenizer), spans_shown(ids, learnt, tokenizer, limit)
+    expected = shortened(whole, limit)
+    assert [span for span in short if span.kind != "left out"] == [one for one in expected if one.kind != "left out"]
+    counts = [int(span.text.replace(",", "")) for span in short if span.kind == "left out"]
+    assert len(counts) == (short != whole)
+    shown = sum(len(span.text) for span in short if span.kind != "left out")
+    assert all(0 < count <= len(ids) for count in counts)
+    if counts and times == 400:  # a token is 1 byte at least, and a character 4 at most
+        assert len(ids) - 4 * shown <= counts[0] < len(ids)
+
+
+def test_of_a_long_example_only_what_is_shown_is_decoded(monkeypatch):
+    chat, asked = chatml(), []
+    ids = chat.tokenizer("a long text " * 20_000)["input_ids"]
+    decode = type(chat.tokenizer).decode
+
+    def counted(self, token_ids, **options):
+        asked.append(len(token_ids))
+        return decode(self, token_ids, **options)
+
+    monkeypatch.setattr(type(chat.tokenizer), "decode", counted)
+    spans_shown(ids, [True] * len(ids), chat.tokenizer)
+    assert sum(asked) < len(ids)
 
 
 def test_no_character_is_torn_where_learning_begins_inside_it():

@@ -73,15 +73,45 @@ def test_a_limit_may_cut_the_answer(engine):
     assert ("abc" * 50).startswith(answer.text)
 
 
-def test_an_end_that_is_text_belongs_to_the_answer(engine):
-    end = engine.chat.tokenizer.convert_tokens_to_ids("b")
-    for regex, text in (("a[bc]{3}", "b"), ("[ab]{3}c|[ab]{5}", "b")):
-        found = engine.generate(
-            PROMPTS, GenerationParams(regex=regex, eos_token_id=end, max_new_tokens=20, num_beams=2)
-        )
-        for answer in (one.sequences[0] for one in found):
+WITH_SPOKEN_ENDS = STRATEGIES | {
+    "forced": {"force_words": ["c"], "num_beams": 3},
+    "forced_groups": {"force_words": ["c"], "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+    "banks": {"force_words": ["c"], "do_sample": True, "seed": 3},
+}
+
+
+@pytest.mark.parametrize("ends", ["b", "bc", "a", "b/"])
+@pytest.mark.parametrize("name", WITH_SPOKEN_ENDS)
+def test_an_end_that_is_text_counts_where_the_answer_is_complete_with_it(engine, name, ends):
+    """Elsewhere it is text as any other; "/" stands for the model's own end, which is none unless it is asked for."""
+    ids = engine.chat.tokenizer.convert_tokens_to_ids
+    eos = [2 if end == "/" else ids(end) for end in ends]
+    for regex in ("abc", "a[bc]{3}", "[ab]{3}c|c[ab]{4}", "c?[ac]{3}c", "[ab]?cb?"):
+        params = GenerationParams(regex=regex, eos_token_id=eos, max_new_tokens=9, **WITH_SPOKEN_ENDS[name])
+        found = engine.generate(PROMPTS, params)
+        for answer in (one for each in found for one in each.sequences):
+            assert answer.finish_reason == "stop"
             assert re.fullmatch(regex, answer.text)
-            assert answer.text.endswith(text)
+            pieces = [engine.chat.tokenizer.decode([token]) for token in answer.token_ids]
+            ended = [
+                at for at, piece in enumerate(pieces, 1) if re.fullmatch(regex, "".join(pieces[:at])) and piece in ends
+            ]
+            assert not ended or ended[0] == len(pieces)
+
+
+def test_a_least_length_bans_an_end_that_is_text_only_where_it_ends(engine):
+    end = engine.chat.tokenizer.convert_tokens_to_ids("b")
+    for beams in (1, 3):
+        (answer,) = answers(engine, ["one"], regex="ab{2}c", eos_token_id=end, min_new_tokens=4, num_beams=beams)
+        assert (answer.text, answer.finish_reason) == ("abbc", "stop")
+
+
+def test_a_complete_answer_ends_as_the_models_own_where_every_end_is_text(engine):
+    end = engine.chat.tokenizer.convert_tokens_to_ids("x")
+    for knobs in ({"regex": "abc"}, {"json_schema": {"const": "b"}}, {"choices": ["abc"]}):
+        (answer,) = answers(engine, ["one"], eos_token_id=end, **knobs)
+        assert answer.finish_reason == "stop"
+        assert answer.token_ids[-1] in engine.chat.stop_ids
 
 
 # -- stop sequences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import templates
@@ -11,6 +12,7 @@ from tokenizers import AddedToken
 from danlu.data.chat import Chat
 from danlu.generate.params import GenerationParams
 from danlu.generate.scores.grammar import Grammars
+from danlu.serve.calls.callarguments import arguments_of
 from danlu.serve.calls.callforms import GENERIC, Notation, Tagged
 from danlu.serve.calls.reasoning import Marks
 from danlu.serve.calls.talking import Conversations
@@ -236,12 +238,13 @@ def test_a_model_may_think_twice(marks):
     assert (said, thought.split(), calls) == ("So.", ["onetwo"], [])
 
 
-def test_arguments_of_tags_follow_references():
+@pytest.mark.parametrize(("name", "key"), [("Place", "Place"), ("a/b~ c", "a~1b~0%20c")])
+def test_arguments_of_tags_follow_references(name, key):
     parameters = {
         "type": "object",
-        "properties": {"place": {"$ref": "#/$defs/Place"}, "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+        "properties": {"place": {"$ref": f"#/$defs/{key}"}, "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
         "required": ["place"],
-        "$defs": {"Place": {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}},
+        "$defs": {name: {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}},
     }
     chat = chat_of(templates.CODER)
     asked = Talk(use=use((tool("weather", parameters),), must_call=True))
@@ -257,3 +260,17 @@ def test_arguments_of_tags_follow_references():
         assert read(ready.reader(), text, 3)[2] == [("weather", {"place": {"lat": 1.5}, "note": value})]
     taken, tokens, _ = matched(chat, ready, answer('"here"', "null"))
     assert taken < tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (Tagged("<p=", ">", "</p>"), "<p=n>" + "[" * 30_000 + "</p></f>"),
+        (Notation('"'), "{n:" + "[" * 30_000),
+    ],
+    ids=["tagged", "notation"],
+)
+def test_a_value_that_is_nested_without_end_breaks_no_answer(arguments, said):
+    form = replace(GENERIC, arguments=arguments)
+    told, _, _ = arguments_of(form, tool("f", {"properties": {"n": {}}}).function).read(said)
+    assert told in ("", json.dumps({"n": "[" * 30_000}))

@@ -33,7 +33,7 @@ from danlu.data.formats import (
 from danlu.data.look.digests import Digests, digest
 from danlu.data.look.duplicates import Signatures, near_duplicates, signatures
 from danlu.data.look.figures import DataReport, Fault, Lengths, Near, Overlap, TooLong
-from danlu.data.look.shown import Span, answers_of, shortened, spans_of, spans_of_record
+from danlu.data.look.shown import Span, answers_of, shortened, spans_of_record, spans_shown
 from danlu.data.source import unwanted
 from danlu.errors import DataError
 
@@ -266,7 +266,7 @@ def _shown(record: Record, chat: Chat | None) -> tuple[tuple[Span, ...], ...]:
     if chat is None:
         return (tuple(shortened(spans_of_record(record))),)
     last = [chat.examples(answer)[-1] for answer in answers_of(record)]
-    return tuple(tuple(shortened(spans_of(each.token_ids, each.learnt, chat.tokenizer))) for each in last)
+    return tuple(tuple(spans_shown(each.token_ids, each.learnt, chat.tokenizer)) for each in last)
 
 
 def _longest(answers: _Sizes) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """A record as the model will see it: text with the learnt part marked, control characters made visible.
 
-Text is decoded whole and then parted, never token by token, so that no character is torn. Draws nothing.
+Text is decoded in stretches that are then parted, never token by token, so that no character is torn; of a long
+example, only what is shown is decoded. Draws nothing.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +15,10 @@ from typing import Any, Literal
 from danlu.data.records import Conversation, Message, Preference, Record, Text
 
 SHOWN_CHARACTERS = 2_000
+
+# A stretch that is decoded by itself may begin or end inside a character, or lose a space before its first word: as
+# many characters at its border are decoded and not shown.
+_MARGIN = 16
 
 Kind = Literal["context", "learnt", "left out"]
 
@@ -34,6 +40,37 @@ def spans_of(token_ids: Sequence[int], learnt: Sequence[bool], tokenizer: Any) -
     kinds: list[Kind] = ["learnt" if learnt[at] else "context" for at in [0, *borders]]
     parts = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     return [Span(text, kind) for text, kind in zip(parts, kinds, strict=True) if text]
+
+
+def spans_shown(
+    token_ids: Sequence[int], learnt: Sequence[bool], tokenizer: Any, limit: int = SHOWN_CHARACTERS
+) -> list[Span]:
+    """An example, with the middle of what has more than `limit` characters left out, and its tokens counted."""
+    size = _reaching(tokenizer, token_ids, limit + _MARGIN)
+    first = spans_of(token_ids[:size], learnt[:size], tokenizer)
+    if size == len(token_ids) and _length(first) <= limit:
+        return first
+    before, after = limit // 2, limit - limit // 2
+    turned = _reaching(tokenizer, token_ids, after + _MARGIN, from_end=True)
+    last = spans_of(token_ids[-turned:], learnt[-turned:], tokenizer)
+    kept = [
+        bisect_left(range(size), before, key=lambda count: len(_decoded(tokenizer, token_ids[:count]))),
+        bisect_left(
+            range(turned), after, key=lambda count: len(_decoded(tokenizer, token_ids[len(token_ids) - count :]))
+        ),
+    ]
+    left = max(1, len(token_ids) - sum(kept))  # one may be shown in part
+    return [*_first(first, before), Span(f"{left:,}", "left out"), *_last(last, after)]
+
+
+def _reaching(tokenizer: Any, ids: Sequence[int], characters: int, *, from_end: bool = False) -> int:
+    """So many tokens, from the beginning or the end, that make that many characters; else all."""
+    size = characters
+    while size < len(ids):
+        if len(_decoded(tokenizer, ids[-size:] if from_end else ids[:size])) >= characters:
+            return size
+        size *= 2
+    return len(ids)
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -76,11 +113,15 @@ def answers_of(record: Record) -> list[Conversation | Text]:
 
 def shortened(spans: Sequence[Span], limit: int = SHOWN_CHARACTERS) -> list[Span]:
     """The same, with the middle of what is longer than `limit` left out and counted."""
-    length = sum(len(span.text) for span in spans)
+    length = _length(spans)
     if length <= limit:
         return list(spans)
     head, tail = _first(spans, limit // 2), _last(spans, limit - limit // 2)
     return [*head, Span(f"{length - limit:,}", "left out"), *tail]
+
+
+def _length(spans: Iterable[Span]) -> int:
+    return sum(len(span.text) for span in spans)
 
 
 def _first(spans: Iterable[Span], room: int) -> list[Span]:

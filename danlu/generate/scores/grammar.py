@@ -260,7 +260,9 @@ class GrammarRows:
 
     Args:
         rows: number of rows at the start.
-        eos: tokens that end the request's answers.
+        eos: tokens that end the request's answers. One that is text ends where the form is complete with it, and is
+            text as any other elsewhere. If all are, an answer that is complete and cannot be gone on with ends as the
+            model's own answers do.
     """
 
     def __init__(self, grammar: Grammar, rows: int, eos: frozenset[int]) -> None:
@@ -268,7 +270,10 @@ class GrammarRows:
         self._rows: list[LLMatcher | None] = [grammar.begin() for _ in range(rows)]
         self._places = [Place(grammar.uniques) for _ in range(rows)] if grammar.uniques else []
         self._silent = [token for token in eos if grammar.of.is_silent(token)]
-        self._spoken = sorted(eos.difference(self._silent))  # such an end belongs to the text
+        self._spoken = eos.difference(self._silent)  # such an end belongs to the text
+        own = grammar.of.chat.stop_ids if self._spoken and not self._silent else ()
+        self._last = [token for token in sorted(own) if grammar.of.is_silent(token)]
+        self.ends = eos.union(self._last)
 
     def masked(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
         """Scores (rows, vocabulary) with -inf on every token that leads out of the form."""
@@ -290,16 +295,19 @@ class GrammarRows:
         allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
         allowed[self.grammar.of.tokenizer.eos_tokens] = False
         allowed[self._silent] = matcher.is_accepting()
-        for token in self._spoken:
-            allowed[token] = allowed[token] and self._is_complete_with(matcher, token)
+        if self._last and not allowed.any():
+            allowed[self._last] = matcher.is_accepting()
         return allowed
 
     def _ahead(self, matcher: LLMatcher, vocabulary: int, tokens: Sequence[int]) -> np.ndarray:
         after = matcher.deep_copy()
         return self._allowed(after if after.consume_tokens(list(tokens)) else None, vocabulary)
 
-    @staticmethod
-    def _is_complete_with(matcher: LLMatcher, token: int) -> bool:
+    def is_end(self, row: int, token: int) -> bool:
+        """Whether one of `ends` ends this row, and is not text of it."""
+        matcher = self._rows[row]
+        if token not in self._spoken or matcher is None:
+            return True
         after = matcher.deep_copy()
         return after.consume_token(token) and after.is_accepting()
 
@@ -324,7 +332,7 @@ class GrammarRows:
         knob, matcher = self.grammar.knob, self._rows[row]
         bans = [name for name in _BANS if getattr(params, name)]
         is_complete = matcher is not None and matcher.is_accepting()
-        if is_complete and not (self._silent or self._spoken):
+        if is_complete and not (self._silent or self._last):
             return AllBanned(
                 f"the answer is complete by {knob}, and eos_token_id leaves no token to end it with",
                 fix="leave eos_token_id out",

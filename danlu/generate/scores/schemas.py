@@ -5,8 +5,9 @@ Knows no model. A schema that cannot be followed is not judged here; grammar.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from danlu.errors import ConfigError
 
@@ -80,3 +81,15 @@ def _inside(key: str, watched: bool) -> Callable[[Any], Any]:
             {name: _rewritten(part, watched) for name, part in parts.items()} if isinstance(parts, dict) else parts
         )
     return lambda value: value
+
+
+def pointed(schema: Any, reference: str) -> Any:
+    """What a reference inside a schema points to; None where there is nothing."""
+    found = schema
+    for key in unquote(reference).removeprefix("#").split("/")[1:]:
+        key = key.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = found[int(key)] if key.isdigit() and int(key) < len(found) else None
+        else:
+            found = found.get(key) if isinstance(found, Mapping) else None
+    return found

@@ -10,10 +10,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 from danlu.errors import ConfigError
-from danlu.generate.scores.schemas import holds_one
+from danlu.generate.scores.schemas import holds_one, pointed
 
 # Values of an item are known up to so many, of so many characters, and structures of values up to this depth.
 _MOST_VALUES, _LONGEST, _DEEPEST = 256, 1024, 4
@@ -159,18 +158,6 @@ class Uniques:
                 if isinstance(one.get("$ref"), str):
                     waiting.append(pointed(self._schema, one["$ref"]))
         return tuple(found.values())
-
-
-def pointed(schema: Any, reference: str) -> Any:
-    """What a reference inside a schema points to; None where there is nothing."""
-    found = schema
-    for key in unquote(reference).removeprefix("#").split("/")[1:]:
-        key = key.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list):
-            found = found[int(key)] if key.isdigit() and int(key) < len(found) else None
-        else:
-            found = found.get(key) if isinstance(found, dict) else None
-    return found
 
 
 def _is_named(part: dict[str, Any], is_root: bool) -> bool:

@@ -142,7 +142,10 @@ class Banked(Strategy):
         is_complete = bank == self.banks - 1
         lane = search.number * (self.banks + 1) + bank
         if not is_complete:
-            candidates[:, list(self.eos)] = -torch.inf
+            ends = [
+                (at, token) for at, row in enumerate(parents) for token in self.eos if self.ends(first + row, token)
+            ]
+            candidates[[at for at, _ in ends], [token for _, token in ends]] = -torch.inf
         while bool(flat.max() > -torch.inf):
             place = self._pick(flat, lane, self.made)
             parent, token = parents[place // vocabulary], place % vocabulary

@@ -67,7 +67,7 @@ class RowStates:
         grammar: Grammar | None = None,
         rows: int | None = None,
     ) -> None:
-        self.params, self.eos = params, eos
+        self.params = params
         self._min_new = params.min_new(len(prompt))
         self._made = 0
         shared = Prompt(prompt, ngram_size=params.no_repeat_ngram_size, avoided=bad_words(bad, eos))
@@ -76,6 +76,7 @@ class RowStates:
         self._histories = [History(shared) for _ in range(rows)] if self._needs_history else []
         self._streams = [stream] * rows if stream is not None else []
         self._forms = GrammarRows(grammar, rows, eos) if grammar is not None else None
+        self.eos = eos if self._forms is None else self._forms.ends
         self._seen: Tensor | None = None
         if params.repetition_penalty != 1:
             self._seen = torch.zeros(rows, vocabulary, dtype=torch.bool)
@@ -154,6 +155,10 @@ class RowStates:
         stream = self._streams[row].fork()
         stream.push(token)
         return stream.stop is not None
+
+    def is_end(self, row: int, token: int) -> bool:
+        """Whether one of `eos` ends row `row`: where its text is part of the answer's form, it may not."""
+        return self._forms is None or self._forms.is_end(row, token)
 
     def go_on(self, step: Step) -> None:
         """Fork and lengthen the rows as the strategy chose."""
@@ -273,8 +278,8 @@ def _by_words(states: RowStates, row: int) -> Sequence[int]:
     return states._histories[row].banned_by_words()
 
 
-def _by_length(states: RowStates, _row: int) -> Sequence[int]:
-    return tuple(states.eos) if states._made < states._min_new else ()
+def _by_length(states: RowStates, row: int) -> Sequence[int]:
+    return [token for token in states.eos if states.is_end(row, token)] if states._made < states._min_new else ()
 
 
 def _temperature(states: RowStates, scores: Tensor, _rows: Sequence[int], _is_own: bool) -> Tensor:

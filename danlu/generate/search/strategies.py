@@ -72,24 +72,27 @@ class Limits:
     Attributes:
         max_new_tokens: a row has at most so many new tokens.
         eos: tokens that end a row.
+        is_end: whether one of them ends a row (its number, as the last step left it), and is not text of it.
         stops: whether a row (its number, as the last step left it) ends with this token by a stop sequence.
     """
 
     max_new_tokens: int
     eos: frozenset[int]
     stops: Callable[[int, int], bool] = lambda _row, _token: False
+    is_end: Callable[[int, int], bool] = lambda _row, _token: True
 
 
 class Strategy(ABC):
     """Rows of one request. `sequences[i]` are the tokens that row i has made so far."""
 
     def __init__(self, rows: int, limits: Limits) -> None:
-        self.max_new_tokens, self.eos, self.stops = limits.max_new_tokens, limits.eos, limits.stops
+        self.max_new_tokens, self.eos = limits.max_new_tokens, limits.eos
+        self.stops, self._is_end = limits.stops, limits.is_end
         self.sequences: list[tuple[int, ...]] = [()] * rows
 
     def ends(self, row: int, token: int) -> bool:
         """Whether `token` ends what row `row` has made."""
-        return token in self.eos or self.stops(row, token)
+        return (token in self.eos and self._is_end(row, token)) or self.stops(row, token)
 
     def end_of(self, row: int, token: int) -> FinishReason | None:
         """Why row `row` ends with `token`; None when it goes on."""

@@ -122,7 +122,7 @@ def _as_json(text: str, schema: Mapping[str, Any]) -> str:
     """A value as JSON. Where it may be text, what reads as another kind that is allowed too is that."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     words = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if (isinstance(value, str) and may_be_text(schema)) or text in words:
@@ -139,7 +139,7 @@ class _NotedArguments(Arguments):
     def read(self, text: str) -> tuple[str, int, bool]:
         try:
             value, end = self._value(text, 0)
-        except (IndexError, ValueError):
+        except (IndexError, ValueError, RecursionError):
             return "", 0, False
         return json.dumps(value, ensure_ascii=False), end, True
 

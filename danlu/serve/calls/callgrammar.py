@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from danlu.generate.scores.grammar import Form
-from danlu.generate.scores.schemas import settled
+from danlu.generate.scores.schemas import pointed, settled
 from danlu.serve.calls.callforms import NUMBER, CallForm, Notation, Tagged
 from danlu.serve.calls.reasoning import Marks, Thinking
 from danlu.serve.wire.messages import Function, ToolUse
@@ -344,10 +344,7 @@ def resolve(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
         place = schema.get("$ref")
         if not isinstance(place, str) or not place.startswith("#/"):
             return dict(schema)
-        found: Any = root
-        for key in place[2:].split("/"):
-            found = found.get(key, {}) if isinstance(found, Mapping) else {}
-        schema = found
+        schema = pointed(root, place)
     return {}
 
 

@@ -294,7 +294,7 @@ def only_model(base_url: str, key: str | None) -> str:
 def _object(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ApiFault(502, f"the backend answered with no JSON object: {content[:200]!r}", code="backend_broken")
@@ -308,7 +308,7 @@ def _fault_of(status: int, content: bytes, names: dict[str, str], headers: httpx
     """
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
     found = found if isinstance(found, dict) else {}
     inner = found.get("error", found)
