@@ -6,6 +6,7 @@ once, in a model beside the code that uses it.
 
 from __future__ import annotations
 
+import os
 import re
 import types
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from danlu.errors import ConfigError, nearest
@@ -30,6 +31,9 @@ class Options(BaseModel):
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+# The text of a path. A leading ~ is the home directory, which no shell fills in inside a file or behind an "=".
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 _T = TypeVar("_T")
 # A list from whoever may ask: of a hundred thousand faulty entries the first one is told, and no other is looked at.
@@ -63,6 +67,18 @@ class _StrictLoader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: the key {key!r} is given twice", fix="keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        """Words that YAML 1.1 makes another number or a day of stay as written; the option given them reads them."""
+        if kind is yaml.ScalarNode and implicit[0] and _AS_WRITTEN.fullmatch(value):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+
+# 010 (8 in YAML 1.1, 10 in YAML 1.2), 12:30 (750) and 2024-01-01.
+_AS_WRITTEN = re.compile(
+    r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?|[0-9]{4}-[0-9]{1,2}-[0-9].*", re.DOTALL
+)
 
 
 def recipe_names() -> list[str]:
@@ -118,12 +134,20 @@ def from_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
+        raise ConfigError(f"not valid YAML: {_yaml_fault(error)}") from error
     except RecursionError:
         raise ConfigError("not valid YAML: nested too deeply") from None
     except (ValueError, TypeError, AttributeError) as error:  # from what makes values of the words
         reason = str(error).partition(";")[0]
         raise ConfigError(f"not valid YAML: {reason}", fix="put quotes around what is meant as text") from None
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """Where and what, without the text around it: its words would be taken for options of ours."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def apply_overrides(
@@ -166,7 +190,8 @@ def _read_value(override: str, text: str, field: FieldInfo | None) -> Any:
         raise ConfigError(f"override {override!r:.200}: the value is {error.seen}", fix=error.fix) from error
     if value is None or isinstance(value, (str, list, dict)):
         return value
-    arms = {field.annotation, *get_args(field.annotation)} if field else set()
+    told = (field.annotation, *get_args(field.annotation)) if field else ()
+    arms = {get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in told}
     return text if str in arms and type(value) not in arms else value
 
 
@@ -176,7 +201,14 @@ def validate(model: type[AnyOptions], document: dict[str, Any], where: str) -> A
         return model.model_validate(document)
     except ValidationError as error:
         faults = [f"  {fault}" for fault in describe_faults(error, model)]
-        raise ConfigError("\n".join([f"{where}: {len(faults)} fault(s)", *faults])) from None
+        fix = "put quotes around what is meant as text" if any(map(_wants_text, error.errors())) else ""
+        raise ConfigError("\n".join([f"{where}: {len(faults)} fault(s)", *faults]), fix=fix) from None
+
+
+def _wants_text(fault: Any) -> bool:
+    """Whether text was due where there is a number or, as YAML reads on, off, yes and no, true or false."""
+    numbers = {"string_type": bool | int | float, "literal_error": bool}
+    return isinstance(fault["input"], numbers.get(fault["type"], ()))
 
 
 # So many of pydantic's faults are looked at where a few are told; a place may have several.

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from danlu.config import Options
+from danlu.config import Options, PathText
 from danlu.data.source import DataOptions
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError, DiskError, nearest, size_in_words
@@ -39,7 +39,7 @@ class RunOptions(Options):
         pattern=r"^[\w][\w.-]*$",
         description="the run directory is runs/NAME: letters (any script), digits, . _ and -, without spaces",
     )
-    runs: str = Field("runs", description="folder that holds the run directories")
+    runs: PathText = Field("runs", description="folder that holds the run directories")
     seed: int = Field(42, ge=0, lt=2**32, description="of the split, the order, the adapter and the dropout")
     resume: bool | Literal["auto"] = Field(
         False, description="go on with the last checkpoint of this run; auto: if there is such a run, else begin one"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from danlu import config
-from danlu.config import Options
+from danlu.config import Options, PathText
 from danlu.errors import ConfigError
 
 
@@ -75,6 +75,53 @@ def test_what_stands_for_text_stays_text(tmp_path):
     assert load(tmp_path, "train: {}", "name=007").name == "007"
 
 
+@pytest.mark.parametrize("written", ["007", "12:30", "2024-01-01", "2024-01-01 10:00:00", "0o17x"])
+def test_words_that_yaml_makes_numbers_or_days_of_stay_as_written(tmp_path, written):
+    assert load(tmp_path, f"name: {written}").name == written
+
+
+def test_a_count_is_the_number_that_is_written(tmp_path):
+    assert load(tmp_path, "name: a\ntrain: {steps: 010}").train.steps == 10  # 8 in YAML 1.1
+    assert load(tmp_path, "name: a", "train.steps=010").train.steps == 10
+    assert load(tmp_path, "name: a\ntrain: {steps: 1_000}").train.steps == 1000
+    with pytest.raises(ConfigError, match=r"train.steps: .*\(seen: '1:30'\)"):  # 90 in YAML 1.1
+        load(tmp_path, "name: a\ntrain: {steps: 1:30}")
+
+
+@pytest.mark.parametrize("written", ["on", "No", "12", "1.5"])
+def test_quotes_are_advised_where_text_is_due(tmp_path, written):
+    with pytest.raises(ConfigError, match=r"name: .*a text \(seen") as caught:
+        load(tmp_path, f"name: {written}")
+    assert caught.value.fix == "put quotes around what is meant as text"
+    assert load(tmp_path, f"name: '{written}'").name == written
+
+
+def test_a_wrong_number_is_not_called_text(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "name: a\ntrain: {steps: x}")
+    assert caught.value.fix == ""
+
+
+def test_a_fault_of_the_syntax_is_told_by_its_line_without_the_text_around_it(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "name: a\ntrain: {path: ${HOME}/x, steps: 2}")
+    assert "not valid YAML: line 2, column 16: expected ',' or '}', but got '{'" in caught.value.seen
+    assert "steps" not in caught.value.seen
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    class Paths(Options):
+        path: PathText | tuple[PathText, ...] | None = None
+        folder: PathText = "runs"
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = config.validate(Paths, {"path": ["~/a.jsonl", "b~.jsonl"], "folder": "~/runs"}, where="here")
+    assert home.path == (f"{tmp_path}/a.jsonl", "b~.jsonl")
+    assert home.folder == f"{tmp_path}/runs"
+    given = config.apply_overrides({}, ["path=2024", "folder=007"], Paths)
+    assert given == {"path": "2024", "folder": "007"}  # text all the same
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -110,7 +157,17 @@ def test_faults_are_told_without_names_of_the_libraries(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["2024-13-45", "!!int x", "!!float x", "!!timestamp x", "9" * 5000, "[" * 3000, "{[a]: b}", "{{a: b}: c}"]
+    "value",
+    [
+        "!!timestamp 2024-13-45",
+        "!!int x",
+        "!!float x",
+        "!!timestamp x",
+        "9" * 5000,
+        "[" * 3000,
+        "{[a]: b}",
+        "{{a: b}: c}",
+    ],
 )
 def test_a_value_that_yaml_cannot_make_is_a_fault_and_no_traceback(value):
     with pytest.raises(ConfigError, match=r"^r\.yaml: ") as caught:

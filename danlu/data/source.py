@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from danlu.config import Options
+from danlu.config import Options, PathText
 from danlu.data.chat import Chat, TrainOn
 from danlu.data.files.encodings import check_encoding
 from danlu.data.files.folders import Part
@@ -47,7 +47,7 @@ from danlu.fingerprint import of_path, of_texts
 class DataOptions(Options):
     """What is learnt from, and what is kept aside to prove it."""
 
-    path: str | tuple[str, ...] | None = Field(
+    path: PathText | tuple[PathText, ...] | None = Field(
         None, description="file, directory (without the files held out by their names), or a list of them"
     )
     source: str | None = Field(None, description="a Python function that yields rows: package.module:function")
@@ -71,7 +71,7 @@ class DataOptions(Options):
         "raise", description="a faulty row stops the run, or is counted and listed"
     )
     max_examples: int | None = Field(None, ge=1, description="train on a random choice of so many records")
-    held_out_path: str | None = Field(
+    held_out_path: PathText | None = Field(
         None,
         description="held-out records: a file, or a directory with files named so; else some are taken from the data",
     )

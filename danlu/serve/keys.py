@@ -21,7 +21,7 @@ def with_key(options: ServeOptions, environment: Mapping[str, str]) -> ServeOpti
     if len(places) > 1:
         raise ConfigError(f"{' and '.join(places)} both give a key", fix="keep one of them")
     if options.api_key_file is not None:
-        key = _checked(_read(options.api_key_file), str(options.api_key_file))
+        key = _checked(_read(options.api_key_file.expanduser()), str(options.api_key_file))
     elif VARIABLE in environment:
         key = _checked(environment[VARIABLE], VARIABLE)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from danlu.config import PathText
 from danlu.data.records import Message
 from danlu.data.source import read_conversations
 from danlu.device import read_device
@@ -37,7 +38,7 @@ def merge_into(
 class MergeStep(MergeOptions, StepOptions):
     """The adapter of a step before, folded into the model that it lies on."""
 
-    prompts_path: str | None = Field(
+    prompts_path: PathText | None = Field(
         None, description="data file whose conversations are asked; a few general questions otherwise"
     )
 

@@ -18,6 +18,12 @@ def test_each_place_gives_it(tmp_path):
     assert (found.api_key, found.port) == ("in-file", 1)
 
 
+def test_the_file_of_the_key_may_lie_at_home(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("secret\n", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_key(ServeOptions(api_key_file="~/key"), {}).api_key == "secret"
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "names"),
     [
