@@ -96,7 +96,7 @@ def test_a_mapping_takes_json_a_file_or_pairs(options, name, tmp_path):
 
 
 UNREADABLE = [
-    "a=2024-99-99", "a=!!python/x", "a=[1", "a=" + "[" * 3000, "a=\x01", "a={x: 1, x: 2}", "a=? {b: 1}", "a=*b",
+    "a=!!timestamp 2024-99-99", "a=!!python/x", "a=[1", "a=" + "[" * 3000, "a=\x01", "a={x: 1, x: 2}", "a=? {b: 1}", "a=*b",
     "a=" + "9" * 5000,
 ]  # fmt: skip
 
@@ -109,6 +109,11 @@ def test_a_pair_that_cannot_be_read_says_which_and_what_to_do(word):
     assert told.value.seen.startswith(f"{name.rpartition('.')[2]}: 'a=")
     assert len(told.value.seen) < 1000
     assert told.value.fix
+
+
+def test_what_looks_like_a_date_is_text():
+    options, name = MAPPINGS[0]
+    assert document(options, name, f"--{name}", "a=2024-99-99") == {"a": "2024-99-99"}
 
 
 @pytest.mark.parametrize("word", ["[" * 30_000, "[" + "9" * 5000 + "]"], ids=["deep", "long"])

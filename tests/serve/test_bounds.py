@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from bodies import chat, fault, text
+from http_bodies import chat, fault, text
 
 from danlu.generate.params import GenerationParams
 from danlu.serve.embeddings import EmbeddingBody

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bodies import HELLO, chat, fault, text
+from http_bodies import HELLO, chat, fault, text
 
 
 @pytest.mark.parametrize(
