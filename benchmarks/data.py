@@ -30,7 +30,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from generation_table import cpu_name
+from machine import cpu_name
 
 from danlu.commands.looking import checking_chat
 from danlu.data.chat import Chat

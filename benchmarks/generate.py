@@ -28,7 +28,8 @@ from typing import Any
 
 import psutil
 from generation_sides import ALL, PEERS, PHRASES, ROOT, WORKS, Side, Work, danlu_side
-from generation_table import cpu_name, print_tables, was_busy, write_docs
+from generation_table import print_tables, was_busy, write_docs
+from machine import cpu_name
 
 MODEL = "smollm2-135m"
 SIDE_LIMIT_SECONDS = 3600

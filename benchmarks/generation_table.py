@@ -5,7 +5,6 @@ The block stands between two marks and is written by `--write` alone, in the lan
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -232,14 +231,6 @@ def block(found: dict[str, Any], language: str, *, short: bool) -> str:
         why = list(refusals(found, words))
         parts += [words["why"].format(list="; ".join(why))] if why else []
     return "\n\n".join(parts)
-
-
-def cpu_name() -> str:
-    """As Linux has it, on x86; elsewhere what the system says, if anything."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or "an unnamed CPU")
 
 
 def put_block(text: str, block: str, start: str = START, end: str = END) -> str:

@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from generation_table import cpu_name, put_block
+from generation_table import put_block
+from machine import cpu_name
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM

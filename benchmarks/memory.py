@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
 import re
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import httpx
+from machine import cpu_name
 from serve import GUIDES, served, written
 
 MEGABYTE = 2**20
@@ -103,7 +102,7 @@ def block(seen: Sequence[dict[str, float]], chosen: argparse.Namespace, language
     """What the guide says: the first round, the last, and two between, and by how much they grew."""
     shown = sorted({1, len(seen) // 3, 2 * len(seen) // 3, len(seen)})
     resident, held = (growth([sizes[name] for sizes in seen]) for name in JUDGED)
-    known = {**vars(chosen), "cores": os.cpu_count(), "kind": processor(), "resident": resident, "held": held}
+    known = {**vars(chosen), "cores": os.cpu_count(), "kind": cpu_name(), "resident": resident, "held": held}
     rows = "".join(cells(number, seen[number - 1]) for number in shown)
     return f"{head(language)}{rows}\n{HOW[language].format(**known)}\n"
 
@@ -113,13 +112,6 @@ def rounds_of(url: str, chosen: argparse.Namespace) -> Iterator[dict[str, float]
         asyncio.run(one_round(url, chosen.chats, chosen.clients, chosen.new_tokens))
         time.sleep(REST_SECONDS)
         yield parts(httpx.get(f"{url.removesuffix('/v1')}/metrics").text)
-
-
-def processor() -> str:
-    """Its name as Linux has it, else its kind."""
-    told = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
-    return names[0] if names else platform.machine()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(cells(len(seen), sizes), end="", flush=True)
     for name in JUDGED:
         print(f"{name}: {growth([sizes[name] for sizes in seen]):+.2f} MB a round over the last two thirds")
-    print(f"{chosen.chats} chats of {chosen.new_tokens} tokens a round, {chosen.clients} at once, on {processor()}")
+    print(f"{chosen.chats} chats of {chosen.new_tokens} tokens a round, {chosen.clients} at once, on {cpu_name()}")
     if chosen.write:
         for language, guide in GUIDES.items():
             guide.write_text(written(guide.read_text("utf-8"), block(seen, chosen, language), "memory"), "utf-8")

@@ -14,7 +14,6 @@ import asyncio
 import json
 import math
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import httpx
+from machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = {"en": ROOT / "docs" / "serving.md", "zh": ROOT / "docs" / "serving.zh.md"}
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = sys.argv[1:] if arguments is None else arguments
         threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
         command = " ".join([*threads, "python benchmarks/serve.py", *given])
-        known = {**vars(chosen), "cores": os.cpu_count(), "kind": platform.machine(), "busy": busy, "command": command}
+        known = {**vars(chosen), "cores": os.cpu_count(), "kind": cpu_name(), "busy": busy, "command": command}
         for language, guide in GUIDES.items():
             block = f"{table(rows, language)}\n{HOW[language].format(**known)}\n"
             guide.write_text(written(guide.read_text("utf-8"), block), "utf-8")
