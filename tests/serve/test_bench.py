@@ -17,6 +17,7 @@ def bench():
     spec = importlib.util.spec_from_file_location("bench_serve", ROOT / "benchmarks" / "serve.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
         patch.setitem(__import__("sys").modules, "bench_serve", module)  # dataclasses look there
         spec.loader.exec_module(module)
     return module

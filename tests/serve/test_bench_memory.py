@@ -17,6 +17,7 @@ BENCHMARKS = Path(danlu.__file__).parents[1] / "benchmarks"
 @pytest.fixture(scope="module")
 def bench():
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
         for name in ("serve", "memory"):  # the second imports the first
             spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
             module = importlib.util.module_from_spec(spec)
