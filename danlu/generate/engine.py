@@ -28,7 +28,7 @@ from danlu.generate.adapters import BASE, DEFAULT, Adapters
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.verdict import Verdict
-from danlu.generate.batch.worker import Worker, in_a_thread
+from danlu.generate.batch.worker import Worker, in_a_thread, next_of
 from danlu.generate.kinds import Kinds, of_adapter
 from danlu.generate.logprobs import report
 from danlu.generate.params import GenerationParams
@@ -432,7 +432,7 @@ class Engine:
         return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter), form)
 
     def _generation(self, job: Job) -> Generation:
-        error = job.ended.get()
+        error = next_of(job.ended)
         if error is not None:
             raise error
         return Generation(job.prompt, tuple(self._answers(job)))
@@ -454,7 +454,7 @@ class Engine:
 
     def _events(self, job: Job) -> Iterator[Event]:
         growth = Growth(job)
-        while progress := job.steps.get():
+        while progress := next_of(job.steps):
             yield from growth.events(progress)
         yield from growth.last(self._generation(job))
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gc
 import math
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import weakref
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of
-from waiting import PATIENCE_SECONDS, passes_of, wait_until
+from waiting import PATIENCE_SECONDS, interrupts_stay_inside, passes_of, wait_until
 
 from danlu import Engine, GenerationParams
 from danlu.errors import AllBanned, DanluError, Interrupted
+from danlu.generate.batch.worker import next_of, result_of
 
 # --- faults
 
@@ -148,6 +152,23 @@ def test_ctrl_c_reaches_a_caller_who_waits(tiny_model):
         said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert said.splitlines()[-1] == "idle True 0"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("waited", ["queue", "future"])
+def test_a_signal_that_came_to_another_thread_is_heard_by_the_one_that_waits(monkeypatch, waited):
+    """It interrupts nothing that the main thread waits for; nor does one that comes just before the wait."""
+    monkeypatch.setattr("danlu.generate.batch.worker._LISTEN_SECONDS", 0.01)
+    thread = threading.Thread(target=signal.raise_signal, args=(signal.SIGINT,))
+
+    def ask():
+        thread.start()
+        return next_of(queue.SimpleQueue()) if waited == "queue" else result_of(Future())
+
+    with interrupts_stay_inside():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+    thread.join()
 
 
 # --- the engine's end

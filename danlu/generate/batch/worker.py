@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
@@ -33,6 +33,28 @@ _LOOK_SECONDS = 10.0
 _MOST_SPARE_BYTES = 256 * 2**20
 
 
+# So often a thread that waits looks whether a signal has come.
+_LISTEN_SECONDS = 1.0
+
+
+def next_of(box: queue.SimpleQueue[T]) -> T:
+    """The next thing in a queue; Ctrl-C ends the wait, whenever it comes.
+
+    Python looks for signals between its own steps. One that another thread was given, or that came after the last look
+    and before the wait began, would not be heard until something else woke the thread.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return box.get(timeout=_LISTEN_SECONDS)
+
+
+def result_of(outcome: Future[T]) -> T:
+    """What a future has come to, or the error that it has; Ctrl-C ends the wait, as in `next_of`."""
+    while not outcome.done():
+        wait([outcome], timeout=_LISTEN_SECONDS)
+    return outcome.result()
+
+
 def in_a_thread(function: Callable[[], T]) -> T:
     """Call `function` in a thread that ends with it.
 
@@ -41,7 +63,7 @@ def in_a_thread(function: Callable[[], T]) -> T:
     a small product. So that the worker's pool is the only one, nobody else keeps one.
     """
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(function).result()
+        return result_of(executor.submit(function))
 
 
 class Worker:
@@ -66,7 +88,7 @@ class Worker:
 
     def run(self, function: Callable[[], T]) -> T:
         """Call `function` between two steps; returns what it returns, and raises what it raises."""
-        return self.begin(function).result()
+        return result_of(self.begin(function))
 
     def begin(self, function: Callable[[], T]) -> Future[T]:
         """`run` for those who do not wait."""
