@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import queue
@@ -22,6 +23,25 @@ from danlu.errors import AllBanned, DanluError, Interrupted
 from danlu.generate.batch.worker import next_of, result_of
 
 # --- faults
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_hears_of_an_end_finds_the_memory_free(engine, monkeypatch, fails):
+    """Of four requests that end in one step, the first as well as the last."""
+    own, found = engine._worker.submit, []
+
+    def submit(request):
+        told = request.on_end
+        request.on_end = lambda error: (found.append(engine.load.kv_bytes), told(error))
+        own(request)
+
+    monkeypatch.setattr(engine._worker, "submit", submit)
+    if fails:
+        monkeypatch.setattr(engine.core, "decoder", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        engine.generate([[5, 6, 7]] * 4, GenerationParams(max_new_tokens=3, eos_token_id=[]))
+    wait_until(lambda: len(found) == 4)
+    assert found == [0, 0, 0, 0]
 
 
 def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):

@@ -67,6 +67,7 @@ class Core:
         why_alone: str | None = None,
     ) -> None:
         keep_freed_memory()
+        self._ended: list[tuple[Request, BaseException | None]] = []  # in the step under way
         self._base = base = base_of(model).eval()
         self.device = base.device
         self._vocabulary = base.config.get_text_config().vocab_size
@@ -179,7 +180,7 @@ class Core:
         logits = self._forward(work)
         likeliest = _likeliest(work, logits)
         at = 0
-        with self.store.closing_together():
+        with self._ending():
             for wanted in work.wanted:
                 rows = logits[at : at + len(wanted.at)]
                 at += len(wanted.at)
@@ -187,15 +188,26 @@ class Core:
 
     def fail(self, error: BaseException) -> None:
         """End every request with `error`."""
-        with self.store.closing_together():
+        with self._ending():
             for request in self.scheduler.everyone():
                 self._fail(request, error)
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Requests that end in here are told so at its end, when what they held is free."""
+        try:
+            with self.store.closing_together():
+                yield
+        finally:
+            ended, self._ended = self._ended, []
+            for request, error in ended:
+                request.on_end(error)
 
     def _fail(self, request: Request, error: BaseException) -> None:
         if request.slot is not None:
             request.slot.wipe()
         self.scheduler.end(request)
-        request.on_end(error)
+        self._ended.append((request, error))
 
     def logits(self, token_ids: Sequence[int], start: int = 0, adapter: str | None = None) -> Tensor:
         """(tokens, vocabulary) float32: the scores after each of token_ids[start:], which nothing else sees.
@@ -263,7 +275,7 @@ class Core:
             self._fail(request, error)
             return
         self.scheduler.finish(request, held)
-        request.on_end(None)
+        self._ended.append((request, None))
 
 
 def _likeliest(work: Work, logits: Tensor) -> dict[Request, int]:
