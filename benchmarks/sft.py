@@ -84,9 +84,10 @@ def danlu_side(job: dict[str, Any]) -> None:
     from danlu.data.formats import read_records
     from danlu.device import peak_memory_bytes, read_device
     from danlu.journal import Journal
-    from danlu.model.adapters import LoraOptions, attach
+    from danlu.model.adapters import LoraOptions, attach, save_adapter
     from danlu.model.likelihood import prepare
     from danlu.model.load import load_model, load_tokenizer
+    from danlu.train.batches import Shuffled
     from danlu.train.loop import Run, TrainOptions, train
     from danlu.train.sft import sft_examples, sft_stage
 
@@ -104,8 +105,9 @@ def danlu_side(job: dict[str, Any]) -> None:
     )
     scratch = Path(tempfile.mkdtemp())
     journal = Journal(scratch)
-    train(sft_stage(device), model, Run(examples, [], seed=job["seed"], identity={}), options, journal, device)
-    journal.adapter.rename(job["adapter"])
+    batches = Shuffled(examples, options.batch_size, job["seed"])
+    train(sft_stage(device), model, Run(batches, [], seed=job["seed"], identity={}), options, journal, device)
+    save_adapter(model, Path(job["adapter"]))
     rows = journal.metrics()
     result = {name: [row[name] for row in rows] for name in ("seconds", "tokens", "learnt_tokens")}
     result["losses"] = [row["loss"] for row in rows]

@@ -6,7 +6,7 @@
     events.jsonl     what was decided and why
     results.json     what the steps measured, by step name
     checkpoints/     exact state, for resuming
-    adapter/ merged/ the products
+    adapter/ merged/ model/   the products: an adapter, that folded into its base, a model trained whole
     report.html
 
 Knows nothing of models or training.
@@ -66,6 +66,10 @@ class Journal:
     @property
     def merged(self) -> Path:
         return self.directory / "merged"
+
+    @property
+    def model(self) -> Path:
+        return self.directory / "model"
 
     @property
     def report_path(self) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,18 +50,28 @@ class RunOptions(Options):
         return Path(self.runs) / self.name
 
 
-class SftSections(Options):
-    """Supervised fine-tuning, from data to an adapter and its proof."""
+class TrainingSections(Options):
+    """A training, from data to an adapter, or a whole model, and its proof."""
 
     model: ModelOptions = Field(default_factory=ModelOptions)
     data: DataOptions
-    lora: LoraOptions = Field(default_factory=LoraOptions)
+    lora: LoraOptions | None = Field(default_factory=LoraOptions, description="null: all weights are trained")
     train: TrainOptions = Field(default_factory=TrainOptions)
     prove: ProveOptions | None = Field(default_factory=ProveOptions)
     merge: MergeOptions | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_model(cls, given: Any) -> Any:
+        """Where all weights are trained there is nothing to merge, also where a recipe merges by default."""
+        if isinstance(given, dict) and "lora" in given and given["lora"] is None and "merge" not in given:
+            return {**given, "merge": None}
+        return given
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        if self.lora is None and self.merge is not None:
+            raise ValueError("merge has no effect with lora: null, which leaves a whole model; set merge: null")
         if self.model.adapter is not None:
             raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
         if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
@@ -69,7 +79,7 @@ class SftSections(Options):
         return self
 
 
-class Recipe(SftSections, RunOptions):
+class Recipe(TrainingSections, RunOptions):
     """One run, from data to a merged model and its report. A section left out is a step left out."""
 
     merge: MergeOptions | None = Field(default_factory=MergeOptions)

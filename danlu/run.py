@@ -70,6 +70,8 @@ def product_of(recipe: Recipe | Chain) -> Product:
         return Product(**journal.results()["steps"][list(recipe.steps)[-1]]["leaves"])
     if recipe.merge is not None:
         return Product(str(journal.merged))
+    if recipe.lora is None:
+        return Product(str(journal.model))
     return Product(recipe.model.name, str(journal.adapter))
 
 

@@ -6,8 +6,8 @@ Reads a model and answers through an engine; knows nothing of how the model came
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,28 +28,22 @@ class Measured:
     """One look at a model.
 
     Attributes:
-        losses: for each example, (summed loss in nats, learnt tokens).
+        values: measure -> (value, weight) of each held-out item, in order. "loss" is in nats, summed over an example
+            whose weight is its learnt tokens: its value is that sum.
         answers: greedy answers to the questions, in order.
-        overlaps: chrF of each answer with its reference, 0 to 100.
-        ended: of each answer, whether the model ended it before the limit on its tokens did.
     """
 
-    losses: list[tuple[float, float]]
-    answers: list[str]
-    overlaps: list[float]
-    ended: list[bool]
-
-    @property
-    def loss(self) -> float:
-        return sum(total for total, _ in self.losses) / sum(weight for _, weight in self.losses)
+    values: dict[str, list[tuple[float, float]]]
+    answers: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Loss in nats a token, its perplexity; of answers, their mean overlap and how many of 100 ended."""
-        result = {"loss": self.loss, "perplexity": math.exp(self.loss)}
-        if self.overlaps:
-            result["overlap"] = sum(self.overlaps) / len(self.overlaps)
-            result["ended"] = 100 * sum(self.ended) / len(self.ended)
-        return result
+        """The mean of each measure; of the loss, in nats a token, its perplexity as well."""
+        means = {
+            name: sum(value for value, _ in items) / sum(weight for _, weight in items)
+            for name, items in self.values.items()
+            if items
+        }
+        return means | ({"perplexity": math.exp(means["loss"])} if "loss" in means else {})
 
 
 @dataclass(frozen=True)
@@ -98,27 +92,25 @@ def measure(
     max_tokens: int,
     max_new_tokens: int,
 ) -> Measured:
-    """Loss on `examples`, greedy answers to `questions` and their overlap with the references."""
+    """Loss on `examples`; of greedy answers to `questions` "overlap", chrF with their references from 0 to 100, and
+    "ended", how many of 100 the model ended before the limit on their tokens did."""
     losses = example_losses(model, examples, device, max_tokens)
     params = GenerationParams(max_new_tokens=max_new_tokens)
     prompts = [engine.chat.prompt(q.messages) for q in questions]  # rendered even where nothing was said before
     generations = engine.generate(prompts, params)
     answers = [generation.text.strip() for generation in generations]
-    ended = [generation.sequences[0].finish_reason == "stop" for generation in generations]
+    ended = [100.0 * (generation.sequences[0].finish_reason == "stop") for generation in generations]
     overlaps = [chrf(answer, q.reference) for answer, q in zip(answers, questions, strict=True)]
-    return Measured(losses, answers, overlaps, ended)
+    values = {"loss": losses, "overlap": [(value, 1.0) for value in overlaps], "ended": [(e, 1.0) for e in ended]}
+    return Measured({name: items for name, items in values.items() if items}, answers)
 
 
-def differences(
-    before: Measured, after: Measured, groups: Sequence[str], question_groups: Sequence[str]
-) -> dict[str, Interval]:
-    """After minus before, with 95 % intervals, resampling whole groups."""
-    result = {"loss": bootstrap_difference(before.losses, after.losses, groups)}
-    if before.overlaps:
-        for name, values in (
-            ("overlap", [measured.overlaps for measured in (before, after)]),
-            ("ended", [[100.0 * ended for ended in measured.ended] for measured in (before, after)]),
-        ):
-            pairs = [[(value, 1.0) for value in one] for one in values]
-            result[name] = bootstrap_difference(pairs[0], pairs[1], question_groups)
-    return result
+def differences(before: Measured, after: Measured, groups: Mapping[str, Sequence[str]]) -> dict[str, Interval]:
+    """After minus before, with 95 % intervals, resampling whole groups.
+
+    Args:
+        groups: measure -> the group of each of its items.
+    """
+    return {
+        name: bootstrap_difference(items, after.values[name], groups[name]) for name, items in before.values.items()
+    }

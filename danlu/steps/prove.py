@@ -6,7 +6,7 @@ The step measures two models on the same examples, one after the other: what it 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from pydantic import Field, model_validator
@@ -53,39 +53,48 @@ def check_provable(
         )
 
 
+def groups_of(held_out: Sequence[Example], questions: Sequence[Question]) -> dict[str, list[str]]:
+    """Of each measure, the group of each of its items."""
+    asked = [group_of(question.conversation) for question in questions]
+    return {"loss": [group_of(example) for example in held_out], "overlap": asked, "ended": asked}
+
+
 def group_of(example: Example | Record) -> str:
     return example.group or example.place
+
+
+_SAID = {
+    "loss": "held-out loss {:.3f}",
+    "perplexity": "perplexity {:.1f}",
+    "overlap": "overlap {:.1f}",
+    "ended": "{:.0f} % of the answers ended",
+}
 
 
 def said(when: str, measured: Measured) -> str:
     """A line for the terminal."""
     figures = measured.summary()
-    overlap = (
-        ", overlap {overlap:.1f}, {ended:.0f} % of the answers ended".format(**figures) if measured.answers else ""
-    )
-    return f"{when}: held-out loss {figures['loss']:.3f}, perplexity {figures['perplexity']:.1f}{overlap}"
+    return f"{when}: " + ", ".join(text.format(figures[name]) for name, text in _SAID.items() if name in figures)
 
 
 def compare(
     journal: Journal,
     show: Show,
-    options: ProveOptions,
-    held_out: Sequence[Example],
+    shown: int,
+    groups: Mapping[str, Sequence[str]],
     questions: Sequence[Question],
     before: Measured,
     after: Measured,
 ) -> None:
-    """Keep the changes with their intervals, and some answers side by side."""
-    groups = [group_of(example) for example in held_out]
-    question_groups = [group_of(question.conversation) for question in questions]
-    changes = differences(before, after, groups, question_groups)
+    """Keep the changes with their intervals, and so many answers side by side."""
+    changes = differences(before, after, groups)
     journal.result("difference", {name: asdict(interval) for name, interval in changes.items()})
-    shown = list(zip(questions, before.answers, after.answers, strict=True))[: options.examples]
+    answers = list(zip(questions, before.answers, after.answers, strict=True))[:shown]
     journal.result(
         "examples",
         [
             {"prompt": q.prompt, "reference": q.reference, "before": b, "after": a, "place": q.conversation.place}
-            for q, b, a in shown
+            for q, b, a in answers
         ],
     )
     loss = changes["loss"]
@@ -157,7 +166,7 @@ def _prove(options: ProveStep, place: Place, start: Product, show: Show, journal
             "a loss of the one says nothing about the other",
             fix=f"choose steps.{place.name}.against among models of one tokenizer and one chat template",
         )
-    compare(journal, show, options, held_out, questions, before, after)
+    compare(journal, show, options.examples, groups_of(held_out, questions), questions, before, after)
 
 
 def _look(

@@ -29,10 +29,15 @@ DIGEST = "sha256:"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and belongs to the run that asks."""
+    """A checkpoint that was read and belongs to the run that asks.
+
+    Attributes:
+        damaged: what is wrong with newer ones that could not be read.
+    """
 
     path: Path
     state: dict[str, Any]
+    damaged: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -68,25 +73,43 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path, identity: Mapping[str, str], steps: int) -> Saved | None:
-    """The newest checkpoint, if there is one. Changes nothing on the disk.
+    """The newest checkpoint that can be read, if there is one. Changes nothing on the disk.
 
-    Raises DataError if it cannot be read, ConfigError if it belongs to another run, naming all that differs, or has
-    more than the `steps` that are asked for.
+    Raises DataError if none of them can be read, ConfigError if it belongs to another run, naming all that differs, or
+    has more than the `steps` that are asked for.
     """
-    saved = checkpoints(folder)
-    return _load(saved[-1], identity, steps) if saved else None
+    damaged: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            known, state = _read(path)
+        except DataError as error:
+            damaged.append(error.seen)
+            continue
+        _refuse_another(path, known, state, identity, steps)
+        return Saved(path, state, tuple(damaged))
+    if damaged:
+        raise DataError(
+            "; ".join(damaged), fix="begin anew with resume=false; what is there is kept under another name"
+        )
+    return None
 
 
-def _load(path: Path, identity: Mapping[str, str], steps: int) -> Saved:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         known: dict[str, str] = json.loads((path / "identity.json").read_text("utf-8"))
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        int(state["step"])
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{path}: the checkpoint cannot be read: {first}",
-            fix=f"remove {path} and resume: the one before it is used",
-        ) from error
+        raise DataError(f"{path}: the checkpoint cannot be read: {first}") from error
+    return known, state
+
+
+def _refuse_another(
+    path: Path, known: Mapping[str, str], state: Mapping[str, Any], identity: Mapping[str, str], steps: int
+) -> None:
     if changed := [_change(name, known, identity) for name in {**known, **identity} if _differs(name, known, identity)]:
         raise ConfigError(
             f"{path.parent.parent} was begun otherwise: {'; '.join(changed)}",
@@ -97,7 +120,6 @@ def _load(path: Path, identity: Mapping[str, str], steps: int) -> Saved:
             f"{path.parent.parent} has made {state['step']} steps; these options ask for {steps}",
             fix="raise train.num_train_epochs or train.max_steps",
         )
-    return Saved(path, state)
 
 
 def _differs(name: str, known: Mapping[str, str], now: Mapping[str, str]) -> bool:

@@ -22,11 +22,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu.data.batches.packing import micro_batches, step_count, step_indices
+from danlu.data.batches.packing import micro_batches
 from danlu.device import Device, PeakMemory, process_memory_bytes
-from danlu.errors import ConfigError, Interrupted, MemoryShortage, TrainingError
+from danlu.errors import Interrupted, MemoryShortage, TrainingError
 from danlu.journal import Journal
+from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
+from danlu.train.master import Master
 from danlu.train.optim import OptimOptions, build_optimizer, rate_factor
 
 Example = TypeVar("Example")
@@ -76,7 +78,6 @@ class Stage(Generic[Example, Batch]):
         count: that number; None is its weight.
         collate: examples -> one micro-batch on the device.
         loss: (model, batch) -> Loss, differentiable.
-        save: (model, directory) -> the stage's product on disk.
     """
 
     name: str
@@ -84,7 +85,6 @@ class Stage(Generic[Example, Batch]):
     weight: Callable[[Example], float]
     collate: Callable[[Sequence[Example]], Batch]
     loss: Callable[[Any, Batch], Loss]
-    save: Callable[[Any, Path], None]
     counted: str = "learnt_tokens"
     count: Callable[[Example], float] | None = None
 
@@ -94,7 +94,7 @@ class Run(Generic[Example]):
     """What one training run works on.
 
     Attributes:
-        examples: trained on.
+        batches: what each step learns from.
         held_out: looked at only; may be empty.
         identity: name -> value of what, besides seed and options, must be the same when the run is resumed.
         saved: the checkpoint that it goes on from, by `resumable`; None begins at the first step.
@@ -102,7 +102,7 @@ class Run(Generic[Example]):
         on_step: called with each metrics row.
     """
 
-    examples: Sequence[Example]
+    batches: Batches[Example]
     held_out: Sequence[Example]
     seed: int
     identity: Mapping[str, str]
@@ -115,9 +115,9 @@ class Run(Generic[Example]):
 _FREE = {"num_train_epochs", "max_steps", "micro_batch_tokens", "eval_steps", "save_steps", "save_total_limit"}
 
 
-def planned_steps(options: TrainOptions, examples: int) -> int:
-    """Optimizer steps that `options` make of so many examples; max_steps overrides the epochs, as in HF."""
-    return options.max_steps or step_count(examples, options.batch_size, options.num_train_epochs)
+def planned_steps(options: TrainOptions, per_epoch: int) -> int:
+    """Optimizer steps that `options` make of so many an epoch; max_steps overrides the epochs, as in HF."""
+    return options.max_steps or max(1, round(per_epoch * options.num_train_epochs))
 
 
 def full_identity(identity: Mapping[str, str], seed: int, options: TrainOptions) -> dict[str, str]:
@@ -127,13 +127,13 @@ def full_identity(identity: Mapping[str, str], seed: int, options: TrainOptions)
 
 
 def resumable(
-    folder: Path, identity: Mapping[str, str], seed: int, options: TrainOptions, examples: int
+    folder: Path, identity: Mapping[str, str], seed: int, options: TrainOptions, per_epoch: int
 ) -> Saved | None:
     """The checkpoint in `folder` that such a run goes on from; None if there is none yet. Only reads.
 
-    Raises ConfigError for a checkpoint of another run, DataError for a damaged one.
+    Raises ConfigError for a checkpoint of another run, DataError where all are damaged.
     """
-    return last_checkpoint(folder, full_identity(identity, seed, options), planned_steps(options, examples))
+    return last_checkpoint(folder, full_identity(identity, seed, options), planned_steps(options, per_epoch))
 
 
 def train(
@@ -144,15 +144,13 @@ def train(
     journal: Journal,
     device: Device,
 ) -> None:
-    """Train `model` in place; metrics, events, checkpoints and the product go to the run directory.
+    """Train `model` in place; metrics, events and checkpoints go to the run directory.
 
     Raises TrainingError on a loss or gradient that is not finite (the step is not applied), Interrupted on
     Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
     """
-    if not run.examples:
-        raise ConfigError("there is no example to train on", fix="check the data with `danlu data check`")
-    loop = _Loop(stage, model, run, options, journal, device)
-    with _stop_requests() as stop, _memory_faults(options):
+    with Master(model) as master, _stop_requests() as stop, _memory_faults(options):
+        loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
         while loop.step < loop.steps:
             loop.advance()
@@ -160,7 +158,6 @@ def train(
                 loop.save_checkpoint()
                 journal.event("interrupted", "the user asked to stop", step=loop.step)
                 raise Interrupted(f"stopped after step {loop.step} of {loop.steps}; saved", fix=run.how_to_resume)
-    stage.save(model, journal.adapter)
 
 
 @dataclass(eq=False)
@@ -169,6 +166,7 @@ class _Loop(Generic[Example, Batch]):
 
     stage: Stage[Example, Batch]
     model: Any
+    master: Master
     run: Run[Example]
     options: TrainOptions
     journal: Journal
@@ -176,11 +174,8 @@ class _Loop(Generic[Example, Batch]):
     step: int = 0
 
     def __post_init__(self) -> None:
-        stage, model, run, options = self.stage, self.model, self.run, self.options
-        self.steps = planned_steps(options, len(run.examples))
-        self.lengths = [stage.length(example) for example in run.examples]
-        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = build_optimizer(self.trainable.items(), options)
+        self.steps = planned_steps(self.options, self.run.batches.per_epoch)
+        self.optimizer = build_optimizer(self.master.weights.items(), self.options)
         self.peak = PeakMemory(self.device.name)
 
     def begin(self) -> None:
@@ -194,22 +189,23 @@ class _Loop(Generic[Example, Batch]):
         """One optimizer step, its log row, and what falls due after it."""
         started = time.perf_counter()
         self.peak.begin()
-        chosen = step_indices(self.step, len(self.run.examples), self.options.batch_size, self.run.seed)
+        examples = self.run.batches.take(self.step)
         rate = self.options.learning_rate * self._rate_factor()
-        loss, metrics = self._accumulate(chosen)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.options.max_grad_norm))
+        loss, metrics = self._accumulate(examples)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), self.options.max_grad_norm))
         self._refuse_nonfinite(loss, norm, rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.master.publish()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         count = self.stage.count or self.stage.weight
         row = {
             "step": self.step,
             "steps": self.steps,
-            "tokens": sum(self.lengths[index] for index in chosen),
-            self.stage.counted: sum(count(self.run.examples[index]) for index in chosen),
+            "tokens": sum(map(self.stage.length, examples)),
+            self.stage.counted: sum(map(count, examples)),
             "loss": loss,
             "lr": rate,
             "grad_norm": norm,
@@ -223,21 +219,21 @@ class _Loop(Generic[Example, Batch]):
     def _rate_factor(self) -> float:
         return rate_factor(self.step, self.steps, self.options.lr_scheduler_type, self.options.warmup_ratio)
 
-    def _accumulate(self, chosen: Sequence[int]) -> tuple[float, dict[str, float]]:
+    def _accumulate(self, examples: Sequence[Example]) -> tuple[float, dict[str, float]]:
         """Gradients of the step's mean loss; returns that loss and the means of the stage's metrics."""
         self.model.train()
-        weight = self._weight(chosen)
-        total, metrics = 0.0, dict[str, float]()
-        for group in micro_batches(self.lengths, chosen, self.options.micro_batch_tokens):
-            loss = self.stage.loss(self.model, self.stage.collate([self.run.examples[index] for index in group]))
+        mean = _Mean()
+        weight = sum(map(self.stage.weight, examples))
+        for batch in self._micro_batches(examples):
+            loss = self.stage.loss(self.model, batch)
             (loss.total / weight).backward()
-            total += float(loss.total.detach())
-            for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
-        return total / weight, {name: value / weight for name, value in metrics.items()}
+            mean.add(loss)
+        return mean.over(weight)
 
-    def _weight(self, chosen: Sequence[int]) -> float:
-        return sum(self.stage.weight(self.run.examples[index]) for index in chosen)
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        lengths = [self.stage.length(example) for example in examples]
+        for group in micro_batches(lengths, range(len(lengths)), self.options.micro_batch_tokens):
+            yield self.stage.collate([examples[index] for index in group])
 
     def _refuse_nonfinite(self, loss: float, norm: float, rate: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -255,22 +251,20 @@ class _Loop(Generic[Example, Batch]):
         last = self.step == self.steps
         due = self.options.eval_steps and self.step % self.options.eval_steps == 0
         if self.run.held_out and (last or due):
-            row["eval_loss"] = self._held_out_loss()
+            loss, metrics = self._held_out_loss()
+            row |= {"eval_loss": loss, **{f"eval_{name}": value for name, value in metrics.items()}}
         self.journal.metric(**row)
         self.run.on_step(row)
         if last or self.step % self.options.save_steps == 0:
             self.save_checkpoint()
 
     @torch.no_grad()
-    def _held_out_loss(self) -> float:
+    def _held_out_loss(self) -> tuple[float, dict[str, float]]:
         self.model.eval()
-        lengths = [self.stage.length(example) for example in self.run.held_out]
-        total = weight = 0.0
-        for group in micro_batches(lengths, range(len(lengths)), self.options.micro_batch_tokens):
-            examples = [self.run.held_out[index] for index in group]
-            total += float(self.stage.loss(self.model, self.stage.collate(examples)).total)
-            weight += sum(self.stage.weight(example) for example in examples)
-        return total / weight
+        mean = _Mean()
+        for batch in self._micro_batches(self.run.held_out):
+            mean.add(self.stage.loss(self.model, batch))
+        return mean.over(sum(map(self.stage.weight, self.run.held_out)))
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -278,8 +272,9 @@ class _Loop(Generic[Example, Batch]):
         state = {
             "step": self.step,
             "steps": self.steps,
-            "trainable": {name: parameter.detach() for name, parameter in self.trainable.items()},
+            "trainable": {name: weight.detach() for name, weight in self.master.weights.items()},
             "optimizer": self.optimizer.state_dict(),
+            "batches": self.run.batches.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.name == "cuda" else [],
         }
@@ -287,10 +282,11 @@ class _Loop(Generic[Example, Batch]):
         save_checkpoint(self.journal.checkpoints, self.step, state, identity, keep=self.options.save_total_limit)
 
     def _restore(self, saved: Saved) -> None:
+        for fault in saved.damaged:
+            self.journal.event("damaged", f"{fault}; the one before it is used")
         state = saved.state
-        with torch.no_grad():
-            for name, parameter in self.trainable.items():
-                parameter.copy_(state["trainable"][name])
+        self.master.restore(state["trainable"])
+        self.run.batches.restore(state["batches"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         if self.device.name == "cuda":
@@ -299,6 +295,22 @@ class _Loop(Generic[Example, Batch]):
         longer = f"; {self.steps} steps instead of {state['steps']}: the rate follows the new length"
         reason = f"from {saved.path.name}" + (longer if self.steps != state["steps"] else "")
         self.journal.event("resumed", reason, step=self.step)
+
+
+@dataclass
+class _Mean:
+    """Sums over micro-batches."""
+
+    total: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: Loss) -> None:
+        self.total += float(loss.total.detach())
+        for name, value in loss.metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def over(self, weight: float) -> tuple[float, dict[str, float]]:
+        return self.total / weight, {name: value / weight for name, value in self.metrics.items()}
 
 
 class _Stop:

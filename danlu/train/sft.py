@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: conversations -> examples; loss on the answers' tokens; the adapter is saved.
+"""Supervised fine-tuning: conversations -> examples; loss on the answers' tokens.
 
 The loop (loop.py) does the rest. Knows nothing of steps, rates or files of the run.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from danlu.data.batches.encoding import Encoder
@@ -19,7 +18,6 @@ from danlu.data.formats import Record, Text
 from danlu.data.source import unwanted
 from danlu.device import Device
 from danlu.errors import DataError, ModelError
-from danlu.model.adapters import save_adapter
 from danlu.model.likelihood import token_losses
 from danlu.train.loop import Loss, Stage
 
@@ -117,11 +115,8 @@ def refuse_unknown_tokens(examples: Iterable[Example], model: Any, tokenizer: An
             )
 
 
-def sft_stage(device: Device, save: Callable[[Any, Path], None] = save_adapter) -> Stage[Example, Batch]:
-    """The stage as the loop wants it: a token counts what its message weighs, one if nothing is said.
-
-    `save` writes the adapter with what belongs to it.
-    """
+def sft_stage(device: Device) -> Stage[Example, Batch]:
+    """The stage as the loop wants it: a token counts what its message weighs, one if nothing is said."""
 
     def loss(model: Any, batch: Batch) -> Loss:
         return Loss(batch.weighted(token_losses(model, batch)).sum())
@@ -133,5 +128,4 @@ def sft_stage(device: Device, save: Callable[[Any, Path], None] = save_adapter) 
         count=lambda example: example.learnt_tokens,
         collate=lambda examples: collate(examples).to(device.name),
         loss=loss,
-        save=save,
     )

@@ -1,8 +1,6 @@
 """Batches: nothing padded, nothing lost, the same whenever it is asked."""
 
-import pytest
-
-from danlu.data.batches.packing import collate, micro_batches, step_count, step_indices
+from danlu.data.batches.packing import collate, micro_batches
 from danlu.data.example import Example
 
 
@@ -31,17 +29,3 @@ def test_micro_batches_hold_every_index_once_within_the_limit():
     assert sorted(i for group in groups for i in group) == list(range(8))
     assert all(sum(lengths[i] for i in group) <= 64 or len(group) == 1 for group in groups)
     assert groups[0] == [6]  # over the limit: alone, and first
-
-
-def test_every_example_comes_once_an_epoch_and_epochs_differ():
-    steps = [step_indices(step, examples=10, batch_size=4, seed=3) for step in range(6)]
-    assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
-    first, second = ([i for step in part for i in step] for part in (steps[:3], steps[3:]))
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert first != second
-    assert steps[4] == step_indices(4, examples=10, batch_size=4, seed=3)
-
-
-@pytest.mark.parametrize(("examples", "size", "epochs", "steps"), [(10, 4, 1, 3), (10, 4, 2, 6), (3, 8, 0.1, 1)])
-def test_step_count(examples, size, epochs, steps):
-    assert step_count(examples, size, epochs) == steps

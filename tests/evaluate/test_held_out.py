@@ -100,18 +100,19 @@ def test_measuring_is_losses_greedy_answers_and_their_overlap(parts):
     prepared, plain, chat, _ = parts
     engine = Engine.around(prepared, chat)
     seen = measure(prepared, engine, EXAMPLES, QUESTIONS, CPU, max_tokens=16, max_new_tokens=9)
-    assert seen.losses == example_losses(prepared, EXAMPLES, CPU, 16)
+    assert seen.values["loss"] == example_losses(prepared, EXAMPLES, CPU, 16)
     greedy = Engine.around(plain, chat)
     params = GenerationParams(max_new_tokens=9)
     assert seen.answers == [greedy.generate([q.messages], params)[0].text.strip() for q in QUESTIONS]
-    assert seen.overlaps == [chrf(a, q.reference) for a, q in zip(seen.answers, QUESTIONS, strict=True)]
+    assert [value for value, _ in seen.values["overlap"]] == [
+        chrf(a, q.reference) for a, q in zip(seen.answers, QUESTIONS, strict=True)
+    ]
 
 
 def test_without_questions_nothing_is_answered(parts):
     prepared, _, chat, _ = parts
     seen = measure(prepared, Engine.around(prepared, chat), EXAMPLES, [], CPU, max_tokens=16, max_new_tokens=9)
-    assert (seen.answers, seen.overlaps) == ([], [])
-    assert set(seen.summary()) == {"loss", "perplexity"}
+    assert (seen.answers, list(seen.values)) == ([], ["loss"])
 
 
 def test_a_conversation_that_an_answer_opens_can_be_measured(parts):
@@ -121,26 +122,30 @@ def test_a_conversation_that_an_answer_opens_can_be_measured(parts):
     assert len(seen.answers) == 1
 
 
+def looked(losses, overlaps=(), ended=()):
+    values = {"loss": losses, "overlap": [(v, 1.0) for v in overlaps], "ended": [(100.0 * e, 1.0) for e in ended]}
+    return Measured({name: items for name, items in values.items() if items})
+
+
 def test_a_summary_by_hand():
-    measured = Measured([(6.0, 2.0), (3.0, 4.0)], ["x", "y"], [10.0, 40.0], [True, False])
+    measured = looked([(6.0, 2.0), (3.0, 4.0)], [10.0, 40.0], [True, False])
     # 9 nats over 6 tokens; exp(1.5) = 4.4817; (10 + 40) / 2
     assert measured.summary() == pytest.approx({"loss": 1.5, "perplexity": 4.481689, "overlap": 25.0, "ended": 50.0})
 
 
 def test_differences_are_after_minus_before_over_whole_groups():
-    before = Measured([(8.0, 2.0), (4.0, 1.0), (6.0, 3.0)], ["", "", ""], [10.0, 20.0, 30.0], [False] * 3)
-    after = Measured([(4.0, 2.0), (2.0, 1.0), (3.0, 3.0)], ["", "", ""], [40.0, 20.0, 60.0], [True] * 3)
+    before = looked([(8.0, 2.0), (4.0, 1.0), (6.0, 3.0)], [10.0, 20.0, 30.0], [False] * 3)
+    after = looked([(4.0, 2.0), (2.0, 1.0), (3.0, 3.0)], [40.0, 20.0, 60.0], [True] * 3)
     groups, asked = ["a", "a", "b"], ["a", "b", "b"]
-    seen = differences(before, after, groups, asked)
+    seen = differences(before, after, {"loss": groups, "overlap": asked, "ended": asked})
     assert seen["loss"].value == pytest.approx(9 / 6 - 18 / 6)
     assert seen["overlap"].value == pytest.approx(40 - 20)
-    assert seen["loss"] == bootstrap_difference(before.losses, after.losses, groups)
-    pairs = [[(value, 1.0) for value in measured.overlaps] for measured in (before, after)]
-    assert seen["overlap"] == bootstrap_difference(*pairs, asked)
+    assert seen["loss"] == bootstrap_difference(before.values["loss"], after.values["loss"], groups)
+    assert seen["overlap"] == bootstrap_difference(before.values["overlap"], after.values["overlap"], asked)
     assert seen["ended"].value == pytest.approx(100)
     assert seen["loss"].excludes_zero
 
 
 def test_without_answers_only_the_loss_is_compared():
-    before, after = Measured([(2.0, 1.0)] * 3, [], [], []), Measured([(1.0, 1.0)] * 3, [], [], [])
-    assert set(differences(before, after, ["a", "b", "c"], [])) == {"loss"}
+    before, after = looked([(2.0, 1.0)] * 3), looked([(1.0, 1.0)] * 3)
+    assert set(differences(before, after, {"loss": ["a", "b", "c"], "overlap": []})) == {"loss"}

@@ -15,6 +15,7 @@ from waiting import interrupts_stay_inside, wait_until
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError, DiskError, Interrupted, TrainingError
 from danlu.journal import Journal
+from danlu.train.batches import Shuffled
 from danlu.train.checkpoint import checkpoints, last_checkpoint, save_checkpoint
 from danlu.train.loop import Loss, Run, Stage, TrainOptions, planned_steps, resumable, train
 
@@ -30,7 +31,7 @@ class Line(torch.nn.Module):
         self.drop = torch.nn.Dropout(0.5)
 
 
-def stage(loss=None, saved=None):
+def stage(loss=None):
     """Examples are (tokens, x, y): the squared error summed; an example weighs its number of tokens."""
 
     def squared(model, batch):
@@ -43,7 +44,6 @@ def stage(loss=None, saved=None):
         weight=lambda e: e[2],
         collate=list,
         loss=loss or squared,
-        save=lambda model, path: (saved if saved is not None else []).append(path),
     )
 
 
@@ -56,8 +56,9 @@ def go(tmp_path, *, model=None, a_stage=None, held_out=(), resume=False, seed=0,
     journal = Journal(tmp_path)
     model = model or Line()
     same = {"data": "t"}
-    saved = resumable(journal.checkpoints, same, seed, given, len(examples())) if resume else None
-    run = Run(examples(), list(held_out), seed=seed, identity=same, saved=saved, on_step=on_step or (lambda row: None))
+    batches = Shuffled(examples(), given.batch_size, seed)
+    saved = resumable(journal.checkpoints, same, seed, given, batches.per_epoch) if resume else None
+    run = Run(batches, list(held_out), seed=seed, identity=same, saved=saved, on_step=on_step or (lambda row: None))
     train(a_stage or stage(), model, run, given, journal, CPU)
     return model, journal
 
@@ -189,12 +190,32 @@ def test_what_does_not_change_a_step_may_change(tmp_path):
         go(tmp_path, resume=True)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "emptied", "no identity"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    _, whole = go(tmp_path / "whole", num_train_epochs=2)
+    folder = tmp_path / "cut"
+    _, journal = go(folder, num_train_epochs=2)
+    newest = checkpoints(journal.checkpoints)[-1]
+    state = newest / "state.pt"
+    if damage == "no identity":
+        (newest / "identity.json").unlink()
+    else:
+        state.write_bytes(state.read_bytes()[:100] if damage == "cut" else b"")
+    go(folder, num_train_epochs=2, resume=True)
+    event = next(event for event in journal.events() if event["kind"] == "damaged")
+    assert "step-000006: the checkpoint cannot be read" in event["reason"]
+    assert [event["step"] for event in journal.events() if event["kind"] == "resumed"] == [4]
+    assert [row["loss"] for row in journal.metrics()] == [row["loss"] for row in whole.metrics()]
+
+
+def test_where_all_checkpoints_are_damaged_it_is_said_of_each(tmp_path):
     _, journal = go(tmp_path)
-    path = checkpoints(journal.checkpoints)[-1]
-    (path / "state.pt").write_bytes((path / "state.pt").read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read"):
-        last_checkpoint(path.parent, {}, 10)
+    for path in checkpoints(journal.checkpoints):
+        (path / "state.pt").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"step-000003: .*step-000002: .*cannot be read"):
+        last_checkpoint(journal.checkpoints, {}, 10)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
@@ -226,14 +247,10 @@ def test_a_checkpoint_that_cannot_be_written_whole_is_a_fault_of_the_disk(tmp_pa
 
 
 def test_max_steps_overrides_the_epochs():
-    assert planned_steps(TrainOptions(batch_size=4, max_steps=2), 100) == 2
-    assert planned_steps(TrainOptions(batch_size=4, max_steps=5), 4) == 5  # more than an epoch has
-    assert planned_steps(TrainOptions(batch_size=4, num_train_epochs=2), 10) == 6
-
-
-def test_nothing_to_train_on_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="no example"):
-        train(stage(), Line(), Run([], [], seed=0, identity={}), TrainOptions(), Journal(tmp_path), CPU)
+    assert planned_steps(TrainOptions(max_steps=2), 25) == 2
+    assert planned_steps(TrainOptions(max_steps=5), 1) == 5  # more than an epoch has
+    assert planned_steps(TrainOptions(num_train_epochs=2), 3) == 6
+    assert planned_steps(TrainOptions(num_train_epochs=0.1), 1) == 1
 
 
 def test_kill_9_and_resume_makes_the_same_losses(tmp_path, tiny_model):

@@ -5,8 +5,6 @@ table of lengths that attention uses to keep them apart (model/compute/kernels.p
 `batch_size` examples, sorts them by length and cuts them into micro-batches of at most so many tokens;
 the loss is weighted by learnt tokens over the whole step (by their weights, where rows name some), so the cut changes
 nothing but speed.
-
-Order depends on seed and epoch alone: any step can be rebuilt after a restart.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -88,20 +85,6 @@ def _weights(examples: Sequence[Example], target_at: Tensor) -> Tensor | None:
         return None
     each = [weight for example in examples for weight in example.weights or [1.0] * len(example.token_ids)]
     return torch.tensor(each, dtype=torch.float32)[target_at]
-
-
-def step_count(examples: int, batch_size: int, epochs: float) -> int:
-    """Optimizer steps in `epochs` passes; the last step of a pass may hold fewer examples."""
-    per_epoch = -(-examples // batch_size)
-    return max(1, round(per_epoch * epochs))
-
-
-def step_indices(step: int, examples: int, batch_size: int, seed: int) -> list[int]:
-    """Indices of the examples of optimizer step `step` (from 0), the same whenever it is asked."""
-    per_epoch = -(-examples // batch_size)
-    epoch, at = divmod(step, per_epoch)
-    order = numpy.random.default_rng([seed, epoch]).permutation(examples)
-    return [int(index) for index in order[at * batch_size : (at + 1) * batch_size]]
 
 
 def micro_batches(lengths: Sequence[int], indices: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -1,0 +1,267 @@
+"""Training -> one run directory: the order that all its kinds share.
+
+    checks -> data -> before -> train -> after -> merge (and parity) -> report
+
+All input is checked, the model loaded and the data read, before anything on the disk is touched. Each finished part
+leaves its figures in results.json; a resumed run goes on after the last of them. What is learnt, and what is measured,
+a kind says (sft.py, ...) with the `Parts` that it prepares; the work itself is done in the rooms below. A flat recipe
+is this and nothing else; in a chain it is a step.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from danlu.data.chat import Chat
+from danlu.data.source import fingerprints
+from danlu.device import Device, peak_memory_bytes, read_device, set_seed
+from danlu.errors import Interrupted
+from danlu.evaluate.held_out import Measured, Question
+from danlu.hub import Kind as ModelKind
+from danlu.hub import write_origin
+from danlu.journal import Draft, Journal, claimed, is_run, opened_run
+from danlu.model.named import ModelOptions
+from danlu.quantize.merge import MergeOptions
+from danlu.recipe import Recipe, TrainingSections, check_files, check_inputs
+from danlu.report.page import write_report
+from danlu.steps.directory import reported
+from danlu.steps.merge import merge_into
+from danlu.steps.prove import compare, said
+from danlu.steps.step import Kind, Place, Product, Show, StepOptions
+from danlu.train.batches import Batches
+from danlu.train.checkpoint import Saved
+from danlu.train.loop import Run, Stage, planned_steps, train
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is measured before and after.
+
+    Attributes:
+        look: measures the model as it stands.
+        name: of what is measured; equal where the same is.
+        groups: measure -> the group of each of its items.
+        questions: those whose answers are looked at.
+    """
+
+    look: Callable[[], Measured]
+    name: str
+    groups: Mapping[str, Sequence[str]]
+    questions: Sequence[Question] = ()
+
+
+@dataclass
+class Parts:
+    """Everything that a training works on, made and checked before anything on the disk is touched.
+
+    Attributes:
+        journal: of the run directory, which may not be there yet.
+        chat, model, directory: the model, with what is trained on it, and where its files are.
+        kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
+        save: (model, directory) -> what was trained, on the disk.
+        held_out: examples that the stage looks at while it trains.
+        identity: what has to be the same when the run is resumed.
+        saved: the checkpoint that it goes on from.
+        proof: None where nothing is to be proved.
+    """
+
+    recipe: Recipe
+    journal: Journal
+    device: Device
+    show: Show
+    chat: Chat
+    model: Any
+    directory: Path
+    kind: ModelKind | None
+    stage: Stage[Any, Any]
+    save: Callable[[Any, Path], None]
+    batches: Batches[Any]
+    held_out: Sequence[Any]
+    identity: dict[str, str]
+    saved: Saved | None
+    proof: Proof | None
+
+
+Prepare = Callable[[Any, Draft, Device, Show], Parts]
+
+
+def run(recipe: Recipe, prepare: Prepare, show: Show, how_to_resume: str) -> Path:
+    """Run `recipe` and return its run directory.
+
+    An existing run of the same name is moved aside, unless the recipe resumes it; until all input is checked, it stays
+    as it is. A run that an error stops after that has its report as well, up to there.
+
+    Raises InUse while another process writes the directory.
+    """
+    started = time.time()
+    with claimed(recipe.directory, show.say):
+        if recipe.resume == "auto":
+            recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
+        set_seed(recipe.seed)
+        device = read_device()
+        draft = Draft()
+        check_inputs(recipe, device)
+        parts = prepare(recipe, draft, device, show)
+        journal = _open(recipe, draft, show)
+        try:
+            with reported(journal):
+                _steps(parts, how_to_resume)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
+        _finish(journal, started, show)
+    return journal.directory
+
+
+def _steps(parts: Parts, how_to_resume: str) -> None:
+    recipe, journal = parts.recipe, parts.journal
+    before = _measure(parts, "before")
+    train(
+        parts.stage,
+        parts.model,
+        Run(
+            batches=parts.batches,
+            held_out=parts.held_out,
+            seed=recipe.seed,
+            identity=parts.identity,
+            saved=parts.saved,
+            how_to_resume=how_to_resume,
+            on_step=parts.show.step,
+        ),
+        recipe.train,
+        journal,
+        parts.device,
+    )
+    parts.save(parts.model, _made(recipe, journal))
+    kind = {} if parts.kind is None else {"kind": parts.kind}
+    write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
+    after = _measure(parts, "after")
+    if parts.proof is not None and before is not None and after is not None and recipe.prove is not None:
+        compare(journal, parts.show, recipe.prove.examples, parts.proof.groups, parts.proof.questions, before, after)
+    if recipe.merge is not None:
+        _merge(parts, recipe.merge)
+    elif journal.merged.exists():
+        journal.event("merged", "it was there before; this recipe leaves merging out")
+
+
+def _made(recipe: TrainingSections, journal: Journal) -> Path:
+    """What training itself leaves: an adapter, or the whole model."""
+    return journal.model if recipe.lora is None else journal.adapter
+
+
+def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
+    """The run directory, as this run begins or goes on in it."""
+    document = recipe.model_dump(mode="json", exclude={"resume"})
+    journal = opened_run(recipe.directory, document, bool(recipe.resume), show.say)
+    if not recipe.resume:
+        journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
+    draft.write_to(journal)
+    return journal
+
+
+def _measure(parts: Parts, when: str) -> Measured | None:
+    """Look at the model, unless an earlier half of this run looked at the same at the same step."""
+    if parts.proof is None:
+        return None
+    steps = planned_steps(parts.recipe.train, parts.batches.per_epoch) if when == "after" else 0
+    of = f"step {steps} of {parts.proof.name}"
+    known = parts.journal.results().get(f"measured_{when}") if parts.recipe.resume else None
+    if known is not None and known.get("of") == of:
+        values = {name: [(value, weight) for value, weight in items] for name, items in known["values"].items()}
+        return Measured(values, known["answers"])
+    parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
+    measured = parts.proof.look()
+    parts.journal.result(f"measured_{when}", {**asdict(measured), "of": of})
+    parts.journal.result(when, measured.summary())
+    parts.show.say(said(when, measured))
+    return measured
+
+
+def _merge(parts: Parts, options: MergeOptions) -> None:
+    journal = parts.journal
+    conversations = [question.messages for question in parts.proof.questions] if parts.proof is not None else []
+    parts.model = parts.proof = None  # merging reads the base anew: the two are not held at once
+    gc.collect()
+    merge_into(journal, parts.directory, journal.adapter, conversations, options, parts.show)
+
+
+def _finish(journal: Journal, started: float, show: Show) -> None:
+    steps = [row.get("peak_memory_bytes", 0) for row in journal.metrics()]  # each sets the mark back
+    peak = max([peak_memory_bytes(), *steps])
+    journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
+    show.say(f"report: {write_report(journal)}")
+
+
+# -- in a chain ------------------------------------------------------------------------------------------
+
+
+class TrainingStep(TrainingSections, StepOptions):
+    """A training as a step. It leaves an adapter, or a whole model where `lora` is null or `merge` is given."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainingStep:
+        if self.start is not None and "name" in self.model.model_fields_set:
+            raise ValueError("start and model.name both say what it works on; leave one out")
+        return self
+
+    @property
+    def works_on(self) -> str | None:
+        return self.model.name if "name" in self.model.model_fields_set else self.start
+
+    @property
+    def accepts_licence(self) -> bool:
+        return self.model.accept_licence
+
+    def values(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"start": True, "model": {"name", "accept_licence"}})
+
+
+def training_kind(
+    options: type[TrainingStep], flat: type[Recipe], prepare: Prepare, check_data: Callable[[Recipe], None]
+) -> Kind[Any]:
+    """The kind of step that does such a training.
+
+    Args:
+        flat: the recipe that does the same alone.
+        check_data: raises for data that cannot be read, or is none for it.
+    """
+
+    def recipe(options: TrainingStep, place: Place, start: Product, go_on: bool = False) -> Recipe:
+        sections = {name: getattr(options, name) for name in type(options).model_fields if name != "start"}
+        named = {"name": start.model, "adapter": start.adapter, "accept_licence": start.accept_licence}
+        model = ModelOptions(**{**options.model.model_dump(exclude_unset=True), **named})
+        sections |= {"model": model, "name": place.name, "runs": str(place.chain), "seed": place.seed, "resume": go_on}
+        return flat(**sections)
+
+    def check(options: TrainingStep, place: Place, start: Product, is_made: bool) -> None:
+        device = read_device()
+        of = recipe(options, place, start)
+        (check_inputs if is_made else check_files)(of, device)
+        check_data(of)
+
+    def leaves(options: TrainingStep, place: Place, start: Product) -> Product:
+        journal = Journal(place.directory)
+        if options.merge is not None:
+            return replace(start, model=str(journal.merged))
+        if options.lora is None:
+            return replace(start, model=str(journal.model))
+        return replace(start, adapter=str(journal.adapter))
+
+    def run_step(options: TrainingStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
+        run(recipe(options, place, start, go_on), prepare, show, place.how_to_resume)
+
+    return Kind(
+        options,
+        needs_adapter=False,
+        inputs=lambda options, _place: fingerprints(options.data),
+        leaves=leaves,
+        check=check,
+        run=run_step,
+    )

@@ -1,0 +1,112 @@
+"""Which examples an optimizer step takes, out of all: the same whenever it is asked, so that a step can be made again.
+
+`Shuffled` deals so many examples a step, `ByTokens` so many tokens. A stage whose examples are only made on the way
+(ppo.py) brings a `Batches` of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import numpy
+from numpy.typing import NDArray
+
+from danlu.errors import ConfigError
+
+Example = TypeVar("Example", covariant=True)
+
+
+class Batches(Protocol[Example]):
+    """What an optimizer step learns from."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in one pass over everything; at least one."""
+
+    def take(self, step: int) -> Sequence[Example]:
+        """The examples of optimizer step `step`, from 0."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of it beside the step; plain values and tensors."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from such a state."""
+
+
+class _Ordered:
+    """Keeps nothing: its order follows from the seed and the epoch."""
+
+    def __init__(self, examples: Sequence[Any], seed: int) -> None:
+        if not len(examples):
+            raise ConfigError("there is no example to train on", fix="check the data with `danlu data check`")
+        self._examples, self._seed = examples, seed
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Shuffled(_Ordered):
+    """So many examples a step, in a new order each epoch. An epoch's last step may hold fewer.
+
+    Args:
+        batch_size: examples of a step.
+    """
+
+    def __init__(self, examples: Sequence[Any], batch_size: int, seed: int) -> None:
+        super().__init__(examples, seed)
+        self._size = batch_size
+
+    @property
+    def per_epoch(self) -> int:
+        return max(1, -(-len(self._examples) // self._size))
+
+    def take(self, step: int) -> Sequence[Any]:
+        epoch, at = divmod(step, self.per_epoch)
+        order = shuffled(len(self._examples), self._seed, epoch)
+        return [self._examples[int(index)] for index in order[at * self._size : (at + 1) * self._size]]
+
+
+class ByTokens(_Ordered):
+    """So many tokens a step, in a new order each epoch: a step takes the examples that begin within its tokens.
+
+    An epoch is dealt evenly, `tokens` or a little more a step; steps differ by less than the longest example, none is
+    cut, and none is empty.
+
+    Args:
+        lengths: (examples,) tokens of each, at most `tokens`.
+        tokens: of a step.
+    """
+
+    def __init__(self, examples: Sequence[Any], lengths: NDArray[Any], tokens: int, seed: int) -> None:
+        super().__init__(examples, seed)
+        self._lengths = lengths
+        self._total = int(lengths.sum(dtype=numpy.int64))
+        self.per_epoch = max(1, self._total // tokens)
+
+    def take(self, step: int) -> Sequence[Any]:
+        epoch, at = divmod(step, self.per_epoch)
+        order, starts = self._dealt(epoch)
+        borders = [self._total * step // self.per_epoch for step in (at, at + 1)]
+        first, last = numpy.searchsorted(starts, borders)
+        return [self._examples[int(index)] for index in order[first:last]]
+
+    def _dealt(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(examples,) their order in this epoch, and at which token each begins."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = shuffled(len(self._examples), self._seed, epoch)
+            lengths = self._lengths[order].astype(numpy.int64)
+            self._epoch = (epoch, order, numpy.cumsum(lengths) - lengths)
+        return self._epoch[1:]
+
+    _epoch: tuple[int, NDArray[Any], NDArray[Any]] | None = None
+
+
+@lru_cache(maxsize=1)
+def shuffled(count: int, seed: int, epoch: int) -> NDArray[Any]:
+    """(count,) the numbers below `count` in the order of this epoch."""
+    return numpy.random.default_rng([seed, epoch]).permutation(count)
