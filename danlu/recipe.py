@@ -22,6 +22,9 @@ from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, check_merge
 from danlu.train.loop import TrainOptions
 
+# A full tuning's rate is LoRA's by this (the sweep of Thinking Machines' tinker-cookbook, 2026).
+FULL_TUNING = 10
+
 
 class ProveOptions(Options):
     """How the held-out examples are measured, before and after."""
@@ -63,10 +66,13 @@ class TrainingSections(Options):
     @model_validator(mode="before")
     @classmethod
     def _whole_model(cls, given: Any) -> Any:
-        """Where all weights are trained there is nothing to merge, also where a recipe merges by default."""
-        if isinstance(given, dict) and "lora" in given and given["lora"] is None and "merge" not in given:
-            return {**given, "merge": None}
-        return given
+        """Where all weights are trained there is nothing to merge, and the usual rate is a tenth of LoRA's."""
+        if not isinstance(given, dict) or given.get("lora", ...) is not None:
+            return given
+        train = given.get("train")
+        if train is None or (isinstance(train, dict) and "learning_rate" not in train):
+            train = {**(train or {}), "learning_rate": TrainOptions().learning_rate / FULL_TUNING}
+        return {"merge": None, **given, "train": train}
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

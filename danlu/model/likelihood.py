@@ -58,6 +58,25 @@ def prepare(model: Any) -> dict[str, int]:
     return taken
 
 
+def compute_twice(model: Any) -> None:
+    """Let each block of a model in training compute its inside a second time for its gradients, instead of keeping it
+    (Chen et al. 2016, arXiv:1604.06174): memory for one block and the borders of all, a third more time.
+
+    Raises ModelError for a kind that transformers cannot do this with.
+    """
+    base = base_of(model)
+    if not base.supports_gradient_checkpointing:
+        raise ModelError(
+            f"transformers computes no blocks of {kind_of(model)} a second time",
+            fix="set train.gradient_checkpointing=false, and lower train.micro_batch_tokens instead",
+        )
+    options = {"use_reentrant": False}
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # an earlier transformers
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def why_alone(model: Any) -> str:
     """Why a prepared model reads one document at a time; nothing if it reads many laid end to end."""
     return str(getattr(base_of(model), "danlu_alone", ""))
@@ -100,7 +119,7 @@ def _logits(model: Any, ids: list[int], positions: list[int], lengths: tuple[int
 def token_losses(model: Any, batch: Batch) -> Tensor:
     """Negative log-likelihood in nats of each learnt token of `batch`: (learnt,) float32.
 
-    The head works only where something is learnt. A head that is a plain product (frozen, no bias, nothing
+    The head works only where something is learnt. A head that is a plain product (no bias, nothing
     done to its logits) works in chunks of rows; any other goes through the model's own code. A model that was not
     prepared, or is not right on documents laid end to end, reads one after the other; so does one that a long document
     makes rotate all of them otherwise.
@@ -159,6 +178,6 @@ def _is_plain_product(base: Any, head: Any) -> bool:
         getattr(base, "danlu_plain_head", False)
         and type(bare) is torch.nn.Linear
         and bare.bias is None
-        and not bare.weight.requires_grad
+        and not (bare.weight.requires_grad and token_rows.is_wrapper(head))
         and not any(getattr(base.config, name, None) for name in _LOGIT_CHANGES)
     )

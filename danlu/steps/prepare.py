@@ -22,7 +22,7 @@ from danlu.hub import cache_directory, kind_of_name
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import attach, parameter_counts, save_adapter, save_model, stacked_weights, why_no_rows
 from danlu.model.company.check import alone
-from danlu.model.likelihood import prepare, why_alone
+from danlu.model.likelihood import compute_twice, prepare, why_alone
 from danlu.model.load import load_tokenizer
 from danlu.model.named import LoadedModel, load
 from danlu.model.turns import left_to_learn, named
@@ -96,6 +96,8 @@ def make_trainable(recipe: Recipe, base: Base, tokens: Sequence[int], show: Show
     if recipe.lora is not None:
         model = attach(model, recipe.lora, recipe.seed, tokens)
     kernels = prepare(model)
+    if recipe.train.gradient_checkpointing:
+        compute_twice(model)
     reason = why_alone(model)
     if reason:
         show.say(f"slow: documents are read one at a time: {reason}")

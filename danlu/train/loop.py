@@ -46,6 +46,9 @@ class TrainOptions(OptimOptions):
     micro_batch_tokens: int = Field(
         4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="blocks compute their inside twice instead of keeping it: long examples fit, a third slower"
+    )
     eval_steps: int = Field(
         0, ge=0, description="steps between two looks at the held-out loss; 0 looks only at the end"
     )
@@ -112,7 +115,10 @@ class Run(Generic[Example]):
 
 
 # What the halves of a run may have otherwise: how long it is, how often it looks and saves, and how a step is cut.
-_FREE = {"num_train_epochs", "max_steps", "micro_batch_tokens", "eval_steps", "save_steps", "save_total_limit"}
+_FREE = {
+    "num_train_epochs", "max_steps", "micro_batch_tokens", "gradient_checkpointing", "eval_steps", "save_steps",
+    "save_total_limit",
+}  # fmt: skip
 
 
 def planned_steps(options: TrainOptions, per_epoch: int) -> int:

@@ -116,8 +116,9 @@ def test_each_element_is_dropped_with_probability_p(p):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_rms_norm_equals_its_definition(dtype, tolerance):
-    inputs = (random(3, 7, 32, dtype=dtype), random(32, dtype=dtype, seed=1, grad=False), 1e-5)
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_rms_norm_equals_its_definition(dtype, tolerance, is_trained):
+    inputs = (random(3, 7, 32, dtype=dtype), random(32, dtype=dtype, seed=1, grad=is_trained), 1e-5)
     assert_same(kernels.plain_rms_norm, kernels.fast_rms_norm, inputs, tolerance)
 
 
@@ -135,11 +136,24 @@ def test_swiglu_equals_its_definition(dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("chunk", [3, 256])
-def test_head_loss_equals_its_definition(dtype, tolerance, chunk, monkeypatch):
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_head_loss_equals_its_definition(dtype, tolerance, chunk, is_trained, monkeypatch):
     monkeypatch.setattr(kernels, "LOSS_CHUNK", chunk)
-    hidden, weight = random(8, 16, dtype=dtype), random(50, 16, dtype=dtype, seed=1, grad=False)
+    hidden, weight = random(8, 16, dtype=dtype), random(50, 16, dtype=dtype, seed=1, grad=is_trained)
     targets = torch.tensor([0, 49, 7, 7, 12, 3, 31, 8])
-    assert_same(kernels.plain_head_loss, kernels.fast_head_loss, (hidden, weight, targets), tolerance)
+    for loss in (lambda each: each, lambda each: each.sum().expand(8) / 3):  # rows that count otherwise, and alike
+        plain, fast = (
+            lambda *given, form=form, loss=loss: loss(form(*given))
+            for form in (kernels.plain_head_loss, kernels.fast_head_loss)
+        )
+        assert_same(plain, fast, (hidden, weight, targets), tolerance)
+
+
+def test_a_trained_head_makes_no_logits_twice_where_all_rows_count_alike(monkeypatch):
+    monkeypatch.setattr(kernels, "_of_weight", lambda *_: pytest.fail("it made them again"))
+    hidden, weight = random(8, 16), random(50, 16, seed=1)
+    (kernels.fast_head_loss(hidden, weight, torch.arange(8)).sum() / 8).backward()
+    assert weight.grad.abs().sum() > 0
 
 
 def test_head_loss_of_equal_logits_is_the_log_of_the_vocabulary():

@@ -22,7 +22,7 @@ from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import ATTENTION, run_in_company, wire
 from danlu.model.compute.kernels import use_fast_kernels
 from danlu.model.compute.token_rows import Rows, put_inputs
-from danlu.model.likelihood import prepare, token_losses
+from danlu.model.likelihood import compute_twice, prepare, token_losses
 from danlu.model.load import load_model, load_tokenizer
 from tiny import ARCHITECTURES, make_tiny_model
 
@@ -115,6 +115,28 @@ def test_the_same_with_an_adapter(directories, architecture):
     assert_near(token_losses(model, batch), expected)
     prepare(model)
     assert_near(token_losses(model, batch), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_weight_has_the_gradient_that_it_has_alone(directories, architecture, checkpointing):
+    """All weights trained; once more with each block computed a second time for its gradients."""
+    model = load(directories[architecture]).train()
+    for part in (part for part in model.modules() if isinstance(part, nn.Dropout)):  # GPT-2 has some
+        part.p = 0.0
+    expected = alone(model)
+    expected.values.sum().backward()
+    wanted = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad()
+    prepare(model)
+    if checkpointing:
+        compute_twice(model)
+    token_losses(model, collate(examples())).sum().backward()
+    for name, weight in model.named_parameters():
+        # A gradient's own sums, of all tokens, stand behind those of a pass forward and one back.
+        size = float(wanted[name].abs().max())
+        tolerance = of_sums(size, terms=sum(LENGTHS), in_a_row=2 * SUMS_IN_A_BLOCK * model.config.num_hidden_layers)
+        torch.testing.assert_close(weight.grad, wanted[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @torch.no_grad()
@@ -284,10 +306,9 @@ def test_kernels_are_taken_where_they_agree(directories, architecture):
     assert prepare(with_adapter(directories[architecture])) == TAKEN[architecture]
 
 
-def test_a_trained_norm_keeps_its_own_code(directories):
-    model = load(directories["llama"])
-    assert use_fast_kernels(model) == {"swiglu": 2}
-    model.requires_grad_(False)
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_norms_are_taken_trained_or_not(directories, is_trained):
+    model = load(directories["llama"]).requires_grad_(is_trained)
     assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
 
 

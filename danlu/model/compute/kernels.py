@@ -13,7 +13,7 @@ stage and no data.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """One pass for the norm, two for the product; the weight is frozen."""
+    """One pass for the norm, two for the product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,11 +60,15 @@ class _RmsNorm(torch.autograd.Function):
         scaled = grad * weight
         dot = (scaled * x).sum(-1, keepdim=True, dtype=torch.float32)
         pull = (dot * inverse**3 / x.shape[-1]).to(x.dtype)
-        return scaled.mul_(inverse.to(x.dtype)).addcmul_(x, pull, value=-1), None, None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            rows = (grad * x).mul_(inverse.to(x.dtype)).flatten(0, -2)
+            grad_weight = rows.sum(0, dtype=torch.float32).to(weight.dtype)
+        return scaled.mul_(inverse.to(x.dtype)).addcmul_(x, pull, value=-1), grad_weight, None
 
 
 def fast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`plain_rms_norm` for a frozen weight."""
+    """`plain_rms_norm`, with gradients for x and, where it is trained, the weight."""
     return apply(_RmsNorm, x, weight, eps)
 
 
@@ -103,34 +107,63 @@ def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _HeadLoss(torch.autograd.Function):
     """Logits exist for one chunk at a time; the gradient of the hidden states is made on the way forward.
 
-    The gradient flows as a row factor, so the caller may weight rows. The head is frozen.
+    Their gradient flows as a row factor, so the caller may weight rows. That of a trained weight is made on the way
+    forward as well, for rows that all count the same; where they turn out not to, the logits are made once more.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), LOSS_CHUNK):
-            rows = slice(start, start + LOSS_CHUNK)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for rows in _chunks(len(hidden)):
             target = targets[rows].unsqueeze(1)
             log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
             losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
+            if grad is None and of_weight is None:
+                continue
+            pull = _pull(log_probabilities, target, hidden.dtype)
             if grad is not None:
-                probabilities = log_probabilities.exp_()
-                probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
-                grad[rows] = probabilities.to(hidden.dtype) @ weight
-        if grad is not None:
-            ctx.save_for_backward(grad)
+                grad[rows] = pull @ weight
+            if of_weight is not None:
+                of_weight += pull.T @ hidden[rows]
+        ctx.save_for_backward(grad, of_weight, *((hidden, weight, targets) if of_weight is not None else (None,) * 3))
         return losses
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> Any:
-        (grad,) = ctx.saved_tensors
-        return grad * grad_losses.unsqueeze(1).to(grad.dtype), None, None
+        grad, of_weight, hidden, weight, targets = ctx.saved_tensors
+        if of_weight is not None:
+            if bool((grad_losses == grad_losses[:1]).all()):
+                of_weight = of_weight * grad_losses[:1].sum()
+            else:
+                of_weight = _of_weight(hidden, weight, targets, grad_losses)
+            of_weight = of_weight.to(weight.dtype)
+        return None if grad is None else grad * grad_losses.unsqueeze(1).to(grad.dtype), of_weight, None
+
+
+def _of_weight(hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
+    """The gradient of a head's weight where each row's loss counts as its factor says: (vocabulary, dim) float32."""
+    total = torch.zeros_like(weight, dtype=torch.float32)
+    for rows in _chunks(len(hidden)):
+        log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
+        pull = _pull(log_probabilities, targets[rows].unsqueeze(1), torch.float32)
+        total += pull.mul_(factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
+    return total
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(start, start + LOSS_CHUNK) for start in range(0, rows, LOSS_CHUNK))
+
+
+def _pull(log_probabilities: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """The loss's gradient at the logits: their probabilities, less one at the target. Written over its input."""
+    probabilities = log_probabilities.exp_()
+    return probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0)).to(dtype)
 
 
 def fast_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """`plain_head_loss` for a frozen head, in chunks of rows."""
+    """`plain_head_loss` in chunks of rows, with gradients for hidden and, where it is trained, the weight."""
     return apply(_HeadLoss, hidden, weight, targets)
 
 
@@ -145,15 +178,13 @@ class _HeadLossOfRows(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad, own = torch.empty_like(hidden), rows.to(hidden.dtype)
         of_rows = hidden.new_empty(len(hidden), len(indices))  # the loss's gradient at these tokens' scores
-        for start in range(0, len(hidden), LOSS_CHUNK):
-            part = slice(start, start + LOSS_CHUNK)
+        for part in _chunks(len(hidden)):
             target = targets[part].unsqueeze(1)
             logits = hidden[part] @ weight.T
             logits[:, indices] = hidden[part] @ own.T
             log_probabilities = torch.log_softmax(logits.float(), -1)
             losses[part] = -log_probabilities.gather(1, target).squeeze(1)
-            pull = log_probabilities.exp_()
-            pull.scatter_add_(1, target, pull.new_full(target.shape, -1.0))
+            pull = _pull(log_probabilities, target, torch.float32)
             of_rows[part] = pull[:, indices].to(hidden.dtype)
             pull[:, indices] = 0
             grad[part] = torch.addmm(of_rows[part] @ own, pull.to(hidden.dtype), weight)
@@ -207,7 +238,6 @@ def _is_rms_norm(module: Any) -> bool:
         type(module).__name__.endswith("RMSNorm")
         and isinstance(getattr(module, "variance_epsilon", None), float)
         and isinstance(getattr(module, "weight", None), Tensor)
-        and not module.weight.requires_grad
     )
 
 
