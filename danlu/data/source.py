@@ -9,12 +9,13 @@ question was trained on.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import importlib
 import importlib.util
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import chain
 from pathlib import Path
@@ -249,6 +250,89 @@ def unwanted(record: Record) -> DataError | None:
         f"{record.place}: {_UNWANTED}",
         fix="leave them out with data.label_false=skip; if the key means something else: data.columns={label: null}",
     )
+
+
+def stream(options: DataOptions, seed: int, skipped: Skipped) -> Iterator[tuple[bool, Record]]:
+    """(whether it is held out, the record), one at a time: `read` for data that does not fit into memory.
+
+    Of the questions (of texts: the texts) those with the smallest digests are held out, which is as good as chance and
+    the same for the same seed: only they are kept until the end, when they come. Whole groups, at most a third.
+    """
+    reading = options.reading()
+    aside = _Aside(options.held_out, seed)
+    if options.held_out_path is not None:
+        named = _records_of_files((options.held_out_path,), options, reading, skipped, "held out")
+        for record in _wanted(named, options, skipped):
+            aside.keep(record)
+    if options.source is not None:
+        records: Iterable[Record] = records_of_function(
+            options.source, options.source_options, options.on_error, skipped, reading
+        )
+    else:
+        records = _records_of_files(options.paths, options, reading, skipped)
+    for record in _wanted(records, options, skipped):
+        for trained in aside.sort(record):
+            yield False, trained
+    reading.check_used()
+    if aside.left_out:
+        skipped.notes["left out: it is held out as well"] += aside.left_out
+    for trained in aside.surplus():
+        yield False, trained
+    for record in aside.records():
+        yield True, record
+
+
+@dataclass(eq=False)
+class _Aside:
+    """The records of the smallest digests so far; those named to be held out have none.
+
+    Attributes:
+        wanted: how many records are to be kept, about.
+    """
+
+    wanted: int
+    seed: int
+    named: dict[str, list[Record]] = field(default_factory=dict)
+    chosen: dict[str, list[Record]] = field(default_factory=dict)
+    largest: list[tuple[int, str]] = field(default_factory=list)  # a heap, of minus the digest
+    kept: int = 0
+    seen: int = 0
+    left_out: int = 0
+
+    def keep(self, record: Record) -> None:
+        self.named.setdefault(_question(record), []).append(record)
+
+    def sort(self, record: Record) -> Iterator[Record]:
+        """Those that are to be trained on, now that this one has come."""
+        self.seen += 1
+        if self.named:
+            if _question(record) in self.named:
+                self.left_out += 1
+            else:
+                yield record
+            return
+        name = record.group or _question(record)
+        if name not in self.chosen:
+            digest = hashlib.sha256(f"{self.seed} {name}".encode("utf-8", "replace")).digest()
+            heapq.heappush(self.largest, (-int.from_bytes(digest[:8]), name))
+            self.chosen[name] = []
+        self.chosen[name].append(record)
+        self.kept += 1
+        yield from self._beyond(self.wanted)
+
+    def surplus(self) -> Iterator[Record]:
+        """Those that are more than a third of all."""
+        yield from self._beyond(min(self.wanted, self.seen // 3))
+
+    def records(self) -> Iterator[Record]:
+        yield from chain.from_iterable((*self.named.values(), *self.chosen.values()))
+
+    def _beyond(self, wanted: int) -> Iterator[Record]:
+        while self.largest and self.kept - len(self.chosen[self.largest[0][1]]) >= wanted:
+            _, name = heapq.heappop(self.largest)
+            members = self.chosen.pop(name)
+            self.kept -= len(members)
+            yield from members
 
 
 def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record], list[Record]]:
