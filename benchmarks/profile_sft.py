@@ -66,7 +66,7 @@ def main() -> None:
         device = read_device()
         loaded = load(ModelOptions(), device, cache=cache_directory())
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
-        examples = sft_examples(records, chat, max_length=512)
+        examples = list(sft_examples(records, chat, max_length=512))
         model = attach(loaded.model, LoraOptions(), seed=0)
         if name == "ours":
             prepare(model)

@@ -95,7 +95,7 @@ def danlu_side(job: dict[str, Any]) -> None:
     directory = Path(job["model"])
     base = load_model(directory, device=device, dtype=device.dtype("auto"))
     chat = Chat.of(load_tokenizer(directory), base.generation_config)
-    examples = sft_examples(read_records(Path(job["data"])), chat, max_length=512)
+    examples = list(sft_examples(read_records(Path(job["data"])), chat, max_length=512))
     model = attach(base, LoraOptions(**job["lora"], init="kaiming"), job["seed"])
     prepare(model)
     options = TrainOptions(
@@ -131,7 +131,7 @@ def held_out_loss(model: Path, adapter: Path, data: Path) -> float:
     device = read_device()
     base = load_model(model, device=device, dtype=torch.float32)
     chat = Chat.of(load_tokenizer(model), base.generation_config)
-    examples = sft_examples(read_records(data), chat, max_length=512)
+    examples = list(sft_examples(read_records(data), chat, max_length=512))
     adapted = put_adapter(base, adapter)
     prepare(adapted)
     losses = example_losses(adapted, examples, device, max_tokens=4096)

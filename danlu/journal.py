@@ -20,6 +20,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -121,9 +122,26 @@ class Journal:
 
 @dataclass
 class Draft:
-    """Events and results of a run whose directory is not opened yet: nothing of it is on the disk."""
+    """Events and results of a run whose directory is not opened yet: nothing of it is on the disk, but for what is too
+    large for memory, which stands beside it under a hidden name and goes if the directory is never opened."""
 
     rows: list[Callable[[Journal], None]] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def folder(self, directory: Path, name: str) -> Path:
+        """Where the folder `name` of the run directory is to be made; it is not there yet."""
+        place = directory.with_name(f".{directory.name}.{name}")
+        shutil.rmtree(place, ignore_errors=True)  # left by a killed process
+        self.folders.append(place)
+        self.rows.append(lambda journal: _replace(place, journal.directory / name))
+        return place
 
     def event(self, kind: str, reason: str, **details: Any) -> None:
         """What `Journal.event` will write."""
@@ -136,6 +154,11 @@ class Draft:
     def write_to(self, journal: Journal) -> None:
         for write in self.rows:
             write(journal)
+
+
+def _replace(made: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
 
 
 def clear_leftovers(directory: Path) -> None:

@@ -26,7 +26,14 @@ from danlu.train.loop import TrainOptions
 FULL_TUNING = 10
 
 
-class ProveOptions(Options):
+KIND = "which training it is: pretrain, sft"
+
+
+class LossProof(Options):
+    """The held-out loss, before and after."""
+
+
+class ProveOptions(LossProof):
     """How the held-out examples are measured, before and after."""
 
     questions: int = Field(64, ge=0, description="held-out questions answered greedily, for the overlap")
@@ -60,14 +67,14 @@ class TrainingSections(Options):
     data: DataOptions
     lora: LoraOptions | None = Field(default_factory=LoraOptions, description="null: all weights are trained")
     train: TrainOptions = Field(default_factory=TrainOptions)
-    prove: ProveOptions | None = Field(default_factory=ProveOptions)
+    prove: LossProof | None = Field(default_factory=LossProof)
     merge: MergeOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _whole_model(cls, given: Any) -> Any:
         """Where all weights are trained there is nothing to merge, and the usual rate is a tenth of LoRA's."""
-        if not isinstance(given, dict) or given.get("lora", ...) is not None:
+        if not isinstance(given, dict) or given.get("lora", cls.model_fields["lora"].default) is not None:
             return given
         train = given.get("train")
         if train is None or (isinstance(train, dict) and "learning_rate" not in train):
@@ -85,13 +92,26 @@ class TrainingSections(Options):
         return self
 
 
-class Recipe(TrainingSections, RunOptions):
-    """One run, from data to a merged model and its report. A section left out is a step left out."""
+class SftSections(TrainingSections):
+    """Supervised fine-tuning."""
 
+    prove: ProveOptions | None = Field(default_factory=ProveOptions)
+
+
+class TrainingRecipe(TrainingSections, RunOptions):
+    """One run, from data to a model and its report. A section left out is a step left out."""
+
+    kind: str = Field(description=KIND)
+
+
+class Recipe(SftSections, TrainingRecipe):
+    """One run of supervised fine-tuning, from data to a merged model and its report."""
+
+    kind: Literal["sft"] = Field("sft", description=KIND)
     merge: MergeOptions | None = Field(default_factory=MergeOptions)
 
 
-def check_inputs(recipe: Recipe, device: Device) -> None:
+def check_inputs(recipe: TrainingRecipe, device: Device) -> None:
     """What can be known without reading data or weights. Changes nothing on the disk but the cache of models."""
     check_files(recipe, device)
     model = resolve(recipe.model.name, cache=cache_directory(), accept_licence=recipe.model.accept_licence)
@@ -101,7 +121,7 @@ def check_inputs(recipe: Recipe, device: Device) -> None:
         check_merge(model, recipe.merge, device)
 
 
-def check_files(recipe: Recipe, device: Device) -> None:
+def check_files(recipe: TrainingRecipe, device: Device) -> None:
     """What can be known without the model."""
     directory = recipe.directory
     if recipe.resume and not is_run(directory):
@@ -116,11 +136,11 @@ def check_files(recipe: Recipe, device: Device) -> None:
             raise DataError(f"no such file: {path}", fix=nearest(path.name, siblings) or _where_begun(recipe))
 
 
-def _files(recipe: Recipe) -> list[Path]:
+def _files(recipe: TrainingRecipe) -> list[Path]:
     return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path) if path is not None]
 
 
-def _where_begun(recipe: Recipe) -> str:
+def _where_begun(recipe: TrainingRecipe) -> str:
     begun = next((event for event in Journal(recipe.directory).events() if "folder" in event), None)
     return f"the run was begun in {begun['folder']}; go there" if recipe.resume and begun else "check the path"
 
@@ -138,7 +158,7 @@ def _check_apart(directory: Path, inputs: dict[str, Path]) -> None:
             )
 
 
-def check_disk(recipe: Recipe, trained: int, total: int) -> None:
+def check_disk(recipe: TrainingRecipe, trained: int, total: int) -> None:
     """Raise DiskError unless what the run will leave has room.
 
     Checkpoints (trained weights, and AdamW's two means of each), the adapter, and the merged model.

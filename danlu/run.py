@@ -8,30 +8,44 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from danlu.chain import Chain, Step, changed, steps_of
 from danlu.config import apply_overrides, read_recipe, validate
-from danlu.errors import ConfigError, DanluError, Interrupted
+from danlu.errors import ConfigError, DanluError, Interrupted, nearest
 from danlu.fingerprint import of_weights
 from danlu.journal import Journal, check_replaceable, claimed, is_run, opened_run
-from danlu.recipe import Recipe
+from danlu.recipe import TrainingRecipe
 from danlu.report.chain import write_chain_report
-from danlu.steps import sft
-from danlu.steps.step import Product, Show
+from danlu.steps.kinds import KINDS
+from danlu.steps.step import Alone, Product, Show
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Chain:
-    """A recipe with its overrides; a chain if it has `steps`."""
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingRecipe | Chain:
+    """A recipe with its overrides; a chain if it has `steps`. Raises ConfigError for faulty ones."""
     document = read_recipe(name_or_path)
-    model: type[Recipe] | type[Chain] = Chain if "steps" in document else Recipe
+    model: type[TrainingRecipe] | type[Chain] = Chain if "steps" in document else _flat(document, overrides)
     return validate(model, apply_overrides(document, overrides, model), where=name_or_path)
 
 
-def run(recipe: Recipe | Chain, show: Show, how_to_resume: str) -> Path:
+def _flat(document: Mapping[str, Any], overrides: Sequence[str]) -> type[TrainingRecipe]:
+    """The recipe of the kind that a document without steps is of; supervised fine-tuning if it does not say."""
+    said = [override.removeprefix("kind=") for override in overrides if override.startswith("kind=")]
+    name = said[-1] if said else document.get("kind", "sft")
+    alone = {kind: step.alone for kind, step in KINDS.items() if step.alone is not None}
+    if not isinstance(name, str) or name not in alone:
+        raise ConfigError(
+            f"kind: {name!r} is no kind of training",
+            allowed=", ".join(alone),
+            fix=nearest(str(name), alone) or "other kinds of steps stand in a chain, under steps",
+        )
+    return alone[name].recipe
+
+
+def run(recipe: TrainingRecipe | Chain, show: Show, how_to_resume: str) -> Path:
     """Run `recipe` and return its run directory.
 
     Of a flat recipe, an existing run of the same name is moved aside, unless it is resumed; of a chain, the steps that
@@ -39,7 +53,15 @@ def run(recipe: Recipe | Chain, show: Show, how_to_resume: str) -> Path:
 
     Raises InUse while another process writes the directory.
     """
-    return run_chain(recipe, show, how_to_resume) if isinstance(recipe, Chain) else sft.run(recipe, show, how_to_resume)
+    if isinstance(recipe, Chain):
+        return run_chain(recipe, show, how_to_resume)
+    return _alone(recipe).run(recipe, show, how_to_resume)
+
+
+def _alone(recipe: TrainingRecipe) -> Alone:
+    alone = KINDS[recipe.kind].alone
+    assert alone is not None, "its recipe was found by it"
+    return alone
 
 
 def run_chain(chain: Chain, show: Show, how_to_resume: str) -> Path:
@@ -63,16 +85,11 @@ def run_chain(chain: Chain, show: Show, how_to_resume: str) -> Path:
     return journal.directory
 
 
-def product_of(recipe: Recipe | Chain) -> Product:
+def product_of(recipe: TrainingRecipe | Chain) -> Product:
     """The model that a finished run left."""
-    journal = Journal(recipe.directory)
     if isinstance(recipe, Chain):
-        return Product(**journal.results()["steps"][list(recipe.steps)[-1]]["leaves"])
-    if recipe.merge is not None:
-        return Product(str(journal.merged))
-    if recipe.lora is None:
-        return Product(str(journal.model))
-    return Product(recipe.model.name, str(journal.adapter))
+        return Product(**Journal(recipe.directory).results()["steps"][list(recipe.steps)[-1]]["leaves"])
+    return _alone(recipe).leaves(recipe)
 
 
 def _goes_on(chain: Chain, journal: Journal) -> bool:

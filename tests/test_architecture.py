@@ -29,7 +29,7 @@ INNER = {
                  "adapters", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
               "response_events", "embeddings", "backends", "others", "keys", "server", "api", "command"],
-    "steps": ["step", "directory", "prove", "merge", "prepare", "training", "sft", "kinds"],
+    "steps": ["step", "directory", "prove", "merge", "prepare", "training", "pretrain", "sft", "kinds"],
 }  # fmt: skip
 
 

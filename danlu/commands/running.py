@@ -18,7 +18,7 @@ from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal, check_free, holder
 from danlu.model.adapter_files import base_of
 from danlu.quantize.merge import MergeOptions, merge_checked
-from danlu.recipe import Recipe
+from danlu.recipe import Recipe, TrainingRecipe
 from danlu.report.chain import write_chain_report
 from danlu.report.page import write_report
 from danlu.run import load_recipe, product_of
@@ -45,7 +45,7 @@ def run(recipe: str, /, *overrides: str) -> None:
     _run(_in_place(load_recipe(recipe, overrides), Path(recipe), overrides))
 
 
-def _in_place(recipe: Recipe | Chain, path: Path, overrides: Sequence[str]) -> Recipe | Chain:
+def _in_place(recipe: TrainingRecipe | Chain, path: Path, overrides: Sequence[str]) -> TrainingRecipe | Chain:
     """A run that its own recipe.yaml resumes is resumed there, also if it was moved or is named from elsewhere."""
     home = path.resolve().parent
     placed = any(override.startswith(("name=", "runs=")) for override in overrides)
@@ -66,7 +66,7 @@ def train(*, recipe: Annotated[Recipes | None, Flat] = None) -> None:
     _run(from_flags(Recipe, recipe))
 
 
-def _run(recipe: Recipe | Chain) -> None:
+def _run(recipe: TrainingRecipe | Chain) -> None:
     words = ["danlu", "run", str(recipe.directory / "recipe.yaml")]
     resume = shlex.join(words if isinstance(recipe, Chain) else [*words, "resume=true"])
     with run_view(OUT) as view:

@@ -252,14 +252,18 @@ def unwanted(record: Record) -> DataError | None:
     )
 
 
-def stream(options: DataOptions, seed: int, skipped: Skipped) -> Iterator[tuple[bool, Record]]:
-    """(whether it is held out, the record), one at a time: `read` for data that does not fit into memory.
+def stream(options: DataOptions, seed: int, skipped: Skipped) -> tuple[Iterator[Record], Iterator[Record]]:
+    """(records to train on, records held out), one at a time: `read` for data that does not fit into memory.
 
     Of the questions (of texts: the texts) those with the smallest digests are held out, which is as good as chance and
-    the same for the same seed: only they are kept until the end, when they come. Whole groups, at most a third.
+    the same for the same seed: only they are kept. Whole groups, at most a third. The second is read after the first.
     """
-    reading = options.reading()
     aside = _Aside(options.held_out, seed)
+    return _streamed(options, aside, skipped), aside.records()
+
+
+def _streamed(options: DataOptions, aside: _Aside, skipped: Skipped) -> Iterator[Record]:
+    reading = options.reading()
     if options.held_out_path is not None:
         named = _records_of_files((options.held_out_path,), options, reading, skipped, "held out")
         for record in _wanted(named, options, skipped):
@@ -271,15 +275,11 @@ def stream(options: DataOptions, seed: int, skipped: Skipped) -> Iterator[tuple[
     else:
         records = _records_of_files(options.paths, options, reading, skipped)
     for record in _wanted(records, options, skipped):
-        for trained in aside.sort(record):
-            yield False, trained
+        yield from aside.sort(record)
     reading.check_used()
     if aside.left_out:
         skipped.notes["left out: it is held out as well"] += aside.left_out
-    for trained in aside.surplus():
-        yield False, trained
-    for record in aside.records():
-        yield True, record
+    yield from aside.surplus()
 
 
 @dataclass(eq=False)

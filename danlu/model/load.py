@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.device import Device, bound_compiled_products
-from danlu.errors import DanluError, MemoryShortage, ModelError, size_in_words
+from danlu.errors import ConfigError, DanluError, MemoryShortage, ModelError, nearest, size_in_words
 from danlu.hub import (
     Say,
     check_directory,
@@ -111,6 +111,47 @@ def _read_model(directory: Path, part: LanguagePart | None, **options: Any) -> t
     return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
         str(directory), output_loading_info=True, **options
     )
+
+
+def random_model(
+    directory: Path, changes: Mapping[str, Any], *, seed: int, device: Device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A model of the architecture in `directory`, with random weights as its authors begin, in evaluation mode.
+
+    Args:
+        changes: keys of config.json that are to be otherwise.
+
+    Raises ModelError for an architecture that cannot be trained here or that the changes do not fit, ConfigError for a
+    key that the configuration has not, and MemoryShortage.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    bound_compiled_products()
+    written = read_json(directory / "config.json")
+    _check_architecture(written, directory)
+    with _reading(directory, "configuration", written):
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    known = config.to_dict()
+    if unknown := [key for key in changes if key not in known]:
+        raise ConfigError(
+            f"pretrain.config: {config.model_type} has no {', '.join(unknown)}",
+            allowed=", ".join(sorted(known)),
+            fix=nearest(unknown[0], known),
+        )
+    try:
+        config = type(config).from_dict({**known, **changes})
+        torch.manual_seed(seed)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except DanluError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MemoryShortage("no memory left for random weights", fix="choose a smaller pretrain.config") from error
+    except Exception as error:  # each architecture says in its own way that numbers do not fit each other
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"pretrain.config: {dict(changes)} does not fit {config.model_type}: {first}") from error
+    return model.to(device.name, dtype).eval()
 
 
 def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:

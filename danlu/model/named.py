@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from danlu.model.adapter_files import adapted_tokenizer, adapter_config, put_adapter
-from danlu.model.load import load_model
+from danlu.model.load import load_model, random_model
 
 
 class ModelOptions(Options):
@@ -87,6 +88,21 @@ def load(options: ModelOptions, device: Device, *, cache: Path, say: Say = silen
     model = load_model(directory, device=device, dtype=dtype, say=say)
     if adapter is not None:
         model = put_adapter(model, adapter)
+    _check_pair(model, tokenizer, directory)
+    return LoadedModel(model, tokenizer, directory, dtype)
+
+
+def load_random(
+    options: ModelOptions, changes: Mapping[str, Any], seed: int, device: Device, *, cache: Path, say: Say = silent
+) -> LoadedModel:
+    """A model of the architecture that `options` name, and with its tokenizer, but with random weights.
+
+    Raises what `load` and `random_model` raise.
+    """
+    dtype = device.dtype(options.dtype)
+    directory = resolve(options.name, cache=cache, say=say, accept_licence=options.accept_licence)
+    tokenizer = adapted_tokenizer(directory, None)
+    model = random_model(directory, changes, seed=seed, device=device, dtype=dtype)
     _check_pair(model, tokenizer, directory)
     return LoadedModel(model, tokenizer, directory, dtype)
 

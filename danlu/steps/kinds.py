@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from danlu.steps.merge import MERGE
+from danlu.steps.pretrain import PRETRAIN
 from danlu.steps.prove import PROVE
 from danlu.steps.sft import SFT
 from danlu.steps.step import Kind
 
-KINDS: dict[str, Kind[Any]] = {"sft": SFT, "prove": PROVE, "merge": MERGE}
+KINDS: dict[str, Kind[Any]] = {"pretrain": PRETRAIN, "sft": SFT, "prove": PROVE, "merge": MERGE}

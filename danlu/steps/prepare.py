@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -26,7 +26,7 @@ from danlu.model.likelihood import compute_twice, prepare, why_alone
 from danlu.model.load import load_tokenizer
 from danlu.model.named import LoadedModel, load
 from danlu.model.turns import left_to_learn, named
-from danlu.recipe import Recipe, check_disk
+from danlu.recipe import TrainingRecipe, check_disk
 from danlu.steps.step import Show
 from danlu.train.checkpoint import DIGEST, Saved
 from danlu.train.loop import planned_steps, resumable
@@ -57,7 +57,22 @@ class Ready:
     reason: str
 
 
-def read_split(recipe: Recipe, journal: Draft, skipped: Skipped, show: Show) -> Split:
+@dataclass(frozen=True)
+class Sizes:
+    """How much there is to learn from."""
+
+    examples: int
+    held_out: int
+    tokens: int
+    learnt_tokens: int
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], held_out: Sequence[Example]) -> Sizes:
+        tokens = sum(len(example.token_ids) for example in examples)
+        return cls(len(examples), len(held_out), tokens, sum(example.learnt_tokens for example in examples))
+
+
+def read_split(recipe: TrainingRecipe, journal: Draft, skipped: Skipped, show: Show) -> Split:
     """The records to train on and those held out."""
     split = read(recipe.data, recipe.seed, skipped)
     if changed := skipped.summary():
@@ -68,14 +83,18 @@ def read_split(recipe: Recipe, journal: Draft, skipped: Skipped, show: Show) -> 
     return split
 
 
-def load_base(recipe: Recipe, device: Device, show: Show) -> Base:
+def load_base(recipe: TrainingRecipe, device: Device, show: Show) -> Base:
     """The model that the recipe names, with the chat of its data."""
-    loaded = load(recipe.model, device, cache=cache_directory(), say=show.say)
-    return Base(loaded, recipe.data.chat(loaded.tokenizer, loaded.model.generation_config, today=_begun(recipe)))
+    return with_chat(recipe, load(recipe.model, device, cache=cache_directory(), say=show.say))
+
+
+def with_chat(recipe: TrainingRecipe, loaded: LoadedModel) -> Base:
+    """A model with the chat of the recipe's data."""
+    return Base(loaded, recipe.data.chat(loaded.tokenizer, loaded.model.generation_config, today=begun(recipe)))
 
 
 def examples_of(
-    recipe: Recipe, split: Split, base: Base, skipped: Skipped, journal: Draft, show: Show
+    recipe: TrainingRecipe, split: Split, base: Base, skipped: Skipped, journal: Draft, show: Show
 ) -> tuple[list[Example], list[Example]]:
     """(examples to learn from, examples held out)."""
     examples = _examples(recipe, split.train, base.chat, skipped)
@@ -90,7 +109,7 @@ def examples_of(
     return examples, held_out
 
 
-def make_trainable(recipe: Recipe, base: Base, tokens: Sequence[int], show: Show) -> Ready:
+def make_trainable(recipe: TrainingRecipe, base: Base, tokens: Sequence[int], show: Show) -> Ready:
     """The model with an adapter on it, or, without `lora`, with all its weights under training."""
     model: Any = base.loaded.model
     if recipe.lora is not None:
@@ -110,7 +129,7 @@ def make_trainable(recipe: Recipe, base: Base, tokens: Sequence[int], show: Show
     return Ready(base, model, kernels, reason)
 
 
-def saver_of(recipe: Recipe, base: Base) -> Callable[[Any, Path], None]:
+def saver_of(recipe: TrainingRecipe, base: Base) -> Callable[[Any, Path], None]:
     """How what was trained is written: an adapter, with the tokenizer where its template is another; or a model."""
     chat, directory = base.chat, base.loaded.directory
 
@@ -125,33 +144,35 @@ def saver_of(recipe: Recipe, base: Base) -> Callable[[Any, Path], None]:
     return save
 
 
-def saved_of(recipe: Recipe, identity: dict[str, str], per_epoch: int) -> Saved | None:
+def saved_of(recipe: TrainingRecipe, identity: dict[str, str], per_epoch: int) -> Saved | None:
     """The checkpoint that a resumed run goes on from."""
     if not recipe.resume:
         return None
     return resumable(Journal(recipe.directory).checkpoints, identity, recipe.seed, recipe.train, per_epoch)
 
 
-def _begun(recipe: Recipe) -> date:
+def begun(recipe: TrainingRecipe) -> date:
     """The day on which the run began: a template that writes the date says the same when the run is resumed."""
     said = Journal(recipe.directory).results().get("data", {}).get("date") if recipe.resume else None
     return date.fromisoformat(said) if said else date.today()
 
 
-def _examples(recipe: Recipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
+def _examples(recipe: TrainingRecipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Example]:
     may_skip = recipe.data.on_error == "skip" or recipe.data.too_long == "skip"
-    return sft_examples(
-        records,
-        chat,
-        max_length=recipe.data.max_length,
-        too_long=recipe.data.too_long,
-        window_overlap=recipe.data.window_overlap,
-        skip=skipped.add if may_skip else None,
+    return list(
+        sft_examples(
+            records,
+            chat,
+            max_length=recipe.data.max_length,
+            too_long=recipe.data.too_long,
+            window_overlap=recipe.data.window_overlap,
+            skip=skipped.add if may_skip else None,
+        )
     )
 
 
 def tokens_to_learn(
-    recipe: Recipe, base: Base, examples: Sequence[Example], journal: Draft, show: Show
+    recipe: TrainingRecipe, base: Base, examples: Sequence[Example], journal: Draft, show: Show
 ) -> tuple[int, ...]:
     """Where the recipe leaves it open: what a base model does not know of the turns that it is to learn."""
     if recipe.lora is None or recipe.lora.trainable_token_indices != "auto":
@@ -171,23 +192,20 @@ def tokens_to_learn(
 
 
 def describe(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     journal: Draft,
     device: Device,
     ready: Ready,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
+    sizes: Sizes,
     skipped: Skipped,
     per_epoch: int,
 ) -> None:
     """Keep what is worked on, and on which machine."""
     dtype, (trained, total) = str(ready.base.loaded.dtype), parameter_counts(ready.model)
-    tokens = sum(len(example.token_ids) for example in examples)
-    learnt = sum(example.learnt_tokens for example in examples)
     journal.result(
         "data",
-        {"train": len(examples), "held_out": len(held_out), "tokens": tokens, "learnt_tokens": learnt,
-         "skipped": skipped.count, "date": _begun(recipe).isoformat()},
+        {"train": sizes.examples, "held_out": sizes.held_out, "tokens": sizes.tokens,
+         "learnt_tokens": sizes.learnt_tokens, "skipped": skipped.count, "date": begun(recipe).isoformat()},
     )  # fmt: skip
     machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
     machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}
@@ -200,19 +218,24 @@ def describe(
     if ready.reason:
         journal.event("one document at a time", ready.reason)
     steps = planned_steps(recipe.train, per_epoch)
-    journal.event("plan", f"{recipe.train.batch_size} examples a step", steps=steps, examples=len(examples))
+    journal.event("plan", f"{recipe.train.batch_size} examples a step", steps=steps, examples=sizes.examples)
     for place, reason in skipped.faults:
         journal.event("skipped", reason, place=place)
 
 
-def identity_of(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict[str, str]:
-    """What must be equal for a resumed run to go on, by what it is and not by how it was spelt.
-
-    The base by its weights, wherever it lies; the adapter by its matrices; the data by every token.
-    """
+def digest_of(examples: Iterable[Example]) -> str:
+    """Of every token, whether it is learnt, and what it counts."""
     data = hashlib.sha256()
     for example in examples:
         data.update(repr((example.token_ids, example.learnt, example.weights)).encode())
+    return data.hexdigest()
+
+
+def identity_of(recipe: TrainingRecipe, model: Any, data: str) -> dict[str, str]:
+    """What must be equal for a resumed run to go on, by what it is and not by how it was spelt.
+
+    The base by its weights, wherever it lies; the adapter by its matrices; the data by its digest.
+    """
     base, adapter = hashlib.sha256(), hashlib.sha256()
     for name, weight in model.named_parameters():
         if weight.requires_grad and recipe.lora is not None:
@@ -229,5 +252,5 @@ def identity_of(recipe: Recipe, model: Any, examples: Sequence[Example]) -> dict
     return {
         "the model's weights": DIGEST + base.hexdigest(),
         **lora,
-        "the examples (data, template, seed)": DIGEST + data.hexdigest(),
+        "the examples (data, template, seed)": DIGEST + data,
     }

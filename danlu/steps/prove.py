@@ -22,7 +22,7 @@ from danlu.hub import cache_directory
 from danlu.journal import Journal
 from danlu.model.likelihood import prepare
 from danlu.model.named import ModelOptions, load
-from danlu.recipe import ProveOptions
+from danlu.recipe import LossProof, ProveOptions
 from danlu.steps.directory import opened
 from danlu.steps.step import Kind, Place, Product, Show, StepOptions
 from danlu.train.loop import TrainOptions
@@ -38,7 +38,7 @@ def questions_of(records: Sequence[Record], options: ProveOptions | None, seed: 
 
 
 def check_provable(
-    options: ProveOptions | None, held_out: Sequence[Example | Record], questions: Sequence[Question]
+    options: LossProof | None, held_out: Sequence[Example | Record], questions: Sequence[Question]
 ) -> None:
     """Say before training, not after, that an interval could not be made."""
     if options is None:
@@ -176,8 +176,10 @@ def _look(
     loading = ModelOptions(name=product.model, adapter=product.adapter, accept_licence=product.accept_licence)
     loaded = load(loading, device, cache=cache_directory())
     chat = data.chat(loaded.tokenizer, loaded.model.generation_config)
-    examples = sft_examples(
-        records, chat, max_length=data.max_length, too_long=data.too_long, window_overlap=data.window_overlap
+    examples = list(
+        sft_examples(
+            records, chat, max_length=data.max_length, too_long=data.too_long, window_overlap=data.window_overlap
+        )
     )
     refuse_unknown_tokens(examples, loaded.model, loaded.tokenizer)
     prepare(loaded.model)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
-from pathlib import Path
 
 from danlu.data.example import Example
 from danlu.data.formats import Conversation, Skipped
 from danlu.data.source import read
 from danlu.device import Device
 from danlu.evaluate.held_out import Question, measure
+from danlu.fingerprint import of_texts
 from danlu.generate.engine import Engine
 from danlu.journal import Draft, Journal
-from danlu.recipe import Recipe
-from danlu.steps import training
+from danlu.recipe import Recipe, SftSections
 from danlu.steps.prepare import (
     Ready,
+    Sizes,
     describe,
+    digest_of,
     examples_of,
     identity_of,
     load_base,
@@ -34,11 +34,6 @@ from danlu.train.batches import Shuffled
 from danlu.train.sft import sft_stage
 
 
-def run(recipe: Recipe, show: Show, how_to_resume: str) -> Path:
-    """Run a flat recipe and return its run directory; see `training.run`."""
-    return training.run(recipe, prepare, show, how_to_resume)
-
-
 def prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> Parts:
     """All that the training works on, in memory alone; what is to be told stands in the draft."""
     skipped = Skipped()
@@ -51,8 +46,8 @@ def prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> Parts
     tokens = tokens_to_learn(recipe, base, examples, journal, show) if learns_answers else ()
     ready = make_trainable(recipe, base, tokens, show)
     batches = Shuffled(examples, recipe.train.batch_size, recipe.seed)
-    identity = identity_of(recipe, ready.model, examples)
-    describe(recipe, journal, device, ready, examples, held_out, skipped, batches.per_epoch)
+    identity = identity_of(recipe, ready.model, digest_of(examples))
+    describe(recipe, journal, device, ready, Sizes.of(examples, held_out), skipped, batches.per_epoch)
     return Parts(
         recipe=recipe,
         journal=Journal(recipe.directory),
@@ -89,20 +84,20 @@ def _proof(
         max_new_tokens=options.max_new_tokens,
     )
     name = _name_of(held_out, questions, options.max_new_tokens)
-    return Proof(look, name, groups_of(held_out, questions), questions)
+    return Proof(look, name, groups_of(held_out, questions), questions, options.examples)
 
 
 def _name_of(held_out: list[Example], questions: list[Question], max_new_tokens: int) -> str:
-    digest = hashlib.sha256(repr(max_new_tokens).encode())
-    for example in held_out:
-        digest.update(repr((example.token_ids, example.learnt)).encode())
-    for question in questions:
-        digest.update(repr(question.conversation.messages).encode())
-    return digest.hexdigest()
+    asked = [question.conversation.messages for question in questions]
+    return of_texts([digest_of(held_out), repr(asked), repr(max_new_tokens)])
 
 
 def _check_data(recipe: Recipe) -> None:
     read(recipe.data, recipe.seed, Skipped())
 
 
-SFT = training_kind(TrainingStep, Recipe, prepare, _check_data)
+class SftStep(SftSections, TrainingStep):
+    """Supervised fine-tuning as a step."""
+
+
+SFT = training_kind(SftStep, Recipe, prepare, _check_data)

@@ -95,6 +95,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """A kind of step as a recipe of its own, written flat.
+
+    Attributes:
+        recipe: all its options.
+        run: (recipe, show, how to resume) -> the run directory.
+        leaves: what a finished run has left.
+    """
+
+    recipe: type[Any]
+    run: Callable[[Any, Show, str], Path]
+    leaves: Callable[[Any], Product]
+
+
+@dataclass(frozen=True)
 class Kind(Generic[AnyOptions]):
     """One kind of step: what it takes, what it leaves, and how it is done.
 
@@ -105,6 +120,7 @@ class Kind(Generic[AnyOptions]):
         leaves: what there will be when it is done.
         check: raises what can be known to be wrong before anything is run. Its start `is_made` unless an earlier step
             has still to make it.
+        alone: the recipe that does the same without a chain, where there is one, and what runs it.
         run: does it, or, with `go_on`, what is left to do of it: the directory then holds the beginning of this very
             step. Otherwise what is there is another run's, and is moved aside.
     """
@@ -115,3 +131,4 @@ class Kind(Generic[AnyOptions]):
     leaves: Callable[[AnyOptions, Place, Product], Product]
     check: Callable[[AnyOptions, Place, Product, bool], None]
     run: Callable[[AnyOptions, Place, Product, Show, bool], None]
+    alone: Alone | None = None

@@ -30,12 +30,12 @@ from danlu.hub import write_origin
 from danlu.journal import Draft, Journal, claimed, is_run, opened_run
 from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions
-from danlu.recipe import Recipe, TrainingSections, check_files, check_inputs
+from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
 from danlu.steps.merge import merge_into
 from danlu.steps.prove import compare, said
-from danlu.steps.step import Kind, Place, Product, Show, StepOptions
+from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
 from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved
 from danlu.train.loop import Run, Stage, planned_steps, train
@@ -50,12 +50,14 @@ class Proof:
         name: of what is measured; equal where the same is.
         groups: measure -> the group of each of its items.
         questions: those whose answers are looked at.
+        shown: of them, how many stand side by side in the report.
     """
 
     look: Callable[[], Measured]
     name: str
     groups: Mapping[str, Sequence[str]]
     questions: Sequence[Question] = ()
+    shown: int = 0
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Parts:
         proof: None where nothing is to be proved.
     """
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     journal: Journal
     device: Device
     show: Show
@@ -93,7 +95,7 @@ class Parts:
 Prepare = Callable[[Any, Draft, Device, Show], Parts]
 
 
-def run(recipe: Recipe, prepare: Prepare, show: Show, how_to_resume: str) -> Path:
+def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str) -> Path:
     """Run `recipe` and return its run directory.
 
     An existing run of the same name is moved aside, unless the recipe resumes it; until all input is checked, it stays
@@ -107,10 +109,10 @@ def run(recipe: Recipe, prepare: Prepare, show: Show, how_to_resume: str) -> Pat
             recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
         set_seed(recipe.seed)
         device = read_device()
-        draft = Draft()
         check_inputs(recipe, device)
-        parts = prepare(recipe, draft, device, show)
-        journal = _open(recipe, draft, show)
+        with Draft() as draft:
+            parts = prepare(recipe, draft, device, show)
+            journal = _open(recipe, draft, show)
         try:
             with reported(journal):
                 _steps(parts, how_to_resume)
@@ -143,8 +145,9 @@ def _steps(parts: Parts, how_to_resume: str) -> None:
     kind = {} if parts.kind is None else {"kind": parts.kind}
     write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
     after = _measure(parts, "after")
-    if parts.proof is not None and before is not None and after is not None and recipe.prove is not None:
-        compare(journal, parts.show, recipe.prove.examples, parts.proof.groups, parts.proof.questions, before, after)
+    if parts.proof is not None and before is not None and after is not None:
+        proof = parts.proof
+        compare(journal, parts.show, proof.shown, proof.groups, proof.questions, before, after)
     if recipe.merge is not None:
         _merge(parts, recipe.merge)
     elif journal.merged.exists():
@@ -156,7 +159,7 @@ def _made(recipe: TrainingSections, journal: Journal) -> Path:
     return journal.model if recipe.lora is None else journal.adapter
 
 
-def _open(recipe: Recipe, draft: Draft, show: Show) -> Journal:
+def _open(recipe: TrainingRecipe, draft: Draft, show: Show) -> Journal:
     """The run directory, as this run begins or goes on in it."""
     document = recipe.model_dump(mode="json", exclude={"resume"})
     journal = opened_run(recipe.directory, document, bool(recipe.resume), show.say)
@@ -224,7 +227,10 @@ class TrainingStep(TrainingSections, StepOptions):
 
 
 def training_kind(
-    options: type[TrainingStep], flat: type[Recipe], prepare: Prepare, check_data: Callable[[Recipe], None]
+    options: type[TrainingStep],
+    flat: type[TrainingRecipe],
+    prepare: Prepare,
+    check_data: Callable[[Any], None],
 ) -> Kind[Any]:
     """The kind of step that does such a training.
 
@@ -233,7 +239,7 @@ def training_kind(
         check_data: raises for data that cannot be read, or is none for it.
     """
 
-    def recipe(options: TrainingStep, place: Place, start: Product, go_on: bool = False) -> Recipe:
+    def recipe(options: TrainingStep, place: Place, start: Product, go_on: bool = False) -> TrainingRecipe:
         sections = {name: getattr(options, name) for name in type(options).model_fields if name != "start"}
         named = {"name": start.model, "adapter": start.adapter, "accept_licence": start.accept_licence}
         model = ModelOptions(**{**options.model.model_dump(exclude_unset=True), **named})
@@ -247,12 +253,7 @@ def training_kind(
         check_data(of)
 
     def leaves(options: TrainingStep, place: Place, start: Product) -> Product:
-        journal = Journal(place.directory)
-        if options.merge is not None:
-            return replace(start, model=str(journal.merged))
-        if options.lora is None:
-            return replace(start, model=str(journal.model))
-        return replace(start, adapter=str(journal.adapter))
+        return _leaves(options, Journal(place.directory), start)
 
     def run_step(options: TrainingStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
         run(recipe(options, place, start, go_on), prepare, show, place.how_to_resume)
@@ -264,4 +265,17 @@ def training_kind(
         leaves=leaves,
         check=check,
         run=run_step,
+        alone=Alone(
+            flat,
+            run=lambda recipe, show, how_to_resume: run(recipe, prepare, show, how_to_resume),
+            leaves=lambda recipe: _leaves(recipe, Journal(recipe.directory), Product(recipe.model.name)),
+        ),
     )
+
+
+def _leaves(options: TrainingSections, journal: Journal, start: Product) -> Product:
+    if options.merge is not None:
+        return replace(start, model=str(journal.merged))
+    if options.lora is None:
+        return replace(start, model=str(journal.model))
+    return replace(start, adapter=str(journal.adapter))

@@ -32,8 +32,8 @@ def sft_examples(
     too_long: TooLong = "raise",
     window_overlap: int = 1,
     skip: Callable[[str, str], None] | None = None,
-) -> list[Example]:
-    """Records as examples of at most `max_length` tokens.
+) -> Iterator[Example]:
+    """Records as examples of at most `max_length` tokens, one at a time.
 
     Args:
         too_long: what happens to a longer one: an error, left out, its end cut off, or, of a document without turns,
@@ -43,7 +43,6 @@ def sft_examples(
 
     Raises DataError for a record that cannot be rendered, is too long, or teaches nothing.
     """
-    examples: list[Example] = []
     for record, made in Encoder(chat).examples(records):
         try:
             if fault := unwanted(record):
@@ -52,14 +51,13 @@ def sft_examples(
                 raise made
             for example in made:
                 if too_long == "window" and isinstance(record, Text):
-                    examples += windows(example, max_length, window_overlap)
+                    yield from windows(example, max_length, window_overlap)
                 else:
-                    examples.append(_fit(example, max_length, too_long))
+                    yield _fit(example, max_length, too_long)
         except DataError as error:
             if skip is None or (isinstance(error, _TooLong) and too_long in ("raise", "window")):
                 raise
             skip(record.place, error.seen)
-    return examples
 
 
 class _TooLong(DataError):

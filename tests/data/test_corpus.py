@@ -21,20 +21,21 @@ EXAMPLES = [example([5, 6, 7], 1), example([2**31, 1], 1), example(range(300), 1
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", iter(EXAMPLES))
+    corpus = write_corpus(tmp_path / "corpus", iter(EXAMPLES), "made of")
     for found in (corpus, Corpus(tmp_path / "corpus")):
         assert [(one.token_ids, one.learnt) for one in found] == [(one.token_ids, one.learnt) for one in EXAMPLES]
         assert [one.token_ids for one in found[1:]] == [one.token_ids for one in EXAMPLES[1:]]
-        assert (found.lengths.tolist(), found.tokens) == ([3, 2, 300], 305)
+        assert (found.lengths.tolist(), found.tokens, found.learnt_tokens) == ([3, 2, 300], 305, 287)
+        assert found.made_of == "made of"
 
 
 def test_an_empty_corpus_has_no_examples(tmp_path):
-    assert len(write_corpus(tmp_path / "corpus", [])) == 0
+    assert len(write_corpus(tmp_path / "corpus", [], "")) == 0
 
 
 @pytest.mark.parametrize(("file", "cut"), [("tokens.bin", 4), ("windows.bin", 3)])
 def test_a_corpus_that_is_cut_short_is_said(tmp_path, file, cut):
-    write_corpus(tmp_path / "corpus", EXAMPLES)
+    write_corpus(tmp_path / "corpus", EXAMPLES, "")
     path = tmp_path / "corpus" / file
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(DataError, match=r"cut short|not whole"):
@@ -45,10 +46,8 @@ def streamed(tmp_path, rows, seed=0, **options):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     skipped = Skipped()
-    parts = ([], [])
-    for is_held_out, record in stream(DataOptions(path=str(path), **options), seed, skipped):
-        parts[is_held_out].append(record)
-    return *parts, skipped
+    trained, aside = stream(DataOptions(path=str(path), **options), seed, skipped)
+    return list(trained), list(aside), skipped
 
 
 def test_so_many_are_held_out_and_none_is_lost(tmp_path):

@@ -34,13 +34,13 @@ def chat(tiny_model):
 def test_a_long_example_is_an_error_by_default(chat):
     record = conversation("q", "a long answer " * 20, "d:7")
     with pytest.raises(DataError, match=r"d:7: .* tokens, over data\.max_length=40"):
-        sft_examples([record], chat, max_length=40)
+        list(sft_examples([record], chat, max_length=40))
 
 
 def test_a_long_example_is_skipped_and_listed(chat):
     skipped = []
     records = [conversation("q", "a long answer " * 20, "d:1"), conversation("q", "short", "d:2")]
-    kept = sft_examples(records, chat, max_length=40, too_long="skip", skip=lambda *fault: skipped.append(fault))
+    kept = list(sft_examples(records, chat, max_length=40, too_long="skip", skip=lambda *fault: skipped.append(fault)))
     assert [example.place for example in kept] == ["d:2"]
     assert skipped[0][0] == "d:1"
     assert "tokens" in skipped[0][1]
@@ -51,12 +51,12 @@ def test_a_long_example_is_cut_where_it_still_teaches(chat):
     assert len(example.token_ids) == 40
     assert example.learnt[-1]
     with pytest.raises(DataError, match="teaches nothing"):
-        sft_examples([conversation("word " * 90, "a")], chat, max_length=40, too_long="truncate")
+        list(sft_examples([conversation("word " * 90, "a")], chat, max_length=40, too_long="truncate"))
 
 
 def test_a_tiny_model_learns_its_answers(tmp_path, tiny_model, chat):
     records = [conversation(f"question {i}", "the quick brown fox jumps over the lazy dog") for i in range(16)]
-    examples = sft_examples(records, chat, max_length=200)
+    examples = list(sft_examples(records, chat, max_length=200))
     model = attach(load_model(tiny_model, device=CPU, dtype=torch.float32), LoraOptions(lora_dropout=0.0), seed=0)
     taken = prepare(model)
     assert taken == {"lora": 14, "norm": 5, "swiglu": 2}
@@ -111,11 +111,11 @@ def test_windows_learn_every_token_once(size, overlap):
 
 
 def test_long_documents_are_cut_into_windows_and_conversations_are_not(chat):
-    parts = sft_examples([Text("word " * 90, "d:1")], chat, max_length=40, too_long="window")
-    whole = sft_examples([Text("word " * 90, "d:1")], chat, max_length=4000)[0]
+    parts = list(sft_examples([Text("word " * 90, "d:1")], chat, max_length=40, too_long="window"))
+    (whole,) = sft_examples([Text("word " * 90, "d:1")], chat, max_length=4000)
     assert sum(part.learnt_tokens for part in parts) == whole.learnt_tokens
     with pytest.raises(DataError, match="only a document without turns is cut into windows"):
-        sft_examples([conversation("q", "word " * 90)], chat, max_length=40, too_long="window")
+        list(sft_examples([conversation("q", "word " * 90)], chat, max_length=40, too_long="window"))
 
 
 def test_a_token_without_a_row_is_said_before_training(tiny_model, chat):
@@ -139,6 +139,6 @@ def test_an_answer_labelled_false_is_not_imitated_whoever_brings_it(tmp_path, ch
     )
     records, left_out = list(read_records(path)), []
     with pytest.raises(DataError, match=r"a\.jsonl:2: the label says that this answer is not wanted"):
-        sft_examples(records, chat, max_length=64)
+        list(sft_examples(records, chat, max_length=64))
     (kept,) = sft_examples(records, chat, max_length=64, skip=lambda place, reason: left_out.append(place))
     assert (kept.place, left_out) == ("a.jsonl:1", ["a.jsonl:2"])

@@ -1,6 +1,7 @@
 """Documents as token ids on the disk: a corpus larger than memory, any part of which is at hand at once.
 
-A corpus is a folder: `tokens.bin` (the ids, one window after another) and `windows.bin` (where each begins). It is
+A corpus is a folder: `tokens.bin` (the ids, one window after another), `windows.bin` (where each begins), and, once it
+is whole, `made_of` (the digest of what it was made of). It is
 written once, in the order of its documents, and mapped into memory afterwards: what is not looked at takes none.
 """
 
@@ -26,16 +27,22 @@ class Corpus(Sequence[Example]):
 
     Attributes:
         lengths: (examples,) tokens of each.
-        tokens: of all of them.
+        tokens, learnt_tokens: of all of them.
+        made_of: the digest that its writer gave it.
     """
 
     def __init__(self, folder: Path) -> None:
+        try:
+            self.made_of = (folder / "made_of").read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder}: the corpus is not whole", fix="begin the run anew") from error
         self._windows = _mapped(folder / "windows.bin", _WINDOW)
         self._tokens = _mapped(folder / "tokens.bin", _TOKEN)
         self.lengths: NDArray[numpy.uint32] = self._windows["length"]
         self.tokens = len(self._tokens)
+        self.learnt_tokens = self.tokens - int(self._windows["context"].sum(dtype=numpy.int64))
         if len(self._windows) and int(self._windows["start"][-1]) + int(self.lengths[-1]) != self.tokens:
-            raise DataError(f"{folder}: the corpus is not whole", fix="remove it, and begin the run anew")
+            raise DataError(f"{folder}: the corpus is not whole", fix="begin the run anew")
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -52,7 +59,7 @@ class Corpus(Sequence[Example]):
         return Example(ids, (*[False] * context, *[True] * (length - context)), f"window {at}")
 
 
-def write_corpus(folder: Path, examples: Iterable[Example]) -> Corpus:
+def write_corpus(folder: Path, examples: Iterable[Example], made_of: str) -> Corpus:
     """Write the examples into `folder`, which must not be there, one at a time. Raises DiskError."""
     with disk_faults(folder, "writing the corpus"):
         folder.mkdir(parents=True)
@@ -64,6 +71,7 @@ def write_corpus(folder: Path, examples: Iterable[Example]) -> Corpus:
                 numpy.array(example.token_ids, _TOKEN).tofile(tokens)
                 numpy.array([(start, length, context)], _WINDOW).tofile(windows)
                 start += length
+        (folder / "made_of").write_text(made_of, "utf-8")
     return Corpus(folder)
 
 
