@@ -93,7 +93,8 @@ def steps_of(chain: Chain, how_to_resume: str) -> list[Step]:
             raise _unfit(name, _kind_name(name, chain.steps[name]), kind.needs_adapter, of, start)
         first = next(iter(steps.values())).start if steps else start
         earlier = {before.name: before.product for before in steps.values()}
-        place = Place(name, chain.directory, chain.seed, how_to_resume, first, earlier)
+        digests = {before.name: before.fingerprint for before in steps.values()}
+        place = Place(name, chain.directory, chain.seed, how_to_resume, first, earlier, digests)
         parts = {
             "seed": chain.seed,
             "options": {"kind": _kind_name(name, chain.steps[name]), **options.values()},
@@ -124,12 +125,20 @@ def _options(name: str, step: Mapping[str, Any]) -> tuple[Kind[Any], StepOptions
 
 def _start(name: str, options: StepOptions, steps: Mapping[str, Step], names: list[str]) -> tuple[str | None, Product]:
     """(the step that leaves it, what a step works on)."""
-    wanted = options.works_on or (list(steps)[-1] if steps else None)
+    wanted = options.works_on or next(
+        (before for before in reversed(list(steps)) if not steps[before].product.judges), None
+    )
     if wanted is None:
         raise ConfigError(
             f"steps.{name} is the first step and works on nothing", fix=f"name a model: steps.{name}.start=smollm2-135m"
         )
     if wanted in steps:
+        if steps[wanted].product.judges:
+            raise ConfigError(
+                f"steps.{name}.start: {wanted} leaves a reward model, which scores answers and gives none",
+                allowed=", ".join(before for before in steps if not steps[before].product.judges)
+                or "the name of a model",
+            )
         return wanted, steps[wanted].product
     if wanted in names:
         raise ConfigError(

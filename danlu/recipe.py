@@ -26,7 +26,7 @@ from danlu.train.loop import TrainOptions
 FULL_TUNING = 10
 
 
-KIND = "which training it is: pretrain, sft"
+KIND = "which training it is: pretrain, sft, reward, dpo, ppo"
 
 
 class LossProof(Options):
@@ -78,7 +78,8 @@ class TrainingSections(Options):
             return given
         train = given.get("train")
         if train is None or (isinstance(train, dict) and "learning_rate" not in train):
-            train = {**(train or {}), "learning_rate": TrainOptions().learning_rate / FULL_TUNING}
+            usual = cls.model_fields["train"].get_default(call_default_factory=True).learning_rate
+            train = {**(train or {}), "learning_rate": usual / FULL_TUNING}
         return {"merge": None, **given, "train": train}
 
     @model_validator(mode="after")

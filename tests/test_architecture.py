@@ -23,13 +23,14 @@ INNER = {
     ],
     "model": [
         "compute", "company", "language_part", "load", "adapter_files", "named", "adapters", "lora_files", "lora_bank",
-        "lean", "likelihood", "turns",
+        "lean", "likelihood", "score_head", "turns",
     ],
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "watching",
                  "adapters", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
               "response_events", "embeddings", "backends", "others", "keys", "server", "api", "command"],
-    "steps": ["step", "directory", "prove", "merge", "prepare", "training", "pretrain", "sft", "kinds"],
+    "steps": ["step", "directory", "prove", "merge", "prepare", "training", "preferences", "pretrain", "sft", "reward",
+              "dpo", "ppo", "kinds"],
 }  # fmt: skip
 
 

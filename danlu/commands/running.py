@@ -74,7 +74,8 @@ def _run(recipe: TrainingRecipe | Chain) -> None:
         examples = Journal(directory).results().get("examples", [])
     if examples:
         show_examples(OUT, examples)
-    if (product := product_of(recipe)).adapter is None:
+    product = product_of(recipe)
+    if product.adapter is None and not product.judges:
         say(f'use it: danlu generate {product.model} "…"    danlu chat {product.model}')
 
 

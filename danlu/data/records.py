@@ -53,13 +53,18 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One prompt with a better and a worse answer; both answers open and end with an assistant turn."""
+    """One prompt with a better and a worse answer; both answers open and end with an assistant turn.
+
+    Attributes:
+        margin: by how much the better one is better, where the row says so: a number, 0 or more.
+    """
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     place: str
     group: str | None = None
+    margin: float | None = None
 
 
 Record = Conversation | Text | Preference

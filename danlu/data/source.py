@@ -377,7 +377,7 @@ def records_of_function(
     reading: Reading | None = None,
 ) -> Iterator[Record]:
     """Records from the rows that a Python function yields (mappings in any of the known formats)."""
-    function = _function(source)
+    function: Callable[..., Iterable[Any]] = function_named(source)
     try:
         inspect.signature(function).bind(**options)
     except TypeError as error:
@@ -396,19 +396,20 @@ def records_of_function(
             yield record
 
 
-def _function(source: str) -> Callable[..., Iterable[Any]]:
-    name, colon, attribute = source.partition(":")
+def function_named(name: str, option: str = "data.source") -> Callable[..., Any]:
+    """The function that an option names. Raises ConfigError where it is not there."""
+    place, colon, attribute = name.partition(":")
     if not colon:
-        raise ConfigError(f"data.source: {source!r}", allowed="package.module:function, or path/to/file.py:function")
+        raise ConfigError(f"{option}: {name!r}", allowed="package.module:function, or path/to/file.py:function")
     try:
-        module = _module_of_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, OSError, SyntaxError) as error:
-        raise ConfigError(f"data.source: {name} cannot be imported: {error}") from error
+        raise ConfigError(f"{option}: {place} cannot be imported: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"data.source: no function {attribute!r} in {name}", fix=nearest(attribute, names))
-    result: Callable[..., Iterable[Any]] = function
+        raise ConfigError(f"{option}: no function {attribute!r} in {place}", fix=nearest(attribute, names))
+    result: Callable[..., Any] = function
     return result
 
 

@@ -94,15 +94,22 @@ def measure(
 ) -> Measured:
     """Loss on `examples`; of greedy answers to `questions` "overlap", chrF with their references from 0 to 100, and
     "ended", how many of 100 the model ended before the limit on their tokens did."""
-    losses = example_losses(model, examples, device, max_tokens)
-    params = GenerationParams(max_new_tokens=max_new_tokens)
+    answers, of_answers = answered(engine, questions, max_new_tokens)
+    return Measured({"loss": example_losses(model, examples, device, max_tokens), **of_answers}, answers)
+
+
+def answered(
+    engine: Engine, questions: Sequence[Question], max_new_tokens: int
+) -> tuple[list[str], dict[str, list[tuple[float, float]]]]:
+    """(greedy answers, what is measured of them); nothing where there are no questions."""
+    if not questions:
+        return [], {}
     prompts = [engine.chat.prompt(q.messages) for q in questions]  # rendered even where nothing was said before
-    generations = engine.generate(prompts, params)
+    generations = engine.generate(prompts, GenerationParams(max_new_tokens=max_new_tokens))
     answers = [generation.text.strip() for generation in generations]
     ended = [100.0 * (generation.sequences[0].finish_reason == "stop") for generation in generations]
     overlaps = [chrf(answer, q.reference) for answer, q in zip(answers, questions, strict=True)]
-    values = {"loss": losses, "overlap": [(value, 1.0) for value in overlaps], "ended": [(e, 1.0) for e in ended]}
-    return Measured({name: items for name, items in values.items() if items}, answers)
+    return answers, {"overlap": [(value, 1.0) for value in overlaps], "ended": [(value, 1.0) for value in ended]}
 
 
 def differences(before: Measured, after: Measured, groups: Mapping[str, Sequence[str]]) -> dict[str, Interval]:

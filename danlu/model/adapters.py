@@ -248,7 +248,7 @@ def save_adapter(model: Any, directory: Path, tokenizer: Any = None) -> None:
     """Write the adapter in PEFT's format, whole or not at all; with a tokenizer of its own, if it has one."""
 
     def write(staging: Path) -> None:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, selected_adapters=["default"])  # not those that judge it
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
 

@@ -116,36 +116,91 @@ def _logits(model: Any, ids: list[int], positions: list[int], lengths: tuple[int
     return logits
 
 
-def token_losses(model: Any, batch: Batch) -> Tensor:
+def token_losses(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
     """Negative log-likelihood in nats of each learnt token of `batch`: (learnt,) float32.
 
     The head works only where something is learnt. A head that is a plain product (no bias, nothing
     done to its logits) works in chunks of rows; any other goes through the model's own code. A model that was not
     prepared, or is not right on documents laid end to end, reads one after the other; so does one that a long document
     makes rotate all of them otherwise.
+
+    Args:
+        temperature: what logits are divided by, as when tokens were drawn.
     """
     base = base_of(model)
-    wiring = wiring_of(base)
-    if wiring is None or why_alone(model) or max(batch.lengths) > (wiring.longest or math.inf):
+    if _reads_alone(base, batch):
         with as_it_came(base):
-            return _losses_alone(model, batch)
-    side = Side(documents_of(batch.lengths, str(batch.token_ids.device)))
-    given = {"input_ids": batch.token_ids.unsqueeze(0), "position_ids": batch.positions.unsqueeze(0)}
-    head = base.get_output_embeddings()
-    if _is_plain_product(base, head):
-        hidden = run_in_company(base.base_model, side, **given).last_hidden_state[0][batch.predict_at]  # (learnt, dim)
-        weight = token_rows.bare(head).weight
-        if token_rows.is_wrapper(head) and token_rows.is_active(head):
-            rows = token_rows.rows_of(head)
-            return fast_head_loss_of_rows(hidden, weight, batch.targets, rows.indices, rows.values)
-        return fast_head_loss(hidden, weight, batch.targets)
+            return _losses_alone(model, batch, temperature)
+    if _is_plain_product(base, base.get_output_embeddings()):
+        return _head_losses(base, _body(base, batch)[batch.predict_at], batch, temperature)
+    side, given = _row(batch)
     logits = run_in_company(base, side, **given, logits_to_keep=batch.predict_at).logits[0]
     if len(logits) == batch.tokens:  # some give all, whatever they are asked
         logits = logits[batch.predict_at]
-    return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float() / temperature, batch.targets, reduction="none")
 
 
-def _losses_alone(model: Any, batch: Batch) -> Tensor:
+def losses_and_states(model: Any, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_losses`, and what the body has made of the token before each learnt one: (learnt, dim)."""
+    base = base_of(model)
+    if not _reads_alone(base, batch) and _is_plain_product(base, base.get_output_embeddings()):
+        states = _body(base, batch)[batch.predict_at]
+        return _head_losses(base, states, batch, temperature), states
+    return token_losses(model, batch, temperature), states_at(model, batch, batch.predict_at)
+
+
+def document_log_probs(model: Any, batch: Batch) -> Tensor:
+    """Log-probability in nats of all learnt tokens of each document together: (documents,) float32."""
+    losses = token_losses(model, batch)
+    return losses.new_zeros(len(batch.lengths)).index_add(0, batch.document_of, -losses)
+
+
+def states_at(model: Any, batch: Batch, places: Tensor) -> Tensor:
+    """What the body has made of the tokens at these places of the row: (places, dim)."""
+    base = base_of(model)
+    if not _reads_alone(base, batch):
+        return _body(base, batch)[places]
+    with as_it_came(base):
+        parts = batch.token_ids.split(list(batch.lengths))
+        return torch.cat([base.base_model(ids[None], use_cache=False).last_hidden_state[0] for ids in parts])[places]
+
+
+def last_states(model: Any, batch: Batch) -> Tensor:
+    """What the body has made of the last token of each document: (documents, dim)."""
+    ends = torch.tensor(batch.lengths, device=batch.token_ids.device).cumsum(0) - 1
+    return states_at(model, batch, ends)
+
+
+def _reads_alone(base: Any, batch: Batch) -> bool:
+    wiring = wiring_of(base)
+    return wiring is None or bool(why_alone(base)) or max(batch.lengths) > (wiring.longest or math.inf)
+
+
+def _body(base: Any, batch: Batch) -> Tensor:
+    """(tokens, dim), the last states of a model that reads documents end to end."""
+    side, given = _row(batch)
+    states: Tensor = run_in_company(base.base_model, side, **given).last_hidden_state[0]
+    return states
+
+
+def _row(batch: Batch) -> tuple[Side, dict[str, Tensor]]:
+    """The company of a batch's documents, and what the model is called with."""
+    side = Side(documents_of(batch.lengths, str(batch.token_ids.device)))
+    return side, {"input_ids": batch.token_ids.unsqueeze(0), "position_ids": batch.positions.unsqueeze(0)}
+
+
+def _head_losses(base: Any, states: Tensor, batch: Batch, temperature: float) -> Tensor:
+    """(learnt,) float32, of a head that is a plain product, from the states (learnt, dim) before it."""
+    head = base.get_output_embeddings()
+    weight = token_rows.bare(head).weight
+    states = states if temperature == 1.0 else states / temperature
+    if token_rows.is_wrapper(head) and token_rows.is_active(head):
+        rows = token_rows.rows_of(head)
+        return fast_head_loss_of_rows(states, weight, batch.targets, rows.indices, rows.values)
+    return fast_head_loss(states, weight, batch.targets)
+
+
+def _losses_alone(model: Any, batch: Batch, temperature: float) -> Tensor:
     """The definition: each document by itself through the model's own code."""
     losses, start = [], 0
     for length in batch.lengths:
@@ -153,7 +208,8 @@ def _losses_alone(model: Any, batch: Batch) -> Tensor:
         if bool(own.any()):
             ids = batch.token_ids[start : start + length]
             logits = model(input_ids=ids[None], use_cache=False).logits[0][batch.predict_at[own] - start]
-            losses.append(torch.nn.functional.cross_entropy(logits.float(), batch.targets[own], reduction="none"))
+            scaled = logits.float() / temperature
+            losses.append(torch.nn.functional.cross_entropy(scaled, batch.targets[own], reduction="none"))
         start += length
     return torch.cat(losses) if losses else batch.token_ids.new_zeros(0, dtype=torch.float32)
 

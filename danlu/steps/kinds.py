@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from danlu.steps.dpo import DPO
 from danlu.steps.merge import MERGE
+from danlu.steps.ppo import PPO
 from danlu.steps.pretrain import PRETRAIN
 from danlu.steps.prove import PROVE
+from danlu.steps.reward import REWARD
 from danlu.steps.sft import SFT
 from danlu.steps.step import Kind
 
-KINDS: dict[str, Kind[Any]] = {"pretrain": PRETRAIN, "sft": SFT, "prove": PROVE, "merge": MERGE}
+KINDS: dict[str, Kind[Any]] = {
+    "pretrain": PRETRAIN,
+    "sft": SFT,
+    "reward": REWARD,
+    "dpo": DPO,
+    "ppo": PPO,
+    "prove": PROVE,
+    "merge": MERGE,
+}

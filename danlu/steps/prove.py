@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Protocol
 
 from pydantic import Field, model_validator
 
@@ -37,9 +38,7 @@ def questions_of(records: Sequence[Record], options: ProveOptions | None, seed: 
     return random.Random(seed).sample(fit, min(options.questions, len(fit)))
 
 
-def check_provable(
-    options: LossProof | None, held_out: Sequence[Example | Record], questions: Sequence[Question]
-) -> None:
+def check_provable(options: LossProof | None, held_out: Sequence[Grouped], questions: Sequence[Question]) -> None:
     """Say before training, not after, that an interval could not be made."""
     if options is None:
         return
@@ -59,14 +58,28 @@ def groups_of(held_out: Sequence[Example], questions: Sequence[Question]) -> dic
     return {"loss": [group_of(example) for example in held_out], "overlap": asked, "ended": asked}
 
 
-def group_of(example: Example | Record) -> str:
+class Grouped(Protocol):
+    """What comes from a place, and may belong to a group."""
+
+    @property
+    def place(self) -> str: ...
+    @property
+    def group(self) -> str | None: ...
+
+
+def group_of(example: Grouped) -> str:
     return example.group or example.place
 
 
 _SAID = {
     "loss": "held-out loss {:.3f}",
+    "preference_loss": "loss of held-out pairs {:.3f}",
+    "preferred": "{:.0f} % of them judged rightly",
+    "reward_gap": "gap of rewards {:.3f}",
     "perplexity": "perplexity {:.1f}",
     "overlap": "overlap {:.1f}",
+    "reward": "reward {:.3f}",
+    "kl": "{:.2f} nats from the reference",
     "ended": "{:.0f} % of the answers ended",
 }
 
@@ -97,8 +110,16 @@ def compare(
             for q, b, a in answers
         ],
     )
-    loss = changes["loss"]
-    show.say(f"the held-out loss changed by {loss.value:+.3f} (95 % interval {loss.low:+.3f} to {loss.high:+.3f})")
+    name, first = next(iter(changes.items()))
+    spread = f"(95 % interval {first.low:+.3f} to {first.high:+.3f})"
+    show.say(f"the {_MEASURED.get(name, name)} changed by {first.value:+.3f} {spread}")
+
+
+_MEASURED = {
+    "loss": "held-out loss",
+    "preference_loss": "loss of held-out pairs",
+    "reward": "reward of answers to held-out prompts",
+}
 
 
 # -- as a step ---------------------------------------------------------------------------------------------
@@ -119,7 +140,8 @@ class ProveStep(ProveOptions, StepOptions):
 
 def _inputs(options: ProveStep, place: Place) -> dict[str, str]:
     other = _other(options, place)
-    return {**fingerprints(options.data), "against": f"{other.model} {other.adapter}"}
+    of = place.digests.get(options.against or "", f"{other.model} {other.adapter}")
+    return {**fingerprints(options.data), "against": of}
 
 
 def _other(options: ProveStep, place: Place) -> Product:

@@ -56,11 +56,13 @@ class Product:
         model: its name, or its directory.
         adapter: directory of a PEFT adapter that lies on it; None if the model is whole.
         accept_licence: the user's word on the model's licence.
+        judges: whether it is a reward model, which scores answers and gives none.
     """
 
     model: str
     adapter: str | None = None
     accept_licence: bool = False
+    judges: bool = False
 
     @property
     def place(self) -> str:
@@ -79,6 +81,7 @@ class Place:
         how_to_resume: the command that goes on with the chain.
         first: what the chain began with.
         earlier: name of each step before -> what it leaves.
+        digests: name of each step before -> what makes it that step.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Place:
     how_to_resume: str = ""
     first: Product = Product("")
     earlier: Mapping[str, Product] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:

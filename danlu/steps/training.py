@@ -73,6 +73,8 @@ class Parts:
         identity: what has to be the same when the run is resumed.
         saved: the checkpoint that it goes on from.
         proof: None where nothing is to be proved.
+        begin: what is computed first, once the run directory is there.
+        end: gives back what it holds; called however the run ends.
     """
 
     recipe: TrainingRecipe
@@ -90,6 +92,8 @@ class Parts:
     identity: dict[str, str]
     saved: Saved | None
     proof: Proof | None
+    begin: Callable[[Journal], None] = lambda _journal: None
+    end: Callable[[], None] = lambda: None
 
 
 Prepare = Callable[[Any, Draft, Device, Show], Parts]
@@ -118,12 +122,15 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
                 _steps(parts, how_to_resume)
         except KeyboardInterrupt:
             raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
+        finally:
+            parts.end()
         _finish(journal, started, show)
     return journal.directory
 
 
 def _steps(parts: Parts, how_to_resume: str) -> None:
     recipe, journal = parts.recipe, parts.journal
+    parts.begin(journal)
     before = _measure(parts, "before")
     train(
         parts.stage,
@@ -231,18 +238,26 @@ def training_kind(
     flat: type[TrainingRecipe],
     prepare: Prepare,
     check_data: Callable[[Any], None],
+    *,
+    judges: bool = False,
+    named: Callable[[Any, Place], Mapping[str, Any]] = lambda _options, _place: {},
+    reads: Callable[[Any, Place], Mapping[str, str]] = lambda _options, _place: {},
 ) -> Kind[Any]:
     """The kind of step that does such a training.
 
     Args:
         flat: the recipe that does the same alone.
         check_data: raises for data that cannot be read, or is none for it.
+        judges: whether what it leaves is a reward model.
+        named: sections of the flat recipe that in a chain name what earlier steps leave.
+        reads: what it reads beside its data and the model that it works on, name -> digest.
     """
 
     def recipe(options: TrainingStep, place: Place, start: Product, go_on: bool = False) -> TrainingRecipe:
         sections = {name: getattr(options, name) for name in type(options).model_fields if name != "start"}
-        named = {"name": start.model, "adapter": start.adapter, "accept_licence": start.accept_licence}
-        model = ModelOptions(**{**options.model.model_dump(exclude_unset=True), **named})
+        at = {"name": start.model, "adapter": start.adapter, "accept_licence": start.accept_licence}
+        model = ModelOptions(**{**options.model.model_dump(exclude_unset=True), **at})
+        sections |= named(options, place)
         sections |= {"model": model, "name": place.name, "runs": str(place.chain), "seed": place.seed, "resume": go_on}
         return flat(**sections)
 
@@ -253,7 +268,7 @@ def training_kind(
         check_data(of)
 
     def leaves(options: TrainingStep, place: Place, start: Product) -> Product:
-        return _leaves(options, Journal(place.directory), start)
+        return _leaves(options, Journal(place.directory), replace(start, judges=judges))
 
     def run_step(options: TrainingStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
         run(recipe(options, place, start, go_on), prepare, show, place.how_to_resume)
@@ -261,14 +276,14 @@ def training_kind(
     return Kind(
         options,
         needs_adapter=False,
-        inputs=lambda options, _place: fingerprints(options.data),
+        inputs=lambda options, place: {**fingerprints(options.data), **reads(options, place)},
         leaves=leaves,
         check=check,
         run=run_step,
         alone=Alone(
             flat,
             run=lambda recipe, show, how_to_resume: run(recipe, prepare, show, how_to_resume),
-            leaves=lambda recipe: _leaves(recipe, Journal(recipe.directory), Product(recipe.model.name)),
+            leaves=lambda recipe: _leaves(recipe, Journal(recipe.directory), Product(recipe.model.name, judges=judges)),
         ),
     )
 

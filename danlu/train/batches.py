@@ -28,6 +28,9 @@ class Batches(Protocol[Example]):
     def take(self, step: int) -> Sequence[Example]:
         """The examples of optimizer step `step`, from 0."""
 
+    def figures(self) -> dict[str, float]:
+        """What is to be told, in the metrics, of what was taken last."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep of it beside the step; plain values and tensors."""
 
@@ -42,6 +45,9 @@ class _Ordered:
         if not len(examples):
             raise ConfigError("there is no example to train on", fix="check the data with `danlu data check`")
         self._examples, self._seed = examples, seed
+
+    def figures(self) -> dict[str, float]:
+        return {}
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -219,6 +219,7 @@ class _Loop(Generic[Example, Batch]):
             "peak_memory_bytes": self.peak.bytes(),
             "seconds": time.perf_counter() - started,
             **metrics,
+            **self.run.batches.figures(),
         }
         self._look_and_save(row)
 

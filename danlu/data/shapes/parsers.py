@@ -5,6 +5,7 @@ Which columns are which, `data/shapes/shapes.py` has settled; what a message is,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -124,7 +125,20 @@ def _from_preference(row: Row, place: str, reader: Reader) -> Preference:
     if chosen == rejected:
         raise RowFault("chosen and rejected are the same")
     prompt, chosen, rejected = (whole_turns(turns, reader.notes.add) for turns in (prompt, chosen, rejected))
-    return Preference(prompt, chosen, rejected, place, _group(row))
+    return Preference(prompt, chosen, rejected, place, _group(row), _margin(row.get("margin")))
+
+
+def _margin(given: Any) -> float | None:
+    """By how much the better answer is better; a row may leave it out."""
+    if given is None or given == "":
+        return None
+    try:
+        margin = float(given)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if isinstance(given, bool) or not 0 <= margin < math.inf:
+        raise RowFault(f"margin: {given!r:.100}", allowed="a number, 0 or more: by how much chosen is better")
+    return margin
 
 
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]*")

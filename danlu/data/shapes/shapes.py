@@ -34,7 +34,7 @@ OPTIONAL_KEYS: dict[FormatName, tuple[str, ...]] = {
     "alpaca": (*_ANSWERED, "history"),
     "sharegpt": (*_CHAT, "loss_mask"),
     "prompt_completion": _ANSWERED,
-    "preference": ("prompt", "input", "system", "tools", "group"),
+    "preference": ("prompt", "input", "system", "tools", "group", "margin"),
     "text": ("group",),
 }
 # Other names of the optional ones, read in every format that has the key.

@@ -163,7 +163,8 @@ class SharedInput:
     def forward(self, at: int, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """What module `at` makes of `x`."""
         module = self.modules[at]
-        if module.disable_adapters or module.merged or args or options:
+        is_at_work = module.active_adapters[0] in module.lora_A  # of several, one may leave this layer out
+        if module.disable_adapters or module.merged or not is_at_work or args or options:
             out: Tensor = self._own[at](x, *args, **options)
             return out
         if at > 0 and self._input is x:

@@ -1,0 +1,325 @@
+"""Learning from rewards (PPO, RLOO, GRPO): what it works on and what is measured; the order is training.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from danlu.config import Options
+from danlu.data.chat import Chat
+from danlu.data.records import Conversation, Preference, Record, Skipped
+from danlu.data.source import function_named, read
+from danlu.device import Device
+from danlu.errors import ConfigError, DataError
+from danlu.evaluate.held_out import Measured, Question
+from danlu.fingerprint import of_texts, of_value
+from danlu.generate.engine import Engine
+from danlu.generate.params import GenerationParams
+from danlu.journal import Draft, Journal
+from danlu.recipe import KIND, ProveOptions, TrainingRecipe, TrainingSections
+from danlu.steps.preferences import PairData, PairLora
+from danlu.steps.prepare import Sizes, describe, identity_of, load_base, make_trainable, read_split, saved_of, saver_of
+from danlu.steps.prove import check_provable, group_of
+from danlu.steps.step import Place, Show
+from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.train.judges import Answered, Command, Judge, checked, of_function
+from danlu.train.loop import TrainOptions
+from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
+from danlu.train.ppo import PpoOptions, ppo_stage
+from danlu.train.rollout import Prompt, Rollouts
+
+# Knobs of generation that a rollout may have; every other one makes answers that the policy would not give so often.
+_ALLOWED = {"temperature", "max_new_tokens"}
+
+
+class RolloutOptions(Options):
+    """How answers are drawn: from the policy as it is, or at a temperature, which its log-probabilities follow."""
+
+    temperature: float = Field(1.0, gt=0, le=10, description="of drawing, and of every log-probability")
+    max_new_tokens: int = Field(48, ge=1, description="tokens of an answer at most")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn_as_trained(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            other = sorted(name for name in given if name in GenerationParams.model_fields and name not in _ALLOWED)
+            if other:
+                raise ValueError(
+                    f"{', '.join(other)}: answers would be drawn from another distribution than the one that is "
+                    "trained, and the ratio of the two taken for progress; allowed: temperature, max_new_tokens"
+                )
+        return given
+
+
+class RewardSource(Options):
+    """Who judges: one of a reward model, a Python function, and a command."""
+
+    model: str | None = Field(
+        None,
+        description="directory of a reward model on the same base; in a chain the last step of kind reward, if nobody "
+        "is named",
+    )
+    function: str | None = Field(None, description="package.module:function, or path/to/file.py:function")
+    function_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
+    command: str | None = Field(None, description="reads and writes JSON lines; it is started once")
+    command_seconds: float = Field(60.0, gt=0, description="it may take for one answer")
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Self:
+        named = [name for name in ("model", "function", "command") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are given; name one judge")
+        if self.function_options and self.function is None:
+            raise ValueError("function_options has no effect without function")
+        if self.command is None and self.command_seconds != 60.0:
+            raise ValueError("command_seconds has no effect without command")
+        return self
+
+    @property
+    def is_named(self) -> bool:
+        return any(value is not None for value in (self.model, self.function, self.command))
+
+
+class PpoTrain(TrainOptions):
+    """Small steps, and an epsilon at which Adam's first ones are no larger than TensorFlow's (Huang et al. 2024)."""
+
+    learning_rate: float = Field(1e-5, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
+
+
+class PpoSections(TrainingSections):
+    """Learning from rewards, from prompts to an adapter."""
+
+    data: PairData
+    reward: RewardSource = Field(default_factory=RewardSource)
+    rollout: RolloutOptions = Field(default_factory=RolloutOptions)
+    ppo: PpoOptions = Field(default_factory=PpoOptions)
+    lora: PairLora | None = Field(
+        default_factory=PairLora, description=TrainingSections.model_fields["lora"].description
+    )
+    train: PpoTrain = Field(default_factory=PpoTrain)
+    prove: ProveOptions | None = Field(default_factory=ProveOptions)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.lora is None:
+            raise ValueError("lora: null leaves no reference: it is the model without its adapter; leave lora in")
+        if self.lora.lora_dropout:
+            raise ValueError("lora.lora_dropout makes the ratio differ from 1 before anything is learnt; set it to 0")
+        if self.train.eval_steps:
+            raise ValueError("train.eval_steps has no effect: held-out prompts are answered before and after training")
+        return self
+
+
+class PpoRecipe(PpoSections, TrainingRecipe):
+    """One run that learns from rewards."""
+
+    kind: Literal["ppo"] = Field("ppo", description=KIND)
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> Self:
+        if not self.reward.is_named:
+            raise ValueError("nobody judges: name reward.model, reward.function or reward.command")
+        return self
+
+
+class PpoStep(PpoSections, TrainingStep):
+    """Learning from rewards as a step."""
+
+
+def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Parts:
+    """All that the training works on, in memory alone; what is to be told stands in the draft."""
+    skipped = Skipped()
+    judge = _judge_before(recipe.reward)
+    split = read_split(recipe, journal, skipped, show)
+    base = load_base(recipe, device, show)
+    longest = recipe.data.max_length - recipe.rollout.max_new_tokens
+    prompts = _prompts(recipe, split.train, base.chat, longest, skipped)
+    held_out = _prompts(recipe, split.held_out, base.chat, longest, skipped)
+    if not prompts:
+        raise DataError("every prompt was left out; none is left to train on", fix="see the faults in events.jsonl")
+    questions = [_question(prompt) for prompt in held_out[: recipe.prove.questions if recipe.prove else 0]]
+    if recipe.prove is not None:
+        check_provable(recipe.prove, held_out, questions)
+    ready = make_trainable(recipe, base, (), show)
+    if recipe.reward.model is not None:
+        place = Path(recipe.reward.model)
+        put_reward(ready.model, place, recipe.model.name)
+        judge = of_reward_model(ready.model, place, device, recipe.train.micro_batch_tokens)
+    assert judge is not None  # by the recipe
+    name = f"the judge ({recipe.reward.model or recipe.reward.function or recipe.reward.command})"
+    engine = Engine.around(ready.model, base.chat)
+    policy = ModelPolicy(
+        ready.model,
+        engine,
+        device,
+        temperature=recipe.rollout.temperature,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        has_value=recipe.ppo.advantage_estimator == "gae",
+    )
+
+    def judged(answers: Sequence[Answered]) -> list[float]:
+        return checked(judge, answers, name)
+
+    rollouts = Rollouts(
+        prompts,
+        policy,
+        judged,
+        recipe.ppo,
+        batch_size=recipe.train.batch_size,
+        micro_batch_tokens=recipe.train.micro_batch_tokens,
+        seed=recipe.seed,
+    )
+    identity = identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts)) | {
+        f"{section}.{key}": str(value)
+        for section, options in (("ppo", recipe.ppo), ("rollout", recipe.rollout), ("reward", recipe.reward))
+        for key, value in options.model_dump(mode="json").items()
+    }
+    tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    describe(recipe, journal, device, ready, Sizes(len(prompts), len(held_out), tokens, 0), skipped, rollouts.per_epoch)
+    return Parts(
+        recipe=recipe,
+        journal=Journal(recipe.directory),
+        device=device,
+        show=show,
+        chat=base.chat,
+        model=ready.model,
+        directory=base.loaded.directory,
+        kind="instruct",
+        stage=ppo_stage(
+            recipe.ppo,
+            device,
+            temperature=recipe.rollout.temperature,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+        ),
+        save=saver_of(recipe, base),
+        batches=rollouts,
+        held_out=(),
+        identity=identity,
+        saved=saved_of(recipe, identity, rollouts.per_epoch),
+        proof=_proof(recipe, policy, judged, held_out, questions),
+        end=judge.close if isinstance(judge, Command) else lambda: None,
+    )
+
+
+def _judge_before(source: RewardSource) -> Judge | None:
+    """The judge that needs no model; None where it does. Raises ConfigError for a function that is not there."""
+    if source.function is not None:
+        function = function_named(source.function, "reward.function")
+        return of_function(function, source.function_options, f"reward.function {source.function}")
+    if source.command is not None:
+        return Command(source.command, source.command_seconds)
+    return None
+
+
+def _proof(
+    recipe: PpoRecipe,
+    policy: ModelPolicy,
+    judged: Any,
+    held_out: Sequence[Prompt],
+    questions: Sequence[Question],
+) -> Proof | None:
+    if recipe.prove is None or not held_out:
+        return None
+
+    def look() -> Measured:
+        drawn = policy.draw(held_out, [recipe.seed + at for at in range(len(held_out))])
+        answers = [one.answer for one in drawn]
+        values = {
+            "reward": [(reward, 1.0) for reward in judged(answers)],
+            "kl": [(kl, 1.0) for kl in policy.kl(answers, recipe.train.micro_batch_tokens)],
+            "ended": [(100.0 * answer.ended, 1.0) for answer in answers],
+        }
+        return Measured(values, [answer.text.strip() for answer in answers[: len(questions)]])
+
+    groups = [group_of(prompt) for prompt in held_out]
+    name = of_value([repr(held_out), recipe.rollout.model_dump(mode="json"), recipe.reward.model_dump(mode="json")])
+    return Proof(look, name, dict.fromkeys(("reward", "kl", "ended"), groups), questions, recipe.prove.examples)
+
+
+# -- prompts -------------------------------------------------------------------------------------------------
+
+
+def _prompts(recipe: PpoRecipe, records: Sequence[Record], chat: Chat, longest: int, skipped: Skipped) -> list[Prompt]:
+    found = []
+    for record in records:
+        messages, reference = _asked(record)
+        try:
+            ids = tuple(chat.prompt(messages))
+            if len(ids) > longest:
+                raise DataError(
+                    f"{record.place}: a prompt of {len(ids)} tokens, and rollout.max_new_tokens after it, are over "
+                    f"data.max_length={recipe.data.max_length}",
+                    fix="raise data.max_length, or leave such prompts out with data.too_long=skip",
+                )
+        except DataError as error:
+            if "skip" not in (recipe.data.too_long, recipe.data.on_error):
+                raise
+            skipped.add(record.place, error.seen)
+            continue
+        found.append(Prompt(messages, ids, record.place, reference, record.group))
+    return found
+
+
+def _asked(record: Record) -> tuple[tuple[dict[str, Any], ...], str]:
+    """(the messages before the last answer, that answer)."""
+    if isinstance(record, Conversation):
+        messages, answer = record.messages[:-1], record.messages[-1]
+    elif isinstance(record, Preference):
+        messages, answer = record.prompt, record.chosen[-1]
+    else:
+        raise DataError(
+            f"{record.place}: a document asks nothing",
+            allowed="conversations, or pairs with a prompt",
+            fix="name the columns of questions and answers with data.columns",
+        )
+    if not messages:
+        raise DataError(f"{record.place}: nothing is asked before the answer", fix="leave the row out")
+    return messages, str(answer.get("content") or "")
+
+
+def _question(prompt: Prompt) -> Question:
+    answer = {"role": "assistant", "content": prompt.reference}
+    return Question(Conversation((*prompt.messages, answer), prompt.place, prompt.group))
+
+
+# -- as a step -----------------------------------------------------------------------------------------------
+
+
+def _check_data(recipe: PpoRecipe) -> None:
+    _judge_before(recipe.reward)
+    split = read(recipe.data, recipe.seed, Skipped())
+    for record in (*split.train, *split.held_out):
+        _asked(record)
+
+
+def _named(options: TrainingStep, place: Place) -> dict[str, Any]:
+    """In a chain the reward model may be named by its step, or be the last one that was made."""
+    assert isinstance(options, PpoSections)
+    judges = {name: product for name, product in place.earlier.items() if product.judges}
+    wanted = options.reward.model
+    if wanted is None and not options.reward.is_named and judges:
+        wanted = list(judges)[-1]
+    if wanted is None:
+        if not options.reward.is_named:
+            raise ConfigError(
+                f"steps.{place.name}: nobody judges",
+                fix=f"put a step of kind reward before it, or name steps.{place.name}.reward.function",
+            )
+        return {}
+    made = judges[wanted].place if wanted in judges else wanted
+    return {"reward": options.reward.model_copy(update={"model": made})}
+
+
+def _reads(options: TrainingStep, place: Place) -> dict[str, str]:
+    model = _named(options, place).get("reward")
+    if model is None:
+        return {}
+    of = next((name for name, product in place.earlier.items() if product.place == model.model), None)
+    return {"reward": place.digests[of] if of is not None else str(model.model)}
+
+
+PPO = training_kind(PpoStep, PpoRecipe, prepare, _check_data, named=_named, reads=_reads)

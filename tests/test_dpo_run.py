@@ -1,0 +1,149 @@
+"""Direct preference optimization from end to end on a tiny model."""
+
+import json
+import math
+
+import pytest
+from showing import Lines
+
+from danlu.config import validate
+from danlu.errors import ConfigError, DataError, Interrupted
+from danlu.journal import Journal
+from danlu.run import product_of, run
+from danlu.steps.dpo import DpoRecipe
+
+
+def pair(at, **more):
+    better, worse = f"{at} quick brown foxes", f"{at} lazy dogs, and the fox"
+    return {"prompt": f"how many is {at}?", "chosen": better, "rejected": worse, **more}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(at)) + "\n" for at in range(30)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(folder, tiny_model):
+    def make(**changes):
+        given = {
+            "kind": "dpo",
+            "name": "d",
+            "model": {"name": str(tiny_model), "dtype": "float32"},
+            "data": {"path": "pairs.jsonl", "held_out": 6},
+            "train": {"batch_size": 8, "learning_rate": 1e-2, "max_steps": 6, "save_steps": 2},
+            "prove": {"questions": 2, "max_new_tokens": 3},
+        }
+        for key, value in changes.items():
+            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
+        return validate(DpoRecipe, given, where="test")
+
+    return make
+
+
+def metrics(directory, name="loss"):
+    return [row[name] for row in Journal(directory).metrics()]
+
+
+def test_the_better_answers_become_likelier_than_the_worse_ones(recipe):
+    directory = run(recipe(), Lines(), "")
+    assert metrics(directory)[0] == pytest.approx(math.log(2), abs=1e-5)  # policy and reference are one
+    assert metrics(directory)[-1] < 0.6
+    assert metrics(directory, "rewards/accuracies")[-1] == 1.0
+    results = Journal(directory).results()
+    assert results["before"]["preference_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert results["before"]["preferred"] == 50.0
+    assert results["difference"]["preference_loss"]["high"] < 0
+    assert results["after"]["preferred"] == 100.0
+    assert len(results["examples"]) == 2
+    assert product_of(recipe()).adapter == "runs/d/adapter"
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
+def test_a_reference_kept_is_the_reference_asked(recipe, loss_type):
+    """The adapter off, or its log-probabilities from before training: the same run."""
+    asked, kept = (
+        metrics(run(recipe(name=name, dpo={"reference": name, "loss_type": loss_type}), Lines(), ""))
+        for name in ("adapter_off", "precomputed")
+    )
+    assert asked == pytest.approx(kept, rel=1e-4)
+
+
+def test_all_weights_can_be_trained(recipe):
+    made = recipe(lora=None, train={"learning_rate": 1e-3})
+    directory = run(made, Lines(), "")
+    assert metrics(directory)[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics(directory)[-1] < metrics(directory)[0]
+    assert (directory / "reference.safetensors").is_file()
+    assert product_of(made).model == "runs/d/model"
+    with pytest.raises(ConfigError, match="adapter_off needs an adapter"):
+        recipe(lora=None, dpo={"reference": "adapter_off"})
+
+
+class Stops(Lines):
+    """Interrupts the run after so many steps."""
+
+    def step(self, row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("reference", ["adapter_off", "precomputed"])
+def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder, reference):
+    given = {"dpo": {"reference": reference}, "lora": {"lora_dropout": 0.1}}
+    whole = metrics(run(recipe(name="whole", **given), Lines(), ""))
+    with pytest.raises(Interrupted):
+        run(recipe(**given), Stops(), "")
+    if reference == "precomputed":  # a file cut short is made again
+        path = folder / "runs" / "d" / "reference.safetensors"
+        path.write_bytes(path.read_bytes()[:20])
+    run(recipe(resume=True, **given), Lines(), "")
+    assert metrics(folder / "runs" / "d") == whole
+    with pytest.raises(ConfigError, match=r"dpo.beta was 0.1 and is 0.2"):
+        run(recipe(resume=True, **{**given, "dpo": {"reference": reference, "beta": 0.2}}), Lines(), "")
+
+
+def test_a_cut_into_micro_batches_changes_nothing(recipe):
+    whole, cut = (
+        metrics(run(recipe(name=f"m{tokens}", train={"micro_batch_tokens": tokens}), Lines(), ""))
+        for tokens in (4096, 60)
+    )
+    assert whole == pytest.approx(cut, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a", "completion": "b"}, "mixed formats"),
+        ({"prompt": "a", "chosen": "b"}, "rejected"),
+        (pair(1, rejected="1 quick brown foxes"), "chosen and rejected are the same"),
+        (pair(1, prompt=""), "no prompt"),
+        (pair(1, margin="wide"), "margin: 'wide'"),
+        (pair(1, margin=-1), "margin: -1"),
+        (pair(1, chosen="long " * 3000), "over data.max_length=2048"),
+    ],
+)
+def test_what_is_no_pair_is_refused_before_anything_is_touched(recipe, folder, row, said):
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=said) as caught:
+        run(recipe(), Lines(), "")
+    assert "pairs.jsonl:31" in caught.value.seen
+    assert not list((folder / "runs").iterdir())
+
+
+def test_pairs_that_are_too_long_can_be_left_out(recipe, folder):
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps(pair(31, chosen="long " * 3000)) + "\n")
+    directory = run(recipe(data={"too_long": "skip"}, train={"max_steps": 1}), Lines(), "")
+    assert Journal(directory).results()["data"]["skipped"] == 1
+
+
+def test_other_data_is_refused(recipe, folder):
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{at}", "completion": "b"}) + "\n" for at in range(9))
+    )
+    with pytest.raises(DataError, match="learning from preferences needs two answers; this row is a conversation"):
+        run(recipe(), Lines(), "")

@@ -1,0 +1,199 @@
+"""Learning from rewards from end to end on a tiny model: with a function, a command, and a reward model."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from showing import Lines
+from test_dpo_run import pair
+
+from danlu.config import validate
+from danlu.errors import ConfigError, Interrupted, TrainingError
+from danlu.journal import Journal
+from danlu.run import load_recipe, product_of, run
+from danlu.steps.ppo import PpoRecipe
+
+JUDGE = """
+def short(prompts, completions, references, weight=1.0):
+    return [-weight * len(text) for text in completions]
+
+def faulty(prompts, completions, references):
+    return [float("nan")] * len(completions)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(at)) + "\n" for at in range(30)))
+    (tmp_path / "judge.py").write_text(JUDGE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(folder, tiny_model):
+    def make(**changes):
+        given = {
+            "kind": "ppo",
+            "name": "p",
+            "model": {"name": str(tiny_model), "dtype": "float32"},
+            "data": {"path": "pairs.jsonl", "held_out": 6},
+            "reward": {"function": "judge.py:short"},
+            "rollout": {"max_new_tokens": 6},
+            "ppo": {"rollout_batch_size": 16, "num_ppo_epochs": 2, "unfinished_reward": None},
+            "train": {"batch_size": 8, "learning_rate": 1e-2, "max_steps": 6, "save_steps": 1},
+            "prove": {"questions": 2},
+        }
+        for key, value in changes.items():
+            both = isinstance(value, dict) and key != "reward"
+            given[key] = {**given.get(key, {}), **value} if both else value
+        return validate(PpoRecipe, given, where="test")
+
+    return make
+
+
+def metrics(directory, name="loss"):
+    return [row[name] for row in Journal(directory).metrics()]
+
+
+@pytest.mark.parametrize("estimator", ["gae", "rloo", "grpo"])
+def test_a_run_says_what_it_saw(recipe, folder, estimator):
+    directory = run(recipe(ppo={"advantage_estimator": estimator}), Lines(), "")
+    first = Journal(directory).metrics()[0]
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-4)  # the adapter says nothing yet
+    assert first["engine_ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert {"score", "reward", "entropy", "clip_share", "answer_length", "unfinished", "engine_apart"} <= first.keys()
+    assert metrics(directory, "kl")[-1] != 0
+    results = Journal(directory).results()
+    assert {"reward", "kl", "ended"} <= results["before"].keys()
+    assert len(results["examples"]) == 2
+    weights = load_file(directory / "adapter" / "adapter_model.safetensors")
+    assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
+    assert not any("reward" in name or "value" in name for name in weights)
+    assert product_of(recipe()).adapter == "runs/p/adapter"
+
+
+class Stops(Lines):
+    """Interrupts the run after so many steps."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def step(self, row):
+        if row["step"] == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [2, 3, 5])
+def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder, after):
+    whole = run(recipe(name="whole"), Lines(), "")
+    with pytest.raises(Interrupted):
+        run(recipe(), Stops(after), "")
+    run(recipe(resume=True), Lines(), "")
+    for name in ("loss", "score", "kl"):
+        assert metrics(folder / "runs" / "p", name) == metrics(whole, name)
+
+
+def test_a_reward_model_judges_on_the_same_base(folder, tiny_model):
+    part = {"model": {"dtype": "float32"}, "data": {"path": "pairs.jsonl", "held_out": 6}}
+    chain = {
+        "name": "c",
+        "steps": {
+            "reward": {
+                "start": str(tiny_model),
+                **part,
+                "lora": {"r": 4},
+                "train": {"batch_size": 8, "learning_rate": 3e-3, "max_steps": 6},
+                "reward": {"samples": 16, "max_new_tokens": 6},
+                "prove": None,
+            },
+            "ppo": {
+                "start": str(tiny_model),
+                **part,
+                "rollout": {"max_new_tokens": 6},
+                "ppo": {"rollout_batch_size": 16, "num_ppo_epochs": 1, "unfinished_reward": None},
+                "train": {"batch_size": 16, "learning_rate": 1e-3, "max_steps": 2},
+                "prove": {"questions": 0},
+            },
+        },
+    }
+    (folder / "c.yaml").write_text(json.dumps(chain))
+    run(load_recipe("c.yaml"), Lines(), "")
+    rows = Journal(folder / "runs" / "c" / "ppo").metrics()
+    assert abs(rows[0]["score"]) < 3  # on the scale of answers of the model that both began with
+    assert rows[0]["ratio"] == pytest.approx(1.0, abs=1e-6)
+    config = json.loads((folder / "runs/c/ppo/adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+    assert not (folder / "runs/c/ppo/adapter/reward").exists()
+    chain["steps"]["reward"]["train"]["learning_rate"] = 1e-3
+    (folder / "c.yaml").write_text(json.dumps(chain))
+    lines = Lines()
+    run(load_recipe("c.yaml"), lines, "")
+    assert "ppo: changed: reads.reward" in lines.said
+
+
+def test_a_reward_model_of_another_base_is_refused(recipe, folder, tiny_model):
+    place = folder / "adapter"
+    place.mkdir()
+    (place / "adapter_config.json").write_text("{}")
+    (place / "reward.json").write_text(json.dumps({"scale": {"mean": 0.0, "deviation": 1.0, "samples": 8}}))
+    (place / "origin.json").write_text(json.dumps({"base": "another-model"}))
+    with pytest.raises(ConfigError, match="lies on another-model, the policy on"):
+        run(recipe(reward={"model": str(place)}), Lines(), "")
+    (place / "adapter_config.json").unlink()
+    with pytest.raises(ConfigError, match="is a whole model: with it there would be two in memory"):
+        run(recipe(reward={"model": str(place)}), Lines(), "")
+    assert not list((folder / "runs").iterdir())
+
+
+def test_an_error_of_the_judge_stops_the_run_and_loses_nothing(recipe, folder):
+    with pytest.raises(TrainingError, match=r"the judge \(judge.py:faulty\) gave nan for an answer to .*pairs.jsonl:"):
+        run(recipe(reward={"function": "judge.py:faulty"}, prove=None), Lines(), "")
+    assert Journal(folder / "runs" / "p").events()[-1]["kind"] == "stopped"
+
+
+def test_a_command_judges(recipe, folder):
+    (folder / "judge-lines.py").write_text(
+        "import sys, json\nfor line in sys.stdin:\n    print(-len(json.loads(line)['completion']), flush=True)\n"
+    )
+    directory = run(
+        recipe(reward={"command": f"{sys.executable} judge-lines.py"}, train={"max_steps": 2}, prove=None), Lines(), ""
+    )
+    assert metrics(directory, "score")[0] < 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rollout": {"top_p": 0.9}}, "top_p: answers would be drawn from another distribution"),
+        ({"rollout": {"repetition_penalty": 1.2, "top_k": 5}}, "repetition_penalty, top_k: answers"),
+        ({"rollout": {"top_q": 0.9}}, "top_q"),
+        ({"lora": None}, "lora: null leaves no reference"),
+        ({"lora": {"lora_dropout": 0.1}}, "makes the ratio differ from 1"),
+        ({"train": {"eval_steps": 3}}, "eval_steps has no effect"),
+        ({"reward": {}}, "nobody judges"),
+        ({"reward": {"function": "a.b:c", "command": "d"}}, "name one judge"),
+        ({"reward": {"command": "d", "function_options": {"a": 1}}}, "function_options has no effect"),
+    ],
+)
+def test_what_cannot_be_or_has_no_effect_is_refused(recipe, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        recipe(**changes)
+
+
+def test_a_function_that_is_not_there_is_told_before_anything_is_touched(recipe, folder):
+    with pytest.raises(ConfigError, match=r"reward.function: no function 'shrot' in judge.py") as caught:
+        run(recipe(reward={"function": "judge.py:shrot"}), Lines(), "")
+    assert "short" in caught.value.fix
+    assert not list((folder / "runs").iterdir())
+
+
+def test_only_the_adapter_of_the_policy_is_trained(recipe, folder):
+    made = recipe(train={"max_steps": 1}, prove=None)
+    directory = run(made, Lines(), "")
+    state = torch.load(directory / "checkpoints" / "step-000001" / "state.pt", weights_only=True)
+    assert all("lora_" in name or name == "value.weight" for name in state["trainable"])

@@ -1,0 +1,115 @@
+"""A reward model from end to end on a tiny model."""
+
+import json
+import math
+
+import pytest
+from showing import Lines
+from test_dpo_run import pair
+
+from danlu.chain import Chain
+from danlu.config import validate
+from danlu.errors import ConfigError, Interrupted
+from danlu.journal import Journal
+from danlu.model.score_head import read_scale
+from danlu.run import load_recipe, product_of, run
+from danlu.steps.reward import RewardRecipe
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(at)) + "\n" for at in range(30)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(folder, tiny_model):
+    def make(**changes):
+        given = {
+            "kind": "reward",
+            "name": "w",
+            "model": {"name": str(tiny_model), "dtype": "float32"},
+            "data": {"path": "pairs.jsonl", "held_out": 6},
+            "reward": {"samples": 16, "max_new_tokens": 4},
+            "train": {"batch_size": 8, "learning_rate": 3e-3, "max_steps": 10, "save_steps": 2},
+        }
+        for key, value in changes.items():
+            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
+        return validate(RewardRecipe, given, where="test")
+
+    return make
+
+
+def losses(directory):
+    return [row["loss"] for row in Journal(directory).metrics()]
+
+
+@pytest.mark.parametrize("lora", [{"r": 4}, None])
+def test_it_learns_to_judge_and_says_how_well(recipe, lora):
+    made = recipe(lora=lora)
+    directory = run(made, Lines(), "")
+    assert losses(directory)[-1] < 0.3 < losses(directory)[0]
+    results = Journal(directory).results()
+    assert results["difference"]["preference_loss"]["high"] < 0
+    figures = results["reward"]
+    assert figures["accuracy"] == 1.0
+    assert figures["chosen"] > figures["rejected"]
+    assert 0 <= figures["calibration_error"] < 1
+    assert sum(pairs for _, _, pairs in figures["bins"]) == 6
+    product = product_of(made)
+    assert product.judges
+    scale = read_scale(directory / ("adapter" if lora else "model"))
+    assert (scale.mean, scale.deviation, scale.samples) == (figures["mean"], figures["deviation"], 16)
+
+
+def test_a_margin_is_read_from_the_data(recipe, folder):
+    plain = losses(run(recipe(name="plain"), Lines(), ""))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair(at, margin=2.0)) + "\n" for at in range(30)))
+    wide = losses(run(recipe(name="wide"), Lines(), ""))
+    assert wide[0] - plain[0] == pytest.approx(math.log1p(math.exp(2)) - math.log(2), abs=0.2)
+
+
+class Stops(Lines):
+    """Interrupts the run after so many steps."""
+
+    def step(self, row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder):
+    whole = run(recipe(name="whole"), Lines(), "")
+    with pytest.raises(Interrupted):
+        run(recipe(), Stops(), "")
+    run(recipe(resume=True), Lines(), "")
+    directory = folder / "runs" / "w"
+    assert losses(directory) == losses(whole)
+    assert Journal(directory).results()["reward"] == Journal(whole).results()["reward"]
+
+
+def test_a_reward_model_is_not_merged(recipe):
+    with pytest.raises(ConfigError, match="merge has no effect on a reward model"):
+        recipe(merge={})
+
+
+def test_in_a_chain_the_next_step_works_on_what_answers(folder, tiny_model):
+    part = {"model": {"dtype": "float32"}, "data": {"path": "pairs.jsonl", "held_out": 6}, "prove": None}
+    train = {"batch_size": 8, "max_steps": 1}
+    chain = {
+        "name": "c",
+        "steps": {
+            "reward": {"start": str(tiny_model), **part, "train": train, "reward": {"samples": 8, "max_new_tokens": 2}},
+            "dpo": {"start": str(tiny_model), **part, "train": train},
+            "merge": {"max_new_tokens": 2, "prompts": 2},
+        },
+    }
+    (folder / "c.yaml").write_text(json.dumps(chain))
+    made = load_recipe("c.yaml")
+    assert isinstance(made, Chain)
+    run(made, Lines(), "")
+    assert product_of(made).model == "runs/c/merge/merged"
+    chain["steps"]["merge"]["start"] = "reward"
+    (folder / "c.yaml").write_text(json.dumps(chain))
+    with pytest.raises(ConfigError, match=r"steps.merge.start: reward leaves a reward model"):
+        run(load_recipe("c.yaml"), Lines(), "")
