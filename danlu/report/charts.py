@@ -28,11 +28,30 @@ class Chart:
     wide: bool = False
 
 
+# Columns that only some kinds of training have: the figure's title and its unit.
+_OF_STAGES = {
+    "score": ("Reward of answers", ""),
+    "kl": ("Distance from the reference", "nats an answer"),
+    "rewards/margins": ("Gap of rewards", ""),
+    "rewards/accuracies": ("Pairs judged rightly", ""),
+    "accuracy": ("Pairs judged rightly", ""),
+    "entropy": ("Entropy", "nats a token"),
+    "answer_length": ("Length of answers", "tokens"),
+    "unfinished": ("Answers cut off", "share"),
+    "clip_share": ("Tokens clipped", "share"),
+    "engine_ratio": ("Engine against trainer", "ratio"),
+}
+
+
 def charts(rows: Rows, words: Words = ENGLISH) -> list[Chart]:
     """The figures for which the rows hold values; none for no rows."""
     drawn = [
         _loss(rows, words),
         _rate(rows, words),
+        *(
+            _small(words, title, unit, rows, column(rows, name), trend=True)
+            for name, (title, unit) in _OF_STAGES.items()
+        ),
         _small(words, "Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
         _small(words, "Speed", words("tokens/s"), rows, tokens_per_second(rows), trend=True),
         _memory(rows, words),
@@ -71,7 +90,8 @@ def _loss(rows: Rows, words: Words) -> Chart | None:
     alt = words("{title} by step: {numbers}", title=words("Loss"), numbers=words("; ").join(filter(None, parts)))
     labels = {text: words(text) for text in ("step", *(curve.name for curve in curves))}
     svg = draw("loss", curves, alt=alt, x_label="step", wide=True, labels=labels)
-    return Chart(words("Loss"), words("nats a token, of the tokens to be learnt"), svg, wide=True)
+    unit = words("nats a token, of the tokens to be learnt") if _finite(column(rows, "learnt_tokens")) else ""
+    return Chart(words("Loss"), unit, svg, wide=True)
 
 
 def _memory(rows: Rows, words: Words) -> Chart | None:

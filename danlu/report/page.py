@@ -286,7 +286,13 @@ def _clock(time: Any) -> str:
 
 
 def _facts(run: Run) -> str:
-    titles = {"data": "Data", "parity": "Merged against trained", "machine": "Machine", "run": "Whole run"}
+    titles = {
+        "data": "Data",
+        "reward": "Reward model",
+        "parity": "Merged against trained",
+        "machine": "Machine",
+        "run": "Whole run",
+    }
     blocks = [
         f"<div>{section(run.words(title), table(['', ''], _fact_rows(run, part), bare=True))}</div>"
         for part, title in titles.items()

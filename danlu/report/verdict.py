@@ -1,4 +1,4 @@
-"""results.json -> one sentence: did the held-out loss fall, and is that more than chance?
+"""results.json -> one sentence: did what counts get better, and is that more than chance?
 
 Knows the names of the results, no HTML; the sentence is in the reader's language (words.py).
 """
@@ -27,7 +27,14 @@ MEASURES = {
     "perplexity": Measure("perplexity", less_is_better=True),
     "overlap": Measure("character overlap with the references (chrF)", less_is_better=False, decimals=1),
     "ended": Measure("answers that ended by themselves, of 100", less_is_better=False, decimals=0),
+    "preference_loss": Measure("loss of held-out pairs", less_is_better=True),
+    "preferred": Measure("held-out pairs judged rightly, of 100", less_is_better=False, decimals=0),
+    "reward_gap": Measure("gap of rewards between better and worse answers", less_is_better=False),
+    "reward": Measure("reward of answers to held-out prompts", less_is_better=False),
+    "kl": Measure("distance from the reference, nats an answer", less_is_better=True),
 }
+# What a run is judged by is the first of these that it has measured.
+_CHIEF = ("loss", "preference_loss", "reward")
 
 _ABSENT = {
     "before": "No verdict: {name} was not measured before training",
@@ -51,8 +58,19 @@ class Verdict:
     tone: str
 
 
-def judge(results: dict[str, Any], measure: str = "loss", words: Words = ENGLISH) -> Verdict:
-    """What the run did to `measure`, in one sentence; says so where a part was not measured."""
+def chief(results: dict[str, Any]) -> str:
+    """The measure that a run is judged by."""
+    measured = [name for name in _CHIEF if any(figure(results, part, name) is not None for part in ("before", "after"))]
+    return measured[0] if measured else _CHIEF[0]
+
+
+def judge(results: dict[str, Any], measure: str | None = None, words: Words = ENGLISH) -> Verdict:
+    """What the run did to `measure`, in one sentence; says so where a part was not measured.
+
+    Args:
+        measure: the chief one if not named.
+    """
+    measure = measure or chief(results)
     name, least = words(MEASURES[measure].name), MEASURES[measure].decimals
     before, after = figure(results, "before", measure), figure(results, "after", measure)
     if before is None or after is None:
