@@ -10,7 +10,7 @@ from danlu.config import from_yaml
 from danlu.journal import Journal, write_atomic
 from danlu.report.numbers import duration, is_figure
 from danlu.report.page import Run, events, page, read_run, recipe_text, section, table
-from danlu.report.verdict import figure, judge
+from danlu.report.verdict import chief, figure, judge
 from danlu.words import Words
 
 _STATES = {"done": "done", "begun": "begun, not done"}
@@ -62,7 +62,7 @@ def _short(journal: Journal, start: str) -> str:
 
 def _finding(run: Run, words: Words) -> str:
     found = []
-    if any(figure(run.results, when, "loss") is not None for when in ("before", "after")):
+    if any(figure(run.results, when, chief(run.results)) is not None for when in ("before", "after")):
         verdict = judge(run.results, words=words)
         found.append(f'<span class="tone {verdict.tone}">{escape(verdict.sentence)}</span>')
     if parity := run.part("parity"):

@@ -49,7 +49,7 @@ def charts(rows: Rows, words: Words = ENGLISH) -> list[Chart]:
         _loss(rows, words),
         _rate(rows, words),
         *(
-            _small(words, title, unit, rows, column(rows, name), trend=True)
+            _small(words, title, words(unit) if unit else "", rows, column(rows, name), trend=True)
             for name, (title, unit) in _OF_STAGES.items()
         ),
         _small(words, "Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
