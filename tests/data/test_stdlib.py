@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from danlu.data.formats import detect_format, record_from_row
-from danlu.data.stdlib import docstring_pairs
+from danlu.data.stdlib import docstring_pairs, docstring_preferences, docstring_texts
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,29 @@ def test_the_order_is_repeatable(rows):
 def test_the_instruction_is_the_callers():
     (row,) = islice(docstring_pairs("What does it do?"), 1)
     assert row["messages"][0]["content"].startswith("What does it do?\n\n")
+
+
+def test_of_a_pair_the_better_answer_is_the_functions_own(rows):
+    own = {tuple(message["content"] for message in row["messages"]) for row in rows}
+    pairs = list(docstring_preferences())
+    assert len(pairs) > 0.95 * len(rows)
+    for number, pair in enumerate(pairs, 1):
+        record = record_from_row(pair, "preference", str(number))
+        assert pair["rejected"] != pair["chosen"]
+        assert record.group == pair["group"]
+    assert all((pair["prompt"][0]["content"], pair["chosen"]) in own for pair in pairs)
+    longer = sum(len(pair["rejected"]) > len(pair["chosen"]) for pair in pairs) / len(pairs)
+    assert 0.4 < longer < 0.6  # length gives nothing away
+    assert pairs[:50] == list(islice(docstring_preferences(), 50))
+    assert pairs != list(docstring_preferences(seed=1))
+
+
+def test_a_document_is_what_the_functions_of_a_module_do(rows):
+    texts = list(docstring_texts())
+    assert {text["group"] for text in texts} == {row["group"] for row in rows}
+    assert len(texts) == len({text["group"] for text in texts})
+    (of_pathlib,) = [text["text"] for text in texts if text["group"] == "pathlib"]
+    assert of_pathlib.startswith("# pathlib\n\ndef ")
+    for row in rows:
+        if row["group"] == "pathlib":
+            assert row["messages"][1]["content"] in of_pathlib
