@@ -59,8 +59,8 @@ def test_of_a_pair_the_better_answer_is_the_functions_own(rows):
         assert pair["rejected"] != pair["chosen"]
         assert record.group == pair["group"]
     assert all((pair["prompt"][0]["content"], pair["chosen"]) in own for pair in pairs)
-    longer = sum(len(pair["rejected"]) > len(pair["chosen"]) for pair in pairs) / len(pairs)
-    assert 0.4 < longer < 0.6  # length gives nothing away
+    longer = sum(len(pair["rejected"]) - len(pair["chosen"]) for pair in pairs) / len(pairs)
+    assert abs(longer) < 1  # characters: length gives nothing away
     assert pairs[:50] == list(islice(docstring_preferences(), 50))
     assert pairs != list(docstring_preferences(seed=1))
 
