@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options, PathText
 from danlu.data.source import DataOptions
@@ -109,7 +109,17 @@ class Recipe(SftSections, TrainingRecipe):
     """One run of supervised fine-tuning, from data to a merged model and its report."""
 
     kind: Literal["sft"] = Field("sft", description=KIND)
+
     merge: MergeOptions | None = Field(default_factory=MergeOptions)
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _is_sft(cls, kind: Any) -> Any:
+        if kind != "sft":
+            raise ValueError(
+                f"{kind!r}: flags make supervised fine-tuning; other kinds stand in a recipe: danlu run FILE"
+            )
+        return kind
 
 
 def check_inputs(recipe: TrainingRecipe, device: Device) -> None:

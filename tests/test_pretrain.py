@@ -215,3 +215,8 @@ def test_a_full_tuning_starts_at_a_tenth_of_the_rate(folder):
     assert validate(Recipe, given, where="t").merge is None
     assert validate(Recipe, {**given, "train": {"learning_rate": 1e-3}}, where="t").train.learning_rate == 1e-3
     assert validate(Recipe, given | {"lora": {}}, where="t").train.learning_rate == pytest.approx(3e-4)
+
+
+def test_flags_are_for_supervised_fine_tuning(folder):
+    with pytest.raises(ConfigError, match="'dpo': flags make supervised fine-tuning; other kinds stand in a recipe"):
+        validate(Recipe, {"kind": "dpo", "data": {"path": "texts.jsonl"}}, where="t")

@@ -87,7 +87,7 @@ class PpoOptions(Options):
         idle = {
             "gae": {"scale_rewards", "drop_equal_groups"},
             "rloo": {*of_value, "scale_rewards"},
-            "grpo": {*of_value, "whiten_advantages"},
+            "grpo": {*of_value, "whiten_advantages", "kl_target", "kl_horizon"},  # its KL is in the loss
         }[self.advantage_estimator]
         fields = type(self).model_fields
         if given := sorted(name for name in idle if getattr(self, name) != fields[name].default):

@@ -58,6 +58,7 @@ def test_the_gradient_of_the_kl_in_the_loss_is_that_of_the_kl():
     [
         ({"scale_rewards": False}, "scale_rewards has no effect with advantage_estimator: gae"),
         ({"advantage_estimator": "grpo", "lam": 0.9}, "lam has no effect"),
+        ({"advantage_estimator": "grpo", "kl_target": 6.0}, "kl_target has no effect"),
         ({"advantage_estimator": "rloo", "num_generations": 1}, "compares answers to one prompt: 2 or more"),
         ({"advantage_estimator": "grpo", "rollout_batch_size": 6}, "6 is no multiple of num_generations 4"),
         ({"kl_horizon": 5}, "kl_horizon has no effect without kl_target"),
