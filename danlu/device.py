@@ -137,6 +137,7 @@ def memory_parts() -> dict[str, int]:
         parts["files"] = found["RssFile"] + (found["RssShmem"] or 0)
         if heap:  # what is allocated and was never written to is not resident
             parts["other"] = max(0, parts["resident"] - parts["files"] - heap["heap_used"])
+    parts["peak"] = max(parts["peak"], parts["resident"])  # looked up at two moments
     return parts | heap
 
 
