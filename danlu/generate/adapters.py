@@ -6,14 +6,26 @@ made with. Who names none gets the default, or the base of an engine without one
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from danlu.data.chat import Chat
 from danlu.errors import ConfigError
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.worker import Worker
+from danlu.model.adapter_files import adapter_template
 
 BASE, DEFAULT = "base", "default"
+
+
+def with_template(chat: Chat, adapter: Path) -> Chat:
+    """The chat with the template that lies beside an adapter, where one does."""
+    template = adapter_template(adapter)
+    if template is None:
+        return chat
+    own = replace(chat, template=template)
+    return replace(own, stop_ids=own.stop_ids | own.missing_ends)
 
 
 class Adapters:

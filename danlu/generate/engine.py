@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -24,38 +23,31 @@ from danlu.data.example import Opened
 from danlu.data.records import Message
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
 from danlu.errors import ConfigError
-from danlu.generate.adapters import BASE, DEFAULT, Adapters
+from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.verdict import Verdict
 from danlu.generate.batch.worker import Worker, in_a_thread, next_of
-from danlu.generate.kinds import Kinds, of_adapter
-from danlu.generate.logprobs import report
+from danlu.generate.kinds import Kinds, recorded_of
+from danlu.generate.outcomes import Scorer, generation_of, load_of
 from danlu.generate.params import GenerationParams
-from danlu.generate.requests import Job, Maker
+from danlu.generate.requests import Job, Maker, Prompt, one_each
 from danlu.generate.scores.grammar import Form
-from danlu.generate.scores.logits import log_softmax
-from danlu.generate.scores.text import TokenNames, push_all
+from danlu.generate.scores.text import TokenNames
 from danlu.generate.watching.growth import Growth
 from danlu.generate.watching.live import LiveAnswers
 from danlu.generate.watching.recorder import TOP, Recorder
 from danlu.generate.watching.trace import Trace
-from danlu.hub import Kind, Say, cache_directory, kind_of_name, silent
-from danlu.model.adapter_files import adapter_template
+from danlu.hub import Kind, Say, cache_directory, silent
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lora_files import why_not_plain
 from danlu.model.named import ModelOptions, load
 from danlu.model.turns import Finding
 
-Prompt = str | Sequence[Message] | Sequence[int]
 _T = TypeVar("_T")
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
-
-# Tokens whose scores for the whole vocabulary are held at once where a text is scored; each portion reads again what
-# stands before it, and other requests go on between two portions.
-SCORED_AT_ONCE = 512
 
 
 class Engine:
@@ -99,8 +91,9 @@ class Engine:
         }
         options = validate(ModelOptions, chosen, where="Engine")
         rounded = cast(Rounded, dtype) if dtype in QUANTIZED else None
-        own = own if is_plain else None
-        in_a_thread(partial(self._load, options, rounded, own, kv_budget_bytes, prefix_cache, say))
+        in_a_thread(
+            partial(self._load, options, rounded, own if is_plain else None, kv_budget_bytes, prefix_cache, say)
+        )
 
     def _load(
         self,
@@ -114,7 +107,7 @@ class Engine:
         before = _heap_used()
         loaded = load(options, read_device(), cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
-        self._chats = {} if own is None else {DEFAULT: _with_template(chat, own)}
+        self._chats = {} if own is None else {DEFAULT: with_template(chat, own)}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         verdict = Verdict(
             cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
@@ -124,7 +117,7 @@ class Engine:
         verdict.keep(core.why_alone)
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
-        self._set_up(loaded.model, chat, core, options.kind, _recorded(options, loaded.directory))
+        self._set_up(loaded.model, chat, core, options.kind, recorded_of(options, loaded.directory))
         self._heap = before, _heap_used() - before
         if own is not None:
             self.core.load_adapter(DEFAULT, own)()
@@ -152,6 +145,7 @@ class Engine:
     ) -> None:
         self._model, self.chat, self.core = model.eval(), chat, core
         self._worker = Worker(core)
+        self._scorer = Scorer(core, self._worker)
         self._adapters = Adapters(core, self._worker, inside=hasattr(model, "get_base_model"))
         self._kinds = Kinds(chat, core, self._worker, told, recorded)
         self._maker = Maker(chat, int(model.config.get_text_config().vocab_size))
@@ -188,7 +182,7 @@ class Engine:
         if name in (BASE, DEFAULT, ""):
             raise ConfigError(f"an adapter cannot be called {name!r}", allowed="any other name")
         place = Path(directory).expanduser()
-        chat = _with_template(self.chat, place)
+        chat = with_template(self.chat, place)
         self._adapters.load(name, place)
         self._chats[name] = chat
 
@@ -225,7 +219,7 @@ class Engine:
         MemoryShortage when a request alone exceeds the memory budget.
         """
         self._model.eval()
-        jobs = [self._job(*asked) for asked in self._asked(prompts, params, adapter)]
+        jobs = [self._job(*asked) for asked in one_each(prompts, params, adapter)]
         try:
             for job in jobs:
                 job.is_followed = False
@@ -327,15 +321,7 @@ class Engine:
     @property
     def load(self) -> Load:
         """What the engine is busy with, read while it works."""
-        scheduler, store = self.core.scheduler, self.core.store
-        running = [*scheduler.reading, *scheduler.running]
-        kv_bytes = sum(shelf.room * shelf.slot_bytes for shelf in list(store.shelves.values()))
-        rows = sum(request.rows for request in running)
-        hits = self.core.prefixes.hit_tokens if self.core.prefixes else 0
-        waiting, forms = len(scheduler.waiting), self._maker.form_bytes
-        budget, cached = store.budget_bytes, store.cached_bytes
-        held = *self.core.weight_bytes, *self._heap
-        return Load(waiting, len(running), rows, kv_bytes, budget, cached, hits, forms, *held)
+        return load_of(self.core, self._maker.form_bytes, self._heap)
 
     def rows(self, params: GenerationParams) -> int:
         """Answers, beams and rows of forced phrases that a prompt with these knobs keeps at once."""
@@ -362,31 +348,16 @@ class Engine:
         Between two steps of what else is running. Raises FaultyScores when the scores are not numbers.
         """
         self._model.eval()
-        return self._logprobs(self.token_ids(prompt, adapter), 1, top, self._adapters.named(adapter))
+        return self._scorer.of(self.token_ids(prompt, adapter), 1, top, self._adapters.named(adapter))
 
     async def aprompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """`prompt_logprobs` for asyncio; a task that is cancelled leaves at most one portion to be computed."""
         self._model.eval()
         token_ids = await self.atoken_ids(prompt, adapter)
         entries: list[Logprob] = []
-        for portion in self._portions(token_ids, 1, top, self._adapters.named(adapter)):
+        for portion in self._scorer.portions(token_ids, 1, top, self._adapters.named(adapter)):
             entries += await asyncio.wrap_future(self._worker.begin(portion))
         return tuple(entries)
-
-    def _logprobs(self, token_ids: Sequence[int], start: int, top: int, adapter: str | None) -> tuple[Logprob, ...]:
-        """Of token_ids[start:], each after those before it, with the bank's adapter of that name."""
-        portions = self._portions(token_ids, start, top, adapter)
-        return tuple(entry for portion in portions for entry in self._worker.run(portion))
-
-    def _portions(
-        self, token_ids: Sequence[int], start: int, top: int, adapter: str | None
-    ) -> Iterator[Callable[[], list[Logprob]]]:
-        for begin in range(start, len(token_ids), SCORED_AT_ONCE):
-            yield partial(self._reported, list(token_ids[: begin + SCORED_AT_ONCE]), begin, top, adapter)
-
-    def _reported(self, token_ids: list[int], start: int, top: int, adapter: str | None) -> list[Logprob]:
-        logprobs = log_softmax(self.core.logits(token_ids[:-1], start - 1, adapter))
-        return report(logprobs, token_ids[start:], top, ranked=True)
 
     def token_ids(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """The ids that the model is fed for `prompt`; messages by the template of the adapter, where it has its own.
@@ -409,48 +380,13 @@ class Engine:
 
     # -- requests --------------------------------------------------------------------------------------
 
-    def _asked(
-        self,
-        prompts: Sequence[Prompt],
-        params: GenerationParams | Sequence[GenerationParams] | None,
-        adapter: str | Sequence[str | None] | None,
-    ) -> list[tuple[Prompt, GenerationParams, str | None]]:
-        if isinstance(prompts, str):
-            raise ConfigError("prompts is one string", allowed="a list of prompts", fix="put it into a list")
-        if params is None or isinstance(params, GenerationParams):
-            params = [params or GenerationParams()] * len(prompts)
-        if adapter is None or isinstance(adapter, str):
-            adapter = [adapter] * len(prompts)
-        for count, what in ((len(params), "sets of knobs"), (len(adapter), "adapters")):
-            if count != len(prompts):
-                raise ConfigError(f"{len(prompts)} prompts and {count} {what}", allowed="one, or one a prompt")
-        return list(zip(prompts, params, adapter, strict=True))
-
     def _job(
         self, prompt: Prompt, params: GenerationParams, adapter: str | None = None, form: Form | None = None
     ) -> Job:
         return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter), form)
 
     def _generation(self, job: Job) -> Generation:
-        error = next_of(job.ended)
-        if error is not None:
-            raise error
-        return Generation(job.prompt, tuple(self._answers(job)))
-
-    def _answers(self, job: Job) -> list[Answer]:
-        answers = []
-        for index, hypothesis in enumerate(job.request.strategy.results()):
-            stream = job.text()
-            push_all(stream, hypothesis.tokens, 0, job.min_new)
-            stream.finish()
-            logprobs = job.ledger.of(index) if job.ledger else None
-            if job.params.logprobs is not None and logprobs is None:  # what looks back: rows change their past
-                whole = [*job.prompt, *hypothesis.tokens]
-                logprobs = self._logprobs(whole, len(job.prompt), job.params.logprobs, job.request.adapter)
-            forced = None if job.forced is None else tuple(job.forced.positions(hypothesis.tokens))
-            score, reason = hypothesis.score, hypothesis.finish_reason
-            answers.append(Answer(hypothesis.tokens, stream.text, score, reason, logprobs, forced))
-        return answers
+        return generation_of(job, self._scorer)
 
     def _events(self, job: Job) -> Iterator[Event]:
         growth = Growth(job)
@@ -461,20 +397,6 @@ class Engine:
 
 def _heap_used() -> int:
     return heap_bytes().get("used", 0)
-
-
-def _with_template(chat: Chat, adapter: Path) -> Chat:
-    template = adapter_template(adapter)
-    if template is None:
-        return chat
-    own = replace(chat, template=template)
-    return replace(own, stop_ids=own.stop_ids | own.missing_ends)
-
-
-def _recorded(options: ModelOptions, directory: Path) -> Kind | None:
-    """What is known of a model, or of the adapter that is a part of it."""
-    known = kind_of_name(options.name, directory)
-    return known if options.adapter is None else of_adapter(Path(options.adapter).expanduser(), known)
 
 
 __all__ = ["Answer", "Engine", "Event", "Generation", "Logprob", "Prompt"]

@@ -14,13 +14,20 @@ from torch import Tensor
 from danlu.data.chat import Chat
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.worker import Worker
-from danlu.hub import Kind, recorded_kind
+from danlu.hub import Kind, kind_of_name, recorded_kind
+from danlu.model.named import ModelOptions
 from danlu.model.turns import Finding, find_kind
 
 
 def of_adapter(directory: Path, base: Kind | None) -> Kind | None:
     """What is known of an adapter without a look at it: an instruct model goes on answering with any."""
     return recorded_kind(directory) or ("instruct" if base == "instruct" else None)
+
+
+def recorded_of(options: ModelOptions, directory: Path) -> Kind | None:
+    """What is known of a model, or of the adapter that is a part of it."""
+    known = kind_of_name(options.name, directory)
+    return known if options.adapter is None else of_adapter(Path(options.adapter).expanduser(), known)
 
 
 class Kinds:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from danlu.data.chat import Chat
 from danlu.data.example import Opened
+from danlu.data.records import Message
 from danlu.errors import ConfigError
 from danlu.generate.batch.scheduler import Request
 from danlu.generate.logprobs import Ledger, Pick
@@ -29,6 +30,8 @@ from danlu.generate.search.constrained import ConstrainedBeam, ConstrainedGroups
 from danlu.generate.search.groups import GroupBeam
 from danlu.generate.search.rows import RowStates
 from danlu.generate.search.strategies import Independent, Limits, Step, Strategy
+
+Prompt = str | Sequence[Message] | Sequence[int]
 
 
 @dataclass(eq=False)
@@ -286,3 +289,21 @@ def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[
     places = logits.draw_without_replacement(flat, u)[0]
     values, order = flat[0, places].sort(descending=True)
     return values, places[order]
+
+
+def one_each(
+    prompts: Sequence[Prompt],
+    params: GenerationParams | Sequence[GenerationParams] | None,
+    adapter: str | Sequence[str | None] | None,
+) -> list[tuple[Prompt, GenerationParams, str | None]]:
+    """Each prompt with its knobs and its adapter. Raises ConfigError where their numbers do not fit."""
+    if isinstance(prompts, str):
+        raise ConfigError("prompts is one string", allowed="a list of prompts", fix="put it into a list")
+    if params is None or isinstance(params, GenerationParams):
+        params = [params or GenerationParams()] * len(prompts)
+    if adapter is None or isinstance(adapter, str):
+        adapter = [adapter] * len(prompts)
+    for count, what in ((len(params), "sets of knobs"), (len(adapter), "adapters")):
+        if count != len(prompts):
+            raise ConfigError(f"{len(prompts)} prompts and {count} {what}", allowed="one, or one a prompt")
+    return list(zip(prompts, params, adapter, strict=True))

@@ -11,7 +11,7 @@ from rounding import of_model
 
 from danlu import Engine, GenerationParams
 from danlu.errors import ConfigError, FaultyScores
-from danlu.generate import engine as engine_module
+from danlu.generate import outcomes
 
 KNOBS = {
     "greedy": {},
@@ -90,7 +90,7 @@ def test_a_request_that_gave_way_has_each_entry_once(engine):
 
 @pytest.mark.parametrize("portion", [512, 5])
 def test_a_prompt_is_scored(engine, monkeypatch, portion):
-    monkeypatch.setattr(engine_module, "SCORED_AT_ONCE", portion)
+    monkeypatch.setattr(outcomes, "SCORED_AT_ONCE", portion)
     ids = engine.token_ids(PROMPTS[2])
     expected = engine.logits(ids).log_softmax(-1)
     for seen in (
@@ -114,7 +114,7 @@ def test_what_cannot_be_scored_is_said(engine):
 
 
 def test_a_reader_who_goes_ends_the_scoring_after_a_portion(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "SCORED_AT_ONCE", 1)
+    monkeypatch.setattr(outcomes, "SCORED_AT_ONCE", 1)
     own, begun = engine.core.logits, []
     monkeypatch.setattr(engine.core, "logits", lambda *given: begun.append(1) or own(*given))
 

@@ -8,11 +8,10 @@ the end is. Knows no strategy and no model.
 from __future__ import annotations
 
 import json
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from danlu.data.chat import Chat
 from danlu.errors import AllBanned, ConfigError
 from danlu.generate.params import GenerationParams
 from danlu.generate.scores.doubles import Endings, Place, has_double
+from danlu.generate.scores.grammar_faults import json_grammar, schema_fault, short
 from danlu.generate.scores.schemas import settled
 from danlu.generate.scores.text import Pieces
 from danlu.generate.scores.unique import Uniques, refuse_circles
@@ -36,12 +36,6 @@ KEPT_BYTES = 256 * 2**20
 # seen to take within it. A form that exceeds the last is refused; by default, one could take several hundred MB.
 _SIZES = ((20_000, 8 * 2**20), (300_000, 64 * 2**20))
 _MOST_STATES = 50_000
-
-# A fault is looked for so many parts down; what is nested deeper is mostly a fault of nesting.
-_DEEPEST_PLACE = 12
-
-# What llguidance calls the schema that it was given.
-_OWN_ADDRESS = "json-schema:///"
 
 # Knobs that ban tokens; with a form, they may leave none.
 _BANS = ("bad_words", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens", "min_length")
@@ -145,9 +139,9 @@ class Grammars:
 
     def _schema(self, schema: dict[str, Any]) -> Grammar:
         refuse_circles(schema)
-        grammar = _json_grammar(schema)
+        grammar = json_grammar(schema)
         if error := LLMatcher.validate_grammar(grammar, self.tokenizer):
-            raise _schema_fault(schema, error)
+            raise schema_fault(schema, error)
         uniques = Uniques.of(schema)
         if self._drops_first_space:
             whole = json.dumps(settled(schema, watched=True))
@@ -191,7 +185,7 @@ class Grammars:
                 if not first.is_error():
                     return Grammar(knob, matcher, self, most_bytes)
                 matcher = first
-            error = _short(matcher.get_error(), is_users=knob == "grammar")
+            error = short(matcher.get_error(), is_users=knob == "grammar")
         raise ConfigError(f"{knob}: {error}", fix="see docs/generation.md for what can be asked")
 
     @cached_property
@@ -291,7 +285,7 @@ class GrammarRows:
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             self.grammar.of.forget(self.grammar)
-            raise AllBanned(f"{self.grammar.knob}: {_short(matcher.get_error())}", fix="ask for a simpler form")
+            raise AllBanned(f"{self.grammar.knob}: {short(matcher.get_error())}", fix="ask for a simpler form")
         allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
         allowed[self.grammar.of.tokenizer.eos_tokens] = False
         allowed[self._silent] = matcher.is_accepting()
@@ -347,60 +341,6 @@ class GrammarRows:
         return AllBanned(f"{knob}: {needed} in this model's vocabulary", fix=f"loosen {knob}")
 
 
-def _json_grammar(schema: dict[str, Any]) -> str:
-    try:
-        return LLMatcher.grammar_from_json_schema(settled(schema, watched=True))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"json_schema: {error}", fix="give what JSON can hold") from error
-
-
 def _as_regex(text: str) -> str:
     """An expression for this text alone: its characters by number where they might mean something."""
     return "".join(one if one.isalnum() else f"\\x{{{ord(one):x}}}" for one in text)
-
-
-# -- faults
-
-
-# In llguidance's words: where in a grammar, and the lines of the grammar.
-_WHERE, _LISTING = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?"), re.compile(r"\n +\d+ \| ")
-
-
-def _short(error: str, *, is_users: bool = False) -> str:
-    """llguidance's words; a regex with the place of its fault below it.
-
-    Args:
-        is_users: the grammar is the user's own; else it is ours and nobody knows it, so its lines are left away.
-    """
-    found = re.search(r"regex parse error:\n(.*?)\nerror: ([^\n]*)", error, re.DOTALL)
-    if found:
-        return f"{found[2]}\n{found[1]}"
-    error = re.sub(r"Resource '(.*?)' is not present in a registry.*", r"$ref '\1': nothing is fetched here", error)
-    said = error.split("\n<non-verbose/>")[0].replace(_OWN_ADDRESS, "").strip()
-    return said if is_users else _WHERE.sub("", _LISTING.split(said)[0])
-
-
-def _schema_fault(schema: Any, error: str) -> ConfigError:
-    place = "/".join(_place(schema, schema, error, _DEEPEST_PLACE)) or "the schema itself"
-    return ConfigError(f"json_schema: {_short(error)} (at {place})", fix="see docs/generation.md for what can be asked")
-
-
-def _place(root: Any, schema: Any, error: str, depth: int) -> list[str]:
-    """The keys that lead to the innermost part which has this fault on its own, `depth` steps down at most."""
-    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    for keys, part in _parts(schema) if depth else ():
-        alone = shared | part
-        if LLMatcher.validate_grammar(_json_grammar(alone)) == error:
-            return [*keys, *_place(root, part, error, depth - 1)]
-    return []
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The schemas directly inside one, each with its keys."""
-    for key, value in schema.items():
-        if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
-            yield from (([key, name], part) for name, part in value.items() if isinstance(part, dict))
-        elif isinstance(value, list):
-            yield from (([key, str(at)], part) for at, part in enumerate(value) if isinstance(part, dict))
-        elif isinstance(value, dict) and key not in ("const", "default", "x-guidance"):
-            yield [key], value
