@@ -74,7 +74,8 @@ class Shuffled(_Ordered):
     def take(self, step: int) -> Sequence[Any]:
         epoch, at = divmod(step, self.per_epoch)
         order = shuffled(len(self._examples), self._seed, epoch)
-        return [self._examples[int(index)] for index in order[at * self._size : (at + 1) * self._size]]
+        chosen = sorted(order[at * self._size : (at + 1) * self._size].tolist())  # so ties in length lie as in the data
+        return [self._examples[index] for index in chosen]
 
 
 class ByTokens(_Ordered):
