@@ -12,3 +12,15 @@ class Lines:
 
     def step(self, row):
         self.rows.append(row)
+
+
+class Stops(Lines):
+    """Interrupts the run after so many steps."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def step(self, row):
+        if row["step"] == self.after:
+            raise KeyboardInterrupt

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from showing import Lines
+from showing import Lines, Stops
 
 from danlu.config import validate
 from danlu.errors import ConfigError, DataError, Interrupted
@@ -82,20 +82,12 @@ def test_all_weights_can_be_trained(recipe):
         recipe(lora=None, dpo={"reference": "adapter_off"})
 
 
-class Stops(Lines):
-    """Interrupts the run after so many steps."""
-
-    def step(self, row):
-        if row["step"] == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("reference", ["adapter_off", "precomputed"])
 def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder, reference):
     given = {"dpo": {"reference": reference}, "lora": {"lora_dropout": 0.1}}
     whole = metrics(run(recipe(name="whole", **given), Lines(), ""))
     with pytest.raises(Interrupted):
-        run(recipe(**given), Stops(), "")
+        run(recipe(**given), Stops(3), "")
     if reference == "precomputed":  # a file cut short is made again
         path = folder / "runs" / "d" / "reference.safetensors"
         path.write_bytes(path.read_bytes()[:20])

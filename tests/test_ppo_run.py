@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from showing import Lines
+from showing import Lines, Stops
 from test_dpo_run import pair
 
 from danlu.config import validate
@@ -74,18 +74,6 @@ def test_a_run_says_what_it_saw(recipe, folder, estimator):
     assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
     assert not any("reward" in name or "value" in name for name in weights)
     assert product_of(recipe()).adapter == "runs/p/adapter"
-
-
-class Stops(Lines):
-    """Interrupts the run after so many steps."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def step(self, row):
-        if row["step"] == self.after:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("after", [2, 3, 5])

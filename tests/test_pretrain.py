@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from showing import Lines
+from showing import Lines, Stops
 
 from danlu import Engine, GenerationParams
 from danlu.config import validate
@@ -98,18 +98,6 @@ def test_what_a_configuration_has_not_or_cannot_be_is_said(tiny_model):
     assert "num_hidden_layers" in caught.value.fix
     with pytest.raises(ConfigError, match="does not fit llama"):
         random_model(tiny_model, {"hidden_size": "wide"}, seed=0, device=device, dtype=torch.float32)
-
-
-class Stops(Lines):
-    """Interrupts the run after so many steps."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def step(self, row):
-        if row["step"] == self.after:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("after", [1, 4, 7])

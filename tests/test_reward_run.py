@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from showing import Lines
+from showing import Lines, Stops
 from test_dpo_run import pair
 
 from danlu.chain import Chain
@@ -70,18 +70,10 @@ def test_a_margin_is_read_from_the_data(recipe, folder):
     assert wide[0] - plain[0] == pytest.approx(math.log1p(math.exp(2)) - math.log(2), abs=0.2)
 
 
-class Stops(Lines):
-    """Interrupts the run after so many steps."""
-
-    def step(self, row):
-        if row["step"] == 3:
-            raise KeyboardInterrupt
-
-
 def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder):
     whole = run(recipe(name="whole"), Lines(), "")
     with pytest.raises(Interrupted):
-        run(recipe(), Stops(), "")
+        run(recipe(), Stops(3), "")
     run(recipe(resume=True), Lines(), "")
     directory = folder / "runs" / "w"
     assert losses(directory) == losses(whole)

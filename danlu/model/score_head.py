@@ -7,6 +7,7 @@ adapter with the head beside it, or a whole model. What the scores are measured 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danlu.data.batches.packing import Batch
+from danlu.data.batches.packing import Batch, collate, micro_batches
+from danlu.data.example import Example
 from danlu.errors import ModelError
 from danlu.model.company.wiring import base_of, kind_of
 from danlu.model.likelihood import last_states
@@ -50,6 +52,17 @@ def scores(model: Any, batch: Batch) -> Tensor:
     """(documents,) float32: the score of each document, by the head that the model was given."""
     out: Tensor = getattr(model, NAME)(last_states(model, batch))
     return out
+
+
+@torch.no_grad()
+def scores_of_texts(model: Any, texts: Sequence[Sequence[int]], device: str, max_tokens: int) -> Tensor:
+    """(texts,) float32: the score of each text of token ids, in order; as many in one pass as have `max_tokens`."""
+    model.eval()
+    found = torch.empty(len(texts))
+    for group in micro_batches(list(map(len, texts)), range(len(texts)), max_tokens):
+        batch = collate([Example(tuple(texts[at]), (False,) * len(texts[at])) for at in group])
+        found[group] = scores(model, batch.to(device)).float().cpu()
+    return found
 
 
 @dataclass(frozen=True)

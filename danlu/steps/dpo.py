@@ -6,7 +6,7 @@ adapter off: there is never a second model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,25 +15,23 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from danlu.data.batches.packing import micro_batches
-from danlu.data.batches.pairs import Pair, PairBatch, collate_pairs
+from danlu.data.batches.pairs import Pair, PairBatch, for_each_pair
 from danlu.data.records import Skipped
 from danlu.device import Device
 from danlu.evaluate.held_out import Measured, Question, answered
 from danlu.fingerprint import of_texts
 from danlu.generate.engine import Engine
 from danlu.journal import Draft, Journal
-from danlu.recipe import KIND, ProveOptions, TrainingRecipe, TrainingSections
+from danlu.recipe import KIND, ProveOptions, TrainingRecipe
 from danlu.steps.preferences import (
-    PairData,
-    PairLora,
+    PairSections,
     check_pairs,
     digest_of_pairs,
     pairs_from,
     preferred_questions,
     sizes_of_pairs,
 )
-from danlu.steps.prepare import Ready, describe, identity_of, load_base, make_trainable, read_split, saved_of, saver_of
+from danlu.steps.prepare import Ready, describe, identity_of, load_base, make_trainable, read_split, saver_of
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -48,14 +46,10 @@ class DpoTrain(TrainOptions):
     learning_rate: float = Field(5e-6, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
 
 
-class DpoSections(TrainingSections):
+class DpoSections(PairSections):
     """Direct preference optimization, from pairs to an adapter, or a whole model."""
 
-    data: PairData
     dpo: DpoOptions = Field(default_factory=DpoOptions)
-    lora: PairLora | None = Field(
-        default_factory=PairLora, description=TrainingSections.model_fields["lora"].description
-    )
     train: DpoTrain = Field(default_factory=DpoTrain)
     prove: ProveOptions | None = Field(default_factory=ProveOptions)
 
@@ -108,19 +102,15 @@ def prepare(recipe: DpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
 
     return Parts(
         recipe=recipe,
-        journal=Journal(recipe.directory),
         device=device,
         show=show,
-        chat=base.chat,
-        model=ready.model,
-        directory=base.loaded.directory,
+        ready=ready,
         kind="instruct",
         stage=dpo_stage(recipe.dpo, device, reference),
         save=saver_of(recipe, base),
         batches=batches,
         held_out=held_out,
         identity=identity,
-        saved=saved_of(recipe, identity, batches.per_epoch),
         proof=_proof(recipe, ready, held_out, questions, device, reference),
         begin=begin,
     )
@@ -139,15 +129,19 @@ def _proof(
         return None
     model, max_new_tokens = ready.model, options.max_new_tokens
     engine = Engine.around(model, ready.base.chat)
+    of_policy = partial(pair_log_probs, model, mean=recipe.dpo.loss_type == "ipo")
+    said_of = partial(for_each_pair, held_out, recipe.train.micro_batch_tokens, device.name)
 
+    @torch.no_grad()
     def look() -> Measured:
-        values: dict[str, list[tuple[float, float]]] = {"preference_loss": [], "preferred": [], "reward_gap": []}
-        for policy, expected in _log_probs(model, held_out, recipe, device, reference):
-            losses = dpo_losses(policy, expected, recipe.dpo)
-            gaps = recipe.dpo.beta * ((policy - expected) @ policy.new_tensor([1.0, -1.0]))
-            values["preference_loss"] += [(float(loss), 1.0) for loss in losses]
-            values["preferred"] += [(100.0 * float(gap > 0) + 50.0 * float(gap == 0), 1.0) for gap in gaps]
-            values["reward_gap"] += [(float(gap), 1.0) for gap in gaps]
+        model.eval()
+        policy, expected = (said_of(ask) for ask in (of_policy, partial(reference, model)))
+        gaps = recipe.dpo.beta * ((policy - expected) @ policy.new_tensor([1.0, -1.0]))
+        values = {
+            "preference_loss": [(float(loss), 1.0) for loss in dpo_losses(policy, expected, recipe.dpo)],
+            "preferred": [(100.0 * float(gap > 0) + 50.0 * float(gap == 0), 1.0) for gap in gaps],
+            "reward_gap": [(float(gap), 1.0) for gap in gaps],
+        }
         answers, of_answers = answered(engine, questions, max_new_tokens)
         return Measured(values | of_answers, answers)
 
@@ -156,26 +150,6 @@ def _proof(
     asks = repr([question.conversation.messages for question in questions])
     name = of_texts([digest_of_pairs(held_out), asks, repr(max_new_tokens)])
     return Proof(look, name, groups | {"overlap": asked, "ended": asked}, questions, options.examples)
-
-
-@torch.no_grad()
-def _log_probs(
-    model: Any,
-    pairs: Sequence[Pair],
-    recipe: DpoRecipe,
-    device: Device,
-    reference: Callable[[Any, PairBatch], Tensor],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """((1, 2) of the policy, (1, 2) of the reference) of each pair, in order."""
-    model.eval()
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    lengths = [pair.tokens for pair in pairs]
-    for group in micro_batches(lengths, range(len(pairs)), recipe.train.micro_batch_tokens):
-        batch = collate_pairs([pairs[at] for at in group], device.name)
-        policy = pair_log_probs(model, batch, mean=recipe.dpo.loss_type == "ipo").float().cpu()
-        expected = reference(model, batch).float().cpu()
-        found |= {at: (policy[row : row + 1], expected[row : row + 1]) for row, at in enumerate(group)}
-    yield from (found[at] for at in range(len(pairs)))
 
 
 class Kept:
@@ -212,12 +186,8 @@ class Kept:
     @torch.no_grad()
     def _asked(self, model: Any) -> Tensor:
         model.eval()
-        found = torch.empty(len(self._pairs), 2)
-        lengths = [pair.tokens for pair in self._pairs]
-        for group in micro_batches(lengths, range(len(lengths)), self._max_tokens):
-            batch = collate_pairs([self._pairs[at] for at in group], self._device.name)
-            found[group] = pair_log_probs(model, batch, mean=self._mean).float().cpu()
-        return found
+        ask = partial(pair_log_probs, model, mean=self._mean)
+        return for_each_pair(self._pairs, self._max_tokens, self._device.name, ask)
 
 
 DPO = training_kind(DpoStep, DpoRecipe, prepare, check_pairs)

@@ -18,10 +18,10 @@ from danlu.evaluate.held_out import Measured, Question
 from danlu.fingerprint import of_texts, of_value
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.journal import Draft, Journal
-from danlu.recipe import KIND, ProveOptions, TrainingRecipe, TrainingSections
-from danlu.steps.preferences import PairData, PairLora
-from danlu.steps.prepare import Sizes, describe, identity_of, load_base, make_trainable, read_split, saved_of, saver_of
+from danlu.journal import Draft
+from danlu.recipe import KIND, ProveOptions, TrainingRecipe
+from danlu.steps.preferences import PairSections
+from danlu.steps.prepare import Sizes, describe, identity_of, load_base, make_trainable, read_split, saver_of
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Place, Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -90,16 +90,12 @@ class PpoTrain(TrainOptions):
     adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
 
 
-class PpoSections(TrainingSections):
+class PpoSections(PairSections):
     """Learning from rewards, from prompts to an adapter."""
 
-    data: PairData
     reward: RewardSource = Field(default_factory=RewardSource)
     rollout: RolloutOptions = Field(default_factory=RolloutOptions)
     ppo: PpoOptions = Field(default_factory=PpoOptions)
-    lora: PairLora | None = Field(
-        default_factory=PairLora, description=TrainingSections.model_fields["lora"].description
-    )
     train: PpoTrain = Field(default_factory=PpoTrain)
     prove: ProveOptions | None = Field(default_factory=ProveOptions)
 
@@ -182,12 +178,9 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
     describe(recipe, journal, device, ready, Sizes(len(prompts), len(held_out), tokens, 0), skipped, rollouts.per_epoch)
     return Parts(
         recipe=recipe,
-        journal=Journal(recipe.directory),
         device=device,
         show=show,
-        chat=base.chat,
-        model=ready.model,
-        directory=base.loaded.directory,
+        ready=ready,
         kind="instruct",
         stage=ppo_stage(
             recipe.ppo,
@@ -199,7 +192,6 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
         batches=rollouts,
         held_out=(),
         identity=identity,
-        saved=saved_of(recipe, identity, rollouts.per_epoch),
         proof=_proof(recipe, policy, judged, held_out, questions),
         end=judge.close if isinstance(judge, Command) else lambda: None,
     )

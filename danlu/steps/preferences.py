@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from danlu.data.batches.pairs import Pair, pairs_of
+from danlu.data.batches.pairs import Pair, no_preference, pairs_of
 from danlu.data.records import Conversation, Preference, Record, Skipped
 from danlu.data.source import DataOptions, Split, read
 from danlu.errors import DataError
 from danlu.evaluate.held_out import Question
 from danlu.model.adapters import LoraOptions
-from danlu.recipe import TrainingRecipe
+from danlu.recipe import TrainingRecipe, TrainingSections
 from danlu.steps.prepare import Base, Sizes, digest_of
 from danlu.train.sft import refuse_unknown_tokens
 
@@ -29,6 +29,15 @@ class PairLora(LoraOptions):
     """LoRA for the difference of two answers, which dropout would blur."""
 
     lora_dropout: float = Field(0.0, ge=0, lt=1, description=LoraOptions.model_fields["lora_dropout"].description)
+
+
+class PairSections(TrainingSections):
+    """A training on pairs, or on their prompts."""
+
+    data: PairData
+    lora: PairLora | None = Field(
+        default_factory=PairLora, description=TrainingSections.model_fields["lora"].description
+    )
 
 
 def pairs_from(recipe: TrainingRecipe, split: Split, base: Base, skipped: Skipped) -> tuple[list[Pair], list[Pair]]:
@@ -58,15 +67,6 @@ def check_pairs(recipe: TrainingRecipe) -> None:
     for record in (*split.train, *split.held_out):
         if not isinstance(record, Preference):
             raise no_preference(record)
-
-
-def no_preference(record: Record) -> DataError:
-    """What to say of a row that is no preference."""
-    return DataError(
-        f"{record.place}: learning from preferences needs two answers; this row is a {type(record).__name__.lower()}",
-        allowed='rows with "chosen" and "rejected", and a prompt',
-        fix="use kind: sft for single answers, or name your columns with data.columns",
-    )
 
 
 def digest_of_pairs(pairs: Sequence[Pair]) -> str:

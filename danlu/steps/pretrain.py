@@ -23,7 +23,7 @@ from danlu.errors import DataError
 from danlu.evaluate.held_out import Measured, example_losses
 from danlu.fingerprint import of_value
 from danlu.hub import cache_directory
-from danlu.journal import Draft, Journal
+from danlu.journal import Draft
 from danlu.model.adapters import LoraOptions
 from danlu.model.named import load_random
 from danlu.recipe import KIND, TrainingRecipe, TrainingSections
@@ -35,7 +35,6 @@ from danlu.steps.prepare import (
     identity_of,
     load_base,
     make_trainable,
-    saved_of,
     saver_of,
     with_chat,
 )
@@ -112,19 +111,15 @@ def prepare(recipe: PretrainRecipe, journal: Draft, device: Device, show: Show) 
     describe(recipe, journal, device, ready, sizes, skipped, batches.per_epoch)
     return Parts(
         recipe=recipe,
-        journal=Journal(recipe.directory),
         device=device,
         show=show,
-        chat=base.chat,
-        model=ready.model,
-        directory=base.loaded.directory,
+        ready=ready,
         kind="base" if recipe.pretrain.weights == "random" else None,
         stage=replace(sft_stage(device), name="pretrain"),
         save=saver_of(recipe, base),
         batches=batches,
         held_out=held_out,
         identity=identity,
-        saved=saved_of(recipe, identity, batches.per_epoch),
         proof=_proof(recipe, ready.model, held_out, device),
     )
 

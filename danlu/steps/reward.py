@@ -17,9 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu.config import Options
-from danlu.data.batches.packing import collate, micro_batches
 from danlu.data.chat import Chat
-from danlu.data.example import Example
 from danlu.data.records import Preference, Record, Skipped
 from danlu.device import Device
 from danlu.evaluate.held_out import Measured
@@ -28,10 +26,10 @@ from danlu.generate.params import GenerationParams
 from danlu.journal import Draft, Journal, write_atomic
 from danlu.model.adapters import save_whole
 from danlu.model.load import load_tokenizer
-from danlu.model.score_head import Scale, put_head, save_with_head, scores, write_scale
-from danlu.recipe import KIND, TrainingRecipe, TrainingSections
-from danlu.steps.preferences import PairData, PairLora, check_pairs, digest_of_pairs, pairs_from, sizes_of_pairs
-from danlu.steps.prepare import describe, identity_of, load_base, make_trainable, read_split, saved_of
+from danlu.model.score_head import Scale, put_head, save_with_head, scores_of_texts, write_scale
+from danlu.recipe import KIND, TrainingRecipe
+from danlu.steps.preferences import PairSections, check_pairs, digest_of_pairs, pairs_from, sizes_of_pairs
+from danlu.steps.prepare import describe, identity_of, load_base, make_trainable, read_split
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -60,14 +58,10 @@ class RewardTrain(TrainOptions):
     learning_rate: float = Field(1e-4, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
 
 
-class RewardSections(TrainingSections):
+class RewardSections(PairSections):
     """A reward model, from pairs to an adapter, or a whole model, with a head that judges."""
 
-    data: PairData
     reward: RewardOptions = Field(default_factory=RewardOptions)
-    lora: PairLora | None = Field(
-        default_factory=PairLora, description=TrainingSections.model_fields["lora"].description
-    )
     train: RewardTrain = Field(default_factory=RewardTrain)
 
     @model_validator(mode="after")
@@ -116,7 +110,7 @@ def prepare(recipe: RewardRecipe, journal: Draft, device: Device, show: Show) ->
     def save(model: Any, directory: Path) -> None:
         opened = Journal(recipe.directory)
         samples = json.loads((opened.directory / SAMPLES).read_text("utf-8"))
-        scale = Scale.of(_scores_of(model, samples, device, max_tokens))
+        scale = Scale.of(scores_of_texts(model, samples, device.name, max_tokens))
         found = scale(pair_scores(model, held_out, device, max_tokens)) if held_out else torch.zeros(0, 2)
         figures = _figures(found, scale)
         opened.result("reward", {**figures, "mean": scale.mean, "deviation": scale.deviation, "samples": scale.samples})
@@ -144,19 +138,15 @@ def prepare(recipe: RewardRecipe, journal: Draft, device: Device, show: Show) ->
     proof = Proof(look, digest_of_pairs(held_out), {"preference_loss": groups, "preferred": groups})
     return Parts(
         recipe=recipe,
-        journal=Journal(recipe.directory),
         device=device,
         show=show,
-        chat=base.chat,
-        model=model,
-        directory=base.loaded.directory,
+        ready=ready,
         kind=None,
         stage=reward_stage(device),
         save=save,
         batches=batches,
         held_out=held_out,
         identity=identity,
-        saved=saved_of(recipe, identity, batches.per_epoch),
         proof=proof if recipe.prove is not None else None,
         begin=begin,
     )
@@ -171,17 +161,6 @@ def _sampled(
     params = GenerationParams(do_sample=True, max_new_tokens=options.max_new_tokens, seed=seed)
     drawn = engine.generate([chat.prompt(prompt) for prompt in chosen], params)
     return [[*one.prompt_token_ids, *one.sequences[0].token_ids] for one in drawn]
-
-
-@torch.no_grad()
-def _scores_of(model: Any, texts: Sequence[Sequence[int]], device: Device, max_tokens: int) -> Tensor:
-    """(texts,) the score of each text of token ids, in order."""
-    model.eval()
-    found = torch.empty(len(texts))
-    for group in micro_batches([len(ids) for ids in texts], range(len(texts)), max_tokens):
-        examples = [Example(tuple(texts[at]), (False,) * len(texts[at])) for at in group]
-        found[group] = scores(model, collate(examples).to(device.name)).float().cpu()
-    return found
 
 
 def _figures(found: Tensor, scale: Scale) -> dict[str, Any]:

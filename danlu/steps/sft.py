@@ -11,7 +11,7 @@ from danlu.device import Device
 from danlu.evaluate.held_out import Question, measure
 from danlu.fingerprint import of_texts
 from danlu.generate.engine import Engine
-from danlu.journal import Draft, Journal
+from danlu.journal import Draft
 from danlu.recipe import Recipe, SftSections
 from danlu.steps.prepare import (
     Ready,
@@ -23,7 +23,6 @@ from danlu.steps.prepare import (
     load_base,
     make_trainable,
     read_split,
-    saved_of,
     saver_of,
     tokens_to_learn,
 )
@@ -50,19 +49,15 @@ def prepare(recipe: Recipe, journal: Draft, device: Device, show: Show) -> Parts
     describe(recipe, journal, device, ready, Sizes.of(examples, held_out), skipped, batches.per_epoch)
     return Parts(
         recipe=recipe,
-        journal=Journal(recipe.directory),
         device=device,
         show=show,
-        chat=base.chat,
-        model=ready.model,
-        directory=base.loaded.directory,
+        ready=ready,
         kind="instruct" if learns_answers else None,
         stage=sft_stage(device),
         save=saver_of(recipe, base),
         batches=batches,
         held_out=held_out,
         identity=identity,
-        saved=saved_of(recipe, identity, batches.per_epoch),
         proof=_proof(recipe, ready, held_out, questions, device),
     )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from danlu.data.chat import Chat
+from danlu.data.records import Message
 from danlu.data.source import fingerprints
 from danlu.device import Device, peak_memory_bytes, read_device, set_seed
 from danlu.errors import Interrupted
@@ -29,11 +29,11 @@ from danlu.hub import Kind as ModelKind
 from danlu.hub import write_origin
 from danlu.journal import Draft, Journal, claimed, is_run, opened_run
 from danlu.model.named import ModelOptions
-from danlu.quantize.merge import MergeOptions
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
 from danlu.steps.merge import merge_into
+from danlu.steps.prepare import Ready, saved_of
 from danlu.steps.prove import compare, said
 from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
 from danlu.train.batches import Batches
@@ -59,41 +59,50 @@ class Proof:
     questions: Sequence[Question] = ()
     shown: int = 0
 
+    @property
+    def items(self) -> int:
+        """Of the first measure."""
+        return len(next(iter(self.groups.values())))
+
 
 @dataclass
 class Parts:
     """Everything that a training works on, made and checked before anything on the disk is touched.
 
     Attributes:
-        journal: of the run directory, which may not be there yet.
-        chat, model, directory: the model, with what is trained on it, and where its files are.
+        ready: the model, with what is trained on it.
         kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
         save: (model, directory) -> what was trained, on the disk.
         held_out: examples that the stage looks at while it trains.
         identity: what has to be the same when the run is resumed.
-        saved: the checkpoint that it goes on from.
         proof: None where nothing is to be proved.
         begin: what is computed first, once the run directory is there.
         end: gives back what it holds; called however the run ends.
     """
 
     recipe: TrainingRecipe
-    journal: Journal
     device: Device
     show: Show
-    chat: Chat
-    model: Any
-    directory: Path
+    ready: Ready
     kind: ModelKind | None
     stage: Stage[Any, Any]
     save: Callable[[Any, Path], None]
     batches: Batches[Any]
     held_out: Sequence[Any]
     identity: dict[str, str]
-    saved: Saved | None
     proof: Proof | None
     begin: Callable[[Journal], None] = lambda _journal: None
     end: Callable[[], None] = lambda: None
+
+    @property
+    def journal(self) -> Journal:
+        """Of the run directory, which may not be there yet."""
+        return Journal(self.recipe.directory)
+
+    @property
+    def questions(self) -> list[Sequence[Message]]:
+        """What is asked in the proof."""
+        return [question.messages for question in self.proof.questions] if self.proof is not None else []
 
 
 Prepare = Callable[[Any, Draft, Device, Show], Parts]
@@ -116,31 +125,35 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
         check_inputs(recipe, device)
         with Draft() as draft:
             parts = prepare(recipe, draft, device, show)
+            saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
             journal = _open(recipe, draft, show)
+        base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
         try:
             with reported(journal):
-                _steps(parts, how_to_resume)
+                _steps(parts, saved, how_to_resume)
+                del parts  # merging reads the base anew: the two are not held at once
+                _merge(recipe, journal, base, asked, show)
         except KeyboardInterrupt:
             raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
         finally:
-            parts.end()
+            end()
         _finish(journal, started, show)
     return journal.directory
 
 
-def _steps(parts: Parts, how_to_resume: str) -> None:
+def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
     recipe, journal = parts.recipe, parts.journal
     parts.begin(journal)
     before = _measure(parts, "before")
     train(
         parts.stage,
-        parts.model,
+        parts.ready.model,
         Run(
             batches=parts.batches,
             held_out=parts.held_out,
             seed=recipe.seed,
             identity=parts.identity,
-            saved=parts.saved,
+            saved=saved,
             how_to_resume=how_to_resume,
             on_step=parts.show.step,
         ),
@@ -148,17 +161,13 @@ def _steps(parts: Parts, how_to_resume: str) -> None:
         journal,
         parts.device,
     )
-    parts.save(parts.model, _made(recipe, journal))
+    parts.save(parts.ready.model, _made(recipe, journal))
     kind = {} if parts.kind is None else {"kind": parts.kind}
     write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
     after = _measure(parts, "after")
     if parts.proof is not None and before is not None and after is not None:
         proof = parts.proof
         compare(journal, parts.show, proof.shown, proof.groups, proof.questions, before, after)
-    if recipe.merge is not None:
-        _merge(parts, recipe.merge)
-    elif journal.merged.exists():
-        journal.event("merged", "it was there before; this recipe leaves merging out")
 
 
 def _made(recipe: TrainingSections, journal: Journal) -> Path:
@@ -186,7 +195,7 @@ def _measure(parts: Parts, when: str) -> Measured | None:
     if known is not None and known.get("of") == of:
         values = {name: [(value, weight) for value, weight in items] for name, items in known["values"].items()}
         return Measured(values, known["answers"])
-    parts.show.say(f"measuring {len(parts.held_out)} held-out examples, {when} training")
+    parts.show.say(f"measuring {parts.proof.items} held-out examples, {when} training")
     measured = parts.proof.look()
     parts.journal.result(f"measured_{when}", {**asdict(measured), "of": of})
     parts.journal.result(when, measured.summary())
@@ -194,12 +203,14 @@ def _measure(parts: Parts, when: str) -> Measured | None:
     return measured
 
 
-def _merge(parts: Parts, options: MergeOptions) -> None:
-    journal = parts.journal
-    conversations = [question.messages for question in parts.proof.questions] if parts.proof is not None else []
-    parts.model = parts.proof = None  # merging reads the base anew: the two are not held at once
-    gc.collect()
-    merge_into(journal, parts.directory, journal.adapter, conversations, options, parts.show)
+def _merge(
+    recipe: TrainingRecipe, journal: Journal, base: Path, asked: Sequence[Sequence[Message]], show: Show
+) -> None:
+    if recipe.merge is not None:
+        gc.collect()
+        merge_into(journal, base, journal.adapter, asked, recipe.merge, show)
+    elif journal.merged.exists():
+        journal.event("merged", "it was there before; this recipe leaves merging out")
 
 
 def _finish(journal: Journal, started: float, show: Show) -> None:

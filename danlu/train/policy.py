@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from danlu.data.batches.packing import Batch, collate, micro_batches
-from danlu.data.example import Example, Opened
+from danlu.data.example import Opened
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError
 from danlu.generate.engine import Engine
@@ -24,7 +24,7 @@ from danlu.generate.params import GenerationParams
 from danlu.hub import recorded_base
 from danlu.model.likelihood import losses_and_states, token_losses
 from danlu.model.score_head import NAME as SCORE
-from danlu.model.score_head import ScoreHead, read_scale, scores
+from danlu.model.score_head import ScoreHead, read_scale, scores_of_texts
 from danlu.train.judges import Answered, Judge
 from danlu.train.ppo import VALUE
 from danlu.train.rollout import Drawn, Prompt, example_of
@@ -171,15 +171,10 @@ def of_reward_model(model: Any, directory: Path, device: Device, max_tokens: int
     """The reward model that `put_reward` has laid on `model`, as a judge: its scores on its scale."""
     scale = read_scale(directory)
 
-    @torch.no_grad()
     def judge(answers: Sequence[Answered]) -> list[float]:
-        model.eval()
         texts = [(*answer.prompt_ids, *answer.answer_ids) for answer in answers]
-        found = torch.empty(len(texts))
         with _judging(model):
-            for group in micro_batches(list(map(len, texts)), range(len(texts)), max_tokens):
-                batch = collate([Example(texts[at], (False,) * len(texts[at])) for at in group])
-                found[group] = scores(model, batch.to(device.name)).float().cpu()
+            found = scores_of_texts(model, texts, device.name, max_tokens)
         return [float(score) for score in scale(found)]
 
     return judge

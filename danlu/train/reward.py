@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.data.batches.packing import micro_batches
-from danlu.data.batches.pairs import Pair, PairBatch, collate_pairs
+from danlu.data.batches.pairs import Pair, PairBatch, collate_pairs, for_each_pair
 from danlu.device import Device
 from danlu.model.score_head import scores
 from danlu.train.loop import Loss, Stage
@@ -59,12 +58,7 @@ def reward_stage(device: Device) -> Stage[Pair, PairBatch]:
 def pair_scores(model: Any, pairs: Sequence[Pair], device: Device, max_tokens: int) -> Tensor:
     """(pairs, 2) float32: the scores of better and worse answers, in order."""
     model.eval()
-    found = torch.empty(len(pairs), 2)
-    lengths = [pair.tokens for pair in pairs]
-    for group in micro_batches(lengths, range(len(pairs)), max_tokens):
-        batch = collate_pairs([pairs[at] for at in group], device.name)
-        found[group] = scores(model, batch.documents).view(-1, 2).float().cpu()
-    return found
+    return for_each_pair(pairs, max_tokens, device.name, lambda batch: scores(model, batch.documents).view(-1, 2))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from danlu.data.batches.encoding import Encoder
-from danlu.data.batches.packing import Batch, collate
+from danlu.data.batches.packing import Batch, collate, micro_batches
 from danlu.data.chat import Chat
 from danlu.data.example import Example
 from danlu.data.records import Conversation, Preference, Record
@@ -64,6 +64,23 @@ def collate_pairs(pairs: Sequence[Pair], device: str = "cpu") -> PairBatch:
     return PairBatch(documents.to(device), margins, tuple(pairs))
 
 
+def for_each_pair(pairs: Sequence[Pair], max_tokens: int, device: str, ask: Callable[[PairBatch], Tensor]) -> Tensor:
+    """(n, 2) float32: what `ask` says of better and worse answers, batch by batch, in the order of the pairs."""
+    found = torch.empty(len(pairs), 2)
+    for group in micro_batches([pair.tokens for pair in pairs], range(len(pairs)), max_tokens):
+        found[group] = ask(collate_pairs([pairs[at] for at in group], device)).float().cpu()
+    return found
+
+
+def no_preference(record: Record) -> DataError:
+    """What to say of a row that is no preference."""
+    return DataError(
+        f"{record.place}: learning from preferences needs two answers; this row is a {type(record).__name__.lower()}",
+        allowed='rows with "chosen" and "rejected", and a prompt',
+        fix="use kind: sft for single answers, or name your columns with data.columns",
+    )
+
+
 def pairs_of(
     records: Iterable[Record],
     chat: Chat,
@@ -87,12 +104,7 @@ def pairs_of(
     def answers() -> Iterator[Record]:
         for record in records:
             if not isinstance(record, Preference):
-                raise DataError(
-                    f"{record.place}: learning from preferences needs two answers; this row is a "
-                    f"{type(record).__name__.lower()}",
-                    allowed='rows with "chosen" and "rejected", and a prompt',
-                    fix="use kind: sft for single answers, or name your columns with data.columns",
-                )
+                raise no_preference(record)
             preferences.append(record)
             yield from _conversations(record)
 
