@@ -4,18 +4,20 @@
 #   make test-everywhere  the tests as on other machines: other processors, no compiler, other orders; hours
 #   make test-fuzz    what nobody would send on purpose, more of it and other examples each time; EXAMPLES=3000
 #   make test-models  every kind of model that transformers has; writes the table of docs/models (about ten minutes)
+#   make test-cuda    a GPU beside the CPU: answers, losses, memory; needs one
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
+#   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-memory memory of a server, round after round
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-clients check format bench bench-sft bench-generate \
+.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft bench-generate \
 	bench-lean bench-serve bench-data bench-memory clean
 .DEFAULT_GOAL := test
 
@@ -51,6 +53,9 @@ test-models: $(INSTALLED)
 	$(BIN)/pytest tests/test_models.py -o junit_family=xunit1 --junitxml=.models.xml; failed=$$?; \
 	$(BIN)/python benchmarks/models_table.py .models.xml --write && exit $$failed
 
+test-cuda: $(INSTALLED)
+	$(BIN)/pytest tests/cuda -m cuda
+
 # `WRITE=--write` writes the versions that passed into docs/serving.
 test-clients: $(INSTALLED)
 	tests/clients/clients.sh
@@ -70,6 +75,9 @@ bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
 	$(BIN)/python benchmarks/sft.py
+
+bench-cuda: $(INSTALLED)
+	$(BIN)/python benchmarks/cuda.py $(WRITE)
 
 bench-lean: $(INSTALLED)
 	$(BIN)/python benchmarks/lean.py $(WRITE)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, MemoryShortage
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +38,14 @@ class Device:
         cores: CPU threads that torch uses.
         memory_bytes: memory free on the device when it was read.
         has_bfloat16: bfloat16 matrix products run in hardware.
+        card: what the GPU calls itself; nothing on a CPU.
     """
 
     name: str
     cores: int
     memory_bytes: int
     has_bfloat16: bool
+    card: str = ""
 
     def dtype(self, name: DtypeName) -> torch.dtype:
         """The torch dtype for `name`; "auto" is bfloat16 where the hardware has it, else float32.
@@ -67,7 +71,9 @@ def read_device() -> Device:
     cores = torch.get_num_threads()
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
-        return Device("cuda", cores, free, torch.cuda.is_bf16_supported(including_emulation=False))
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for whoever asks next
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Device("cuda", cores, free + kept, has_bfloat16, torch.cuda.get_device_name())
     return Device("cpu", cores, psutil.virtual_memory().available, _cpu_has_bfloat16())
 
 
@@ -95,6 +101,35 @@ def process_memory_bytes(device_name: str) -> int:
 
         return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
+
+
+# How torch, its CUDA runtime and cuBLAS, and the allocator of a CPU say that there is no more memory.
+_SHORTAGES = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch raised it for want of memory; what its calls had computed so far is then let go.
+
+    Whoever keeps the error keeps the frames in which it was raised, and so their tensors: on a GPU most of its memory.
+    """
+    import torch
+
+    found = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    found = found or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SHORTAGES))
+    if found:
+        traceback.clear_frames(error.__traceback__)
+    return found
+
+
+@contextmanager
+def memory_faults(seen: str, fix: str) -> Iterator[None]:
+    """What is raised in here for want of memory is a MemoryShortage that says so."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryShortage(seen, fix=fix) from error
+        raise
 
 
 def keep_freed_memory() -> None:
@@ -204,9 +239,7 @@ class PeakMemory:
     def bytes(self) -> int:
         """The highest since `begin`."""
         if self._device_name == "cuda":
-            import torch
-
-            return torch.cuda.max_memory_allocated()
+            return peak_memory_bytes("cuda")
         return _high_water_bytes()
 
 
@@ -225,8 +258,12 @@ def _status_bytes(name: str) -> int | None:
     return None
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident."""
+def peak_memory_bytes(device_name: str = "cpu") -> int:
+    """The most memory that this process has had resident; on CUDA what torch had allocated, since last set back."""
+    if device_name == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,6 +21,18 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On every machine, unless tests marked cuda are asked for: a CPU is what the others compare with."""
+    if "cuda" in request.config.option.markexpr:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that tests start
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _verdicts_stay_inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What engines find out about the tests' models is not kept in the user's cache; messages are English."""
     with pytest.MonkeyPatch.context() as patch:

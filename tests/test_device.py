@@ -70,8 +70,12 @@ def test_a_gpu_is_preferred_and_emulated_bfloat16_does_not_count(monkeypatch, na
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2 * 10**9)  # what torch keeps is free for what it does
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "card")
     device = read_device()
-    assert (device.name, device.memory_bytes, device.has_bfloat16) == ("cuda", 5 * 10**9, native)
+    assert (device.name, device.memory_bytes, device.has_bfloat16) == ("cuda", 6 * 10**9, native)
+    assert device.card == "card"
 
 
 def test_a_cpu_that_torch_is_to_use_as_an_older_one_has_no_bfloat16(monkeypatch):

@@ -15,12 +15,14 @@ import torch
 from danlu.data.batches.packing import collate, micro_batches
 from danlu.data.example import Example
 from danlu.data.formats import Conversation
-from danlu.device import Device
+from danlu.device import Device, memory_faults
 from danlu.evaluate.bootstrap import Interval, bootstrap_difference
 from danlu.evaluate.overlap import chrf
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.model.likelihood import token_losses
+
+_LESS = "lower train.micro_batch_tokens; the result stays the same"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def example_losses(
     lengths = [len(example.token_ids) for example in examples]
     for group in micro_batches(lengths, range(len(examples)), max_tokens):
         batch = collate([examples[index] for index in group]).to(device.name)
-        with torch.no_grad():
+        with torch.no_grad(), memory_faults(f"out of memory in a pass over {batch.tokens} tokens", _LESS):
             losses = batch.weighted(token_losses(model, batch)).double()
         sums = losses.new_zeros(len(group)).index_add_(0, batch.document_of, losses).tolist()
         for index, total in zip(group, sums, strict=True):

@@ -105,12 +105,13 @@ class Engine:
         say: Say,
     ) -> None:
         before = _heap_used()
-        loaded = load(options, read_device(), cache=cache_directory(), say=say)
+        device = read_device()
+        loaded = load(options, device, cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
         self._chats = {} if own is None else {DEFAULT: with_template(chat, own)}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         verdict = Verdict(
-            cache_directory(), loaded.directory, [loaded.dtype, rounded, loaded.model.device, options.adapter]
+            cache_directory(), loaded.directory, [loaded.dtype, rounded, device.name, device.card, options.adapter]
         )
         why, is_fixed = verdict.known(), {"weights_change": False, "prefix_cache": prefix_cache}
         core = Core(loaded.model, budget, rounded=rounded, why_alone=why, **is_fixed)

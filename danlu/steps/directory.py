@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from danlu.config import Options
-from danlu.device import peak_memory_bytes
+from danlu.device import peak_memory_bytes, read_device
 from danlu.errors import DanluError
 from danlu.journal import Journal, check_replaceable, claimed, opened_run
 from danlu.report.page import write_report
@@ -39,5 +39,6 @@ def opened(place: Place, options: Options, show: Show, go_on: bool) -> Iterator[
         journal.event("begun", f"seed {place.seed}")
         with reported(journal):
             yield journal
-        journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak_memory_bytes()})
+        peak = peak_memory_bytes(read_device().name)
+        journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
         show.say(f"report: {write_report(journal)}")

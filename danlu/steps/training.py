@@ -215,7 +215,7 @@ def _merge(
 
 def _finish(journal: Journal, started: float, show: Show) -> None:
     steps = [row.get("peak_memory_bytes", 0) for row in journal.metrics()]  # each sets the mark back
-    peak = max([peak_memory_bytes(), *steps])
+    peak = max([peak_memory_bytes(read_device().name), *steps])
     journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
     show.say(f"report: {write_report(journal)}")
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from danlu.data.batches.packing import micro_batches
-from danlu.device import Device, PeakMemory, process_memory_bytes
-from danlu.errors import Interrupted, MemoryShortage, TrainingError
+from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
+from danlu.errors import Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
@@ -347,15 +347,7 @@ def _stop_requests() -> Iterator[_Stop]:
             signal.signal(number, before[number])
 
 
-@contextmanager
-def _memory_faults(options: TrainOptions) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise MemoryShortage(
-                f"out of memory at train.micro_batch_tokens={options.micro_batch_tokens}",
-                fix=f"lower it, for instance train.micro_batch_tokens={max(1, options.micro_batch_tokens // 2)}; "
-                "the result stays the same",
-            ) from error
-        raise
+def _memory_faults(options: TrainOptions) -> AbstractContextManager[None]:
+    tokens = options.micro_batch_tokens
+    fix = f"lower it, for instance train.micro_batch_tokens={max(1, tokens // 2)}; the result stays the same"
+    return memory_faults(f"out of memory at train.micro_batch_tokens={tokens}", fix)

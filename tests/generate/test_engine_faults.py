@@ -15,11 +15,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 from answering import GREEDY, PROMPTS, answers, fixed_scores, ids_of
 from waiting import PATIENCE_SECONDS, interrupts_stay_inside, passes_of, wait_until
 
 from danlu import Engine, GenerationParams
-from danlu.errors import AllBanned, DanluError, Interrupted
+from danlu.errors import AllBanned, DanluError, Interrupted, MemoryShortage
 from danlu.generate.batch.worker import next_of, result_of
 
 # --- faults
@@ -44,20 +45,49 @@ def test_who_hears_of_an_end_finds_the_memory_free(engine, monkeypatch, fails):
     assert found == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError("no memory for the scores of one step"),
+    ],
+)
+def test_no_memory_in_a_step_is_said_so_and_the_engine_goes_on(engine, monkeypatch, fault):
+    """The error holds on to nothing of what was computed when it came."""
+    expected, own = ids_of(engine), engine.core.decoder
+
+    def decoder(*args):
+        computed = torch.zeros(1)
+        kept.append(weakref.ref(computed))
+        raise fault
+
+    kept: list[weakref.ref] = []
+    monkeypatch.setattr(engine.core, "decoder", decoder)
+    with pytest.raises(MemoryShortage, match="out of memory") as caught:
+        engine.generate(PROMPTS, GREEDY)
+    assert caught.value.__cause__ is fault
+    assert kept[0]() is None
+    monkeypatch.setattr(engine.core, "decoder", own)
+    assert ids_of(engine) == expected
+
+
 def test_a_fault_while_streaming_reaches_the_caller(engine, monkeypatch):
     own, calls = engine.core.decoder, []
 
     def decoder(*args):
         calls.append(1)
         if len(calls) == 4:
-            raise MemoryError("no memory for the fourth token")
+            raise ArithmeticError("no fourth token")
         return own(*args)
 
     monkeypatch.setattr(engine.core, "decoder", decoder)
     expected = None
     for ask in (lambda: list(engine.stream(PROMPTS[0], GREEDY)), lambda: engine.generate(PROMPTS, GREEDY)):
         calls.clear()
-        with pytest.raises(MemoryError, match="the fourth token"):
+        with pytest.raises(ArithmeticError, match="no fourth token"):
             ask()
         seen = ids_of(engine)  # and the engine goes on
         assert seen == (expected or seen)

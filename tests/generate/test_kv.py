@@ -31,7 +31,7 @@ def read_prompt(slot, tokens):
 
 
 def take_step(slot, position, tokens):
-    slot.append_step(position)
+    slot.shelf.append_step([slot], [position])
     write(slot, slot.length - slot.rows, tokens)
 
 
@@ -440,7 +440,7 @@ def test_at_random_the_budget_counts_states_and_rows_keep_theirs(shape, seed):
                 carry(slot, model[slot])
             elif action == "step":
                 moved = store.reserve(slot, slot.rows)
-                moved.append_step(moved.length)
+                moved.shelf.append_step([moved], [moved.length])
                 model[moved] = [(number + 1) % 200 for number in model.pop(slot)]
                 carry(moved, model[moved])
             elif action == "fork":

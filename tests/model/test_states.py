@@ -248,10 +248,10 @@ def test_rows_fork_with_their_states(told):
     _, (slot,) = store_of(rows=3)
     told(Plan([], [portion(slot, 1, rows=(0, 1, 2))]), [1])
     slot.shelf.make_ready(slot)
-    slot.append_step(1)
+    slot.shelf.append_step([slot], [1])
     assert told(Plan([Rows(slot.shelf, 0)], []), [2, 3, 4]).flatten().tolist() == [12, 13, 14]
     slot.fork([2, 0, 2])
-    slot.append_step(2)
+    slot.shelf.append_step([slot], [2])
     assert told(Plan([Rows(slot.shelf, 0)], []), [5, 6, 7]).flatten().tolist() == [145, 126, 147]
 
 
@@ -259,7 +259,7 @@ def test_rows_and_portions_share_a_step(told):
     _, (first, second) = store_of(count=2)
     told(Plan([], [portion(first, 1)]), [1])
     first.shelf.make_ready(first)
-    first.append_step(1)
+    first.shelf.append_step([first], [1])
     plan = Plan([Rows(first.shelf, 0)], [portion(second, 2, start=1)])
     assert told(plan, [2, 7, 8]).flatten().tolist() == [12, 7, 78]
     assert first.shelf.states[0].flatten().tolist() == [12, 78]

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from danlu.device import keep_freed_memory
-from danlu.errors import ConfigError, MemoryShortage, ModelError
+from danlu.device import keep_freed_memory, memory_faults
+from danlu.errors import ConfigError, ModelError
 from danlu.generate.batch.attend import kv_shape
 from danlu.generate.batch.kv import KVShape, KVStore
 from danlu.generate.batch.prefix import PrefixCache
@@ -174,11 +175,14 @@ class Core:
 
     def step(self) -> None:
         """One forward pass over all that runs, and one choice for each request whose scores it brought."""
-        work = self.scheduler.next_work()
-        if not work.token_ids:
-            return
-        logits = self._forward(work)
-        likeliest = _likeliest(work, logits)
+        with _memory_faults():
+            work = self.scheduler.next_work()
+            if not work.token_ids:
+                return
+            logits = self._forward(work)
+            likeliest = _likeliest(work, logits)
+            if len(likeliest) < len(work.wanted):
+                logits = logits.cpu()  # where strategies work
         at = 0
         with self._ending():
             for wanted in work.wanted:
@@ -223,11 +227,11 @@ class Core:
         return self._run(list(token_ids), list(range(count)), side, kept, [(adapter, count)]).float()
 
     def _forward(self, work: Work) -> Tensor:
-        """(wanted rows, vocabulary) in the model's dtype, on the CPU, where the strategies work."""
+        """(wanted rows, vocabulary) in the model's dtype."""
         if self.why_alone:
-            return self._forward_alone(work).cpu()
+            return self._forward_alone(work)
         kept = torch.tensor([at for wanted in work.wanted for at in wanted.at], dtype=torch.int64, device=self.device)
-        return self._run(work.token_ids, work.positions, work.plan, kept, work.adapters).cpu()
+        return self._run(work.token_ids, work.positions, work.plan, kept, work.adapters)
 
     def _forward_alone(self, work: Work) -> Tensor:
         """The same, of each row's whole text; rows that are still equal are read once."""
@@ -289,17 +293,10 @@ def _likeliest(work: Work, logits: Tensor) -> dict[Request, int]:
     if len(plain) < len(work.wanted):
         rows = [request for wanted in work.wanted for request in [wanted.request] * len(wanted.at)]
         logits = logits[[at for at, request in enumerate(rows) if request.take is not None]]
-    native = kernels() if logits.dtype == torch.bfloat16 else None
+    native = kernels() if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" else None
     best, places = logits.max(-1) if native is None else native.largest(logits)
     found = zip(plain, places.tolist(), best.isfinite().tolist(), strict=True)
     return {request: token for request, token, is_number in found if is_number}
 
 
-@contextlib.contextmanager
-def _memory_faults() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise MemoryShortage("out of memory in a forward pass", fix="lower kv_budget_bytes") from error
-        raise
+_memory_faults = partial(memory_faults, "out of memory in a forward pass", "lower kv_budget_bytes")

@@ -130,6 +130,19 @@ class Shelf:
         self.visible[slot.index] = False
         return slot
 
+    def append_step(self, slots: Sequence[Slot], positions: Sequence[int]) -> None:
+        """Each of these slots takes one place for each row, which only that row sees; `positions` are the tokens'.
+
+        All at once: a GPU is told once, and not once a slot.
+        """
+        told = [[slot.index, slot.length, position] for slot, position in zip(slots, positions, strict=True)]
+        index, length, position = torch.tensor(told, device=self.shape.device).T[..., None]  # (slots, 1) each
+        rows = torch.arange(self.rows, device=self.shape.device)
+        self.visible[index, rows, length + rows] = True
+        self.positions[index, length + rows] = position
+        for slot in slots:
+            slot.length += self.rows
+
     def make_ready(self, slot: Slot) -> None:
         """Put a slot behind those that are ready."""
         assert slot.index >= self.ready, "ready already"
@@ -211,13 +224,6 @@ class Slot:
         self.visible[:, places] = True
         self.positions[places] = torch.arange(first_position, first_position + count)
         self.length += count
-
-    def append_step(self, position: int) -> None:
-        """Take one place for each row, which only that row sees."""
-        rows = torch.arange(self.rows)
-        self.visible[rows, self.length + rows] = True
-        self.positions[self.length : self.length + self.rows] = position
-        self.length += self.rows
 
     def append_branch(self, rows: Sequence[int], count: int, first_position: int) -> None:
         """Take `count` places that only `rows` see."""

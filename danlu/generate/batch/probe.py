@@ -117,8 +117,9 @@ class Probe:
             return f"its code fails: {error}"
         for script in scripts:
             texts = [text for text, _ in script.heard]
-            got = torch.stack([scores for _, scores in script.heard]).to(self.dtype)
-            if found := difference(got, torch.cat([self.wanted[text] for text in texts]), limit or self.limit):
+            wanted = torch.cat([self.wanted[text] for text in texts])
+            got = torch.stack([scores for _, scores in script.heard]).to(wanted.device, self.dtype)
+            if found := difference(got, wanted, limit or self.limit):
                 return found
         return self._says_nothing()
 

@@ -281,10 +281,10 @@ class Scheduler:
         owners = {request.slot: request for request in self.running if request.slot is not None}
         for shelf in [shelf for shelf in self.store.shelves.values() if shelf.ready]:
             part = Rows(shelf, len(work.token_ids))
-            for slot in part.slots:
-                request = owners[slot]
-                position = len(request.prompt) + request.strategy.made - 1
-                slot.append_step(position)
+            running = [owners[slot] for slot in part.slots]
+            positions = [len(request.prompt) + request.strategy.made - 1 for request in running]
+            shelf.append_step(part.slots, positions)
+            for slot, request, position in zip(part.slots, running, positions, strict=True):
                 start = len(work.token_ids)
                 work.token_ids += request.next_tokens
                 work.positions += [position] * slot.rows

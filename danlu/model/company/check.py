@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from danlu.device import is_out_of_memory
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.company.wiring import as_it_came, base_of, kind_of
@@ -61,6 +62,8 @@ def alone(model: Any, ids: Sequence[int]) -> Tensor:
             answer = model(input_ids=torch.tensor([list(ids)], device=base.device), use_cache=False)
             scores: Tensor = answer.logits[0].float()
     except CODE_FAULTS as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{kind_of(model)}: it cannot read a text by itself: {error}") from error
     if scores.shape[0] != len(ids):
         raise ModelError(f"{kind_of(model)}: {len(scores)} scores for {len(ids)} tokens")

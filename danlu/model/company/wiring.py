@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danlu.device import is_out_of_memory
 from danlu.errors import DanluError, ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.company.attention import Scoring
@@ -57,7 +58,7 @@ def _wire(base: Any) -> Wiring:
         apart = _show(base, wiring)
     except BaseException as error:  # an interrupted caller may ask again
         _unwire(base, wiring)
-        is_ours = isinstance(error, DanluError | MemoryError | torch.OutOfMemoryError)
+        is_ours = isinstance(error, DanluError) or is_out_of_memory(error)
         if is_ours or not isinstance(error, Exception):
             raise
         raise ModelError(
