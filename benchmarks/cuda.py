@@ -67,8 +67,9 @@ HOW = {
     f"{PROMPT_TOKENS} tokens and {NEW_TOKENS} new ones, beside `generate`; steps of {BATCH} examples of {SHORTEST} to "
     f"{LONGEST} tokens, beside a loop over padded batches of {PADDED_BATCH}, which keeps all weights in bfloat16 where "
     "Danlu trains float32 ones. GB is the most memory in use. Command: `make bench-cuda`.",
-    "zh": f"单张 {{card}}，bfloat16，随机权重，torch {{torch}}，transformers {{transformers}}。生成：提示 {PROMPT_TOKENS} 个 "
-    f"token，新生成 {NEW_TOKENS} 个，对照 `generate`；训练：每步 {BATCH} 个样本，长 {SHORTEST} 到 {LONGEST} 个 token，对照"
+    "zh": "单张 {card}，bfloat16，随机权重，torch {torch}，transformers {transformers}。"
+    f"生成：提示 {PROMPT_TOKENS} 个 token，新生成 {NEW_TOKENS} 个，对照 `generate`；"
+    f"训练：每步 {BATCH} 个样本，长 {SHORTEST} 到 {LONGEST} 个 token，对照"
     f"按 {PADDED_BATCH} 个一批补齐的循环（其权重全程 bfloat16，Danlu 则训练 float32 主权重）。GB 为显存峰值。"
     "命令：`make bench-cuda`。",
 }

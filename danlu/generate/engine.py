@@ -21,7 +21,7 @@ from danlu.config import validate
 from danlu.data.chat import Chat
 from danlu.data.example import Opened
 from danlu.data.records import Message
-from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
+from danlu.device import QUANTIZED, DtypeName, heap_bytes, memory_faults, read_device
 from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
@@ -48,6 +48,8 @@ _T = TypeVar("_T")
 
 # Of the memory that is free when an engine is made, keys and values may take this share.
 KV_SHARE = 0.4
+
+_making = partial(memory_faults, "out of memory while making an engine", "choose a smaller model, or dtype bfloat16")
 
 
 class Engine:
@@ -114,7 +116,8 @@ class Engine:
             cache_directory(), loaded.directory, [loaded.dtype, rounded, device.name, device.card, options.adapter]
         )
         why, is_fixed = verdict.known(), {"weights_change": False, "prefix_cache": prefix_cache}
-        core = Core(loaded.model, budget, rounded=rounded, why_alone=why, **is_fixed)
+        with _making():
+            core = Core(loaded.model, budget, rounded=rounded, why_alone=why, **is_fixed)
         verdict.keep(core.why_alone)
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
@@ -137,7 +140,8 @@ class Engine:
         engine = cls.__new__(cls)
         engine._chats = {}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
-        core = Core(model, budget, weights_change=weights_change, prefix_cache=not weights_change)
+        with _making():
+            core = Core(model, budget, weights_change=weights_change, prefix_cache=not weights_change)
         engine._set_up(model, chat, core)
         return engine
 

@@ -16,7 +16,7 @@ from danlu.data.chat import Chat
 from danlu.data.example import Example
 from danlu.data.formats import Record, Skipped
 from danlu.data.source import Split, read
-from danlu.device import Device
+from danlu.device import Device, memory_faults
 from danlu.errors import DataError
 from danlu.hub import cache_directory, kind_of_name
 from danlu.journal import Draft, Journal
@@ -114,7 +114,8 @@ def make_trainable(recipe: TrainingRecipe, base: Base, tokens: Sequence[int], sh
     model: Any = base.loaded.model
     if recipe.lora is not None:
         model = attach(model, recipe.lora, recipe.seed, tokens)
-    kernels = prepare(model)
+    with memory_faults("out of memory before the first step", "choose a smaller model, or model.dtype=bfloat16"):
+        kernels = prepare(model)
     if recipe.train.gradient_checkpointing:
         compute_twice(model)
     reason = why_alone(model)

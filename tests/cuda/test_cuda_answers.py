@@ -17,7 +17,7 @@ from stepping import KNOBS
 
 from danlu import Engine, GenerationParams
 from danlu.errors import MemoryShortage
-from tiny import make_golden_model
+from tiny import make_golden_model, make_tiny_model
 
 pytestmark = pytest.mark.cuda
 
@@ -143,9 +143,8 @@ def test_want_of_memory_ends_requests_and_not_the_engine(engines):
 
 
 def test_a_model_that_does_not_fit_is_said_so_and_found_well_when_it_does(tmp_path):
-    source = make_golden_model(tmp_path, "llama")
+    source = make_tiny_model(tmp_path, changes={"hidden_size": 512, "intermediate_size": 2048})
     with little_memory(0), pytest.raises(MemoryShortage):
-        torch.cuda.empty_cache()
         Engine(str(source), "float32")
     engine = Engine(str(source), "float32")
     assert engine.core.why_alone == ""
