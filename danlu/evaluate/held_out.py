@@ -78,7 +78,7 @@ def example_losses(
         batch = collate([examples[index] for index in group]).to(device.name)
         with torch.no_grad(), memory_faults(f"out of memory in a pass over {batch.tokens} tokens", _LESS):
             losses = batch.weighted(token_losses(model, batch)).double()
-        sums = losses.new_zeros(len(group)).index_add_(0, batch.document_of, losses).tolist()
+        sums = batch.by_document(losses).tolist()
         for index, total in zip(group, sums, strict=True):
             result[index] = (total, examples[index].weight)
     return [result[at] for at in range(len(examples))]

@@ -151,8 +151,7 @@ def losses_and_states(model: Any, batch: Batch, temperature: float = 1.0) -> tup
 
 def document_log_probs(model: Any, batch: Batch) -> Tensor:
     """Log-probability in nats of all learnt tokens of each document together: (documents,) float32."""
-    losses = token_losses(model, batch)
-    return losses.new_zeros(len(batch.lengths)).index_add(0, batch.document_of, -losses)
+    return batch.by_document(-token_losses(model, batch))
 
 
 def states_at(model: Any, batch: Batch, places: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def recipe(tmp_path, monkeypatch, model):
             document |= {"prove": None, "merge": None}
         if kind == "ppo":
             document |= {"reward": {"function": "judge.py:short"}, "rollout": {"max_new_tokens": 6}}
-            document["ppo"] = {"rollout_batch_size": 16, "num_ppo_epochs": 1}
+            document["ppo"] = {"rollout_batch_size": 16, "num_ppo_epochs": 1, "unfinished_reward": None}
         for key, value in [*own.items(), *changes.items()]:
             both = isinstance(value, dict) and isinstance(document.get(key), dict)
             document[key] = {**document[key], **value} if both else value
@@ -111,9 +111,17 @@ def _card(device):
     return torch.cuda.get_device_name() if device == "cuda" else ""
 
 
-@pytest.mark.parametrize(("training", "dropout"), [*((name, 0.0) for name in TRAININGS), ("sft", 0.1), ("dpo", 0.1)])
-def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, training, dropout):
-    changes = {"lora": {"lora_dropout": dropout}} if dropout else {}
+@pytest.mark.parametrize(
+    ("training", "changes"),
+    [
+        *((name, {}) for name in TRAININGS),
+        ("sft", {"lora": {"lora_dropout": 0.1}}),
+        ("dpo", {"lora": {"lora_dropout": 0.1}}),
+        ("sft", {"model": {"dtype": "bfloat16"}}),
+        ("sft_full", {"model": {"dtype": "bfloat16"}}),
+    ],
+)
+def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, training, changes):
     whole = run(recipe(training, "whole", **changes), Lines(), "")
     with pytest.raises(Interrupted):
         run(recipe(training, "halves", **changes), Stops(3), "")

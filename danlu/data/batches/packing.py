@@ -57,6 +57,11 @@ class Batch:
         weights = None if self.weights is None else self.weights.to(device)
         return Batch(ids, positions, self.lengths, predict_at, targets, document_of, weights)
 
+    def by_document(self, values: Tensor) -> Tensor:
+        """(documents,) the sum of `values` (learnt,) in each. A GPU adds them in the same order every time, too."""
+        counts = torch.bincount(self.document_of, minlength=len(self.lengths))
+        return torch.segment_reduce(values, "sum", lengths=counts)
+
     def weighted(self, losses: Tensor) -> Tensor:
         """(learnt,) losses of the targets, each times what it counts."""
         return losses if self.weights is None else losses * self.weights

@@ -327,8 +327,8 @@ def _attend_rows(part: Rows, keys: Tensor, values: Tensor, q: Tensor, mask: Tens
     keys, values = keys[:slots, :, :seen], values[:slots, :, :seen]
     out = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scale)
     if rows == 1:
-        return out.view(slots, heads, -1)
-    return out.view(slots, kv_heads, rows, group, -1).transpose(1, 2).reshape(slots * rows, heads, -1)
+        return out.reshape(slots, heads, -1)  # kernels for a GPU may lay it out otherwise
+    return out.reshape(slots, kv_heads, rows, group, -1).transpose(1, 2).reshape(slots * rows, heads, -1)
 
 
 def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
