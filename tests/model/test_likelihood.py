@@ -2,95 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
+from losses import LENGTHS, alone, assert_near, documents, examples, load, strong, with_adapter
 from rounding import SUMS_IN_A_BLOCK, of_model, of_sums
 from torch import nn
 
 from danlu.data.batches.packing import collate
 from danlu.data.chat import Chat
 from danlu.data.example import Example
-from danlu.device import Device
 from danlu.errors import ModelError
 from danlu.generate.engine import Engine
 from danlu.model.adapters import LoraOptions, attach
 from danlu.model.company.attention import plain_attention
 from danlu.model.company.company import Side
 from danlu.model.company.documents import documents_of
-from danlu.model.company.wiring import ATTENTION, run_in_company, wire
-from danlu.model.compute.kernels import use_fast_kernels
+from danlu.model.company.wiring import ATTENTION, run_in_company
 from danlu.model.compute.token_rows import Rows, put_inputs
 from danlu.model.likelihood import compute_twice, prepare, token_losses
-from danlu.model.load import load_model, load_tokenizer
-from tiny import ARCHITECTURES, make_tiny_model
-
-CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
-
-# Lengths on both sides of the tiny models' window of 16, and one document that teaches nothing.
-LENGTHS = (40, 1, 2, 17, 25)
-
-
-def documents(seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
-
-
-def examples(learnt=lambda at: True):
-    return [Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in documents()]
-
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {name: make_tiny_model(root / name, architecture=name) for name in ARCHITECTURES}
-
-
-def strong(model, seed=5):
-    """Large random weights: in a fresh model every token is about equally likely, whatever stands before it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            around = 1.0 if name.endswith("norm.weight") or "norm." in name else 0.0
-            weight.copy_(around + torch.randn(weight.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
-def load(directory):
-    return strong(load_model(directory, device=CPU, dtype=torch.float32))
-
-
-def with_adapter(directory, **options):
-    """The same model with an adapter that changes its answers, without dropout."""
-    model = attach(load(directory), LoraOptions(r=4, lora_dropout=0, **options), seed=0)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    return model.eval()
-
-
-class Losses(NamedTuple):
-    """Of the learnt tokens, and how far rounding may carry another computation of them."""
-
-    values: torch.Tensor
-    tolerance: float
-
-
-def alone(model, learnt=lambda at: True):
-    """The definition: each document by itself through transformers' code and a log-softmax."""
-    losses, tolerance = [], 0.0
-    for ids in documents():
-        scores = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float(), -1)
-        losses += [-scores[at - 1, ids[at]] for at in range(1, len(ids)) if learnt(at)]
-        tolerance = max(tolerance, of_model(scores, model.config))
-    return Losses(torch.stack(losses), tolerance)
-
-
-def assert_near(seen, expected):
-    torch.testing.assert_close(seen, expected.values, atol=expected.tolerance, rtol=0)
+from danlu.model.load import load_tokenizer
+from tiny import ARCHITECTURES
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -285,104 +216,6 @@ def test_a_layout_made_while_answering_serves_training(directories, monkeypatch)
     engine.logits(batch.token_ids.tolist())
     token_losses(model, batch).sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
-
-
-# --- which kernels are taken
-
-# Two blocks: 7 linear layers, 2 norms and 1 MLP each, and a norm at the end. Qwen3 has a norm for queries and one
-# for keys in each block. GPT-2 has neither. Gemma's norm multiplies by 1 + weight, its MLP has a GELU.
-TAKEN = {
-    "llama": {"lora": 14, "norm": 5, "swiglu": 2},
-    "qwen2": {"lora": 14, "norm": 5, "swiglu": 2},
-    "qwen3": {"lora": 14, "norm": 9, "swiglu": 2},
-    "mistral": {"lora": 14, "norm": 5, "swiglu": 2},
-    "gpt2": {},
-    "gemma3_text": {"lora": 14},
-}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_are_taken_where_they_agree(directories, architecture):
-    assert prepare(with_adapter(directories[architecture])) == TAKEN[architecture]
-
-
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_norms_are_taken_trained_or_not(directories, is_trained):
-    model = load(directories["llama"]).requires_grad_(is_trained)
-    assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
-
-
-class ShiftedRMSNorm(nn.Module):
-    """Looks like Llama's norm and is not: it multiplies by 1 + weight."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.weight, self.variance_epsilon = like.weight, like.variance_epsilon
-
-    def forward(self, x):
-        return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-
-
-class GeluMlp(nn.Module):
-    """Looks like Llama's MLP and is not."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = like.gate_proj, like.up_proj, like.down_proj
-        self.act_fn = nn.GELU()
-
-    def forward(self, x):
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-
-@torch.no_grad()
-def test_a_kind_that_differs_keeps_its_own_code(directories):
-    model = load(directories["llama"]).requires_grad_(False)
-    for layer in model.model.layers:
-        layer.input_layernorm = ShiftedRMSNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = ShiftedRMSNorm(layer.post_attention_layernorm)
-        layer.mlp = GeluMlp(layer.mlp)
-    model.model.norm = ShiftedRMSNorm(model.model.norm)
-    expected = alone(model)
-    wire(model)
-    assert use_fast_kernels(model) == {}
-    assert_near(token_losses(model, collate(examples())), expected)
-
-
-@torch.no_grad()
-def test_one_module_that_differs_among_others_keeps_its_own_code(directories):
-    model = load(directories["llama"]).requires_grad_(False)
-    last = model.model.layers[-1]
-    last.input_layernorm, last.mlp = ShiftedRMSNorm(last.input_layernorm), GeluMlp(last.mlp)
-    expected = alone(model)
-    wire(model)
-    assert use_fast_kernels(model) == {"norm": 4, "swiglu": 1}
-    assert_near(token_losses(model, collate(examples())), expected)
-
-
-def test_adapters_beyond_plain_lora_keep_their_own_code(directories):
-    from peft import LoraConfig, get_peft_model
-
-    from danlu.hub import quiet_transformers
-
-    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
-    with quiet_transformers():
-        model = get_peft_model(load(directories["llama"]), config)
-    assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
-
-
-@torch.no_grad()
-def test_a_switched_off_or_merged_adapter_is_obeyed(directories):
-    model = with_adapter(directories["llama"])
-    expected, base = alone(model), alone(load(directories["llama"]))
-    prepare(model)
-    batch = collate(examples())
-    with model.disable_adapter():
-        assert_near(token_losses(model, batch), base)
-    model.merge_adapter()
-    assert_near(token_losses(model, batch), expected)
-    model.unmerge_adapter()
-    assert_near(token_losses(model, batch), expected)
 
 
 # --- rows of tokens
