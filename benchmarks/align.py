@@ -76,7 +76,7 @@ def samples(run: Path, language: str) -> Iterator[str]:
         yield f"| {' | '.join(SAMPLE_HEADS[language])} |"
         yield f"|{' --- |' * len(SAMPLE_HEADS[language])}"
     for one in shown[:SAMPLES]:
-        asked = one["prompt"].strip().splitlines()[-1]
+        asked = one["prompt"].strip().splitlines()[-1]  # the signature; what is to be done with it is always the same
         cells = [f"`{asked}`", *(one[key] for key in ("before", "after", "reference"))]
         yield f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
