@@ -23,8 +23,15 @@ def documents(seed=3):
     return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def examples(learnt=lambda at: True):
-    return [Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in documents()]
+def alike():
+    """Documents that share beginnings: two that part early, one that is the beginning itself, one that parts later
+    and further on again, one of its own; not in the order of what they share."""
+    first, _, _, own, other = documents()
+    return [[*first[:20], *other], first, own, first[:20], [*first[:30], *own], [*first[:30], *own[:5], *other]]
+
+
+def examples(learnt=lambda at: True, texts=documents):
+    return [Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in texts()]
 
 
 def strong(model, seed=5):
@@ -59,10 +66,10 @@ class Losses(NamedTuple):
     tolerance: float
 
 
-def alone(model, learnt=lambda at: True):
+def alone(model, learnt=lambda at: True, texts=documents):
     """The definition: each document by itself through transformers' code and a log-softmax."""
     losses, tolerance = [], 0.0
-    for ids in documents():
+    for ids in texts():
         scores = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float(), -1)
         losses += [-scores[at - 1, ids[at]] for at in range(1, len(ids)) if learnt(at)]
         tolerance = max(tolerance, of_model(scores, model.config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from losses import LENGTHS, alone, assert_near, documents, examples, load, strong, with_adapter
+from losses import LENGTHS, alike, alone, assert_near, documents, examples, load, strong, with_adapter
 from rounding import SUMS_IN_A_BLOCK, of_model, of_sums
 from torch import nn
 
@@ -24,49 +24,52 @@ from danlu.model.load import load_tokenizer
 from tiny import ARCHITECTURES
 
 
+@pytest.mark.parametrize("texts", [documents, alike])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_laid_end_to_end_each_document_has_the_loss_it_has_alone(directories, architecture):
+def test_in_one_row_each_document_has_the_loss_it_has_alone(directories, architecture, texts):
     model = load(directories[architecture])
-    expected, batch = alone(model), collate(examples())
-    assert len(expected.values) == sum(LENGTHS) - len(LENGTHS)
+    expected, batch = alone(model, texts=texts), collate(examples(texts=texts))
+    assert len(expected.values) == sum(len(ids) - 1 for ids in texts())
+    assert (batch.tokens < sum(batch.lengths)) == (texts is alike)
     assert_near(token_losses(model, batch), expected)
     prepare(model)
     assert_near(token_losses(model, batch), expected)
 
 
+@pytest.mark.parametrize("texts", [documents, alike])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_the_same_with_an_adapter(directories, architecture):
+def test_the_same_with_an_adapter(directories, architecture, texts):
     model = with_adapter(directories[architecture])
-    expected, batch = alone(model), collate(examples())
-    assert (
-        expected.values - alone(load(directories[architecture])).values
-    ).abs().max() > 0.1  # the adapter says something
+    expected, batch = alone(model, texts=texts), collate(examples(texts=texts))
+    without = alone(load(directories[architecture]), texts=texts)
+    assert (expected.values - without.values).abs().max() > 0.1  # the adapter says something
     assert_near(token_losses(model, batch), expected)
     prepare(model)
     assert_near(token_losses(model, batch), expected)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("texts", "checkpointing"), [(documents, False), (alike, False), (alike, True)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_weight_has_the_gradient_that_it_has_alone(directories, architecture, checkpointing):
+def test_every_weight_has_the_gradient_that_it_has_alone(directories, architecture, texts, checkpointing):
     """All weights trained; once more with each block computed a second time for its gradients."""
     model = load(directories[architecture]).train()
     for part in (part for part in model.modules() if isinstance(part, nn.Dropout)):  # GPT-2 has some
         part.p = 0.0
-    expected = alone(model)
+    expected = alone(model, texts=texts)
     expected.values.sum().backward()
     wanted = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad()
     prepare(model)
     if checkpointing:
         compute_twice(model)
-    token_losses(model, collate(examples())).sum().backward()
+    token_losses(model, collate(examples(texts=texts))).sum().backward()
+    tokens = sum(map(len, texts()))
     for name, weight in model.named_parameters():
         # A gradient's own sums, of all tokens, stand behind those of a pass forward and one back.
         size = float(wanted[name].abs().max())
-        tolerance = of_sums(size, terms=sum(LENGTHS), in_a_row=2 * SUMS_IN_A_BLOCK * model.config.num_hidden_layers)
+        tolerance = of_sums(size, terms=tokens, in_a_row=2 * SUMS_IN_A_BLOCK * model.config.num_hidden_layers)
         torch.testing.assert_close(weight.grad, wanted[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -94,22 +97,23 @@ def test_these_models_would_show_a_window_that_is_off_by_one(directories):
         assert (changed(window) - expected.values).abs().max() > 30 * expected.tolerance
 
 
+@pytest.mark.parametrize("texts", [documents, alike])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_of_the_adapter_are_those_of_the_plain_path(directories, architecture):
+def test_gradients_of_the_adapter_are_those_of_the_plain_path(directories, architecture, texts):
     def gradients(model, losses):
         losses(model).sum().backward()
         return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 
-    plain = gradients(with_adapter(directories[architecture]), lambda model: alone(model).values)
+    plain = gradients(with_adapter(directories[architecture]), lambda model: alone(model, texts=texts).values)
     fast_model = with_adapter(directories[architecture])
     prepare(fast_model)
-    fast = gradients(fast_model, lambda model: token_losses(model, collate(examples())))
+    fast = gradients(fast_model, lambda model: token_losses(model, collate(examples(texts=texts))))
     assert plain.keys() == fast.keys()
     there_and_back = 2 * (SUMS_IN_A_BLOCK * fast_model.config.num_hidden_layers + 1)
     for name, expected in plain.items():
         scale = expected.abs().max()
         assert scale > 0, name
-        tolerance = of_sums(float(scale), terms=sum(LENGTHS), in_a_row=there_and_back)
+        tolerance = of_sums(float(scale), terms=sum(map(len, texts())), in_a_row=there_and_back)
         assert (fast[name] - expected).abs().max() <= tolerance, name
 
 
