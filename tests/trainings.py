@@ -100,7 +100,7 @@ def write_data(folder: Path) -> None:
     (folder / "judge.py").write_text(JUDGE)
 
 
-def recipe_of(kind: str, model: Path, **changes: Any) -> Any:
+def recipe_of(kind: str, model: Path, /, **changes: Any) -> Any:
     """The usual run of a kind, with changes: sections go into sections, but for a judge, which is another one."""
     recipe, sections = KINDS[kind]
     given = {"kind": kind, "name": kind, "model": {"name": str(model), "dtype": "float32"}, **sections}
@@ -118,7 +118,7 @@ def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def run_of(name: str, model: Path, **changes: Any) -> Any:
+def run_of(name: str, model: Path, /, **changes: Any) -> Any:
     """One of RUNS, with changes."""
     kind, otherwise = RUNS[name]
     return recipe_of(kind, model, **joined(otherwise, changes))
