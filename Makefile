@@ -13,12 +13,14 @@
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-memory memory of a server, round after round
+#   make bench-align  the chains align and align-dpo, and what each stage changed
+#   make bench-length memory of training on ever longer texts
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft bench-generate \
-	bench-lean bench-serve bench-data bench-memory clean
+.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
+	bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -70,7 +72,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
+bench: bench-sft bench-align bench-length bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -87,6 +89,12 @@ bench-data: $(INSTALLED)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
+
+bench-align: $(INSTALLED)
+	$(BIN)/python benchmarks/align.py $(WRITE)
+
+bench-length: $(INSTALLED)
+	$(BIN)/python benchmarks/length.py $(WRITE)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)
