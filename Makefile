@@ -56,7 +56,7 @@ test-models: $(INSTALLED)
 	$(BIN)/python benchmarks/models_table.py .models.xml --write && exit $$failed
 
 test-cuda: $(INSTALLED)
-	$(BIN)/pytest tests/cuda -m cuda
+	$(BIN)/pytest tests/gpu -m cuda
 
 # `WRITE=--write` writes the versions that passed into docs/serving.
 test-clients: $(INSTALLED)
@@ -79,7 +79,7 @@ bench-sft: $(INSTALLED)
 	$(BIN)/python benchmarks/sft.py
 
 bench-cuda: $(INSTALLED)
-	$(BIN)/python benchmarks/cuda.py $(WRITE)
+	$(BIN)/python benchmarks/gpu.py $(WRITE)
 
 bench-lean: $(INSTALLED)
 	$(BIN)/python benchmarks/lean.py $(WRITE)

@@ -1,5 +1,7 @@
 """Batches: nothing padded, nothing lost, the same whenever it is asked."""
 
+import torch
+
 from danlu.data.batches.packing import collate, micro_batches
 from danlu.data.example import Example
 
@@ -70,3 +72,12 @@ def test_a_little_in_common_is_not_worth_a_layout():
     batch = collate([Example((1, *long), (True,) * 41), Example((1, *reversed(long)), (True,) * 41)])
     assert batch.places is None
     assert batch.tokens == 82
+
+
+def test_sums_by_document():
+    batch = collate([example((1, 0), (2, 1), (3, 1)), example((8, 0), (9, 0)), example((4, 1), (5, 1), (6, 1), (7, 1))])
+    values = torch.arange(1.0, 6.0).requires_grad_()
+    sums = batch.by_document(values)
+    assert sums.tolist() == [1 + 2, 0, 3 + 4 + 5]
+    (sums * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert values.grad.tolist() == [1, 1, 3, 3, 3]

@@ -1,8 +1,8 @@
 """Danlu on a GPU beside plain transformers on the same one, in one run: tokens a second of answers and of training.
 
     make bench-cuda                              (about two minutes on one card)
-    .venv/bin/python benchmarks/cuda.py --json figures.json
-    .venv/bin/python benchmarks/cuda.py --from figures.json --write   (on any machine)
+    .venv/bin/python benchmarks/gpu.py --json figures.json
+    .venv/bin/python benchmarks/gpu.py --from figures.json --write   (on any machine)
 
 Models are Llamas of random weights in bfloat16, of the shapes of SmolLM2-135M and Llama-3.2-1B. The other side is what
 one would write without Danlu: `generate`, and a loop over padded batches with PEFT and torch's fused AdamW. Tokens are
@@ -65,24 +65,33 @@ HEADS = {
     "zh": ("模型", "任务", "Danlu，token/秒", "原样，token/秒", "Danlu / 原样", "Danlu，GB", "原样，GB"),
 }
 HOW = {
-    "en": f"One {{card}}, bfloat16, random weights, torch {{torch}}, transformers {{transformers}}. Prompts of "
-    f"{PROMPT_TOKENS} tokens and {NEW_TOKENS} new ones, beside `generate`; steps of {BATCH} examples of {SHORTEST} to "
-    f"{LONGEST} tokens, beside a loop over padded batches of {PADDED_BATCH}, which keeps all weights in bfloat16 where "
-    "Danlu trains float32 ones. GB is the most memory in use. Command: `make bench-cuda`.",
-    "zh": "单张 {card}，bfloat16，随机权重，torch {torch}，transformers {transformers}。"
-    f"生成：提示 {PROMPT_TOKENS} 个 token，新生成 {NEW_TOKENS} 个，对照 `generate`；"
-    f"训练：每步 {BATCH} 个样本，长 {SHORTEST} 到 {LONGEST} 个 token，对照"
-    f"按 {PADDED_BATCH} 个一批补齐的循环（其权重全程 bfloat16，Danlu 则训练 float32 主权重）。GB 为显存峰值。"
+    "en": "One {card}, bfloat16, random weights, torch {torch}, transformers {transformers}. {said}Command: "
+    "`make bench-cuda`.",
+    "zh": "单张 {card}，bfloat16，随机权重，torch {torch}，transformers {transformers}。{said}"
     "命令：`make bench-cuda`。",
+}
+SAID = {
+    ("answer", "answers"): {
+        "en": f"Answers: prompts of {PROMPT_TOKENS} tokens and {NEW_TOKENS} new ones, beside `generate`. ",
+        "zh": f"生成：提示词 {PROMPT_TOKENS} 个 token，新生成 {NEW_TOKENS} 个，对照 `generate`。",
+    },
+    ("lora", "full"): {
+        "en": f"Training: steps of {BATCH} examples of {SHORTEST} to {LONGEST} tokens, beside a loop over padded "
+        f"batches of {PADDED_BATCH}, which keeps all weights in bfloat16 where Danlu trains float32 ones; GB is the "
+        "most memory in use. ",
+        "zh": f"训练：每步 {BATCH} 个样本，长 {SHORTEST} 到 {LONGEST} 个 token，对照按 {PADDED_BATCH} 个一批补齐的循环"
+        "（其权重全程 bfloat16，Danlu 则训练 float32 主权重）；GB 为显存峰值。",
+    },
 }
 
 
 def model_of(shape: str) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
     with torch.device(_device()):
-        return LlamaForCausalLM(LlamaConfig(**COMMON | SHAPES[shape])).to(torch.bfloat16).eval()
+        config = LlamaConfig(**COMMON | SHAPES[shape])
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def _device() -> str:
@@ -270,7 +279,8 @@ def rows_of(found: dict[str, Any], language: str) -> list[tuple[str, ...]]:
     rows = []
     for row in found["rows"]:
         figures = (f"{row['danlu']:,.0f}", f"{row['plain']:,.0f}", f"{row['danlu'] / row['plain']:.1f}")
-        peaks = (f"{row['danlu_gb']:.1f}", f"{row['plain_gb']:.1f}")
+        is_training = row["work"] in ("lora", "full")
+        peaks = (f"{row['danlu_gb']:.1f}", f"{row['plain_gb']:.1f}") if is_training else ("–", "–")
         rows.append((row["model"], WORK[row["work"]][language == "zh"], *figures, *peaks))
     return rows
 
@@ -280,7 +290,9 @@ def block(found: dict[str, Any], language: str) -> str:
     lines = [head, tuple("---" for _ in head), *rows_of(found, language)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     versions = {name: found[name] for name in ("card", "torch", "transformers")}
-    return f"{HOW[language].format(**versions)}\n\n{table}"
+    done = {row["work"] for row in found["rows"]}
+    said = "".join(words[language] for works, words in SAID.items() if done & set(works))
+    return f"{HOW[language].format(**versions, said=said)}\n\n{table}"
 
 
 def main() -> None:
