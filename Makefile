@@ -7,6 +7,7 @@
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
+#   make bench-train  every kind of training beside TRL's, and the losses of both on one batch
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
@@ -15,8 +16,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-clients check format bench bench-sft bench-generate \
-	bench-lean bench-serve bench-data bench-memory clean
+.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-clients check format bench bench-sft bench-train \
+	bench-generate bench-lean bench-serve bench-data bench-memory clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -65,11 +66,16 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
+bench: bench-sft bench-train bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
 	$(BIN)/python benchmarks/sft.py
+
+# `ARGS="--stages dpo,reward --steps 3"` measures less; `WRITE=--write` updates the guides to training.
+bench-train: $(INSTALLED)
+	benchmarks/peers.sh trl
+	$(BIN)/python benchmarks/train.py $(ARGS) $(WRITE)
 
 bench-lean: $(INSTALLED)
 	$(BIN)/python benchmarks/lean.py $(WRITE)
