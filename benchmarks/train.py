@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,22 @@ from training_works import COMMON, FORMATS, WORKS, Work, in_order_of_rollouts, r
 
 from danlu.hub import cache_directory, resolve
 
-Setting = tuple[str, dict[str, Any]]
+
+@dataclass(frozen=True)
+class Tried:
+    """A setting of TRL: a number format, rows of a forward pass, and changes by name."""
+
+    of_format: str
+    rows: int
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join((self.of_format, f"{self.rows} rows", *self.changes))
+
+    def setting(self, work: Work) -> dict[str, Any]:
+        """As the side reads it."""
+        changed = {key: value for name in self.changes for key, value in work.changes[name].items()}
+        return FORMATS[self.of_format] | {"rows": self.rows} | changed
 
 
 class Bench:
@@ -37,48 +53,48 @@ class Bench:
 
     def __init__(self, model: Path, scratch: Path, steps: int, trial_steps: int) -> None:
         self._model, self._scratch, self._steps, self._trial_steps = model, scratch, steps, trial_steps
-        self._best: dict[str, Setting] = {}
+        self._best: dict[str, Tried] = {}
 
     def measure(self, work: Work) -> Measured:
         rows = rows_of(work, self._model, self._steps)
-        tried = 0
-        if work.like is None or work.like not in self._best:
-            self._best[work.name], tried = self._search(work, rows)
-        label, setting = self._best[work.name if tried else str(work.like)]
-        trl = self._trl(work, rows, setting, self._steps)
+        best, tried = self._best.get(str(work.like)), 0
+        if best is None:
+            best, tried = self._search(work, rows)
+        self._best[work.name] = best
+        trl = self._trl(work, rows, best.setting(work), self._steps)
         danlu = run_side(
             [sys.executable, str(PEERS / "danlu_train.py")], self._job(work, rows, self._steps), self._scratch
         )
         self._check_tokens(work, rows, trl, danlu)
-        return Measured(work, label, tried, trl, danlu)
+        return Measured(work, str(best), tried, trl, danlu)
 
-    def _search(self, work: Work, rows: list[dict[str, Any]]) -> tuple[Setting, int]:
+    def _search(self, work: Work, rows: list[dict[str, Any]]) -> tuple[Tried, int]:
         """TRL's fastest setting, and how many were tried."""
-        speeds: dict[str, tuple[float, dict[str, Any]]] = {}
+        speeds: dict[Tried, float] = {}
 
-        def attempt(label: str, setting: dict[str, Any]) -> None:
+        def attempt(one: Tried) -> None:
             try:
-                found = self._trl(work, rows, setting, self._trial_steps)
+                found = self._trl(work, rows, one.setting(work), self._trial_steps)
             except Refused as error:
                 last = str(error).strip().splitlines()[-1]
-                print(f"{work.name}: TRL, {label}: refused: {last[:120]}", flush=True)
+                print(f"{work.name}: TRL, {one}: refused: {last[:120]}", flush=True)
                 return
-            speeds[label] = speed(found, work.counted), setting
+            speeds[one] = speed(found, work.counted)
             peak = found["peak_memory_bytes"] / 1e9
-            print(f"{work.name}: TRL, {label}: {speeds[label][0]:.0f} tokens/s, {peak:.2f} GB", flush=True)
+            print(f"{work.name}: TRL, {one}: {speeds[one]:.0f} tokens/s, {peak:.2f} GB", flush=True)
 
-        for name, of_format in FORMATS.items():
-            attempt(f"{name}, {work.rows[0]} rows", of_format | {"rows": work.rows[0]})
-        changes = {f"{count} rows": {"rows": count} for count in work.rows[1:]} | work.changes
-        for name, change in changes.items():
+        def best() -> Tried:
             if not speeds:
-                break
-            best = max(speeds, key=lambda label: speeds[label][0])
-            attempt(f"{best}, {name}", speeds[best][1] | change)
-        if not speeds:
-            raise SystemExit(f"{work.name}: TRL refused every setting")
-        best = max(speeds, key=lambda label: speeds[label][0])
-        return (best, speeds[best][1]), len(speeds)
+                raise SystemExit(f"{work.name}: TRL refused every number format")
+            return max(speeds, key=lambda one: speeds[one])
+
+        for name in FORMATS:
+            attempt(Tried(name, work.rows[0]))
+        for count in work.rows[1:]:
+            attempt(replace(best(), rows=count))
+        for name in work.changes:
+            attempt(replace(best(), changes=(*best().changes, name)))
+        return best(), len(speeds)
 
     def _trl(self, work: Work, rows: list[dict[str, Any]], setting: dict[str, Any], steps: int) -> dict[str, Any]:
         ordered = in_order_of_rollouts(rows) if work.stage == "grpo" else rows

@@ -93,7 +93,7 @@ WORKS = (
     Work(
         "dpo-precomputed",
         {"en": "DPO, LoRA, the reference computed before", "zh": "DPO，LoRA，参考模型的结果预先算好"},
-        "dpo", 8, (4,), 5e-6, LORA, job={"precomputed": True}, like="dpo",
+        "dpo", 8, (4, 8), 5e-6, LORA, EAGER, {"precomputed": True}, like="dpo",
     ),
     Work("reward", {"en": "reward model, LoRA", "zh": "奖励模型，LoRA"}, "reward", 8, (4, 8), 1e-4, LORA, EAGER),
     Work("pretrain", {"en": "pre-training, all weights", "zh": "预训练，全参数"}, "pretrain", 2, (1, 2), 1e-4, None,

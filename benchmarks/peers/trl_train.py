@@ -29,7 +29,7 @@ def trainer_of(job, **other):
 def sft(job, other):
     setting = job["setting"]
     own = {name: setting[name] for name in ("padding_free", "loss_type") if name in setting}
-    config = SFTConfig(**shared(job), shuffle_dataset=False, max_length=job["max_length"], **own | other)
+    config = SFTConfig(**shared(job), shuffle_dataset=False, max_length=None, **own | other)
     return SFTTrainer(**parts(job, config, model_of(job, AutoModelForCausalLM)), train_dataset=dataset(job["rows"]))
 
 
