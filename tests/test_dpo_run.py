@@ -2,49 +2,20 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 from showing import Lines, Stops
+from trainings import metrics, pair, recipe_of
 
-from danlu.config import validate
 from danlu.errors import ConfigError, DataError, Interrupted
 from danlu.journal import Journal
 from danlu.run import product_of, run
-from danlu.steps.dpo import DpoRecipe
-
-
-def pair(at, **more):
-    better, worse = f"{at} quick brown foxes", f"{at} lazy dogs, and the fox"
-    return {"prompt": f"how many is {at}?", "chosen": better, "rejected": worse, **more}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(at)) + "\n" for at in range(30)))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
 def recipe(folder, tiny_model):
-    def make(**changes):
-        given = {
-            "kind": "dpo",
-            "name": "d",
-            "model": {"name": str(tiny_model), "dtype": "float32"},
-            "data": {"path": "pairs.jsonl", "held_out": 6},
-            "train": {"batch_size": 8, "learning_rate": 1e-2, "max_steps": 6, "save_steps": 2},
-            "prove": {"questions": 2, "max_new_tokens": 3},
-        }
-        for key, value in changes.items():
-            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
-        return validate(DpoRecipe, given, where="test")
-
-    return make
-
-
-def metrics(directory, name="loss"):
-    return [row[name] for row in Journal(directory).metrics()]
+    return partial(recipe_of, "dpo", tiny_model, name="d")
 
 
 def test_the_better_answers_become_likelier_than_the_worse_ones(recipe):

@@ -2,60 +2,22 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from showing import Lines, Stops
-from test_dpo_run import pair
+from trainings import metrics, recipe_of
 
-from danlu.config import validate
 from danlu.errors import ConfigError, Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.run import load_recipe, product_of, run
-from danlu.steps.ppo import PpoRecipe
-
-JUDGE = """
-def short(prompts, completions, references, weight=1.0):
-    return [-weight * len(text) for text in completions]
-
-def faulty(prompts, completions, references):
-    return [float("nan")] * len(completions)
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(at)) + "\n" for at in range(30)))
-    (tmp_path / "judge.py").write_text(JUDGE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
 def recipe(folder, tiny_model):
-    def make(**changes):
-        given = {
-            "kind": "ppo",
-            "name": "p",
-            "model": {"name": str(tiny_model), "dtype": "float32"},
-            "data": {"path": "pairs.jsonl", "held_out": 6},
-            "reward": {"function": "judge.py:short"},
-            "rollout": {"max_new_tokens": 6},
-            "ppo": {"rollout_batch_size": 16, "num_ppo_epochs": 2, "unfinished_reward": None},
-            "train": {"batch_size": 8, "learning_rate": 1e-2, "max_steps": 6, "save_steps": 1},
-            "prove": {"questions": 2},
-        }
-        for key, value in changes.items():
-            both = isinstance(value, dict) and key != "reward"
-            given[key] = {**given.get(key, {}), **value} if both else value
-        return validate(PpoRecipe, given, where="test")
-
-    return make
-
-
-def metrics(directory, name="loss"):
-    return [row[name] for row in Journal(directory).metrics()]
+    return partial(recipe_of, "ppo", tiny_model, name="p")
 
 
 @pytest.mark.parametrize("estimator", ["gae", "rloo", "grpo"])

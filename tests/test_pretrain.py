@@ -2,10 +2,12 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from showing import Lines, Stops
+from trainings import metrics, recipe_of
 
 from danlu import Engine, GenerationParams
 from danlu.config import validate
@@ -17,39 +19,10 @@ from danlu.recipe import Recipe
 from danlu.run import load_recipe, product_of, run
 from danlu.steps.pretrain import PretrainRecipe
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and"]
-
-
-def document(at):
-    return " ".join(WORDS[(at * step) % 9] for step in range(1, 4 + at % 37))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": document(at)}) + "\n" for at in range(60)))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
 
 @pytest.fixture
 def recipe(folder, tiny_model):
-    def make(**changes):
-        given = {
-            "kind": "pretrain",
-            "name": "p",
-            "model": {"name": str(tiny_model), "dtype": "float32"},
-            "data": {"path": "texts.jsonl", "held_out": 8, "max_length": 24},
-            "train": {"batch_size": 4, "learning_rate": 1e-2, "num_train_epochs": 2, "save_steps": 3},
-        }
-        for key, value in changes.items():
-            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
-        return validate(PretrainRecipe, given, where="test")
-
-    return make
-
-
-def losses(directory):
-    return [row["loss"] for row in Journal(directory).metrics()]
+    return partial(recipe_of, "pretrain", tiny_model, name="p")
 
 
 def test_it_learns_its_documents_and_leaves_a_whole_model(recipe):
@@ -76,9 +49,9 @@ def test_random_weights_in_another_shape(recipe, tiny_model):
     directory = run(recipe(pretrain={"weights": "random", "config": shape}), Lines(), "")
     model = load_model(directory / "model", device=read_device(), dtype=torch.float32)
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (1, 16)
-    first = losses(directory)[0]
+    first = metrics(directory)[0]
     assert first == pytest.approx(math.log(model.config.vocab_size), rel=0.05)  # nothing is known yet
-    assert losses(directory)[-1] < first - 0.5
+    assert metrics(directory)[-1] < first - 0.5
 
 
 def test_random_weights_follow_the_seed(tiny_model):
@@ -102,12 +75,12 @@ def test_what_a_configuration_has_not_or_cannot_be_is_said(tiny_model):
 
 @pytest.mark.parametrize("after", [1, 4, 7])
 def test_a_run_that_is_stopped_goes_on_with_the_documents_that_come_next(recipe, folder, after, monkeypatch):
-    whole = losses(run(recipe(name="whole"), Lines(), ""))
+    whole = metrics(run(recipe(name="whole"), Lines(), ""))
     with pytest.raises(Interrupted):
         run(recipe(), Stops(after), "")
     monkeypatch.setattr("danlu.steps.pretrain.write_corpus", lambda *_: pytest.fail("the corpus is there"))
     run(recipe(resume=True), Lines(), "")
-    assert losses(folder / "runs" / "p") == whole
+    assert metrics(folder / "runs" / "p") == whole
 
 
 def test_changed_documents_are_another_run(recipe, folder):

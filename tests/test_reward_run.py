@@ -2,54 +2,29 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 from showing import Lines, Stops
-from test_dpo_run import pair
+from trainings import metrics, pair, recipe_of
 
 from danlu.chain import Chain
-from danlu.config import validate
 from danlu.errors import ConfigError, Interrupted
 from danlu.journal import Journal
 from danlu.model.score_head import read_scale
 from danlu.run import load_recipe, product_of, run
-from danlu.steps.reward import RewardRecipe
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair(at)) + "\n" for at in range(30)))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
 def recipe(folder, tiny_model):
-    def make(**changes):
-        given = {
-            "kind": "reward",
-            "name": "w",
-            "model": {"name": str(tiny_model), "dtype": "float32"},
-            "data": {"path": "pairs.jsonl", "held_out": 6},
-            "reward": {"samples": 16, "max_new_tokens": 4},
-            "train": {"batch_size": 8, "learning_rate": 3e-3, "max_steps": 10, "save_steps": 2},
-        }
-        for key, value in changes.items():
-            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
-        return validate(RewardRecipe, given, where="test")
-
-    return make
-
-
-def losses(directory):
-    return [row["loss"] for row in Journal(directory).metrics()]
+    return partial(recipe_of, "reward", tiny_model, name="w")
 
 
 @pytest.mark.parametrize("lora", [{"r": 4}, None])
 def test_it_learns_to_judge_and_says_how_well(recipe, lora):
     made = recipe(lora=lora)
     directory = run(made, Lines(), "")
-    assert losses(directory)[-1] < 0.3 < losses(directory)[0]
+    assert metrics(directory)[-1] < 0.3 < metrics(directory)[0]
     results = Journal(directory).results()
     assert results["difference"]["preference_loss"]["high"] < 0
     figures = results["reward"]
@@ -64,9 +39,9 @@ def test_it_learns_to_judge_and_says_how_well(recipe, lora):
 
 
 def test_a_margin_is_read_from_the_data(recipe, folder):
-    plain = losses(run(recipe(name="plain"), Lines(), ""))
+    plain = metrics(run(recipe(name="plain"), Lines(), ""))
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair(at, margin=2.0)) + "\n" for at in range(30)))
-    wide = losses(run(recipe(name="wide"), Lines(), ""))
+    wide = metrics(run(recipe(name="wide"), Lines(), ""))
     assert wide[0] - plain[0] == pytest.approx(math.log1p(math.exp(2)) - math.log(2), abs=0.2)
 
 
@@ -76,7 +51,7 @@ def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder):
         run(recipe(), Stops(3), "")
     run(recipe(resume=True), Lines(), "")
     directory = folder / "runs" / "w"
-    assert losses(directory) == losses(whole)
+    assert metrics(directory) == metrics(whole)
     assert Journal(directory).results()["reward"] == Journal(whole).results()["reward"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,7 +23,7 @@ from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
 from danlu.steps.preferences import PairSections
-from danlu.steps.prepare import Sizes, describe, identity_of, load_base, make_trainable, read_split, saver_of
+from danlu.steps.prepare import Ready, Sizes, describe, identity_of, load_base, make_trainable, read_split, saver_of
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Place, Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -30,6 +32,8 @@ from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
 from danlu.train.ppo import PpoOptions, ppo_stage
 from danlu.train.rollout import Prompt, Rollouts
+
+Judging = Callable[[Sequence[Answered]], list[float]]
 
 # Knobs of generation that a rollout may have; every other one makes answers that the policy would not give so often.
 _ALLOWED = {"temperature", "max_new_tokens"}
@@ -77,6 +81,11 @@ class RewardSource(Options):
         if self.command is None and self.command_seconds != 60.0:
             raise ValueError("command_seconds has no effect without command")
         return self
+
+    @property
+    def name(self) -> str:
+        """Of the judge; nothing where none is named."""
+        return self.model or self.function or self.command or ""
 
     @property
     def is_named(self) -> bool:
@@ -132,35 +141,59 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
     judge = _judge_before(recipe.reward)
     split = read_split(recipe, journal, skipped, show)
     base = load_base(recipe, device, show)
-    longest = recipe.data.max_length - recipe.rollout.max_new_tokens
-    prompts = _prompts(recipe, split.train, base.chat, longest, skipped)
-    held_out = _prompts(recipe, split.held_out, base.chat, longest, skipped)
+    prompts, held_out = (_prompts(recipe, records, base.chat, skipped) for records in (split.train, split.held_out))
     if not prompts:
         raise DataError("every prompt was left out; none is left to train on", fix="see the faults in events.jsonl")
-    questions = [_question(prompt) for prompt in held_out[: recipe.prove.questions if recipe.prove else 0]]
-    if recipe.prove is not None:
-        check_provable(recipe.prove, held_out, questions)
+    check_provable(recipe.prove, held_out, [])
     ready = make_trainable(recipe, base, (), show)
-    if recipe.reward.model is not None:
-        place = Path(recipe.reward.model)
-        put_reward(ready.model, place, recipe.model.name)
-        judge = of_reward_model(ready.model, place, device, recipe.train.micro_batch_tokens)
-    assert judge is not None  # by the recipe
-    name = f"the judge ({recipe.reward.model or recipe.reward.function or recipe.reward.command})"
-    engine = Engine.around(ready.model, base.chat)
-    policy = ModelPolicy(
+    judge = judge or _put_judge(recipe, ready, device)
+    judged = partial(_judged, judge, recipe.reward.name)
+    policy = _policy(recipe, ready, device)
+    rollouts = _rollouts(recipe, prompts, policy, judged)
+    tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    describe(recipe, journal, device, ready, Sizes(len(prompts), len(held_out), tokens, 0), skipped, rollouts.per_epoch)
+    drawn = recipe.rollout
+    return Parts(
+        recipe=recipe,
+        device=device,
+        show=show,
+        ready=ready,
+        kind="instruct",
+        stage=ppo_stage(recipe.ppo, device, temperature=drawn.temperature, max_new_tokens=drawn.max_new_tokens),
+        save=saver_of(recipe, base),
+        batches=rollouts,
+        held_out=(),
+        identity=_identity(recipe, ready, prompts),
+        proof=_proof(recipe, policy, judged, held_out),
+        end=judge.close if isinstance(judge, Command) else lambda: None,
+    )
+
+
+def _put_judge(recipe: PpoRecipe, ready: Ready, device: Device) -> Judge:
+    """The reward model that the recipe names, on the base that is there."""
+    assert recipe.reward.model is not None  # by the recipe
+    place = Path(recipe.reward.model)
+    put_reward(ready.model, place, recipe.model.name)
+    return of_reward_model(ready.model, place, device, recipe.train.micro_batch_tokens)
+
+
+def _judged(judge: Judge, name: str, answers: Sequence[Answered]) -> list[float]:
+    return checked(judge, answers, f"the judge ({name})")
+
+
+def _policy(recipe: PpoRecipe, ready: Ready, device: Device) -> ModelPolicy:
+    return ModelPolicy(
         ready.model,
-        engine,
+        Engine.around(ready.model, ready.base.chat),
         device,
         temperature=recipe.rollout.temperature,
         max_new_tokens=recipe.rollout.max_new_tokens,
         has_value=recipe.ppo.advantage_estimator == "gae",
     )
 
-    def judged(answers: Sequence[Answered]) -> list[float]:
-        return checked(judge, answers, name)
 
-    rollouts = Rollouts(
+def _rollouts(recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy, judged: Judging) -> Rollouts:
+    return Rollouts(
         prompts,
         policy,
         judged,
@@ -169,32 +202,14 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
         micro_batch_tokens=recipe.train.micro_batch_tokens,
         seed=recipe.seed,
     )
-    identity = identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts)) | {
+
+
+def _identity(recipe: PpoRecipe, ready: Ready, prompts: Sequence[Prompt]) -> dict[str, str]:
+    return identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts)) | {
         f"{section}.{key}": str(value)
         for section, options in (("ppo", recipe.ppo), ("rollout", recipe.rollout), ("reward", recipe.reward))
         for key, value in options.model_dump(mode="json").items()
     }
-    tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    describe(recipe, journal, device, ready, Sizes(len(prompts), len(held_out), tokens, 0), skipped, rollouts.per_epoch)
-    return Parts(
-        recipe=recipe,
-        device=device,
-        show=show,
-        ready=ready,
-        kind="instruct",
-        stage=ppo_stage(
-            recipe.ppo,
-            device,
-            temperature=recipe.rollout.temperature,
-            max_new_tokens=recipe.rollout.max_new_tokens,
-        ),
-        save=saver_of(recipe, base),
-        batches=rollouts,
-        held_out=(),
-        identity=identity,
-        proof=_proof(recipe, policy, judged, held_out, questions),
-        end=judge.close if isinstance(judge, Command) else lambda: None,
-    )
 
 
 def _judge_before(source: RewardSource) -> Judge | None:
@@ -210,12 +225,12 @@ def _judge_before(source: RewardSource) -> Judge | None:
 def _proof(
     recipe: PpoRecipe,
     policy: ModelPolicy,
-    judged: Any,
+    judged: Judging,
     held_out: Sequence[Prompt],
-    questions: Sequence[Question],
 ) -> Proof | None:
     if recipe.prove is None or not held_out:
         return None
+    shown = random.Random(recipe.seed).sample(range(len(held_out)), min(recipe.prove.questions, len(held_out)))
 
     def look() -> Measured:
         drawn = policy.draw(held_out, [recipe.seed + at for at in range(len(held_out))])
@@ -225,9 +240,9 @@ def _proof(
             "kl": [(kl, 1.0) for kl in policy.kl(answers, recipe.train.micro_batch_tokens)],
             "ended": [(100.0 * answer.ended, 1.0) for answer in answers],
         }
-        return Measured(values, [answer.text.strip() for answer in answers[: len(questions)]])
+        return Measured(values, [answers[at].text.strip() for at in shown])
 
-    groups = [group_of(prompt) for prompt in held_out]
+    groups, questions = [group_of(prompt) for prompt in held_out], [_question(held_out[at]) for at in shown]
     name = of_value([repr(held_out), recipe.rollout.model_dump(mode="json"), recipe.reward.model_dump(mode="json")])
     return Proof(look, name, dict.fromkeys(("reward", "kl", "ended"), groups), questions, recipe.prove.examples)
 
@@ -235,8 +250,8 @@ def _proof(
 # -- prompts -------------------------------------------------------------------------------------------------
 
 
-def _prompts(recipe: PpoRecipe, records: Sequence[Record], chat: Chat, longest: int, skipped: Skipped) -> list[Prompt]:
-    found = []
+def _prompts(recipe: PpoRecipe, records: Sequence[Record], chat: Chat, skipped: Skipped) -> list[Prompt]:
+    longest, found = recipe.data.max_length - recipe.rollout.max_new_tokens, []
     for record in records:
         messages, reference = _asked(record)
         try:
@@ -286,6 +301,7 @@ def _check_data(recipe: PpoRecipe) -> None:
     split = read(recipe.data, recipe.seed, Skipped())
     for record in (*split.train, *split.held_out):
         _asked(record)
+    check_provable(recipe.prove, split.held_out, [])
 
 
 def _named(options: TrainingStep, place: Place) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,8 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu.config import Options
+from danlu.data.batches.pairs import Pair
 from danlu.data.chat import Chat
-from danlu.data.records import Preference, Record, Skipped
+from danlu.data.records import Message, Preference, Skipped
 from danlu.device import Device
 from danlu.evaluate.held_out import Measured
 from danlu.generate.engine import Engine
@@ -29,7 +32,7 @@ from danlu.model.load import load_tokenizer
 from danlu.model.score_head import Scale, put_head, save_with_head, scores_of_texts, write_scale
 from danlu.recipe import KIND, TrainingRecipe
 from danlu.steps.preferences import PairSections, check_pairs, digest_of_pairs, pairs_from, sizes_of_pairs
-from danlu.steps.prepare import describe, identity_of, load_base, make_trainable, read_split
+from danlu.steps.prepare import Ready, describe, identity_of, load_base, make_trainable, read_split
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -94,26 +97,63 @@ def prepare(recipe: RewardRecipe, journal: Draft, device: Device, show: Show) ->
     batches = Shuffled(pairs, recipe.train.batch_size, recipe.seed)
     identity = identity_of(recipe, ready.model, digest_of_pairs(pairs))
     describe(recipe, journal, device, ready, sizes_of_pairs(pairs, held_out), skipped, batches.per_epoch)
-    model, options, max_tokens = ready.model, recipe.reward, recipe.train.micro_batch_tokens
+    prompts = [record.prompt for record in split.train if isinstance(record, Preference)]
+    judge = _Judge(recipe, device, ready, held_out)
+    groups = [group_of(pair) for pair in held_out]
+    proof = Proof(judge.look, digest_of_pairs(held_out), {"preference_loss": groups, "preferred": groups})
+    return Parts(
+        recipe=recipe,
+        device=device,
+        show=show,
+        ready=ready,
+        kind=None,
+        stage=reward_stage(device),
+        save=judge.save,
+        batches=batches,
+        held_out=held_out,
+        identity=identity,
+        proof=proof if recipe.prove is not None else None,
+        begin=partial(judge.sample, prompts, show),
+    )
 
-    def begin(opened: Journal) -> None:
-        path = opened.directory / SAMPLES
-        if path.is_file():  # of the half that this run goes on from
+
+@dataclass(eq=False)
+class _Judge:
+    """The reward model under training, as it is measured and saved.
+
+    Attributes:
+        found: (pairs, 2) what it says of the held-out pairs now that it has learnt; None before.
+    """
+
+    recipe: RewardRecipe
+    device: Device
+    ready: Ready
+    held_out: Sequence[Pair]
+    found: Tensor | None = None
+
+    def sample(self, prompts: Sequence[Sequence[Message]], show: Show, journal: Journal) -> None:
+        """Keep the answers that scores are to be measured in, unless an earlier half of the run has."""
+        path, options = journal.directory / SAMPLES, self.recipe.reward
+        if path.is_file():
             return
         show.say(f"{options.samples} answers of the model before training, to measure scores in")
-        engine = Engine.around(model, base.chat)
+        chat = self.ready.base.chat
+        engine = Engine.around(self.ready.model, chat)
         try:
-            write_atomic(path, json.dumps(_sampled(engine, base.chat, split.train, options, recipe.seed)))
+            write_atomic(path, json.dumps(_sampled(engine, chat, prompts, options, self.recipe.seed)))
         finally:
             engine.close()
 
-    def save(model: Any, directory: Path) -> None:
-        opened = Journal(recipe.directory)
-        samples = json.loads((opened.directory / SAMPLES).read_text("utf-8"))
-        scale = Scale.of(scores_of_texts(model, samples, device.name, max_tokens))
-        found = scale(pair_scores(model, held_out, device, max_tokens)) if held_out else torch.zeros(0, 2)
-        figures = _figures(found, scale)
-        opened.result("reward", {**figures, "mean": scale.mean, "deviation": scale.deviation, "samples": scale.samples})
+    def save(self, model: Any, directory: Path) -> None:
+        """Write it with its scale, and say how well it judges."""
+        journal, base, max_tokens = Journal(self.recipe.directory), self.ready.base, self._max_tokens
+        samples = json.loads((journal.directory / SAMPLES).read_text("utf-8"))
+        scale = Scale.of(scores_of_texts(model, samples, self.device.name, max_tokens))
+        self.found = self._scores()
+        figures = _figures(scale(self.found), scale)
+        journal.result(
+            "reward", {**figures, "mean": scale.mean, "deviation": scale.deviation, "samples": scale.samples}
+        )
 
         def write(staging: Path) -> None:
             save_with_head(model, staging)
@@ -124,39 +164,29 @@ def prepare(recipe: RewardRecipe, journal: Draft, device: Device, show: Show) ->
 
         save_whole(directory, write)
 
-    def look() -> Measured:
-        found = pair_scores(model, held_out, device, max_tokens)
+    def look(self) -> Measured:
+        """How it judges the held-out pairs, before training or after."""
+        found = self._scores() if self.found is None else self.found
         gaps = found[:, 0] - found[:, 1]
-        losses = reward_losses(found, torch.tensor([pair.margin or 0.0 for pair in held_out]))
+        losses = reward_losses(found, torch.tensor([pair.margin or 0.0 for pair in self.held_out]))
         values = {
             "preference_loss": [(float(loss), 1.0) for loss in losses],
             "preferred": [(100.0 * float(gap > 0) + 50.0 * float(gap == 0), 1.0) for gap in gaps],
         }
         return Measured(values)
 
-    groups = [group_of(pair) for pair in held_out]
-    proof = Proof(look, digest_of_pairs(held_out), {"preference_loss": groups, "preferred": groups})
-    return Parts(
-        recipe=recipe,
-        device=device,
-        show=show,
-        ready=ready,
-        kind=None,
-        stage=reward_stage(device),
-        save=save,
-        batches=batches,
-        held_out=held_out,
-        identity=identity,
-        proof=proof if recipe.prove is not None else None,
-        begin=begin,
-    )
+    @property
+    def _max_tokens(self) -> int:
+        return self.recipe.train.micro_batch_tokens
+
+    def _scores(self) -> Tensor:
+        return pair_scores(self.ready.model, self.held_out, self.device, self._max_tokens)
 
 
 def _sampled(
-    engine: Engine, chat: Chat, records: Sequence[Record], options: RewardOptions, seed: int
+    engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], options: RewardOptions, seed: int
 ) -> list[list[int]]:
     """Token ids of prompts with answers drawn from the model, as they are scored: up to the token that ends them."""
-    prompts = [record.prompt for record in records if isinstance(record, Preference)]
     chosen = random.Random(seed).choices(prompts, k=options.samples)
     params = GenerationParams(do_sample=True, max_new_tokens=options.max_new_tokens, seed=seed)
     drawn = engine.generate([chat.prompt(prompt) for prompt in chosen], params)

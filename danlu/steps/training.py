@@ -127,6 +127,7 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             parts = prepare(recipe, draft, device, show)
             saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
             journal = _open(recipe, draft, show)
+            _say_where(recipe, saved, journal, show)
         base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
         try:
             with reported(journal):
@@ -183,6 +184,17 @@ def _open(recipe: TrainingRecipe, draft: Draft, show: Show) -> Journal:
         journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
     draft.write_to(journal)
     return journal
+
+
+def _say_where(recipe: TrainingRecipe, saved: Saved | None, journal: Journal, show: Show) -> None:
+    """Where a resumed run goes on."""
+    if saved is not None:
+        for fault in saved.damaged:
+            show.say(f"{fault}; the checkpoint before it is used")
+        show.say(f"resumed after step {saved.step}")
+    elif recipe.resume:
+        show.say(f"{journal.directory} has no checkpoint yet: training begins at its first step")
+        journal.event("resumed", "there is no checkpoint yet: training begins at its first step", step=0)
 
 
 def _measure(parts: Parts, when: str) -> Measured | None:
