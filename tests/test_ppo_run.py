@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from showing import Lines, Stops
 from trainings import metrics, recipe_of
 
-from danlu.errors import ConfigError, Interrupted, TrainingError
+from danlu.errors import ConfigError, DanluError, Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.run import load_recipe, product_of, run
 
@@ -106,6 +106,34 @@ def test_an_error_of_the_judge_stops_the_run_and_loses_nothing(recipe, folder):
     assert Journal(folder / "runs" / "p").events()[-1]["kind"] == "stopped"
 
 
+FAILS = """
+import pathlib, sys
+asked = pathlib.Path("asked")
+
+def judge(prompts, completions, references):
+    asked.write_text(str(int(asked.read_text()) + 1) if asked.exists() else "1")
+    if int(asked.read_text()) == 3:
+        raise OSError("the judge's server is gone")
+    return [-len(text) for text in completions]
+"""
+
+
+@pytest.mark.parametrize("save_steps", [1, 50])
+def test_after_a_judge_is_mended_the_run_goes_on_as_it_would_have(recipe, folder, save_steps):
+    """Its third rollout, before step 9, is not judged; whenever it was saved last, nothing has to be made again."""
+    (folder / "fails.py").write_text(FAILS)
+    given = {"prove": None, "train": {"save_steps": save_steps, "max_steps": 12}}
+    whole = run(recipe(name="whole", **given), Lines(), "")
+    given["reward"] = {"function": "fails.py:judge"}
+    with pytest.raises(TrainingError, match=r"fails.py:judge failed: OSError: the judge's server is gone"):
+        run(recipe(**given), Lines(), "")
+    lines = Lines()
+    run(recipe(resume=True, **given), lines, "")
+    assert [row["step"] for row in lines.rows] == [9, 10, 11, 12]
+    for name in ("loss", "score", "kl", "grad_norm"):
+        assert metrics(folder / "runs" / "p", name) == metrics(whole, name)
+
+
 def test_a_command_judges(recipe, folder):
     (folder / "judge-lines.py").write_text(
         "import sys, json\nfor line in sys.stdin:\n    print(-len(json.loads(line)['completion']), flush=True)\n"
@@ -128,6 +156,9 @@ def test_a_command_judges(recipe, folder):
         ({"reward": {}}, "nobody judges"),
         ({"reward": {"function": "a.b:c", "command": "d"}}, "name one judge"),
         ({"reward": {"command": "d", "function_options": {"a": 1}}}, "function_options has no effect"),
+        ({"reward": {"command": "judge 'x"}}, "No closing quotation"),
+        ({"reward": {"command": " "}}, "command is empty"),
+        ({"reward": {"judge": "me"}}, "judge"),
     ],
 )
 def test_what_cannot_be_or_has_no_effect_is_refused(recipe, changes, said):
@@ -135,10 +166,24 @@ def test_what_cannot_be_or_has_no_effect_is_refused(recipe, changes, said):
         recipe(**changes)
 
 
-def test_a_function_that_is_not_there_is_told_before_anything_is_touched(recipe, folder):
-    with pytest.raises(ConfigError, match=r"reward.function: no function 'shrot' in judge.py") as caught:
-        run(recipe(reward={"function": "judge.py:shrot"}), Lines(), "")
-    assert "short" in caught.value.fix
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"function": "judge.py:shrot"}, r"reward.function: no function 'shrot' in judge.py\n.*short"),
+        ({"function": "judge.py:short", "function_options": {"wieght": 2}}, "unexpected keyword argument 'wieght'"),
+        ({"function": "judge.py:alone"}, "judge.py:alone: missing a required argument: 'lonely'"),
+        ({"function": "nowhere.py:short"}, "nowhere.py cannot be imported"),
+        ({"command": "no-such-judge --fast"}, "there is no command 'no-such-judge'"),
+        ({"model": "nowhere"}, "nowhere is no reward model: it has no reward.json"),
+        ({"model": "empty"}, "empty is no reward model: it has no reward.json"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_told_before_anything_is_touched(recipe, folder, reward, said):
+    (folder / "empty").mkdir()
+    with (folder / "judge.py").open("a") as file:
+        file.write("def alone(lonely, prompts, completions, references): ...\n")
+    with pytest.raises(DanluError, match=said):
+        run(recipe(reward=reward), Lines(), "")
     assert not list((folder / "runs").iterdir())
 
 

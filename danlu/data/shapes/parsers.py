@@ -119,6 +119,7 @@ def _from_preference(row: Row, place: str, reader: Reader) -> Preference:
             "no prompt: chosen and rejected open with different messages",
             allowed="a key 'prompt', or two message lists that open alike",
         )
+    _check_asked_alike(row, chosen, rejected)
     prompt = _with_system(row, prompt)
     _check_is_answer(chosen, "chosen")
     _check_is_answer(rejected, "rejected")
@@ -126,6 +127,22 @@ def _from_preference(row: Row, place: str, reader: Reader) -> Preference:
         raise RowFault("chosen and rejected are the same")
     prompt, chosen, rejected = (whole_turns(turns, reader.notes.add) for turns in (prompt, chosen, rejected))
     return Preference(prompt, chosen, rejected, place, _group(row), _margin(row.get("margin")))
+
+
+def _check_asked_alike(row: Row, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> None:
+    """Of what is left as the two answers: a question at the head of one is none that both answer."""
+    asks = [turns[0]["content"] for turns in (chosen, rejected) if turns[0]["role"] not in ("assistant", "tool")]
+    if not asks or len(chosen) == len(rejected) == 1:
+        return
+    if row.get("prompt"):
+        raise RowFault(
+            f"prompt and the messages of chosen and rejected differ: {asks[0]!r:.100}",
+            allowed="answers alone, or messages that begin with the prompt, or end before the answer with it",
+        )
+    raise RowFault(
+        f"chosen and rejected differ before their answers: {asks[0]!r:.100} is not asked in both",
+        allowed="the same messages up to the answers",
+    )
 
 
 def _margin(given: Any) -> float | None:

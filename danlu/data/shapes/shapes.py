@@ -241,7 +241,8 @@ def _no_shape(row: Row, format: FormatName | None) -> RowFault:
         missing = next(key for key in (*REQUIRED_KEYS[format], "") if key not in row)
         others = [key for key in row if key not in OURS]
         hint = nearest(missing, others)
-        return RowFault(f"{format} needs the key {missing!r}", fix=hint or "null and NaN count as not given")
+        rows = "mend the row, or leave such rows out with data.on_error=skip; null and NaN count as not given"
+        return RowFault(f"{format} needs the key {missing!r}", fix=hint or rows)
     shown = ", ".join(key[:40] for key in islice(row, 12)) or "(none)"
     wanted = "; ".join(f"{name} ({', '.join(keys)})" for name, keys in REQUIRED_KEYS.items())
     fix = "; or ".join(part for part in (_near_miss(row), _proposal(row)) if part)
