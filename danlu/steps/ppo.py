@@ -19,16 +19,27 @@ from danlu.data.source import function_named, read
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError
 from danlu.evaluate.held_out import Measured, Question
-from danlu.fingerprint import of_texts, of_value
+from danlu.fingerprint import of_texts, of_value, of_weights
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
 from danlu.steps.preferences import PairSections
-from danlu.steps.prepare import Ready, Sizes, describe, identity_of, load_base, make_trainable, read_split, saver_of
+from danlu.steps.prepare import (
+    Ready,
+    Sizes,
+    describe,
+    identity_of,
+    keys_of,
+    load_base,
+    make_trainable,
+    read_split,
+    saver_of,
+)
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Place, Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.train.checkpoint import DIGEST
 from danlu.train.judges import Answered, Command, Judge, checked, of_function
 from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
@@ -219,11 +230,11 @@ def _rollouts(recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy,
 
 
 def _identity(recipe: PpoRecipe, ready: Ready, prompts: Sequence[Prompt]) -> dict[str, str]:
-    return identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts)) | {
-        f"{section}.{key}": str(value)
-        for section, options in (("ppo", recipe.ppo), ("rollout", recipe.rollout), ("reward", recipe.reward))
-        for key, value in options.model_dump(mode="json").items()
-    }
+    identity = identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts))
+    identity |= keys_of("ppo", recipe.ppo) | keys_of("rollout", recipe.rollout) | keys_of("reward", recipe.reward)
+    if recipe.reward.model is not None:
+        identity["the reward model's weights"] = DIGEST + of_weights(Path(recipe.reward.model))
+    return identity
 
 
 def _judge_before(source: RewardSource) -> Judge | None:
