@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from showing import Lines, Stops
 from trainings import metrics, recipe_of
 
-from danlu.errors import ConfigError, DanluError, Interrupted, TrainingError
+from danlu.errors import ConfigError, DanluError, DataError, Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.run import load_recipe, product_of, run
 
@@ -184,6 +184,78 @@ def test_a_judge_that_cannot_judge_is_told_before_anything_is_touched(recipe, fo
         file.write("def alone(lonely, prompts, completions, references): ...\n")
     with pytest.raises(DanluError, match=said):
         run(recipe(reward=reward), Lines(), "")
+    assert not list((folder / "runs").iterdir())
+
+
+TELLS = """
+import json, pathlib
+
+def tells(prompts, completions, references):
+    with open("told.jsonl", "a") as file:
+        for prompt, reference in zip(prompts, references):
+            file.write(json.dumps([[turn["content"] for turn in prompt], reference]) + "\\n")
+    return [0.0] * len(completions)
+"""
+EARLIER = [("user", "hi"), ("assistant", "hello")]
+
+
+def turns(*said):
+    return [{"role": role, "content": content} for role, content in said]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "reference"),
+    [
+        ({"prompt": "how many?"}, ["how many?"], ""),
+        ({"prompt": turns(*EARLIER, ("user", "and now?"))}, ["hi", "hello", "and now?"], ""),
+        ({"messages": turns(*EARLIER, ("user", "and now?"))}, ["hi", "hello", "and now?"], ""),
+        ({"messages": turns(*EARLIER)}, ["hi"], "hello"),
+        ({"conversations": [{"from": "human", "value": "how many?"}]}, ["how many?"], ""),
+        ({"question": "how many?"}, ["how many?"], ""),
+        ({"question": "how many?", "answer": "4"}, ["how many?"], "4"),
+        ({"prompt": "how many?", "completion": None}, ["how many?"], ""),
+        ({"prompt": "how many?", "completion": "", "system": "be brief"}, ["be brief", "how many?"], ""),
+        ({"instruction": "how many?", "input": "1, 2"}, ["how many?\n\n1, 2"], ""),
+    ],
+)
+def test_a_prompt_needs_no_answer(recipe, folder, row, asked, reference):
+    (folder / "tells.py").write_text(TELLS)
+
+    def nth(at):
+        text = json.dumps(row)
+        return json.loads(text.replace("how many?", f"{at}: how many?").replace('hi"', f'{at}: hi"'))
+
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(nth(at)) + "\n" for at in range(12)))
+    made = recipe(reward={"function": "tells.py:tells"}, data={"held_out": 3}, train={"max_steps": 1})
+    directory = run(made, Lines(), "")
+    told = [json.loads(line) for line in (folder / "told.jsonl").read_text().splitlines()]
+    assert len(told) == 3 + 16 + 3  # held out before and after, and a rollout
+    for texts, other in told:
+        assert [text.split(": ", 1)[-1] for text in texts] == asked
+        assert other == reference
+    assert Journal(directory).results()["data"]["train"] == 9
+
+
+def test_a_table_of_prompts_alone(recipe, folder):
+    (folder / "prompts.csv").write_text("prompt\n" + "".join(f"how many is {at}?\n" for at in range(12)))
+    directory = run(recipe(data={"path": "prompts.csv", "held_out": 3}, train={"max_steps": 1}), Lines(), "")
+    assert Journal(directory).results()["data"] | {"train": 9, "held_out": 3} == Journal(directory).results()["data"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": ""}, "prompt: the user turn is empty"),
+        ({"messages": []}, "messages is empty"),
+        ({"ask": "how many?"}, "the keys match no format: ask"),
+        ({"text": "a document"}, "a document asks nothing"),
+    ],
+)
+def test_what_asks_nothing_is_refused_before_anything_is_touched(recipe, folder, row, said):
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=said) as caught:
+        run(recipe(data={"held_out": 0}, prove=None), Lines(), "")
+    assert "pairs.jsonl:1" in caught.value.seen
     assert not list((folder / "runs").iterdir())
 
 

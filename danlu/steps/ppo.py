@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from danlu.config import Options
 from danlu.data.chat import Chat
+from danlu.data.formats import Reading
 from danlu.data.records import Conversation, Preference, Record, Skipped
 from danlu.data.source import function_named, read
 from danlu.device import Device
@@ -24,7 +25,7 @@ from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
-from danlu.steps.preferences import PairSections
+from danlu.steps.preferences import PairData, PairSections
 from danlu.steps.prepare import (
     Ready,
     Sizes,
@@ -123,9 +124,18 @@ class PpoTrain(TrainOptions):
     adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
 
 
+class PromptData(PairData):
+    """Prompts; an answer beside one is what the judge may compare with."""
+
+    def reading(self) -> Reading:
+        given = (self.format, self.columns, self.roles, self.encoding, self.placeholders)
+        return Reading(*given, may_be_unanswered=True)
+
+
 class PpoSections(PairSections):
     """Learning from rewards, from prompts to an adapter."""
 
+    data: PromptData
     reward: RewardSource = Field(default_factory=RewardSource)
     rollout: RolloutOptions = Field(default_factory=RolloutOptions)
     ppo: PpoOptions = Field(default_factory=PpoOptions)
@@ -319,7 +329,9 @@ def _prompts(recipe: PpoRecipe, records: Sequence[Record], chat: Chat, skipped: 
 
 
 def _asked(record: Record) -> tuple[tuple[dict[str, Any], ...], str]:
-    """(the messages before the last answer, that answer)."""
+    """(the messages before the last answer, that answer; nothing where there is none)."""
+    if isinstance(record, Conversation) and record.messages[-1]["role"] != "assistant":
+        return record.messages, ""
     if isinstance(record, Conversation):
         messages, answer = record.messages[:-1], record.messages[-1]
     elif isinstance(record, Preference):
@@ -327,7 +339,7 @@ def _asked(record: Record) -> tuple[tuple[dict[str, Any], ...], str]:
     else:
         raise DataError(
             f"{record.place}: a document asks nothing",
-            allowed="conversations, or pairs with a prompt",
+            allowed="prompts, conversations, or pairs with a prompt",
             fix="name the columns of questions and answers with data.columns",
         )
     if not messages:

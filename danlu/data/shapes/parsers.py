@@ -92,6 +92,8 @@ def _asked(row: Row, key: str, reader: Reader) -> tuple[Message, ...]:
 
 
 def _answered(row: Row, key: str, reader: Reader) -> tuple[Message, ...]:
+    if reader.may_be_unanswered and row.get(key, "") in ("", [], ()):
+        return ()
     turns = turns_of(row[key], key, "assistant", reader)
     _check_is_answer(turns, key)
     reasoning = text_of(row.get("reasoning_content", ""), "reasoning")
@@ -212,7 +214,11 @@ assert set(_PARSERS) == set(REQUIRED_KEYS)
 
 
 def _conversation(row: Row, messages: tuple[Message, ...], place: str, reader: Reader) -> Conversation:
-    turns = conversation(_with_system(row, messages), reader.notes.add)
+    messages = _with_system(row, messages)
+    if reader.may_be_unanswered and messages[-1]["role"] != "assistant":
+        asked = whole_turns(messages, reader.notes.add)
+        return Conversation(asked, place, _group(row), tools_of(row.get("tools")))
+    turns = conversation(messages, reader.notes.add)
     return Conversation(turns, place, _group(row), tools_of(row.get("tools")), label_of(row.get("label")))
 
 
