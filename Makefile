@@ -11,12 +11,14 @@
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-memory memory of a server, round after round
+#   make bench-align  the chains align and align-dpo, and what each stage changed
+#   make bench-length memory of training on ever longer texts
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-clients check format bench bench-sft bench-generate \
-	bench-lean bench-serve bench-data bench-memory clean
+	bench-lean bench-serve bench-data bench-memory bench-length bench-align clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -65,7 +67,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-generate bench-lean bench-serve bench-data bench-memory
+bench: bench-sft bench-align bench-length bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -79,6 +81,12 @@ bench-data: $(INSTALLED)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write
+
+bench-align: $(INSTALLED)
+	$(BIN)/python benchmarks/align.py $(WRITE)
+
+bench-length: $(INSTALLED)
+	$(BIN)/python benchmarks/length.py $(WRITE)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)

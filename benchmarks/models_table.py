@@ -3,8 +3,8 @@
     .venv/bin/pytest tests/test_models.py -o junit_family=xunit1 --junitxml=FOUND.xml
     .venv/bin/python benchmarks/models_table.py FOUND.xml --write
 
-Other forms of a kind (tests/zoo.py) count for the kind: a check holds where it holds for all of them. Why a kind is
-slower or refused is said here in words, and a kind without any is an error. Runs no model.
+Other forms of a kind (tests/zoo_rows.py) count for the kind: a check holds where it holds for all of them. Why a kind
+is slower or refused is said here in words, and a kind without any is an error. Runs no model.
 """
 
 from __future__ import annotations

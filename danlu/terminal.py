@@ -41,8 +41,7 @@ class RunView:
         self._console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._losses: deque[float] = deque(maxlen=10)
-        self._speeds: deque[tuple[float, float]] = deque(maxlen=10)
+        self._rows: deque[dict[str, Any]] = deque(maxlen=10)
 
     def say(self, text: str) -> None:
         """Print a line; a bar that is running is finished first."""
@@ -51,11 +50,12 @@ class RunView:
 
     def step(self, row: dict[str, Any]) -> None:
         """Advance the bar to `row["step"]`; without a terminal, print every tenth of the way."""
-        self._losses.append(row["loss"])
-        self._speeds.append((row["tokens"], row["seconds"]))
-        loss = sum(self._losses) / len(self._losses)
-        speed = sum(t for t, _ in self._speeds) / sum(s for _, s in self._speeds)
-        text = f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        if self._rows and row["step"] != self._rows[-1]["step"] + 1:  # another training begins
+            self._rows.clear()
+        self._rows.append(row)
+        tokens, seconds = (sum(one[name] for one in self._rows) for name in ("tokens", "seconds"))
+        told = [f"{name} {sum(one[key] for one in self._rows) / len(self._rows):.3f}" for key, name in _told(row)]
+        text = "  ".join([*told, f"{tokens / seconds:,.0f} tokens/s"])
         if not self._console.is_terminal:
             if row["step"] % max(1, row["steps"] // 10) == 0 or row["step"] == row["steps"]:
                 show(self._console, f"step {row['step']}/{row['steps']}  {text}")
@@ -73,6 +73,14 @@ class RunView:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _told(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(column, name) of what a step's line says. The loss of answers that are judged says nothing of progress."""
+    if "score" in row and "kl" in row:
+        return [("score", "score"), ("kl", "kl")]
+    judged = [(key, "accuracy") for key in ("accuracy", "rewards/accuracies") if key in row]
+    return [("loss", "loss"), *judged]
 
 
 @contextmanager

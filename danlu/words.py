@@ -154,6 +154,11 @@ CHINESE = {
     "Engine against trainer": "引擎与训练器的概率比",
     "ratio": "比值",
     "Reward model": "奖励模型",
+    "Sureness against being right": "把握与判断正确率",
+    "sureness": "把握",
+    "share of held-out pairs judged rightly; on the pale line it knows its doubt": (
+        "验证集偏好对中判断正确的比例；落在浅色线上说明把握有据"
+    ),
     "No verdict: {name} was not measured before training": "无法判断：训练前没有测量{name}",
     "No verdict: {name} was not measured after training": "无法判断：训练后没有测量{name}",
     "No verdict: {name} was not measured before or after training": "无法判断：训练前后都没有测量{name}",

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from danlu.device import Device
 from danlu.hub import quiet_transformers
 from danlu.model.load import load_model
+from danlu.model.lora_bank import LoraBank
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 
@@ -19,11 +20,11 @@ def make_adapter(model_directory: Path, directory: Path, seed: int = 1, strength
     """Write a LoRA adapter with random A and B for the model; returns its directory."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_model(model_directory, device=CPU, dtype=torch.float32)
+    model = plain_model(model_directory)
     chosen = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **fields}
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **chosen))
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **chosen))
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.data.normal_(0, strength)
@@ -44,3 +45,16 @@ def edit_weights(directory: Path, changes: dict[str, torch.Tensor | None]) -> No
     weights = {**load_file(path), **changes}
     kept = {name: weight for name, weight in weights.items() if weight is not None}
     save_file(kept, path, metadata={"format": "pt"})
+
+
+def plain_model(directory: Path):
+    """The model in a directory, in float32 on the CPU."""
+    return load_model(directory, device=CPU, dtype=torch.float32)
+
+
+def bank_with(model, **directories: Path) -> LoraBank:
+    """A bank of the model that holds the adapters of these directories, by name."""
+    bank = LoraBank.of(model)
+    for name, directory in directories.items():
+        bank.put(name, directory, bank.read(directory))
+    return bank

@@ -141,7 +141,7 @@ class Losses(NamedTuple):
 def losses_alone(model, batch: Batch) -> Losses:
     """The definition: each document by itself through the model's own code, and a log-softmax."""
     losses, furthest = [], 0.0
-    for ids in batch.token_ids.split(list(batch.lengths)):
+    for ids in batch.documents():
         scores = torch.log_softmax(model(input_ids=ids[None], use_cache=False).logits[0].float(), -1)
         losses += [-scores[at - 1, ids[at]] for at in range(1, len(ids))]
         furthest = max(furthest, tolerance(scores.detach(), model))

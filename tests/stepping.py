@@ -9,6 +9,7 @@ import torch
 
 from danlu.data.chat import Chat
 from danlu.device import Device
+from danlu.generate.batch import prefix
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.kv import SMALLEST_CAPACITY
 from danlu.generate.params import GenerationParams
@@ -85,3 +86,17 @@ def prompt_of(length, seed=0):
 def slots(core, count, rows=1, capacity=SMALLEST_CAPACITY):
     """A budget for so many slots: while a shelf grows, half a slot more stands about."""
     return int((count + 0.5) * core.store.shape.slot_bytes(rows, capacity))
+
+
+def check_accounts(cache):
+    """What is counted is what the tensors take, and every block hangs on one that was used after it."""
+    store = cache.store
+    shelves = [tensor for shelf in store.shelves.values() for tensor in shelf._tensors()]
+    blocks = [tensor for block in cache.blocks.values() for tensor in block.tensors]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in blocks)  # no view of something larger
+    assert store.cached_bytes == sum(tensor.nbytes for tensor in blocks) <= prefix.CACHE_SHARE * store.budget_bytes
+    assert store.used_bytes == sum(tensor.nbytes for tensor in [*shelves, *blocks]) <= store.budget_bytes
+    seen = set()
+    for (parent, _ids), block in reversed(cache.blocks.items()):
+        assert parent in seen or not isinstance(parent, prefix.Block)
+        seen.add(block)

@@ -18,8 +18,8 @@ ROWS = [
 # Inside a room: its inner rooms, and the files that stand in none.
 INNER = {
     "data": [
-        "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches", "source",
-        "look", "headings", "stdlib",
+        "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",
+        "held_out", "source", "look", "headings", "stdlib",
     ],
     "model": [
         "compute", "company", "language_part", "load", "adapter_files", "named", "adapters", "lora_files", "lora_bank",

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rounding import unit
 from showing import Lines
 
 from danlu.chain import Chain
@@ -214,9 +216,12 @@ def test_a_proof_holds_two_steps_against_each_other(document):
         "alike": {"kind": "prove", "start": "first", "against": "merge", "data": data, "questions": 0},
     }
     directory = run(chain_of({**document, "steps": steps}), Lines(), "")
-    assert Journal(directory / "prove").results()["difference"]["loss"]["value"] < 0
-    alike = Journal(directory / "alike").results()["difference"]["loss"]
-    assert abs(alike["value"]) < 1e-4
+    learnt = Journal(directory / "prove").results()["difference"]["loss"]["value"]
+    alike = Journal(directory / "alike").results()
+    # Half precision, where the processor has it: weights that were added up are rounded otherwise.
+    rounding = unit(torch.bfloat16) * alike["before"]["loss"]
+    assert learnt < -rounding
+    assert abs(alike["difference"]["loss"]["value"]) <= rounding
 
 
 KILLED = """

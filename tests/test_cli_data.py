@@ -31,6 +31,18 @@ def test_a_good_file(call, tmp_path):
     assert "characters: min" in out
 
 
+def test_the_home_directory_is_known_where_no_shell_knows_it(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "d.jsonl", GOOD)
+    write(tmp_path / "h.jsonl", GOOD[:1])
+    code, out, err = call("data", "check", "~/d.jsonl", "--held_out=~/h.jsonl", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["records"] == 2
+    code, _, err = call("report", "~/no-such-run")
+    assert code != 0
+    assert str(tmp_path / "no-such-run") in err
+
+
 def test_lengths_in_tokens_of_a_model(call, tmp_path, tiny_model):
     path = write(tmp_path / "d.jsonl", GOOD)
     code, out, _ = call("data", "check", path, "--model", tiny_model, "--max_length", 25)

@@ -32,6 +32,7 @@ COMPANY = [{}, KNOBS["sample"], KNOBS["beam"]]
 GROUPS = [{}, KNOBS["group"], KNOBS["constrained"]]
 
 DOCUMENT_LENGTHS = (40, 1, 2, 17, 25)
+APART, ALIKE = "documents apart", "documents that begin alike"
 GRADIENTS_APART = 1e-3  # of a weight's largest gradient
 
 
@@ -105,8 +106,11 @@ def _run(bench, plain, core, knobs, share=1.0):
 # -- learning
 
 
-def _batch():
+def _batch(beginnings=APART):
     documents = [prompt_of(length, length) for length in DOCUMENT_LENGTHS]
+    if beginnings == ALIKE:
+        first, _, short, own, other = documents
+        documents = [first[:20] + other, first, first[:20] + own, short, first[:30] + own]
     return collate([Example(tuple(ids), tuple(at > 0 for at in range(len(ids)))) for ids in documents])
 
 
@@ -117,24 +121,27 @@ def _gradients(model, losses):
     return {part: weight.grad for part, weight in model.named_parameters() if weight.grad is not None}
 
 
+@pytest.mark.parametrize("beginnings", [APART, ALIKE])
 @kinds(ANSWER)
 @torch.no_grad()
-def test_documents_laid_end_to_end_have_the_losses_they_have_alone(name):
-    model = tiny_model(name)
-    wanted = losses_alone(model, _batch())
+def test_documents_in_one_row_have_the_losses_they_have_alone(name, beginnings):
+    model, batch = tiny_model(name), _batch(beginnings)
+    assert (batch.tokens < sum(batch.lengths)) == (beginnings == ALIKE)
+    wanted = losses_alone(model, batch)
     prepare(model)
     assert bool(why_alone(model)) == bool(KindBench(tiny_model(name)).core().why_alone)
-    wanted.assert_near(token_losses(model, _batch()))
+    wanted.assert_near(token_losses(model, batch))
 
 
+@pytest.mark.parametrize("beginnings", [APART, ALIKE])
 @kinds(ANSWER)
-def test_an_adapter_learns_what_it_learns_from_documents_alone(name):
-    model = with_adapter(name)
-    wanted, base = losses_alone(model, _batch()), losses_alone(tiny_model(name), _batch())
+def test_an_adapter_learns_what_it_learns_from_documents_alone(name, beginnings):
+    model, batch = with_adapter(name), _batch(beginnings)
+    wanted, base = losses_alone(model, batch), losses_alone(tiny_model(name), batch)
     assert (wanted.values - base.values).abs().max() > 0.1, "the adapter changes answers"
     plain = _gradients(model, wanted.values)
     prepare(model)
-    seen = token_losses(model, _batch())
+    seen = token_losses(model, batch)
     wanted.assert_near(seen)
     gradients = _gradients(model, seen)
     assert gradients.keys() == plain.keys() != {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from danlu.answering import begun, check_prefill, no_talk, notes_on_end, prompt_for, system_message
-from danlu.commands.shared import OUT, Flat, news, say, some
+from danlu.commands.shared import OUT, Flat, GivenPath, news, say, some
 from danlu.config import Options
 from danlu.errors import ConfigError, disk_faults
 from danlu.flags import as_flags, from_flags
@@ -51,7 +50,7 @@ def generate(
     raw: bool = False,
     show: bool = False,
     show_tokens: int | None = None,
-    show_json: Path | None = None,
+    show_json: GivenPath | None = None,
     held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Answer one prompt. A base model continues it as it is.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
-from danlu.commands.shared import DEFAULT_MODEL, OUT, Flat, news, say, some
+from danlu.commands.shared import DEFAULT_MODEL, OUT, Flat, GivenPath, news, say, some
 from danlu.config import Options, described
 from danlu.data.chat import Chat
 from danlu.data.formats import Reading
@@ -74,14 +74,14 @@ def options(kind: str, /) -> None:
 
 
 def check(
-    file: Path,
+    file: GivenPath,
     /,
     *,
     how: Annotated[ReadingFlags, Flat] = ReadingFlags(),  # noqa: B008 - frozen
     model: str | None = None,
     chat_template: str | None = None,
     max_length: int | None = None,
-    held_out: Path | None = None,
+    held_out: GivenPath | None = None,
     near_duplicates: int = NEAR_RECORDS,
     json: bool = False,
     accept_licence: bool = False,

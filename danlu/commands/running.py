@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from danlu.chain import Chain
-from danlu.commands.shared import OUT, Flat, news, say
+from danlu.commands.shared import OUT, Flat, GivenPath, news, say
 from danlu.config import validate
 from danlu.data.source import read_conversations
 from danlu.device import read_device
@@ -80,12 +80,12 @@ def _run(recipe: TrainingRecipe | Chain) -> None:
 
 
 def merge(
-    adapter: Path,
-    out: Path,
+    adapter: GivenPath,
+    out: GivenPath,
     /,
     *,
     base: str | None = None,
-    prompts_path: Path | None = None,
+    prompts_path: GivenPath | None = None,
     accept_licence: bool = False,
     chat_template: str | None = None,
     options: Annotated[Merging, Flat] = Merging(),  # noqa: B008 - frozen
@@ -119,7 +119,7 @@ def merge(
     )
 
 
-def report(directory: Path, /) -> None:
+def report(directory: GivenPath, /) -> None:
     """Write the report of a run directory anew.
 
     Parameters

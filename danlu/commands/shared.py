@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from pydantic import create_model
 
 from danlu.config import Options
 from danlu.terminal import new_console, show
 
 Flat = Parameter(name="*")
+
+
+def _from_home(_: Any, tokens: Sequence[Token]) -> Path:
+    return Path(tokens[0].value).expanduser()
+
+
+# A shell leaves the ~ of --held_out=~/rows.jsonl as it is.
+GivenPath = Annotated[Path, Parameter(converter=_from_home)]
 
 DEFAULT_MODEL = "smollm2-135m"
 

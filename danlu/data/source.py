@@ -1,21 +1,18 @@
 """Where records come from, and which of them are held out.
 
-A source is files (formats.py) or a Python function that yields rows. Held-out records are whole groups,
-never a group's part: groups are named by the data (`group`), else records with the same question form one.
+A source is files (formats.py) or a Python function that yields rows. Held-out records are whole groups (held_out.py).
 A record whose question is held out too, from another group, is left out of training and counted: no held-out
 question was trained on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import importlib
 import importlib.util
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import chain
 from pathlib import Path
@@ -30,13 +27,13 @@ from danlu.data.files.folders import Part
 from danlu.data.formats import (
     Conversation,
     FormatName,
-    Preference,
     Reading,
     Record,
     Skipped,
     read_records,
     record_from_row,
 )
+from danlu.data.held_out import Aside, question, split
 from danlu.data.shapes.reading import Placeholders
 from danlu.data.shapes.shapes import MEDIA_KEYS, OURS
 from danlu.data.shapes.speakers import Role
@@ -180,8 +177,8 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
     else:
         records, aside = split(records, options.held_out, seed)
     reading.check_used()
-    asked = {_question(record) for record in aside}
-    unseen = [record for record in records if _question(record) not in asked]
+    asked = {question(record) for record in aside}
+    unseen = [record for record in records if question(record) not in asked]
     left_out, records = len(records) - len(unseen), unseen
     if not records:
         raise DataError("no record is left to train on", fix="check the file with `danlu data check`")
@@ -258,11 +255,11 @@ def stream(options: DataOptions, seed: int, skipped: Skipped) -> tuple[Iterator[
     Of the questions (of texts: the texts) those with the smallest digests are held out, which is as good as chance and
     the same for the same seed: only they are kept. Whole groups, at most a third. The second is read after the first.
     """
-    aside = _Aside(options.held_out, seed)
+    aside = Aside(options.held_out, seed)
     return _streamed(options, aside, skipped), aside.records()
 
 
-def _streamed(options: DataOptions, aside: _Aside, skipped: Skipped) -> Iterator[Record]:
+def _streamed(options: DataOptions, aside: Aside, skipped: Skipped) -> Iterator[Record]:
     reading = options.reading()
     if options.held_out_path is not None:
         named = _records_of_files((options.held_out_path,), options, reading, skipped, "held out")
@@ -280,93 +277,6 @@ def _streamed(options: DataOptions, aside: _Aside, skipped: Skipped) -> Iterator
     if aside.left_out:
         skipped.notes["left out: it is held out as well"] += aside.left_out
     yield from aside.surplus()
-
-
-@dataclass(eq=False)
-class _Aside:
-    """The records of the smallest digests so far; those named to be held out have none.
-
-    Attributes:
-        wanted: how many records are to be kept, about.
-    """
-
-    wanted: int
-    seed: int
-    named: dict[str, list[Record]] = field(default_factory=dict)
-    chosen: dict[str, list[Record]] = field(default_factory=dict)
-    largest: list[tuple[int, str]] = field(default_factory=list)  # a heap, of minus the digest
-    kept: int = 0
-    seen: int = 0
-    left_out: int = 0
-
-    def keep(self, record: Record) -> None:
-        self.named.setdefault(_question(record), []).append(record)
-
-    def sort(self, record: Record) -> Iterator[Record]:
-        """Those that are to be trained on, now that this one has come."""
-        self.seen += 1
-        if self.named:
-            if _question(record) in self.named:
-                self.left_out += 1
-            else:
-                yield record
-            return
-        name = record.group or _question(record)
-        if name not in self.chosen:
-            digest = hashlib.sha256(f"{self.seed} {name}".encode("utf-8", "replace")).digest()
-            heapq.heappush(self.largest, (-int.from_bytes(digest[:8]), name))
-            self.chosen[name] = []
-        self.chosen[name].append(record)
-        self.kept += 1
-        yield from self._beyond(self.wanted)
-
-    def surplus(self) -> Iterator[Record]:
-        """Those that are more than a third of all."""
-        yield from self._beyond(min(self.wanted, self.seen // 3))
-
-    def records(self) -> Iterator[Record]:
-        yield from chain.from_iterable((*self.named.values(), *self.chosen.values()))
-
-    def _beyond(self, wanted: int) -> Iterator[Record]:
-        while self.largest and self.kept - len(self.chosen[self.largest[0][1]]) >= wanted:
-            _, name = heapq.heappop(self.largest)
-            members = self.chosen.pop(name)
-            self.kept -= len(members)
-            yield from members
-
-
-def split(records: list[Record], held_out: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Take whole groups, in random order, until about `held_out` records (at most a third) are aside."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.group or _question(record), []).append(record)
-    order = list(groups)
-    random.Random(seed).shuffle(order)
-    wanted, taken = min(held_out, len(records) // 3), set[str]()
-    aside = 0
-    for name in order:
-        if aside >= wanted:
-            break
-        # A huge group stays whole, in training.
-        if aside + len(groups[name]) <= min(wanted * 1.2, len(records) / 3):
-            taken.add(name)
-            aside += len(groups[name])
-    parts: tuple[list[Record], list[Record]] = ([], [])
-    for name, members in groups.items():
-        parts[name in taken].extend(members)
-    return parts
-
-
-def _question(record: Record) -> str:
-    """Digest of what comes before the first answer; of a text, all of it."""
-    if isinstance(record, Conversation):
-        first = next((at for at, m in enumerate(record.messages) if m["role"] == "assistant"), len(record.messages))
-        text = repr([message.get("content") for message in record.messages[:first]])
-    elif isinstance(record, Preference):
-        text = repr([message.get("content") for message in record.prompt])
-    else:
-        text = record.text
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def records_of_function(

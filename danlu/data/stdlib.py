@@ -12,6 +12,7 @@ import random
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,13 @@ def _asked(function: _Function, instruction: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{instruction}\n\n{function.signature}"}]
 
 
-def _described() -> Iterator[_Function]:
-    """Every function with a docstring whose first line says something; none twice."""
+@cache
+def _described() -> tuple[_Function, ...]:
+    """Every function with a docstring whose first line says something; none twice. Read once a process."""
+    return tuple(_read())
+
+
+def _read() -> Iterator[_Function]:
     root = Path(sysconfig.get_path("stdlib"))
     seen: set[tuple[str, str]] = set()
     for path in sorted(root.rglob("*.py")):

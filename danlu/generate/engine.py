@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,8 +18,6 @@ import torch
 
 from danlu.config import validate
 from danlu.data.chat import Chat
-from danlu.data.example import Opened
-from danlu.data.records import Message
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, read_device
 from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
@@ -31,7 +28,7 @@ from danlu.generate.batch.worker import Worker, in_a_thread, next_of
 from danlu.generate.kinds import Kinds, recorded_of
 from danlu.generate.outcomes import Scorer, generation_of, load_of
 from danlu.generate.params import GenerationParams
-from danlu.generate.requests import Job, Maker, Prompt, one_each
+from danlu.generate.requests import Job, Maker, Prompt, ids_of, one_each
 from danlu.generate.scores.grammar import Form
 from danlu.generate.scores.text import TokenNames
 from danlu.generate.watching.growth import Growth
@@ -364,17 +361,7 @@ class Engine:
 
         Control tokens that a message spells out are text; in a string they are the tokens.
         """
-        chat = self.chat_of(adapter)
-        if isinstance(prompt, str):
-            ids = chat.text_prompt(prompt)
-        elif len(prompt) == 0:
-            ids = []
-        elif isinstance(prompt[0], Integral):
-            ids = (Opened if isinstance(prompt, Opened) else list)(int(token) for token in cast(Sequence[int], prompt))
-        else:
-            ids = chat.prompt(cast(Sequence[Message], prompt))
-        if not ids:
-            raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
+        ids = ids_of(prompt, self.chat_of(adapter))
         self._maker.check(ids)
         return ids
 

@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -289,6 +290,21 @@ def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[
     places = logits.draw_without_replacement(flat, u)[0]
     values, order = flat[0, places].sort(descending=True)
     return values, places[order]
+
+
+def ids_of(prompt: Prompt, chat: Chat) -> list[int]:
+    """The ids that the model is fed for `prompt`, its messages by `chat`. Raises ConfigError for an empty one."""
+    if isinstance(prompt, str):
+        ids = chat.text_prompt(prompt)
+    elif len(prompt) == 0:
+        ids = []
+    elif isinstance(prompt[0], Integral):
+        ids = (Opened if isinstance(prompt, Opened) else list)(int(token) for token in cast(Sequence[int], prompt))
+    else:
+        ids = chat.prompt(cast(Sequence[Message], prompt))
+    if not ids:
+        raise ConfigError("an empty prompt", fix="give some text, messages or token ids")
+    return ids
 
 
 def one_each(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from danlu.data.batches.packing import Batch
 from danlu.errors import ModelError
@@ -23,7 +24,7 @@ from danlu.model.company.check import (
     tells_too_little,
 )
 from danlu.model.company.company import Side
-from danlu.model.company.documents import documents_of
+from danlu.model.company.documents import Documents, documents_of, shared_documents
 from danlu.model.company.wiring import as_it_came, base_of, kind_of, run_in_company, wire, wiring_of
 from danlu.model.compute import token_rows
 from danlu.model.compute.kernels import fast_head_loss, fast_head_loss_of_rows, use_fast_kernels
@@ -161,14 +162,13 @@ def states_at(model: Any, batch: Batch, places: Tensor) -> Tensor:
     if not _reads_alone(base, batch):
         return _body(base, batch)[places]
     with as_it_came(base):
-        parts = batch.token_ids.split(list(batch.lengths))
-        return torch.cat([base.base_model(ids[None], use_cache=False).last_hidden_state[0] for ids in parts])[places]
+        parts = [base.base_model(ids[None], use_cache=False).last_hidden_state[0] for ids in batch.documents()]
+        return _laid_out(batch).row(pad_sequence(parts, batch_first=True))[places]
 
 
 def last_states(model: Any, batch: Batch) -> Tensor:
     """What the body has made of the last token of each document: (documents, dim)."""
-    ends = torch.tensor(batch.lengths, device=batch.token_ids.device).cumsum(0) - 1
-    return states_at(model, batch, ends)
+    return states_at(model, batch, batch.ends)
 
 
 def _reads_alone(base: Any, batch: Batch) -> bool:
@@ -185,8 +185,16 @@ def _body(base: Any, batch: Batch) -> Tensor:
 
 def _row(batch: Batch) -> tuple[Side, dict[str, Tensor]]:
     """The company of a batch's documents, and what the model is called with."""
-    side = Side(documents_of(batch.lengths, str(batch.token_ids.device)))
-    return side, {"input_ids": batch.token_ids.unsqueeze(0), "position_ids": batch.positions.unsqueeze(0)}
+    return Side(_laid_out(batch)), {
+        "input_ids": batch.token_ids.unsqueeze(0),
+        "position_ids": batch.positions.unsqueeze(0),
+    }
+
+
+def _laid_out(batch: Batch) -> Documents:
+    if batch.places is None:
+        return documents_of(batch.lengths, str(batch.token_ids.device))
+    return shared_documents(batch.lengths, batch.places, batch.tokens)
 
 
 def _head_losses(base: Any, states: Tensor, batch: Batch, temperature: float) -> Tensor:
@@ -202,15 +210,13 @@ def _head_losses(base: Any, states: Tensor, batch: Batch, temperature: float) ->
 
 def _losses_alone(model: Any, batch: Batch, temperature: float) -> Tensor:
     """The definition: each document by itself through the model's own code."""
-    losses, start = [], 0
-    for length in batch.lengths:
-        own = (batch.predict_at >= start) & (batch.predict_at < start + length)
+    losses = []
+    for at, ids in enumerate(batch.documents()):
+        own = batch.document_of == at
         if bool(own.any()):
-            ids = batch.token_ids[start : start + length]
-            logits = model(input_ids=ids[None], use_cache=False).logits[0][batch.predict_at[own] - start]
+            logits = model(input_ids=ids[None], use_cache=False).logits[0][batch.positions[batch.predict_at[own]]]
             scaled = logits.float() / temperature
             losses.append(torch.nn.functional.cross_entropy(scaled, batch.targets[own], reduction="none"))
-        start += length
     return torch.cat(losses) if losses else batch.token_ids.new_zeros(0, dtype=torch.float32)
 
 

@@ -59,6 +59,25 @@ def charts(rows: Rows, words: Words = ENGLISH) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
+def reliability(bins: Sequence[Sequence[float]], words: Words = ENGLISH) -> Chart | None:
+    """How often a judge was right when it was so sure: bins of (sureness, share judged rightly, pairs).
+
+    A judge that knows its doubt lies on the diagonal.
+    """
+    if not bins:
+        return None
+    sure, right, pairs = zip(*bins, strict=True)
+    curves = [
+        Curve("as sure as right", (0.5, 1.0), (0.5, 1.0), opacity=0.3),
+        Curve("held-out pairs", sure, right, colour=SECOND, points=True),
+    ]
+    title = words("Sureness against being right")
+    listed = "; ".join(f"{plain(s)} → {plain(r)} ({int(n)})" for s, r, n in zip(sure, right, pairs, strict=True))
+    labels = {"sureness": words("sureness")}
+    svg = draw("reliability", curves, alt=f"{title}: {listed}", x_label="sureness", whole=False, labels=labels)
+    return Chart(title, words("share of held-out pairs judged rightly; on the pale line it knows its doubt"), svg)
+
+
 def column(rows: Rows, name: str) -> list[float]:
     """One number a row; nan where the row lacks it."""
     return [float(row[name]) if is_figure(row.get(name)) else math.nan for row in rows]

@@ -50,6 +50,7 @@ def draw(
     x_label: str,
     wide: bool = False,
     from_zero: bool = False,
+    whole: bool = True,
     labels: Mapping[str, str] | None = None,
 ) -> str:
     """An `<svg>` element with the curves.
@@ -59,13 +60,14 @@ def draw(
         alt: what the figure shows, for those who cannot see it.
         wide: across the page instead of half of it.
         from_zero: start the upright axis at zero, so that noise does not look like a trend.
+        whole: x counts something, as steps are counted.
         labels: what stands in the figure for a label, in the reader's language: matplotlib has no such font.
     """
     import matplotlib
 
     # Text stays text (small, selectable), and the same run gives the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
-        figure = _figure(curves, x_label, wide, from_zero)
+        figure = _figure(curves, x_label, wide, from_zero, whole)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = _themed(buffer.getvalue(), alt)
@@ -105,7 +107,7 @@ def smooth(values: Iterable[float], memory: float) -> list[float]:
     return smoothed
 
 
-def _figure(curves: Sequence[Curve], x_label: str, wide: bool, from_zero: bool) -> Any:
+def _figure(curves: Sequence[Curve], x_label: str, wide: bool, from_zero: bool, whole: bool) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -118,13 +120,13 @@ def _figure(curves: Sequence[Curve], x_label: str, wide: bool, from_zero: bool) 
             x, y, color=curve.colour, alpha=curve.opacity, label=curve.name, linewidth=1.4, marker=marker, markersize=4
         )  # fmt: skip
     axes.set_xlabel(x_label, color=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10 if wide else 5, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10 if wide else 5, integer=whole, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7 if wide else 5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(color=_GRID, linewidth=0.7)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=_INK)
-    axes.set_xlim(*_step_range(curves))
+    axes.set_xlim(*_range(curves, whole))
     if from_zero:
         axes.set_ylim(bottom=0)
     if wide and len(curves) > 1:
@@ -132,11 +134,11 @@ def _figure(curves: Sequence[Curve], x_label: str, wide: bool, from_zero: bool) 
     return figure
 
 
-def _step_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    """First and last step with a little air; whole steps on both sides of a single one."""
-    steps = [step for curve in curves for step in curve.x]
-    low, high = min(steps), max(steps)
-    air = 0.01 * (high - low) or 1.0
+def _range(curves: Sequence[Curve], whole: bool) -> tuple[float, float]:
+    """First and last x with a little air; of a single step, whole ones on both sides."""
+    found = [x for curve in curves for x in curve.x]
+    low, high = min(found), max(found)
+    air = 0.01 * (high - low) or (1.0 if whole else 0.1)
     return low - air, high + air
 
 

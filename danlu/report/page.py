@@ -19,7 +19,7 @@ from typing import Any
 from danlu import __version__
 from danlu.errors import DataError
 from danlu.journal import Journal, write_atomic
-from danlu.report.charts import charts, column
+from danlu.report.charts import charts, column, reliability
 from danlu.report.numbers import duration, fixed, is_figure, large, plain
 from danlu.report.verdict import MEASURES, Measure, figure, interval_decimals, interval_of, judge, spread
 from danlu.words import ENGLISH, Words, words
@@ -34,6 +34,7 @@ _PARTS = {
     "parity": "whether the merged model answers like the trained one",
     "machine": "where it ran",
 }
+_DRAWN = {"bins"}  # figures of results.json that stand on the page as curves
 # No script and no fetch of any kind, whatever a text on the page may hold.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -215,7 +216,8 @@ def _measure_row(run: Run, key: str) -> str:
 
 
 def _training(run: Run) -> str:
-    drawn = charts(run.metrics, run.words)
+    known = reliability(run.part("reward").get("bins") or [], run.words)
+    drawn = [*charts(run.metrics, run.words), *([known] if known else [])]
     title = run.words("Training")
     if not drawn:
         return section(title, _absent(run.words("No step was recorded in metrics.jsonl.")))
@@ -306,6 +308,7 @@ def _fact_rows(run: Run, part: str) -> list[str]:
         f"<th scope=row>{escape(run.words.if_known(str(name).replace('_', ' ')))}</th>"
         f"<td>{escape(_fact(run, str(name), value))}</td>"
         for name, value in run.part(part).items()
+        if name not in _DRAWN
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -178,8 +179,7 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
     prompts, held_out = (_prompts(recipe, records, base.chat, skipped) for records in (split.train, split.held_out))
     if not prompts:
         raise DataError("every prompt was left out; none is left to train on", fix="see the faults in events.jsonl")
-    questions = [_question(prompt) for prompt in held_out[: recipe.prove.questions if recipe.prove else 0]]
-    check_provable(recipe.prove, held_out, questions)
+    check_provable(recipe.prove, held_out, [])
     ready = make_trainable(recipe, base, (), show)
     judge = judge or _put_judge(recipe, ready, device)
     judged = partial(_judged, judge, recipe.reward.name)
@@ -199,7 +199,7 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
         batches=rollouts,
         held_out=(),
         identity=_identity(recipe, ready, prompts),
-        proof=_proof(recipe, policy, judged, held_out, questions),
+        proof=_proof(recipe, policy, judged, held_out),
         end=judge.close if isinstance(judge, Command) else lambda: None,
     )
 
@@ -284,10 +284,10 @@ def _proof(
     policy: ModelPolicy,
     judged: Judging,
     held_out: Sequence[Prompt],
-    questions: Sequence[Question],
 ) -> Proof | None:
     if recipe.prove is None or not held_out:
         return None
+    shown = random.Random(recipe.seed).sample(range(len(held_out)), min(recipe.prove.questions, len(held_out)))
 
     def look() -> Measured:
         drawn = policy.draw(held_out, [recipe.seed + at for at in range(len(held_out))])
@@ -297,9 +297,9 @@ def _proof(
             "kl": [(kl, 1.0) for kl in policy.kl(answers, recipe.train.micro_batch_tokens)],
             "ended": [(100.0 * answer.ended, 1.0) for answer in answers],
         }
-        return Measured(values, [answer.text.strip() for answer in answers[: len(questions)]])
+        return Measured(values, [answers[at].text.strip() for at in shown])
 
-    groups = [group_of(prompt) for prompt in held_out]
+    groups, questions = [group_of(prompt) for prompt in held_out], [_question(held_out[at]) for at in shown]
     name = of_value([repr(held_out), recipe.rollout.model_dump(mode="json"), recipe.reward.model_dump(mode="json")])
     return Proof(look, name, dict.fromkeys(("reward", "kl", "ended"), groups), questions, recipe.prove.examples)
 
@@ -360,6 +360,7 @@ def _check_data(recipe: PpoRecipe) -> None:
     split = read(recipe.data, recipe.seed, Skipped())
     for record in (*split.train, *split.held_out):
         _asked(record)
+    check_provable(recipe.prove, split.held_out, [])
 
 
 def _named(options: TrainingStep, place: Place) -> dict[str, Any]:

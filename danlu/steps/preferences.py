@@ -16,6 +16,7 @@ from danlu.evaluate.held_out import Question
 from danlu.model.adapters import LoraOptions
 from danlu.recipe import TrainingRecipe, TrainingSections
 from danlu.steps.prepare import Base, Sizes, digest_of
+from danlu.steps.prove import check_provable
 from danlu.train.sft import refuse_unknown_tokens
 
 
@@ -62,11 +63,12 @@ def pairs_from(recipe: TrainingRecipe, split: Split, base: Base, skipped: Skippe
 
 
 def check_pairs(recipe: TrainingRecipe) -> None:
-    """Every row is a preference. Raises DataError."""
+    """Every row is a preference, and there are enough of them to prove a change. Raises DataError."""
     split = read(recipe.data, recipe.seed, Skipped())
     for record in (*split.train, *split.held_out):
         if not isinstance(record, Preference):
             raise no_preference(record)
+    check_provable(recipe.prove, split.held_out, [])
 
 
 def digest_of_pairs(pairs: Sequence[Pair]) -> str:

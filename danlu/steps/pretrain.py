@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -102,8 +101,7 @@ def prepare(recipe: PretrainRecipe, journal: Draft, device: Device, show: Show) 
     base = _load(recipe, device, show)
     skipped = Skipped()
     corpus, held_out = _corpus(recipe, base, journal, skipped, show)
-    if recipe.prove is not None:
-        check_provable(recipe.prove, held_out, [])
+    check_provable(recipe.prove, held_out, [])
     ready = make_trainable(recipe, base, (), show)
     tokens = recipe.train.batch_size * recipe.data.max_length
     batches = ByTokens(corpus, corpus.lengths, tokens, recipe.seed)
@@ -198,10 +196,11 @@ def _document(record: Record) -> Record:
 
 
 def _check_data(recipe: PretrainRecipe) -> None:
-    """Every row is looked at; none is kept."""
+    """Every row is looked at; those that are held out are kept."""
     trained, aside = stream(recipe.data, recipe.seed, Skipped())
-    for record in chain(trained, aside):
+    for record in trained:
         _document(record)
+    check_provable(recipe.prove, [_document(record) for record in aside], [])
 
 
 PRETRAIN = training_kind(PretrainStep, PretrainRecipe, prepare, _check_data)

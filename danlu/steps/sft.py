@@ -88,7 +88,8 @@ def _name_of(held_out: list[Example], questions: list[Question], max_new_tokens:
 
 
 def _check_data(recipe: Recipe) -> None:
-    read(recipe.data, recipe.seed, Skipped())
+    split = read(recipe.data, recipe.seed, Skipped())
+    check_provable(recipe.prove, split.held_out, questions_of(split.held_out, recipe.prove, recipe.seed))
 
 
 class SftStep(SftSections, TrainingStep):

@@ -11,7 +11,7 @@ import pytest
 from sample_rows import ASSISTANT, ROWS, USER, fault_of, write_csv, write_jsonl
 
 from danlu.data.files import files
-from danlu.data.formats import Reading, Skipped, Text, read_records, record_from_row
+from danlu.data.formats import Skipped, Text, read_records, record_from_row
 from danlu.errors import DataError
 
 # --- kinds of file ---
@@ -299,56 +299,6 @@ def test_nulls_and_places_of_parquet_rows(tmp_path):
     assert record.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
     assert record.messages[3]["tool_calls"][0]["function"]["arguments"] == {"b": 1}
     assert skipped.faults[0][0] == "a.parquet:2"
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
-def test_gbk_is_recognised_and_read_when_it_is_named(tmp_path, kind):
-    lines = {
-        "jsonl": '{"text": "abc"}\n{"text": "你好，世界"}\n',
-        "json": '[{"text": "abc"},\n{"text": "你好，世界"}]\n',
-        "csv": "text\n你好，世界\n",
-        "txt": "abc\n你好，世界\n",
-    }
-    path = tmp_path / f"a.{kind}"
-    path.write_bytes(lines[kind].encode("gbk"))
-    message = fault_of(path, on_error="skip")
-    assert f"a.{kind}:2: not UTF-8 (byte 0xC4 at offset {lines[kind].index('你')})" in message
-    assert "it looks like GB18030" in message
-    assert "set data.encoding=gb18030" in message
-    records = read_records(path, reading=Reading(encoding="gb18030"))
-    assert [record.text for record in records][-1] in ("你好，世界", "abc\n你好，世界")
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_wide_encodings_are_recognised(tmp_path, encoding):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes('{"text": "丹炉 furnace"}\n'.encode(encoding))
-    message = fault_of(path)
-    assert "not UTF-8" in message
-    assert f"it looks like {encoding.upper().replace('-LE', 'LE').replace('-BE', 'BE')}" in message
-
-
-def test_broken_utf8_is_not_taken_for_another_encoding(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes('{"text": "好"}\n{"text": "炼丹的炉子'.encode()[:-1] + b'"}\n')
-    message = fault_of(path)
-    assert "a.jsonl:2: not UTF-8" in message
-    assert "looks like" not in message
-    path.write_bytes('{"text": "炉'.encode()[:-1])
-    assert "a.jsonl:1: not UTF-8 (byte 0xE7 at offset 10)" in fault_of(path)
-
-
-def test_western_accents_are_not_taken_for_chinese(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes("un café crème\n".encode("latin-1"))
-    assert "it looks like Windows-1252" in fault_of(path)
-
-
-def test_broken_bytes_deep_in_a_long_line_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK", 1001)
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n" + b'{"text": "' + "好".encode() * 5000 + b'\xff"}\n')
-    assert "a.jsonl:2: not UTF-8 (byte 0xFF at offset 15011)" in fault_of(path)
 
 
 @pytest.mark.parametrize(

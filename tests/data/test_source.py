@@ -7,8 +7,9 @@ import pytest
 from sample_rows import write_jsonl
 
 from danlu.config import validate
+from danlu.data.held_out import split
 from danlu.data.records import Conversation, Preference, Skipped, Text
-from danlu.data.source import DataOptions, read, read_conversations, split
+from danlu.data.source import DataOptions, read, read_conversations
 from danlu.errors import ConfigError, DataError
 
 

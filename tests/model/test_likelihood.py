@@ -2,140 +2,74 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
+from losses import LENGTHS, alike, alone, assert_near, documents, examples, load, strong, with_adapter
 from rounding import SUMS_IN_A_BLOCK, of_model, of_sums
 from torch import nn
 
 from danlu.data.batches.packing import collate
 from danlu.data.chat import Chat
 from danlu.data.example import Example
-from danlu.device import Device
 from danlu.errors import ModelError
 from danlu.generate.engine import Engine
 from danlu.model.adapters import LoraOptions, attach
 from danlu.model.company.attention import plain_attention
 from danlu.model.company.company import Side
 from danlu.model.company.documents import documents_of
-from danlu.model.company.wiring import ATTENTION, run_in_company, wire
-from danlu.model.compute.kernels import use_fast_kernels
+from danlu.model.company.wiring import ATTENTION, run_in_company
 from danlu.model.compute.token_rows import Rows, put_inputs
 from danlu.model.likelihood import compute_twice, prepare, token_losses
-from danlu.model.load import load_model, load_tokenizer
-from tiny import ARCHITECTURES, make_tiny_model
-
-CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
-
-# Lengths on both sides of the tiny models' window of 16, and one document that teaches nothing.
-LENGTHS = (40, 1, 2, 17, 25)
+from danlu.model.load import load_tokenizer
+from tiny import ARCHITECTURES
 
 
-def documents(seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
-
-
-def examples(learnt=lambda at: True):
-    return [Example(tuple(ids), tuple(at > 0 and learnt(at) for at in range(len(ids)))) for ids in documents()]
-
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {name: make_tiny_model(root / name, architecture=name) for name in ARCHITECTURES}
-
-
-def strong(model, seed=5):
-    """Large random weights: in a fresh model every token is about equally likely, whatever stands before it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            around = 1.0 if name.endswith("norm.weight") or "norm." in name else 0.0
-            weight.copy_(around + torch.randn(weight.shape, generator=generator) * 0.2)
-    return model.eval()
-
-
-def load(directory):
-    return strong(load_model(directory, device=CPU, dtype=torch.float32))
-
-
-def with_adapter(directory, **options):
-    """The same model with an adapter that changes its answers, without dropout."""
-    model = attach(load(directory), LoraOptions(r=4, lora_dropout=0, **options), seed=0)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    return model.eval()
-
-
-class Losses(NamedTuple):
-    """Of the learnt tokens, and how far rounding may carry another computation of them."""
-
-    values: torch.Tensor
-    tolerance: float
-
-
-def alone(model, learnt=lambda at: True):
-    """The definition: each document by itself through transformers' code and a log-softmax."""
-    losses, tolerance = [], 0.0
-    for ids in documents():
-        scores = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].float(), -1)
-        losses += [-scores[at - 1, ids[at]] for at in range(1, len(ids)) if learnt(at)]
-        tolerance = max(tolerance, of_model(scores, model.config))
-    return Losses(torch.stack(losses), tolerance)
-
-
-def assert_near(seen, expected):
-    torch.testing.assert_close(seen, expected.values, atol=expected.tolerance, rtol=0)
-
-
+@pytest.mark.parametrize("texts", [documents, alike])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_laid_end_to_end_each_document_has_the_loss_it_has_alone(directories, architecture):
+def test_in_one_row_each_document_has_the_loss_it_has_alone(directories, architecture, texts):
     model = load(directories[architecture])
-    expected, batch = alone(model), collate(examples())
-    assert len(expected.values) == sum(LENGTHS) - len(LENGTHS)
+    expected, batch = alone(model, texts=texts), collate(examples(texts=texts))
+    assert len(expected.values) == sum(len(ids) - 1 for ids in texts())
+    assert (batch.tokens < sum(batch.lengths)) == (texts is alike)
     assert_near(token_losses(model, batch), expected)
     prepare(model)
     assert_near(token_losses(model, batch), expected)
 
 
+@pytest.mark.parametrize("texts", [documents, alike])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_the_same_with_an_adapter(directories, architecture):
+def test_the_same_with_an_adapter(directories, architecture, texts):
     model = with_adapter(directories[architecture])
-    expected, batch = alone(model), collate(examples())
-    assert (
-        expected.values - alone(load(directories[architecture])).values
-    ).abs().max() > 0.1  # the adapter says something
+    expected, batch = alone(model, texts=texts), collate(examples(texts=texts))
+    without = alone(load(directories[architecture]), texts=texts)
+    assert (expected.values - without.values).abs().max() > 0.1  # the adapter says something
     assert_near(token_losses(model, batch), expected)
     prepare(model)
     assert_near(token_losses(model, batch), expected)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("texts", "checkpointing"), [(documents, False), (alike, False), (alike, True)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_weight_has_the_gradient_that_it_has_alone(directories, architecture, checkpointing):
+def test_every_weight_has_the_gradient_that_it_has_alone(directories, architecture, texts, checkpointing):
     """All weights trained; once more with each block computed a second time for its gradients."""
     model = load(directories[architecture]).train()
     for part in (part for part in model.modules() if isinstance(part, nn.Dropout)):  # GPT-2 has some
         part.p = 0.0
-    expected = alone(model)
+    expected = alone(model, texts=texts)
     expected.values.sum().backward()
     wanted = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad()
     prepare(model)
     if checkpointing:
         compute_twice(model)
-    token_losses(model, collate(examples())).sum().backward()
+    token_losses(model, collate(examples(texts=texts))).sum().backward()
+    tokens = sum(map(len, texts()))
     for name, weight in model.named_parameters():
         # A gradient's own sums, of all tokens, stand behind those of a pass forward and one back.
         size = float(wanted[name].abs().max())
-        tolerance = of_sums(size, terms=sum(LENGTHS), in_a_row=2 * SUMS_IN_A_BLOCK * model.config.num_hidden_layers)
+        tolerance = of_sums(size, terms=tokens, in_a_row=2 * SUMS_IN_A_BLOCK * model.config.num_hidden_layers)
         torch.testing.assert_close(weight.grad, wanted[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -163,22 +97,23 @@ def test_these_models_would_show_a_window_that_is_off_by_one(directories):
         assert (changed(window) - expected.values).abs().max() > 30 * expected.tolerance
 
 
+@pytest.mark.parametrize("texts", [documents, alike])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_of_the_adapter_are_those_of_the_plain_path(directories, architecture):
+def test_gradients_of_the_adapter_are_those_of_the_plain_path(directories, architecture, texts):
     def gradients(model, losses):
         losses(model).sum().backward()
         return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 
-    plain = gradients(with_adapter(directories[architecture]), lambda model: alone(model).values)
+    plain = gradients(with_adapter(directories[architecture]), lambda model: alone(model, texts=texts).values)
     fast_model = with_adapter(directories[architecture])
     prepare(fast_model)
-    fast = gradients(fast_model, lambda model: token_losses(model, collate(examples())))
+    fast = gradients(fast_model, lambda model: token_losses(model, collate(examples(texts=texts))))
     assert plain.keys() == fast.keys()
     there_and_back = 2 * (SUMS_IN_A_BLOCK * fast_model.config.num_hidden_layers + 1)
     for name, expected in plain.items():
         scale = expected.abs().max()
         assert scale > 0, name
-        tolerance = of_sums(float(scale), terms=sum(LENGTHS), in_a_row=there_and_back)
+        tolerance = of_sums(float(scale), terms=sum(map(len, texts())), in_a_row=there_and_back)
         assert (fast[name] - expected).abs().max() <= tolerance, name
 
 
@@ -285,104 +220,6 @@ def test_a_layout_made_while_answering_serves_training(directories, monkeypatch)
     engine.logits(batch.token_ids.tolist())
     token_losses(model, batch).sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
-
-
-# --- which kernels are taken
-
-# Two blocks: 7 linear layers, 2 norms and 1 MLP each, and a norm at the end. Qwen3 has a norm for queries and one
-# for keys in each block. GPT-2 has neither. Gemma's norm multiplies by 1 + weight, its MLP has a GELU.
-TAKEN = {
-    "llama": {"lora": 14, "norm": 5, "swiglu": 2},
-    "qwen2": {"lora": 14, "norm": 5, "swiglu": 2},
-    "qwen3": {"lora": 14, "norm": 9, "swiglu": 2},
-    "mistral": {"lora": 14, "norm": 5, "swiglu": 2},
-    "gpt2": {},
-    "gemma3_text": {"lora": 14},
-}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_are_taken_where_they_agree(directories, architecture):
-    assert prepare(with_adapter(directories[architecture])) == TAKEN[architecture]
-
-
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_norms_are_taken_trained_or_not(directories, is_trained):
-    model = load(directories["llama"]).requires_grad_(is_trained)
-    assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
-
-
-class ShiftedRMSNorm(nn.Module):
-    """Looks like Llama's norm and is not: it multiplies by 1 + weight."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.weight, self.variance_epsilon = like.weight, like.variance_epsilon
-
-    def forward(self, x):
-        return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
-
-
-class GeluMlp(nn.Module):
-    """Looks like Llama's MLP and is not."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = like.gate_proj, like.up_proj, like.down_proj
-        self.act_fn = nn.GELU()
-
-    def forward(self, x):
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-
-@torch.no_grad()
-def test_a_kind_that_differs_keeps_its_own_code(directories):
-    model = load(directories["llama"]).requires_grad_(False)
-    for layer in model.model.layers:
-        layer.input_layernorm = ShiftedRMSNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = ShiftedRMSNorm(layer.post_attention_layernorm)
-        layer.mlp = GeluMlp(layer.mlp)
-    model.model.norm = ShiftedRMSNorm(model.model.norm)
-    expected = alone(model)
-    wire(model)
-    assert use_fast_kernels(model) == {}
-    assert_near(token_losses(model, collate(examples())), expected)
-
-
-@torch.no_grad()
-def test_one_module_that_differs_among_others_keeps_its_own_code(directories):
-    model = load(directories["llama"]).requires_grad_(False)
-    last = model.model.layers[-1]
-    last.input_layernorm, last.mlp = ShiftedRMSNorm(last.input_layernorm), GeluMlp(last.mlp)
-    expected = alone(model)
-    wire(model)
-    assert use_fast_kernels(model) == {"norm": 4, "swiglu": 1}
-    assert_near(token_losses(model, collate(examples())), expected)
-
-
-def test_adapters_beyond_plain_lora_keep_their_own_code(directories):
-    from peft import LoraConfig, get_peft_model
-
-    from danlu.hub import quiet_transformers
-
-    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
-    with quiet_transformers():
-        model = get_peft_model(load(directories["llama"]), config)
-    assert use_fast_kernels(model) == {"norm": 5, "swiglu": 2}
-
-
-@torch.no_grad()
-def test_a_switched_off_or_merged_adapter_is_obeyed(directories):
-    model = with_adapter(directories["llama"])
-    expected, base = alone(model), alone(load(directories["llama"]))
-    prepare(model)
-    batch = collate(examples())
-    with model.disable_adapter():
-        assert_near(token_losses(model, batch), base)
-    model.merge_adapter()
-    assert_near(token_losses(model, batch), expected)
-    model.unmerge_adapter()
-    assert_near(token_losses(model, batch), expected)
 
 
 # --- rows of tokens

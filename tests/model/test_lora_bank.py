@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import CPU, edit_config, edit_weights, make_adapter
-from kinds import with_adapter
+from adapting import CPU, bank_with, edit_config, edit_weights, make_adapter, plain_model
 from rounding import of_model
-from safetensors.torch import load_file
-from zoo import tiny_model
 
 from danlu.errors import ConfigError, ModelError
 from danlu.model.adapter_files import put_adapter
-from danlu.model.company.company import Side
-from danlu.model.company.documents import documents_of
-from danlu.model.company.wiring import wire
-from danlu.model.lean.lean import alone_decoder, lean_form, plain_decoder
 from danlu.model.load import load_model
 from danlu.model.lora_bank import EVERY, FEW_TOKENS, Hooks, LoraBank, Step
 from danlu.model.lora_files import LowRank, why_not_plain
@@ -26,10 +19,6 @@ from tiny import make_tiny_model
 
 IDS = torch.arange(5, 25)[None]  # (1, tokens)
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora"
-
-
-def base(directory):
-    return load_model(directory, device=CPU, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -47,13 +36,6 @@ def adapter(tiny_model, tmp_path_factory):
 def copy(adapter, tmp_path):
     """A copy of the adapter, to be changed."""
     return Path(shutil.copytree(adapter, tmp_path / "copy"))
-
-
-def bank_with(model, **directories):
-    bank = LoraBank.of(model)
-    for name, directory in directories.items():
-        bank.put(name, directory, bank.read(directory))
-    return bank
 
 
 # --- the computation
@@ -165,8 +147,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_with_hooks_is_pefts_model(tiny_model, tmp_path, kind):
     directory = make_adapter(tiny_model, tmp_path / "adapter", **KINDS[kind])
-    expected = scores(put_adapter(base(tiny_model), directory))
-    model = base(tiny_model)
+    expected = scores(put_adapter(plain_model(tiny_model), directory))
+    model = plain_model(tiny_model)
     plain = scores(model)
     hooks = Hooks(bank_with(model, it=directory), model)
     with hooks.during(Step.of([("it", 20)], torch.device("cpu"))):
@@ -181,10 +163,10 @@ def test_other_architectures(tmp_path, architecture):
     """GPT-2's layers are Conv1D, whose weights lie the other way round."""
     directory = make_tiny_model(tmp_path / "model", architecture=architecture)
     adapter = make_adapter(directory, tmp_path / "adapter", target_modules="all-linear")
-    model = base(directory)
+    model = plain_model(directory)
     with Hooks(bank_with(model, it=adapter), model).during(Step.of([("it", 20)], torch.device("cpu"))):
         seen = scores(model)
-    expected = scores(put_adapter(base(directory), adapter))
+    expected = scores(put_adapter(plain_model(directory), adapter))
     torch.testing.assert_close(seen, expected, atol=of_model(expected, model.config), rtol=0)
 
 
@@ -198,7 +180,7 @@ def test_bfloat16_matrices_follow_the_model(tiny_model, adapter):
 
 
 def test_where_no_token_has_an_adapter_nothing_stands_in_the_model(tiny_model, adapter):
-    model = base(tiny_model)
+    model = plain_model(tiny_model)
     bank = bank_with(model, it=adapter)
     hooks = Hooks(bank, model)
     layers = [model.get_submodule(name) for name in bank.layers]
@@ -211,11 +193,11 @@ def test_where_no_token_has_an_adapter_nothing_stands_in_the_model(tiny_model, a
         assert not any(layer._forward_hooks for layer in layers)
     with pytest.raises(ZeroDivisionError), hooks.during(Step.of([("it", 20)], torch.device("cpu"))):
         raise ZeroDivisionError
-    assert torch.equal(scores(model), scores(base(tiny_model)))
+    assert torch.equal(scores(model), scores(plain_model(tiny_model)))
 
 
 def test_a_layer_that_sees_other_tokens_is_refused(tiny_model, adapter):
-    model = base(tiny_model)
+    model = plain_model(tiny_model)
     with (
         Hooks(bank_with(model, it=adapter), model).during(Step.of([("it", 3)], torch.device("cpu"))),
         pytest.raises(ModelError, match="sees 20 of 3 tokens"),
@@ -227,7 +209,7 @@ def test_a_layer_that_sees_other_tokens_is_refused(tiny_model, adapter):
 
 
 def test_names(tiny_model, adapter):
-    bank = bank_with(base(tiny_model), first=adapter, second=adapter)
+    bank = bank_with(plain_model(tiny_model), first=adapter, second=adapter)
     with pytest.raises(ConfigError, match="loaded already, from"):
         bank.put("first", adapter, {})
     with pytest.raises(ConfigError, match=r"(?s)no adapter 'secnd'.*first, second.*did you mean 'second'"):
@@ -267,7 +249,7 @@ def test_what_is_not_plain_lora_is_named(tiny_model, tmp_path, fields, named):
     directory = make_adapter(tiny_model, tmp_path / "adapter", **fields)
     reason = why_not_plain(directory)
     assert named in reason
-    assert f"not plain LoRA: {reason}" in refusal(directory, base(tiny_model))
+    assert f"not plain LoRA: {reason}" in refusal(directory, plain_model(tiny_model))
 
 
 def test_other_tuners_and_fields_unknown_are_named(copy):
@@ -311,7 +293,7 @@ DAMAGE = {
 def test_damaged_files(tiny_model, copy, damage):
     spoil, said = DAMAGE[damage]
     spoil(copy)
-    assert said in refusal(copy, base(tiny_model))
+    assert said in refusal(copy, plain_model(tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -324,107 +306,7 @@ def test_damaged_files(tiny_model, copy, damage):
     ],
 )
 def test_another_base(adapter, tmp_path, architecture, changes, said):
-    other = base(make_tiny_model(tmp_path / "other", architecture=architecture, changes=changes))
+    other = plain_model(make_tiny_model(tmp_path / "other", architecture=architecture, changes=changes))
     with pytest.raises(ModelError, match=said) as caught:
         LoraBank.of(other).read(adapter)
     assert "it was made for" in caught.value.fix
-
-
-# --- rows of tokens
-
-
-ROWS = {"trainable_token_indices": [2, 9, 14]}
-
-
-@pytest.fixture(scope="module")
-def with_rows(tmp_path_factory):
-    """(model, adapter) by architecture: tied, with heads of their own, with a scaled embedding."""
-    made = {}
-    for architecture, rows in (
-        ("llama", ROWS), ("gemma3_text", ROWS),
-        ("qwen3", {"trainable_token_indices": {"embed_tokens": [2, 9, 14], "lm_head": [9, 3]}}),
-    ):  # fmt: skip
-        place = tmp_path_factory.mktemp(architecture)
-        directory = make_tiny_model(place / "model", architecture=architecture)
-        made[architecture] = directory, changed_rows(make_adapter(directory, place / "adapter", **rows))
-    return made
-
-
-def changed_rows(adapter):
-    """Rows that are not the base's."""
-    generator = torch.Generator().manual_seed(3)
-    old = {name: value for name, value in load_file(adapter / "adapter_model.safetensors").items() if "token_" in name}
-    edit_weights(adapter, {name: torch.randn(value.shape, generator=generator) for name, value in old.items()})
-    return adapter
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3"])
-def test_rows_of_tokens_are_pefts(with_rows, architecture):
-    directory, adapter = with_rows[architecture]
-    model, bank = base(directory), None
-    ids = torch.tensor([9, 30, 2, 2, 14, 40])
-    with torch.no_grad():
-        wanted = put_adapter(base(directory), adapter)(input_ids=ids[None], use_cache=False).logits[0]
-        plain = base(directory)(input_ids=ids[None], use_cache=False).logits[0]
-    bank = bank_with(model, it=adapter)
-    assert why_not_plain(adapter) is None
-    for decoder in (alone_decoder(model, bank), lean_or_plain(model, bank, lean=True), lean_or_plain(model, bank)):
-        for kept in (slice(None), slice(2, None)):
-            own = decoder(ids, kept, Step.of([("it", 6)], ids.device))
-            torch.testing.assert_close(own, wanted[kept], atol=of_model(wanted, model.config), rtol=0)
-        torch.testing.assert_close(
-            decoder(ids, slice(None), Step.of([(None, 6)], ids.device)),
-            plain,
-            atol=of_model(plain, model.config),
-            rtol=0,
-        )
-    bank.drop("it")
-    assert bank.ends is None
-
-
-def lean_or_plain(model, bank, *, lean=False):
-    wire(model)
-    run = lean_form(model, bank, weights_change=True) if lean else plain_decoder(model, bank)
-    at = torch.arange(6)
-    return lambda ids, kept, step: run(ids, at, Side(documents_of((6,), "cpu")), kept, step)
-
-
-def test_of_two_texts_each_token_has_the_rows_of_its_own_adapter(with_rows):
-    directory, adapter = with_rows["llama"]
-    model = base(directory)
-    bank = bank_with(model, it=adapter)
-    wire(model)
-    ids, at = torch.tensor([9, 2, 14, 9, 2, 14]), torch.tensor([0, 1, 2, 0, 1, 2])
-    side, kept = Side(documents_of((3, 3), "cpu")), torch.tensor([2, 5])
-    for run in (plain_decoder(model, bank), lean_form(model, bank, weights_change=True)):
-        seen = run(ids, at, side, kept, Step.of([(None, 3), ("it", 3)], ids.device))
-        for row, name in enumerate((None, "it")):
-            alone = alone_decoder(model, bank)(ids[:3], slice(2, 3), Step.of([(name, 3)], ids.device))[0]
-            torch.testing.assert_close(seen[row], alone, atol=of_model(alone, model.config), rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"trainable_token_indices": [2, 9]}, "do not fit the model"),
-        ({"trainable_token_indices": [2, 9, 5000]}, "do not fit the model"),
-        ({"trainable_token_indices": {"wte": [2, 9, 14]}}, "do not fit the model"),
-        ({"trainable_token_indices": [2, -9, 14]}, "trainable_token_indices"),
-        ({"trainable_token_indices": None}, "do not fit the model"),
-    ],
-)
-def test_rows_that_do_not_fit_are_refused(with_rows, tmp_path, change, said):
-    directory, adapter = with_rows["llama"]
-    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
-    edit_config(copy, **change)
-    with pytest.raises(ModelError, match=said):
-        LoraBank.of(base(directory)).read(copy)
-
-
-def test_a_head_with_a_bias_takes_adapters_without_rows_alone(tmp_path):
-    with_adapter("phi").save_pretrained(tmp_path)
-    bank = LoraBank.of(tiny_model("phi"))
-    assert bank.read(tmp_path)
-    edit_config(tmp_path, trainable_token_indices=[1])
-    with pytest.raises(ModelError, match="has rows of tokens, and this model's head is more than a product"):
-        bank.read(tmp_path)

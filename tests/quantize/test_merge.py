@@ -1,4 +1,4 @@
-"""A merged model is the base with its adapter, or it is not there."""
+"""A merged model is the base with its adapter."""
 
 from __future__ import annotations
 
@@ -7,81 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from merging import CPU, make_adapter, names_in, run, strengthen
 from rounding import of_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from wholes import make_tiny_whole
 
 from danlu import Engine
 from danlu.data.tokens.templates import CHATML
-from danlu.device import Device
-from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
+from danlu.errors import ConfigError, ModelError, ParityError
 from danlu.hub import quiet_transformers
-from danlu.journal import claimed
 from danlu.model.adapter_files import put_adapter
-from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.adapters import save_adapter
 from danlu.model.load import load_model
 from danlu.quantize import merge
-from danlu.quantize.merge import MergeOptions, merge_checked
+from danlu.quantize.merge import MergeOptions
 from tiny import make_tiny_model, make_tokenizer
 
-CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 IDS = torch.tensor([[5, 60, 7, 200, 9, 31]])
-OPTIONS = MergeOptions(max_new_tokens=8)
-
-
-def strengthen(directory, dtype=torch.float32, seed=0):
-    """Large random weights in the files, so that answers depend on the prompt."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = load_file(directory / "model.safetensors")
-    for name in weights:
-        if "norm" not in name:
-            weights[name] = torch.randn(weights[name].shape, generator=generator) * 0.3
-    weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
-def make_adapter(base, directory, scale=0.1, **options):
-    """At this scale the adapter's part of a weight, 4 BA of rank 4, spreads by 0.2, somewhat less than the base's 0.3.
-
-    Much more, and attention chooses one token by scores in the tens: what rounding does to such logits has no bound.
-    """
-    model = attach(load_model(base, device=CPU, dtype=torch.float32), LoraOptions(r=4, **options), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-    save_adapter(model, directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return strengthen(make_tiny_model(tmp_path_factory.mktemp("base") / "llama"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory):
-    return make_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "products" / "merged"
-
-
-def run(base, adapter, out, options=OPTIONS, prompts=(), **more):
-    said = []
-    parity = merge_checked(base, adapter, out, prompts, options, CPU, said.append, **more)
-    return parity, said
 
 
 @torch.no_grad()
@@ -95,10 +40,6 @@ def plain(directory):
 
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
-
-
-def names_in(directory):
-    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
 
 # --- what comes out
@@ -200,85 +141,6 @@ def test_float16_needs_a_gpu(base, adapter, out):
     with pytest.raises(ConfigError, match="float16 on a CPU"):
         run(base, adapter, out, MergeOptions(dtype="float16"))
     assert names_in(out.parent) == []
-
-
-# --- what must not come out
-
-
-@pytest.fixture
-def tampered(monkeypatch):
-    """One layer's weights are changed on their way to the disk."""
-    own = merge.save_model
-
-    def save(model, tokenizer, directory):
-        with torch.no_grad():
-            model.model.layers[0].mlp.down_proj.weight.mul_(3)
-        own(model, tokenizer, directory)
-
-    monkeypatch.setattr(merge, "save_model", save)
-
-
-def test_tampered_weights_are_refused_with_both_continuations(base, adapter, out, tampered):
-    with pytest.raises(ParityError, match=r"prompt \d+: greedy answers differ from token \d+ on: '.*' and '.*'"):
-        run(base, adapter, out)
-    assert names_in(out.parent) == []
-
-
-def test_an_older_merge_stays_when_the_new_one_is_refused(base, adapter, out, tampered):
-    shutil.copytree(base, out)
-    before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(ParityError):
-        run(base, adapter, out)
-    assert (out / "model.safetensors").read_bytes() == before
-    assert names_in(out.parent) == ["merged"]
-
-
-def test_a_template_lost_on_the_way_is_found(base, adapter, out, monkeypatch):
-    own = merge.save_model
-
-    def save(model, tokenizer, directory):
-        tokenizer.chat_template += "!"
-        own(model, tokenizer, directory)
-
-    monkeypatch.setattr(merge, "save_model", save)
-    with pytest.raises(ParityError, match="the rendered ids differ"):
-        run(base, adapter, out)
-    assert names_in(out.parent) == []
-
-
-def test_a_full_disk_leaves_the_older_one(base, adapter, out, monkeypatch):
-    shutil.copytree(base, out)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(DiskError, match="are free"):
-        run(base, adapter, out)
-    assert names_in(out.parent) == ["merged"]
-
-
-def test_an_adapter_of_another_model_is_refused(adapter, tmp_path, out):
-    other = make_tiny_model(tmp_path / "other", architecture="gpt2")
-    with pytest.raises(ModelError, match="adapter"):
-        run(other, adapter, out)
-    assert names_in(out.parent) == []
-
-
-def test_a_directory_that_is_no_model_is_never_replaced(base, adapter, tmp_path):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="exists and is no model"):
-        run(base, adapter, tmp_path / "home")
-    with pytest.raises(ConfigError, match="exists and is no model"):
-        run(base, adapter, tmp_path / "home" / "thesis.txt")
-    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
-
-
-def test_what_is_merged_from_is_never_replaced(base, adapter, tmp_path):
-    own_base, own_adapter = tmp_path / "m" / "base", tmp_path / "m" / "adapter"
-    shutil.copytree(base, own_base)
-    shutil.copytree(adapter, own_adapter)
-    for out in (own_base, own_adapter, tmp_path / "m", own_base / ".." / "adapter"):
-        with pytest.raises(ConfigError, match="which is merged from"):
-            run(own_base, own_adapter, out)
-    assert names_in(tmp_path / "m") == ["adapter", "base"]
 
 
 # --- a template of one's own
@@ -383,8 +245,7 @@ torch.set_num_threads(1)
 here = pathlib.Path(sys.argv[1])
 small = make_tiny_model(here / "small")
 options = MergeOptions(prompts=2, max_new_tokens=1, tolerance=1e6)
-sys.path.insert(0, sys.argv[2])
-from test_merge import make_adapter
+from merging import make_adapter
 merge_checked(small, make_adapter(small, here / "a"), here / "out", [], options, read_device(), print)  # imports
 wide = make_tiny_model(here / "wide", changes={"hidden_size": 2048, "intermediate_size": 8192})
 adapter = make_adapter(wide, here / "b")
@@ -402,7 +263,7 @@ print("bytes", peak.bytes() - before, merging_bytes(wide), sum(p.stat().st_size 
 def test_merging_holds_one_model(tmp_path):
     """540 MB of weights: what is taken beside them must be far from another 540."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PEAK, tmp_path, Path(__file__).parent],
+        [sys.executable, "-W", "ignore", "-c", PEAK, tmp_path],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
@@ -411,18 +272,3 @@ def test_merging_holds_one_model(tmp_path):
     taken, promised, weights = map(int, done.stdout.split("bytes")[-1].split())
     assert weights < taken < 1.5 * weights
     assert taken <= promised < 2 * weights
-
-
-def test_a_model_that_does_not_fit_is_refused_before_it_is_read(base, adapter, out):
-    from dataclasses import replace
-
-    with pytest.raises(MemoryShortage, match=r"merging needs 268\.6 MB"):
-        merge_checked(base, adapter, out, [], OPTIONS, replace(CPU, memory_bytes=1000), print)
-    assert names_in(out.parent) == []
-
-
-def test_two_merges_into_one_place_do_not_mix(base, adapter, out):
-    with claimed(out, print), pytest.raises(InUse, match="is being written by process"):
-        run(base, adapter, out)
-    run(base, adapter, out)
-    assert names_in(out.parent) == ["merged"]

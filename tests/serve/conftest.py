@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from tooling import Told
+from upstreams import Fake
 from waiting import wait_until
 
 from danlu import Engine
@@ -100,3 +101,9 @@ def start(engine):
         thread.join(20)
         assert not thread.is_alive()
         taken.close()
+
+
+@pytest.fixture
+def fake():
+    """A server that stands behind this one."""
+    return Fake()

@@ -88,13 +88,13 @@ def scored_attention(
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
     """Causal attention, one document at a time: q (tokens, heads, dim), k and v (tokens, kv_heads, dim)."""
-    parts = []
-    for one in zip(*(x.split(list(documents.lengths)) for x in (q, k, v)), strict=True):
-        query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in one)
-        may = causal_sight(query.shape[2], scoring.window, scoring.chunk, q.device)
-        at = torch.arange(query.shape[2], device=q.device)
-        parts.append(scored_attention(query, key, value, may, scoring, at)[0].transpose(0, 1))
-    return torch.cat(parts)
+    lines, parts = [documents.lines(x) for x in (q, k, v)], []
+    for at, length in enumerate(documents.lengths):
+        query, key, value = (x[at, :length].transpose(0, 1).unsqueeze(0) for x in lines)
+        may = causal_sight(length, scoring.window, scoring.chunk, q.device)
+        where = torch.arange(length, device=q.device)
+        parts.append(scored_attention(query, key, value, may, scoring, where)[0].transpose(0, 1))
+    return documents.row(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True))
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -131,7 +131,7 @@ class _ShortAttention(torch.autograd.Function):
         grad_key = torch.bmm(grad_scores.transpose(1, 2), query).mul_(ctx.scaling)
         heads = (ctx.heads, ctx.kv_heads, ctx.kv_heads)
         grads = zip((grad_query, grad_key, grad_value), heads, strict=True)
-        return (*(documents.gather(g.view(count, h, longest, g.shape[2])) for g, h in grads), None, None)
+        return (*(documents.collect(g.view(count, h, longest, g.shape[2])) for g, h in grads), None, None)
 
 
 def fast_attention(

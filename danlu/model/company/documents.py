@@ -1,4 +1,5 @@
-"""Documents laid end to end in one row: where each lies, and how to lay them out one a line and back.
+"""Documents in one row, end to end or with their beginnings shared: where each lies, how to lay them out one a line
+and back.
 
 A padded batch wastes every linear layer on padding; a row of documents wastes nothing there. What must keep
 documents apart (attention, layers that carry a state) spreads the row into one document a line, padded on the
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from danlu.model.compute.kernels import apply
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,16 @@ class Documents:
     """Where the documents of a row lie, and how to lay them out one a row and back.
 
     Attributes:
-        lengths: tokens of each document; their sum is the row's length.
+        lengths: tokens of each document; their sum is the row's length, unless beginnings are shared.
         padded: (documents * longest,) for each padded place the token it takes (0 where there is none).
-        packed: (tokens,) the padded place of each token.
+        packed: (tokens,) the padded place of each token; the first one of a token that several documents have.
+        takers: of shared beginnings, all padded places token by token, and where those of each token begin.
     """
 
     lengths: tuple[int, ...]
     padded: Tensor
     packed: Tensor
+    takers: tuple[Tensor, Tensor] | None = None
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
     @property
@@ -41,7 +47,7 @@ class Documents:
 
     def lines(self, x: Tensor) -> Tensor:
         """(tokens, ...) -> (documents, longest, ...), padded on the right by a copy of token 0."""
-        return x.index_select(0, self.padded).view(self.count, self.longest, *x.shape[1:])
+        return self._taken(x.reshape(len(x), -1)).view(self.count, self.longest, *x.shape[1:])
 
     def row(self, x: Tensor) -> Tensor:
         """(documents, longest, ...) -> (tokens, ...)."""
@@ -50,8 +56,29 @@ class Documents:
     def spread(self, x: Tensor) -> Tensor:
         """(tokens, heads, dim) -> (documents, heads, longest, dim), padded on the right by a copy of token 0."""
         tokens, heads, dim = x.shape
-        rows = x.reshape(tokens, heads * dim).index_select(0, self.padded)
+        rows = self._taken(x.reshape(tokens, heads * dim))
         return rows.view(self.count, self.longest, heads, dim).transpose(1, 2)
+
+    def _taken(self, rows: Tensor) -> Tensor:
+        """(tokens, width) -> (documents * longest, width)."""
+        if self.takers is None or not (torch.is_grad_enabled() and rows.requires_grad):
+            return rows.index_select(0, self.padded)
+        taken: Tensor = apply(_Taken, rows, self)
+        return taken
+
+    def collect(self, x: Tensor) -> Tensor:
+        """The adjoint of `spread`: (documents, heads, longest, dim) -> (tokens, heads, dim), the sum over all documents
+        that a token stands in. What lies in padded places does not count."""
+        if self.takers is None:
+            return self.gather(x)
+        documents, heads, longest, dim = x.shape
+        return self.summed(x.transpose(1, 2).reshape(documents * longest, heads * dim)).view(-1, heads, dim)
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """(documents * longest, width) -> (tokens, width), of shared beginnings: the sum over a token's documents."""
+        assert self.takers is not None
+        places, starts = self.takers
+        return F.embedding_bag(places, rows, starts, mode="sum")
 
     def gather(self, x: Tensor) -> Tensor:
         """(documents, heads, longest, dim) -> (tokens, heads, dim)."""
@@ -75,6 +102,38 @@ class Documents:
                 mask = torch.zeros(may.shape, dtype=dtype, device=may.device).masked_fill_(~may, -math.inf)
                 self.masks[key] = mask.repeat(groups, 1)
         return self.masks[key]
+
+
+class _Taken(torch.autograd.Function):
+    """`index_select`, whose gradient would be added up row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, documents: Documents) -> Tensor:
+        ctx.documents = documents
+        return rows.index_select(0, documents.padded)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.documents.summed(grad.contiguous()), None
+
+
+def shared_documents(lengths: tuple[int, ...], places: Tensor, tokens: int) -> Documents:
+    """The layout of documents whose beginnings are shared.
+
+    Args:
+        places: (documents, longest) where in the row each token of each document stands; 0 behind its end.
+        tokens: of the row.
+    """
+    with torch.inference_mode(False):
+        sizes = torch.tensor(lengths, device=places.device)
+        inside = torch.arange(places.shape[1], device=places.device) < sizes[:, None]
+        padded = places.reshape(-1)
+        of_documents = inside.view(-1).nonzero().squeeze(1)
+        taken = padded[of_documents]
+        by_token = of_documents[taken.argsort(stable=True)]
+        counts = torch.bincount(taken, minlength=tokens)
+        starts = counts.cumsum(0) - counts
+        return Documents(lengths, padded, by_token[starts], (by_token, starts))
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,202 @@
+"""Reading a model with its adapter: the same answers as PEFT, or an error that says what is wrong with the files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from adapting import CPU, edit_weights, plain_model
+from rounding import assert_same_model
+from safetensors.torch import load_file
+
+from danlu.errors import ModelError
+from danlu.hub import quiet_transformers
+from danlu.model.adapter_files import put_adapter
+from danlu.model.adapters import LoraOptions, attach
+from danlu.model.load import load_model, load_tokenizer
+from danlu.model.named import ModelOptions, load
+from tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory):
+    """A LoRA adapter for the tiny model whose B is not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = plain_model(tiny_model)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    directory = tmp_path_factory.mktemp("adapter")
+    with quiet_transformers():
+        get_peft_model(model, config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def broken_adapter(adapter, tmp_path):
+    return Path(shutil.copytree(adapter, tmp_path / "adapter"))
+
+
+def loaded_with(adapter, model, tmp_path):
+    options = ModelOptions(name=str(model), adapter=str(adapter), dtype="float32")
+    return load(options, CPU, cache=tmp_path).model
+
+
+def test_an_adapter_changes_the_answer(tiny_model, adapter, tmp_path, capfd):
+    ids = torch.arange(20)[None]  # (rows, time)
+    adapted = loaded_with(adapter, tiny_model, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert not adapted.training
+    assert not torch.allclose(adapted(ids).logits, plain_model(tiny_model)(ids).logits)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B"
+    assert torch.equal(adapted.get_parameter(f"{name}.default.weight"), weights[f"{name}.weight"])
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_with_a_file_missing_is_not_sought_on_the_network(tiny_model, broken_adapter, name, tmp_path):
+    (broken_adapter / name).unlink()
+    with pytest.raises(ModelError, match=f"no {name}"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+def test_an_adapter_is_looked_at_before_the_model_is_fetched(tmp_path):
+    with pytest.raises(ModelError, match=r"no adapter_config\.json"):
+        load(ModelOptions(adapter=""), CPU, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_adapter_in_place_of_a_model(adapter, tmp_path):
+    with pytest.raises(ModelError, match="give its base as the model"):
+        load(ModelOptions(name=str(adapter)), CPU, cache=tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_adapter_weights_cut_short(tiny_model, broken_adapter, keep, tmp_path):
+    path = broken_adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="cut short"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+def test_an_adapter_of_another_architecture(adapter, tmp_path):
+    gpt2 = make_tiny_model(tmp_path / "gpt2", architecture="gpt2")
+    with pytest.raises(ModelError, match="does not fit the model"):
+        loaded_with(adapter, gpt2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens"]}]
+)
+def test_other_kinds_of_adapters(tmp_path, more):
+    from peft import LoraConfig, get_peft_model
+
+    qwen = make_tiny_model(tmp_path / "qwen", architecture="qwen3")
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, **more})
+    ids = torch.arange(20)[None]  # (rows, time)
+    with quiet_transformers():
+        adapted = get_peft_model(plain_model(qwen), config).eval()
+        adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted(ids).logits
+    assert_same_model(loaded_with(tmp_path / "adapter", qwen, tmp_path)(ids).logits, expected, adapted.config)
+
+
+def test_an_adapter_of_another_shape(tiny_model, broken_adapter, tmp_path):
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    edit_weights(broken_adapter, {name: torch.ones(4, 31)})
+    with pytest.raises(ModelError, match=r"does not fit the model(?s:.*)it was made for .*tiny"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", "odd"])
+def test_an_adapter_of_a_deeper_model(tiny_model, broken_adapter, name, tmp_path):
+    weight = torch.ones(4, 32)
+    edit_weights(broken_adapter, {name: weight})
+    with pytest.raises(ModelError, match="do not match"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+def test_an_adapter_that_lacks_weights(tiny_model, broken_adapter, tmp_path):
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    edit_weights(broken_adapter, {name: None})
+    with pytest.raises(ModelError, match=r"do not match: .*q_proj\.lora_B"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"peft_type": "NONE"}', '{"peft_type": "LORA", "r": "x"}'])
+def test_a_damaged_adapter_config(tiny_model, broken_adapter, text, tmp_path):
+    (broken_adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(ModelError):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+def test_an_adapter_with_a_longer_vocabulary_brings_its_rows_and_its_tokenizer(tiny_model, tmp_path):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_tokens(["<new>"])
+    model = load_model(tiny_model, device=CPU, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    adapted = attach(model, LoraOptions(), seed=0)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    options = ModelOptions(name=str(tiny_model), adapter=str(tmp_path / "adapter"))
+    loaded = load(options, CPU, cache=tmp_path / "cache")
+    assert loaded.tokenizer.convert_tokens_to_ids("<new>") == len(tokenizer) - 1
+    rows, wanted = (m.get_input_embeddings().weight.float() for m in (loaded.model, adapted))
+    assert torch.equal(rows, wanted.to(loaded.dtype).float())
+
+
+def extended_adapter(base, out, save_embedding_layers, **more):
+    """(an adapter of the base with three rows more, trained as wholes; its scores; ids that use the new rows)."""
+    from peft import LoraConfig, get_peft_model
+
+    model = load_model(base, device=CPU, dtype=torch.float32)
+    rows = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows + 3, mean_resizing=False)
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, **more})
+    with quiet_transformers():
+        adapted = get_peft_model(model, config).eval()
+        for number, parameter in enumerate(adapted.parameters()):
+            parameter.data += 0.01 * number * parameter.requires_grad
+        adapted.save_pretrained(out, save_embedding_layers=save_embedding_layers)
+    ids = torch.tensor([[1, rows, 5, rows + 2]])
+    return ids, adapted(ids).logits
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # of one matrix for both ends, and of two
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_that_trained_the_extended_embedding_as_a_whole(tmp_path, architecture, saved):
+    base = make_tiny_model(tmp_path / "base", architecture=architecture)
+    ids, wanted = extended_adapter(base, tmp_path / "adapter", True, modules_to_save=saved)
+    loaded = put_adapter(load_model(base, device=CPU, dtype=torch.float32), tmp_path / "adapter")
+    assert_same_model(loaded(ids).logits, wanted, loaded.config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "saved", "missing"),
+    [
+        ("llama", ["embed_tokens"], "the output layer"),
+        ("qwen3", ["embed_tokens"], "the output layer"),
+        ("llama", ["lm_head"], "the input embedding"),
+        ("qwen3", ["lm_head"], "the input embedding"),
+    ],
+)
+def test_new_rows_that_an_adapter_does_not_bring_are_not_made_up(tmp_path, architecture, saved, missing):
+    base = make_tiny_model(tmp_path / "base", architecture=architecture)
+    extended_adapter(base, tmp_path / "adapter", False, modules_to_save=saved)
+    model = load_model(base, device=CPU, dtype=torch.float32)
+    rows = model.get_input_embeddings().num_embeddings
+    with pytest.raises(
+        ModelError, match=f"extended to {rows + 3} .* has {rows}, .*{missing}(?s:.*)save_embedding_layers"
+    ):
+        put_adapter(model, tmp_path / "adapter")
+    assert model.get_input_embeddings().num_embeddings == rows
+
+
+def test_of_one_matrix_that_is_kept_one_an_adapter_brings_the_rows_once(tmp_path):
+    base = make_tiny_model(tmp_path / "base")
+    more = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    ids, wanted = extended_adapter(base, tmp_path / "adapter", False, **more)
+    loaded = put_adapter(load_model(base, device=CPU, dtype=torch.float32), tmp_path / "adapter")
+    assert_same_model(loaded(ids).logits, wanted, loaded.config)
