@@ -259,6 +259,26 @@ def test_what_asks_nothing_is_refused_before_anything_is_touched(recipe, folder,
     assert not list((folder / "runs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        ({"mask_unfinished": True}, 1),  # every answer is cut off
+        ({"mask_unfinished": True, "advantage_estimator": "grpo"}, 1),
+        ({"drop_equal_groups": True, "advantage_estimator": "grpo"}, 6),
+        ({"advantage_estimator": "rloo", "kl_coef": 0}, 6),
+    ],
+)
+def test_of_a_rollout_in_which_nothing_teaches_nothing_is_learnt(recipe, folder, options, longest):
+    with (folder / "judge.py").open("a") as file:
+        file.write("def alike(completions, **_):\n    return [1.0] * len(completions)\n")
+    given = {"ppo": options, "rollout": {"max_new_tokens": longest}, "prove": None, "train": {"max_steps": 2}}
+    directory = run(recipe(reward={"function": "judge.py:alike"}, **given), Lines(), "")
+    assert metrics(directory) == [0.0, 0.0]
+    assert metrics(directory, "grad_norm") == [0.0, 0.0]
+    if "advantage_estimator" in options:
+        assert metrics(directory, "equal_groups") == [1.0, 1.0]
+
+
 def test_only_the_adapter_of_the_policy_is_trained(recipe, folder):
     made = recipe(train={"max_steps": 1}, prove=None)
     directory = run(made, Lines(), "")
