@@ -8,6 +8,7 @@
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
 #   make bench        every published number  make bench-sft   training speed beside TRL's
+#   make bench-train  every kind of training beside TRL's, and the losses of both on one batch
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-cuda   answers and training on a GPU beside plain transformers
@@ -20,7 +21,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
-	bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align clean
+	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -72,7 +73,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-align bench-length bench-generate bench-lean bench-serve bench-data bench-memory
+bench: bench-sft bench-train bench-align bench-length bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -80,6 +81,11 @@ bench-sft: $(INSTALLED)
 
 bench-cuda: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py $(WRITE)
+
+# `ARGS="--stages dpo,reward --steps 3"` measures less; `WRITE=--write` updates the guides to training.
+bench-train: $(INSTALLED)
+	benchmarks/peers.sh trl
+	$(BIN)/python benchmarks/train.py $(ARGS) $(WRITE)
 
 bench-lean: $(INSTALLED)
 	$(BIN)/python benchmarks/lean.py $(WRITE)

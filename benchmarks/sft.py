@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from training_sides import PEERS, TRL_PYTHON, run_side, speed
+
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 JOB = {"batch_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "seed": 42}
-WARMUP_STEPS = 1  # left out of every speed, on both sides
 
 
 def setting(weights: str, size: int, *, autocast: bool = False, sampling: str = "random", packing: bool = False) -> Any:
@@ -52,30 +51,12 @@ TRL_SETTINGS = {
 }
 
 
-def speed(result: dict[str, Any]) -> float:
-    """Tokens a second over all steps but the first."""
-    return sum(result["tokens"][WARMUP_STEPS:]) / sum(result["seconds"][WARMUP_STEPS:])
-
-
 def run_trl(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    return run_side([str(ROOT / ".peers/trl/bin/python"), str(ROOT / "benchmarks/peers/trl_sft.py")], job, scratch)
+    return run_side([TRL_PYTHON, str(PEERS / "trl_sft.py")], job, scratch)
 
 
 def run_danlu(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     return run_side([sys.executable, __file__, "--side"], job, scratch)
-
-
-def run_side(command: list[str], job: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Run one side in its own process and return what it measured."""
-    path = scratch / "job.json"
-    out = scratch / "out.json"
-    out.unlink(missing_ok=True)
-    path.write_text(json.dumps({**job, "out": str(out), "scratch": str(scratch / "trainer")}))
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(out.read_text())
-    return result
 
 
 def danlu_side(job: dict[str, Any]) -> None:
@@ -106,12 +87,13 @@ def danlu_side(job: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp())
     journal = Journal(scratch)
     batches = Shuffled(examples, options.batch_size, job["seed"])
+    before = peak_memory_bytes()  # each step sets the mark back
     train(sft_stage(device), model, Run(batches, [], seed=job["seed"], identity={}), options, journal, device)
     save_adapter(model, Path(job["adapter"]))
     rows = journal.metrics()
     result = {name: [row[name] for row in rows] for name in ("seconds", "tokens", "learnt_tokens")}
     result["losses"] = [row["loss"] for row in rows]
-    result["peak_memory_bytes"] = peak_memory_bytes()
+    result["peak_memory_bytes"] = max(before, peak_memory_bytes(), *[row["peak_memory_bytes"] for row in rows])
     Path(job["out"]).write_text(json.dumps(result))
 
 

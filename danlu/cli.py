@@ -37,12 +37,13 @@ _COMMANDS = {
     "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
     "models": "List the models known by name.",
+    "options": "List the keys of a recipe of one kind, with their defaults.",
     "report": "Write the report of a run directory anew.",
 }
 _MODULES = {
     "running": ("run", "train", "merge", "report"),
     "answering": ("generate", "chat", "serve"),
-    "looking": ("models",),
+    "looking": ("models", "options"),
 }
 _EPILOGUES = {
     "train": "Several values stand one after the other, or the flag is given again. null is nothing: "

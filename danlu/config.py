@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -331,6 +331,22 @@ def option_names(model: type[BaseModel], prefix: str = "") -> list[str]:
         if section := section_of(field.annotation):
             names += option_names(section, f"{prefix}{name}.")
     return names
+
+
+def described(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Of every key: (its dotted name, its default as YAML, nothing where it has to be given, what it means)."""
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        shown = "" if field.is_required() or (section and default is not None) else _as_yaml(default)
+        yield prefix + name, shown, " ".join((field.description or "").split())
+        if section:
+            yield from described(section, f"{prefix}{name}.")
+
+
+def _as_yaml(value: Any) -> str:
+    written = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(written, allow_unicode=True, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def section_of(annotation: Any) -> type[Options] | None:

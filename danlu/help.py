@@ -26,6 +26,11 @@ def options() -> dict[str, str]:
     return {english: chinese for english, _, chinese in pairs}
 
 
+def said_of(meaning: str) -> str:
+    """What an option means, in the reader's language; as it is where it has no Chinese."""
+    return meaning if words().language == "en" else options().get(meaning, meaning)
+
+
 class TranslatedHelp(DefaultFormatter):
     """cyclopts' own form of the help, with other words in it."""
 

@@ -100,7 +100,7 @@ def show_error(console: Console, error: DanluError) -> None:
         console.print("error:", style="bold red", end=" ")
         show(console, str(error))
         return
-    kind = type(error).__name__
+    kind = next(kind.__name__ for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
     console.print(f"{said('error:')} {kind}", style="bold red", end="")
     show(console, f"（{said.if_known(kind)}）：{error.seen}")
     for head, text in (("allowed:", error.allowed), ("next:", error.fix)):

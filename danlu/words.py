@@ -110,6 +110,9 @@ CHINESE = {
     "Answers side by side": "回答对照",
     "No answers were kept.": "没有保存回答。",
     "Prompt": "提示词",
+    "key": "字段",
+    "default": "默认值",
+    "meaning": "含义",
     "Reference": "参考答案",
     "Before training": "训练前",
     "After training": "训练后",
@@ -240,6 +243,7 @@ CHINESE = {
     "Fold an adapter into its base model, and prove that both answer alike.": (
         "把适配器合并进基座模型，并做一致性校验。"
     ),
+    "List the keys of a recipe of one kind, with their defaults.": "列出某种训练的配方的全部字段和默认值。",
     "List the models known by name.": "列出可以直接用名字的模型。",
     "Write the report of a run directory anew.": "重新生成运行目录的报告。",
     "How a data file is read, what is learnt of it, lengths, duplicates and faults.": (

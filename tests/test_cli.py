@@ -235,3 +235,28 @@ def test_a_word_that_is_nested_too_deeply_is_told(call, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     code, _, said = call("data", "check", tmp_path / "a.jsonl", "--columns", "[" * 30_000)
     assert (code, "nested too deeply" in words(said)) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("dpo", ["dpo.beta", "0.1", "how dear it is to leave the reference"]),
+        ("ppo", ["rollout.max_new_tokens", "48", "ppo.kl_target", "null", "nats an answer"]),
+        ("pretrain", ["pretrain.weights", "pretrained", "data.path"]),
+        ("reward", ["train.learning_rate", "0.0001", "reward.samples"]),
+        ("merge", ["start", "tolerance"]),
+    ],
+)
+def test_every_kind_lists_its_keys(call, kind, shown):
+    code, out, _ = call("options", kind)
+    assert code == 0
+    assert [text for text in shown if text not in out] == []
+    _, chinese, _ = call("options", kind, "--lang", "zh")
+    assert "默认值" in chinese
+    assert shown[0] in chinese
+
+
+def test_a_kind_that_is_none_is_told(call):
+    code, _, said = call("options", "pop")
+    assert code == 2
+    assert "did you mean 'ppo'" in said

@@ -18,6 +18,10 @@ def recipe(folder, tiny_model):
     return partial(recipe_of, "dpo", tiny_model, name="d")
 
 
+def talk(*turns):
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
+
+
 def test_the_better_answers_become_likelier_than_the_worse_ones(recipe):
     directory = run(recipe(), Lines(), "")
     assert metrics(directory)[0] == pytest.approx(math.log(2), abs=1e-5)  # policy and reference are one
@@ -83,6 +87,19 @@ def test_a_cut_into_micro_batches_changes_nothing(recipe):
         ({"prompt": "a", "chosen": "b"}, "rejected"),
         (pair(1, rejected="1 quick brown foxes"), "chosen and rejected are the same"),
         (pair(1, prompt=""), "no prompt"),
+        (pair(1, prompt=" "), "prompt: the user turn is empty"),
+        (pair(1, chosen=""), "chosen: the assistant turn is empty"),
+        (pair(1, rejected=" \n"), "rejected: the assistant turn is empty"),
+        (pair(1, rejected=None), "preference needs the key 'rejected'"),
+        ({"chosen": talk("q", "a"), "rejected": talk("p", "b")}, "open with different messages"),
+        ({"chosen": talk("q", "a", "r", "b"), "rejected": talk("q", "a", "s", "b")}, "'r' is not asked in both"),
+        (
+            pair(1, chosen=talk("q", "a"), rejected=talk("q", "b")),
+            "prompt and the messages of chosen and rejected differ",
+        ),
+        (pair(1, chosen=talk("q"), rejected=talk("p")), "chosen opens with a user turn"),
+        ({"text": "a document"}, "mixed formats"),
+        (pair(1, prompt="long " * 3000), "over data.max_length=2048"),
         (pair(1, margin="wide"), "margin: 'wide'"),
         (pair(1, margin=-1), "margin: -1"),
         (pair(1, chosen="long " * 3000), "over data.max_length=2048"),

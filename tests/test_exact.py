@@ -1,17 +1,21 @@
 """What holds for every kind of training: killed at any place it goes on as it would have; its seed makes the run, and
 how a step is cut does not."""
 
+import errno
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from killing import Place, killed_at
 from rounding import SUMS_IN_A_BLOCK, of_sums
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from showing import Lines
-from trainings import RUNS, joined, metrics, run_of
+from trainings import RUNS, joined, metrics, recipe_of, run_of
 
+from danlu.errors import ConfigError, DiskError
 from danlu.journal import Journal
 from danlu.run import run
 
@@ -69,6 +73,78 @@ def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew_and_says_so(
     assert f"{recipe.directory} has no checkpoint yet: training begins at its first step" in lines.said
     (told,) = [event for event in Journal(recipe.directory).events() if event["kind"] == "resumed"]
     assert "no checkpoint" in told["reason"]
+    assert_same(recipe.directory, whole)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_full_disk_and_a_damaged_checkpoint_cost_steps_and_nothing_else(folder, tiny_model, name, monkeypatch):
+    short = {"train": {"max_steps": 4, "save_steps": 1}, "prove": None}
+    whole = run(run_of(name, tiny_model, name="whole", **short), Lines(), "")
+    real = torch.save
+
+    def save(state, path):
+        if state["step"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(DiskError, match="no space left"):
+            run(run_of(name, tiny_model, **short), Lines(), "")
+    recipe, lines = run_of(name, tiny_model, resume=True, **short), Lines()
+    newest = Journal(recipe.directory).checkpoints / "step-000002" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    run(recipe, lines, "")
+    assert any("step-000002: the checkpoint cannot be read" in said for said in lines.said)
+    assert "resumed after step 1" in lines.said
+    assert_same(recipe.directory, whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("pretrain", {"pretrain": {"weights": "random"}}, "pretrain.weights was pretrained and is random"),
+        ("reward", {"reward": {"samples": 9, "max_new_tokens": 5}}, "reward.samples was 16 and is 9; reward.max_new"),
+        (
+            "dpo",
+            {"dpo": {"beta": 0.2, "loss_type": "ipo"}},
+            "dpo.beta was 0.1 and is 0.2; dpo.loss_type was sigmoid and",
+        ),
+        (
+            "ppo",
+            {"ppo": {"kl_coef": 0.1}, "rollout": {"temperature": 0.5}},
+            "ppo.kl_coef was 0.05 and is 0.1; rollout.te",
+        ),
+        (
+            "ppo",
+            {"reward": {"function": "judge.py:faulty"}},
+            "reward.function was judge.py:short and is judge.py:faulty",
+        ),
+        (
+            "sft",
+            {"lora": {"r": 4}, "train": {"batch_size": 4}},
+            "lora.r was 8 and is 4; train.batch_size was 8 and is 4",
+        ),
+    ],
+)
+def test_what_was_changed_in_between_is_told_key_by_key(folder, tiny_model, kind, changes, said):
+    short = {"train": {"max_steps": 1}, "prove": None}
+    run(recipe_of(kind, tiny_model, **short), Lines(), "")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        run(recipe_of(kind, tiny_model, resume=True, **joined(short, changes)), Lines(), "")
+
+
+def test_a_reference_that_the_disk_has_no_room_for_is_told(folder, tiny_model, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: IoError(Os { code: 28, message: No space left on device })")
+
+    recipe = run_of("dpo, precomputed", tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(DiskError, match=r"reference\.safetensors: could not be written"):
+            run(recipe, Lines(), "")
+    whole = run(run_of("dpo, precomputed", tiny_model, name="whole"), Lines(), "")
+    run(run_of("dpo, precomputed", tiny_model, resume=True), Lines(), "")
     assert_same(recipe.directory, whole)
 
 

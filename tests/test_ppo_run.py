@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from showing import Lines, Stops
 from trainings import metrics, recipe_of
 
-from danlu.errors import ConfigError, Interrupted, TrainingError
+from danlu.errors import ConfigError, DanluError, DataError, Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.run import load_recipe, product_of, run
 
@@ -106,6 +106,34 @@ def test_an_error_of_the_judge_stops_the_run_and_loses_nothing(recipe, folder):
     assert Journal(folder / "runs" / "p").events()[-1]["kind"] == "stopped"
 
 
+FAILS = """
+import pathlib, sys
+asked = pathlib.Path("asked")
+
+def judge(prompts, completions, references):
+    asked.write_text(str(int(asked.read_text()) + 1) if asked.exists() else "1")
+    if int(asked.read_text()) == 3:
+        raise OSError("the judge's server is gone")
+    return [-len(text) for text in completions]
+"""
+
+
+@pytest.mark.parametrize("save_steps", [1, 50])
+def test_after_a_judge_is_mended_the_run_goes_on_as_it_would_have(recipe, folder, save_steps):
+    """Its third rollout, before step 9, is not judged; whenever it was saved last, nothing has to be made again."""
+    (folder / "fails.py").write_text(FAILS)
+    given = {"prove": None, "train": {"save_steps": save_steps, "max_steps": 12}}
+    whole = run(recipe(name="whole", **given), Lines(), "")
+    given["reward"] = {"function": "fails.py:judge"}
+    with pytest.raises(TrainingError, match=r"fails.py:judge failed: OSError: the judge's server is gone"):
+        run(recipe(**given), Lines(), "")
+    lines = Lines()
+    run(recipe(resume=True, **given), lines, "")
+    assert [row["step"] for row in lines.rows] == [9, 10, 11, 12]
+    for name in ("loss", "score", "kl", "grad_norm"):
+        assert metrics(folder / "runs" / "p", name) == metrics(whole, name)
+
+
 def test_a_command_judges(recipe, folder):
     (folder / "judge-lines.py").write_text(
         "import sys, json\nfor line in sys.stdin:\n    print(-len(json.loads(line)['completion']), flush=True)\n"
@@ -128,6 +156,9 @@ def test_a_command_judges(recipe, folder):
         ({"reward": {}}, "nobody judges"),
         ({"reward": {"function": "a.b:c", "command": "d"}}, "name one judge"),
         ({"reward": {"command": "d", "function_options": {"a": 1}}}, "function_options has no effect"),
+        ({"reward": {"command": "judge 'x"}}, "No closing quotation"),
+        ({"reward": {"command": " "}}, "command is empty"),
+        ({"reward": {"judge": "me"}}, "judge"),
     ],
 )
 def test_what_cannot_be_or_has_no_effect_is_refused(recipe, changes, said):
@@ -135,11 +166,117 @@ def test_what_cannot_be_or_has_no_effect_is_refused(recipe, changes, said):
         recipe(**changes)
 
 
-def test_a_function_that_is_not_there_is_told_before_anything_is_touched(recipe, folder):
-    with pytest.raises(ConfigError, match=r"reward.function: no function 'shrot' in judge.py") as caught:
-        run(recipe(reward={"function": "judge.py:shrot"}), Lines(), "")
-    assert "short" in caught.value.fix
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"function": "judge.py:shrot"}, r"reward.function: no function 'shrot' in judge.py\n.*short"),
+        ({"function": "judge.py:short", "function_options": {"wieght": 2}}, "unexpected keyword argument 'wieght'"),
+        ({"function": "judge.py:alone"}, "judge.py:alone: missing a required argument: 'lonely'"),
+        ({"function": "nowhere.py:short"}, "nowhere.py cannot be imported"),
+        ({"command": "no-such-judge --fast"}, "there is no command 'no-such-judge'"),
+        ({"model": "nowhere"}, "nowhere is no reward model: it has no reward.json"),
+        ({"model": "empty"}, "empty is no reward model: it has no reward.json"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_told_before_anything_is_touched(recipe, folder, reward, said):
+    (folder / "empty").mkdir()
+    with (folder / "judge.py").open("a") as file:
+        file.write("def alone(lonely, prompts, completions, references): ...\n")
+    with pytest.raises(DanluError, match=said):
+        run(recipe(reward=reward), Lines(), "")
     assert not list((folder / "runs").iterdir())
+
+
+TELLS = """
+import json, pathlib
+
+def tells(prompts, completions, references):
+    with open("told.jsonl", "a") as file:
+        for prompt, reference in zip(prompts, references):
+            file.write(json.dumps([[turn["content"] for turn in prompt], reference]) + "\\n")
+    return [0.0] * len(completions)
+"""
+EARLIER = [("user", "hi"), ("assistant", "hello")]
+
+
+def turns(*said):
+    return [{"role": role, "content": content} for role, content in said]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "reference"),
+    [
+        ({"prompt": "how many?"}, ["how many?"], ""),
+        ({"prompt": turns(*EARLIER, ("user", "and now?"))}, ["hi", "hello", "and now?"], ""),
+        ({"messages": turns(*EARLIER, ("user", "and now?"))}, ["hi", "hello", "and now?"], ""),
+        ({"messages": turns(*EARLIER)}, ["hi"], "hello"),
+        ({"conversations": [{"from": "human", "value": "how many?"}]}, ["how many?"], ""),
+        ({"question": "how many?"}, ["how many?"], ""),
+        ({"question": "how many?", "answer": "4"}, ["how many?"], "4"),
+        ({"prompt": "how many?", "completion": None}, ["how many?"], ""),
+        ({"prompt": "how many?", "completion": "", "system": "be brief"}, ["be brief", "how many?"], ""),
+        ({"instruction": "how many?", "input": "1, 2"}, ["how many?\n\n1, 2"], ""),
+    ],
+)
+def test_a_prompt_needs_no_answer(recipe, folder, row, asked, reference):
+    (folder / "tells.py").write_text(TELLS)
+
+    def nth(at):
+        text = json.dumps(row)
+        return json.loads(text.replace("how many?", f"{at}: how many?").replace('hi"', f'{at}: hi"'))
+
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(nth(at)) + "\n" for at in range(12)))
+    made = recipe(reward={"function": "tells.py:tells"}, data={"held_out": 3}, train={"max_steps": 1})
+    directory = run(made, Lines(), "")
+    told = [json.loads(line) for line in (folder / "told.jsonl").read_text().splitlines()]
+    assert len(told) == 3 + 16 + 3  # held out before and after, and a rollout
+    for texts, other in told:
+        assert [text.split(": ", 1)[-1] for text in texts] == asked
+        assert other == reference
+    assert Journal(directory).results()["data"]["train"] == 9
+
+
+def test_a_table_of_prompts_alone(recipe, folder):
+    (folder / "prompts.csv").write_text("prompt\n" + "".join(f"how many is {at}?\n" for at in range(12)))
+    directory = run(recipe(data={"path": "prompts.csv", "held_out": 3}, train={"max_steps": 1}), Lines(), "")
+    assert Journal(directory).results()["data"] | {"train": 9, "held_out": 3} == Journal(directory).results()["data"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": ""}, "prompt: the user turn is empty"),
+        ({"messages": []}, "messages is empty"),
+        ({"ask": "how many?"}, "the keys match no format: ask"),
+        ({"text": "a document"}, "a document asks nothing"),
+    ],
+)
+def test_what_asks_nothing_is_refused_before_anything_is_touched(recipe, folder, row, said):
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=said) as caught:
+        run(recipe(data={"held_out": 0}, prove=None), Lines(), "")
+    assert "pairs.jsonl:1" in caught.value.seen
+    assert not list((folder / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        ({"mask_unfinished": True}, 1),  # every answer is cut off
+        ({"mask_unfinished": True, "advantage_estimator": "grpo"}, 1),
+        ({"drop_equal_groups": True, "advantage_estimator": "grpo"}, 6),
+        ({"advantage_estimator": "rloo", "kl_coef": 0}, 6),
+    ],
+)
+def test_of_a_rollout_in_which_nothing_teaches_nothing_is_learnt(recipe, folder, options, longest):
+    with (folder / "judge.py").open("a") as file:
+        file.write("def alike(completions, **_):\n    return [1.0] * len(completions)\n")
+    given = {"ppo": options, "rollout": {"max_new_tokens": longest}, "prove": None, "train": {"max_steps": 2}}
+    directory = run(recipe(reward={"function": "judge.py:alike"}, **given), Lines(), "")
+    assert metrics(directory) == [0.0, 0.0]
+    assert metrics(directory, "grad_norm") == [0.0, 0.0]
+    if "advantage_estimator" in options:
+        assert metrics(directory, "equal_groups") == [1.0, 1.0]
 
 
 def test_only_the_adapter_of_the_policy_is_trained(recipe, folder):

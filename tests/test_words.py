@@ -10,8 +10,10 @@ import pytest
 
 import danlu
 from danlu import cli, errors
+from danlu.config import described
 from danlu.errors import ConfigError, DanluError
 from danlu.help import options
+from danlu.steps.kinds import KINDS
 from danlu.words import CHINESE, Words, language_of, speaking, words
 
 SOURCES = [path for path in Path(danlu.__file__).parent.rglob("*.py") if path.name != "words.py"]
@@ -59,6 +61,9 @@ UNTRANSLATED: set[str] = set()
 def test_every_option_says_what_it_means_in_both_languages(monkeypatch):
     commands = [[], ["data"], ["data", "check"], *([name] for name in cli._COMMANDS)]
     said = {text for command in commands for text in shown_with(command, monkeypatch)}
+    for kind in KINDS.values():
+        models = [kind.options] if kind.alone is None else [kind.options, kind.alone.recipe]
+        said |= {meaning for model in models for _, _, meaning in described(model) if meaning}
     assert len(said) > 100
     assert said - options().keys() - CHINESE.keys() - UNTRANSLATED == set()
     assert options().keys() - said == set()

@@ -4,33 +4,16 @@ Usage: python trl_sft.py JOB.json   (see benchmarks/sft.py for the keys; writes 
 """
 
 import json
-import resource
 import sys
-import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from training import peak_bytes
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-
-RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of getrusage
-
-
-class Clock(TrainerCallback):
-    """Seconds of each optimizer step, its data loading included."""
-
-    def __init__(self):
-        self.seconds, self.last = [], None
-
-    def on_train_begin(self, *args, **kwargs):
-        self.last = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
-        self.last = now
+from trl_clock import Clock
 
 
 def main(job):
@@ -80,7 +63,7 @@ def main(job):
         "seconds": clock.seconds,
         "tokens": [after - before for before, after in zip([0, *totals], totals, strict=False)],
         "losses": [row["loss"] for row in history],
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES,
+        "peak_memory_bytes": peak_bytes(),
     }
     Path(job["out"]).write_text(json.dumps(result))
 

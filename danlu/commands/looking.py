@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 
 from danlu.commands.shared import DEFAULT_MODEL, OUT, Flat, GivenPath, news, say, some
-from danlu.config import Options
+from danlu.config import Options, described
 from danlu.data.chat import Chat
 from danlu.data.formats import Reading
 from danlu.data.look.check import NEAR_RECORDS
 from danlu.data.look.check import check as check_data
 from danlu.data.look.figures import Fault
 from danlu.data.source import DataOptions
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError, DataError, nearest
 from danlu.flags import as_flag, as_flags, from_flags, spelt
+from danlu.help import said_of
 from danlu.hub import EMBEDDERS, KNOWN, cache_directory, is_cached, resolve
 from danlu.model.load import load_tokenizer
+from danlu.steps.kinds import KINDS
 from danlu.terminal import show_data
 from danlu.words import words
 
@@ -49,6 +51,26 @@ def models() -> None:
     OUT.print(table)
     say("instruct models answer, base models continue text, embedders turn text into vectors")
     say("also: a directory, a .gguf file, a Hugging Face id (org/name), modelscope:org/name")
+
+
+def options(kind: str, /) -> None:
+    """List the keys of a recipe of one kind, with their defaults.
+
+    Parameters
+    ----------
+    kind
+        pretrain, sft, reward, dpo, ppo: a recipe; prove, merge: a step of one
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"{kind!r} is no kind", allowed=", ".join(KINDS), fix=nearest(kind, KINDS))
+    alone = KINDS[kind].alone
+    table = Table()
+    table.add_column(words()("key"), no_wrap=True)
+    table.add_column(words()("default"), overflow="fold")
+    table.add_column(words()("meaning"), overflow="fold")
+    for name, default, meaning in described(KINDS[kind].options if alone is None else alone.recipe):
+        table.add_row(name, default, said_of(meaning))
+    OUT.print(table)
 
 
 def check(

@@ -211,7 +211,7 @@ def _columns_for(reading: Reading) -> Columns:
         missing_columns(reading, names)
         renamed, aside = reading.renamed(dict.fromkeys(names))
         if not fits_any(renamed):
-            shape_of(renamed)
+            reading.shape(renamed, None)
         taken = {theirs for theirs in reading.columns.values() if theirs is not None}
         known = {*KNOWN_COLUMNS, *MEDIA_KEYS} - {ours for ours, theirs in reading.columns.items() if theirs is None}
         return [name for name in names if name in taken or (name not in aside and plain_name(name) in known)]

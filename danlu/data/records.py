@@ -28,7 +28,7 @@ class Conversation:
     """Messages to learn from: every assistant turn is learnt, save those that carry "train": False.
 
     Attributes:
-        messages: at least one; the last is an assistant's.
+        messages: at least one; the last is an assistant's, or asks, for a training that draws answers itself.
         place: where it was read, such as "train.jsonl:12".
         group: records of one group never part between training and held-out data.
         tools: function schemas offered to the model, each {"type": "function", "function": {...}}.

@@ -282,7 +282,7 @@ def save_whole(directory: Path, write: Callable[[Path], None], needs_bytes: int 
         staging = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
         staging.mkdir()
         try:
-            with quiet_transformers(), _hidden_faults(directory):
+            with quiet_transformers(), hidden_faults(directory):
                 write(staging)
             _share(staging)
             move_into_place(staging, directory)
@@ -291,7 +291,7 @@ def save_whole(directory: Path, write: Callable[[Path], None], needs_bytes: int 
 
 
 @contextmanager
-def _hidden_faults(directory: Path) -> Iterator[None]:
+def hidden_faults(directory: Path) -> Iterator[None]:
     """safetensors hides the system's error in its text, torch.save in the name of one of its files."""
     try:
         yield

@@ -18,10 +18,12 @@ from torch import Tensor
 from danlu.data.batches.pairs import Pair, PairBatch, for_each_pair
 from danlu.data.records import Skipped
 from danlu.device import Device
+from danlu.errors import disk_faults
 from danlu.evaluate.held_out import Measured, Question, answered
 from danlu.fingerprint import of_texts
 from danlu.generate.engine import Engine
 from danlu.journal import Draft, Journal
+from danlu.model.adapters import hidden_faults
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
 from danlu.steps.preferences import (
     PairSections,
@@ -31,7 +33,7 @@ from danlu.steps.preferences import (
     preferred_questions,
     sizes_of_pairs,
 )
-from danlu.steps.prepare import Ready, describe, identity_of, load_base, make_trainable, read_split, saver_of
+from danlu.steps.prepare import Ready, describe, identity_of, keys_of, load_base, make_trainable, read_split, saver_of
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -87,9 +89,8 @@ def prepare(recipe: DpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
     check_provable(recipe.prove, held_out, questions)
     ready = make_trainable(recipe, base, (), show)
     batches = Shuffled(pairs, recipe.train.batch_size, recipe.seed)
-    identity = identity_of(recipe, ready.model, digest_of_pairs(pairs)) | {
-        f"dpo.{name}": str(value) for name, value in recipe.dpo.model_dump(exclude={"reference"}).items()
-    }
+    identity = identity_of(recipe, ready.model, digest_of_pairs(pairs))
+    identity |= keys_of("dpo", recipe.dpo, exclude={"reference"})
     describe(recipe, journal, device, ready, sizes_of_pairs(pairs, held_out), skipped, batches.per_epoch)
     mean = recipe.dpo.loss_type == "ipo"
     kept = Kept([*pairs, *held_out], mean, device, recipe.train.micro_batch_tokens) if recipe.is_precomputed else None
@@ -180,8 +181,9 @@ class Kept:
                 pass
         self._found = self._asked(model)
         staging = path.with_name(f".{path.name}")
-        save_file({"log_probs": self._found}, staging, {"of": name})
-        staging.replace(path)
+        with disk_faults(path, f"writing {path.name}"), hidden_faults(path):
+            save_file({"log_probs": self._found}, staging, {"of": name})
+            staging.replace(path)
 
     @torch.no_grad()
     def _asked(self, model: Any) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,21 +15,33 @@ from pydantic import Field, model_validator
 
 from danlu.config import Options
 from danlu.data.chat import Chat
+from danlu.data.formats import Reading
 from danlu.data.records import Conversation, Preference, Record, Skipped
 from danlu.data.source import function_named, read
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError
 from danlu.evaluate.held_out import Measured, Question
-from danlu.fingerprint import of_texts, of_value
+from danlu.fingerprint import of_texts, of_value, of_weights
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
-from danlu.steps.preferences import PairSections
-from danlu.steps.prepare import Ready, Sizes, describe, identity_of, load_base, make_trainable, read_split, saver_of
+from danlu.steps.preferences import PairData, PairSections
+from danlu.steps.prepare import (
+    Ready,
+    Sizes,
+    describe,
+    identity_of,
+    keys_of,
+    load_base,
+    make_trainable,
+    read_split,
+    saver_of,
+)
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Place, Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.train.checkpoint import DIGEST
 from danlu.train.judges import Answered, Command, Judge, checked, of_function
 from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
@@ -78,6 +93,8 @@ class RewardSource(Options):
             raise ValueError(f"{' and '.join(named)} are given; name one judge")
         if self.function_options and self.function is None:
             raise ValueError("function_options has no effect without function")
+        if self.command is not None:
+            _check_words(self.command)
         if self.command is None and self.command_seconds != 60.0:
             raise ValueError("command_seconds has no effect without command")
         return self
@@ -92,6 +109,15 @@ class RewardSource(Options):
         return any(value is not None for value in (self.model, self.function, self.command))
 
 
+def _check_words(command: str) -> None:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"command: {command!r:.200}: {error}") from None
+    if not words:
+        raise ValueError("command is empty")
+
+
 class PpoTrain(TrainOptions):
     """Small steps, and an epsilon at which Adam's first ones are no larger than TensorFlow's (Huang et al. 2024)."""
 
@@ -99,9 +125,18 @@ class PpoTrain(TrainOptions):
     adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
 
 
+class PromptData(PairData):
+    """Prompts; an answer beside one is what the judge may compare with."""
+
+    def reading(self) -> Reading:
+        given = (self.format, self.columns, self.roles, self.encoding, self.placeholders)
+        return Reading(*given, may_be_unanswered=True)
+
+
 class PpoSections(PairSections):
     """Learning from rewards, from prompts to an adapter."""
 
+    data: PromptData
     reward: RewardSource = Field(default_factory=RewardSource)
     rollout: RolloutOptions = Field(default_factory=RolloutOptions)
     ppo: PpoOptions = Field(default_factory=PpoOptions)
@@ -205,21 +240,43 @@ def _rollouts(recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy,
 
 
 def _identity(recipe: PpoRecipe, ready: Ready, prompts: Sequence[Prompt]) -> dict[str, str]:
-    return identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts)) | {
-        f"{section}.{key}": str(value)
-        for section, options in (("ppo", recipe.ppo), ("rollout", recipe.rollout), ("reward", recipe.reward))
-        for key, value in options.model_dump(mode="json").items()
-    }
+    identity = identity_of(recipe, ready.model, of_texts(repr(prompt) for prompt in prompts))
+    identity |= keys_of("ppo", recipe.ppo) | keys_of("rollout", recipe.rollout) | keys_of("reward", recipe.reward)
+    if recipe.reward.model is not None:
+        identity["the reward model's weights"] = DIGEST + of_weights(Path(recipe.reward.model))
+    return identity
 
 
 def _judge_before(source: RewardSource) -> Judge | None:
     """The judge that needs no model; None where it does. Raises ConfigError for a function that is not there."""
     if source.function is not None:
         function = function_named(source.function, "reward.function")
+        _check_takes(function, source)
         return of_function(function, source.function_options, f"reward.function {source.function}")
     if source.command is not None:
+        if shutil.which(name := shlex.split(source.command)[0]) is None:
+            raise ConfigError(
+                f"reward.command: there is no command {name!r}",
+                fix="check its name and that it may be run; no shell runs it",
+            )
         return Command(source.command, source.command_seconds)
     return None
+
+
+def _check_takes(function: Callable[..., Any], source: RewardSource) -> None:
+    """Raises ConfigError for a function that cannot be called as it is going to be."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # one of another language says nothing
+        return
+    try:
+        signature.bind(prompts=[], completions=[], references=[], **source.function_options)
+    except TypeError as error:
+        raise ConfigError(
+            f"reward.function {source.function}: {error}",
+            allowed="prompts, completions, references and the keys of reward.function_options, by name",
+            fix=f"it takes {signature}; **others takes what it does not need",
+        ) from error
 
 
 def _proof(
@@ -272,7 +329,9 @@ def _prompts(recipe: PpoRecipe, records: Sequence[Record], chat: Chat, skipped: 
 
 
 def _asked(record: Record) -> tuple[tuple[dict[str, Any], ...], str]:
-    """(the messages before the last answer, that answer)."""
+    """(the messages before the last answer, that answer; nothing where there is none)."""
+    if isinstance(record, Conversation) and record.messages[-1]["role"] != "assistant":
+        return record.messages, ""
     if isinstance(record, Conversation):
         messages, answer = record.messages[:-1], record.messages[-1]
     elif isinstance(record, Preference):
@@ -280,7 +339,7 @@ def _asked(record: Record) -> tuple[tuple[dict[str, Any], ...], str]:
     else:
         raise DataError(
             f"{record.place}: a document asks nothing",
-            allowed="conversations, or pairs with a prompt",
+            allowed="prompts, conversations, or pairs with a prompt",
             fix="name the columns of questions and answers with data.columns",
         )
     if not messages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from danlu.config import Options
 from danlu.data.chat import Chat
 from danlu.data.example import Example
 from danlu.data.formats import Record, Skipped
@@ -256,3 +257,9 @@ def identity_of(recipe: TrainingRecipe, model: Any, data: str) -> dict[str, str]
         **lora,
         "the examples (data, template, seed)": DIGEST + data,
     }
+
+
+def keys_of(section: str, options: Options, exclude: Set[str] = frozenset()) -> dict[str, str]:
+    """The keys of a kind's own section, as part of an identity."""
+    values = options.model_dump(mode="json", exclude=set(exclude))
+    return {f"{section}.{name}": str(value) for name, value in values.items()}

@@ -32,6 +32,7 @@ from danlu.steps.prepare import (
     describe,
     digest_of,
     identity_of,
+    keys_of,
     load_base,
     make_trainable,
     saver_of,
@@ -104,7 +105,7 @@ def prepare(recipe: PretrainRecipe, journal: Draft, device: Device, show: Show) 
     ready = make_trainable(recipe, base, (), show)
     tokens = recipe.train.batch_size * recipe.data.max_length
     batches = ByTokens(corpus, corpus.lengths, tokens, recipe.seed)
-    identity = identity_of(recipe, ready.model, corpus.made_of)
+    identity = identity_of(recipe, ready.model, corpus.made_of) | keys_of("pretrain", recipe.pretrain)
     sizes = Sizes(len(corpus), len(held_out), corpus.tokens, corpus.learnt_tokens)
     describe(recipe, journal, device, ready, sizes, skipped, batches.per_epoch)
     return Parts(

@@ -32,7 +32,7 @@ from danlu.model.load import load_tokenizer
 from danlu.model.score_head import Scale, put_head, save_with_head, scores_of_texts, write_scale
 from danlu.recipe import KIND, TrainingRecipe
 from danlu.steps.preferences import PairSections, check_pairs, digest_of_pairs, pairs_from, sizes_of_pairs
-from danlu.steps.prepare import Ready, describe, identity_of, load_base, make_trainable, read_split
+from danlu.steps.prepare import Ready, describe, identity_of, keys_of, load_base, make_trainable, read_split
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
 from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
@@ -95,7 +95,7 @@ def prepare(recipe: RewardRecipe, journal: Draft, device: Device, show: Show) ->
     ready = make_trainable(recipe, base, (), show)
     put_head(ready.model, recipe.seed)
     batches = Shuffled(pairs, recipe.train.batch_size, recipe.seed)
-    identity = identity_of(recipe, ready.model, digest_of_pairs(pairs))
+    identity = identity_of(recipe, ready.model, digest_of_pairs(pairs)) | keys_of("reward", recipe.reward)
     describe(recipe, journal, device, ready, sizes_of_pairs(pairs, held_out), skipped, batches.per_epoch)
     prompts = [record.prompt for record in split.train if isinstance(record, Preference)]
     judge = _Judge(recipe, device, ready, held_out)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import queue
 import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from danlu.data.records import Message
 from danlu.errors import TrainingError
 
 _SHOWN = 200  # characters of what a judge said
+LARGEST = 1e18  # of a reward: its square, which deviations are made of, is still a number in float32
+_MEND = "mend it, and resume: what was learnt before is kept"
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,38 @@ def checked(judge: Judge, answers: Sequence[Answered], name: str) -> list[float]
     rewards = list(judge(answers))
     if len(rewards) != len(answers):
         raise TrainingError(
-            f"{name} gave {len(rewards)} rewards for {len(answers)} answers", fix="let it give one for each, in order"
+            f"{name} gave {len(rewards)} rewards for {len(answers)} answers",
+            allowed="one for each, in their order",
+            fix=_MEND,
         )
     for answer, reward in zip(answers, rewards, strict=True):
-        if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        if not _is_number(reward) or not abs(reward) <= LARGEST:
             raise TrainingError(
-                f"{name} gave {_quoted(repr(reward))} for an answer to {answer.place}: {_quoted(answer.text)}",
-                allowed="a number that is finite",
-                fix="mend it, and resume: what was learnt before is kept",
+                f"{name} gave {_quoted(_shown(reward))} for an answer to {answer.place}: {_quoted(answer.text)}",
+                allowed=f"a number between -{LARGEST:g} and {LARGEST:g}",
+                fix=_MEND,
             )
     return [float(reward) for reward in rewards]
+
+
+def _is_number(reward: Any) -> TypeGuard[float]:
+    return isinstance(reward, (int, float)) and not isinstance(reward, bool)
+
+
+def _plain(reward: Any) -> Any:
+    """A number of numpy's or torch's as Python's own; anything else as it is."""
+    try:
+        return reward.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return reward
+
+
+def _shown(reward: Any) -> str:
+    """Python refuses to write out whole numbers of very many digits."""
+    try:
+        return repr(reward)
+    except ValueError:
+        return "a number of very many digits"
 
 
 def of_function(function: Callable[..., Any], options: Mapping[str, Any], name: str) -> Judge:
@@ -79,12 +102,16 @@ def of_function(function: Callable[..., Any], options: Mapping[str, Any], name: 
                 references=[answer.reference for answer in answers],
                 **options,
             )
-            return [reward.item() if hasattr(reward, "item") else reward for reward in found]
-        except Exception as error:  # it is the user's
+            rewards = None if isinstance(found, (str, Mapping)) or not hasattr(found, "__iter__") else list(found)
+        except (Exception, SystemExit) as error:  # it is the user's
+            raise TrainingError(f"{name} failed: {type(error).__name__}: {_quoted(str(error))}", fix=_MEND) from error
+        if rewards is None:
             raise TrainingError(
-                f"{name} failed: {type(error).__name__}: {_quoted(str(error))}",
-                fix="mend it, and resume: what was learnt before is kept",
-            ) from error
+                f"{name} gave {_quoted(_shown(found))} for {len(answers)} answers",
+                allowed="a list of numbers, one for each answer",
+                fix=_MEND,
+            )
+        return [_plain(reward) for reward in rewards]
 
     return judge
 
@@ -108,11 +135,13 @@ class Command:
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         process = self._process or self._start()
+        self._refuse_surplus(answers[0])
         asking = threading.Thread(target=_ask, args=(process, answers), daemon=True)  # pipes may be full on both sides
         asking.start()
         try:
             found = [self._reward(process, answer) for answer in answers]
             asking.join()
+            self._refuse_surplus(answers[-1])
         except BaseException:
             self.close()
             raise
@@ -162,6 +191,16 @@ class Command:
         for line in process.stderr:
             self._complaints = [*self._complaints, line][-20:]
 
+    def _refuse_surplus(self, answer: Answered) -> None:
+        """A line that nothing asked for would be taken for the next answer's."""
+        try:
+            line = self._said.get_nowait()
+        except queue.Empty:
+            return
+        if line is not None:
+            raise self._fault(f"said more than it was asked: {_quoted(line)}", answer)
+        self._said.put(None)  # it has ended, which whoever asks next is told
+
     def _reward(self, process: subprocess.Popen[str], answer: Answered) -> float:
         try:
             line = self._said.get(timeout=self._seconds)
@@ -176,7 +215,7 @@ class Command:
         except (ValueError, RecursionError):
             raise self._fault(f"answered {_quoted(line)}", answer) from None
         found = said.get("reward") if isinstance(said, dict) else said
-        if isinstance(found, bool) or not isinstance(found, (int, float)):
+        if not _is_number(found) or not abs(found) <= LARGEST:
             raise self._fault(f"answered {_quoted(line)}", answer)
         return float(found)
 
@@ -184,8 +223,8 @@ class Command:
         why = f": {_quoted(self._complaints[-1])}" if self._complaints else ""
         return TrainingError(
             f"reward.command {what}, asked about an answer to {answer.place}{why}",
-            allowed='for each line that it reads one line: a number, or {"reward": number}',
-            fix="mend it, and resume: what was learnt before is kept",
+            allowed=f'for each line that it reads one line: a number to {LARGEST:g}, or {{"reward": number}}',
+            fix=_MEND,
         )
 
 

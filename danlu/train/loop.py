@@ -24,7 +24,7 @@ from torch import Tensor
 
 from danlu.data.batches.packing import micro_batches
 from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
-from danlu.errors import Interrupted, TrainingError
+from danlu.errors import DanluError, Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
@@ -195,7 +195,7 @@ class _Loop(Generic[Example, Batch]):
         """One optimizer step, its log row, and what falls due after it."""
         started = time.perf_counter()
         self.peak.begin()
-        examples = self.run.batches.take(self.step)
+        examples = self._take()
         rate = self.options.learning_rate * self._rate_factor()
         loss, metrics = self._accumulate(examples)
         norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), self.options.max_grad_norm))
@@ -222,6 +222,15 @@ class _Loop(Generic[Example, Batch]):
             **self.run.batches.figures(),
         }
         self._look_and_save(row)
+
+    def _take(self) -> Sequence[Example]:
+        """What this step learns from; where there is a fault in it, what was learnt before is saved first."""
+        try:
+            return self.run.batches.take(self.step)
+        except DanluError:
+            if self.step % self.options.save_steps:
+                self.save_checkpoint()
+            raise
 
     def _rate_factor(self) -> float:
         return rate_factor(self.step, self.steps, self.options.lr_scheduler_type, self.options.warmup_ratio)

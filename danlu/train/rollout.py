@@ -9,7 +9,7 @@ learnt. All that a checkpoint has to keep of it is the rollout under way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy
@@ -135,13 +135,16 @@ class Rollouts:
                 for reward, answer in zip(rewards, answers, strict=True)
             ]
         )
-        kept = self._kept(answers, judged)
+        teaching = self._teaching(answers, judged)
+        kept = teaching or list(range(len(answers)))  # of which then nothing is learnt
         examples = [example_of(answers[at]) for at in kept]
         parts = [list(part) for part in numpy.array_split(numpy.arange(len(kept)), self._parts)]
         parts = [part if part else parts[0] for part in parts]  # fewer answers than steps
         found = self._asked_about(examples, parts)
         kl = torch.cat([own - other for own, other, _ in found])
-        experiences = self._experiences(examples, found, judged[kept], judged, kept)
+        experiences = self._experiences(examples, found, judged, kept)
+        if not teaching:
+            experiences = [_without_lesson(one) for one in experiences]
         self._number, self._batches = number, [[experiences[at] for at in part] for part in parts]
         self._figures = self._figures_of(drawn, rewards, judged, kept, found)
         if options.kl_target is not None:
@@ -158,16 +161,20 @@ class Rollouts:
             chosen.append(self._prompts[int(shuffled(len(self._prompts), self._seed, epoch)[place])])
         return chosen
 
-    def _kept(self, answers: Sequence[Answered], judged: Tensor) -> list[int]:
-        """Those that teach something; all of them where none would."""
+    def _teaching(self, answers: Sequence[Answered], judged: Tensor) -> list[int]:
+        """Those that the options let teach something."""
         kept = [True] * len(answers)
         if self._options.mask_unfinished:
             kept = [answer.ended for answer in answers]
         if self._options.drop_equal_groups:
-            grouped = judged.view(-1, self._options.group)
-            differs = (grouped.amax(1) - grouped.amin(1) > EQUAL).repeat_interleave(self._options.group).tolist()
+            differs = (~self._equal(judged)).repeat_interleave(self._options.group).tolist()
             kept = [one and other for one, other in zip(kept, differs, strict=True)]
-        return [at for at, one in enumerate(kept) if one] or list(range(len(answers)))
+        return [at for at, one in enumerate(kept) if one]
+
+    def _equal(self, judged: Tensor) -> Tensor:
+        """(prompts,) whether all answers to it have one reward, so that none is better than another."""
+        grouped = judged.view(-1, self._options.group)
+        return grouped.amax(1) - grouped.amin(1) <= EQUAL
 
     def _asked_about(
         self, examples: Sequence[Example], parts: Sequence[Sequence[int]]
@@ -191,7 +198,6 @@ class Rollouts:
         self,
         examples: Sequence[Example],
         found: Sequence[tuple[Tensor, Tensor, Tensor]],
-        scores: Tensor,
         judged: Tensor,
         kept: Sequence[int],
     ) -> list[Experience]:
@@ -201,7 +207,7 @@ class Rollouts:
         kl = own - other
         returns = values
         if options.advantage_estimator == "gae":
-            rewards = token_rewards(scores, kl, lengths, self._kl_coef)
+            rewards = token_rewards(judged[kept], kl, lengths, self._kl_coef)
             if options.whiten_rewards:
                 rewards = whitened(rewards, keep_mean=True)
             advantages, returns = generalized_advantages(rewards, values, lengths, gamma=options.gamma, lam=options.lam)
@@ -254,6 +260,8 @@ class Rollouts:
             "unfinished": sum(not one.answer.ended for one in drawn) / len(drawn),
             "kl_coef": self._kl_coef,
         }
+        if self._options.group > 1:
+            figures["equal_groups"] = float(self._equal(judged).float().mean())
         noted = [drawn[at].log_probs for at in kept]
         if all(one is not None for one in noted):
             of_engine = torch.tensor([value for one in noted for value in one or ()])
@@ -267,6 +275,11 @@ def example_of(answer: Answered) -> Example:
     """The prompt with the answer, which alone is learnt."""
     learnt = (*[False] * len(answer.prompt_ids), *[True] * len(answer.answer_ids))
     return Example((*answer.prompt_ids, *answer.answer_ids), learnt, answer.place)
+
+
+def _without_lesson(one: Experience) -> Experience:
+    """The same, so that its loss is 0 until something else moves the policy."""
+    return replace(one, advantages=(0.0,) * one.tokens, returns=one.values, reference=())
 
 
 def _packed(one: Experience) -> dict[str, Any]:

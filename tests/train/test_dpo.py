@@ -6,7 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from danlu.train.dpo import DpoOptions, dpo_losses
+from danlu.data.batches.pairs import Pair, collate_pairs
+from danlu.data.example import Example
+from danlu.device import Device
+from danlu.model.load import load_model
+from danlu.train.dpo import DpoOptions, dpo_losses, pair_log_probs
 
 
 def losses(policy, reference, **options):
@@ -35,6 +39,23 @@ def test_losses_by_hand():
     assert losses(policy, reference, beta=0.25, loss_type="ipo") == pytest.approx([0.0])  # its gap is wanted: 2
     assert losses(policy, reference, beta=0.2, loss_type="hinge") == pytest.approx([0.6])
     assert losses(policy, reference, beta=0.5, loss_type="hinge") == pytest.approx([0.0])
+
+
+def test_an_answer_is_as_likely_as_its_tokens_together_or_in_the_mean(tiny_model):
+    """Of three and of two tokens, after one prompt, read off the model's own scores one text at a time."""
+    model = load_model(tiny_model, device=Device("cpu", 1, 2**34, False), dtype=torch.float32)
+    texts = ((5, 60, 7, 9, 11), (5, 60, 30, 31))
+    chosen, rejected = (Example(ids, (False, False, *[True] * (len(ids) - 2))) for ids in texts)
+    each = []
+    with torch.no_grad():
+        for ids in texts:
+            scores = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            each.append([float(scores[at - 1, ids[at]]) for at in range(2, len(ids))])
+        sums, means = (
+            pair_log_probs(model, collate_pairs([Pair(chosen, rejected)]), mean=mean) for mean in (False, True)
+        )
+    assert sums[0].tolist() == pytest.approx([sum(each[0]), sum(each[1])], rel=1e-5)
+    assert means[0].tolist() == pytest.approx([sum(each[0]) / 3, sum(each[1]) / 2], rel=1e-5)
 
 
 def test_the_first_gradient_is_half_of_beta_each_way():

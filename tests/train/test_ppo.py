@@ -15,10 +15,19 @@ from danlu.device import Device
 from danlu.errors import TrainingError
 from danlu.journal import Journal
 from danlu.model.likelihood import losses_and_states, prepare, token_losses
+from danlu.model.load import load_model
 from danlu.model.score_head import ScoreHead
 from danlu.train.judges import Answered, checked
 from danlu.train.loop import Run, TrainOptions, resumable, train
-from danlu.train.ppo import VALUE, PpoOptions, policy_losses, ppo_stage, reference_losses, value_losses
+from danlu.train.ppo import (
+    VALUE,
+    Experience,
+    PpoOptions,
+    policy_losses,
+    ppo_stage,
+    reference_losses,
+    value_losses,
+)
 from danlu.train.rollout import Drawn, Prompt, Rollouts
 
 CPU = Device("cpu", 1, 2**34, False)
@@ -37,6 +46,38 @@ def test_the_value_loss_by_hand():
     found = value_losses(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.6]), 0.2)
     # moved by 0.5, clipped to 0.7: (0.7 - 2)^2 is larger than (1 - 2)^2; (1 - 0.6)^2 than (0.7 - 0.6)^2
     assert found.tolist() == pytest.approx([0.5 * 1.69, 0.5 * 0.16])
+
+
+def test_the_reference_loss_by_hand():
+    found = reference_losses(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0]))
+    assert found.tolist() == pytest.approx([0.125, 0.5])  # half of 0.5^2, half of 1^2
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "wanted"),
+    [  # answers of 1 and of 3 tokens, of 4 at most, whose advantages are 1 and -1; a token costs less its advantage
+        ("token", (-1 + 3) / 4),
+        ("sequence", (-1 + 3 / 3) / 2),
+        ("constant", (-1 / 4 + 3 / 4) / 2),
+    ],
+)
+def test_what_a_step_is_the_mean_of_by_hand(tiny_model, aggregation, wanted):
+    model = load_model(tiny_model, device=CPU, dtype=torch.float32)
+    examples = [
+        Example((5, 60, 7), (False, False, True)),
+        Example((5, 60, 8, 9, 11), (False, False, True, True, True)),
+    ]
+    with torch.no_grad():
+        own = [(-token_losses(model, collate([example]))).tolist() for example in examples]
+    drawn = [
+        Experience(example, tuple(old), (), (advantage,) * len(old), (), ())
+        for example, old, advantage in zip(examples, own, (1.0, -1.0), strict=True)
+    ]
+    options = PpoOptions(advantage_estimator="grpo", kl_coef=0.0, loss_aggregation=aggregation)
+    stage = ppo_stage(options, CPU, temperature=1.0, max_new_tokens=4)
+    with torch.no_grad():
+        total = float(stage.loss(model, stage.collate(drawn)).total)
+    assert total / sum(map(stage.weight, drawn)) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_the_gradient_of_the_kl_in_the_loss_is_that_of_the_kl():

@@ -97,7 +97,7 @@ def _turns_for(shape: Shape, keys: tuple[str, ...]) -> tuple[Turns | None, tuple
     columns = tuple(shape.columns)
     if shape.format in ("messages", "sharegpt"):
         return (lambda row: _of_list(row[columns[0]])), columns
-    if shape.format in ("alpaca", "prompt_completion"):
+    if shape.format in ("alpaca", "prompt_completion") and len(columns) == 2:
         asked, answered = columns
         about = "input" if "input" in keys and "input" not in columns else ""
         read = (*columns, about) if about else columns

@@ -36,11 +36,13 @@ class Reader:
 
     Attributes:
         placeholders_are_text: <image>, <video> and <audio> are words, and not where a picture was.
+        may_be_unanswered: a row may ask alone.
         notes, unread: what was changed, and keys of messages that nothing reads; the row's own.
     """
 
     speakers: Speakers = field(default_factory=Speakers)
     placeholders_are_text: bool = False
+    may_be_unanswered: bool = False
     notes: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
 

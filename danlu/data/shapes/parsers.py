@@ -92,6 +92,8 @@ def _asked(row: Row, key: str, reader: Reader) -> tuple[Message, ...]:
 
 
 def _answered(row: Row, key: str, reader: Reader) -> tuple[Message, ...]:
+    if reader.may_be_unanswered and row.get(key, "") in ("", [], ()):
+        return ()
     turns = turns_of(row[key], key, "assistant", reader)
     _check_is_answer(turns, key)
     reasoning = text_of(row.get("reasoning_content", ""), "reasoning")
@@ -119,6 +121,7 @@ def _from_preference(row: Row, place: str, reader: Reader) -> Preference:
             "no prompt: chosen and rejected open with different messages",
             allowed="a key 'prompt', or two message lists that open alike",
         )
+    _check_asked_alike(row, chosen, rejected)
     prompt = _with_system(row, prompt)
     _check_is_answer(chosen, "chosen")
     _check_is_answer(rejected, "rejected")
@@ -126,6 +129,22 @@ def _from_preference(row: Row, place: str, reader: Reader) -> Preference:
         raise RowFault("chosen and rejected are the same")
     prompt, chosen, rejected = (whole_turns(turns, reader.notes.add) for turns in (prompt, chosen, rejected))
     return Preference(prompt, chosen, rejected, place, _group(row), _margin(row.get("margin")))
+
+
+def _check_asked_alike(row: Row, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> None:
+    """Of what is left as the two answers: a question at the head of one is none that both answer."""
+    asks = [turns[0]["content"] for turns in (chosen, rejected) if turns[0]["role"] not in ("assistant", "tool")]
+    if not asks or len(chosen) == len(rejected) == 1:
+        return
+    if row.get("prompt"):
+        raise RowFault(
+            f"prompt and the messages of chosen and rejected differ: {asks[0]!r:.100}",
+            allowed="answers alone, or messages that begin with the prompt, or end before the answer with it",
+        )
+    raise RowFault(
+        f"chosen and rejected differ before their answers: {asks[0]!r:.100} is not asked in both",
+        allowed="the same messages up to the answers",
+    )
 
 
 def _margin(given: Any) -> float | None:
@@ -195,7 +214,11 @@ assert set(_PARSERS) == set(REQUIRED_KEYS)
 
 
 def _conversation(row: Row, messages: tuple[Message, ...], place: str, reader: Reader) -> Conversation:
-    turns = conversation(_with_system(row, messages), reader.notes.add)
+    messages = _with_system(row, messages)
+    if reader.may_be_unanswered and messages[-1]["role"] != "assistant":
+        asked = whole_turns(messages, reader.notes.add)
+        return Conversation(asked, place, _group(row), tools_of(row.get("tools")))
+    turns = conversation(messages, reader.notes.add)
     return Conversation(turns, place, _group(row), tools_of(row.get("tools")), label_of(row.get("label")))
 
 

@@ -10,7 +10,16 @@ from typing import Literal
 
 from danlu.data.row import Row, RowFault
 from danlu.data.shapes.messages import Reader
-from danlu.data.shapes.shapes import MEDIA_KEYS, OURS, REQUIRED_KEYS, FormatName, Shape, plain_name, shape_of
+from danlu.data.shapes.shapes import (
+    MEDIA_KEYS,
+    OURS,
+    REQUIRED_KEYS,
+    FormatName,
+    Shape,
+    plain_name,
+    shape_of,
+    unanswered_shape_of,
+)
 from danlu.data.shapes.speakers import Role, Speakers
 from danlu.errors import DataError, nearest
 
@@ -33,6 +42,7 @@ class Reading:
     roles: the data's name of a speaker -> ours.
     encoding: of files that are not UTF-8.
     placeholders: whether <image>, <video> and <audio> in a message are a fault or plain words.
+    may_be_unanswered: a row may be a question alone.
 
     Raises DataError for a format or a column's name that is not known.
     """
@@ -44,6 +54,7 @@ class Reading:
         roles: Mapping[str, Role] | None = None,
         encoding: str | None = None,
         placeholders: Placeholders = "raise",
+        may_be_unanswered: bool = False,
     ) -> None:
         if format is not None:
             _check_name(format)
@@ -53,7 +64,7 @@ class Reading:
                 hint = nearest(ours, OURS)
                 raise DataError(f"data.columns: unknown name {ours!r} {hint}".rstrip(), allowed=", ".join(OURS))
         self.format, self.encoding = format, encoding
-        self.reader = Reader(Speakers(roles), placeholders == "text")
+        self.reader = Reader(Speakers(roles), placeholders == "text", may_be_unanswered)
         self._unseen = {theirs for theirs in self.columns.values() if theirs is not None}
         self._shapes: dict[tuple[str, ...], Shape] = {}
 
@@ -91,7 +102,13 @@ class Reading:
         if len(self._shapes) >= KEPT_SHAPES:
             self._shapes.clear()
         mapped = [ours for ours in self.mapped if ours in row]
-        self._shapes[keys] = shape_of(row, format, mapped, since)
+        try:
+            self._shapes[keys] = shape_of(row, format, mapped, since)
+        except RowFault:
+            asking = unanswered_shape_of(row, format) if self.reader.may_be_unanswered else None
+            if asking is None:
+                raise
+            self._shapes[keys] = asking
         return self._shapes[keys]
 
     def check_used(self) -> None:

@@ -129,6 +129,17 @@ SHAPES: tuple[Shape, ...] = (
     Shape("text", {"document": "text"}, "documents"),
 )  # fmt: skip
 
+_QUESTIONS: dict[FormatName, str] = {"prompt_completion": "prompt", "alpaca": "instruction"}
+# Rows that ask alone, for trainings that draw answers themselves: by the columns of questions above.
+UNANSWERED: tuple[Shape, ...] = tuple(
+    Shape(format, {theirs: ours}, "prompts alone", ("text",))
+    for format, ours in _QUESTIONS.items()
+    for theirs in dict.fromkeys(
+        their for shape in SHAPES for their, our in shape.columns.items() if (shape.format, our) == (format, ours)
+    )
+    if theirs not in ("input", "inputs", "conversations")  # what is asked about, or a conversation
+)
+
 OURS = tuple(dict.fromkeys([*(k for ks in REQUIRED_KEYS.values() for k in ks),
                             *(k for ks in OPTIONAL_KEYS.values() for k in ks)]))  # fmt: skip
 KNOWN_COLUMNS = frozenset(
@@ -166,6 +177,12 @@ def shape_of(row: Row, format: FormatName | None = None, mapped: Iterable[str] =
     if format is None and not asked:
         _check_copy(row, best[0])
     return best[0]
+
+
+def unanswered_shape_of(row: Row, format: FormatName | None) -> Shape | None:
+    """The shape of a row that asks alone, if it is one of these."""
+    fitting = (shape for shape in UNANSWERED if format in (None, shape.format) and {*shape.columns} <= row.keys())
+    return next(fitting, None)
 
 
 def _most_telling(shapes: list[Shape]) -> list[Shape]:
@@ -241,7 +258,8 @@ def _no_shape(row: Row, format: FormatName | None) -> RowFault:
         missing = next(key for key in (*REQUIRED_KEYS[format], "") if key not in row)
         others = [key for key in row if key not in OURS]
         hint = nearest(missing, others)
-        return RowFault(f"{format} needs the key {missing!r}", fix=hint or "null and NaN count as not given")
+        rows = "mend the row, or leave such rows out with data.on_error=skip; null and NaN count as not given"
+        return RowFault(f"{format} needs the key {missing!r}", fix=hint or rows)
     shown = ", ".join(key[:40] for key in islice(row, 12)) or "(none)"
     wanted = "; ".join(f"{name} ({', '.join(keys)})" for name, keys in REQUIRED_KEYS.items())
     fix = "; or ".join(part for part in (_near_miss(row), _proposal(row)) if part)
