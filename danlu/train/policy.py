@@ -19,6 +19,7 @@ from danlu.data.batches.packing import Batch, collate, micro_batches
 from danlu.data.example import Opened
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError
+from danlu.generate.answers import Answer
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.hub import recorded_base
@@ -46,7 +47,7 @@ class ModelPolicy:
             torch.nn.init.zeros_(head.weight)  # it expects nothing yet
             model.add_module(VALUE, head.to(base.device))
 
-    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Drawn]:
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], answers: int = 1) -> list[Drawn]:
         noted = 0 if self._temperature == 1.0 else None  # the engine notes what the model says before any knob
         knobs = [
             GenerationParams(
@@ -54,26 +55,17 @@ class ModelPolicy:
                 temperature=self._temperature,
                 max_new_tokens=self._max_new_tokens,
                 seed=seed,
+                num_return_sequences=answers,  # the prompt is read once for all of them
                 logprobs=noted,
             )
             for seed in seeds
         ]
         drawn = self._engine.generate([Opened(prompt.token_ids) for prompt in prompts], knobs)
-        found = []
-        for prompt, generation in zip(prompts, drawn, strict=True):
-            (answer,) = generation.sequences
-            said = Answered(
-                prompt.messages,
-                prompt.place,
-                prompt.token_ids,
-                answer.token_ids,
-                answer.text,
-                answer.finish_reason == "stop",
-                prompt.reference,
-            )
-            notes = None if answer.logprobs is None else tuple(note.logprob for note in answer.logprobs)
-            found.append(Drawn(said, notes))
-        return found
+        return [
+            _drawn(prompt, answer)
+            for prompt, generation in zip(prompts, drawn, strict=True)
+            for answer in generation.sequences
+        ]
 
     @torch.no_grad()
     def look(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -100,6 +92,19 @@ class ModelPolicy:
             for at, part in zip(group, gaps.split([examples[at].learnt_tokens for at in group]), strict=True):
                 found[at] = float(part.sum())
         return found
+
+
+def _drawn(prompt: Prompt, answer: Answer) -> Drawn:
+    said = Answered(
+        prompt.messages,
+        prompt.place,
+        prompt.token_ids,
+        answer.token_ids,
+        answer.text,
+        answer.finish_reason == "stop",
+        prompt.reference,
+    )
+    return Drawn(said, None if answer.logprobs is None else tuple(note.logprob for note in answer.logprobs))
 
 
 # -- a reward model on the same base -------------------------------------------------------------------------

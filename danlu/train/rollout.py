@@ -56,8 +56,8 @@ class Drawn:
 class Policy(Protocol):
     """What a rollout asks of the model under training."""
 
-    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Drawn]:
-        """An answer to each prompt."""
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], answers: int = 1) -> list[Drawn]:
+        """So many answers to each prompt, those to one prompt side by side."""
 
     def look(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(log-probabilities of the learnt tokens, their values): (learnt,) each; values are empty without a head."""
@@ -123,10 +123,9 @@ class Rollouts:
     # -- one rollout ---------------------------------------------------------------------------------------
 
     def _collect(self, number: int) -> None:
-        group, options = self._options.group, self._options
-        asked = [prompt for prompt in self._chosen(number) for _ in range(group)]
+        options, asked = self._options, self._chosen(number)
         dice = numpy.random.default_rng([self._seed, number])
-        drawn = self._policy.draw(asked, [int(seed) for seed in dice.integers(2**31, size=len(asked))])
+        drawn = self._policy.draw(asked, dice.integers(2**31, size=len(asked)).tolist(), options.group)
         answers = [one.answer for one in drawn]
         rewards = self._judge(answers)
         judged = torch.tensor(

@@ -133,7 +133,7 @@ class Toy:
     def __init__(self, model, reference, longest, temperature=1.0):
         self.model, self._reference, self.longest, self.temperature = model, reference, longest, temperature
 
-    def draw(self, prompts, seeds):
+    def draw(self, prompts, seeds, answers=1):
         tables = {}  # of the model as it stands now
 
         def after(ids):
@@ -144,11 +144,12 @@ class Toy:
         drawn = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             dice = torch.Generator().manual_seed(seed)
-            answer, ended = (), False
-            while len(answer) < self.longest and not ended:
-                token = int(torch.multinomial(after((*prompt.token_ids, *answer)), 1, generator=dice))
-                answer, ended = (*answer, token), token == END and self.longest > 1
-            drawn.append(Drawn(Answered((), prompt.place, prompt.token_ids, answer, "", ended), None))
+            for _ in range(answers):
+                answer, ended = (), False
+                while len(answer) < self.longest and not ended:
+                    token = int(torch.multinomial(after((*prompt.token_ids, *answer)), 1, generator=dice))
+                    answer, ended = (*answer, token), token == END and self.longest > 1
+                drawn.append(Drawn(Answered((), prompt.place, prompt.token_ids, answer, "", ended), None))
         return drawn
 
     @torch.no_grad()
