@@ -155,7 +155,7 @@ def train(
     Raises TrainingError on a loss or gradient that is not finite (the step is not applied), Interrupted on
     Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
     """
-    with Master(model) as master, _stop_requests() as stop, _memory_faults(options):
+    with Master(model, run.seed) as master, _stop_requests() as stop, _memory_faults(options):
         loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
         while loop.step < loop.steps:
@@ -203,9 +203,9 @@ class _Loop(Generic[Example, Batch]):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.master.publish()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.master.publish(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
         count = self.stage.count or self.stage.weight
         row = {
             "step": self.step,
@@ -301,7 +301,7 @@ class _Loop(Generic[Example, Batch]):
         for fault in saved.damaged:
             self.journal.event("damaged", f"{fault}; the one before it is used")
         state = saved.state
-        self.master.restore(state["trainable"])
+        self.master.restore(state["trainable"], saved.step)
         self.run.batches.restore(state["batches"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])

@@ -4,10 +4,16 @@ A step of AdamW changes a weight by about the rate; bfloat16 has 8 bits of manti
 weight is lost in it. The optimizer therefore holds each half-precision weight in float32 (Micikevicius et al. 2018,
 arXiv:1710.03740, section 3.1) and the model a rounded copy of it. Gradients are summed in float32 as well: cutting a
 step into micro-batches then changes nothing but its memory.
+
+Most models are published in bfloat16: their weights lie in the middle of what rounds to them, and the nearest copy
+would not move before a weight had moved by half a unit, for many steps at the rates of tuning. The copy is therefore
+rounded up or down by chance, so that in the mean it is the weight (Gupta et al. 2015, arXiv:1502.02551; for bfloat16
+Zamirai et al. 2020, arXiv:2010.06192). What training leaves is the last copy: the nearest one would have unlearnt most.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,15 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CHANCES = 1 << 20  # drawn a step; every weight takes one of them
+
 
 class Master:
     """The trained weights of `model` as its optimizer has them.
+
+    Args:
+        seed: of how copies are rounded; with the number of a step, the same copy each time.
 
     Attributes:
         weights: name -> float32, the model's own parameter where that is float32. Gradients arrive here.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+        self._seed = seed
         self.weights: dict[str, nn.Parameter] = {}
         self._rounded: list[tuple[nn.Parameter, nn.Parameter]] = []
         self._hooks: list[Any] = []
@@ -44,17 +56,41 @@ class Master:
             hook.remove()
 
     @torch.no_grad()
-    def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Take these values, as a checkpoint has them."""
+    def restore(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Take these values, as a checkpoint has them after so many steps."""
         for name, weight in self.weights.items():
             weight.copy_(weights[name])
-        self.publish()
+        if step:  # before the first, the model is as it was
+            self.publish(step)
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Give the model what the optimizer has made of its weights."""
+    def publish(self, step: int) -> None:
+        """Give the model what the optimizer has made of its weights in so many steps."""
+        dice = random.Random(f"{self._seed} {step}")
+        chances = _chances(dice.getrandbits(63)) if self._rounded else None
         for parameter, master in self._rounded:
-            parameter.copy_(master)
+            if chances is None or parameter.dtype != torch.bfloat16 or not parameter.is_contiguous():
+                parameter.copy_(master)
+                continue
+            at_hand = chances.to(master.device)
+            parts = (x.view(-1).split(CHANCES) for x in (parameter, master))
+            for copy, exact in zip(*parts, strict=True):
+                _round_by_chance(copy, exact, at_hand[dice.randrange(CHANCES) :])
+
+
+def _chances(seed: int) -> Tensor:
+    """(2 * CHANCES,) int32 from 0 to 65,535, the second half as the first: one may begin anywhere."""
+    drawn = torch.randint(1 << 16, (CHANCES,), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+    return drawn.repeat(2)
+
+
+def _round_by_chance(copy: Tensor, exact: Tensor, chances: Tensor) -> None:
+    """Round float32 to bfloat16 away from zero as often as it is nearer to what lies there.
+
+    bfloat16 is float32 without its last 16 bits: adding so many at random carries with just that probability.
+    """
+    bits = exact.view(torch.int32) + chances[: len(exact)]
+    copy.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
 
 
 def _hand_on(master: nn.Parameter, parameter: Tensor) -> None:

@@ -11,14 +11,15 @@ def test_changes_too_small_for_bfloat16_add_up():
     nn.init.constant_(layer.weight, 1.0)
     with Master(layer) as master:
         optimizer = torch.optim.SGD(master.weights.values(), lr=1e-3)
-        for _ in range(10):
+        for step in range(10):
             layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
             assert layer.weight.grad is None  # it went to the float32 weight
             optimizer.step()
-            master.publish()
+            master.publish(step)
             optimizer.zero_grad()
     assert torch.allclose(master.weights["weight"], torch.tensor(0.99))
-    assert torch.equal(layer.weight, master.weights["weight"].to(torch.bfloat16))
+    units = (layer.weight.double() - 0.99).abs() / 2**-8  # below 1, bfloat16 knows every 2^-8
+    assert units.max() < 1
 
 
 def test_gradients_of_parts_are_summed_in_float32():
@@ -48,7 +49,55 @@ def test_a_shared_weight_is_one():
 def test_hooks_end_with_it_and_restoring_gives_the_model_its_weights():
     layer = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     with Master(layer) as master:
-        master.restore({"weight": torch.full((2, 2), 0.5)})
+        master.restore({"weight": torch.full((2, 2), 0.5)}, 1)
         assert torch.equal(layer.weight, torch.full((2, 2), 0.5, dtype=torch.bfloat16))
     layer(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()
     assert layer.weight.grad is not None
+
+
+def moved(by, dtype=torch.bfloat16, size=200_000):
+    """A model of ones whose weights in float32 were moved."""
+    layer = nn.Linear(1, size, bias=False).to(dtype)
+    nn.init.ones_(layer.weight)
+    master = Master(layer, seed=3)
+    with torch.no_grad():
+        master.weights["weight"].add_(by)
+    return layer, master
+
+
+def test_in_the_mean_the_copy_has_moved_as_far_as_the_weight():
+    """bfloat16 knows 1 and 1 + 2^-7: moved by a tenth of that, a tenth of the copies is there. Below zero as well."""
+    for sign in (1.0, -1.0):
+        layer, master = moved(0.1 * 2**-7)
+        with torch.no_grad():
+            master.weights["weight"].mul_(sign)
+        master.publish(1)
+        seen = layer.weight.detach().double() * sign
+        assert set(seen.unique().tolist()) == {1.0, 1 + 2**-7}
+        share = float((seen > 1).double().mean())
+        assert abs(share - 0.1) < 5 * (0.1 * 0.9 / 200_000) ** 0.5
+
+
+def test_a_step_has_one_copy_and_the_next_another():
+    layer, master = moved(0.5 * 2**-7)
+    copies = []
+    for step in (1, 2, 1):
+        master.publish(step)
+        copies.append(layer.weight.detach().clone())
+    assert torch.equal(copies[0], copies[2])
+    apart = float((copies[0] != copies[1]).double().mean())
+    assert abs(apart - 0.5) < 0.05
+    master.restore({"weight": master.weights["weight"].detach().clone()}, 2)
+    assert torch.equal(layer.weight, copies[1])
+
+
+def test_what_bfloat16_can_hold_is_copied_as_it_is():
+    layer, master = moved(-0.5)
+    master.publish(1)
+    assert (layer.weight == 0.5).all()
+
+
+def test_float16_is_rounded_to_the_nearest():
+    layer, master = moved(0.4 * 2**-10, torch.float16)
+    master.publish(1)
+    assert (layer.weight == 1.0).all()
