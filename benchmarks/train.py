@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,26 @@ class Tried:
 class Bench:
     """One run of the benchmark: where its files lie, and how long it trains."""
 
-    def __init__(self, model: Path, scratch: Path, steps: int, trial_steps: int) -> None:
+    def __init__(self, model: Path, scratch: Path, steps: int, trial_steps: int, known: Path | None) -> None:
         self._model, self._scratch, self._steps, self._trial_steps = model, scratch, steps, trial_steps
-        self._best: dict[str, Tried] = {}
+        self._known, self._best = known, read_known(known)
 
     def measure(self, work: Work) -> Measured:
         rows = rows_of(work, self._model, self._steps)
-        best, tried = self._best.get(str(work.like)), 0
+        best, tried = self._best.get(work.like or work.name, (None, 0))
         if best is None:
             best, tried = self._search(work, rows)
-        self._best[work.name] = best
+        self._best[work.name] = best, tried
+        if self._known is not None:
+            self._known.write_text(
+                json.dumps({name: [asdict(one), count] for name, (one, count) in self._best.items()})
+            )
         trl = self._trl(work, rows, best.setting(work), self._steps)
         danlu = run_side(
             [sys.executable, str(PEERS / "danlu_train.py")], self._job(work, rows, self._steps), self._scratch
         )
         self._check_tokens(work, rows, trl, danlu)
-        return Measured(work, str(best), tried, trl, danlu)
+        return Measured(work, str(best), 0 if work.like else tried, trl, danlu)
 
     def _search(self, work: Work, rows: list[dict[str, Any]]) -> tuple[Tried, int]:
         """TRL's fastest setting, and how many were tried."""
@@ -117,6 +121,17 @@ class Bench:
                 raise SystemExit(f"{work.name}: {side['tokens']} tokens a step instead of {expected}")
 
 
+def read_known(path: Path | None) -> dict[str, tuple[Tried, int]]:
+    """TRL's fastest settings as an earlier run on this machine found them, and how many it had tried."""
+    if path is None or not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    return {
+        name: (Tried(one["of_format"], one["rows"], tuple(one["changes"])), count)
+        for name, (one, count) in found.items()
+    }
+
+
 def report(measured: list[Measured]) -> None:
     table = Table(*HEADS["en"])
     for one in measured:
@@ -137,6 +152,9 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(names), help="some of them, with commas between")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of the full runs")
     parser.add_argument("--trial-steps", type=int, default=2, help="optimizer steps of each trial of TRL's settings")
+    parser.add_argument(
+        "--known", type=Path, help="TRL's fastest settings: read where the file is there, else found and written"
+    )
     parser.add_argument("--no-losses", action="store_true", help="leave the comparison of losses out")
     parser.add_argument("--only-losses", action="store_true", help="nothing else")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to training")
@@ -154,7 +172,7 @@ def main() -> None:
         if not asked.no_losses:
             outside = compare(model, scratch)
         if not asked.only_losses:
-            bench = Bench(model, scratch, asked.steps, asked.trial_steps)
+            bench = Bench(model, scratch, asked.steps, asked.trial_steps, asked.known)
             measured = [bench.measure(work) for work in WORKS if work.name in chosen]
             report(measured)
             if asked.write:
