@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHANCES = 1 << 20  # drawn a step; every weight takes one of them
+CHANCES = 1 << 16  # drawn a step, and dealt to so many weights at a time, which stay in the cache
 
 
 class Master:

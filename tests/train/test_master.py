@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from danlu.train.master import Master
+from danlu.train.master import CHANCES, Master
 
 
 def test_changes_too_small_for_bfloat16_add_up():
@@ -75,7 +75,7 @@ def test_in_the_mean_the_copy_has_moved_as_far_as_the_weight():
         seen = layer.weight.detach().double() * sign
         assert set(seen.unique().tolist()) == {1.0, 1 + 2**-7}
         share = float((seen > 1).double().mean())
-        assert abs(share - 0.1) < 5 * (0.1 * 0.9 / 200_000) ** 0.5
+        assert abs(share - 0.1) < 5 * (0.1 * 0.9 / CHANCES) ** 0.5
 
 
 def test_a_step_has_one_copy_and_the_next_another():
