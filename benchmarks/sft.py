@@ -133,31 +133,6 @@ def write_data(folder: Path, train_rows: int, held_out_rows: int) -> tuple[Path,
     return paths
 
 
-def bf16_peak() -> float:
-    """FLOP/s of a 2048 x 2048 x 2048 bfloat16 product: the best of 20."""
-    import torch
-
-    x = torch.randn(2048, 2048).bfloat16()
-    best = float("inf")
-    for _ in range(20):
-        started = time.perf_counter()
-        x @ x
-        best = min(best, time.perf_counter() - started)
-    return 2 * 2048**3 / best
-
-
-def flop_a_token(model: Path, learnt_share: float) -> float:
-    """Products that LoRA training cannot avoid: forward and backward through frozen weights, 2 FLOP each.
-
-    The head works on learnt tokens only; the adapters' own products (under 5 %) are left out.
-    """
-    config = json.loads((model / "config.json").read_text())
-    hidden, layers, width = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
-    heads = config["head_dim"] * (2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"])
-    body = layers * (hidden * heads + 3 * hidden * width)
-    return 2 * 2 * (body + learnt_share * hidden * config["vocab_size"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the full runs")
@@ -184,10 +159,10 @@ def main() -> None:
         trl = run_trl({**full, "setting": TRL_SETTINGS[best], "adapter": str(scratch / "trl")}, scratch)
         danlu = run_danlu({**full, "adapter": str(scratch / "danlu")}, scratch)
         losses = {side: held_out_loss(model, scratch / side, held_out) for side in ("trl", "danlu")}
-    report(best, trl, danlu, losses, model)
+    report(best, trl, danlu, losses)
 
 
-def report(best: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[str, float], model: Path) -> None:
+def report(best: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[str, float]) -> None:
     share = sum(danlu["learnt_tokens"]) / sum(danlu["tokens"])
     print(f"\nSmolLM2-135M, LoRA r=8 on all linear layers, {JOB['batch_size']} examples a step")
     print(f"{'':8} {'tokens/s':>9} {'learnt/s':>9} {'tokens':>8} {'peak GB':>8} {'held-out loss':>14}")
@@ -201,9 +176,6 @@ def report(best: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[s
     print(f"ratio: {speed(danlu) / speed(trl):.2f}")
     medians = [statistics.median(t / s for t, s in zip(r["tokens"], r["seconds"], strict=True)) for r in (danlu, trl)]
     print(f"ratio of median steps: {medians[0] / medians[1]:.2f}")
-    peak = bf16_peak()
-    used = speed(danlu) * flop_a_token(model, share)
-    print(f"bfloat16 peak {peak / 1e9:.0f} GFLOP/s measured; Danlu's products use {used / peak:.0%} of it")
     print("training loss a step, TRL  :", " ".join(f"{loss:.2f}" for loss in trl["losses"]))
     print("training loss a step, Danlu:", " ".join(f"{loss:.2f}" for loss in danlu["losses"]))
 
