@@ -162,11 +162,14 @@ def learnt_texts(chat, record):
     for example in examples:
         assert len(example.token_ids) == len(example.learnt)
         assert (example.place, example.group) == (record.place, record.group)
-    assert chat.lengths(record) == (
-        sum(len(example.token_ids) for example in examples),
-        sum(end - start for _, start, end in answers),
-    )
+    assert lengths(chat, record)[1] == sum(end - start for _, start, end in answers)
     return [chat.tokenizer.decode(token_ids[start:end]) for token_ids, start, end in answers]
+
+
+def lengths(chat, record):
+    """(tokens, learnt tokens) of all examples of a record."""
+    examples = chat.examples(record)
+    return sum(len(example.token_ids) for example in examples), sum(example.learnt_tokens for example in examples)
 
 
 def expected_texts(style, record):

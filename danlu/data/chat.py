@@ -163,15 +163,6 @@ class Chat(Rendering):
         whole = self._one_sequence(record, turns)
         return [whole] if whole else [self._one_answer(record, turn) for turn in turns]
 
-    def lengths(self, record: Record) -> tuple[int, int]:
-        """(tokens, learnt tokens) of a record; a preference pair counts as its prompt with the longer answer."""
-        if isinstance(record, Preference):
-            prompt = [{**message, "train": False} for message in record.prompt]
-            pair = [Conversation((*prompt, *answer), record.place) for answer in (record.chosen, record.rejected)]
-            return max(self.lengths(conversation) for conversation in pair)
-        examples = self.examples(record)
-        return sum(len(e.token_ids) for e in examples), sum(e.learnt_tokens for e in examples)
-
     # -- what is learnt ----------------------------------------------------------------------------
 
     def _learnt_turns(self, record: Conversation) -> list[int]:

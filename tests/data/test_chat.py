@@ -197,7 +197,6 @@ def test_a_document_is_learnt_whole_and_closed():
     assert chat.tokenizer.decode(example.token_ids) == "丹炉 furnace\n<|im_end|>"
     assert example.learnt == (False, *[True] * (len(example.token_ids) - 1))
     assert (example.place, example.group) == ("p", "g")
-    assert chat.lengths(Text("丹炉 furnace\n", "p")) == (len(example.token_ids), len(example.token_ids) - 1)
 
 
 @pytest.mark.parametrize("text", ["丹炉", "丹炉<|im_end|>", "<|im_start|>丹炉"])
@@ -216,13 +215,9 @@ def test_an_empty_document_is_an_error():
         STYLES["chatml"].chat().examples(Text("", "p"))
 
 
-def test_a_preference_counts_as_its_prompt_with_the_longer_answer():
+def test_a_preference_has_no_single_answer_to_learn():
     chat = STYLES["chatml"].chat()
     earlier = conversation("one", "two", "three", "the quick brown fox").messages
-    longer, shorter = earlier[3:], ({"role": "assistant", "content": "x"},)
-    unlearnt = (earlier[0], {**earlier[1], "train": False}, *earlier[2:])
-    expected = chat.lengths(Conversation(unlearnt, "p"))
-    assert chat.lengths(Preference(earlier[:3], longer, shorter, "p")) == expected
-    assert chat.lengths(Preference(earlier[:3], shorter, longer, "p")) == expected
+    longer = earlier[3:]
     with pytest.raises(DataError, match="p: a preference pair"):
-        chat.examples(Preference(earlier[:3], longer, shorter, "p"))
+        chat.examples(Preference(earlier[:3], longer, longer, "p"))

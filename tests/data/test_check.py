@@ -5,6 +5,7 @@ import math
 
 import pytest
 from styles import CONVERSATIONS, STYLES
+from styles import lengths as lengths_of
 
 from danlu.data.formats import Reading, record_from_row
 from danlu.data.look.check import check
@@ -65,7 +66,7 @@ def test_lengths_are_in_tokens_of_a_chat(tmp_path):
     assert (fault.place, fault.fix) == ("a.jsonl:7", "remove it")
     assert fault.reason.startswith("a message holds U+FDD0")
     assert (report.records, report.faults_total, report.unlearnt) == (99, 1, 0)
-    each = sorted(chat.lengths(record_from_row(row, None, "p")) for at, row in enumerate(rows) if at != 6)
+    each = sorted(lengths_of(chat, record_from_row(row, None, "p")) for at, row in enumerate(rows) if at != 6)
     lengths = report.lengths
     assert (lengths.unit, lengths.min, lengths.max) == ("tokens", each[0][0], each[-1][0])
     assert (lengths.p50, lengths.p90, lengths.p99) == (each[49][0], each[89][0], each[98][0])
@@ -315,6 +316,6 @@ def test_figures_are_those_of_one_record_at_a_time(tmp_path):
     rows = [{"messages": [dict(m) for m in record.messages]} for record in CONVERSATIONS.values()]
     chat = chatml()
     report = check(write_jsonl(tmp_path / "a.jsonl", *rows), chat=chat)
-    each = [chat.lengths(record_from_row(row, None, "p")) for row in rows]
+    each = [lengths_of(chat, record_from_row(row, None, "p")) for row in rows]
     assert report.lengths.mean == sum(tokens for tokens, _ in each) / len(each)
     assert report.learnt_share == sum(learnt for _, learnt in each) / sum(tokens for tokens, _ in each)

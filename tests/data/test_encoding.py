@@ -134,7 +134,7 @@ def test_a_stencil_is_read_off_once_for_an_order_of_roles():
     filled = []
     fill = encoder._chat._stencils._fill
     encoder._chat._stencils._fill = lambda messages, opening: filled.append(opening) or fill(messages, opening)
-    list(encoder.lengths([conversation("q", f"a {n}") for n in range(50)]))
+    list(encoder.sizes([conversation("q", f"a {n}") for n in range(50)]))
     assert len(filled) == 2  # the prompt, and the whole
 
 

@@ -47,10 +47,6 @@ class Encoder:
         """Each record with its examples, or with the error that `Chat.examples` raises for it."""
         return self._each(records, self._chat.examples)
 
-    def lengths(self, records: Iterable[Record]) -> Iterator[Outcome[tuple[int, int]]]:
-        """Each record with its (tokens, learnt tokens), or with the error that `Chat.lengths` raises for it."""
-        return self._each(records, self._chat.lengths)
-
     def sizes(self, records: Iterable[Record]) -> Iterator[Outcome[list[tuple[int, int]]]]:
         """Each record with the (tokens, learnt tokens) of its examples, or with the error that making them raises."""
         return self._each(records, self._chat.sizes)
