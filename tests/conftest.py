@@ -16,6 +16,16 @@ from shuffling import (  # noqa: F401 - pytest calls them
 from danlu import cli
 from tiny import make_tiny_model
 
+# What rich asks the environment: how wide lines are, and whether they have colours, wherever the tests run.
+_TERMINAL = {
+    "COLUMNS": "300",
+    "TERM": "xterm",
+    "FORCE_COLOR": "",
+    "NO_COLOR": "",
+    "TTY_COMPATIBLE": "0",
+    "TTY_INTERACTIVE": "0",
+}
+
 # Tiny models: a second thread costs more than it saves.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
@@ -62,7 +72,8 @@ def call(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command line in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setenv("COLUMNS", "300")
+    for name, value in _TERMINAL.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -134,8 +134,11 @@ class Command:
         self._threads: list[threading.Thread] = []
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
-        process = self._process or self._start()
-        self._refuse_surplus(answers[0])
+        if self._process is None:
+            process = self._start()  # what it says before it can have been asked is taken for its first answer
+        else:
+            process = self._process
+            self._refuse_surplus(answers[0])
         asking = threading.Thread(target=_ask, args=(process, answers), daemon=True)  # pipes may be full on both sides
         asking.start()
         try:
