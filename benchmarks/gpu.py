@@ -184,8 +184,9 @@ def danlu_training(shape: str, lora: bool) -> float:
     from danlu.data.example import Example
     from danlu.device import read_device
     from danlu.journal import Journal
-    from danlu.model.adapters import LoraOptions, attach
+    from danlu.model.adapters import attach
     from danlu.model.likelihood import prepare
+    from danlu.model.lora_options import LoraOptions
     from danlu.train.batches import Shuffled
     from danlu.train.loop import Run, TrainOptions, train
     from danlu.train.sft import sft_stage

@@ -21,8 +21,9 @@ from danlu.data.records import Skipped
 from danlu.data.source import DataOptions, read
 from danlu.device import read_device
 from danlu.hub import cache_directory
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.likelihood import prepare, token_losses
+from danlu.model.lora_options import LoraOptions
 from danlu.model.named import ModelOptions, load
 from danlu.train.sft import sft_examples
 

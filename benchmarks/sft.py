@@ -64,9 +64,10 @@ def danlu_side(job: dict[str, Any]) -> None:
     from danlu.data.formats import read_records
     from danlu.device import peak_memory_bytes, read_device
     from danlu.journal import Journal
-    from danlu.model.adapters import LoraOptions, attach, save_adapter
+    from danlu.model.adapters import attach, save_adapter
     from danlu.model.likelihood import prepare
     from danlu.model.load import load_model, load_tokenizer
+    from danlu.model.lora_options import LoraOptions
     from danlu.train.batches import Shuffled
     from danlu.train.loop import Run, TrainOptions, train
     from danlu.train.sft import sft_examples, sft_stage

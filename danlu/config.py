@@ -12,7 +12,7 @@ import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,9 @@ from danlu.errors import ConfigError, nearest
 
 class Options(BaseModel):
     """Base of every set of options: unknown keys are refused, values do not change afterwards."""
+
+    # Names under which others know some of these options, where a section takes them -> the name here.
+    SPELLINGS: ClassVar[Mapping[str, str]] = {}
 
     # Defaults are validated as well: 16 and 16.0 are one value of a number with a point, given or not.
     model_config = ConfigDict(
@@ -175,8 +178,20 @@ def apply_overrides(
                 raise ConfigError(f"override {override!r}: {part!r} holds a value, not a group of keys")
             node[part] = dict(inner or {})
             node = node[part]
+        for name in _spellings(model, parts):
+            node.pop(name, None)
         node[parts[-1]] = _read_value(override, value, _field(model, parts))
     return result
+
+
+def _spellings(model: type[BaseModel] | None, path: Sequence[str]) -> list[str]:
+    """The names of the option that `path` leads to, where its section knows some of others."""
+    field = _field(model, path[:-1])
+    section = section_of(field.annotation) if field else None
+    if section is None:
+        return []
+    own = section.SPELLINGS.get(path[-1], path[-1])
+    return [own, *(name for name, meant in section.SPELLINGS.items() if meant == own)]
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -17,7 +17,7 @@ from danlu.device import Device
 from danlu.errors import ConfigError, DataError, DiskError, nearest, size_in_words
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal, check_replaceable, is_run
-from danlu.model.adapters import LoraOptions
+from danlu.model.lora_options import LoraOptions
 from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, check_merge
 from danlu.train.loop import TrainOptions

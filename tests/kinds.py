@@ -19,7 +19,8 @@ from zoo import CHOOSE_TOKENS, KINDS, LOOKS_AHEAD, VARIANTS, plain_logits, tiny_
 from danlu.data.batches.packing import Batch
 from danlu.data.chat import Chat
 from danlu.generate.requests import Job, Maker
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
+from danlu.model.lora_options import LoraOptions
 from tiny import make_tokenizer
 
 Text = tuple[int, ...]

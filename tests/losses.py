@@ -9,8 +9,9 @@ from rounding import of_model
 
 from danlu.data.example import Example
 from danlu.device import Device
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 

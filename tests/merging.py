@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from danlu.device import Device
-from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.adapters import attach, save_adapter
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 from danlu.quantize.merge import MergeOptions, merge_checked
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

@@ -14,8 +14,9 @@ from danlu import Engine, GenerationParams
 from danlu.device import Device
 from danlu.generate.engine import Answer, Event
 from danlu.generate.watching.trace import Trace
-from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.adapters import attach, save_adapter
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 from danlu.terminal import show
 from tiny import make_tiny_model
 

@@ -12,7 +12,7 @@ from danlu.data.source import DataOptions
 from danlu.errors import ConfigError
 from danlu.flags import _given, _kinds, as_flag, as_flags, as_key, from_flags, spelt
 from danlu.generate.params import GenerationParams
-from danlu.model.adapters import LoraOptions
+from danlu.model.lora_options import LoraOptions
 from danlu.quantize.merge import MergeOptions
 from danlu.recipe import Recipe
 from danlu.serve.options import BackendOptions, ServeOptions

@@ -20,9 +20,10 @@ from danlu.data.example import Example
 from danlu.device import Device, read_device
 from danlu.generate.engine import Engine
 from danlu.journal import Journal
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.likelihood import prepare
 from danlu.model.load import load_model, load_tokenizer
+from danlu.model.lora_options import LoraOptions
 from danlu.model.score_head import put_head
 from danlu.steps.dpo import Kept
 from danlu.train.batches import Batches

@@ -7,91 +7,54 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator, model_validator
 
-from danlu.config import Options
-from danlu.errors import ConfigError, DiskError, disk_faults, nearest, size_in_words
+from danlu.errors import ConfigError, DiskError, TrainingError, disk_faults, size_in_words
 from danlu.hub import quiet_transformers
-from danlu.model.company.check import alone, probe_texts
-from danlu.model.company.wiring import kind_of
-
-# Kinds whose kernels read the weight of `out_proj` without calling it; PEFT refuses adapters there.
-_READ_BY_KERNELS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-
-
-class LoraOptions(Options):
-    """Low-rank adapters: W x + (alpha / r) B A x, with A and B trained (Hu et al. 2021, arXiv:2106.09685)."""
-
-    r: int = Field(8, ge=1, le=4096, description="rank; 4-8 for one kind of task, more for varied data")
-    lora_alpha: float = Field(16, gt=0, description="scale times r; one to two times r is usual")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="share of the adapter's inputs dropped in training")
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="layers that get an adapter; every linear layer but the head learns best"
-    )
-    init: Literal["gaussian", "kaiming"] = Field(
-        "gaussian", description="how A starts (standard deviation 1/r, or PEFT's default); B starts at zero"
-    )
-
-    trainable_token_indices: Literal["auto"] | tuple[int, ...] | None = Field(
-        "auto",
-        description="tokens whose rows of embedding and head are learnt as well; auto is the control tokens that the "
-        "chat template writes and a base model does not know; null is none",
-    )
-
-    @field_validator("trainable_token_indices")
-    @classmethod
-    def _tokens_are_some(cls, tokens: Any) -> Any:
-        if isinstance(tokens, tuple) and (not tokens or min(tokens) < 0 or len(set(tokens)) < len(tokens)):
-            raise ValueError("name each token id once, from 0 on; null for none")
-        return tokens
-
-    @model_validator(mode="after")
-    def _alpha_is_sane(self) -> LoraOptions:
-        if self.lora_alpha > 64 * self.r:
-            raise ValueError(f"lora_alpha {self.lora_alpha} is over 64 times r {self.r}; one to two times r is usual")
-        return self
+from danlu.model.lora_options import LoraOptions
+from danlu.model.lora_targets import described, shortest, targets_of, why_no_rows
 
 
 def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = ()) -> Any:
     """`model` with a fresh adapter on it, base frozen; at the start it answers as the base does (B is zero).
 
-    Adapter weights are float32 whatever the base is: their updates are too small for bfloat16.
+    Adapter weights are float32 whatever the base is: their updates are too small for bfloat16. Modules that are trained
+    whole keep the base's format, in which they are called.
 
     Args:
         tokens: whose rows are learnt as well where options.trainable_token_indices is "auto".
+
+    Raises ConfigError for options that mean no layer of this model.
     """
     from peft import LoraConfig, get_peft_model
 
-    reached = _reached(model)
-    if options.target_modules == "all-linear":
-        targets = _shortest(model, reached - _of_head(model))
-    else:
-        _check_targets(model, options.target_modules, reached)
-        targets = list(options.target_modules)
+    targets = targets_of(model, options)
     chosen = options.trainable_token_indices
-    rows = _token_rows(model, options, tokens if chosen == "auto" else chosen or ())
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=targets,
+        target_modules=shortest(model, targets.layers),
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=dict(options.alpha_pattern),
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        modules_to_save=shortest(model, targets.saved) or None,
         init_lora_weights="gaussian" if options.init == "gaussian" else True,
-        trainable_token_indices=rows,
+        trainable_token_indices=_token_rows(model, options, tokens if chosen == "auto" else chosen or ()),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     with quiet_transformers():
         adapted = get_peft_model(model, config)
-    for parameter in (p for p in adapted.parameters() if p.requires_grad):
-        parameter.data = parameter.data.float()
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and ".modules_to_save." not in name:
+            parameter.data = parameter.data.float()
     return adapted
 
 
@@ -106,136 +69,35 @@ def _token_rows(model: Any, options: LoraOptions, tokens: Sequence[int]) -> dict
     count = int(embedding.weight.shape[0])
     if beyond := [token for token in tokens if token >= count]:
         raise ConfigError(f"lora.trainable_token_indices: {beyond}", allowed=f"0 to {count - 1}, the model's tokens")
-    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
     if reason := why_no_rows(model, options):
         raise ConfigError(
             f"lora.trainable_token_indices: no rows of tokens can be trained: {reason}",
             fix="set lora.trainable_token_indices=null, with a chat template of tokens that the model knows",
         )
+    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
     names = {part: name for name, part in model.named_modules()}
     return {names[layer]: sorted(tokens) for layer in layers}
 
 
-def why_no_rows(model: Any, options: LoraOptions) -> str:
-    """Why PEFT's rows of tokens do not fit this model with this adapter; nothing where they do."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None:
-        return f"the head of {kind_of(model)} is not a plain product"
-    name = next(name for name, part in model.named_modules() if part is head)
-    if options.target_modules != "all-linear" and any(f".{name}".endswith(f".{one}") for one in options.target_modules):
-        return f"lora.target_modules puts an adapter on the head, {name}"
-    if not isinstance(embedding, torch.nn.Embedding) or embedding.weight.shape != head.weight.shape:
-        return f"the embedding of {kind_of(model)} has other rows than its head"
-    return ""
+def adapted_layers(model: Any) -> dict[str, Any]:
+    """The layers with A and B of the adapter in training, by the name that they have in the base."""
+    found = {name: part for name, part in model.named_modules() if "default" in getattr(part, "lora_B", {})}
+    return {name.removeprefix("base_model.model."): part for name, part in found.items()}
 
 
-def _reached(model: Any) -> set[str]:
-    """Names of the linear layers that an adapter changes, can be merged into, and PEFT leaves where they are.
+def refuse_unlearnt(model: Any) -> None:
+    """Raises TrainingError where the B of a layer is still exactly zero after training: it has learnt nothing.
 
-    Some models read a layer's weight without calling it: no layer of that name is called. Some inherit from a linear
-    layer and answer something else (routers). Mamba's kernels read their last layer's weight, where there are any.
-    Where two layers have one weight (Zamba), an adapter of one of them would be merged into both.
+    Experts are left out, to some of which no token may ever have come.
     """
-    layers = {name: part for name, part in model.named_modules() if is_linear(part)}
-    heard: dict[Any, bool] = {}
-
-    def hear(layer: Any, given: tuple[Any, ...], out: Any) -> None:
-        heard[layer] = isinstance(out, torch.Tensor) and out.shape == (*given[0].shape[:-1], linear_shape(layer)[1])
-
-    hooks = [layer.register_forward_hook(hear) for layer in layers.values()]
-    try:
-        alone(model, probe_texts(model)[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    called = {_last(name) for name, layer in layers.items() if layer in heard}
-    called = {last for last in called if not _stands_for_experts(model, last)}
-    if kind_of(model) in _READ_BY_KERNELS:
-        called.discard("out_proj")
-    odd = {type(layer) for layer, is_answer_linear in heard.items() if not is_answer_linear}
-    owners = Counter(layer.weight for layer in layers.values())
-    return {
-        name
-        for name, layer in layers.items()
-        if _last(name) in called and type(layer) not in odd and owners[layer.weight] == 1
-    }
-
-
-def _stands_for_experts(model: Any, last: str) -> bool:
-    """Whether PEFT takes a layer of this name for the model's experts, which once were linear layers of that name, and
-    puts the adapter on their block of weights instead: without dropout only, and for one request of many not at all."""
-    from peft import LoraConfig
-
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ImportError:  # an earlier PEFT
-        return False
-    config = LoraConfig(target_modules=[last])
-    try:
-        convert_peft_config_for_transformers(config, model, None)
-    except ValueError:  # it wants others as well
-        return True
-    return bool(config.target_parameters)
-
-
-def _shortest(model: Any, names: AbstractSet[str]) -> list[str]:
-    """The names of layers as PEFT takes them: the last part alone stands for all modules that end so."""
-    ends: dict[str, set[str]] = {}
-    for name, _ in model.named_modules():
-        ends.setdefault(_last(name), set()).add(name)
-    return sorted({_last(name) if ends[_last(name)] <= names else name for name in names})
-
-
-def _of_head(model: Any) -> set[str]:
-    """Names of the linear layers that only make scores of what the body has made."""
-    body, head = set(model.base_model.modules()), model.get_output_embeddings()
-    return {name for name, part in model.named_modules() if is_linear(part) and (part is head or part not in body)}
-
-
-def _last(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def _check_targets(model: Any, targets: tuple[str, ...], layers: AbstractSet[str]) -> None:
-    """Each target is the name of one of these layers or the end of one; PEFT passes over those that are not."""
-    known = sorted(set(map(_last, layers)))
-    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
-    stacked = sorted(set(unknown) & stacked_weights(model).keys())
-    if stacked:
-        raise ConfigError(
-            f"lora.target_modules: {', '.join(stacked)} are weights of experts in one block, no linear layers",
-            allowed=f"all-linear, or some of {', '.join(known)}",
-            fix="leave them out; experts get no adapter",
+    still = [name for name, layer in adapted_layers(model).items() if not bool(layer.lora_B["default"].weight.any())]
+    if idle := [name for name in still if "experts" not in name.split(".")]:
+        raise TrainingError(
+            f"{len(idle)} of {len(adapted_layers(model))} layers with an adapter have learnt nothing, B is exactly "
+            f"zero: {described(idle)}",
+            allowed="a gradient for each: the loss depends on what the layer answers",
+            fix="leave them out with lora.target_modules; where all have learnt nothing, look at the data and the loss",
         )
-    if unknown or not targets:
-        raise ConfigError(
-            f"lora.target_modules: no such layers: {', '.join(unknown) or '(none named)'}",
-            allowed=f"all-linear, or some of {', '.join(known)}",
-            fix=nearest(unknown[0], known) if unknown else "",
-        )
-
-
-def stacked_weights(model: Any) -> dict[str, int]:
-    """Weights that lie many in one block, as experts do: the end of their names -> parameters. LoRA, whose layers are
-    linear, does not reach them."""
-    found: Counter[str] = Counter()
-    for name, weight in model.named_parameters():
-        if weight.ndim > 2 and min(weight.shape) > 1 and "lora_" not in name and "conv" not in name:
-            found[name.split(".")[-1]] += weight.numel()
-    return dict(found)
-
-
-def is_linear(module: Any) -> bool:
-    """Whether it is a linear layer, or GPT-2's Conv1D, which is one too."""
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def linear_shape(layer: Any) -> tuple[int, int]:
-    """(in, out) of nn.Linear, or of the Conv1D of GPT-2, whose weight lies the other way round."""
-    if isinstance(layer, torch.nn.Linear):
-        return layer.in_features, layer.out_features
-    inside, outside = layer.weight.shape
-    return inside, outside
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
@@ -248,7 +110,8 @@ def save_adapter(model: Any, directory: Path, tokenizer: Any = None) -> None:
     """Write the adapter in PEFT's format, whole or not at all; with a tokenizer of its own, if it has one."""
 
     def write(staging: Path) -> None:
-        model.save_pretrained(staging, selected_adapters=["default"])  # not those that judge it
+        # Not the adapters that judge it; and of an adapter on the head, not the base's head and embedding as well.
+        model.save_pretrained(staging, selected_adapters=["default"], save_embedding_layers=False)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from danlu.errors import ConfigError, ModelError, nearest
-from danlu.model.adapters import is_linear, linear_shape
 from danlu.model.company.company import Part
 from danlu.model.company.wiring import wiring_of
 from danlu.model.compute.token_rows import Rows, bare, put_inputs, put_outputs, scale_of
 from danlu.model.lora_files import LowRank, read_lora, read_rows
+from danlu.model.lora_targets import is_linear, linear_shape
 
 # Which tokens of a step have an adapter: a slice, or (count,) int64.
 Tokens = slice | Tensor

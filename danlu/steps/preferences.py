@@ -13,7 +13,7 @@ from danlu.data.records import Conversation, Preference, Record, Skipped
 from danlu.data.source import DataOptions, Split, read
 from danlu.errors import DataError
 from danlu.evaluate.held_out import Question
-from danlu.model.adapters import LoraOptions
+from danlu.model.lora_options import LoraOptions
 from danlu.recipe import TrainingRecipe, TrainingSections
 from danlu.steps.prepare import Base, Sizes, digest_of
 from danlu.steps.prove import check_provable

@@ -21,10 +21,12 @@ from danlu.device import Device, memory_faults
 from danlu.errors import DataError
 from danlu.hub import cache_directory, kind_of_name
 from danlu.journal import Draft, Journal
-from danlu.model.adapters import attach, parameter_counts, save_adapter, save_model, stacked_weights, why_no_rows
+from danlu.model.adapters import adapted_layers, attach, parameter_counts, save_adapter, save_model
 from danlu.model.company.check import alone
 from danlu.model.likelihood import compute_twice, prepare, why_alone
 from danlu.model.load import load_tokenizer
+from danlu.model.lora_options import LoraOptions
+from danlu.model.lora_targets import described, stacked_weights, why_no_rows
 from danlu.model.named import LoadedModel, load
 from danlu.model.turns import left_to_learn, named
 from danlu.recipe import TrainingRecipe, check_disk
@@ -124,11 +126,23 @@ def make_trainable(recipe: TrainingRecipe, base: Base, tokens: Sequence[int], sh
         show.say(f"slow: documents are read one at a time: {reason}")
     trainable, total = parameter_counts(model)
     show.say(f"model: {total - trainable:,} frozen and {trainable:,} trained parameters, {base.loaded.dtype}")
-    if recipe.lora is not None and (stacked := stacked_weights(model)):
-        share = sum(stacked.values()) / (total - trainable)
-        show.say(f"no adapter on the experts ({', '.join(stacked)}): {share:.0%} of the weights lie in blocks")
+    if recipe.lora is not None:
+        _tell_of_adapter(recipe.lora, model, kernels.get("lora", 0), show)
     check_disk(recipe, trainable, total)
     return Ready(base, model, kernels, reason)
+
+
+def _tell_of_adapter(options: LoraOptions, model: Any, fast: int, show: Show) -> None:
+    for name in options.respelt:
+        show.say(f"lora.{name} is lora.{options.SPELLINGS[name]} here")
+    layers = adapted_layers(model)
+    show.say(f"adapter: {described(layers)}")
+    if fast < len(layers):
+        show.say(f"slow: {len(layers) - fast} of {len(layers)} layers with an adapter run through PEFT's own code")
+    if stacked := stacked_weights(model):
+        _, total = parameter_counts(model)
+        share = sum(stacked.values()) / total
+        show.say(f"no adapter on the experts ({', '.join(stacked)}): {share:.0%} of the weights lie in blocks")
 
 
 def saver_of(recipe: TrainingRecipe, base: Base) -> Callable[[Any, Path], None]:
@@ -237,7 +251,7 @@ def digest_of(examples: Iterable[Example]) -> str:
 def identity_of(recipe: TrainingRecipe, model: Any, data: str) -> dict[str, str]:
     """What must be equal for a resumed run to go on, by what it is and not by how it was spelt.
 
-    The base by its weights, wherever it lies; the adapter by its matrices; the data by its digest.
+    The base by its weights, wherever it lies; the adapter by its layers and matrices; the data by its digest.
     """
     base, adapter = hashlib.sha256(), hashlib.sha256()
     for name, weight in model.named_parameters():
@@ -249,8 +263,8 @@ def identity_of(recipe: TrainingRecipe, model: Any, data: str) -> dict[str, str]
         base.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some}".encode())
     lora = {"lora": "null"}
     if recipe.lora is not None:
-        options = recipe.lora.model_dump(mode="json", exclude={"target_modules"})
-        lora = {"lora.target_modules": DIGEST + adapter.hexdigest()}
+        options = recipe.lora.model_dump(mode="json", exclude={"target_modules", "head", "layers_to_transform"})
+        lora = {"the adapter's layers": described(adapted_layers(model)), "lora": DIGEST + adapter.hexdigest()}
         lora |= {f"lora.{name}": str(value) for name, value in options.items()}
     return {
         "the model's weights": DIGEST + base.hexdigest(),

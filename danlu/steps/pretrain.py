@@ -23,7 +23,7 @@ from danlu.evaluate.held_out import Measured, example_losses
 from danlu.fingerprint import of_value
 from danlu.hub import cache_directory
 from danlu.journal import Draft
-from danlu.model.adapters import LoraOptions
+from danlu.model.lora_options import LoraOptions
 from danlu.model.named import load_random
 from danlu.recipe import KIND, TrainingRecipe, TrainingSections
 from danlu.steps.prepare import (

@@ -28,6 +28,7 @@ from danlu.evaluate.held_out import Measured, Question
 from danlu.hub import Kind as ModelKind
 from danlu.hub import write_origin
 from danlu.journal import Draft, Journal, claimed, is_run, opened_run
+from danlu.model.adapters import refuse_unlearnt
 from danlu.model.named import ModelOptions
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
@@ -165,6 +166,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
     parts.save(parts.ready.model, _made(recipe, journal))
     kind = {} if parts.kind is None else {"kind": parts.kind}
     write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
+    refuse_unlearnt(parts.ready.model)
     after = _measure(parts, "after")
     if parts.proof is not None and before is not None and after is not None:
         proof = parts.proof

@@ -17,9 +17,10 @@ from danlu.evaluate.held_out import Measured, Question, differences, example_los
 from danlu.evaluate.overlap import chrf
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.likelihood import prepare
 from danlu.model.load import load_model, load_tokenizer
+from danlu.model.lora_options import LoraOptions
 from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

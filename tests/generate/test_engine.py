@@ -16,10 +16,11 @@ from danlu.device import Device
 from danlu.errors import ConfigError
 from danlu.generate import requests as requests_module
 from danlu.hub import quiet_transformers
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.company.wiring import ATTENTION
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 from tiny import make_golden_model, make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

@@ -11,8 +11,9 @@ from danlu import Engine
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError, UnknownModel
 from danlu.generate import engine as engine_module
-from danlu.model.adapters import LoraOptions, attach, save_adapter
+from danlu.model.adapters import attach, save_adapter
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)
 

@@ -6,7 +6,9 @@ import pytest
 import zoo
 
 from danlu.errors import ConfigError
-from danlu.model.adapters import LoraOptions, attach, stacked_weights
+from danlu.model.adapters import attach
+from danlu.model.lora_options import LoraOptions
+from danlu.model.lora_targets import stacked_weights
 
 
 def test_weights_of_experts_have_no_adapter_and_it_is_said():

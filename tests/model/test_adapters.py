@@ -17,8 +17,9 @@ from danlu.device import Device
 from danlu.errors import ConfigError, DiskError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter
-from danlu.model.adapters import LoraOptions, attach, move_into_place, parameter_counts, save_adapter, save_whole
+from danlu.model.adapters import attach, move_into_place, parameter_counts, save_adapter, save_whole
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=False)

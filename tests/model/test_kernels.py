@@ -5,11 +5,12 @@ import torch
 from rounding import of_sums, unit
 
 from danlu.device import Device
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.company.attention import Scoring, fast_attention, plain_attention
 from danlu.model.company.documents import Documents, causal_sight, documents_of
 from danlu.model.compute import kernels, lora_kernel
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 
 CPU = Device("cpu", 1, 2**34, False)
 # Of the largest number. The longest sum goes over the vocabulary of 50, and up to three stand in a row (forward, the

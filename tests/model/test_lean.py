@@ -11,7 +11,7 @@ from answering import strengthen
 from rounding import of_model
 
 from danlu.device import Device
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.company.attention import plain_attention
 from danlu.model.company.company import Side
 from danlu.model.company.documents import documents_of
@@ -21,6 +21,7 @@ from danlu.model.lean.lean_known import KNOWN
 from danlu.model.load import load_model
 from danlu.model.lora_bank import LoraBank, Step
 from danlu.model.lora_files import LowRank
+from danlu.model.lora_options import LoraOptions
 from tiny import make_tiny_model
 
 CPU = Device("cpu", 1, 10**9, has_bfloat16=True)

@@ -13,7 +13,7 @@ from danlu.data.chat import Chat
 from danlu.data.example import Example
 from danlu.errors import ModelError
 from danlu.generate.engine import Engine
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.company.attention import plain_attention
 from danlu.model.company.company import Side
 from danlu.model.company.documents import documents_of
@@ -21,6 +21,7 @@ from danlu.model.company.wiring import ATTENTION, run_in_company
 from danlu.model.compute.token_rows import Rows, put_inputs
 from danlu.model.likelihood import compute_twice, prepare, token_losses
 from danlu.model.load import load_tokenizer
+from danlu.model.lora_options import LoraOptions
 from tiny import ARCHITECTURES
 
 

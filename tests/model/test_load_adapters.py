@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.load import load_model, load_tokenizer
+from danlu.model.lora_options import LoraOptions
 from danlu.model.named import ModelOptions, load
 from tiny import make_tiny_model
 

@@ -13,9 +13,10 @@ from danlu.data.example import Example
 from danlu.device import Device
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.likelihood import prepare
 from danlu.model.load import load_model
+from danlu.model.lora_options import LoraOptions
 from danlu.model.score_head import Scale, put_head, read_scale, save_with_head, scores, write_scale
 from tiny import make_tiny_model
 

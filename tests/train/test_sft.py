@@ -12,9 +12,10 @@ from danlu.device import Device
 from danlu.errors import DataError, ModelError
 from danlu.evaluate.held_out import example_losses
 from danlu.journal import Journal
-from danlu.model.adapters import LoraOptions, attach
+from danlu.model.adapters import attach
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model, load_tokenizer
+from danlu.model.lora_options import LoraOptions
 from danlu.train.batches import Shuffled
 from danlu.train.loop import Run, TrainOptions, train
 from danlu.train.sft import left_out_counts, refuse_unknown_tokens, sft_examples, sft_stage, windows
