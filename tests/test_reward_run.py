@@ -80,3 +80,15 @@ def test_in_a_chain_the_next_step_works_on_what_answers(folder, tiny_model):
     (folder / "c.yaml").write_text(json.dumps(chain))
     with pytest.raises(ConfigError, match=r"steps.merge.start: reward leaves a reward model"):
         run(load_recipe("c.yaml"), Lines(), "")
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"head": True}, "lora.head has no effect: a reward model scores"),
+        ({"modules_to_save": ["norm"]}, "lora.modules_to_save: a reward model lies beside the policy"),
+    ],
+)
+def test_what_a_reward_model_cannot_have_is_refused(recipe, lora, said):
+    with pytest.raises(ConfigError, match=said):
+        recipe(lora=lora)

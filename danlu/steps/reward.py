@@ -71,6 +71,13 @@ class RewardSections(PairSections):
     def _is_not_merged(self) -> Self:
         if self.merge is not None:
             raise ValueError("merge has no effect on a reward model, which answers nothing; set merge: null")
+        if self.lora is not None and self.lora.head:
+            raise ValueError("lora.head has no effect: a reward model scores, and its output head is never asked")
+        if self.lora is not None and self.lora.modules_to_save is not None:
+            raise ValueError(
+                "lora.modules_to_save: a reward model lies beside the policy on one base, as A and B and its head that "
+                "scores; other modules of its own it cannot have"
+            )
         return self
 
 

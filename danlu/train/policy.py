@@ -133,7 +133,7 @@ def put_reward(model: Any, directory: Path, base: str) -> None:
             fix="train the reward model on the model that PPO starts from",
         )
     written = json.loads((directory / "adapter_config.json").read_text("utf-8"))
-    taken = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern")
+    taken = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
     config = LoraConfig(**{name: written[name] for name in taken if name in written}, lora_dropout=0.0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = load_file(directory / "adapter_model.safetensors")

@@ -75,7 +75,7 @@ def test_names_that_gpt2_has(tmp_path):
         ({"modules_to_save": ["nrm"]}, "no module with weights is called nrm", "embed_tokens", "did you mean 'norm'?"),
         ({"modules_to_save": ["act_fn"]}, "no module with weights is called act_fn", "embed_tokens", ""),
         ({"modules_to_save": ["mlp", "up_proj"]}, "lies in another one", "", "leave it out"),
-        ({"modules_to_save": ["lm_head"], "target_modules": ["lm_head"]}, "lm_head: lora.modules", "", "one of the two"),
+        ({"modules_to_save": ["lm_head"], "target_modules": ["lm_head"]}, "lm_head: lora.m", "", "in one of the two"),
     ],
 )  # fmt: skip
 def test_what_means_nothing_is_refused(tiny_model, options, seen, allowed, fix):
