@@ -48,8 +48,7 @@ def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, folder, after):
         assert metrics(folder / "runs" / "p", name) == metrics(whole, name)
 
 
-@pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"use_rslora": True, "layers_to_transform": [1]}])
-def test_a_reward_model_judges_on_the_same_base(folder, tiny_model, lora):
+def test_a_reward_model_judges_on_the_same_base(folder, tiny_model):
     part = {"model": {"dtype": "float32"}, "data": {"path": "pairs.jsonl", "held_out": 6}}
     chain = {
         "name": "c",
@@ -57,7 +56,7 @@ def test_a_reward_model_judges_on_the_same_base(folder, tiny_model, lora):
             "reward": {
                 "start": str(tiny_model),
                 **part,
-                "lora": {"r": 4, **lora},
+                "lora": {"r": 4},
                 "train": {"batch_size": 8, "learning_rate": 3e-3, "max_steps": 6},
                 "reward": {"samples": 16, "max_new_tokens": 6},
                 "prove": None,

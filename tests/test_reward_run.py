@@ -5,14 +5,21 @@ import math
 from functools import partial
 
 import pytest
+import torch
+from adapting import plain_model
+from rounding import of_sums
 from showing import Lines, Stops
 from trainings import metrics, pair, recipe_of
 
 from danlu.chain import Chain
 from danlu.errors import ConfigError, Interrupted
+from danlu.hub import quiet_transformers
 from danlu.journal import Journal
+from danlu.model.adapters import attach
+from danlu.model.lora_options import LoraOptions
 from danlu.model.score_head import read_scale
 from danlu.run import load_recipe, product_of, run
+from danlu.train.policy import put_reward
 
 
 @pytest.fixture
@@ -92,3 +99,21 @@ def test_in_a_chain_the_next_step_works_on_what_answers(folder, tiny_model):
 def test_what_a_reward_model_cannot_have_is_refused(recipe, lora, said):
     with pytest.raises(ConfigError, match=said):
         recipe(lora=lora)
+
+
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True, "rank_pattern": {"q_proj": 3}}])
+def test_beside_a_policy_it_judges_as_transformers_and_peft_do(recipe, tiny_model, lora):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    adapter = run(recipe(lora=lora, prove=None), Lines(), "") / "adapter"
+    ids = torch.tensor([[5, 60, 7, 200, 9, 31]])
+    with quiet_transformers(), torch.no_grad():
+        classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+        wanted = PeftModel.from_pretrained(classifier, str(adapter)).eval()(input_ids=ids).logits[0]
+        policy = attach(plain_model(tiny_model), LoraOptions(), seed=0).eval()
+        put_reward(policy, adapter, str(tiny_model))
+        policy.set_adapter("reward")
+        found = policy.score(policy.get_base_model().base_model(ids).last_hidden_state[0, -1:])
+    assert abs(wanted) > 0.1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=of_sums(float(wanted.abs()), terms=64, in_a_row=13))
