@@ -232,6 +232,10 @@ CHINESE = {
         "丹炉：从原始数据到服务于你的领域的语言模型。显示英文：--lang en。"
     ),
     "Look at data before training on it.": "训练前查看数据。",
+    "What a training takes, before it: arithmetic alone, without weights.": ("训练之前估算：只做算术，不需要权重。"),
+    "How many weights an adapter trains, layer by layer; needs no weights.": (
+        "逐层列出适配器训练多少参数；不需要权重。"
+    ),
     "Run a recipe: a shipped one by name, or a YAML file.": "运行配方：自带配方的名字，或 YAML 文件。",
     "Train with options given as flags instead of a recipe.": "不写配方，用命令行选项训练。",
     "The flags are the keys of a recipe; the resolved recipe is kept in the run directory.": (
@@ -280,6 +284,23 @@ CHINESE = {
     "max": "最大",
     "mean": "平均",
     "{record}, {how}; {mark}": "{record}，{how}；{mark}",
+    # -- danlu plan
+    "layer": "层",
+    "inputs": "输入",
+    "outputs": "输出",
+    "how many": "个数",
+    "of each": "每层参数",
+    "trained": "训练参数",
+    "times fewer": "减少倍数",
+    "{model}: {trained} of {all} weights are trained, {share}; {times} times fewer": (
+        "{model}：训练 {all} 个参数中的 {trained} 个（{share}），为全参数的 1/{times}"
+    ),
+    "under AdamW they take {lora} ({each} bytes each), all weights {full}; the adapter's file {file}": (
+        "训练时连同梯度和 AdamW 状态占 {lora}（每个参数 {each} 字节），全参数则为 {full}；适配器文件 {file}"
+    ),
+    "the head is tied to the embedding: a merge gives it weights of its own": (
+        "输出头与词嵌入共享权重：合并后各自独立"
+    ),
     # -- the picture of decoding
     "held-out examples": "验证集样本",
     "no knobs": "无参数",
