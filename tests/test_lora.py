@@ -8,10 +8,11 @@ from contextlib import closing
 
 import pytest
 import torch
-from adapting import plain_model
+from adapting import CPU, plain_model
 from killing import Place, killed_at
 from merging import run as merged
 from merging import strengthen
+from peft import get_peft_model_state_dict
 from rounding import assert_same_model, of_model
 from safetensors.torch import load_file
 from showing import Lines
@@ -21,10 +22,12 @@ from danlu import Engine
 from danlu.errors import ConfigError, ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import attach, save_adapter
+from danlu.model.load import load_model
 from danlu.model.lora_options import LoraOptions
 from danlu.run import run
 from tiny import make_tiny_model
 
+FILE = "adapter_model.safetensors"
 IDS = [5, 60, 7, 200, 9, 31]
 # Options, and what an engine says that holds several adapters; nothing where it takes this one among them.
 OPTIONS = {
@@ -37,6 +40,7 @@ OPTIONS = {
     "norms": ({"modules_to_save": ["norm"]}, "modules_to_save is ['model.norm']"),
     "whole head": ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
     "whole embedding": ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is ['embed_tokens']"),
+    "whole ends": ({"modules_to_save": ["lm_head", "embed_tokens"]}, "modules_to_save is ['embed_tokens', 'lm_head']"),
     "rows": ({"trainable_token_indices": [5, 60]}, ""),
 }
 
@@ -88,10 +92,18 @@ def test_what_was_trained_is_what_others_read(base, tmp_path, options, reason):
             torch.testing.assert_close(engine.logits(IDS, adapter="one"), expected, **allowed)
 
 
+@pytest.mark.parametrize("options", [options for options, _ in OPTIONS.values()], ids=OPTIONS)
+def test_switched_off_it_is_the_base_bit_for_bit(base, options):
+    """As preferences want their reference; modules that are trained whole are switched off as well."""
+    model = trained(base, **options)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(plain_model(base)))
+
+
 def test_an_adapter_on_the_head_is_saved_without_the_head(base, tmp_path):
     """PEFT would write the base's embedding and head beside it."""
     save_adapter(trained(base, head=True), tmp_path / "adapter")
-    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    names = load_file(tmp_path / "adapter" / FILE).keys()
     assert {name for name in names if "lora_" not in name} == set()
     assert "base_model.model.lm_head.lora_B.weight" in names
 
@@ -110,7 +122,7 @@ RUNS = {
 
 
 def weights(directory):
-    found = load_file(directory / "adapter" / "adapter_model.safetensors")
+    found = load_file(directory / "adapter" / FILE)
     return {name: weight.numpy().tobytes() for name, weight in found.items()}
 
 
@@ -126,6 +138,30 @@ def test_a_killed_run_goes_on_as_it_would_have(folder, tiny_model, options):
     assert metrics(recipe.directory) == metrics(whole)
     assert weights(recipe.directory) == weights(whole)
     assert (recipe.directory / "merged" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_blocks_that_compute_twice_learn_the_same(folder, tiny_model, options):
+    def learnt(name, **train):
+        lora = {**options, "lora_dropout": 0.0}
+        made = recipe_of("sft", tiny_model, name=name, lora=lora, train={"max_steps": 2, **train}, prove=None)
+        return load_file(run(made, Lines(), "") / "adapter" / FILE)
+
+    once, twice = learnt("once"), learnt("twice", gradient_checkpointing=True)
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_all_that_is_trained_moves_on_a_bfloat16_base(folder, tiny_model, options):
+    short = {"train": {"max_steps": 2, "learning_rate": 0.05}, "prove": None, "model": {"dtype": "bfloat16"}}
+    before = attach(load_model(tiny_model, device=CPU, dtype=torch.bfloat16), LoraOptions(**options), seed=42)
+    begun = {
+        name: weight.clone() for name, weight in get_peft_model_state_dict(before, save_embedding_layers=False).items()
+    }
+    after = load_file(run(recipe_of("sft", tiny_model, lora=options, **short), Lines(), "") / "adapter" / FILE)
+    assert after.keys() == begun.keys()
+    assert [name for name in after if torch.equal(after[name], begun[name].to(after[name].dtype))] == []
 
 
 @pytest.mark.parametrize(

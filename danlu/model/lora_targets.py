@@ -132,6 +132,8 @@ def _refuse(model: Any, unknown: Sequence[str], reached: AbstractSet[str], is_pa
             fix="leave them out; experts get no adapter",
         )
     fix = nearest(_last(unknown[0]), known) if unknown else ""
+    if unknown and any(_meant(unknown[:1], name) for name, part in model.named_modules() if _has_weights(part)):
+        fix = f"it is no linear layer that can have an adapter; lora.modules_to_save=[{unknown[0]}] trains it whole"
     if is_pattern and (ends := [name for name in known if re.fullmatch(unknown[0], name)]):
         fix = f"text is a regular expression of whole names; name ends in a list: lora.target_modules=[{ends[0]}]"
     raise ConfigError(
@@ -260,7 +262,7 @@ def linear_shape(layer: Any) -> tuple[int, int]:
 
 def _saved(model: Any, wanted: Sequence[str]) -> set[str]:
     """The modules of these names, or names that end so; each has weights, and none lies in another."""
-    modules = {name: part for name, part in model.named_modules() if name and next(part.parameters(), None) is not None}
+    modules = {name: part for name, part in model.named_modules() if name and _has_weights(part)}
     found: set[str] = set()
     for one in wanted:
         meant = {name for name in modules if _meant((one,), name)}
@@ -275,6 +277,10 @@ def _saved(model: Any, wanted: Sequence[str]) -> set[str]:
     if inner := sorted(name for name in found if _is_inside(name, found - {name})):
         raise ConfigError(f"lora.modules_to_save: {some(inner)} lies in another one that is named", fix="leave it out")
     return found
+
+
+def _has_weights(module: Any) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _is_inside(name: str, others: Iterable[str]) -> bool:

@@ -50,6 +50,7 @@ def logits(model):
         ({"target_modules": [r".*\.(q|v)_proj"]}, "q_proj, v_proj in blocks 0 to 1"),  # as flags have it
         ({"layers_to_transform": 1}, f"{ATTENTION} in blocks 1"),
         ({"layers_to_transform": [0], "head": True}, f"{ATTENTION} in blocks 0; lm_head"),
+        ({"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}, "lm_head; q_proj in blocks 1"),
         ({"modules_to_save": ["mlp"]}, "k_proj, o_proj, q_proj, v_proj in blocks 0 to 1"),
     ],
 )
@@ -67,6 +68,8 @@ def test_names_that_gpt2_has(tmp_path):
     [
         ({"target_modules": "q_proj"}, "no such layers: q_proj", "all-linear", "lora.target_modules=[q_proj]"),
         ({"target_modules": r".*\.q_prj"}, r"no such layers: .*\.q_prj", "all-linear", "did you mean 'q_proj'?"),
+        ({"target_modules": ["embed_tokens"]}, "layers: embed_tokens", "all-linear", "modules_to_save=[embed_tokens]"),
+        ({"target_modules": ["self_attn"]}, "layers: self_attn", "all-linear", "it is no linear layer"),
         ({"layers_to_transform": [0, 2]}, "no such block: 2", "0 to 1", ""),
         ({"target_modules": ["lm_head"], "layers_to_transform": [0]}, "no such block: 0", "no numbered block", ""),
         ({"rank_pattern": {"qproj": 4}}, "lora.rank_pattern: 'qproj' is no layer", "down_proj", "mean 'q_proj'"),
@@ -157,6 +160,14 @@ def test_ranks_and_alphas_by_pattern(tiny_model):
 def test_rslora_divides_by_the_root_of_the_rank(tiny_model):
     model = adapted(tiny_model, r=16, lora_alpha=8, use_rslora=True, rank_pattern={"q_proj": 4})
     assert {layer.scaling["default"] for layer in adapted_layers(model).values()} == {8 / 4, 8 / 2}
+
+
+def test_the_lengths_of_dora_are_float32_on_a_bfloat16_base(tiny_model):
+    """In bfloat16 a step of theirs would round to nothing."""
+    model = attach(plain_model(tiny_model).to(torch.bfloat16), LoraOptions(r=2, use_dora=True), seed=0)
+    lengths = [weight for name, weight in model.named_parameters() if "magnitude" in name]
+    assert {(weight.dtype, weight.requires_grad) for weight in lengths} == {(torch.float32, True)}
+    assert logits(model).dtype == torch.bfloat16
 
 
 def test_modules_that_are_trained_whole_keep_the_format_they_are_called_in(tiny_model):
