@@ -66,8 +66,13 @@ plan.command(
     name="lora",
     help="How many weights an adapter trains, layer by layer; needs no weights.",
 )
+plan.command(
+    "danlu.commands.planning:rate",
+    name="rate",
+    help="Rank, alpha and learning rate, advised together, each with its source; needs no weights.",
+)
 # Commands that stand below another.
-_BELOW = {"data": ("check",), "plan": ("lora",)}
+_BELOW = {"data": ("check",), "plan": ("lora", "rate")}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -154,7 +154,7 @@ def _read(name: str, word: Any) -> Any:
 # -- how a message names an option ----------------------------------------------------------------------
 
 _NAME = r"(?P<name>[a-z]\w*(?:\.[a-z]\w*)*)"
-_TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>\{{[^{{}}\n]*\}}|[^\s;,)]+))?(?![\w/=]|\.\w)")
+_TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>\{{[^{{}}\n]*\}}|\[[^][\n]*\]|[^\s;,)]+))?(?![\w/=]|\.\w)")
 _HEAD = re.compile(rf"^{_NAME}(?P<value>(?!))?(?=:)", re.MULTILINE)
 _COMMAND = re.compile(r"(danlu run [^`\n]*)")
 _ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "md", "parquet")  # "data.json:3" is a place, and no option
@@ -195,10 +195,12 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
 
 
 def as_flag(name: str, value: str | None) -> str:
-    """An option as a flag of the command line, to be pasted: {prompt: ask} is prompt=ask."""
+    """An option as a flag of the command line, to be pasted: {prompt: ask} is prompt=ask, [a, b] is a b."""
     if value is not None and value.startswith("{"):
         pairs = (pair.replace(": ", "=", 1) for pair in value.strip("{}").split(", "))
         return f"--{name} {shlex.join(pairs)}"
+    if value is not None and value.startswith("[") and value.endswith("]"):
+        return f"--{name} {shlex.join(value[1:-1].replace(', ', ',').split(','))}"
     return f"--{name}" if value in (None, "true") else f"--{name} {value}"
 
 

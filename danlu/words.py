@@ -233,6 +233,9 @@ CHINESE = {
     ),
     "Look at data before training on it.": "训练前查看数据。",
     "What a training takes, before it: arithmetic alone, without weights.": ("训练之前估算：只做算术，不需要权重。"),
+    "Rank, alpha and learning rate, advised together, each with its source; needs no weights.": (
+        "一并给出秩、alpha 和学习率的建议，逐条注明出处；不需要权重。"
+    ),
     "How many weights an adapter trains, layer by layer; needs no weights.": (
         "逐层列出适配器训练多少参数；不需要权重。"
     ),
@@ -298,6 +301,45 @@ CHINESE = {
     "under AdamW they take {lora} ({each} bytes each), all weights {full}; the adapter's file {file}": (
         "训练时连同梯度和 AdamW 状态占 {lora}（每个参数 {each} 字节），全参数则为 {full}；适配器文件 {file}"
     ),
+    "option": "选项",
+    "advised": "建议值",
+    "why": "理由",
+    "source": "出处",
+    "the notes": "笔记中的说法",
+    "a place to start looking: the held-out loss decides": "这只是搜索的起点：以验证集损失为准",
+    "as it was given": "由你给定",
+    "rewards say little: rank 1 already equals full tuning": "奖励的信息量很少：秩为 1 已与全参数相当",
+    "the usual one; give the learnt tokens for another": "常用值；给出计入损失的 token 数可另作建议",
+    "{trained} trained weights for {tokens} learnt tokens: LoRA keeps up while there are as many": (
+        "{trained} 个训练参数，{tokens} 个计入损失的 token：参数不少于 token 时 LoRA 不落后于全参数"
+    ),
+    "{trained} trained weights are too few for {tokens} learnt tokens: tune all weights (lora: null)": (
+        "{trained} 个训练参数少于 {tokens} 个计入损失的 token，跟不上：改用全参数微调（lora: null）"
+    ),
+    "alpha / r is then 2": "此时 alpha / r 为 2",
+    "alpha / sqrt(r) is then 2": "此时 alpha / √r 为 2",
+    "the best of models of that size, for scale 2, and as 1 / scale: A starts at 1 / r; no sweep of this start is "
+    "known; full tuning {full}": (
+        "同规模模型的最佳值，对应缩放系数 2，与系数成反比：A 的初始标准差为 1/r；"
+        "这种初始化没有公开的扫描结果；全参数为 {full}"
+    ),
+    "the best of models of that size at alpha = 32, times 32 / alpha, whatever r; full tuning {full}": (
+        "同规模模型在 alpha = 32 时的最佳值乘以 32 / alpha，与 r 无关；全参数为 {full}"
+    ),
+    "short runs at each, compared by held-out loss": "各跑一小段，比较验证集损失",
+    "attention alone is worse even with as many trained weights": "只加在注意力上更差，即使训练参数一样多",
+    "it would blur the difference that is learnt": "会模糊要学的差别",
+    "helps at 7B and 13B and on small data, not at 33B and 65B": "对 7B、13B 和小数据有用，对 33B、65B 无用",
+    "LoRA loses more than full tuning at large batches, and no rank mends it": (
+        "batch 大时 LoRA 的损失比全参数更大，提高秩也无济于事"
+    ),
+    "4 to 8; 16 better, 256 best for varied data": "4–8；16 更好，数据多样时 256 最好",
+    "1 to 2 r": "r 的 1–2 倍",
+    "3e-4": "3e-4",
+    "1e-3 to 1e-6 around 1e-4": "1e-4 附近，1e-3 到 1e-6",
+    "all layers, not keys and values alone": "所有层，而不只是 K 和 V",
+    "0.05": "0.05",
+    "128 by accumulation": "通过梯度累积达到 128",
     "the head is tied to the embedding: a merge gives it weights of its own": (
         "输出头与词嵌入共享权重：合并后各自独立"
     ),

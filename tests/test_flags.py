@@ -147,6 +147,14 @@ def test_the_values_arrive_in_the_options():
     assert from_flags(Recipe, parse(Recipe, *function)).data.source_options == {"n": 5}
 
 
+def test_the_options_of_an_adapter():
+    words = ["--lora.rank_pattern", "down_proj=16", "--lora.layers_to_transform", "0", "1", "--lora.head"]
+    words += ["--data.path", "a", "--lora.target_modules", r".*\.(q|v)_proj"]
+    options = from_flags(Recipe, parse(Recipe, *words)).lora
+    assert (options.rank_pattern, options.layers_to_transform, options.head) == ({"down_proj": 16}, (0, 1), True)
+    assert options.target_modules == r".*\.(q|v)_proj"  # a pattern, though the command line has lists
+
+
 def test_a_choice_is_no_list():
     assert document(Recipe, "lora.target_modules", "--lora.target_modules", "all-linear") == "all-linear"
 
@@ -182,6 +190,9 @@ def test_messages_name_options_as_they_are_written():
     assert spelt(proposed, ["data.columns"], as_flag) == (
         "read the text alone: --data.columns images=null; or --data.columns prompt=ask 'completion=re ply'"
     )
+    listed = "write lora.target_modules=[q_proj, k_proj], or lora.r=4"
+    as_flags_of = "write --lora.target_modules q_proj k_proj, or --lora.r 4"
+    assert spelt(listed, ["lora.target_modules", "lora.r"], as_flag) == as_flags_of
     assert spelt("with data.columns={label: null}", ["data.columns"], as_key) == "with 'data.columns={label: null}'"
     for place in (
         "data.json:3: no valid JSON",

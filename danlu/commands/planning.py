@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.table import Table
 from danlu.commands.shared import OUT, say
 from danlu.errors import size_in_words
 from danlu.plan.lora import ALL_LINEAR, SAVED_BYTES, TRAINED_BYTES, LoraCount, count_lora
+from danlu.plan.rate import Advice, Asked, advise
 from danlu.plan.shapes import shape_of
 from danlu.words import words
 
@@ -45,6 +46,55 @@ def lora(
     counted = count_lora(shape_of(model), r, chosen, head, layers_to_transform)
     OUT.print(_table(counted))
     _tell(counted)
+
+
+def rate(
+    model: str,
+    /,
+    *,
+    kind: Literal["pretrain", "sft", "reward", "dpo", "ppo"] = "sft",
+    learnt_tokens: int | None = None,
+    steps: int | None = None,
+    r: int | None = None,
+    lora_alpha: float | None = None,
+    init: Literal["gaussian", "kaiming"] = "gaussian",
+    use_rslora: bool = False,
+) -> None:
+    """Rank, alpha and learning rate, advised together, each with its source; needs no weights.
+
+    Parameters
+    ----------
+    model
+        a known name such as Llama-2-7B, a directory, or a config.json
+    kind
+        which training it is: pretrain, sft, reward, dpo, ppo
+    learnt_tokens
+        tokens that are learnt from, each counted once; danlu data check tells them
+    steps
+        optimizer steps of the run
+    r
+        the rank, where it is settled; else one is advised
+    lora_alpha
+        alpha, where it is settled; else one is advised
+    init
+        how A starts (standard deviation 1/r, or PEFT's default); B starts at zero
+    use_rslora
+        scale by alpha / sqrt(r) instead of alpha / r, which keeps high ranks as strong
+    """
+    asked = Asked(shape_of(model), kind, learnt_tokens, steps, r, lora_alpha, init, use_rslora)
+    said, table = words(), Table(show_lines=True)
+    for heading in ("option", "advised"):
+        table.add_column(said(heading), no_wrap=True)
+    for heading in ("why", "source", "the notes"):
+        table.add_column(said(heading), overflow="fold")
+    for advice in advise(asked):
+        table.add_row(advice.option, advice.shown, _reason(advice), advice.source, said(advice.notes))
+    OUT.print(table)
+    say(said("a place to start looking: the held-out loss decides"))
+
+
+def _reason(advice: Advice) -> str:
+    return words()(advice.reason, **dict(advice.values))
 
 
 def _table(counted: LoraCount) -> Table:

@@ -2,6 +2,7 @@
 
     shapes.py     the matrices of a model, by their kind
     lora.py       how many weights an adapter trains
+    rate.py       rank, alpha and rate together
 
 Reads no weights and imports no torch, so that it answers at once.
 """
