@@ -54,8 +54,8 @@ class LoraOptions(Options):
     )
     use_dora: bool = Field(
         False,
-        description="length and direction of each weight learn apart (DoRA); through PEFT's own code, far slower; "
-        "few servers load it, so merge it",
+        description="length and direction of each weight learn apart (DoRA); through PEFT's own code, which is "
+        "slower; few servers load it, so merge it",
     )
     modules_to_save: tuple[str, ...] | None = Field(
         None, description="modules that are trained whole and saved with the adapter, by name or its end, such as norm"

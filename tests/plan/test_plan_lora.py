@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from adapting import plain_model
@@ -136,6 +137,18 @@ def test_the_command_shows_layers_and_the_sum(capsys):
     assert "Llama-2-7B: 4,483,072 of 6,738,415,616 weights are trained, 0.07%" in shown
     assert call(["plan", "lora", "smollm2-135m", "--head"]) == 0
     assert "the head is tied to the embedding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["lora.md", "lora.zh.md"])
+def test_the_page_says_what_the_arithmetic_does(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text("utf-8")
+    shape = shape_of("Llama-2-7B")
+    asked = [{"targets": ["q_proj", "v_proj"]}, {}, {"head": True}, {"r": 16, "head": True}, {"r": 256, "head": True}]
+    for options in asked:
+        counted = count_lora(shape, **options)
+        times = f"{1 / counted.share:,.0f}" if counted.share < 0.05 else f"{1 / counted.share:.1f}"
+        assert f"| {counted.trained:,} | {times} |" in text
+    assert [name for name in (*PRESETS, *KINDS, "gpt2") if f"`{name}`" not in text] == []
 
 
 def test_nothing_heavy_is_imported():
