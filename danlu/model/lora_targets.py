@@ -91,8 +91,9 @@ def why_no_rows(model: Any, options: LoraOptions) -> str:
     if type(head) is not torch.nn.Linear or head.bias is not None:
         return f"the head of {kind_of(model)} is not a plain product"
     names = {part: name for name, part in model.named_modules()}
-    if options.head or (options.target_modules != ALL_LINEAR and _meant(options.target_modules, names[head])):
-        return f"lora puts an adapter on the head, {names[head]}"
+    is_named = options.target_modules != ALL_LINEAR and _meant(options.target_modules, names[head])
+    if options.head or is_named:
+        return f"lora.{'head' if options.head else 'target_modules'} puts an adapter on the head, {names[head]}"
     if not isinstance(embedding, torch.nn.Embedding) or embedding.weight.shape != head.weight.shape:
         return f"the embedding of {kind_of(model)} has other rows than its head"
     if whole := [one for one in (names[embedding], names[head]) if _meant(options.modules_to_save or (), one)]:

@@ -264,7 +264,10 @@ def identity_of(recipe: TrainingRecipe, model: Any, data: str) -> dict[str, str]
     lora = {"lora": "null"}
     if recipe.lora is not None:
         options = recipe.lora.model_dump(mode="json", exclude={"target_modules", "head", "layers_to_transform"})
-        lora = {"the adapter's layers": described(adapted_layers(model)), "lora": DIGEST + adapter.hexdigest()}
+        lora = {
+            "the adapter's layers": described(adapted_layers(model)),
+            "the adapter's weights": DIGEST + adapter.hexdigest(),
+        }
         lora |= {f"lora.{name}": str(value) for name, value in options.items()}
     return {
         "the model's weights": DIGEST + base.hexdigest(),
