@@ -37,11 +37,18 @@ def as_flags(options: type[AnyOptions], **defaults: Any) -> type[AnyOptions]:
     Give it to cyclopts, then to `from_flags`. `defaults` are shown in the help in place of the options' own.
     """
     fields: dict[str, Any] = {
-        name: (_flag(field), _shown(field, defaults.get(name))) for name, field in options.model_fields.items()
+        name: (_with_spellings(options, name, _flag(field)), _shown(field, defaults.get(name)))
+        for name, field in options.model_fields.items()
     }
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     made = create_model(options.__name__, __config__=config, __doc__=options.__doc__, **fields)
     return cast(type[AnyOptions], made)
+
+
+def _with_spellings(options: type[Options], name: str, flag: Any) -> Any:
+    """The flag under the names that others have for the option as well."""
+    others = [other for other, own in options.SPELLINGS.items() if own == name]
+    return Annotated[flag, Parameter(alias=others)] if others else flag
 
 
 def _flag(field: FieldInfo) -> Any:

@@ -155,6 +155,12 @@ def test_the_options_of_an_adapter():
     assert options.target_modules == r".*\.(q|v)_proj"  # a pattern, though the command line has lists
 
 
+def test_names_of_others_are_flags_as_well():
+    words = ["--data.path", "a", "--lora.lora_r", "4", "--lora.lora_target_modules", "q_proj", "v_proj"]
+    options = from_flags(Recipe, parse(Recipe, *words, "--lora.init_lora_weights", "kaiming")).lora
+    assert (options.r, options.target_modules, options.init) == (4, ("q_proj", "v_proj"), "kaiming")
+
+
 def test_a_choice_is_no_list():
     assert document(Recipe, "lora.target_modules", "--lora.target_modules", "all-linear") == "all-linear"
 
