@@ -85,15 +85,21 @@ def adapted_layers(model: Any) -> dict[str, Any]:
     return {name.removeprefix("base_model.model."): part for name, part in found.items()}
 
 
-def refuse_unlearnt(model: Any) -> None:
+def refuse_unlearnt(model: Any, may_be_all: bool = False) -> None:
     """Raises TrainingError where the B of a layer is still exactly zero after training: it has learnt nothing.
 
     Experts are left out, to some of which no token may ever have come.
+
+    Args:
+        may_be_all: nothing at all may have been learnt, as from answers none of which was better than another.
     """
-    still = [name for name, layer in adapted_layers(model).items() if not bool(layer.lora_B["default"].weight.any())]
+    layers = adapted_layers(model)
+    still = [name for name, layer in layers.items() if not bool(layer.lora_B["default"].weight.any())]
+    if may_be_all and len(still) == len(layers):
+        return
     if idle := [name for name in still if "experts" not in name.split(".")]:
         raise TrainingError(
-            f"{len(idle)} of {len(adapted_layers(model))} layers with an adapter have learnt nothing, B is exactly "
+            f"{len(idle)} of {len(layers)} layers with an adapter have learnt nothing, B is exactly "
             f"zero: {described(idle)}",
             allowed="a gradient for each: the loss depends on what the layer answers",
             fix="leave them out with lora.target_modules; where all have learnt nothing, look at the data and the loss",

@@ -201,6 +201,7 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
         identity=_identity(recipe, ready, prompts),
         proof=_proof(recipe, policy, judged, held_out),
         end=judge.close if isinstance(judge, Command) else lambda: None,
+        may_learn_nothing=True,
     )
 
 

@@ -80,6 +80,7 @@ class Parts:
         proof: None where nothing is to be proved.
         begin: what is computed first, once the run directory is there.
         end: gives back what it holds; called however the run ends.
+        may_learn_nothing: what it learns from may be all alike, so that no weight ever has a gradient.
     """
 
     recipe: TrainingRecipe
@@ -95,6 +96,7 @@ class Parts:
     proof: Proof | None
     begin: Callable[[Journal], None] = lambda _journal: None
     end: Callable[[], None] = lambda: None
+    may_learn_nothing: bool = False
 
     @property
     def journal(self) -> Journal:
@@ -167,7 +169,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
     parts.save(parts.ready.model, _made(recipe, journal))
     kind = {} if parts.kind is None else {"kind": parts.kind}
     write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
-    refuse_unlearnt(parts.ready.model)
+    refuse_unlearnt(parts.ready.model, may_be_all=parts.may_learn_nothing)
     after = _measure(parts, "after")
     if parts.proof is not None and before is not None and after is not None:
         proof = parts.proof
