@@ -30,7 +30,7 @@ from danlu.foreign.hugging_face import (
 from danlu.foreign.making import Making
 from danlu.foreign.sources import Source, place_of, put_held_out, put_sources
 from danlu.foreign.table import Given, Tool, lacking, needless, same
-from danlu.foreign.values import above_zero, is_off, layers, listed, number, truth, whole
+from danlu.foreign.values import above_zero, is_off, layers, listed, number, one_of, truth, whole
 
 RL = {"dpo": "dpo", "ipo": "dpo", "grpo": "ppo"}
 _DOCUMENTS = ("completion", "pretrain")
@@ -198,7 +198,7 @@ def read(given: Given, making: Making) -> None:
     making.put("merge", {} if not is_off(given.get("merge_lora")) and making.kind in ("sft", "dpo") else None,
                "merge_lora" if given.get("merge_lora") else making.default)  # fmt: skip
     _put_adapter(given, making)
-    put_too_long(making, _TOO_LONG[str(given.get("excess_length_strategy", "drop")).lower()],
+    put_too_long(making, given.read("excess_length_strategy", lambda value: one_of(value, _TOO_LONG), "drop"),
                  "excess_length_strategy" if given.get("excess_length_strategy") else making.default)  # fmt: skip
     if making.kind == "dpo":
         beta = given.get("trl.beta", given.get("rl_beta", given.get("dpo_beta", 0.1)))
@@ -221,7 +221,7 @@ def read(given: Given, making: Making) -> None:
 def _put_batch(given: Given, making: Making) -> None:
     names = ("micro_batch_size", "gradient_accumulation_steps")
     if given.get("batch_size") and not given.get("gradient_accumulation_steps"):
-        making.put("train.batch_size", whole(given.get("batch_size")), "batch_size")
+        making.put("train.batch_size", given.whole("batch_size"), "batch_size")
     else:
         put_batch(given, making, names, rows=1, accumulated=1)
 
@@ -275,7 +275,7 @@ def _put_data(given: Given, making: Making) -> None:
         if len(held_out) > 1:
             making.lacks("test_datasets", f"one file is held out; {', '.join(one.path for one in held_out[1:])} is not")
     else:
-        put_held_out(making, sources, number(given.get("val_set_size")) or 0.0, "val_set_size")
+        put_held_out(making, sources, given.number("val_set_size") or 0.0, "val_set_size")
 
 
 _READ = {"path", "type", "ds_type", "data_files", "split", "field", "field_messages", "message_property_mappings",

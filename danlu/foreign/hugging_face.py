@@ -150,7 +150,7 @@ def read_trainer(given: Given, making: Making, rows: int = 8, accumulated: int =
     )
     put_warmup(given, making)
     strategy = str(given.get("eval_strategy", given.get("evaluation_strategy", "no")))
-    steps = number(given.get("eval_steps"))
+    steps = given.number("eval_steps")
     if making.kind == "ppo" and steps:
         making.idle("eval_steps", "held-out prompts are answered before and after training")
     elif strategy == "epoch":
@@ -165,8 +165,8 @@ def read_trainer(given: Given, making: Making, rows: int = 8, accumulated: int =
 
 def put_batch(given: Given, making: Making, names: tuple[str, str], *, rows: int, accumulated: int) -> None:
     """The examples of one optimizer step: rows a pass, times passes, times processes."""
-    pass_rows = whole(given.get(names[0], rows)) or rows
-    passes = whole(given.get(names[1], accumulated)) or accumulated
+    pass_rows = given.whole(names[0], rows) or rows
+    passes = given.whole(names[1], accumulated) or accumulated
     said = [name for name in names if given.get(name) is not None]
     factors = [str(pass_rows), str(passes), *([f"{given.processes} processes"] if given.processes > 1 else [])]
     origin = f"{' x '.join(names)}: {' x '.join(factors)}"
@@ -177,7 +177,7 @@ def put_batch(given: Given, making: Making, names: tuple[str, str], *, rows: int
 
 def put_warmup(given: Given, making: Making, default: float = 0.0) -> None:
     """`warmup_steps` counts before `warmup_ratio` where both are given, and below 1 it is a share."""
-    steps, ratio = number(given.get("warmup_steps")), number(given.get("warmup_ratio"))
+    steps, ratio = given.number("warmup_steps"), given.number("warmup_ratio")
     if steps is not None and 0 < steps < 1:
         steps, ratio = None, steps
     if str(given.get("lr_scheduler_type", "")) == "constant" and (steps or ratio):
@@ -186,7 +186,7 @@ def put_warmup(given: Given, making: Making, default: float = 0.0) -> None:
     if steps:
         if making.knows("train.warmup_steps"):
             making.put("train.warmup_steps", int(steps), "warmup_steps")
-        elif longest := above_zero(given.get("max_steps")):
+        elif longest := given.above_zero("max_steps"):
             making.put("train.warmup_ratio", min(0.99, steps / longest), f"warmup_steps of max_steps {longest}")
         else:
             making.lacks("warmup_steps", "a warmup counted in steps: set train.warmup_ratio, a share of them")
@@ -234,8 +234,8 @@ def tell_packed(making: Making, key: str) -> None:
 def check_loss(given: Given, value: Any, allowed: Iterable[str]) -> str:
     """The one loss that is asked for. Raises ConfigError for one that is not here: another one is another training."""
     names = [str(name) for name in listed(value)]
-    if other := [name for name in names if name not in allowed]:
-        raise ConfigError(f"{given.where}: loss_type {', '.join(other)} has no counterpart", allowed=", ".join(allowed))
+    if not names or set(names) - set(allowed):
+        raise ConfigError(f"{given.where}: loss_type {', '.join(names)} has no counterpart", allowed=", ".join(allowed))
     return names[0]
 
 
@@ -278,8 +278,8 @@ def put_rollout(given: Given, making: Making) -> None:
     """As many answers at once as a step learns from, and no reward put in the place of another."""
     batch = making.lines["train.batch_size"].value if "train.batch_size" in making.lines else 32
     origin = "generation_batch_size" if given.get("generation_batch_size") else "a step's batch"
-    wanted, group = whole(given.get("generation_batch_size")) or batch, making.lines.get("ppo.num_generations")
-    size = math.ceil(wanted / group.value) * group.value if group else wanted
+    wanted, group = given.whole("generation_batch_size") or batch, making.lines.get("ppo.num_generations")
+    size = math.ceil(wanted / group.value) * group.value if group and group.value else wanted
     making.put("ppo.rollout_batch_size", size, origin)
     if size != wanted:
         making.differs(origin, f"{wanted} answers, rounded up to whole groups")

@@ -22,7 +22,7 @@ from danlu.foreign.hugging_face import (
     trainer_rows,
 )
 from danlu.foreign.making import Making
-from danlu.foreign.sources import Source, place_of, put_held_out, put_most, put_sources
+from danlu.foreign.sources import FILES, Source, place_of, put_held_out, put_most, put_sources
 from danlu.foreign.table import Given, Tool, lacking, needless, same
 from danlu.foreign.values import is_off, layers, listed, number, truth, whole
 
@@ -124,7 +124,7 @@ def stage(given: Given) -> str:
 def read(given: Given, making: Making) -> None:
     """Adapter, data, and what the trainer is told."""
     if given.get("finetuning_type", "lora") != "full" or not put_whole(making, "finetuning_type"):
-        making.put("lora.lora_alpha", number(given.get("lora_alpha")) or 2 * (whole(given.get("lora_rank")) or 8),
+        making.put("lora.lora_alpha", given.number("lora_alpha") or 2 * (given.whole("lora_rank") or 8),
                    "lora_alpha" if given.get("lora_alpha") else f"{making.default}: twice the rank")  # fmt: skip
         put_adapter_as_peft(making)
     read_trainer(given, making)
@@ -145,9 +145,9 @@ def read(given: Given, making: Making) -> None:
         if len(held_out) > 1:
             making.lacks("eval_dataset", f"one file is held out; {', '.join(one.path for one in held_out[1:])} is not")
     else:
-        put_held_out(making, sources, number(given.get("val_size")) or 0.0, "val_size")
+        put_held_out(making, sources, given.number("val_size") or 0.0, "val_size")
     if making.kind == "ppo":
-        buffered = making.lines["train.batch_size"].value * (whole(given.get("ppo_buffer_size")) or 1)
+        buffered = making.lines["train.batch_size"].value * (given.whole("ppo_buffer_size") or 1)
         making.put("ppo.rollout_batch_size", buffered, "a step's batch x ppo_buffer_size")
         making.put("ppo.unfinished_reward", None, making.default)
     if (template := given.get("template")) is not None and making.kind != "pretrain":
@@ -167,8 +167,8 @@ def _sources(given: Given, making: Making, key: str) -> list[Source]:
         there = given.get("dataset_dir", "data")
         making.lacks(key, f"there is no {there}/{INFO} to say which files {', '.join(names)} are: --dataset_dir names "
                           "its folder; else set data.path")  # fmt: skip
-        most = whole(given.get("max_samples")) if key == "dataset" else None
-        return [Source(f"{there}/{name}.json", most=most) for name in names]
+        most = given.whole("max_samples") if key == "dataset" else None
+        return [Source(name if _is_file(name) else f"{there}/{name}.json", most=most) for name in names]
     return [_source(name, _info(folder), folder, given, making, key) for name in names]
 
 
@@ -189,11 +189,19 @@ def _info(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in FILES
+
+
 def _source(name: str, info: Mapping[str, Any], folder: Path, given: Given, making: Making, key: str) -> Source:
     entry = info.get(name)
+    if entry is None and _is_file(name):
+        making.differs(key, f"{name} is taken for the path of a file, which that tool would look for in {INFO}")
+        return Source(place_of(name, making, key))
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{given.where}: {key} {name} is not in {folder / INFO}", fix=nearest(name, info))
-    most = whole(given.get("max_samples")) if key == "dataset" else None
+    _tell_unread(name, entry, making)
+    most = given.whole("max_samples") if key == "dataset" else None
     if entry.get("num_samples") is not None:
         most = min(whole(entry["num_samples"]) or 0, most or 10**9)
     path = _path(name, entry, folder, making, key)
@@ -201,6 +209,22 @@ def _source(name: str, info: Mapping[str, Any], folder: Path, given: Given, maki
         if entry.get(extra) not in (None, "train"):
             making.lacks(key, f"{name}: {extra} {entry[extra]}: name that part's files in data.path")
     return Source(path, _format(entry, making.kind), _columns(entry, making.kind), _roles(entry, making, key), most)
+
+
+_ENTRY = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "formatting",
+          "ranking", "subset", "split", "folder", "num_samples", "columns", "tags", "file_sha1"}  # fmt: skip
+
+
+def _tell_unread(name: str, entry: Mapping[str, Any], making: Making) -> None:
+    """Keys of the list that the tool does not read: a misspelt one changes what a row is, and nobody says so there."""
+    columns = {"prompt", "messages", "images", "videos", "audios", *_OURS}
+    tags = {"role_tag", "content_tag", *_TAGS}
+    groups = [("", _ENTRY, entry)]
+    groups += [(f"{part}.", known, entry.get(part) or {}) for part, known in (("columns", columns), ("tags", tags))]
+    for part, known, given in groups:
+        for key in sorted(given.keys() - known):
+            said = f"{given[key]!r:.60} {nearest(key, known)}".rstrip()
+            making.tell("unknown", f"{INFO}: {name}.{part}{key}", said)
 
 
 def _path(name: str, entry: Mapping[str, Any], folder: Path, making: Making, key: str) -> str:

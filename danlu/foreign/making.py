@@ -110,16 +110,15 @@ def _put_row(making: Making, theirs: str, ours: str, convert: Callable[[Any], An
     value = making.given.get(theirs)
     if value is None and default is None:
         return
-    try:
-        converted = convert(default if value is None else value)
-    except ConfigError as error:
-        raise ConfigError(f"{making.given.where}: {theirs}: {error.seen}", allowed=error.allowed) from error
+    converted = making.given.read(theirs, convert, default)
     if converted is not None and (value is not None or ours not in making.lines):
         making.put(ours, converted, making.default if value is None else theirs)
 
 
 def _tell_key(making: Making, key: str, value: Any) -> None:
     if key in making.tool.own:
+        if is_off(value) and not any(key in line.origin for line in making.lines.values()):
+            making.tell("off", key, "")
         return
     row = making.tool.row(key)
     if row is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from danlu.data.shapes.shapes import OURS
 from danlu.errors import ConfigError
@@ -31,7 +29,7 @@ from danlu.foreign.hugging_face import (
 from danlu.foreign.making import Making
 from danlu.foreign.sources import Hub, Source, place_of, put_held_out, put_most, put_sources
 from danlu.foreign.table import Given, Tool, lacking, needless, same
-from danlu.foreign.values import is_off, layers, listed, number, truth, whole
+from danlu.foreign.values import is_off, layers, listed, mapping, number, one_of, truth, whole
 from danlu.hub import KNOWN
 
 STAGES = {"sft": "sft", "pt": "pretrain", "dpo": "dpo", "rm": "reward", "ppo": "ppo", "grpo": "ppo"}
@@ -45,6 +43,7 @@ ROWS = (
     same("lora_alpha", "lora.lora_alpha", number, 32),
     same("lora_dropout", "lora.lora_dropout", number, 0.05),
     same("target_modules", "lora.target_modules", layers, "all-linear"),
+    same("lora_target_modules", "lora.target_modules", lambda value: layers("all" if value == "ALL" else value)),
     same("modules_to_save", "lora.modules_to_save", lambda value: listed(value) or None),
     same("use_rslora", "lora.use_rslora", lambda value: truth(value) or None),
     same("use_dora", "lora.use_dora", lambda value: truth(value) or None),
@@ -162,7 +161,7 @@ def read(given: Given, making: Making) -> None:
     _put_model(given, making)
     if not given.get("learning_rate"):
         making.put("train.learning_rate", 1e-5 if full else 1e-4, making.default)
-    rows = whole(given.get("per_device_train_batch_size")) or 1
+    rows = given.whole("per_device_train_batch_size") or 1
     read_trainer(given, making, rows=1, accumulated=max(1, math.ceil(16 / rows / given.processes)))
     making.put("merge", None, making.default)
     if not full or not put_whole(making, "tuner_type"):
@@ -174,7 +173,7 @@ def read(given: Given, making: Making) -> None:
             making.lacks("init_weights", f"{start}: lora.init has {', '.join(_STARTS.values())}")
     _put_length(given, making)
     if making.kind == "dpo":
-        making.put("dpo.beta", number(given.get("beta", 0.1)), "beta" if given.get("beta") else making.default)
+        making.put("dpo.beta", given.number("beta", 0.1), "beta" if given.get("beta") else making.default)
         making.put("dpo.loss_type", check_loss(given, given.get("loss_type", "sigmoid"), PAIR_LOSSES),
                    "loss_type" if given.get("loss_type") else making.default)  # fmt: skip
     if making.kind == "ppo":
@@ -201,20 +200,18 @@ def _put_length(given: Given, making: Making) -> None:
     if given.get("max_length") is None and making.kind != "ppo":
         making.differs("max_length", "not given, and there as long as the model reads: Danlu's data.max_length stands")
     usual = "split" if making.kind == "pretrain" else "left" if making.kind == "ppo" else "delete"
-    strategy = str(given.get("truncation_strategy", usual))
-    if strategy not in _TOO_LONG:
-        raise ConfigError(f"{given.where}: truncation_strategy {strategy}", allowed=", ".join(_TOO_LONG))
-    if strategy == "left":
+    meant = given.read("truncation_strategy", lambda value: one_of(value, _TOO_LONG), usual)
+    if given.get("truncation_strategy", usual) == "left":
         making.lacks("truncation_strategy", "cutting at the beginning; the end is cut, prompts are left out")
-    put_too_long(making, _TOO_LONG[strategy],
+    put_too_long(making, meant,
                  "truncation_strategy" if given.get("truncation_strategy") else making.default)  # fmt: skip
 
 
 def _put_policy(given: Given, making: Making) -> None:
     if _stage_name(given) == "grpo":
         making.put("ppo.advantage_estimator", "grpo", "rlhf_type grpo")
-        making.put("ppo.kl_coef", number(given.get("beta", 0.04)), "beta" if given.get("beta") else making.default)
-        making.put("ppo.num_generations", whole(given.get("num_generations", 8)), "num_generations")
+        making.put("ppo.kl_coef", given.number("beta", 0.04), "beta" if given.get("beta") else making.default)
+        making.put("ppo.num_generations", given.whole("num_generations", 8), "num_generations")
         making.put("ppo.loss_aggregation", aggregation(given, given.get("loss_type", "grpo")), "loss_type")
         if given.get("num_iterations") is None:
             making.put("ppo.num_ppo_epochs", 1, making.default)
@@ -223,17 +220,23 @@ def _put_policy(given: Given, making: Making) -> None:
 
 
 def _put_data(given: Given, making: Making) -> None:
-    sources = [_source(str(name), given, making, "dataset") for name in listed(given.get("dataset"))]
+    sources = [_source(str(name), given, making, "dataset") for name in _names(given, "dataset")]
     if not sources:
         raise ConfigError(f"{given.where}: names no data", fix="add --dataset FILE")
     put_sources(making, sources, "dataset")
     put_most(making, sources, "dataset")
-    if aside := [str(name) for name in listed(given.get("val_dataset"))]:
+    if aside := [str(name) for name in _names(given, "val_dataset")]:
         making.put("data.held_out_path", _source(aside[0], given, making, "val_dataset").path, "val_dataset")
         if len(aside) > 1:
             making.lacks("val_dataset", f"one file is held out; {', '.join(aside[1:])} is not")
     else:
-        put_held_out(making, sources, number(given.get("split_dataset_ratio")) or 0.0, "split_dataset_ratio")
+        put_held_out(making, sources, given.number("split_dataset_ratio") or 0.0, "split_dataset_ratio")
+
+
+def _names(given: Given, key: str) -> list[str]:
+    """Also as versions 1 and 2 wrote them."""
+    older = {"dataset": "custom_train_dataset_path", "val_dataset": "custom_val_dataset_path"}[key]
+    return [str(name) for name in (*listed(given.get(key)), *listed(given.get(older)))]
 
 
 _NAMED = re.compile(r"(?P<name>.*?)(?P<subset>:[^:#/]*(?:/[^:#/]*)*)?(?:#(?P<most>\d+))?$")
@@ -255,8 +258,7 @@ def _source(text: str, given: Given, making: Making, key: str) -> Source:
 
 def _columns(given: Given) -> dict[str, str | None]:
     """`columns` says theirs -> the tool's; ours are the other way round."""
-    said: Any = given.get("columns") or {}
-    said = json.loads(said) if isinstance(said, str) else said
+    said = given.read("columns", mapping, {})
     names = {"query": "instruction", "response": "output", "rejected_response": "rejected"}
     return {names.get(ours, ours): theirs for theirs, ours in said.items() if names.get(ours, ours) in OURS}
 
@@ -268,7 +270,8 @@ MS_SWIFT = Tool(
     own=OWN | {
         "model", "model_id_or_path", "dataset", "val_dataset", "split_dataset_ratio", "tuner_type", "train_type",
         "sft_type", "rlhf_type", "truncation_strategy", "beta", "loss_type", "num_generations", "reward_funcs",
-        "packing", "columns", "init_weights", "init_lora_weights", "use_hf", "generation_batch_size",
+        "packing", "columns", "custom_train_dataset_path",
+        "custom_val_dataset_path", "init_weights", "init_lora_weights", "use_hf", "generation_batch_size",
     },
     stage=stage,
     read=read,

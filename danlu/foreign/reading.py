@@ -43,11 +43,7 @@ def read(source: str, tool: str | None = None) -> tuple[Tool, Given]:
         raise ConfigError(
             f"no such file: {source}", allowed="a file, or a command line in quotes: 'swift sft --model …'"
         )
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", fix="save it as UTF-8") from error
-    return _of_text(text, path, tool)
+    return _of_text(_text(path), path, tool)
 
 
 def _exists(path: Path) -> bool:
@@ -64,22 +60,35 @@ def _is_command(source: str) -> bool:
 def _of_text(text: str, path: Path, tool: str | None) -> tuple[Tool, Given]:
     suffix, where = path.suffix.lower(), path.name
     if suffix == ".py":
+        if tool not in (None, "trl"):
+            raise ConfigError(f"{where}: Python is read as TRL's alone, and --as says {tool}")
         stage, values, unread = read_python(text, where)
         given = Given(values, where, path.parent, stage, unread=unread)
         if not values:
             raise ConfigError(f"{where}: holds no configuration of TRL", allowed="SFTConfig(…), DPOConfig(…), a dict")
-        return TOOLS[tool or "trl"], given
+        return TRL, given
     if suffix == ".json":
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{where}: not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{where}: {type(values).__name__}", allowed="an object of keys and values")
-        return _recognised(Given(values, where, path.parent), tool)
+        return _recognised(Given(_json(text, where), where, path.parent), tool)
     if suffix in (".yaml", ".yml"):
         return _recognised(Given(parse_yaml(text, where), where, path.parent), tool)
     return _of_commands(text, where, path.parent, tool)
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: {type(values).__name__}", allowed="an object of keys and values")
+    return values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", fix="save it as UTF-8") from error
 
 
 # -- which tool --------------------------------------------------------------------------------------------
@@ -198,8 +207,7 @@ def _of_file(path: str, folder: Path, where: str) -> dict[str, Any]:
     place = next((one for one in (Path(path), folder / path, *above) if one.is_file()), None)
     if place is None:
         raise ConfigError(f"{where}: names {path}, and there is no such file", fix="name the file itself")
-    text = place.read_text("utf-8")
-    return dict(json.loads(text)) if place.suffix == ".json" else parse_yaml(text, str(place))
+    return (_json if place.suffix == ".json" else parse_yaml)(_text(place), str(place))
 
 
 def _options(words: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from danlu.errors import ConfigError
 _SET = re.compile(r"[A-Za-z_]\w*=")
 _NAME = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<usual>[^}]*))?\}|(?P<plain>\w+))")
 _SUM = re.compile(r"\$\(\((?P<inner>[^()]*)\)\)|\$\(\s*expr\s+(?P<expr>[^()]*)\)|`\s*expr\s+(?P<old>[^`]*)`")
+_GOES_ON = ("\\", "^", "`")  # of a shell, of Windows' prompt, of PowerShell
 _ENDS = {";", "&&", "||", "|", "&"}
 
 
@@ -65,13 +66,18 @@ def _lines(text: str) -> Iterator[str]:
         bare = line.strip()
         if bare.startswith("#"):
             continue
-        if bare.endswith("\\"):
-            joined += bare[:-1] + " "
+        if bare.endswith(_GOES_ON):
+            joined += _joined_by_hand(bare[:-1]) + " "
             continue
-        yield joined + line
+        yield joined + _joined_by_hand(line)
         joined = ""
     if joined:
         yield joined
+
+
+def _joined_by_hand(line: str) -> str:
+    """A line that was several, whose backslashes stayed when it was pasted: none of them is meant."""
+    return re.sub(r"(?<=\s)\\(?=\s)", "", line)
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:

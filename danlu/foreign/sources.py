@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from danlu.data.formats import Reading, Skipped, read_records
-from danlu.errors import DataError
+from danlu.errors import ConfigError, DataError
 from danlu.foreign.making import Making
 
 Hub = Literal["hugging face", "modelscope"]
-_FILES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".md", ".arrow"}
+FILES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".md", ".arrow"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,15 @@ class Source:
 
 def place_of(name: str, making: Making, key: str, hub: Hub = "hugging face") -> str:
     """The path of a data set that is named by a path or by its id on a hub; what is to be fetched is told."""
+    if not name.strip():
+        raise ConfigError(
+            f"{making.given.where}: {key} names nothing", fix="name a file or a data set; it is empty text"
+        )
     folder = making.given.folder
     for path in (Path(name).expanduser(), folder / name):
         if path.exists():
             return _shown(path)
-    if Path(name).suffix.lower() in _FILES or name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+    if Path(name).suffix.lower() in FILES or name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
         making.lacks(key, f"{name}: no such file here; data.path says where it was looked for")
         return name
     target = f"data/{name}"

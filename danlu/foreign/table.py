@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from danlu.errors import ConfigError
+from danlu.foreign.values import above_zero, number, whole
+
+_T = TypeVar("_T")
 
 # What is told of a key beside the line that it became.
 #   differs  it became something that means a little else here
@@ -82,6 +87,22 @@ class Given:
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)
         return default if value is None else value
+
+    def read(self, name: str, convert: Callable[[Any], _T], default: Any = None) -> _T:
+        """A value as what it has to be. Raises ConfigError with the key."""
+        try:
+            return convert(self.get(name, default))
+        except ConfigError as error:
+            raise ConfigError(f"{self.where}: {name}: {error.seen}", allowed=error.allowed) from error
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        return self.read(name, number, default)
+
+    def whole(self, name: str, default: int | None = None) -> int | None:
+        return self.read(name, whole, default)
+
+    def above_zero(self, name: str) -> int | None:
+        return self.read(name, above_zero)
 
 
 @dataclass(frozen=True)

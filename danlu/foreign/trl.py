@@ -119,7 +119,7 @@ def read(given: Given, making: Making) -> None:
     making.put("merge", None, making.default)
     put_too_long(making, "truncate", making.default)
     if making.kind == "dpo":
-        making.put("dpo.beta", number(given.get("beta", 0.1)), "beta" if given.get("beta") else making.default)
+        making.put("dpo.beta", given.number("beta", 0.1), "beta" if given.get("beta") else making.default)
         making.put("dpo.loss_type", check_loss(given, given.get("loss_type", "sigmoid"), PAIR_LOSSES),
                    "loss_type" if given.get("loss_type") else making.default)  # fmt: skip
         if len(listed(given.get("loss_type"))) > 1:
@@ -153,8 +153,8 @@ def _put_adapter(given: Given, making: Making, name: str) -> None:
 def _put_policy(given: Given, making: Making, name: str) -> None:
     making.put("ppo.advantage_estimator", name, f"trl {name}")
     usual = {"grpo": (0.0, 8), "rloo": (0.05, 2)}[name]
-    making.put("ppo.kl_coef", number(given.get("beta", usual[0])), "beta" if given.get("beta") else making.default)
-    making.put("ppo.num_generations", whole(given.get("num_generations", usual[1])),
+    making.put("ppo.kl_coef", given.number("beta", usual[0]), "beta" if given.get("beta") else making.default)
+    making.put("ppo.num_generations", given.whole("num_generations", usual[1]),
                "num_generations" if given.get("num_generations") else making.default)  # fmt: skip
     if name == "grpo":
         making.put("ppo.loss_aggregation", aggregation(given, given.get("loss_type", "dapo")),
@@ -167,7 +167,9 @@ def _put_policy(given: Given, making: Making, name: str) -> None:
 
 
 def _put_data(given: Given, making: Making) -> None:
-    sets = given.get("datasets") or ([{"path": given.get("dataset_name")}] if given.get("dataset_name") else [])
+    sets = [one if isinstance(one, dict) else {"path": str(one)} for one in listed(given.get("datasets"))] or (
+        [{"path": given.get("dataset_name")}] if given.get("dataset_name") else []
+    )
     key = "datasets" if given.get("datasets") else "dataset_name"
     if not sets:
         making.lacks("dataset_name", "the file names no data: set data.path")
@@ -178,7 +180,7 @@ def _put_data(given: Given, making: Making) -> None:
         if entry.get("path") in ("json", "csv", "parquet", "text") and files:
             sources += [Source(place_of(str(name), making, key)) for name in files]
         else:
-            sources.append(Source(place_of(str(entry["path"]), making, key)))
+            sources.append(Source(place_of(str(entry.get("path") or ""), making, key)))
         for extra in ("name", "columns", "fraction", "split"):
             if entry.get(extra) not in (None, "train"):
                 making.lacks(key, f"{extra} {entry[extra]}: name that part's files in data.path")
@@ -188,7 +190,7 @@ def _put_data(given: Given, making: Making) -> None:
         making.lacks("dataset_test_split", "the split that is looked at: set data.held_out, or data.held_out_path to "
                      "its file")  # fmt: skip
     else:
-        share = number(given.get("test_split_size")) or 0.0
+        share = given.number("test_split_size") or 0.0
         put_held_out(making, sources, share, "test_split_size")
 
 

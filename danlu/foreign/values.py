@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from danlu.errors import ConfigError
@@ -37,9 +39,12 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool):
         raise ConfigError(f"{value!r} is no number")
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{value!r:.100} is no number") from None
+    if not math.isfinite(found):
+        raise ConfigError(f"{value!r:.100} is no finite number")
+    return found
 
 
 def whole(value: Any) -> int | None:
@@ -73,6 +78,22 @@ def listed(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return list(value)
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else [value]
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Keys and values, also as JSON."""
+    found = typed(value) if isinstance(value, str) else value
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{value!r:.100} is no mapping of keys to values")
+    return found
+
+
+def one_of(value: Any, allowed: Mapping[str, str]) -> str:
+    """What a word stands for."""
+    word = str(value).lower()
+    if word not in allowed:
+        raise ConfigError(f"{value!r:.100}", allowed=", ".join(allowed))
+    return allowed[word]
 
 
 def is_off(value: Any) -> bool:

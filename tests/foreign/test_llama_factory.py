@@ -159,3 +159,23 @@ def test_a_command_goes_over_the_file_that_it_names(become, tmp_path):
     (tmp_path / "s.yaml").write_text("model_name_or_path: m\nstage: sft\ndataset: x\nlearning_rate: 1e-4\n", "utf-8")
     recipe, _ = become("FORCE_TORCHRUN=1 llamafactory-cli train s.yaml learning_rate=2e-4\n", "run.sh")
     assert (recipe.model.name, recipe.train.learning_rate) == ("m", 2e-4)
+
+
+def test_keys_of_the_list_that_nobody_reads_are_told(become, tmp_path):
+    """`format` in the place of `formatting` makes a chat an alpaca row there, without a word."""
+    (tmp_path / "data").mkdir()
+    info = {"own": {"file_name": "a.json", "format": "sharegpt", "columns": {"instruction": "q", "prompt": "q"}}}
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), "utf-8")
+    _, told = become("model_name_or_path: m\nstage: sft\ntemplate: t\ndataset: own\n", "s.yaml")
+    assert told["unknown"] == {
+        "dataset_info.json: own.format": ["'sharegpt' did you mean 'formatting'?"],
+        "dataset_info.json: own.columns.instruction": ["'q'"],
+    }
+
+
+def test_a_path_in_the_place_of_a_name_is_that_file(become, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dataset_info.json").write_text("{}", "utf-8")
+    recipe, told = become("model_name_or_path: m\nstage: sft\ntemplate: t\ndataset: /d/train1.json\n", "s.yaml")
+    assert recipe.data.path == "/d/train1.json"
+    assert "is taken for the path" in told["differs"]["dataset"][0]

@@ -84,6 +84,7 @@ def test_stages(become, words, kind):
         ("swift sft --task_type seq_cls --model m --dataset d", "task_type seq_cls has no counterpart"),
         ("swift sft --model m", "names no data"),
         ("swift infer --model m", "no command that trains was found"),
+        ("swift sft --model m --dataset r.jsonl ''", "dataset names nothing"),
         ("swift sft --model m; swift pt --model m", "2 commands train"),
         ("swift sft --model 'm", "a quote is not closed"),
     ],
@@ -104,3 +105,18 @@ def test_a_set_on_modelscope_says_how_to_fetch_it(become):
     assert recipe.data.path == "data/AI-ModelScope/rows"
     assert any("modelscope download --dataset AI-ModelScope/rows" in text for text in told["lacks"]["dataset"])
     assert any("a subset, en" in text for text in told["lacks"]["dataset"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"swift sft \      --model m \       --train_type full \    --dataset r.jsonl --resume_from_checkpoint None",
+        "swift sft ^\n  --model m ^\n  --train_type full ^\n --dataset r.jsonl",
+        "swift sft \\ \n  --model m \\\t\n  --sft_type full --custom_train_dataset_path r.jsonl",
+    ],
+    ids=["pasted into one line", "as Windows writes it", "blanks behind the backslash, keys of version 2"],
+)
+def test_lines_that_go_on_in_other_ways(become, text):
+    recipe, told = become(text, "x.sh")
+    assert (recipe.model.name, recipe.lora, recipe.data.path) == ("m", None, "r.jsonl")
+    assert "unknown" not in told

@@ -7,8 +7,11 @@ import pytest
 from danlu import cli
 from danlu.config import option_names
 from danlu.errors import ConfigError
+from danlu.foreign.making import made
 from danlu.foreign.reading import TOOLS, read
 from danlu.foreign.shell import commands
+from danlu.foreign.table import Given
+from danlu.foreign.writing import as_text
 from danlu.steps.kinds import KINDS
 
 SHARED = "learning_rate: 1e-4\nnum_train_epochs: 1\nmodel_name_or_path: m\n"
@@ -98,3 +101,27 @@ def test_a_mistake_is_told(tmp_path, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert cli.call(["recipe", "from", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+ODD = (None, [], {}, "", "x", 3, -1, 0.5, True, float("inf"), ["a"], {"a": 1}, [{"a": 1}], "1e-5", 10**30)
+SMALL = {
+    "llama-factory": {"model_name_or_path": "m", "stage": "sft", "dataset": "x"},
+    "axolotl": {"base_model": "m", "learning_rate": 1e-4, "datasets": [{"path": "r.jsonl", "type": "alpaca"}]},
+    "ms-swift": {"model": "m", "dataset": "r.jsonl", "rlhf_type": "grpo"},
+    "trl": {"model_name_or_path": "m", "dataset_name": "r.jsonl", "use_peft": True},
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_value_of_another_kind_is_an_error_of_ours_or_is_told(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done, errors = 0, []
+    for key in sorted(TOOLS[tool].own):
+        for value in ODD:
+            try:
+                _, making = made(TOOLS[tool], Given({**SMALL[tool], key: value}, "f.yaml"))
+                done += as_text(making).startswith("# Made of f.yaml")
+            except ConfigError as error:
+                errors.append(error.seen)
+    assert all(seen.startswith("f.yaml: ") for seen in errors)
+    assert done > len(TOOLS[tool].own)
