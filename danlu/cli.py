@@ -66,7 +66,8 @@ recipe.command(
     name="from",
     help="Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.",
 )
-_GROUPS = {("data", "check"), ("recipe", "from")}
+# Commands that stand below another.
+_BELOW = {"data": ("check",), "recipe": ("from",)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -169,6 +170,6 @@ def _usage_fault(error: cyclopts.CycloptsError) -> str:
 
 def _command(arguments: list[str]) -> list[str]:
     """The beginning of a command line that names a command."""
-    if tuple(arguments[:2]) in _GROUPS:
+    if arguments[1:2] and arguments[1] in _BELOW.get(arguments[0], ()):
         return arguments[:2]
-    return [name for name in arguments[:1] if name in _COMMANDS or name in ("data", "recipe")]
+    return [name for name in arguments[:1] if name in _COMMANDS or name in _BELOW]

@@ -74,6 +74,8 @@ ROWS = (
     same("lora_alpha", "lora.lora_alpha", number),
     same("lora_dropout", "lora.lora_dropout", number, 0.0),
     same("lora_modules_to_save", "lora.modules_to_save", listed),
+    same("lora_rank_pattern", "lora.rank_pattern"),
+    same("lora_alpha_pattern", "lora.alpha_pattern"),
     same("peft_use_dora", "lora.use_dora", lambda value: truth(value) or None),
     same("peft_use_rslora", "lora.use_rslora", lambda value: truth(value) or None),
     same("peft_layers_to_transform", "lora.layers_to_transform", listed),
@@ -128,7 +130,7 @@ ROWS = (
              "use_onebitllms nvfp4* llmcompressor", "training on weights of few bits; they stand in 16 here: more "
              "memory, and no rounding"),
     *lacking("lora_model_dir", "going on from an adapter: merge it first (danlu merge) and name the merged model"),
-    *lacking("lora_target_parameters lora_rank_pattern lora_alpha_pattern peft_layers_pattern peft_layer_replication "
+    *lacking("lora_target_parameters peft_layers_pattern peft_layer_replication "
              "peft.* peft_ensure_weight_tying relora* lisa_* unfrozen_parameters", "a way of training beside LoRA on "
              "named layers and all weights"),
     *lacking("loraplus_lr_embedding embedding_lr* lr_groups", "a rate of its own for some layers"),
@@ -234,10 +236,8 @@ def _put_adapter(given: Given, making: Making) -> None:
         making.lacks("adapter", "qlora: the base stands in 16 bits, not 4: more memory, and no rounding")
     put_adapter_as_peft(making)
     named, linear = given.get("lora_target_modules"), not is_off(given.get("lora_target_linear"))
-    if isinstance(named, str) and not linear and layers(named) != "all-linear":
-        making.lacks("lora_target_modules", f"{named}: a pattern; name the layers in lora.target_modules")
-    elif named and not linear:
-        making.put("lora.target_modules", layers(named), "lora_target_modules")
+    if named and not linear:  # text is a pattern there, or all-linear
+        making.put("lora.target_modules", named if isinstance(named, str) else layers(named), "lora_target_modules")
     if linear:
         making.put("lora.target_modules", "all-linear", "lora_target_linear")
     if not given.get("peft_trainable_token_indices") and making.kind != "pretrain":

@@ -85,8 +85,7 @@ class Wandb:
             if hasattr(wandb, "Settings")
             else {}
         )
-        own = {"dir": str(beginning.folder), **quiet, **beginning.options}
-        beginning.folder.mkdir(parents=True, exist_ok=True)
+        own = {"dir": str(beginning.folder.parent), **quiet, **beginning.options}  # it makes a folder of its name there
         self._run = wandb.init(
             project=beginning.project,
             name=beginning.name,

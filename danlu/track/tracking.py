@@ -120,6 +120,7 @@ class Tracking:
         self._known = _read(journal.tracking_path)
         self._lock = threading.Lock()
         self._lines: list[_Line] = []
+        self._failed: set[str] = set()
         self._step = max((int(row["step"]) for row in journal.metrics()), default=0)
 
     def add(self, name: str, options: TrackOptions, config: Mapping[str, Any], run_name: str) -> None:
@@ -180,6 +181,9 @@ class Tracking:
     def failed(self, name: str, reason: str) -> None:
         """Tell it, once, in the run directory and to the user."""
         with self._lock, suppress(Exception):  # a full disk; the run meets it too, and says so
+            if name in self._failed:
+                return
+            self._failed.add(name)
             self._journal.event("tracker", f"{name}: {reason}", tracker=name)
             self._say(f"tracker {name}: {reason}")
 

@@ -196,12 +196,19 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, ins
 
 def test_nobody_waits_for_a_tracker_that_hangs(tmp_path, installed, monkeypatch):
     go_on = threading.Event()
-    installed("trackio", log=lambda metrics, step=None: go_on.wait(PATIENCE_SECONDS))
+
+    def log(metrics, step=None):
+        go_on.wait(PATIENCE_SECONDS)
+        raise ConnectionError
+
+    installed("trackio", log=log)
     monkeypatch.setattr(tracking, "END_SECONDS", 0)
     try:
         half(tmp_path / "run", TrackOptions(report_to=("trackio",)), range(1, 5))
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "tracker trackio"]
     finally:
         go_on.set()
+    thread.join(PATIENCE_SECONDS)  # what it says afterwards is told nobody
     assert [row["step"] for row in Journal(tmp_path / "run").metrics()] == [1, 2, 3, 4]
     (event,) = [event for event in Journal(tmp_path / "run").events() if event["kind"] == "tracker"]
     assert "it had not ended after 0 s" in event["reason"]
