@@ -138,7 +138,7 @@ ROWS = (
              "schedules here have no settings beside warmup"),
     *lacking("adam_epsilon2 adam_beta3 dion_* qgalore_* optim_args", "that optimizer; train.optim lists those there "
              "are"),
-    *lacking("loss_watchdog_*", "a bound that stops a run; a loss that is no number always does"),
+    *lacking("loss_watchdog_*", "a bound of the loss that stops a run: train.doctor: act goes back instead"),
     *lacking("special_tokens tokens added_tokens_overrides eot_tokens resize_token_embeddings_to_32x "
              "mean_resizing_embeddings shrink_embeddings tokenizer_use_mistral_common", "tokens are the tokenizer's; "
              "turns end as the chat template ends them. New ones: save the model with them first"),
@@ -197,18 +197,26 @@ def read(given: Given, making: Making) -> None:
     making.name(given.get("output_dir"))
     _put_batch(given, making)
     put_warmup(given, making, default=0.03)
-    making.put("merge", {} if not is_off(given.get("merge_lora")) and making.kind in ("sft", "dpo") else None,
-               "merge_lora" if given.get("merge_lora") else making.default)  # fmt: skip
+    making.put(
+        "merge",
+        {} if not is_off(given.get("merge_lora")) and making.kind in ("sft", "dpo") else None,
+        making.said("merge_lora"),
+    )
     _put_adapter(given, making)
-    put_too_long(making, given.read("excess_length_strategy", lambda value: one_of(value, _TOO_LONG), "drop"),
-                 "excess_length_strategy" if given.get("excess_length_strategy") else making.default)  # fmt: skip
+    put_too_long(
+        making,
+        given.read("excess_length_strategy", lambda value: one_of(value, _TOO_LONG), "drop"),
+        making.said("excess_length_strategy"),
+    )
     if making.kind == "dpo":
         beta = given.get("trl.beta", given.get("rl_beta", given.get("dpo_beta", 0.1)))
         making.put("dpo.beta", number(beta), "rl_beta" if beta != 0.1 else making.default)
         making.put("dpo.loss_type", "ipo" if given.get("rl") == "ipo" else "sigmoid", "rl")
     if making.kind == "ppo":
         making.put("ppo.advantage_estimator", "grpo", "rl grpo")
-        making.put("ppo.loss_aggregation", aggregation(given, given.get("trl.loss_type", "dapo")), "trl.loss_type")
+        making.put(
+            "ppo.loss_aggregation", aggregation(given, given.get("trl.loss_type", "dapo")), making.said("trl.loss_type")
+        )
         making.put("ppo.kl_coef", number(given.get("trl.beta", given.get("rl_beta", 0.0))), "trl.beta")
         given.values.setdefault("reward_funcs", given.get("trl.reward_funcs"))
         put_rewards(given, making)

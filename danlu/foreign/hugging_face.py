@@ -85,7 +85,7 @@ PLAIN = (
     *lacking(
         "load_best_model_at_end metric_for_best_model greater_is_better early_stopping_patience early_stopping_steps "
         "early_stop_interval",
-        "stopping at the best held-out loss; Danlu keeps the last weights",
+        "stopping at the best held-out loss: train.doctor: act, with train.eval_steps",
     ),
     *lacking("resume_from_checkpoint", "checkpoints of another tool are not read; a run of Danlu: resume=true"),
     *lacking("trust_remote_code", "models whose code lies beside the weights are not run; those of transformers are"),
@@ -217,7 +217,7 @@ def put_too_long(making: Making, there: str, origin: str) -> None:
     if making.kind in ("dpo", "reward", "ppo") and there != "raise":
         making.put("data.too_long", "skip", origin)
         if there == "truncate":
-            making.differs(origin, "a pair or prompt that is too long is left out, where the tool cuts it")
+            making.differs("data.too_long", "a pair or prompt that is too long is left out, where the tool cuts it")
     elif making.kind != "pretrain":
         making.put("data.too_long", there, origin)
 

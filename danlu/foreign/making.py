@@ -52,6 +52,10 @@ class Making:
         """The origin of what the file does not say."""
         return f"{self.tool.title}'s default"
 
+    def said(self, theirs: str) -> str:
+        """The origin of a value: the key, if the file has it."""
+        return self.default if self.given.get(theirs) is None else theirs
+
     def knows(self, ours: str) -> bool:
         """Whether a recipe of this kind has the key."""
         return ours in option_names(self.model)

@@ -173,9 +173,10 @@ def read(given: Given, making: Making) -> None:
             making.lacks("init_weights", f"{start}: lora.init has {', '.join(_STARTS.values())}")
     _put_length(given, making)
     if making.kind == "dpo":
-        making.put("dpo.beta", given.number("beta", 0.1), "beta" if given.get("beta") else making.default)
-        making.put("dpo.loss_type", check_loss(given, given.get("loss_type", "sigmoid"), PAIR_LOSSES),
-                   "loss_type" if given.get("loss_type") else making.default)  # fmt: skip
+        making.put("dpo.beta", given.number("beta", 0.1), making.said("beta"))
+        making.put(
+            "dpo.loss_type", check_loss(given, given.get("loss_type", "sigmoid"), PAIR_LOSSES), making.said("loss_type")
+        )
     if making.kind == "ppo":
         _put_policy(given, making)
     if not is_off(given.get("packing")):
@@ -203,16 +204,15 @@ def _put_length(given: Given, making: Making) -> None:
     meant = given.read("truncation_strategy", lambda value: one_of(value, _TOO_LONG), usual)
     if given.get("truncation_strategy", usual) == "left":
         making.lacks("truncation_strategy", "cutting at the beginning; the end is cut, prompts are left out")
-    put_too_long(making, meant,
-                 "truncation_strategy" if given.get("truncation_strategy") else making.default)  # fmt: skip
+    put_too_long(making, meant, making.said("truncation_strategy"))
 
 
 def _put_policy(given: Given, making: Making) -> None:
     if _stage_name(given) == "grpo":
         making.put("ppo.advantage_estimator", "grpo", "rlhf_type grpo")
-        making.put("ppo.kl_coef", given.number("beta", 0.04), "beta" if given.get("beta") else making.default)
-        making.put("ppo.num_generations", given.whole("num_generations", 8), "num_generations")
-        making.put("ppo.loss_aggregation", aggregation(given, given.get("loss_type", "grpo")), "loss_type")
+        making.put("ppo.kl_coef", given.number("beta", 0.04), making.said("beta"))
+        making.put("ppo.num_generations", given.whole("num_generations", 8), making.said("num_generations"))
+        making.put("ppo.loss_aggregation", aggregation(given, given.get("loss_type", "grpo")), making.said("loss_type"))
         if given.get("num_iterations") is None:
             making.put("ppo.num_ppo_epochs", 1, making.default)
         put_rewards(given, making)

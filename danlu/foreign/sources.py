@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from danlu.data.formats import Reading, Skipped, read_records
 from danlu.errors import ConfigError, DataError
-from danlu.foreign.making import Making
+from danlu.foreign.making import Making, default_of
 
 Hub = Literal["hugging face", "modelscope"]
 FILES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".md", ".arrow"}
@@ -111,7 +111,8 @@ def put_held_out(making: Making, sources: Sequence[Source], wanted: float, key: 
         return
     counts = [_used(making, source) for source in sources]
     if any(found is None for found in counts):
-        making.lacks(key, "a share of data that is not there to be counted: set data.held_out to a number of records")
+        stands = default_of(making.model, "data.held_out")
+        making.lacks(key, f"a share of data that is not there to be counted: set data.held_out, else it is {stands}")
         return
     total = sum(found for found in counts if found is not None)
     making.put("data.held_out", max(1, round(wanted * total)), f"{key} {wanted:g} of {total} records")

@@ -119,9 +119,10 @@ def read(given: Given, making: Making) -> None:
     making.put("merge", None, making.default)
     put_too_long(making, "truncate", making.default)
     if making.kind == "dpo":
-        making.put("dpo.beta", given.number("beta", 0.1), "beta" if given.get("beta") else making.default)
-        making.put("dpo.loss_type", check_loss(given, given.get("loss_type", "sigmoid"), PAIR_LOSSES),
-                   "loss_type" if given.get("loss_type") else making.default)  # fmt: skip
+        making.put("dpo.beta", given.number("beta", 0.1), making.said("beta"))
+        making.put(
+            "dpo.loss_type", check_loss(given, given.get("loss_type", "sigmoid"), PAIR_LOSSES), making.said("loss_type")
+        )
         if len(listed(given.get("loss_type"))) > 1:
             making.lacks("loss_type", "a sum of several losses; the first is taken")
     elif making.kind == "ppo":
@@ -153,14 +154,14 @@ def _put_adapter(given: Given, making: Making, name: str) -> None:
 def _put_policy(given: Given, making: Making, name: str) -> None:
     making.put("ppo.advantage_estimator", name, f"trl {name}")
     usual = {"grpo": (0.0, 8), "rloo": (0.05, 2)}[name]
-    making.put("ppo.kl_coef", given.number("beta", usual[0]), "beta" if given.get("beta") else making.default)
-    making.put("ppo.num_generations", given.whole("num_generations", usual[1]),
-               "num_generations" if given.get("num_generations") else making.default)  # fmt: skip
+    making.put("ppo.kl_coef", given.number("beta", usual[0]), making.said("beta"))
+    making.put("ppo.num_generations", given.whole("num_generations", usual[1]), making.said("num_generations"))
     if name == "grpo":
-        making.put("ppo.loss_aggregation", aggregation(given, given.get("loss_type", "dapo")),
-                   "loss_type" if given.get("loss_type") else making.default)  # fmt: skip
+        making.put("ppo.loss_aggregation", aggregation(given, given.get("loss_type", "dapo")), making.said("loss_type"))
     else:
-        making.put("ppo.whiten_advantages", not is_off(given.get("normalize_advantages")), "normalize_advantages")
+        making.put(
+            "ppo.whiten_advantages", not is_off(given.get("normalize_advantages")), making.said("normalize_advantages")
+        )
     put_rollout(given, making)
     put_rewards(given, making)
     making.differs("beta", "the KL's gradient is that of KL(pi || pi_ref) (k2), where TRL has k3's")

@@ -12,7 +12,7 @@ from danlu.foreign.making import Line, Making
 _HEADS = {
     "differs": "Means something else here",
     "lacks": "Has no counterpart here",
-    "unknown": "Is no key that {title} is known to have",
+    "unknown": "Is not known here as a key of {title}",
     "idle": "Is not needed here",
     "off": "Is off, as it is here",
 }
@@ -55,7 +55,7 @@ def _told(making: Making) -> list[str]:
 
 
 def _yaml(making: Making) -> str:
-    order = list(making.model.model_fields)
+    order = ["kind", "name", *making.model.model_fields]
     lines: dict[str, list[str]] = {}
     for dotted, line in making.lines.items():
         top, _, below = dotted.partition(".")

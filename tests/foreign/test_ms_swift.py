@@ -120,3 +120,13 @@ def test_lines_that_go_on_in_other_ways(become, text):
     recipe, told = become(text, "x.sh")
     assert (recipe.model.name, recipe.lora, recipe.data.path) == ("m", None, "r.jsonl")
     assert "unknown" not in told
+
+
+def test_what_a_line_comes_from_is_told_also_where_the_value_is_zero(become, tmp_path):
+    text = "swift rlhf --rlhf_type grpo --model m --dataset rows.jsonl --reward_funcs a.b --beta 0"
+    recipe, _ = become(text, "x.sh")
+    assert recipe.ppo.kl_coef == 0
+    lines = (tmp_path / "made.yaml").read_text("utf-8").splitlines()
+    assert "  kl_coef: 0.0  # beta" in lines
+    assert "  loss_aggregation: sequence  # ms-swift's default" in lines
+    assert next(line for line in lines if line and line[0] not in "# ") == "kind: ppo  # the stage"
