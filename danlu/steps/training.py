@@ -79,6 +79,7 @@ class Parts:
         held_out: examples that the stage looks at while it trains.
         identity: what has to be the same when the run is resumed.
         proof: None where nothing is to be proved.
+        is_fresh: whether the model's weights began at random.
         begin: what is computed first, once the run directory is there.
         end: gives back what it holds; called however the run ends.
         hearer: who is told of the run while it goes on.
@@ -95,6 +96,7 @@ class Parts:
     held_out: Sequence[Any]
     identity: dict[str, str]
     proof: Proof | None
+    is_fresh: bool = False
     begin: Callable[[Journal], None] = lambda _journal: None
     end: Callable[[], None] = lambda: None
     hearer: Hearer | None = None
@@ -161,6 +163,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             held_out=parts.held_out,
             seed=recipe.seed,
             identity=parts.identity,
+            is_fresh=parts.is_fresh,
             saved=saved,
             how_to_resume=how_to_resume,
             on_step=parts.show.step,
