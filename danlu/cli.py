@@ -29,6 +29,7 @@ app = App(
 )
 data = App(name="data", help="Look at data before training on it.")
 plan = App(name="plan", help="What a training takes, before it: arithmetic alone, without weights.")
+recipe = App(name="recipe", help="Recipes out of what other tools were told.")
 
 _COMMANDS = {
     "run": "Run a recipe: a shipped one by name, or a YAML file.",
@@ -71,8 +72,14 @@ plan.command(
     name="rate",
     help="Rank, alpha and learning rate, advised together, each with its source; needs no weights.",
 )
+app.command(recipe)
+recipe.command(
+    "danlu.commands.foreign:recipe_from",
+    name="from",
+    help="Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.",
+)
 # Commands that stand below another.
-_BELOW = {"data": ("check",), "plan": ("lora", "rate")}
+_BELOW = {"data": ("check",), "plan": ("lora", "rate"), "recipe": ("from",)}
 
 
 def main(arguments: list[str] | None = None) -> None:

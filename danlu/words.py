@@ -239,6 +239,10 @@ CHINESE = {
     "How many weights an adapter trains, layer by layer; needs no weights.": (
         "逐层列出适配器训练多少参数；不需要权重。"
     ),
+    "Recipes out of what other tools were told.": "由其他工具的配置生成配方。",
+    "Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.": (
+        "把 LLaMA-Factory、axolotl、ms-swift 或 TRL 的配置转换为配方。"
+    ),
     "Run a recipe: a shipped one by name, or a YAML file.": "运行配方：自带配方的名字，或 YAML 文件。",
     "Train with options given as flags instead of a recipe.": "不写配方，用命令行选项训练。",
     "The flags are the keys of a recipe; the resolved recipe is kept in the run directory.": (
