@@ -70,6 +70,11 @@ def test_with_a_gaussian_start_the_rate_goes_with_the_scale_alone(r):
     assert rate_for(Asked(LLAMA, use_rslora=True), r, 2 * r**0.5) == pytest.approx(ABOVE)
 
 
+def test_what_the_page_says_that_it_advises():
+    assert rate_for(Asked(SMALL), 8, 16) == 1e-3
+    assert rate_for(Asked(SMALL, init="kaiming"), 8, 16) == 2e-3
+
+
 def test_what_is_settled_is_kept():
     found = advised(LLAMA, r=3, lora_alpha=5.0, tokens=10**9)
     assert (found["lora.r"], found["lora.lora_alpha"]) == (3, 5.0)
