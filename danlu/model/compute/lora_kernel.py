@@ -167,14 +167,13 @@ class SharedInput:
         if module.disable_adapters or module.merged or not is_at_work or args or options:
             out: Tensor = self._own[at](x, *args, **options)
             return out
-        if at > 0 and self._input is x:
-            ready = self._outs[at]
-        elif at > 0:
+        if at > 0 and self._input is not x:
             return fast_lora_linears(x, [_layer(module)], _dropout(module))[0]
-        else:
-            self._input = x
-            self._outs = fast_lora_linears(x, [_layer(one) for one in self.modules], _dropout(module))
-            ready = self._outs[0]
+        if at == 0:
+            # A pass that is made again for its gradients is broken off in here: what is held must be set after.
+            outs = fast_lora_linears(x, [_layer(one) for one in self.modules], _dropout(module))
+            self._input, self._outs = x, outs
+        ready = self._outs[at]
         if at == len(self.modules) - 1:
             self._input, self._outs = None, ()  # hold nothing longer than needed
         return ready

@@ -1,0 +1,76 @@
+"""Blocks that are computed a second time for their gradients keep their inside neither before nor after that."""
+
+import weakref
+
+import pytest
+import torch
+from losses import examples, load, with_adapter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from danlu.data.batches.packing import collate
+from danlu.model.likelihood import compute_twice, prepare, token_losses
+from tiny import make_tiny_model
+
+LAYERS = (2, 8)
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that tensors made in here hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self._known = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in given:
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage):
+        if storage not in self._known:
+            size = self._known[storage] = storage.nbytes()
+            weakref.finalize(storage, self._gone, size)
+            self.now += size
+            self.most = max(self.most, self.now)
+
+    def _gone(self, size):
+        self.now -= size
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Models that differ only in how many layers they have."""
+    root = tmp_path_factory.mktemp("deep")
+    return {
+        (name, layers): make_tiny_model(
+            root / f"{name}-{layers}", architecture=name, changes={"num_hidden_layers": layers}
+        )
+        for name in ("llama", "qwen3")
+        for layers in LAYERS
+    }
+
+
+def peak(model, *, twice):
+    prepare(model.train())
+    if twice:
+        compute_twice(model)
+    batch = collate(examples())
+    for _ in range(2):  # what the first leaves behind counts in the second
+        with Held() as held:
+            token_losses(model, batch).sum().backward()
+    return held.most
+
+
+@pytest.mark.parametrize("make", [load, with_adapter])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_further_layer_costs_the_states_at_its_border_and_no_more(deep, name, make):
+    few, many = ({twice: peak(make(deep[name, layers]), twice=twice) for twice in (False, True)} for layers in LAYERS)
+    states = torch.empty(collate(examples()).tokens, 32).nbytes
+    further = LAYERS[1] - LAYERS[0]
+    assert many[True] - few[True] <= further * states
+    assert many[False] - few[False] > 10 * further * states  # what they keep otherwise
