@@ -1,5 +1,6 @@
 """Blocks that are computed a second time for their gradients keep their inside neither before nor after that."""
 
+import logging
 import weakref
 
 import pytest
@@ -74,3 +75,13 @@ def test_a_further_layer_costs_the_states_at_its_border_and_no_more(deep, name, 
     further = LAYERS[1] - LAYERS[0]
     assert many[True] - few[True] <= further * states
     assert many[False] - few[False] > 10 * further * states  # what they keep otherwise
+
+
+def test_nobody_is_warned_of_a_cache_that_keeps_nothing(deep, monkeypatch):
+    from transformers import modeling_layers
+
+    logger, heard = modeling_layers.logger, []
+    monkeypatch.setattr(logger, "warning_once", lambda *_: heard.append(logger.isEnabledFor(logging.WARNING)))
+    peak(load(deep["llama", 2]), twice=True)
+    assert heard
+    assert not any(heard)

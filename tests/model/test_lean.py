@@ -201,6 +201,20 @@ def test_weights_lent_in_bfloat16_answer_within_its_rounding(tmp_path, architect
     assert (lent - wanted).norm() <= 1.2 * (rounded - wanted).norm()
 
 
+@pytest.mark.parametrize("kind", [*sorted(KNOWN), *VARIANTS])
+def test_every_weight_that_changes_is_followed(kind):
+    model = zoo.tiny_model(kind)
+    wire(model)
+    lean, generator = lean_of(model, weights_change=True), torch.Generator().manual_seed(3)
+    before = run(lean)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.05 * weight.abs().mean())
+    wanted = plain(model)
+    assert (before - wanted).abs().max() > 1e-2
+    assert_near_in_the_mean(run(lean), wanted)
+
+
 def test_the_model_gives_its_weights_up(tmp_path):
     model = loaded(tmp_path, "qwen2")
     embedding = model.get_input_embeddings().weight

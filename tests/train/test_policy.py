@@ -1,5 +1,7 @@
 """The model under training as a rollout asks it: what it reads."""
 
+import gc
+
 import pytest
 import torch
 from answering import strengthen
@@ -7,11 +9,12 @@ from rounding import of_model
 
 from danlu.data.batches.packing import collate
 from danlu.data.chat import Chat
+from danlu.data.example import Example
 from danlu.device import Device
 from danlu.generate.batch.core import LENT_TOKENS
 from danlu.generate.engine import Engine
 from danlu.model.adapters import LoraOptions, attach
-from danlu.model.likelihood import prepare
+from danlu.model.likelihood import compute_twice, prepare
 from danlu.model.load import load_model, load_tokenizer
 from danlu.train.policy import ModelPolicy
 from danlu.train.rollout import Prompt, example_of
@@ -55,3 +58,23 @@ def test_what_the_engine_notes_is_what_the_model_says(policy):
             for name, weight in policy._model.named_parameters():
                 if "lora_B" in name:
                     weight.add_(0.05)
+
+
+def test_a_policy_whose_blocks_compute_twice_draws_the_same(policy):
+    """They do so in training alone; the engine keeps its keys and values."""
+    wanted = [one.answer.answer_ids for one in policy.draw(PROMPTS, [1, 2], answers=2)]
+    compute_twice(policy._model)
+    policy.look(collate([Example(tuple(range(5, 25)), (False, *[True] * 19))]))  # which puts it in training
+    assert [one.answer.answer_ids for one in policy.draw(PROMPTS, [1, 2], answers=2)] == wanted
+
+
+def test_nothing_of_a_rollout_is_held_when_it_is_over(policy):
+    def held():
+        gc.collect()
+        core = policy._engine.core
+        return core.decoder, core.weight_bytes, core.store.used_bytes
+
+    before = held()
+    for _ in range(2):
+        policy.draw(PROMPTS, [1, 2], answers=2)
+        assert held() == before

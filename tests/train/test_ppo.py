@@ -299,8 +299,8 @@ class Asked(Toy):
         return super().look(batch)
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_one_step_of_grpo_finds_the_old_policy_in_its_own_pass(tmp_path, monkeypatch, aggregation):
+@pytest.mark.parametrize(("aggregation", "temperature"), [("token", 0.6), ("sequence", 1.0)])
+def test_one_step_of_grpo_finds_the_old_policy_in_its_own_pass(tmp_path, monkeypatch, aggregation, temperature):
     """The same gradients, losses and figures as by a look before, bit for bit."""
     one_step = PpoOptions(
         advantage_estimator="grpo", rollout_batch_size=32, num_ppo_epochs=1, unfinished_reward=None,
@@ -309,7 +309,7 @@ def test_one_step_of_grpo_finds_the_old_policy_in_its_own_pass(tmp_path, monkeyp
     rows, weights = [], []
     for looks in (False, True):
         model = tiny()
-        policy = Asked(model, REFERENCE, longest=3)
+        policy = Asked(model, REFERENCE, longest=3, temperature=temperature)
         made = Rollouts.__init__
 
         def looking(self, *given, made=made, looks=looks, **named):

@@ -164,13 +164,22 @@ class Reader:
             key_dim=layer.head_k_dim,
             value_dim=layer.head_v_dim,
             kernel=layer.conv1d.weight.detach().squeeze(1),
-            decay=-layer.A_log.detach().float().exp(),
+            decay=self._decay(layer.A_log),
             bias=layer.dt_bias.detach(),
             norm=layer.norm,
             chunk=sys.modules[type(layer).__module__].torch_chunk_gated_delta_rule,
             conv=numbers[layer.layer_idx, "conv", 0],
             recurrent=numbers[layer.layer_idx, "recurrent", 0],
         )
+
+    def _decay(self, logarithm: Tensor) -> Callable[[], Tensor]:
+        def decay() -> Tensor:
+            return -logarithm.detach().float().exp()
+
+        if self.taking == "live":
+            return decay
+        now = decay()
+        return lambda: now
 
     # -- second blocks ---------------------------------------------------------------------------------
 
