@@ -13,7 +13,7 @@ from danlu import Engine, GenerationParams
 from danlu.data.batches.packing import collate
 from danlu.data.example import Example
 from danlu.device import Device
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, MemoryShortage
 from danlu.generate import requests as requests_module
 from danlu.generate.batch import core as core_module
 from danlu.generate.batch.core import LENT_TOKENS
@@ -372,6 +372,24 @@ def test_weights_that_nobody_could_hold_twice_are_not_lent(engine, monkeypatch):
     around = Engine.around(engine._model, engine.chat)
     assert not around.core._may_lend
     assert ids_of(around) == ids_of(engine)
+
+
+def test_without_memory_for_a_faster_pass_the_models_own_answers(engine):
+    def refuse():
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    around = Engine.around(engine._model, engine.chat)
+    around.core.decoder.lent = refuse
+    assert around.core._may_lend
+    assert ids_of(around, max_new_tokens=LENT_TOKENS) == ids_of(engine, max_new_tokens=LENT_TOKENS)
+
+
+def test_a_refused_request_borrows_nothing(engine):
+    around = Engine.around(engine._model, engine.chat, kv_budget_bytes=2**12)
+    own = around.core.decoder
+    with pytest.raises(MemoryShortage):
+        ids_of(around, [list(range(5, 300))], max_new_tokens=LENT_TOKENS)
+    assert around.core.decoder is own
 
 
 def test_a_pass_of_lent_weights_that_answers_otherwise_is_not_taken(engine, monkeypatch):

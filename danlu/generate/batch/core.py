@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from danlu.device import keep_freed_memory, memory_faults
+from danlu.device import is_out_of_memory, keep_freed_memory, memory_faults
 from danlu.errors import ConfigError, ModelError
 from danlu.generate.batch.attend import kv_shape
 from danlu.generate.batch.kv import KVShape, KVStore
@@ -112,9 +112,16 @@ class Core:
         return found == ""
 
     def _borrow(self) -> None:
-        """Go over to a faster pass, which is right as long as weights stay; a lean one knows it."""
-        if isinstance(self.decoder, LeanDecoder) and self.decoder.lent is not None:
+        """Go over to a faster pass, which is right as long as weights stay: a lean one knows it. Without memory for it,
+        the other does as well."""
+        if not isinstance(self.decoder, LeanDecoder) or self.decoder.lent is None:
+            return
+        try:
             self._own, self.decoder = self.decoder, self.decoder.lent()
+        except Exception as error:
+            self._own = None
+            if not is_out_of_memory(error):
+                raise
 
     def _give_back(self) -> None:
         """Weights may change from now on, and nothing is held beside them."""
@@ -155,9 +162,13 @@ class Core:
                 allowed=f"{self.longest} tokens of prompt and answer",
                 fix="ask for a shorter prompt or fewer tokens; Engine.logits takes a text of any length",
             )
-        self.scheduler.submit(request)
         if self._may_lend and request.strategy.max_new_tokens >= LENT_TOKENS:
             self._borrow()
+        try:
+            self.scheduler.submit(request)
+        finally:
+            if self.is_idle:  # it was refused
+                self._give_back()
 
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
