@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from danlu.data.batches.packing import collate
+from danlu.model.adapters import LoraOptions, attach
 from danlu.model.likelihood import compute_twice, prepare, token_losses
 from tiny import make_tiny_model
 
@@ -85,3 +86,24 @@ def test_nobody_is_warned_of_a_cache_that_keeps_nothing(deep, monkeypatch):
     peak(load(deep["llama", 2]), twice=True)
     assert heard
     assert not any(heard)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_an_adapter_learns_the_same_with_what_dropout_dropped_the_first_time(deep, name):
+    def gradients(twice):
+        model = attach(load(deep[name, 2]), LoraOptions(r=4, lora_dropout=0.3), seed=0)
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.constant_(weight, 0.1)
+        prepare(model.train())
+        if twice:
+            compute_twice(model)
+        torch.manual_seed(1)
+        losses = token_losses(model, collate(examples()))
+        losses.sum().backward()
+        return losses, {key: weight.grad for key, weight in model.named_parameters() if weight.requires_grad}
+
+    (once, wanted), (twice, found) = gradients(False), gradients(True)
+    assert torch.equal(once, twice)
+    assert all(torch.equal(grad, found[key]) for key, grad in wanted.items())
+    assert all(grad.abs().max() > 0 for grad in wanted.values())
