@@ -28,6 +28,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # call() says what became of it
 )
 data = App(name="data", help="Look at data before training on it.")
+recipe = App(name="recipe", help="Recipes out of what other tools were told.")
 
 _COMMANDS = {
     "run": "Run a recipe: a shipped one by name, or a YAML file.",
@@ -59,6 +60,14 @@ data.command(
     name="check",
     help="How a data file is read, what is learnt of it, lengths, duplicates and faults.",
 )
+app.command(recipe)
+recipe.command(
+    "danlu.commands.foreign:recipe_from",
+    name="from",
+    help="Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.",
+)
+# Commands that stand below another.
+_BELOW = {"data": ("check",), "recipe": ("from",)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,6 +170,6 @@ def _usage_fault(error: cyclopts.CycloptsError) -> str:
 
 def _command(arguments: list[str]) -> list[str]:
     """The beginning of a command line that names a command."""
-    if arguments[:2] == ["data", "check"]:
+    if arguments[1:2] and arguments[1] in _BELOW.get(arguments[0], ()):
         return arguments[:2]
-    return [name for name in arguments[:1] if name in _COMMANDS or name == "data"]
+    return [name for name in arguments[:1] if name in _COMMANDS or name in _BELOW]

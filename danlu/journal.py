@@ -8,6 +8,7 @@
     checkpoints/     exact state, for resuming
     adapter/ merged/ model/   the products: an adapter, that folded into its base, a model trained whole
     report.html
+    track.json       which trackers were told how far; tensorboard/ and the like: what they keep here
 
 Knows nothing of models or training.
 """
@@ -27,18 +28,37 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import yaml
 
 from danlu.errors import ConfigError, DanluError, DataError, InUse, disk_faults
 
 
+class Hearer(Protocol):
+    """Who is told of what stands in a run directory by now. It raises nothing, and waits for nobody."""
+
+    def metric(self, row: Mapping[str, Any]) -> None: ...
+
+    def event(self, row: Mapping[str, Any]) -> None: ...
+
+    def result(self, part: str, values: Any) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Journal:
-    """A run directory. Rows are appended and flushed at once, so a killed run leaves whole rows behind it."""
+    """A run directory. Rows are appended and flushed at once, so a killed run leaves whole rows behind it.
+
+    Attributes:
+        hearer: told of all that is written by this object.
+    """
 
     directory: Path
+    hearer: Hearer | None = field(default=None, compare=False)
 
     @property
     def recipe_path(self) -> Path:
@@ -59,6 +79,10 @@ class Journal:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    @property
+    def tracking_path(self) -> Path:
+        return self.directory / "track.json"
 
     @property
     def adapter(self) -> Path:
@@ -84,10 +108,15 @@ class Journal:
     def metric(self, **row: Any) -> None:
         """Append one row to metrics.jsonl."""
         _append(self.metrics_path, row)
+        if self.hearer is not None:
+            self.hearer.metric(row)
 
     def event(self, kind: str, reason: str, **details: Any) -> None:
         """Append one decision to events.jsonl: what was decided (`kind`), why, and its figures."""
-        _append(self.events_path, {"time": round(time.time(), 3), "kind": kind, "reason": reason, **details})
+        row = {"time": round(time.time(), 3), "kind": kind, "reason": reason, **details}
+        _append(self.events_path, row)
+        if self.hearer is not None:
+            self.hearer.event(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl; a last line cut short by a kill is left out."""
@@ -113,11 +142,20 @@ class Journal:
     def result(self, step: str, values: Any) -> None:
         """Keep what `step` measured in results.json, whole or not at all."""
         write_atomic(self.results_path, json.dumps({**self.results(), step: values}, ensure_ascii=False, indent=2))
+        if self.hearer is not None:
+            self.hearer.result(step, values)
 
     def rewind(self, step: int) -> None:
         """Drop the metric rows after `step`: a resumed run writes them again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         write_atomic(self.metrics_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        if self.hearer is not None:
+            self.hearer.rewind(step)
+
+    def close(self) -> None:
+        """The run has ended; whoever hears of it may end as well."""
+        if self.hearer is not None:
+            self.hearer.close()
 
 
 @dataclass

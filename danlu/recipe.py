@@ -20,6 +20,7 @@ from danlu.journal import Journal, check_replaceable, is_run
 from danlu.model.adapters import LoraOptions
 from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, check_merge
+from danlu.track.tracking import TrackOptions, check_trackers
 from danlu.train.loop import TrainOptions
 
 # A full tuning's rate is LoRA's by this (the sweep of Thinking Machines' tinker-cookbook, 2026).
@@ -69,6 +70,7 @@ class TrainingSections(Options):
     train: TrainOptions = Field(default_factory=TrainOptions)
     prove: LossProof | None = Field(default_factory=LossProof)
     merge: MergeOptions | None = None
+    track: TrackOptions = Field(default_factory=TrackOptions)
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +142,7 @@ def check_files(recipe: TrainingRecipe, device: Device) -> None:
     if recipe.resume and Journal(directory).is_of_chain:
         raise ConfigError(f"{directory} holds a run of several steps", fix="choose another name, or leave resume out")
     check_replaceable(directory)
+    check_trackers(recipe.track)
     device.dtype(recipe.model.dtype)
     for path in _files(recipe):
         if not path.exists():

@@ -232,6 +232,10 @@ CHINESE = {
         "丹炉：从原始数据到服务于你的领域的语言模型。显示英文：--lang en。"
     ),
     "Look at data before training on it.": "训练前查看数据。",
+    "Recipes out of what other tools were told.": "由其他工具的配置生成配方。",
+    "Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.": (
+        "把 LLaMA-Factory、axolotl、ms-swift 或 TRL 的配置转换为配方。"
+    ),
     "Run a recipe: a shipped one by name, or a YAML file.": "运行配方：自带配方的名字，或 YAML 文件。",
     "Train with options given as flags instead of a recipe.": "不写配方，用命令行选项训练。",
     "The flags are the keys of a recipe; the resolved recipe is kept in the run directory.": (

@@ -9,9 +9,9 @@ import danlu
 
 ROOT = Path(danlu.__file__).parent
 ROWS = [
-    "errors", "fingerprint", "words", "config", "device", "journal", "spec", "hub", "native", "plan", "data", "model",
-    "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "steps", "chain", "run",
-    "terminal", "help", "flags", "answering", "commands", "cli",
+    "errors", "fingerprint", "words", "config", "device", "journal", "track", "spec", "hub", "native", "plan", "data",
+    "model", "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "steps", "chain",
+    "run", "foreign", "terminal", "help", "flags", "answering", "commands", "cli",
 ]  # fmt: skip
 
 
@@ -29,6 +29,9 @@ INNER = {
                  "watching", "adapters", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
               "response_events", "embeddings", "backends", "others", "keys", "server", "api", "command"],
+    "track": ["event_files", "trackers", "tracking"],
+    "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
+                "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "steps": ["step", "directory", "prove", "merge", "prepare", "training", "preferences", "pretrain", "sft", "reward",
               "dpo", "ppo", "kinds"],
 }  # fmt: skip

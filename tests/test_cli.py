@@ -30,7 +30,7 @@ def test_the_version(call):
     assert call("--version") == (0, f"{danlu.__version__}\n", "")
 
 
-COMMANDS = [[name] for name in cli._COMMANDS] + [["data", "check"]]
+COMMANDS = [[name] for name in cli._COMMANDS] + [["data", "check"], ["recipe", "from"]]
 
 
 def test_help_lists_every_command(call):

@@ -50,7 +50,7 @@ def test_a_run_leaves_all_that_it_promises(recipe):
     directory = run(recipe(), lines, "resume with ...")
     assert {p.name for p in directory.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "events.jsonl", "results.json",
-        "checkpoints", "adapter", "merged", "report.html",
+        "checkpoints", "adapter", "merged", "report.html", "tensorboard", "track.json",
     }  # fmt: skip
     results = Journal(directory).results()
     assert results["data"]["train"] == 28

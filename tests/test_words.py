@@ -59,7 +59,8 @@ UNTRANSLATED: set[str] = set()
 
 
 def test_every_option_says_what_it_means_in_both_languages(monkeypatch):
-    commands = [[], ["data"], ["data", "check"], *([name] for name in cli._COMMANDS)]
+    below = [[group, *rest] for group, names in cli._BELOW.items() for rest in ([], *([name] for name in names))]
+    commands = [[], *below, *([name] for name in cli._COMMANDS)]
     said = {text for command in commands for text in shown_with(command, monkeypatch)}
     for kind in KINDS.values():
         models = [kind.options] if kind.alone is None else [kind.options, kind.alone.recipe]

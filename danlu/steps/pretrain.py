@@ -116,6 +116,7 @@ def prepare(recipe: PretrainRecipe, journal: Draft, device: Device, show: Show) 
         kind="base" if recipe.pretrain.weights == "random" else None,
         stage=replace(sft_stage(device), name="pretrain"),
         save=saver_of(recipe, base),
+        is_fresh=recipe.pretrain.weights == "random",
         batches=batches,
         held_out=held_out,
         identity=identity,

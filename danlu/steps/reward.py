@@ -98,7 +98,7 @@ def prepare(recipe: RewardRecipe, journal: Draft, device: Device, show: Show) ->
     identity = identity_of(recipe, ready.model, digest_of_pairs(pairs)) | keys_of("reward", recipe.reward)
     describe(recipe, journal, device, ready, sizes_of_pairs(pairs, held_out), skipped, batches.per_epoch)
     prompts = [record.prompt for record in split.train if isinstance(record, Preference)]
-    judge = _Judge(recipe, device, ready, held_out)
+    judge = _Judge(recipe, device, ready, held_out, Journal(recipe.directory))
     groups = [group_of(pair) for pair in held_out]
     proof = Proof(judge.look, digest_of_pairs(held_out), {"preference_loss": groups, "preferred": groups})
     return Parts(
@@ -129,10 +129,12 @@ class _Judge:
     device: Device
     ready: Ready
     held_out: Sequence[Pair]
+    journal: Journal
     found: Tensor | None = None
 
     def sample(self, prompts: Sequence[Sequence[Message]], show: Show, journal: Journal) -> None:
         """Keep the answers that scores are to be measured in, unless an earlier half of the run has."""
+        self.journal = journal  # that is heard
         path, options = journal.directory / SAMPLES, self.recipe.reward
         if path.is_file():
             return
@@ -146,7 +148,7 @@ class _Judge:
 
     def save(self, model: Any, directory: Path) -> None:
         """Write it with its scale, and say how well it judges."""
-        journal, base, max_tokens = Journal(self.recipe.directory), self.ready.base, self._max_tokens
+        journal, base, max_tokens = self.journal, self.ready.base, self._max_tokens
         samples = json.loads((journal.directory / SAMPLES).read_text("utf-8"))
         scale = Scale.of(scores_of_texts(model, samples, self.device.name, max_tokens))
         self.found = self._scores()

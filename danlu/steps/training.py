@@ -14,6 +14,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from danlu.errors import Interrupted
 from danlu.evaluate.held_out import Measured, Question
 from danlu.hub import Kind as ModelKind
 from danlu.hub import write_origin
-from danlu.journal import Draft, Journal, claimed, is_run, opened_run
+from danlu.journal import Draft, Hearer, Journal, claimed, is_run, opened_run
 from danlu.model.named import ModelOptions
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
@@ -36,6 +37,7 @@ from danlu.steps.merge import merge_into
 from danlu.steps.prepare import Ready, saved_of
 from danlu.steps.prove import compare, said
 from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
+from danlu.track.tracking import tracked
 from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved
 from danlu.train.learner import Stage
@@ -77,8 +79,10 @@ class Parts:
         held_out: examples that the stage looks at while it trains.
         identity: what has to be the same when the run is resumed.
         proof: None where nothing is to be proved.
+        is_fresh: whether the model's weights began at random.
         begin: what is computed first, once the run directory is there.
         end: gives back what it holds; called however the run ends.
+        hearer: who is told of the run while it goes on.
     """
 
     recipe: TrainingRecipe
@@ -92,13 +96,15 @@ class Parts:
     held_out: Sequence[Any]
     identity: dict[str, str]
     proof: Proof | None
+    is_fresh: bool = False
     begin: Callable[[Journal], None] = lambda _journal: None
     end: Callable[[], None] = lambda: None
+    hearer: Hearer | None = None
 
     @property
     def journal(self) -> Journal:
         """Of the run directory, which may not be there yet."""
-        return Journal(self.recipe.directory)
+        return Journal(self.recipe.directory, self.hearer)
 
     @property
     def questions(self) -> list[Sequence[Message]]:
@@ -130,16 +136,18 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             journal = _open(recipe, draft, show)
             _say_where(recipe, saved, journal, show)
         base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
-        try:
-            with reported(journal):
-                _steps(parts, saved, how_to_resume)
-                del parts  # merging reads the base anew: the two are not held at once
-                _merge(recipe, journal, base, asked, show)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
-        finally:
-            end()
-        _finish(journal, started, show)
+        parts.hearer = journal.hearer
+        with closing(journal):
+            try:
+                with reported(journal):
+                    _steps(parts, saved, how_to_resume)
+                    del parts  # merging reads the base anew: the two are not held at once
+                    _merge(recipe, journal, base, asked, show)
+            except KeyboardInterrupt:
+                raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
+            finally:
+                end()
+            _finish(journal, started, show)
     return journal.directory
 
 
@@ -155,6 +163,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             held_out=parts.held_out,
             seed=recipe.seed,
             identity=parts.identity,
+            is_fresh=parts.is_fresh,
             saved=saved,
             how_to_resume=how_to_resume,
             on_step=parts.show.step,
@@ -180,11 +189,18 @@ def _made(recipe: TrainingSections, journal: Journal) -> Path:
 def _open(recipe: TrainingRecipe, draft: Draft, show: Show) -> Journal:
     """The run directory, as this run begins or goes on in it."""
     document = recipe.model_dump(mode="json", exclude={"resume"})
-    journal = opened_run(recipe.directory, document, bool(recipe.resume), show.say)
+    plain = opened_run(recipe.directory, document, bool(recipe.resume), show.say)
+    journal = tracked(plain, recipe.track, document, _called(recipe), show.say)
     if not recipe.resume:
         journal.event("begun", f"seed {recipe.seed}", folder=os.getcwd())
     draft.write_to(journal)
     return journal
+
+
+def _called(recipe: TrainingRecipe) -> str:
+    """The run's name for those who are told of it: of a step, behind its chain's."""
+    chain = Journal(Path(recipe.runs))
+    return f"{chain.directory.name}-{recipe.name}" if is_run(chain.directory) else recipe.name
 
 
 def _say_where(recipe: TrainingRecipe, saved: Saved | None, journal: Journal, show: Show) -> None:
@@ -254,7 +270,7 @@ class TrainingStep(TrainingSections, StepOptions):
         return self.model.accept_licence
 
     def values(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"start": True, "model": {"name", "accept_licence"}})
+        return self.model_dump(mode="json", exclude={"start": True, "track": True, "model": {"name", "accept_licence"}})
 
 
 def training_kind(
