@@ -118,7 +118,7 @@ class Experience:
 
     Attributes:
         example: the prompt with the answer, which alone is learnt.
-        log_probs: of the policy that drew it, at its temperature.
+        log_probs: of the policy that drew it, at its temperature; empty until a first pass over it has noted them.
         reference: of the reference, for a KL that is part of the loss; empty elsewhere.
         advantages: how much better than expected.
         values, returns: what a token was thought to be worth, and what it was; empty without a value.
@@ -126,7 +126,7 @@ class Experience:
     """
 
     example: Example
-    log_probs: tuple[float, ...]
+    log_probs: list[float]
     reference: tuple[float, ...]
     advantages: tuple[float, ...]
     values: tuple[float, ...]
@@ -135,7 +135,7 @@ class Experience:
     @property
     def tokens(self) -> int:
         """Of the answer."""
-        return len(self.log_probs)
+        return len(self.advantages)
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,11 @@ class ExperienceBatch:
     """Experiences laid end to end: of each answer token, (tokens,) float32.
 
     Attributes:
+        log_probs: of the answers that have them.
         counts: what each token's loss counts.
     """
 
+    experiences: Sequence[Experience]
     documents: Batch
     log_probs: Tensor
     reference: Tensor
@@ -153,6 +155,20 @@ class ExperienceBatch:
     values: Tensor
     returns: Tensor
     counts: Tensor
+
+    def old(self, now: Tensor) -> Tensor:
+        """(tokens,) log-probabilities of the policy that drew the answers.
+
+        Args:
+            now: those of this pass. Where an answer has none yet, it is the first over it, by the policy that drew it,
+                and they are noted.
+        """
+        if len(self.log_probs) == len(now):
+            return self.log_probs
+        for one, part in zip(self.experiences, now.split([one.tokens for one in self.experiences]), strict=True):
+            if not one.log_probs:
+                one.log_probs.extend(part.tolist())
+        return torch.tensor([value for one in self.experiences for value in one.log_probs], device=now.device)
 
 
 def collate_experiences(
@@ -165,6 +181,7 @@ def collate_experiences(
 
     counts = [_count(options, one.tokens, max_new_tokens) for one in experiences for _ in range(one.tokens)]
     return ExperienceBatch(
+        experiences=experiences,
         documents=collate([one.example for one in experiences]).to(device),
         log_probs=joined("log_probs"),
         reference=joined("reference"),
@@ -225,13 +242,14 @@ def ppo_stage(
             metrics["value_loss"] = worth.detach()
         else:
             losses = token_losses(model, batch.documents, temperature)
-        learnt, clipped = policy_losses(-losses, batch.log_probs, batch.advantages, options.cliprange, high)
+        old = batch.old(-losses.detach())
+        learnt, clipped = policy_losses(-losses, old, batch.advantages, options.cliprange, high)
         total = learnt
         if has_value:
             total = total + options.vf_coef * worth
         elif len(batch.reference):
             total = total + options.kl_coef * reference_losses(-losses, batch.reference)
-        ratio = torch.exp(-losses.detach() - batch.log_probs)
+        ratio = torch.exp(-losses.detach() - old)
         metrics |= {
             "policy_loss": learnt.detach(),
             "clip_share": clipped,

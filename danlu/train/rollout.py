@@ -1,7 +1,8 @@
 """Answers that the policy draws to learn from, and what is found out about them: the batches of ppo.py.
 
-A rollout draws answers, has them judged, and asks the policy and the reference how likely they were. Several steps
-learn from it; which answers share a step is decided once a rollout, and they share a forward pass in the same order
+A rollout draws answers, has them judged, and asks the policy and the reference how likely they were; the policy only
+where somebody needs it before the step, as that finds it out itself (`Experience.log_probs`). Several steps learn from
+it; which answers share a step is decided once a rollout, and they share a forward pass in the same order
 each time: how numbers are rounded depends on what lies beside them, so only then is the ratio 1 before anything is
 learnt. All that a checkpoint has to keep of it is the rollout under way.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy
@@ -91,10 +93,13 @@ class Rollouts:
         self._asked = options.rollout_batch_size // options.group  # prompts of one rollout
         self._parts = -(-options.rollout_batch_size // batch_size)  # steps of one pass over it
         self._steps = self._parts * options.num_ppo_epochs
+        # One step of grpo: advantages do not ask, and the step's own pass is that of the policy that drew.
+        self._looks = self._steps > 1 or options.advantage_estimator != "grpo"
         self._kl_coef = options.kl_coef
         self._number = -1
         self._batches: list[list[Experience]] = []
         self._figures: dict[str, float] = {}
+        self._untold: Callable[[], dict[str, float] | None] = lambda: None
 
     @property
     def per_epoch(self) -> int:
@@ -109,12 +114,14 @@ class Rollouts:
         return self._batches[int(order[part])]
 
     def figures(self) -> dict[str, float]:
-        """Of the rollout under way, for the metrics."""
+        """Of the rollout under way, for the metrics; nothing until the policy's log-probabilities are there."""
+        if (told := self._untold()) is not None:
+            self._figures, self._untold = told, lambda: None
         return self._figures
 
     def state(self) -> dict[str, Any]:
         packed = [[_packed(one) for one in batch] for batch in self._batches]
-        return {"number": self._number, "kl_coef": self._kl_coef, "figures": self._figures, "batches": packed}
+        return {"number": self._number, "kl_coef": self._kl_coef, "figures": self.figures(), "batches": packed}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._number, self._kl_coef, self._figures = state["number"], state["kl_coef"], state["figures"]
@@ -140,14 +147,15 @@ class Rollouts:
         parts = [list(part) for part in numpy.array_split(numpy.arange(len(kept)), self._parts)]
         parts = [part if part else parts[0] for part in parts]  # fewer answers than steps
         found = self._asked_about(examples, parts)
-        kl = torch.cat([own - other for own, other, _ in found])
         experiences = self._experiences(examples, found, judged, kept)
         if not teaching:
             experiences = [_without_lesson(one) for one in experiences]
         self._number, self._batches = number, [[experiences[at] for at in part] for part in parts]
-        self._figures = self._figures_of(drawn, rewards, judged, kept, found)
+        reference = torch.cat([other for _, other, _ in found])
+        self._figures, self._untold = {}, partial(self._told, drawn, rewards, judged, kept, experiences, reference)
         if options.kl_target is not None:
-            of_answers = float(kl.sum()) / len(kept)
+            self.figures()  # at the price that was paid
+            of_answers = float(torch.cat([own - other for own, other, _ in found]).sum()) / len(kept)
             self._kl_coef = adapted_kl_coef(
                 self._kl_coef, of_answers, len(answers), target=options.kl_target, horizon=options.kl_horizon
             )
@@ -178,7 +186,10 @@ class Rollouts:
     def _asked_about(
         self, examples: Sequence[Example], parts: Sequence[Sequence[int]]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each example: (log-probabilities of the policy, of the reference, values), one a token of the answer."""
+        """Of each example: (log-probabilities of the policy, of the reference, values), one a token of the answer.
+
+        Where the policy is not looked at, its are empty.
+        """
         found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for part in parts:
             lengths = [len(examples[at].token_ids) for at in part]
@@ -186,10 +197,10 @@ class Rollouts:
                 members = [part[at] for at in group]
                 batch = collate([examples[at] for at in members])
                 sizes = [examples[at].learnt_tokens for at in members]
-                log_probs, values = self._policy.look(batch)
                 reference = self._policy.reference(batch)
-                values = values if len(values) else torch.zeros_like(log_probs)
-                each = (x.float().cpu().split(sizes) for x in (log_probs, reference, values))
+                log_probs, values = self._policy.look(batch) if self._looks else (reference[:0], reference[:0])
+                values = values if len(values) else torch.zeros_like(reference)
+                each = (_parted(x.float().cpu(), sizes) for x in (log_probs, reference, values))
                 found |= dict(zip(members, zip(*each, strict=True), strict=True))
         return [found[at] for at in range(len(examples))]
 
@@ -201,9 +212,9 @@ class Rollouts:
         kept: Sequence[int],
     ) -> list[Experience]:
         options = self._options
-        lengths = [len(own) for own, _, _ in found]
+        lengths = [len(other) for _, other, _ in found]
         own, other, values = (torch.cat(column) for column in zip(*found, strict=True))
-        kl = own - other
+        kl = own - other if self._looks else torch.zeros_like(other)  # then no advantage asks for it
         returns = values
         if options.advantage_estimator == "gae":
             rewards = token_rewards(judged[kept], kl, lengths, self._kl_coef)
@@ -217,11 +228,11 @@ class Rollouts:
             advantages = whitened(advantages)
         in_loss = options.advantage_estimator == "grpo" and options.kl_coef > 0
         has_value = options.advantage_estimator == "gae"
-        columns = [x.split(lengths) for x in (own, other, advantages, values, returns)]
+        columns = [_parted(x, lengths) for x in (own, other, advantages, values, returns)]
         return [
             Experience(
                 example,
-                tuple(log_probs.tolist()),
+                log_probs.tolist(),
                 tuple(reference.tolist()) if in_loss else (),
                 tuple(advantage.tolist()),
                 tuple(value.tolist()) if has_value else (),
@@ -241,19 +252,24 @@ class Rollouts:
         out = leave_one_out(rewards, options.group)[kept]
         return whitened(out) if options.whiten_advantages else out
 
-    def _figures_of(
+    def _told(
         self,
         drawn: Sequence[Drawn],
         rewards: Sequence[float],
         judged: Tensor,
         kept: Sequence[int],
-        found: Sequence[tuple[Tensor, Tensor, Tensor]],
-    ) -> dict[str, float]:
-        own, other, _ = (torch.cat(column) for column in zip(*found, strict=True))
+        experiences: Sequence[Experience],
+        reference: Tensor,
+    ) -> dict[str, float] | None:
+        """The figures of a rollout; None while log-probabilities of the policy are missing."""
+        if not all(one.log_probs for one in experiences):
+            return None
+        own = torch.tensor([value for one in experiences for value in one.log_probs])
+        kl = float((own - reference).sum()) / len(kept)
         figures = {
             "score": sum(rewards) / len(rewards),
-            "reward": float(judged.mean()) - self._kl_coef * float((own - other).sum()) / len(kept),
-            "kl": float((own - other).sum()) / len(kept),
+            "reward": float(judged.mean()) - self._kl_coef * kl,
+            "kl": kl,
             "entropy": -float(own.mean()),  # of tokens that the policy drew itself: no distribution has to be kept
             "answer_length": sum(len(one.answer.answer_ids) for one in drawn) / len(drawn),
             "unfinished": sum(not one.answer.ended for one in drawn) / len(drawn),
@@ -268,6 +284,11 @@ class Rollouts:
             figures["engine_ratio"] = float(ratio.mean())
             figures["engine_apart"] = float(((ratio - 1).abs() > 0.1).float().mean())
         return figures
+
+
+def _parted(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Each answer's own of a tensor of all, which may be empty."""
+    return x.split(list(sizes)) if len(x) else [x] * len(sizes)
 
 
 def example_of(answer: Answered) -> Example:
@@ -292,9 +313,7 @@ def _packed(one: Experience) -> dict[str, Any]:
 
 def _unpacked(state: dict[str, Any]) -> Experience:
     ids = tuple(state["ids"].tolist())
-    answer = len(state["log_probs"])
+    answer = len(state["advantages"])
     learnt = (*[False] * (len(ids) - answer), *[True] * answer)
-    numbers = {
-        name: tuple(state[name].tolist()) for name in ("log_probs", "reference", "advantages", "values", "returns")
-    }
-    return Experience(Example(ids, learnt, state["place"]), **numbers)
+    numbers = {name: tuple(state[name].tolist()) for name in ("reference", "advantages", "values", "returns")}
+    return Experience(Example(ids, learnt, state["place"]), state["log_probs"].tolist(), **numbers)

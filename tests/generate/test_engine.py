@@ -13,11 +13,15 @@ from danlu import Engine, GenerationParams
 from danlu.data.batches.packing import collate
 from danlu.data.example import Example
 from danlu.device import Device
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, MemoryShortage
 from danlu.generate import requests as requests_module
+from danlu.generate.batch import core as core_module
+from danlu.generate.batch.core import LENT_TOKENS
 from danlu.hub import quiet_transformers
 from danlu.model.adapters import attach
 from danlu.model.company.wiring import ATTENTION
+from danlu.model.compute.products import Held, live_product
+from danlu.model.lean import lean_reader
 from danlu.model.likelihood import prepare, token_losses
 from danlu.model.load import load_model
 from danlu.model.lora_options import LoraOptions
@@ -340,6 +344,63 @@ def test_a_model_prepared_for_training_answers_as_before_and_stays_prepared(engi
     token_losses(model, batch).mean().backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
     assert ids_of(around) != before
+
+
+def test_weights_are_lent_while_answers_are_drawn_and_no_longer(engine, monkeypatch):
+    """Held in another form, they are gone before anyone hears that the answer is there: who may train then."""
+    around = Engine.around(attach(engine._model, LoraOptions(r=2), seed=0), engine.chat)
+    core, at_end, passes = around.core, [], []
+    own, run = core.decoder, core._run
+    monkeypatch.setattr(core, "_run", lambda *given: passes.append(core.decoder) or run(*given))
+    submit = core.submit
+
+    def listening(request):
+        heard = request.on_end
+        request.on_end = lambda error: (at_end.append(core.decoder), heard(error))
+        submit(request)
+
+    monkeypatch.setattr(core, "submit", listening)
+    ids_of(around, max_new_tokens=LENT_TOKENS - 1)
+    assert set(map(id, passes)) == {id(own)}  # so few are not worth it
+    passes.clear()
+    ids_of(around, max_new_tokens=LENT_TOKENS)
+    assert id(own) not in set(map(id, passes))
+    assert set(map(id, at_end)) == {id(own)}
+
+
+def test_weights_that_nobody_could_hold_twice_are_not_lent(engine, monkeypatch):
+    monkeypatch.setattr(core_module, "LENT_SHARE", 0.0)
+    around = Engine.around(engine._model, engine.chat)
+    assert not around.core._may_lend
+    assert ids_of(around) == ids_of(engine)
+
+
+def test_without_memory_for_a_faster_pass_the_models_own_answers(engine):
+    def refuse():
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    around = Engine.around(engine._model, engine.chat)
+    around.core.decoder.lent = refuse
+    assert around.core._may_lend
+    assert ids_of(around, max_new_tokens=LENT_TOKENS) == ids_of(engine, max_new_tokens=LENT_TOKENS)
+
+
+def test_a_refused_request_borrows_nothing(engine):
+    around = Engine.around(engine._model, engine.chat, kv_budget_bytes=2**12)
+    own = around.core.decoder
+    with pytest.raises(MemoryShortage):
+        ids_of(around, [list(range(5, 300))], max_new_tokens=LENT_TOKENS)
+    assert around.core.decoder is own
+
+
+def test_a_pass_of_lent_weights_that_answers_otherwise_is_not_taken(engine, monkeypatch):
+    def twice(layers, *_, **__):
+        return Held(lambda x: 2 * live_product(layers)(x), ())
+
+    monkeypatch.setattr(lean_reader, "adapted_product", twice)
+    around = Engine.around(engine._model, engine.chat)
+    assert not around.core._may_lend
+    assert ids_of(around) == ids_of(engine)
 
 
 # --- what was read before

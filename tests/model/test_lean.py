@@ -69,6 +69,10 @@ def assert_near(seen, wanted, model):
     torch.testing.assert_close(seen, wanted, atol=of_model(wanted, model.config), rtol=0)
 
 
+def assert_near_in_the_mean(seen, wanted):
+    assert (seen - wanted).square().mean().sqrt() <= 1e-4 * wanted.std()
+
+
 class Plain(Side):
     """One text, attention by its definition."""
 
@@ -102,7 +106,7 @@ def test_every_kind_that_it_knows_answers_as_the_model_does(kind, weights_change
     lean = decoder_of(model, bank, weights_change=weights_change)
     assert isinstance(lean, LeanDecoder)
     for seen, expected in zip((run(lean, step=NOBODY), run(lean, step=step)), wanted, strict=True):
-        assert (seen - expected).square().mean().sqrt() <= 1e-4 * expected.std()
+        assert_near_in_the_mean(seen, expected)
     assert_near(run(lean, some), wanted[0][some], model)
 
 
@@ -157,13 +161,59 @@ def test_weights_that_change_are_followed(tmp_path):
     lean = lean_of(adapted.get_base_model(), weights_change=True)
     assert isinstance(lean, LeanDecoder)
     before = run(lean)
+    changed(adapted)
+    wanted = plain(model)
+    assert_near(run(lean), wanted, model)
+    assert not torch.allclose(before, wanted, atol=1e-2)
+
+
+def changed(adapted):
+    """An adapter that says something, and other norms."""
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name or "norm" in name:
                 weight.add_(0.02)
-    wanted = plain(model)
-    assert_near(run(lean), wanted, model)
+    return adapted
+
+
+@pytest.mark.parametrize("kind", [*sorted(KNOWN), *VARIANTS])
+def test_weights_are_lent_as_they_are_now(kind):
+    model = zoo.tiny_model(kind)
+    wire(model)
+    adapted = attach(model, LoraOptions(r=2), seed=0).eval()
+    lean = lean_of(adapted.get_base_model(), weights_change=True)
+    before = run(lean.lent())
+    assert_near_in_the_mean(before, plain(model))
+    wanted = plain(changed(adapted).get_base_model())
+    assert_near_in_the_mean(run(lean.lent()), wanted)
     assert not torch.allclose(before, wanted, atol=1e-2)
+    assert torch.equal(plain(model), wanted)  # it has its weights still
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text"])
+def test_weights_lent_in_bfloat16_answer_within_its_rounding(tmp_path, architecture):
+    wide, short = (
+        changed(attach(loaded(tmp_path / str(dtype), architecture, dtype), LoraOptions(r=2), seed=0).eval())
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    wanted = plain(wide.get_base_model())
+    rounded = plain(short.get_base_model()).float()
+    lent = run(lean_of(short.get_base_model(), weights_change=True).lent()).float()
+    assert (lent - wanted).norm() <= 1.2 * (rounded - wanted).norm()
+
+
+@pytest.mark.parametrize("kind", [*sorted(KNOWN), *VARIANTS])
+def test_every_weight_that_changes_is_followed(kind):
+    model = zoo.tiny_model(kind)
+    wire(model)
+    lean, generator = lean_of(model, weights_change=True), torch.Generator().manual_seed(3)
+    before = run(lean)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.05 * weight.abs().mean())
+    wanted = plain(model)
+    assert (before - wanted).abs().max() > 1e-2
+    assert_near_in_the_mean(run(lean), wanted)
 
 
 def test_the_model_gives_its_weights_up(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from danlu.model.compute import native
-from danlu.model.compute.native import kernels, plain_add_norm, plain_rotate, plain_swiglu
+from danlu.model.compute.native import kernels, plain_add_low_rank, plain_add_norm, plain_rotate, plain_swiglu
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler here, or no OpenMP runtime to share")
 
@@ -43,6 +43,18 @@ def test_norms(shape):
 def test_swiglu(rows):
     gate_up = drawn(rows, 2 * 1536) * 4
     assert_near(kernels().swiglu(gate_up), plain_swiglu(gate_up.float()))
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(1, 8), (7, 300), (64, 1536)])
+def test_what_a_low_rank_adds(rows, dim):
+    """Of the third to the seventh of nine columns, to a part of a wider tensor."""
+    wide, up = drawn(rows, 9, dtype=torch.float32), drawn(5, dim, dtype=torch.float32, seed=1)
+    found = drawn(rows, dim + 6, seed=2)
+    wanted = found.clone()
+    kernels().add_low_rank(wide[:, 2:7], up, found[:, 3:-3])
+    plain_add_low_rank(wide[:, 2:7], up, wanted[:, 3:-3])
+    assert_near(found, wanted)
+    assert not torch.equal(found[:, 3:-3], drawn(rows, dim + 6, seed=2)[:, 3:-3])
 
 
 def test_swiglu_far_out():

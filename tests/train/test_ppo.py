@@ -70,7 +70,7 @@ def test_what_a_step_is_the_mean_of_by_hand(tiny_model, aggregation, wanted):
     with torch.no_grad():
         own = [(-token_losses(model, collate([example]))).tolist() for example in examples]
     drawn = [
-        Experience(example, tuple(old), (), (advantage,) * len(old), (), ())
+        Experience(example, old, (), (advantage,) * len(old), (), ())
         for example, old, advantage in zip(examples, own, (1.0, -1.0), strict=True)
     ]
     options = PpoOptions(advantage_estimator="grpo", kl_coef=0.0, loss_aggregation=aggregation)
@@ -287,6 +287,75 @@ def test_the_ratio_is_1_before_anything_is_learnt(tmp_path):
     assert row["ratio"] == pytest.approx(1.0, abs=1e-7)
     assert row["approx_kl"] == pytest.approx(0.0, abs=1e-7)
     assert row["clip_share"] == 0.0
+
+
+class Asked(Toy):
+    """Notes whether it was looked at before the step."""
+
+    looks = 0
+
+    def look(self, batch):
+        self.looks += 1
+        return super().look(batch)
+
+
+@pytest.mark.parametrize(("aggregation", "temperature"), [("token", 0.6), ("sequence", 1.0)])
+def test_one_step_of_grpo_finds_the_old_policy_in_its_own_pass(tmp_path, monkeypatch, aggregation, temperature):
+    """The same gradients, losses and figures as by a look before, bit for bit."""
+    one_step = PpoOptions(
+        advantage_estimator="grpo", rollout_batch_size=32, num_ppo_epochs=1, unfinished_reward=None,
+        loss_aggregation=aggregation,
+    )  # fmt: skip
+    rows, weights = [], []
+    for looks in (False, True):
+        model = tiny()
+        policy = Asked(model, REFERENCE, longest=3, temperature=temperature)
+        made = Rollouts.__init__
+
+        def looking(self, *given, made=made, looks=looks, **named):
+            made(self, *given, **named)
+            assert not self._looks
+            self._looks = looks
+
+        monkeypatch.setattr(Rollouts, "__init__", looking)
+        journal = learn(tmp_path / str(looks), model, policy, judged, one_step, steps=4)
+        monkeypatch.setattr(Rollouts, "__init__", made)
+        assert (policy.looks > 0) == looks
+        own = {"seconds", "memory_bytes", "peak_memory_bytes"}
+        rows.append([{name: value for name, value in row.items() if name not in own} for row in journal.metrics()])
+        weights.append({name: weight.detach() for name, weight in model.named_parameters()})
+    assert rows[0] == rows[1]
+    assert [row["ratio"] for row in rows[0]] == pytest.approx([1.0] * 4, abs=1e-6)
+    assert rows[0][-1]["kl"] > 0.01
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_the_policy_is_asked_first_where_a_later_step_or_an_advantage_needs_it(tmp_path):
+    several = {"several steps": {"num_ppo_epochs": 2}, "rloo": {"advantage_estimator": "rloo", "num_ppo_epochs": 1}}
+    for name, options in several.items():
+        model = tiny()
+        policy = Asked(model, REFERENCE, longest=3)
+        given = PpoOptions(rollout_batch_size=32, unfinished_reward=None, **{"advantage_estimator": "grpo", **options})
+        learn(tmp_path / name, model, policy, judged, given, steps=1)
+        assert policy.looks > 0, name
+
+
+def test_a_second_pass_keeps_what_the_first_noted():
+    """As a trial does, which takes its step back."""
+    model = tiny()
+    examples = [Example((END, 1, 2), (False, True, True)), Example((END, 3), (False, True))]
+    drawn = [Experience(example, [], (), (1.0,) * (len(example.token_ids) - 1), (), ()) for example in examples]
+    options = PpoOptions(advantage_estimator="grpo", kl_coef=0.0)
+    stage = ppo_stage(options, CPU, temperature=1.0, max_new_tokens=2)
+    assert stage.loss(model, stage.collate(drawn)).metrics["ratio"] == 3  # of each of three tokens
+    noted = [list(one.log_probs) for one in drawn]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    assert stage.loss(model, stage.collate(drawn)).metrics["ratio"] != pytest.approx(3, abs=1e-3)
+    assert [one.log_probs for one in drawn] == noted
+    with torch.no_grad():
+        own = [(-token_losses(tiny(), collate([example]))).tolist() for example in examples]
+    assert noted == [pytest.approx(numbers, abs=1e-5) for numbers in own]
 
 
 def test_a_rate_of_nothing_changes_nothing(tmp_path):

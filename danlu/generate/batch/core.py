@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
-from danlu.device import keep_freed_memory, memory_faults
+from danlu.device import is_out_of_memory, keep_freed_memory, memory_faults
 from danlu.errors import ConfigError, ModelError
 from danlu.generate.batch.attend import kv_shape
 from danlu.generate.batch.kv import KVShape, KVStore
@@ -34,6 +35,10 @@ from danlu.model.lora_bank import LoraBank, Step
 
 # How far scores of rounded weights may be from the model's own (model/company/check.py): tiny models suffer most.
 ALLOWED_ROUNDED = 0.6
+
+# Answers of fewer tokens are not worth going over the weights of a model that is trained. Copies of these take at most
+# so much of the machine's memory.
+LENT_TOKENS, LENT_SHARE = 16, 0.25
 
 # How many are read with an adapter before it is taken.
 TRIED_TOKENS = 12
@@ -74,6 +79,8 @@ class Core:
         self._vocabulary = base.config.get_text_config().vocab_size
         self.bank = LoraBank.of(base)
         self.decoder: Decoder | None = None
+        self._own: Decoder | None = None  # while the pass of weights that stay is in its place
+        self._may_lend = False
         self.why_alone = ""
         self.longest: int | None = None
         probe = Probe.of(base) if why_alone is None else None  # before anything is done to the model
@@ -91,6 +98,35 @@ class Core:
             if not weights_change:  # they are taken from the model
                 raise ModelError(f"{kind_of(base)}: its faster form answers otherwise than the model: {found}")
             self.decoder = plain
+            return
+        self._may_lend = self._lends(probe)
+
+    def _lends(self, probe: Probe) -> bool:
+        """Whether the weights of a model that is trained are taken while requests run: copies of them must fit, and the
+        pass over them must answer as the model does."""
+        if self.device.type != "cpu" or self.weight_bytes[0] > LENT_SHARE * psutil.virtual_memory().total:
+            return False
+        self._borrow()
+        found = self._own is not None and probe.difference(self)
+        self._give_back()
+        return found == ""
+
+    def _borrow(self) -> None:
+        """Go over to a faster pass, which is right as long as weights stay: a lean one knows it. Without memory for it,
+        the other does as well."""
+        if not isinstance(self.decoder, LeanDecoder) or self.decoder.lent is None:
+            return
+        try:
+            self._own, self.decoder = self.decoder, self.decoder.lent()
+        except Exception as error:
+            self._own = None
+            if not is_out_of_memory(error):
+                raise
+
+    def _give_back(self) -> None:
+        """Weights may change from now on, and nothing is held beside them."""
+        if self._own is not None:
+            self.decoder, self._own = self._own, None
 
     def _join(
         self, base: Any, probe: Probe | None, budget_bytes: int, prompt_tokens_a_step: int, prefix_cache: bool
@@ -126,11 +162,19 @@ class Core:
                 allowed=f"{self.longest} tokens of prompt and answer",
                 fix="ask for a shorter prompt or fewer tokens; Engine.logits takes a text of any length",
             )
-        self.scheduler.submit(request)
+        if self._may_lend and request.strategy.max_new_tokens >= LENT_TOKENS:
+            self._borrow()
+        try:
+            self.scheduler.submit(request)
+        finally:
+            if self.is_idle:  # it was refused
+                self._give_back()
 
     def cancel(self, request: Request) -> None:
         """Forget a request and free its memory at once; nothing is called back."""
         self.scheduler.end(request)
+        if self.is_idle:
+            self._give_back()
 
     @property
     def weight_bytes(self) -> tuple[int, int]:
@@ -203,6 +247,8 @@ class Core:
             with self.store.closing_together():
                 yield
         finally:
+            if self.is_idle:
+                self._give_back()  # before anyone hears of it, who may go on and train
             ended, self._ended = self._ended, []
             for request, error in ended:
                 request.on_end(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -135,7 +135,9 @@ def _computed_again(base: Any, checkpoint: Callable[..., Any]) -> Iterator[None]
     for layer, function in own:
         layer._gradient_checkpointing_func = partial(checkpoint, function)
     try:
-        yield
+        # Transformers warns that such layers are called without the cache; ours keeps nothing.
+        with quiet_transformers() if own else nullcontext():
+            yield
     finally:
         for layer, function in own:
             layer._gradient_checkpointing_func = function

@@ -163,24 +163,28 @@ class SharedInput:
     def forward(self, at: int, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """What module `at` makes of `x`."""
         module = self.modules[at]
-        is_at_work = module.active_adapters[0] in module.lora_A  # of several, one may leave this layer out
-        if module.disable_adapters or module.merged or not is_at_work or args or options:
+        if not is_at_work(module) or args or options:
             out: Tensor = self._own[at](x, *args, **options)
             return out
-        if at > 0 and self._input is x:
-            ready = self._outs[at]
-        elif at > 0:
-            return fast_lora_linears(x, [_layer(module)], _dropout(module))[0]
-        else:
-            self._input = x
-            self._outs = fast_lora_linears(x, [_layer(one) for one in self.modules], _dropout(module))
-            ready = self._outs[0]
+        if at > 0 and self._input is not x:
+            return fast_lora_linears(x, [layer_of(module)], _dropout(module))[0]
+        if at == 0:
+            # A pass that is made again for its gradients is broken off in here: what is held must be set after.
+            outs = fast_lora_linears(x, [layer_of(one) for one in self.modules], _dropout(module))
+            self._input, self._outs = x, outs
+        ready = self._outs[at]
         if at == len(self.modules) - 1:
             self._input, self._outs = None, ()  # hold nothing longer than needed
         return ready
 
 
-def _layer(module: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float]:
+def is_at_work(module: Any) -> bool:
+    """Whether a LoRA layer answers otherwise than its base: of several adapters, one may leave this layer out."""
+    return not module.disable_adapters and not module.merged and module.active_adapters[0] in module.lora_A
+
+
+def layer_of(module: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float]:
+    """(weight, bias, A, B, scaling) of PEFT's LoRA layer as it is now."""
     name = module.active_adapters[0]
     base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
     return base.weight, base.bias, a, b, module.scaling[name]

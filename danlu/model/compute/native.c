@@ -13,6 +13,7 @@ typedef uint16_t bf16;
 #define INLINE static inline __attribute__((always_inline))
 #define MOST_DIM 256
 #define MOST_GROUP 16
+#define PART 128 /* numbers of a row whose sums are kept in registers or nearly so */
 #define AHEAD 24 /* places that are fetched before they are needed: slots lie apart, which no processor foresees */
 
 INLINE float wide(bf16 x) {
@@ -72,6 +73,24 @@ void danlu_swiglu(const bf16 *gate_up, bf16 *out, long rows, long dim, int threa
         for (long d = 0; d < dim; d++) {
             float g = wide(gate[d]);
             to[d] = narrow(g / (1.0f + exponential(-g)) * wide(up[d]));
+        }
+    }
+}
+
+/* out += inner up: inner (rows, rank) and up (rank, dim) float32; the rows of inner and of out lie apart. */
+void danlu_add_low_rank(const float *inner, long inner_stride, const float *up, bf16 *out, long stride, long rows,
+                        long rank, long dim, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * rank * dim > 65536)
+    for (long row = 0; row < rows; row++) {
+        const float *from = inner + row * inner_stride;
+        bf16 *to = out + row * stride;
+        for (long start = 0; start < dim; start += PART) {
+            long size = dim - start < PART ? dim - start : PART;
+            float sum[PART];
+            for (long d = 0; d < size; d++) sum[d] = wide(to[start + d]);
+            for (long r = 0; r < rank; r++)
+                for (long d = 0; d < size; d++) sum[d] += from[r] * up[r * dim + start + d];
+            for (long d = 0; d < size; d++) to[start + d] = narrow(sum[d]);
         }
     }
 }

@@ -36,6 +36,11 @@ def plain_swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def plain_add_low_rank(inner: Tensor, up: Tensor, out: Tensor) -> None:
+    """out += inner up: inner (tokens, rank) and up (rank, dim) float32, out (tokens, dim), which may be a part."""
+    out.add_(inner @ up)
+
+
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads turned: x (tokens, heads, dim), cos and sin (tokens, 1, turned), the first half of sin negated.
 
@@ -67,6 +72,8 @@ class Kernels:
         self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
+        low_rank = [POINTER, LONG, POINTER, POINTER, LONG]
+        self._add_low_rank = declared(functions.danlu_add_low_rank, [*low_rank, *(3 * [LONG]), INT])
         places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
         self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
         self._threads = torch.get_num_threads()
@@ -93,6 +100,11 @@ class Kernels:
         out = gate_up.new_empty(rows, dim)
         self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
         return out
+
+    def add_low_rank(self, inner: Tensor, up: Tensor, out: Tensor) -> None:
+        """`plain_add_low_rank`; the numbers of a token lie together, tokens may lie apart."""
+        pointers = (inner.data_ptr(), inner.stride(0), up.data_ptr(), out.data_ptr(), out.stride(0))
+        self._add_low_rank(*pointers, len(out), *up.shape, self._threads)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, dim) -> the largest number of each row, float32 (rows,), and its place, int64 (rows,)."""
@@ -155,7 +167,12 @@ def _agree(found: Kernels) -> bool:
     weight, cos, sin = (torch.randn(shape, generator=generator) for shape in ((64,), (3, 1, 16), (3, 1, 16)))
     heads, cos, sin = x.view(3, 4, 16), cos.bfloat16(), sin.bfloat16()
     some = cos[..., :8].contiguous(), sin[..., :8].contiguous()
+    inner, up = (torch.randn(shape, generator=generator) for shape in ((3, 5), (5, 64)))
+    added, wanted = x.clone(), x.clone()
+    found.add_low_rank(inner, up, added)
+    plain_add_low_rank(inner, up, wanted)
     pairs = [
+        (added, wanted),
         (found.rotate(heads, *some), plain_rotate(heads, *some)),
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
         (found.swiglu(gate_up), plain_swiglu(gate_up)),

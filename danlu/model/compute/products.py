@@ -65,6 +65,18 @@ def fixed_product(
     return fastest_product(weight, bias)
 
 
+def has_form(weight: Tensor) -> bool:
+    """Whether another layout of this weight is faster than its own."""
+    return fits_tiles(weight) or (_is_short(weight) and has_layout())
+
+
+def lent_product(layers: Sequence[nn.Linear], *, is_paired: bool = False) -> Held | TileProduct:
+    """What `live_product` answers as long as no weight changes, by a copy in another layout where that is faster."""
+    if has_form(layers[0].weight):
+        return fixed_product(*joined(layers), is_paired=is_paired)
+    return Held(live_product(layers), ())
+
+
 def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of one layer that answers as these do side by side."""
     weights = [layer.weight.detach() for layer in layers]
@@ -77,8 +89,11 @@ def joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 def fastest_product(weight: Tensor, bias: Tensor | None) -> Held:
     """The form for this device and number format that changes no result beyond rounding."""
-    is_short = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    return packed_product(weight, bias) if is_short and has_layout() else plain_product(weight, bias)
+    return packed_product(weight, bias) if _is_short(weight) and has_layout() else plain_product(weight, bias)
+
+
+def _is_short(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
 
 
 @cache

@@ -28,7 +28,7 @@ from danlu.model.compute.products import Product
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lean.lean_known import KNOWN, is_known
 from danlu.model.lean.lean_parts import AddNorm, LeanLayer, Pass
-from danlu.model.lean.lean_reader import Reader, Told
+from danlu.model.lean.lean_reader import Reader, Taking, Told
 from danlu.model.lora_bank import Hooks, LoraBank, Step
 
 # On how many tokens it is looked at.
@@ -48,6 +48,7 @@ class LeanDecoder:
         inputs: (token ids, x) -> what tokens give to each layer besides; None where nothing.
         softcap: of the logits, where there is one.
         held: what the products took from the model, in forms of their own.
+        lent: makes the same pass anew, faster, which is right as long as no weight changes; None where weights do not.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -60,6 +61,7 @@ class LeanDecoder:
     inputs: Callable[[Tensor, Tensor], Tensor] | None = None
     softcap: float | None = None
     held: Sequence[Tensor] = ()
+    lent: Callable[[], LeanDecoder] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -151,15 +153,19 @@ def lean_form(
     positions = torch.arange(PROBE_TOKENS, device=model.device)
     told, nobody = Told(documents_of((PROBE_TOKENS,), str(model.device))), Step.of([], model.device)
     answer = plain_decoder(model, bank)(token_ids, positions, told, slice(None), nobody)
-    lean = _read(model, bank, told, fixed=False, rounded=None)
+    lean = _read(model, bank, told, "live")
     if difference(lean(token_ids, positions, told, slice(None), nobody), answer.float(), allowed(model)):
         return None
-    return lean if weights_change else _read(model, bank, told, fixed=True, rounded=rounded)
+    if not weights_change:
+        return _read(model, bank, told, "fixed", rounded)
+    lean.lent = partial(_read, model, bank, told, "lent")
+    return lean
 
 
-def _read(model: Any, bank: LoraBank, told: Told, *, fixed: bool, rounded: Rounded | None) -> LeanDecoder:
+@torch.no_grad()
+def _read(model: Any, bank: LoraBank, told: Told, taking: Taking, rounded: Rounded | None = None) -> LeanDecoder:
     """The head picks the token, and is rounded to int8 at most."""
-    reader = Reader(model, told, fixed=fixed, rounded=rounded)
+    reader = Reader(model, told, taking, rounded)
     layers = reader.layers()
     return LeanDecoder(
         embed=reader.decoder.embed_tokens,

@@ -214,7 +214,7 @@ class DeltaNet:
         widths: of these, in columns.
         key_heads, value_heads, key_dim, value_dim: a key head serves value_heads / key_heads value heads.
         kernel: (channels, size) of the convolution.
-        decay, bias: (value_heads,) float32: -exp(A), and what is added to the time step.
+        decay: -exp(A), (value_heads,) float32. bias: (value_heads,), what is added to the time step.
         norm: (answers, gates), (tokens * value_heads, value_dim) each -> answers.
         chunk: transformers' function for many tokens at once.
         conv, recurrent: the places of the layer's states in those of a part.
@@ -228,7 +228,7 @@ class DeltaNet:
     key_dim: int
     value_dim: int
     kernel: Tensor
-    decay: Tensor
+    decay: Callable[[], Tensor]
     bias: Tensor
     norm: Callable[[Tensor, Tensor], Tensor]
     chunk: Callable[..., tuple[Tensor, Tensor]]
@@ -251,7 +251,7 @@ class DeltaNet:
         q, k, v = convolved.split([keys, keys, self.value_heads * self.value_dim], -1)
         q, k = (x.unflatten(-1, (self.key_heads, self.key_dim)) for x in (q, k))
         v = v.unflatten(-1, (self.value_heads, self.value_dim))
-        g = self.decay * F.softplus(forget.float() + self.bias)
+        g = self.decay() * F.softplus(forget.float() + self.bias)
         has_past = part.states is not None and not part.is_fresh
         if has_past and part.shape[1] == 1:
             return self._step(part, q[:, 0], k[:, 0], v[:, 0], g[:, 0].exp(), torch.sigmoid(write[:, 0]))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from danlu.model.company.attention import Scoring
 from danlu.model.company.company import Side
 from danlu.model.company.documents import Documents
 from danlu.model.company.wiring import kind_of, wiring_of
+from danlu.model.compute.adapted_product import adapted_product
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
@@ -40,6 +41,10 @@ from danlu.model.lean.lean_parts import (
     Norm,
     Rotate,
 )
+
+# live: the model's own layers are called, and their weights may change. lent: these stay for a while, and the model
+# keeps them. fixed: they stay for good, and go over.
+Taking = Literal["live", "lent", "fixed"]
 
 # Kinds that rotate neighbours, not halves; and whose angles come once for both numbers of a pair.
 _PAIRS, _ONCE = {"glm", "glm4"}, {"gpt_oss"}
@@ -69,17 +74,17 @@ class Reader:
     """Reads one model, whose layers have told their attention what they want.
 
     Args:
-        fixed: take the weights as they are now, or `rounded`; else the model's own layers are called.
+        taking: how the weights are taken, `rounded` where that is said.
     """
 
-    def __init__(self, model: Any, told: Told, *, fixed: bool, rounded: Rounded | None) -> None:
+    def __init__(self, model: Any, told: Told, taking: Taking, rounded: Rounded | None) -> None:
         wiring = wiring_of(model)
         assert wiring is not None, "the model was wired"
         self.model, self.decoder, self.wiring = model, model.model, wiring
-        self.scoring, self.fixed, self.rounded = list(told.scoring), fixed, rounded
+        self.scoring, self.taking, self.rounded = list(told.scoring), taking, rounded
         self._names = {module: name for name, module in model.named_modules()}
         is_short = model.dtype == torch.bfloat16 and model.device.type == "cpu"
-        self.kernels: Kernels | None = kernels() if fixed and is_short else None
+        self.kernels: Kernels | None = kernels() if taking != "live" and is_short else None
         self.joined: set[str] = set()  # layers that became columns of a product
         self.held: list[Tensor] = []  # by the products
         self._calls = 0
@@ -159,13 +164,22 @@ class Reader:
             key_dim=layer.head_k_dim,
             value_dim=layer.head_v_dim,
             kernel=layer.conv1d.weight.detach().squeeze(1),
-            decay=-layer.A_log.detach().float().exp(),
+            decay=self._decay(layer.A_log),
             bias=layer.dt_bias.detach(),
             norm=layer.norm,
             chunk=sys.modules[type(layer).__module__].torch_chunk_gated_delta_rule,
             conv=numbers[layer.layer_idx, "conv", 0],
             recurrent=numbers[layer.layer_idx, "recurrent", 0],
         )
+
+    def _decay(self, logarithm: Tensor) -> Callable[[], Tensor]:
+        def decay() -> Tensor:
+            return -logarithm.detach().float().exp()
+
+        if self.taking == "live":
+            return decay
+        now = decay()
+        return lambda: now
 
     # -- second blocks ---------------------------------------------------------------------------------
 
@@ -207,14 +221,14 @@ class Reader:
             shared=None if shared is None else self._gated(shared),
             shared_gate=None if shared is None else self._joined([mlp.shared_expert_gate]),
         )
-        if self.fixed:  # which need not hold the weights twice
+        if self.taking == "fixed":  # which need not hold the weights twice
             for name in ("gate_up_proj", "down_proj"):
                 setattr(experts, name, _nothing(getattr(experts, name)))
         return mixture
 
     def _expert(self, experts: Any, number: int, is_transposed: bool) -> Expert:
         def product(name: str) -> Product:
-            if not self.fixed:
+            if self.taking != "fixed":
                 return lambda x: F.linear(x, *_weights(experts, name, number, is_transposed))
             weight, bias = _weights(experts, name, number, is_transposed)
             bias = None if bias is None else bias.detach()
@@ -273,11 +287,11 @@ class Reader:
             return None
         x = torch.linspace(-2, 3, 4 * len(weight), dtype=weight.dtype, device=weight.device).view(4, -1)
         # Gemma's weights are what is added to 1; that sum would not follow a weight that is trained.
-        candidates = (weight, 1 + weight.float()) if self.fixed else (weight,)
+        candidates = (weight, 1 + weight.float()) if self.taking != "live" else (weight,)
         with torch.no_grad():
             for scale in candidates:
                 if _agree(_rms_norm(tuple(weight.shape), scale.to(weight.dtype), eps, x), module(x)):
-                    found: Tensor = scale.detach() if self.fixed else scale
+                    found: Tensor = scale.detach() if self.taking != "live" else scale
                     return found
         return None
 
@@ -308,7 +322,11 @@ class Reader:
         return Joined(product, list(zip(names, columns, strict=True)))
 
     def product(self, layers: Sequence[Any], rounded: Rounded | None, *, is_paired: bool = False) -> Product:
-        if not self.fixed or not all(type(layer) is nn.Linear for layer in layers):
+        if self.taking == "lent":
+            lent = adapted_product(layers, self.kernels, is_paired=is_paired)
+            self.held += lent.tensors
+            return lent
+        if self.taking == "live" or not all(type(layer) is nn.Linear for layer in layers):
             return live_product(layers)
         product = fixed_product(*joined(layers), rounded, is_paired=is_paired)
         self.held += product.tensors
