@@ -16,7 +16,7 @@ from peft import get_peft_model_state_dict
 from rounding import assert_same_model, of_model
 from safetensors.torch import load_file
 from showing import Lines
-from trainings import joined, metrics, recipe_of
+from trainings import joined, metrics, recipe_of, run_of
 
 from danlu import Engine
 from danlu.errors import ConfigError, ModelError
@@ -150,6 +150,13 @@ def test_blocks_that_compute_twice_learn_the_same(folder, tiny_model, options):
     once, twice = learnt("once"), learnt("twice", gradient_checkpointing=True)
     assert once.keys() == twice.keys()
     assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_answers_are_drawn_from_what_has_been_learnt(folder, tiny_model, options):
+    """Of a second rollout, once the weights have moved: engine and trainer give its tokens one probability."""
+    made = run_of("grpo", tiny_model, lora=options, train={"learning_rate": 0.05, "max_steps": 8}, prove=None)
+    assert metrics(run(made, Lines(), ""), "engine_ratio") == pytest.approx([1.0] * 8, abs=1e-4)
 
 
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
