@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
 from danlu.errors import ConfigError, DiskError, disk_faults, nearest, size_in_words
-from danlu.hub import quiet_transformers
+from danlu.hub import import_bitsandbytes, quiet_transformers
 from danlu.model.company.check import alone, probe_texts
 from danlu.model.company.wiring import kind_of
 
@@ -68,6 +68,7 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
     Args:
         tokens: whose rows are learnt as well where options.trainable_token_indices is "auto".
     """
+    import_bitsandbytes()  # PEFT does, and less quietly
     from peft import LoraConfig, get_peft_model
 
     reached = _reached(model)

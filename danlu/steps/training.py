@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import model_validator
 
 from danlu.data.records import Message
@@ -155,6 +156,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             seed=recipe.seed,
             identity=parts.identity,
             saved=saved,
+            fallback=torch.float32 if recipe.model.dtype == "auto" else None,
             how_to_resume=how_to_resume,
             on_step=parts.show.step,
         ),

@@ -9,42 +9,46 @@ the step: a step that is not finite is never applied.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from danlu.data.batches.packing import micro_batches
 from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
 from danlu.errors import DanluError, Interrupted, TrainingError
 from danlu.journal import Journal
-from danlu.train.batches import Batches
+from danlu.train.batches import Batches, BatchOptions
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
 from danlu.train.master import Master
-from danlu.train.optim import OptimOptions, build_optimizer, rate_factor
+from danlu.train.neftune import noisy_embeddings
+from danlu.train.optim import OptimOptions, build_optimizer, set_rate
+from danlu.train.precision import Precision
+from danlu.train.schedule import PLATEAU, Rate
+from danlu.train.stopping import stop_requests
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
 
 
-class TrainOptions(OptimOptions):
+class TrainOptions(BatchOptions, OptimOptions):
     """How long, in what portions, and how often to look and to save."""
 
     num_train_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the data; fine-tuning wants one")
     max_steps: int | None = Field(
         None, ge=1, description="make so many optimizer steps, whatever num_train_epochs says, as in HF"
     )
-    batch_size: int = Field(32, ge=1, description="examples of one optimizer step, over all its micro-batches")
-    micro_batch_tokens: int = Field(
-        4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
+    neftune_noise_alpha: float | None = Field(
+        None,
+        ge=0,
+        description="noise on the embeddings of what is learnt, alpha / sqrt(tokens x width) at most (Jain et al. "
+        "2023); 5 is usual, and makes answers longer. null or 0 is off",
     )
     gradient_checkpointing: bool = Field(
         False, description="blocks compute their inside twice instead of keeping it: long examples fit, a third slower"
@@ -54,6 +58,17 @@ class TrainOptions(OptimOptions):
     )
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept, newest first")
+
+    @field_validator("neftune_noise_alpha")
+    @classmethod
+    def _no_noise_is_off(cls, alpha: float | None) -> float | None:
+        return alpha or None
+
+    @model_validator(mode="after")
+    def _a_plateau_is_looked_for(self) -> TrainOptions:
+        if self.lr_scheduler_type == PLATEAU and not self.eval_steps:
+            raise ValueError(f"lr_scheduler_type={PLATEAU} follows the held-out loss: set eval_steps")
+        return self
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,7 @@ class Run(Generic[Example]):
         held_out: looked at only; may be empty.
         identity: name -> value of what, besides seed and options, must be the same when the run is resumed.
         saved: the checkpoint that it goes on from, by `resumable`; None begins at the first step.
+        fallback: what a model in float16 goes on in when that does not hold its numbers; None: it is an error.
         how_to_resume: the command shown when the run is stopped.
         on_step: called with each metrics row.
     """
@@ -110,14 +126,15 @@ class Run(Generic[Example]):
     seed: int
     identity: Mapping[str, str]
     saved: Saved | None = None
+    fallback: torch.dtype | None = None
     how_to_resume: str = "run the same command with resume=true"
     on_step: Callable[[dict[str, Any]], None] = lambda _row: None
 
 
 # What the halves of a run may have otherwise: how long it is, how often it looks and saves, and how a step is cut.
 _FREE = {
-    "num_train_epochs", "max_steps", "micro_batch_tokens", "gradient_checkpointing", "eval_steps", "save_steps",
-    "save_total_limit",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "micro_batch_tokens",
+    "gradient_checkpointing", "eval_steps", "save_steps", "save_total_limit",
 }  # fmt: skip
 
 
@@ -127,8 +144,12 @@ def planned_steps(options: TrainOptions, per_epoch: int) -> int:
 
 
 def full_identity(identity: Mapping[str, str], seed: int, options: TrainOptions) -> dict[str, str]:
-    """What must be equal for a resumed run to go on as it would have: `identity`, the seed, and most options."""
-    fixed = options.model_dump(mode="json", exclude=_FREE)
+    """What must be equal for a resumed run to go on as it would have: `identity`, the seed, and most options.
+
+    What is not given is left out, so that an option which came later changes no earlier run.
+    """
+    free = _FREE - {"eval_steps"} if options.lr_scheduler_type == PLATEAU else _FREE
+    fixed = options.model_dump(mode="json", exclude=free, exclude_none=True)
     return {**identity, "seed": str(seed), **{f"train.{name}": str(value) for name, value in fixed.items()}}
 
 
@@ -155,7 +176,8 @@ def train(
     Raises TrainingError on a loss or gradient that is not finite (the step is not applied), Interrupted on
     Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
     """
-    with Master(model, run.seed) as master, _stop_requests() as stop, _memory_faults(options):
+    noise = noisy_embeddings(model, options.neftune_noise_alpha)
+    with Master(model, run.seed) as master, noise, stop_requests() as stop, _memory_faults(options):
         loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
         while loop.step < loop.steps:
@@ -181,7 +203,9 @@ class _Loop(Generic[Example, Batch]):
 
     def __post_init__(self) -> None:
         self.steps = planned_steps(self.options, self.run.batches.per_epoch)
-        self.optimizer = build_optimizer(self.master.weights.items(), self.options)
+        self.rate = Rate(self.options, self.steps, self.run.batches.per_epoch)
+        self.optimizer = build_optimizer(self.model, self.master.weights, self.options)
+        self.precision = Precision(self.model, self.device.name, self.run.fallback)
         self.peak = PeakMemory(self.device.name)
 
     def begin(self) -> None:
@@ -196,13 +220,11 @@ class _Loop(Generic[Example, Batch]):
         started = time.perf_counter()
         self.peak.begin()
         examples = self._take()
-        rate = self.options.learning_rate * self._rate_factor()
-        loss, metrics = self._accumulate(examples)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), self.options.max_grad_norm))
-        self._refuse_nonfinite(loss, norm, rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.rate.at(self.step)
+        loss, norm, metrics = self._gradients(examples, rate)
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
+        self.precision.applied()
         self.step += 1
         self.master.publish(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -219,6 +241,7 @@ class _Loop(Generic[Example, Batch]):
             "peak_memory_bytes": self.peak.bytes(),
             "seconds": time.perf_counter() - started,
             **metrics,
+            **self.precision.figures(),
             **self.run.batches.figures(),
         }
         self._look_and_save(row)
@@ -232,8 +255,18 @@ class _Loop(Generic[Example, Batch]):
                 self.save_checkpoint()
             raise
 
-    def _rate_factor(self) -> float:
-        return rate_factor(self.step, self.steps, self.options.lr_scheduler_type, self.options.warmup_ratio)
+    def _gradients(self, examples: Sequence[Example], rate: float) -> tuple[float, float, dict[str, float]]:
+        """Gradients of the step's mean loss, finite and clipped; (that loss, their norm before, the means)."""
+        while True:
+            loss, metrics = self._accumulate(examples)
+            self.precision.unscale(self.optimizer)
+            bound = self.options.max_grad_norm or math.inf
+            norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
+            if math.isfinite(loss) and math.isfinite(norm):
+                return loss, norm, metrics
+            if not self.precision.makes_again(self.step + 1, loss, norm, self.journal):
+                self._refuse_nonfinite(loss, norm, rate)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, examples: Sequence[Example]) -> tuple[float, dict[str, float]]:
         """Gradients of the step's mean loss; returns that loss and the means of the stage's metrics."""
@@ -242,18 +275,17 @@ class _Loop(Generic[Example, Batch]):
         weight = sum(map(self.stage.weight, examples))
         for batch in self._micro_batches(examples):
             loss = self.stage.loss(self.model, batch)
-            (loss.total / weight).backward()
+            self.precision.backward(loss.total / weight)
             mean.add(loss)
         return mean.over(weight)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         lengths = [self.stage.length(example) for example in examples]
-        for group in micro_batches(lengths, range(len(lengths)), self.options.micro_batch_tokens):
+        most = self.options.per_device_train_batch_size
+        for group in micro_batches(lengths, range(len(lengths)), self.options.micro_batch_tokens, most):
             yield self.stage.collate([examples[index] for index in group])
 
-    def _refuse_nonfinite(self, loss: float, norm: float, rate: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
+    def _refuse_nonfinite(self, loss: float, norm: float, rate: float) -> NoReturn:
         symptom = "the loss is not finite" if not math.isfinite(loss) else "the gradient is not finite"
         self.journal.event(
             "nonfinite", symptom, step=self.step + 1, loss=repr(loss), grad_norm=repr(norm), learning_rate=rate
@@ -269,6 +301,10 @@ class _Loop(Generic[Example, Batch]):
         if self.run.held_out and (last or due):
             loss, metrics = self._held_out_loss()
             row |= {"eval_loss": loss, **{f"eval_{name}": value for name, value in metrics.items()}}
+            if due and (by := self.rate.looked(loss)) is not None:
+                self.journal.event(
+                    "rate lowered", "the held-out loss falls no more", step=self.step, eval_loss=loss, factor=by
+                )
         self.journal.metric(**row)
         self.run.on_step(row)
         if last or self.step % self.options.save_steps == 0:
@@ -290,6 +326,8 @@ class _Loop(Generic[Example, Batch]):
             "steps": self.steps,
             "trainable": {name: weight.detach() for name, weight in self.master.weights.items()},
             "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state(),
+            "precision": self.precision.state(),
             "batches": self.run.batches.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.name == "cuda" else [],
@@ -301,6 +339,9 @@ class _Loop(Generic[Example, Batch]):
         for fault in saved.damaged:
             self.journal.event("damaged", f"{fault}; the one before it is used")
         state = saved.state
+        parts = {"precision": self.precision, "rate": self.rate}  # first the format that the weights are to be in
+        for name in parts.keys() & state.keys():  # a checkpoint from before there was anything to keep of it has none
+            parts[name].restore(state[name])
         self.master.restore(state["trainable"], saved.step)
         self.run.batches.restore(state["batches"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -327,33 +368,6 @@ class _Mean:
 
     def over(self, weight: float) -> tuple[float, dict[str, float]]:
         return self.total / weight, {name: value / weight for name, value in self.metrics.items()}
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads between steps; a second one kills."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
-
-    def ask(number: int, _frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, before[number])
-
-    for number in signals:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])
 
 
 def _memory_faults(options: TrainOptions) -> AbstractContextManager[None]:
