@@ -45,6 +45,7 @@ RENAMED = {
     "fp16": "write model.dtype: float16; its loss is scaled as needed",
     "fp32": "write model.dtype: float32",
     "tf32": "write model.dtype: float32; torch decides how its products are made",
+    "num_stable_steps": "give num_decay_steps; what is left after warmup is stable",
     "num_epochs": "the key is num_train_epochs",
     "lr": "the key is learning_rate",
     "rank": "the key is r",

@@ -339,9 +339,9 @@ class _Loop(Generic[Example, Batch]):
         for fault in saved.damaged:
             self.journal.event("damaged", f"{fault}; the one before it is used")
         state = saved.state
-        parts = {"precision": self.precision, "rate": self.rate}  # first the format that the weights are to be in
-        for name in parts.keys() & state.keys():  # a checkpoint from before there was anything to keep of it has none
-            parts[name].restore(state[name])
+        if "precision" in state:  # a checkpoint from before there were any of them has none
+            self.precision.restore(state["precision"])  # first, for it says in which format weights are published
+            self.rate.restore(state["rate"])
         self.master.restore(state["trainable"], saved.step)
         self.run.batches.restore(state["batches"])
         self.optimizer.load_state_dict(state["optimizer"])

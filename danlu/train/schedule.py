@@ -29,6 +29,7 @@ _SPELT = {"constant_with_warmup": "constant", "reduce_on_plateau": "reduce_lr_on
 
 PLATEAU = "reduce_lr_on_plateau"
 _LR_END = 1e-7  # of polynomial, as transformers has it
+_LEAST_FALL = 2  # steps: the first of a fall has the rate that it falls from, as in transformers
 _LEAST_CHANGE = 1e-8  # of a rate, as torch's ReduceLROnPlateau has it
 
 
@@ -42,7 +43,10 @@ class SchedulerOptions(Options):
         None, ge=1, description="inverse_sqrt: steps after which the rate has fallen by sqrt(2); the warmup, or 10,000"
     )
     num_cycles: float | None = Field(
-        None, gt=0, description="cosine: waves, 0.5 (down once) if not given; cosine_with_restarts: falls, 1"
+        None,
+        gt=0,
+        description="cosine: waves, 0.5 (down once) if not given, also of another schedule's fall; "
+        "cosine_with_restarts: falls, 1",
     )
     min_lr: float | None = Field(
         None, ge=0, description="cosine_with_min_lr, reduce_lr_on_plateau: the rate falls no lower; 0 if not given"
@@ -56,7 +60,9 @@ class SchedulerOptions(Options):
     gamma: float | None = Field(
         None, gt=0, lt=1, description="step and exponential: what a fall multiplies the rate by; 0.1 and 0.5"
     )
-    num_decay_steps: int | None = Field(None, ge=1, description="warmup_stable_decay: the steps of the fall at the end")
+    num_decay_steps: int | None = Field(
+        None, ge=_LEAST_FALL, description="warmup_stable_decay: the steps of the fall at the end"
+    )
     decay_ratio: float | None = Field(
         None, gt=0, le=1, description="warmup_stable_decay: the same, as share of all steps; 0.1 if neither is given"
     )
@@ -103,7 +109,7 @@ class _Plan:
     @property
     def decay(self) -> int:
         """Steps of the fall of warmup_stable_decay."""
-        return self.given.num_decay_steps or math.ceil((self.given.decay_ratio or 0.1) * self.steps)
+        return self.given.num_decay_steps or max(_LEAST_FALL, math.ceil((self.given.decay_ratio or 0.1) * self.steps))
 
 
 def _or(value: float | None, usual: float) -> float:
@@ -151,7 +157,7 @@ def _stable_then_down(step: int, plan: _Plan) -> float:
     if behind <= 0:
         return 1.0
     falls: dict[str, Callable[[float], float]] = {
-        "cosine": _wave,
+        "cosine": lambda share: _wave(2 * _or(plan.given.num_cycles, 0.5) * share),
         "linear": lambda share: 1 - share,
         "1-sqrt": lambda share: 1 - math.sqrt(share),
     }
@@ -172,7 +178,7 @@ _SHAPES: dict[str, tuple[Callable[[int, _Plan], float], tuple[str, ...]]] = {
     "exponential": (_exponential, ("gamma",)),
     PLATEAU: (lambda step, plan: 1.0, ("factor", "patience", "threshold", "cooldown", "min_lr")),
     "warmup_stable_decay": (
-        _stable_then_down, ("num_decay_steps", "decay_ratio", "decay_type", "min_lr_ratio"),
+        _stable_then_down, ("num_decay_steps", "decay_ratio", "decay_type", "min_lr_ratio", "num_cycles"),
     ),
 }  # fmt: skip
 
@@ -223,6 +229,8 @@ class ScheduleOptions(Options):
                 f"{', '.join(idle)} has no effect with lr_scheduler_type={self.lr_scheduler_type}, which reads "
                 f"{', '.join(reads) or 'none of them'}"
             )
+        if "num_cycles" in given and kwargs.decay_type in ("linear", "1-sqrt"):
+            raise ValueError(f"lr_scheduler_kwargs.num_cycles has no effect with decay_type={kwargs.decay_type}")
         for one, other in (("min_lr", "min_lr_rate"), ("num_decay_steps", "decay_ratio")):
             if one in given and other in given:
                 raise ValueError(f"lr_scheduler_kwargs: {one} and {other} say the same; leave one out")

@@ -55,6 +55,7 @@ SAME = [
     ("inverse_sqrt", {}),
     ("inverse_sqrt", {"timescale": 7}),
     ("warmup_stable_decay", {"num_decay_steps": 6}),
+    ("warmup_stable_decay", {"num_decay_steps": 6, "num_cycles": 1.5}),
     ("warmup_stable_decay", {"num_decay_steps": 6, "decay_type": "linear", "min_lr_ratio": 0.25}),
     ("warmup_stable_decay", {"num_decay_steps": 6, "decay_type": "1-sqrt"}),
 ]
@@ -87,7 +88,7 @@ def test_the_share_of_the_fall_of_warmup_stable_decay_is_of_all_steps():
     assert factors(options("warmup_stable_decay", decay_ratio=0.4, decay_type="linear"), 10) == pytest.approx(
         [1] * 7 + [3 / 4, 2 / 4, 1 / 4]  # the fall begins at step 6, with 1
     )
-    assert factors(options("warmup_stable_decay"), 10)[-1] == 1  # one step falls, from 1
+    assert factors(options("warmup_stable_decay", decay_type="linear"), 10) == [1] * 9 + [0.5]  # two steps at least
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,17 @@ def test_whoever_watches_may_multiply_every_rate_from_now_on():
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5, "min_lr_rate": 0.1}},
             "min_lr and min_lr_rate say the same",
+        ),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_cycles": 1, "decay_type": "linear"},
+            },
+            "num_cycles has no effect with decay_type=linear",
+        ),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_stable_steps": 3}},
+            "num_stable_steps: unknown key; give num_decay_steps",
         ),
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-3}},
