@@ -129,8 +129,23 @@ def build_optimizer(
     if options.optim in _BITSANDBYTES:
         made = getattr(_bitsandbytes(options.optim).optim, _BITSANDBYTES[options.optim])
         optimizer: torch.optim.Optimizer = made(given, lr=options.learning_rate, **adam)
+        _keep_embeddings(optimizer, [w for name, w in weights.items() if _is_embedding(name, modules)])
         return optimizer
     return torch.optim.AdamW(given, lr=options.learning_rate, fused=True, **adam)
+
+
+def _keep_embeddings(optimizer: Any, embeddings: list[nn.Parameter]) -> None:
+    """Leave the means of embeddings in 32 bits: their gradients are uneven, and 8 bits unstable there (Dettmers et al.
+    2022, section 2.3). bitsandbytes keeps such wishes in one place for the whole process; here this optimizer has its
+    own."""
+    manager = object.__new__(type(optimizer.mng))
+    manager.initialize()
+    manager.override_config(embeddings, "optim_bits", 32)
+    optimizer.mng = manager
+
+
+def _is_embedding(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    return isinstance(modules.get(name.rpartition(".")[0]), nn.Embedding)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

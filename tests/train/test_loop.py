@@ -161,23 +161,30 @@ FOLLOWING = {
 }  # fmt: skip
 
 
-def test_the_rate_follows_the_held_out_loss_and_goes_on_from_a_checkpoint(tmp_path):
-    for name in ("whole", "halves"):
-        (tmp_path / name).mkdir()
-    given = {**FOLLOWING, "held_out": examples(3)}
-    whole, journal = go(tmp_path / "whole", **given)
+def test_the_rate_follows_the_held_out_loss(tmp_path):
+    _, journal = go(tmp_path, **FOLLOWING, held_out=examples(3))
     events = [event for event in journal.events() if event["kind"] == "rate lowered"]
     rows = journal.metrics()
     assert len(events) >= 3
     for event in events:
-        before, after = rows[event["step"] - 1], rows[event["step"]] if event["step"] < len(rows) else None
-        assert event["eval_loss"] == before["eval_loss"]
-        assert after is None or after["lr"] == pytest.approx(before["lr"] * 0.5)
+        looked, *following = rows[event["step"] - 1 : event["step"] + 1]
+        assert event["eval_loss"] == looked["eval_loss"]
+        assert [row["lr"] for row in following] == pytest.approx([looked["lr"] * 0.5] * len(following))
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.8])
+def test_a_rate_that_follows_the_loss_goes_on_from_a_checkpoint(tmp_path, warmup_ratio):
+    """Also in the middle of its warmup."""
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+    given = {**FOLLOWING, "held_out": examples(3), "warmup_ratio": warmup_ratio}
+    whole, journal = go(tmp_path / "whole", **given)
     with pytest.raises(Stopped):
         go(tmp_path / "halves", **given, on_step=stop_after(7))
     halves, resumed = go(tmp_path / "halves", **given, resume=True)
     alike = ("loss", "eval_loss", "lr")
-    assert [[row[name] for name in alike] for row in resumed.metrics()] == [[r[name] for name in alike] for r in rows]
+    found, expected = ([[row[name] for name in alike] for row in of.metrics()] for of in (resumed, journal))
+    assert found == expected
     assert torch.equal(whole.weight, halves.weight)
     with pytest.raises(ConfigError, match=r"train\.eval_steps was 1 and is 2"):
         go(tmp_path / "halves", **{**given, "eval_steps": 2}, resume=True)

@@ -237,3 +237,14 @@ def test_eight_bits_hold_a_quarter_of_the_state_and_learn_alike():
     assert sizes["adamw_torch"] >= 8 * 128**2
     assert losses["adamw_8bit"] == pytest.approx(losses["adamw_torch"], rel=0.05)
     assert losses["adamw_8bit"] < 0.7 * y.square().mean().item()
+
+
+@needs_bitsandbytes
+def test_embeddings_keep_their_means_in_32_bits_and_no_other_optimizer_hears_of_it():
+    model = nn.Sequential(nn.Embedding(64, 128), nn.Linear(128, 64))
+    optimizer = built(model, optim="adamw_8bit")
+    model(torch.arange(64)).sum().backward()
+    optimizer.step()
+    kinds = {name: optimizer.state[weight]["state1"].dtype for name, weight in model.named_parameters()}
+    assert kinds == {"0.weight": torch.float32, "1.weight": torch.uint8, "1.bias": torch.float32}
+    assert not import_bitsandbytes().optim.GlobalOptimManager.get_instance().pid2config
