@@ -27,7 +27,7 @@ from danlu.model.likelihood import token_losses
 from danlu.model.score_head import put_head, save_with_head, scores
 from danlu.train.advantages import group_relative
 from danlu.train.dpo import DpoOptions, adapter_off, dpo_stage
-from danlu.train.loop import Stage
+from danlu.train.learner import Stage
 from danlu.train.ppo import Experience, PpoOptions, ppo_stage
 from danlu.train.reward import reward_stage
 from danlu.train.sft import sft_stage

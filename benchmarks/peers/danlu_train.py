@@ -28,7 +28,8 @@ from danlu.steps.dpo import Kept
 from danlu.train.batches import Batches
 from danlu.train.dpo import DpoOptions, adapter_off, dpo_stage
 from danlu.train.judges import Answered
-from danlu.train.loop import Run, Stage, TrainOptions, train
+from danlu.train.learner import Stage
+from danlu.train.loop import Run, TrainOptions, train
 from danlu.train.policy import ModelPolicy
 from danlu.train.ppo import PpoOptions, ppo_stage
 from danlu.train.reward import reward_stage

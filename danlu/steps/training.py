@@ -39,7 +39,8 @@ from danlu.steps.prove import compare, said
 from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
 from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved
-from danlu.train.loop import Run, Stage, planned_steps, train
+from danlu.train.learner import Stage
+from danlu.train.loop import Run, planned_steps, train
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from danlu.config import Options
 from danlu.data.batches.pairs import Pair, PairBatch, collate_pairs
 from danlu.device import Device
 from danlu.model.likelihood import document_log_probs
-from danlu.train.loop import Loss, Stage
+from danlu.train.learner import Loss, Stage
 
 LossType = Literal["sigmoid", "ipo", "hinge"]
 

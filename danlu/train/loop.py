@@ -8,33 +8,28 @@ the step: a step that is not finite is never applied.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
-from danlu.data.batches.packing import micro_batches
 from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
 from danlu.errors import DanluError, Interrupted, TrainingError
 from danlu.journal import Journal
 from danlu.train.batches import Batches, BatchOptions
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
+from danlu.train.learner import Batch, Example, Gradient, Learner, Stage
 from danlu.train.master import Master
 from danlu.train.neftune import noisy_embeddings
-from danlu.train.optim import OptimOptions, build_optimizer, set_rate
-from danlu.train.precision import Precision
+from danlu.train.optim import OptimOptions
+from danlu.train.precision import OTHER_FORMATS
 from danlu.train.schedule import PLATEAU, Rate
 from danlu.train.stopping import stop_requests
-
-Example = TypeVar("Example")
-Batch = TypeVar("Batch")
 
 
 class TrainOptions(BatchOptions, OptimOptions):
@@ -69,42 +64,6 @@ class TrainOptions(BatchOptions, OptimOptions):
         if self.lr_scheduler_type == PLATEAU and not self.eval_steps:
             raise ValueError(f"lr_scheduler_type={PLATEAU} follows the held-out loss: set eval_steps")
         return self
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Loss of one micro-batch.
-
-    Attributes:
-        total: scalar, summed (not averaged) over what the stage counts.
-        metrics: further sums over the same count, averaged over the step like the loss.
-    """
-
-    total: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stage(Generic[Example, Batch]):
-    """What a stage brings to the loop.
-
-    Attributes:
-        name: "sft", ...
-        length: tokens of an example, for cutting micro-batches.
-        weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
-        counted: the name, in the metrics, of what an example teaches.
-        count: that number; None is its weight.
-        collate: examples -> one micro-batch on the device.
-        loss: (model, batch) -> Loss, differentiable.
-    """
-
-    name: str
-    length: Callable[[Example], int]
-    weight: Callable[[Example], float]
-    collate: Callable[[Sequence[Example]], Batch]
-    loss: Callable[[Any, Batch], Loss]
-    counted: str = "learnt_tokens"
-    count: Callable[[Example], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,8 +163,16 @@ class _Loop(Generic[Example, Batch]):
     def __post_init__(self) -> None:
         self.steps = planned_steps(self.options, self.run.batches.per_epoch)
         self.rate = Rate(self.options, self.steps, self.run.batches.per_epoch)
-        self.optimizer = build_optimizer(self.model, self.master.weights, self.options)
-        self.precision = Precision(self.model, self.device.name, self.run.fallback)
+        self.learner = Learner(
+            self.stage,
+            self.model,
+            self.master,
+            self.options,
+            self.options.micro_batch_tokens,
+            self.device,
+            most=self.options.per_device_train_batch_size,
+            fallback=self.run.fallback,
+        )
         self.peak = PeakMemory(self.device.name)
 
     def begin(self) -> None:
@@ -221,27 +188,26 @@ class _Loop(Generic[Example, Batch]):
         self.peak.begin()
         examples = self._take()
         rate = self.rate.at(self.step)
-        loss, norm, metrics = self._gradients(examples, rate)
-        set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.precision.applied()
+        found = self.learner.gradient(examples)
+        for change in found.changes:
+            self.journal.event(change.kind, change.reason, step=self.step + 1, **change.details)
+        self._refuse_nonfinite(found, rate)
         self.step += 1
-        self.master.publish(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.apply(rate, self.step)
         count = self.stage.count or self.stage.weight
         row = {
             "step": self.step,
             "steps": self.steps,
             "tokens": sum(map(self.stage.length, examples)),
             self.stage.counted: sum(map(count, examples)),
-            "loss": loss,
+            "loss": found.loss,
             "lr": rate,
-            "grad_norm": norm,
+            "grad_norm": found.norm,
             "memory_bytes": process_memory_bytes(self.device.name),
             "peak_memory_bytes": self.peak.bytes(),
             "seconds": time.perf_counter() - started,
-            **metrics,
-            **self.precision.figures(),
+            **found.metrics,
+            **self.learner.figures(),
             **self.run.batches.figures(),
         }
         self._look_and_save(row)
@@ -255,51 +221,23 @@ class _Loop(Generic[Example, Batch]):
                 self.save_checkpoint()
             raise
 
-    def _gradients(self, examples: Sequence[Example], rate: float) -> tuple[float, float, dict[str, float]]:
-        """Gradients of the step's mean loss, finite and clipped; (that loss, their norm before, the means)."""
-        while True:
-            loss, metrics = self._accumulate(examples)
-            self.precision.unscale(self.optimizer)
-            bound = self.options.max_grad_norm or math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
-            if math.isfinite(loss) and math.isfinite(norm):
-                return loss, norm, metrics
-            if not self.precision.makes_again(self.step + 1, loss, norm, self.journal):
-                self._refuse_nonfinite(loss, norm, rate)
-            self.optimizer.zero_grad(set_to_none=True)
-
-    def _accumulate(self, examples: Sequence[Example]) -> tuple[float, dict[str, float]]:
-        """Gradients of the step's mean loss; returns that loss and the means of the stage's metrics."""
-        self.model.train()
-        mean = _Mean()
-        weight = sum(map(self.stage.weight, examples))
-        for batch in self._micro_batches(examples):
-            loss = self.stage.loss(self.model, batch)
-            self.precision.backward(loss.total / weight)
-            mean.add(loss)
-        return mean.over(weight)
-
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
-        lengths = [self.stage.length(example) for example in examples]
-        most = self.options.per_device_train_batch_size
-        for group in micro_batches(lengths, range(len(lengths)), self.options.micro_batch_tokens, most):
-            yield self.stage.collate([examples[index] for index in group])
-
-    def _refuse_nonfinite(self, loss: float, norm: float, rate: float) -> NoReturn:
-        symptom = "the loss is not finite" if not math.isfinite(loss) else "the gradient is not finite"
-        self.journal.event(
-            "nonfinite", symptom, step=self.step + 1, loss=repr(loss), grad_norm=repr(norm), learning_rate=rate
-        )
+    def _refuse_nonfinite(self, found: Gradient, rate: float) -> None:
+        if not (symptom := found.fault):
+            return
+        figures = {"loss": repr(found.loss), "grad_norm": repr(found.norm), "learning_rate": rate}
+        tenth = self.options.learning_rate / 10
+        self.journal.event("nonfinite", symptom, step=self.step + 1, **figures)
         raise TrainingError(
-            f"step {self.step + 1}: {symptom} (loss {loss}, gradient norm {norm}); the step was not applied",
-            fix=f"try a tenth of the rate: train.learning_rate={self.options.learning_rate / 10:g}",
+            f"step {self.step + 1}: {symptom} (loss {found.loss}, gradient norm {found.norm}); "
+            "the step was not applied",
+            fix=OTHER_FORMATS if found.beyond else f"try a tenth of the rate: train.learning_rate={tenth:g}",
         )
 
     def _look_and_save(self, row: dict[str, Any]) -> None:
         last = self.step == self.steps
         due = self.options.eval_steps and self.step % self.options.eval_steps == 0
         if self.run.held_out and (last or due):
-            loss, metrics = self._held_out_loss()
+            loss, metrics = self.learner.look(self.run.held_out)
             row |= {"eval_loss": loss, **{f"eval_{name}": value for name, value in metrics.items()}}
             if due and (by := self.rate.looked(loss)) is not None:
                 self.journal.event(
@@ -310,27 +248,15 @@ class _Loop(Generic[Example, Batch]):
         if last or self.step % self.options.save_steps == 0:
             self.save_checkpoint()
 
-    @torch.no_grad()
-    def _held_out_loss(self) -> tuple[float, dict[str, float]]:
-        self.model.eval()
-        mean = _Mean()
-        for batch in self._micro_batches(self.run.held_out):
-            mean.add(self.stage.loss(self.model, batch))
-        return mean.over(sum(map(self.stage.weight, self.run.held_out)))
-
     # -- state ---------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
         state = {
             "step": self.step,
             "steps": self.steps,
-            "trainable": {name: weight.detach() for name, weight in self.master.weights.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "rate": self.rate.state(),
-            "precision": self.precision.state(),
             "batches": self.run.batches.state(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.name == "cuda" else [],
+            "rate": self.rate.state(),
+            **self.learner.state(),
         }
         identity = full_identity(self.run.identity, self.run.seed, self.options)
         save_checkpoint(self.journal.checkpoints, self.step, state, identity, keep=self.options.save_total_limit)
@@ -339,35 +265,14 @@ class _Loop(Generic[Example, Batch]):
         for fault in saved.damaged:
             self.journal.event("damaged", f"{fault}; the one before it is used")
         state = saved.state
-        if "precision" in state:  # a checkpoint from before there were any of them has none
-            self.precision.restore(state["precision"])  # first, for it says in which format weights are published
-            self.rate.restore(state["rate"])
-        self.master.restore(state["trainable"], saved.step)
+        self.learner.restore(state, saved.step)
         self.run.batches.restore(state["batches"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if self.device.name == "cuda":
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        if "rate" in state:  # a checkpoint from before there was anything to keep of it has none
+            self.rate.restore(state["rate"])
         self.step = saved.step
         longer = f"; {self.steps} steps instead of {state['steps']}: the rate follows the new length"
         reason = f"from {saved.path.name}" + (longer if self.steps != state["steps"] else "")
         self.journal.event("resumed", reason, step=self.step)
-
-
-@dataclass
-class _Mean:
-    """Sums over micro-batches."""
-
-    total: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def add(self, loss: Loss) -> None:
-        self.total += float(loss.total.detach())
-        for name, value in loss.metrics.items():
-            self.metrics[name] = self.metrics.get(name, 0.0) + value
-
-    def over(self, weight: float) -> tuple[float, dict[str, float]]:
-        return self.total / weight, {name: value / weight for name, value in self.metrics.items()}
 
 
 def _memory_faults(options: TrainOptions) -> AbstractContextManager[None]:

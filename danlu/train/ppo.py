@@ -24,7 +24,7 @@ from danlu.data.batches.packing import Batch, collate
 from danlu.data.example import Example
 from danlu.device import Device
 from danlu.model.likelihood import losses_and_states, token_losses
-from danlu.train.loop import Loss, Stage
+from danlu.train.learner import Loss, Stage
 
 Estimator = Literal["gae", "rloo", "grpo"]
 # The name, in a model, of the head that says what a token is worth.

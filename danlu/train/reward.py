@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from danlu.data.batches.pairs import Pair, PairBatch, collate_pairs, for_each_pair
 from danlu.device import Device
 from danlu.model.score_head import scores
-from danlu.train.loop import Loss, Stage
+from danlu.train.learner import Loss, Stage
 
 CALIBRATION_BINS = 10
 

@@ -19,7 +19,7 @@ from danlu.data.source import unwanted
 from danlu.device import Device
 from danlu.errors import DataError, ModelError
 from danlu.model.likelihood import token_losses
-from danlu.train.loop import Loss, Stage
+from danlu.train.learner import Loss, Stage
 
 TooLong = Literal["raise", "skip", "truncate", "window"]
 

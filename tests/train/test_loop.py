@@ -19,7 +19,8 @@ from danlu.errors import ConfigError, DataError, DiskError, Interrupted, Trainin
 from danlu.journal import Journal
 from danlu.train.batches import Shuffled
 from danlu.train.checkpoint import checkpoints, last_checkpoint, save_checkpoint
-from danlu.train.loop import Loss, Run, Stage, TrainOptions, planned_steps, resumable, train
+from danlu.train.learner import Loss, Stage
+from danlu.train.loop import Run, TrainOptions, planned_steps, resumable, train
 
 CPU = Device("cpu", 1, 2**34, False)
 

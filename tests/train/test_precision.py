@@ -1,5 +1,7 @@
 """float16: scaled losses, steps that are made again, and the longer format when no scale helps."""
 
+import math
+
 import pytest
 import torch
 from showing import Lines
@@ -13,8 +15,9 @@ from danlu.journal import Journal
 from danlu.model.named import ModelOptions
 from danlu.run import run
 from danlu.steps.prepare import as_trained
-from danlu.train.loop import Loss
+from danlu.train.learner import Learner, Loss
 from danlu.train.master import Master
+from danlu.train.optim import OptimOptions
 from danlu.train.precision import Precision
 
 # Steps of the whole gradient, so that a weight tells what was applied.
@@ -87,27 +90,33 @@ def test_what_overflows_is_made_again_at_half_the_scale_with_the_same_examples(t
     assert model.weight.item() == pytest.approx(0.872, rel=2**-11)
 
 
-def test_the_scale_is_halved_and_doubled_as_torchs_scaler_does_and_a_checkpoint_keeps_it(tmp_path):
+def test_the_scale_goes_as_torchs_scaler_has_it_and_a_checkpoint_keeps_it(monkeypatch):
+    monkeypatch.setattr("danlu.train.precision.FINE_STEPS", 3)
     weight = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    precision, journal = Precision(One(), "cpu", None), Journal(tmp_path)
-
-    def unscaled(gradient):
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+    precision = Precision(One(), None)
+    for step, gradient in enumerate([1.0, 1.0, math.inf, 1.0, 1.0, 1.0, 1.0, math.nan, math.inf, *[1.0] * 8]):
         optimizer.zero_grad()
-        precision.backward(gradient * weight.sum())
-        precision.unscale(optimizer)
+        scaler.scale(gradient * weight.sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.update()
+        if math.isfinite(gradient):
+            precision.applied()
+        else:
+            assert precision.again(1.0).kind == "overflow"
+        kept, precision = precision, Precision(One(), None)
+        precision.restore(kept.state())
+        assert precision.figures()["loss_scale"] == scaler.get_scale(), step
+    assert precision.figures() == {"loss_scale": 2.0**16, "overflows": 3}
 
-    unscaled(float("inf"))
-    assert precision.makes_again(1, 1.0, float("inf"), journal)
-    for _ in range(1_999):
-        unscaled(1.0)
-        precision.applied()
-    kept, precision = precision, Precision(One(), "cpu", None)
-    precision.restore(kept.state())
-    assert precision.figures() == {"loss_scale": 2.0**15, "overflows": 1}
-    unscaled(1.0)
-    precision.applied()
-    assert precision.figures() == {"loss_scale": 2.0**16, "overflows": 1}
+
+def test_a_gradient_that_was_not_applied_is_replaced():
+    model = One()
+    with Master(model) as master:
+        learner = Learner(times(2.0**-3), model, master, OptimOptions(), 100, CPU)
+        found = [learner.gradient([(1.0, 1.0, 1.0)]) for _ in range(3)]
+    assert [one.norm for one in found] == [2.0**-3] * 3
 
 
 # 300 * 300 is over 65,504, forwards already.
@@ -159,17 +168,15 @@ def test_in_other_formats_nothing_is_scaled_and_what_is_not_finite_is_refused_at
     assert "try a tenth of the rate" in caught.value.fix
 
 
-def test_in_another_format_a_weight_in_training_stays_the_one_its_gradients_come_from(tmp_path):
+def test_in_another_format_a_weight_in_training_stays_the_one_its_gradients_come_from():
     model = nn.Linear(2, 1, bias=False).half()
     with Master(model) as master:
-        optimizer = torch.optim.SGD(master.weights.values(), lr=0.1)
-        precision = Precision(model, "cpu", torch.float32)
+        precision = Precision(model, torch.float32)
         precision.backward(model(torch.ones(1, 2, dtype=torch.float16)).float().sum() / 2**16)
-        precision.unscale(optimizer)
-        assert precision.makes_again(1, float("nan"), float("nan"), Journal(tmp_path))
+        assert precision.again(float("nan")).kind == "dtype"
         assert model.weight.dtype == torch.float32
         model(torch.ones(1, 2)).sum().backward()
-        assert torch.equal(master.weights["weight"].grad, torch.full((1, 2), 1 + 2.0**-16))
+        assert torch.equal(master.weights["weight"].grad, torch.full((1, 2), 2.0))
         with torch.no_grad():
             master.weights["weight"].fill_(0.1)
         master.publish(1)

@@ -1,0 +1,205 @@
+"""A model and its optimizer: the gradient of a step, the step, a look at what is held out, and back to a noted state.
+
+Knows no schedule, no log and no file: which examples, at which rate and how often is said by who calls (loop.py,
+and the trials of rate.py and doctor.py, which take their steps back).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from danlu.data.batches.packing import micro_batches
+from danlu.device import Device
+from danlu.train.master import Master
+from danlu.train.optim import OptimOptions, build_optimizer, set_rate
+from danlu.train.precision import Change, Precision
+
+Example = TypeVar("Example")
+Batch = TypeVar("Batch")
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss of one micro-batch.
+
+    Attributes:
+        total: scalar, summed (not averaged) over what the stage counts.
+        metrics: further sums over the same count, averaged over the step like the loss.
+    """
+
+    total: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Example, Batch]):
+    """What a stage brings to the loop.
+
+    Attributes:
+        name: "sft", ...
+        length: tokens of an example, for cutting micro-batches.
+        weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
+        counted: the name, in the metrics, of what an example teaches.
+        count: that number; None is its weight.
+        collate: examples -> one micro-batch on the device.
+        loss: (model, batch) -> Loss, differentiable.
+    """
+
+    name: str
+    length: Callable[[Example], int]
+    weight: Callable[[Example], float]
+    collate: Callable[[Sequence[Example]], Batch]
+    loss: Callable[[Any, Batch], Loss]
+    counted: str = "learnt_tokens"
+    count: Callable[[Example], float] | None = None
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Of a step that was not made yet.
+
+    Attributes:
+        loss: mean over what the stage counts.
+        norm: of the gradient, before it was clipped.
+        metrics: means of the stage's own.
+        changes: of how numbers are held, that were made on the way to it.
+        beyond: what float16 does not hold; nothing where it does, or the model has another format.
+    """
+
+    loss: float
+    norm: float
+    metrics: dict[str, float]
+    changes: tuple[Change, ...] = ()
+    beyond: str = ""
+
+    @property
+    def fault(self) -> str:
+        """What of it is not finite; nothing where all is."""
+        if self.beyond:
+            return f"float16 does not hold {self.beyond}"
+        if not math.isfinite(self.loss):
+            return "the loss is not finite"
+        return "" if math.isfinite(self.norm) else "the gradient is not finite"
+
+
+class Learner(Generic[Example, Batch]):
+    """What learns.
+
+    Args:
+        master: the weights under training, as the optimizer has them.
+        options: of the optimizer, and how a step is cut.
+        micro_batch_tokens: tokens of one forward pass at most.
+        most: examples of one, likewise; None bounds nothing.
+        fallback: what a model in float16 goes on in when that does not hold its numbers; None: it does not go on.
+    """
+
+    def __init__(
+        self,
+        stage: Stage[Example, Batch],
+        model: Any,
+        master: Master,
+        options: OptimOptions,
+        micro_batch_tokens: int,
+        device: Device,
+        *,
+        most: int | None = None,
+        fallback: torch.dtype | None = None,
+    ) -> None:
+        self.stage, self.model, self.master = stage, model, master
+        self._options, self._cut, self._device = options, (micro_batch_tokens, most), device
+        self._optimizer = build_optimizer(model, master.weights, options)
+        self._precision = Precision(model, fallback)
+
+    def gradient(self, examples: Sequence[Example]) -> Gradient:
+        """Of the mean loss of `examples`, clipped; it replaces one that was not applied.
+
+        What float16 cannot hold is computed again, as its `changes` say.
+        """
+        self.model.train()
+        changes: list[Change] = []
+        while True:
+            found = self._gradient(examples)
+            if not found.fault or not (change := self._precision.again(found.loss)):
+                return replace(found, changes=tuple(changes), beyond=self._precision.beyond(found.loss, found.norm))
+            changes.append(change)
+
+    def _gradient(self, examples: Sequence[Example]) -> Gradient:
+        self._optimizer.zero_grad(set_to_none=True)
+        mean, weight = _Mean(), sum(map(self.stage.weight, examples))
+        for batch in self._micro_batches(examples):
+            loss = self.stage.loss(self.model, batch)
+            self._precision.backward(loss.total / weight)
+            mean.add(loss)
+        self._precision.unscale(self.master.weights.values())
+        bound = self._options.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
+        return Gradient(mean.total / weight, norm, mean.metrics_over(weight))
+
+    def apply(self, rate: float, step: int) -> None:
+        """Make the optimizer's step with the gradient at hand: it will have made `step` of them."""
+        set_rate(self._optimizer, rate)
+        self._optimizer.step()
+        self._precision.applied()
+        self.master.publish(step)
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def figures(self) -> dict[str, float]:
+        """How numbers are held, for the metrics; nothing where there is nothing to tell."""
+        return self._precision.figures()
+
+    @torch.no_grad()
+    def look(self, examples: Sequence[Example]) -> tuple[float, dict[str, float]]:
+        """(mean loss, means of the stage's metrics) of examples that are held out."""
+        self.model.eval()
+        mean, weight = _Mean(), sum(map(self.stage.weight, examples))
+        for batch in self._micro_batches(examples):
+            mean.add(self.stage.loss(self.model, batch))
+        return mean.total / weight, mean.metrics_over(weight)
+
+    def state(self) -> State:
+        """All that the next steps follow from; its tensors change with them."""
+        return {
+            "trainable": {name: weight.detach() for name, weight in self.master.weights.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "precision": self._precision.state(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self._device.name == "cuda" else [],
+        }
+
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Go on from a state that was noted after so many steps."""
+        if "precision" in state:  # a checkpoint from before there was anything to keep of it has none
+            self._precision.restore(state["precision"])  # first: it says in which format weights are published
+        self.master.restore(state["trainable"], step)
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if self._device.name == "cuda":
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        lengths = [self.stage.length(example) for example in examples]
+        for group in micro_batches(lengths, range(len(lengths)), *self._cut):
+            yield self.stage.collate([examples[index] for index in group])
+
+
+@dataclass
+class _Mean:
+    """Sums over micro-batches."""
+
+    total: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: Loss) -> None:
+        self.total += float(loss.total.detach())
+        for name, value in loss.metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def metrics_over(self, weight: float) -> dict[str, float]:
+        return {name: value / weight for name, value in self.metrics.items()}
