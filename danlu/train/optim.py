@@ -155,8 +155,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 _B = re.compile(r"\.lora_(embedding_)?B\b")
-# Parts of a name that say what a weight is, where its module does not.
-_NORM = re.compile(r"(^|[._])(layer|rms|group|batch)?_?norm([._\d]|$)|(^|\.)ln_", re.IGNORECASE)
+# What norms are called, where their class has another name.
+_NORM = re.compile(r"(.*_)?(layer|rms|group|batch)?norm_?\d*|ln_.*", re.IGNORECASE)
 
 
 def _is_decayed(name: str, weight: nn.Parameter, modules: Mapping[str, nn.Module]) -> bool:
@@ -167,6 +167,6 @@ def _is_decayed(name: str, weight: nn.Parameter, modules: Mapping[str, nn.Module
     """
     place, _, own = name.rpartition(".")
     owner = modules.get(place)
-    is_norm = "norm" in type(owner).__name__.lower() or _NORM.search(name) is not None
+    is_norm = "norm" in type(owner).__name__.lower() or _NORM.fullmatch(place.rpartition(".")[2]) is not None
     marked = getattr(getattr(owner, own, None), "_no_weight_decay", False)
     return not (weight.ndim < 2 or is_norm or marked or "bias" in own or "lora_magnitude_vector" in name)

@@ -61,8 +61,10 @@ class Gate(nn.Module):
 
 def test_norms_biases_and_vectors_are_not_decayed_whatever_their_shape():
     parts = {"embed": nn.Embedding(5, 4), "proj": nn.Linear(4, 4), "post": ScaleNorm(), "gate": Gate()}
-    parts["q_norm"] = nn.Linear(4, 4)  # by its name
-    assert decayed(nn.Sequential(OrderedDict(parts))) == {"embed.weight", "proj.weight", "gate.experts"}
+    parts |= {name: nn.Linear(4, 4) for name in ("q_norm", "norm1", "input_layernorm", "ln_f")}  # by their names
+    parts |= {name: nn.Linear(4, 4) for name in ("norm_proj", "normalizer")}
+    decay = {"embed.weight", "proj.weight", "gate.experts", "norm_proj.weight", "normalizer.weight"}
+    assert decayed(nn.Sequential(OrderedDict(parts))) == decay
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "qwen3"])
