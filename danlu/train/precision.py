@@ -64,12 +64,13 @@ class Precision:
 
     def unscale(self, weights: Iterable[Tensor]) -> None:
         """Make the gradients of all micro-batches together what they are; a scale is a power of two, and they exact."""
-        if self.scaled:
-            torch._foreach_mul_([weight.grad for weight in weights if weight.grad is not None], 1 / self.scale)
+        for weight in weights if self.scaled else ():
+            if weight.grad is not None:
+                weight.grad.mul_(1 / self.scale)
 
     def applied(self) -> None:
         """A step was finite, and was taken."""
-        self._fine += 1
+        self._fine += self.scaled
         if self._fine == FINE_STEPS:
             self.scale, self._fine = 2 * self.scale, 0
 
