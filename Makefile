@@ -21,7 +21,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
-	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align clean
+	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align bench-doctor clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -73,7 +73,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-generate bench-lean bench-serve bench-data bench-memory
+bench: bench-sft bench-train bench-align bench-length bench-doctor bench-generate bench-lean bench-serve bench-data \
+	bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -102,6 +103,9 @@ bench-align: $(INSTALLED)
 bench-length: $(INSTALLED)
 	$(BIN)/python benchmarks/length.py $(WRITE)
 
+bench-doctor: $(INSTALLED)
+	$(BIN)/python benchmarks/doctor.py
+
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)
 
@@ -110,4 +114,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers .everywhere runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere .doctor runs .mypy_cache .pytest_cache .ruff_cache

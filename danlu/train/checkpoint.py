@@ -115,9 +115,9 @@ def _refuse_another(
             f"{path.parent.parent} was begun otherwise: {'; '.join(changed)}",
             fix="resume with what it was begun with, or start anew with resume=false; the earlier run is kept",
         )
-    if state["step"] > steps:
+    if state["position"] > steps:
         raise ConfigError(
-            f"{path.parent.parent} has made {state['step']} steps; these options ask for {steps}",
+            f"{path.parent.parent} has made {state['position']} steps; these options ask for {steps}",
             fix="raise train.num_train_epochs or train.max_steps",
         )
 

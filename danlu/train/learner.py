@@ -173,20 +173,41 @@ class Learner(Generic[Example, Batch]):
             "random_cuda": torch.cuda.get_rng_state_all() if self._device.name == "cuda" else [],
         }
 
+    def snapshot(self) -> State:
+        """The state as it is now, whatever the next steps do."""
+        noted: State = _copied(self.state())
+        return noted
+
     def restore(self, state: Mapping[str, Any], step: int) -> None:
-        """Go on from a state that was noted after so many steps."""
-        if "precision" in state:  # a checkpoint from before there was anything to keep of it has none
-            self._precision.restore(state["precision"])  # first: it says in which format weights are published
+        """Go on from a state that was noted after so many steps; it stays what it is."""
+        self._precision.restore(state["precision"])  # first: it says in which format weights are published
         self.master.restore(state["trainable"], step)
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(_copied(state["optimizer"]))  # which would be taken as it is, and changed
         torch.set_rng_state(state["random"])
         if self._device.name == "cuda":
             torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Those under training, as they are now."""
+        return {name: weight.detach().clone() for name, weight in self.master.weights.items()}
+
+    def begin_from(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Take these weights, with an optimizer that remembers no gradient."""
+        self.master.restore(weights, step)
+        self._optimizer = build_optimizer(self.model, self.master.weights, self._options)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         lengths = [self.stage.length(example) for example in examples]
         for group in micro_batches(lengths, range(len(lengths)), *self._cut):
             yield self.stage.collate([examples[index] for index in group])
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return type(state)(_copied(value) for value in state) if isinstance(state, (list, tuple)) else state
 
 
 @dataclass

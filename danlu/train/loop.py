@@ -19,15 +19,15 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
-from danlu.errors import DanluError, Interrupted, TrainingError
+from danlu.errors import DanluError, Interrupted
 from danlu.journal import Journal
 from danlu.train.batches import Batches, BatchOptions
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
+from danlu.train.doctor import Doctor, Mode, Move, Where
 from danlu.train.learner import Batch, Example, Gradient, Learner, Stage
 from danlu.train.master import Master
 from danlu.train.neftune import noisy_embeddings
 from danlu.train.optim import OptimOptions
-from danlu.train.precision import OTHER_FORMATS
 from danlu.train.schedule import PLATEAU, Rate
 from danlu.train.stopping import stop_requests
 
@@ -50,6 +50,11 @@ class TrainOptions(BatchOptions, OptimOptions):
     )
     eval_steps: int = Field(
         0, ge=0, description="steps between two looks at the held-out loss; 0 looks only at the end"
+    )
+    doctor: Mode = Field(
+        "observe",
+        description="observe tells what goes wrong; act heals it: it goes back, tries other rates, stops at the best; "
+        "off looks at nothing",
     )
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept, newest first")
@@ -74,6 +79,7 @@ class Run(Generic[Example]):
         batches: what each step learns from.
         held_out: looked at only; may be empty.
         identity: name -> value of what, besides seed and options, must be the same when the run is resumed.
+        is_fresh: whether the weights began at random.
         saved: the checkpoint that it goes on from, by `resumable`; None begins at the first step.
         fallback: what a model in float16 goes on in when that does not hold its numbers; None: it is an error.
         how_to_resume: the command shown when the run is stopped.
@@ -84,6 +90,7 @@ class Run(Generic[Example]):
     held_out: Sequence[Example]
     seed: int
     identity: Mapping[str, str]
+    is_fresh: bool = False
     saved: Saved | None = None
     fallback: torch.dtype | None = None
     how_to_resume: str = "run the same command with resume=true"
@@ -139,17 +146,24 @@ def train(
     with Master(model, run.seed) as master, noise, stop_requests() as stop, _memory_faults(options):
         loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
-        while loop.step < loop.steps:
+        while not loop.is_over:
             loop.advance()
             if stop.asked:
                 loop.save_checkpoint()
                 journal.event("interrupted", "the user asked to stop", step=loop.step)
-                raise Interrupted(f"stopped after step {loop.step} of {loop.steps}; saved", fix=run.how_to_resume)
+                raise Interrupted(
+                    f"stopped after step {loop.step} of {loop.step + loop.steps - loop.position}; saved",
+                    fix=run.how_to_resume,
+                )
 
 
 @dataclass(eq=False)
 class _Loop(Generic[Example, Batch]):
-    """State between two optimizer steps; `step` counts those done."""
+    """State between two optimizer steps.
+
+    `step` counts those that were applied, `position` those of the plan that are behind: the schedule and the data
+    follow it. They differ where the doctor left one out or went back.
+    """
 
     stage: Stage[Example, Batch]
     model: Any
@@ -159,6 +173,7 @@ class _Loop(Generic[Example, Batch]):
     journal: Journal
     device: Device
     step: int = 0
+    position: int = 0
 
     def __post_init__(self) -> None:
         self.steps = planned_steps(self.options, self.run.batches.per_epoch)
@@ -173,7 +188,23 @@ class _Loop(Generic[Example, Batch]):
             most=self.options.per_device_train_batch_size,
             fallback=self.run.fallback,
         )
+        self.doctor = Doctor(
+            self.options.doctor,
+            self.learner,
+            self.run.batches.take,
+            self.run.held_out,
+            steps=self.steps,
+            rate=self._planned_rate,
+            warmup=self.options.warmup(self.steps),
+            is_fresh=self.run.is_fresh,
+            most_examples=self.options.batch_size,
+            journal=self.journal,
+        )
         self.peak = PeakMemory(self.device.name)
+
+    @property
+    def is_over(self) -> bool:
+        return self.position >= self.steps
 
     def begin(self) -> None:
         torch.manual_seed(self.run.seed)
@@ -181,23 +212,66 @@ class _Loop(Generic[Example, Batch]):
         if self.run.saved is not None:
             self._restore(self.run.saved)
         self.journal.rewind(self.step)
+        self.doctor.begin(self._here())
 
     def advance(self) -> None:
-        """One optimizer step, its log row, and what falls due after it."""
-        started = time.perf_counter()
+        """One optimizer step, or what the doctor does instead, and what falls due after it."""
+        before, started = self.step, time.perf_counter()
         self.peak.begin()
         examples = self._take()
-        rate = self.rate.at(self.step)
-        found = self.learner.gradient(examples)
+        rate = self.doctor.rate(self.position)
+        gradient = self.learner.gradient(examples)
+        self._say_changes(gradient)
+        found = self.doctor.before(gradient, examples, self._here())
+        if isinstance(found, Move):
+            self._follow(found)
+        else:
+            if found is not gradient:
+                self._say_changes(found)
+            self.step, self.position = self.step + 1, self.position + 1
+            self.learner.apply(rate, self.step)
+            row = self._row(examples, found, rate, time.perf_counter() - started)
+            looked = self._looked(before)
+            self._tell({**row, **looked})
+            move = self.doctor.after(found, self._here(), looked.get("eval_loss"))
+            if move is not None:
+                self._follow(move)
+        if self.is_over or self.step // self.options.save_steps > before // self.options.save_steps:
+            self.save_checkpoint()
+
+    def _say_changes(self, found: Gradient) -> None:
         for change in found.changes:
             self.journal.event(change.kind, change.reason, step=self.step + 1, **change.details)
-        self._refuse_nonfinite(found, rate)
-        self.step += 1
-        self.learner.apply(rate, self.step)
+
+    def _here(self) -> Where:
+        return Where(self.step, self.position)
+
+    def _planned_rate(self, position: int) -> float:
+        return self.rate.at(position)
+
+    def _take(self) -> Sequence[Example]:
+        """What this step learns from; where there is a fault in it, what was learnt before is saved first."""
+        try:
+            return self.run.batches.take(self.position)
+        except DanluError:
+            if self.step % self.options.save_steps:
+                self.save_checkpoint()
+            raise
+
+    def _follow(self, move: Move) -> None:
+        """Go on where the doctor says; steps of a fork that was kept are the run's own."""
+        for at, made in enumerate(move.made, start=move.to.step - len(move.made) + 1):
+            self.step, self.position = at, move.to.position - (move.to.step - at)
+            self._tell({**self._row(made.examples, made.gradient, made.rate, made.seconds), **self._looked(at - 1)})
+        self.step, self.position = move.to.step, move.to.position
+        if move.ends and self.run.held_out:
+            self.journal.event("held out", "at its end", step=self.step, **self._held_out())
+
+    def _row(self, examples: Sequence[Example], found: Gradient, rate: float, seconds: float) -> dict[str, Any]:
         count = self.stage.count or self.stage.weight
-        row = {
+        return {
             "step": self.step,
-            "steps": self.steps,
+            "steps": self.step + self.steps - self.position,
             "tokens": sum(map(self.stage.length, examples)),
             self.stage.counted: sum(map(count, examples)),
             "loss": found.loss,
@@ -205,56 +279,39 @@ class _Loop(Generic[Example, Batch]):
             "grad_norm": found.norm,
             "memory_bytes": process_memory_bytes(self.device.name),
             "peak_memory_bytes": self.peak.bytes(),
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds,
             **found.metrics,
             **self.learner.figures(),
             **self.run.batches.figures(),
         }
-        self._look_and_save(row)
 
-    def _take(self) -> Sequence[Example]:
-        """What this step learns from; where there is a fault in it, what was learnt before is saved first."""
-        try:
-            return self.run.batches.take(self.step)
-        except DanluError:
-            if self.step % self.options.save_steps:
-                self.save_checkpoint()
-            raise
+    def _looked(self, before: int) -> dict[str, Any]:
+        """The held-out loss, where it is due after this step."""
+        every = self.options.eval_steps
+        due = every and self.step // every > before // every
+        found = self._held_out() if self.run.held_out and (self.is_over or due) else {}
+        if found and due and (by := self.rate.looked(found["eval_loss"])) is not None:
+            figures = {"eval_loss": found["eval_loss"], "factor": by}
+            self.journal.event("rate lowered", "the held-out loss falls no more", step=self.step, **figures)
+        return found
 
-    def _refuse_nonfinite(self, found: Gradient, rate: float) -> None:
-        if not (symptom := found.fault):
-            return
-        figures = {"loss": repr(found.loss), "grad_norm": repr(found.norm), "learning_rate": rate}
-        tenth = self.options.learning_rate / 10
-        self.journal.event("nonfinite", symptom, step=self.step + 1, **figures)
-        raise TrainingError(
-            f"step {self.step + 1}: {symptom} (loss {found.loss}, gradient norm {found.norm}); "
-            "the step was not applied",
-            fix=OTHER_FORMATS if found.beyond else f"try a tenth of the rate: train.learning_rate={tenth:g}",
-        )
+    def _held_out(self) -> dict[str, Any]:
+        loss, metrics = self.learner.look(self.run.held_out)
+        return {"eval_loss": loss, **{f"eval_{name}": value for name, value in metrics.items()}}
 
-    def _look_and_save(self, row: dict[str, Any]) -> None:
-        last = self.step == self.steps
-        due = self.options.eval_steps and self.step % self.options.eval_steps == 0
-        if self.run.held_out and (last or due):
-            loss, metrics = self.learner.look(self.run.held_out)
-            row |= {"eval_loss": loss, **{f"eval_{name}": value for name, value in metrics.items()}}
-            if due and (by := self.rate.looked(loss)) is not None:
-                self.journal.event(
-                    "rate lowered", "the held-out loss falls no more", step=self.step, eval_loss=loss, factor=by
-                )
+    def _tell(self, row: dict[str, Any]) -> None:
         self.journal.metric(**row)
         self.run.on_step(row)
-        if last or self.step % self.options.save_steps == 0:
-            self.save_checkpoint()
 
     # -- state ---------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
         state = {
             "step": self.step,
+            "position": self.position,
             "steps": self.steps,
             "batches": self.run.batches.state(),
+            "doctor": self.doctor.state(),
             "rate": self.rate.state(),
             **self.learner.state(),
         }
@@ -267,9 +324,9 @@ class _Loop(Generic[Example, Batch]):
         state = saved.state
         self.learner.restore(state, saved.step)
         self.run.batches.restore(state["batches"])
-        if "rate" in state:  # a checkpoint from before there was anything to keep of it has none
-            self.rate.restore(state["rate"])
-        self.step = saved.step
+        self.doctor.restore(state["doctor"])
+        self.rate.restore(state["rate"])
+        self.step, self.position = saved.step, state["position"]
         longer = f"; {self.steps} steps instead of {state['steps']}: the rate follows the new length"
         reason = f"from {saved.path.name}" + (longer if self.steps != state["steps"] else "")
         self.journal.event("resumed", reason, step=self.step)

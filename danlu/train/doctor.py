@@ -1,0 +1,481 @@
+"""Looks after a run while it goes: a symptom, what it says, and what helps.
+
+The rules are those of practice: a loss that explodes wants a tenth of the rate, from the last good weights on; one that
+falls too slowly at the start wants five or ten times as much; one that is flat or swings later is at a local minimum,
+where less helps, or at a saddle, where more does; one that rises on held-out examples while it falls in training has
+learnt enough. None of it is believed before it is measured: a rate is changed when short forks of the run
+(trials.py), on the same examples, say that it pays, and not by a little. A run that needs nothing goes on bit for bit
+as if nobody had looked.
+
+Each finding is an event with its figures. `observe` says what it sees in what the run measures anyway, and costs
+nothing; `act` looks for itself, and does what it says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+from torch import Tensor
+
+from danlu.errors import TrainingError
+from danlu.journal import Journal
+from danlu.train.learner import Gradient, Learner
+from danlu.train.precision import OTHER_FORMATS
+from danlu.train.trials import Fork, Made, Trials, spread
+
+Mode = Literal["off", "observe", "act"]
+
+LOOKS = 20  # a run at most, of as many held-out examples as a step has, three steps apart: a ninth of its time
+SLOW = 0.15  # of the first loss: who has gained that much by then did not start too slowly
+PAYS = 0.01  # of the loss: what another rate has to be better by, at the end of a fork
+FLAT = 0.01  # of the loss: less than that, over four looks, is no progress
+RISEN = 0.02  # of the loss: held out, above the best
+LEARNT = 0.05  # of the loss: in training, below what it was at the best
+EXPLODED = 0.5  # of what was learnt, lost again
+OUTLIER = 8.0  # times the median: the norm of a gradient that nothing is learnt from
+REMEMBERED = 64  # steps
+SPENT = 0.5  # of the run's steps at most: those of trials, and those taken back
+
+
+@dataclass(frozen=True)
+class Where:
+    """A moment of a run.
+
+    Attributes:
+        step: optimizer steps that were applied.
+        position: steps of the plan that are behind it; the schedule and the data follow it.
+    """
+
+    step: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the run goes on, and how it came there.
+
+    Attributes:
+        made: steps of a fork that became the run's own.
+        ends: whether it has come to its end.
+    """
+
+    to: Where
+    made: Sequence[Made] = ()
+    ends: bool = False
+
+
+@dataclass
+class _Look:
+    at: Where
+    loss: float
+    losses: float  # of training, around it
+
+
+@dataclass
+class _Chart:
+    """What is known of the run, plain numbers: it is kept in checkpoints."""
+
+    factor: float = 1.0
+    ramp: tuple[int, int] = (0, 0)
+    losses: list[tuple[int, float, float]] = field(default_factory=list)  # position, loss, norm
+    looks: list[_Look] = field(default_factory=list)
+    treated: int = 0  # the position of the last trial or treatment
+    backs: int = 0
+    skipped: list[int] = field(default_factory=list)
+    spent: int = 0
+    start_is_seen: bool = False
+    still: int = 0  # times that nothing moved and no other rate helped
+    said: set[str] = field(default_factory=set)
+
+
+class Doctor:
+    """One run's.
+
+    Args:
+        take: position in the plan -> examples of that step.
+        held_out: examples to look at; with none, only losses and gradients of training are seen.
+        steps: of the plan.
+        rate: position -> rate as planned.
+        warmup: steps in which the planned rate rises.
+        is_fresh: whether the weights began at random.
+        most_examples: of a look.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        learner: Learner[Any, Any],
+        take: Callable[[int], Sequence[Any]],
+        held_out: Sequence[Any],
+        *,
+        steps: int,
+        rate: Callable[[int], float],
+        warmup: int,
+        is_fresh: bool,
+        most_examples: int,
+        journal: Journal,
+    ) -> None:
+        self._mode, self._learner, self._planned = mode, learner, rate
+        self._steps, self._warmup, self._is_fresh, self._journal = steps, warmup, is_fresh, journal
+        self._held_out = spread(held_out, most_examples) if mode == "act" else []
+        self._trials = Trials(learner, take, self._held_out)
+        self._interval = max(3, steps // LOOKS)
+        self._short = min(12, max(4, steps // LOOKS))  # steps of a fork
+        self._chart = _Chart()
+        self._best: tuple[Where, dict[str, Tensor]] | None = None
+
+    # -- what the loop asks ---------------------------------------------------------------------------
+
+    def rate(self, position: int) -> float:
+        """Of the step at that position."""
+        start, length = self._chart.ramp
+        rise = min(1.0, (position - start + 1) / (length + 1)) if length else 1.0
+        return self._planned(position) * self._chart.factor * rise
+
+    def begin(self, now: Where) -> None:
+        """Look at the weights as they come."""
+        if self._held_out and not self._chart.looks:
+            self._look(now)
+
+    def before(self, found: Gradient, examples: Sequence[Any], now: Where) -> Gradient | Move:
+        """The gradient that may be applied, or where the run goes on instead.
+
+        Raises TrainingError where nothing helps, or nothing may be done.
+        """
+        if found.fault:
+            return self._on_fault(found, examples, now)
+        if self._is_outlier(found):
+            return self._on_outlier(found, examples, now)
+        return found
+
+    def after(self, found: Gradient, now: Where, measured: float | None = None) -> Move | None:
+        """After a step; None: go on.
+
+        Args:
+            measured: the held-out loss, where the run itself has just looked.
+        """
+        if self._mode == "off":
+            return None
+        self._chart.losses = [*self._chart.losses[1 - REMEMBERED :], (now.position, found.loss, found.norm)]
+        if self._mode == "observe":
+            if measured is not None:
+                self._judge(self._note(now, measured), now)
+            elif self._is_suspicious():
+                self._once(
+                    "explosion", "the loss rises: a tenth of the rate would help", step=now.step, loss=found.loss
+                )
+            return None
+        due = now.position % self._interval == 0 or now.position >= self._steps
+        if not self._held_out or not (due or self._is_suspicious()):
+            return None
+        return self._judge(self._look(now), now)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: numbers, and the best weights."""
+        chart = self._chart
+        plain = {
+            **vars(chart),
+            "looks": [(look.at.step, look.at.position, look.loss, look.losses) for look in chart.looks],
+            "said": sorted(chart.said),
+        }
+        best = None if self._best is None else {"step": self._best[0].step, "position": self._best[0].position}
+        return {"chart": plain, "best": best, "weights": {} if self._best is None else self._best[1]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        looks = [_Look(Where(step, at), loss, losses) for step, at, loss, losses in state["chart"]["looks"]]
+        given = {**state["chart"], "looks": looks, "said": set(state["chart"]["said"])}
+        self._chart = _Chart(**{**given, "ramp": tuple(given["ramp"]), "losses": [tuple(x) for x in given["losses"]]})
+        if state["best"] is not None:
+            self._best = (Where(**state["best"]), dict(state["weights"]))
+
+    # -- what is not finite, and what stands far out ----------------------------------------------------
+
+    def _on_fault(self, found: Gradient, examples: Sequence[Any], now: Where) -> Gradient | Move:
+        figures = {"step": now.step + 1, "loss": repr(found.loss), "grad_norm": repr(found.norm)}
+        figures["learning_rate"] = self.rate(now.position)
+        if self._mode != "act":
+            self._journal.event("nonfinite", found.fault, **figures)
+            raise self._given_up(found, now)
+        again = self._learner.gradient(examples)
+        if not again.fault:
+            self._tell("transient", f"{found.fault}; computed again it is", **figures)
+            return again
+        if self._held_out and not math.isfinite(self._trials.look()):
+            return self._back(f"{found.fault}, and so is what the weights say of held-out examples", figures, now)
+        recent = [at for at in self._chart.skipped if at > now.position - 10]
+        if len(recent) >= 2:
+            return self._back(f"{found.fault}, for the third time in ten steps", figures, now)
+        return self._skip(f"{found.fault} on these examples alone", examples, figures, now)
+
+    def _is_outlier(self, found: Gradient) -> bool:
+        norms = [norm for _, _, norm in self._chart.losses[-16:]]
+        if len(norms) < 5 or found.norm <= OUTLIER * median(norms):
+            return False
+        losses = [loss for _, loss, _ in self._chart.losses[-16:]]
+        return found.loss > median(losses) + max(8 * _deviation(losses), 0.5 * abs(median(losses)))
+
+    def _on_outlier(self, found: Gradient, examples: Sequence[Any], now: Where) -> Gradient | Move:
+        norms = median(norm for _, _, norm in self._chart.losses[-16:])
+        figures = {"step": now.step + 1, "loss": found.loss, "grad_norm": found.norm, "usual_norm": norms}
+        if self._mode == "act" and self._held_out and len(self._chart.skipped) < max(2, self._steps // 20):
+            if (move := self._explosion(self._look(now), now)) is not None:
+                return move
+            return self._skip("loss and gradient stand far out, on these examples alone", examples, figures, now)
+        self._tell("outlier", "loss and gradient stand far out", **figures)
+        return found
+
+    def _skip(self, why: str, examples: Sequence[Any], figures: Mapping[str, Any], now: Where) -> Move:
+        self._chart.skipped.append(now.position)
+        places = [place for place in (getattr(example, "place", "") for example in examples) if place]
+        self._tell("skipped step", f"{why}: nothing is learnt from them", **figures, places=places[:8])
+        return Move(Where(now.step, now.position + 1))
+
+    def _back(self, why: str, figures: Mapping[str, Any], now: Where) -> Move:
+        """To the best weights, at a tenth of the rate; weights that began at random get a warmup first."""
+        if self._best is None or self._chart.backs >= 4:
+            self._tell("nonfinite", why, **figures)
+            raise TrainingError(f"step {now.step + 1}: {why}; nothing helped", fix="look at the data, and at the rate")
+        chart, (best, weights) = self._chart, self._best
+        warm = self._is_fresh and not self._warmup and not chart.backs
+        length = max(1, self._steps // (10 if warm else 20))
+        chart.factor *= 1.0 if warm else 0.1
+        chart.ramp, chart.backs, chart.treated = (best.position, length), chart.backs + 1, best.position
+        chart.spent += now.position - best.position
+        chart.start_is_seen = False  # a tenth may be too little
+        chart.losses = [row for row in chart.losses if row[0] <= best.position]
+        chart.looks = [look for look in chart.looks if look.at.position <= best.position]
+        what = f"a warmup of {length} steps" if warm else f"a tenth of the rate, over {length} steps"
+        self._tell("went back", f"{why}: back to the weights of step {best.step}, {what}", **figures)
+        self._learner.begin_from(weights, now.step)
+        return Move(Where(now.step, best.position))
+
+    def _given_up(self, found: Gradient, now: Where) -> TrainingError:
+        tenth = self._planned(self._steps // 2) / 10
+        lower = f"try a tenth of the rate, or train.doctor=act, which finds it: train.learning_rate={tenth:g}"
+        return TrainingError(
+            f"step {now.step + 1}: {found.fault} (loss {found.loss}, gradient norm {found.norm}); "
+            "the step was not applied",
+            fix=OTHER_FORMATS if found.beyond else lower,
+        )
+
+    # -- what looks say -------------------------------------------------------------------------------
+
+    def _look(self, now: Where) -> _Look:
+        look = self._note(now, self._trials.look())
+        if math.isfinite(look.loss) and look.loss <= min(one.loss for one in self._chart.looks):
+            self._best = (now, self._learner.weights())
+        return look
+
+    def _note(self, now: Where, loss: float) -> _Look:
+        chart = self._chart
+        recent = [value for _, value, _ in chart.losses[-max(4, self._interval) :]]
+        look = _Look(now, loss if math.isfinite(loss) else math.inf, median(recent) if recent else math.nan)
+        if chart.looks and chart.looks[-1].at == now:
+            chart.looks.pop()
+        chart.looks.append(look)
+        return look
+
+    def _is_suspicious(self) -> bool:
+        """Whether the last losses stand above those before by more than these differ."""
+        losses = [loss for _, loss, _ in self._chart.losses]
+        before, last = losses[-16:-2], losses[-2:]
+        if len(before) < 3:
+            return losses[-1] > 1.5 * max([losses[0], *(look.loss for look in self._chart.looks[:1])])
+        return min(last) > median(before) + max(6 * _deviation(before), 0.2 * abs(median(before)))
+
+    def _judge(self, look: _Look, now: Where) -> Move | None:
+        if (move := self._explosion(look, now)) is not None:
+            return move
+        if (move := self._overfitting(now)) is not None:
+            return move
+        if now.position >= self._steps or now.position - self._chart.treated < 3 * self._interval:
+            return None
+        if not self._chart.start_is_seen:
+            return self._on_start(look, now)
+        if 0.2 * self._steps <= now.position <= 0.8 * self._steps:
+            return self._on_flat(now)
+        return None
+
+    def _explosion(self, look: _Look, now: Where) -> Move | None:
+        looks = self._chart.looks
+        first, calm = looks[0].loss, min(looks[:-1] or looks, key=lambda one: one.loss)
+        best = calm.loss
+        limit = max(best + EXPLODED * (first - best), best * 1.1)
+        learnt_worse = not look.losses <= calm.losses  # nothing was learnt yet, or it is learnt worse
+        if look.loss <= limit or not learnt_worse:
+            return None
+        figures = {"step": now.step, "held_out": look.loss, "best": best, "learning_rate": self.rate(now.position - 1)}
+        why = "the loss explodes" if math.isfinite(look.loss) else "the weights say nothing finite any more"
+        if self._mode == "act":
+            return self._back(why, figures, now)
+        self._once("explosion", f"{why}: a tenth of the rate would help", **figures)
+        return None
+
+    def _on_start(self, look: _Look, now: Where) -> Move | None:
+        """Soon after the warmup: does it learn at all?"""
+        chart = self._chart
+        if now.position < self._warmup + max(2, self._interval):
+            return None
+        gained = (chart.looks[0].loss - look.loss) / abs(chart.looks[0].loss)
+        if gained >= SLOW and chart.factor == 1.0:
+            chart.start_is_seen = True
+            return None
+        figures = {"step": now.step, "held_out": look.loss, "at_first": chart.looks[0].loss}
+        if self._mode != "act":
+            chart.start_is_seen = True
+            self._tell("slow start", "the held-out loss hardly falls: five or ten times the rate may help", **figures)
+            return None
+        return self._try(
+            (5.0, 10.0), now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position
+        )
+
+    def _overfitting(self, now: Where) -> Move | None:
+        looks = self._chart.looks
+        best = min(looks, key=lambda one: one.loss)
+        since = [look.loss for look in looks if look.at.position > best.at.position]
+        rises = len(since) >= 3 and since[-3] <= since[-2] <= since[-1] and since[-2] >= best.loss * (1 + RISEN)
+        if not rises or not looks[-1].losses < (1 - LEARNT) * best.losses:
+            return None
+        figures = {"step": now.step, "held_out": looks[-1].loss, "best": best.loss, "of_step": best.at.step}
+        figures |= {"training": looks[-1].losses, "training_then": best.losses}
+        why = "the held-out loss rises while that of training falls"
+        advice = "next time: a lower lora.r, more lora.lora_dropout, more train.weight_decay, more data"
+        if self._mode != "act" or self._best is None:
+            self._once("overfitting", f"{why}; the best was after step {best.at.step}; {advice}", **figures)
+            return None
+        where, weights = self._best
+        self._learner.begin_from(weights, now.step)
+        self._tell("stopped", f"{why}: it ends with the weights of step {where.step}; {advice}", **figures)
+        return Move(Where(now.step, self._steps), ends=True)
+
+    def _on_flat(self, now: Where) -> Move | None:
+        """No progress for a fifth of the run: less, or more?"""
+        looks = [look.loss for look in self._chart.looks[-4:]]
+        if len(looks) < 4:
+            return None
+        older, newer = sum(looks[:2]) / 2, sum(looks[2:]) / 2
+        if older - newer >= FLAT * abs(older):
+            return None
+        swings = max(looks) - min(looks) > 4 * FLAT * abs(older)
+        symptom = "swinging" if swings else "plateau"
+        if self._mode != "act":
+            figures = {"step": now.step, "held_out": looks[-1], "before": looks[0]}
+            self._once(
+                symptom, "no progress: a fifth of the rate helps at a local minimum, five times at a saddle", **figures
+            )
+            return None
+        words = "the loss swings" if swings else "the loss is flat"
+        return self._try((0.2, 5.0, 10.0), now, looks[-1], symptom, words, at_once=PAYS / 2, lost=3 * self._interval)
+
+    def _is_still(self) -> bool:
+        """Whether the losses of training are as flat as the held-out ones."""
+        looks = self._chart.looks[-4:]
+        fallen = [(looks[0].loss, looks[-1].loss), (looks[0].losses, looks[-1].losses)]
+        return all(before - after < FLAT / 4 * abs(before) for before, after in fallen)
+
+    def _try(
+        self,
+        factors: Sequence[float],
+        now: Where,
+        loss: float,
+        symptom: str,
+        words: str,
+        *,
+        at_once: float,
+        lost: int,
+    ) -> Move | None:
+        """Fork the run at these factors of its rate beside its own, and go on with what helps.
+
+        Args:
+            at_once: of the loss, what a higher rate has to gain within the fork; its use lies further ahead.
+            lost: steps that taught nothing, where more helps.
+        """
+        chart = self._chart
+        count = min(self._short, self._steps - now.position)
+        chart.treated = now.position
+        if chart.spent + count * len(factors) > SPENT * self._steps:
+            self._once(symptom, f"{words}; no more trials: they took {chart.spent} steps", step=now.step)
+            chart.start_is_seen = True
+            return None
+        chart.spent += count * len(factors)  # one fork becomes the run
+        start = self._learner.snapshot()
+        rates = [self.rate(now.position + at) for at in range(count)]
+        forks = {
+            factor: self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates])
+            for factor in (1.0, *factors)
+        }
+        own = forks[1.0].loss
+        is_whole = math.isfinite(own)  # else something is wrong with the examples, and not with the rate
+        better = [f for f in factors if is_whole and forks[f].loss <= own - abs(own) * (at_once if f > 1 else PAYS)]
+        chosen = min(better, key=lambda factor: forks[factor].loss, default=1.0)
+        trials = {f"{factor:g}": fork.loss for factor, fork in forks.items()}
+        figures = {"step": now.step, "held_out": loss, "trials": trials, "steps": count}
+        if chosen != 1.0:
+            return self._changes(forks[chosen], chosen, now, lost, symptom, words, figures)
+        chart.start_is_seen = True
+        chart.still += symptom == "plateau" and self._is_still()
+        if chart.still == 2:
+            self._learner.restore(start, now.step)
+            self._tell("stopped", f"{words}, and no other rate helps: both losses are at their minimum", **figures)
+            return Move(Where(now.step, self._steps), ends=True)
+        self._tell("trial", f"{words}; no other rate helps: it stays", **figures)
+        if forks[1.0].end is None:  # what is wrong there is seen when it comes
+            self._learner.restore(start, now.step)
+            return None
+        return self._follow(forks[1.0], now)
+
+    def _follow(self, fork: Fork, now: Where) -> Move:
+        """The run goes on where the fork ended."""
+        to = Where(now.step + len(fork.steps), now.position + len(fork.steps))
+        assert fork.end is not None
+        self._learner.restore(fork.end, to.step)
+        for at, made in enumerate(fork.steps, start=now.position + 1):
+            self._chart.losses.append((at, made.gradient.loss, made.gradient.norm))
+        self._look(to)
+        return Move(to, fork.steps)
+
+    def _changes(
+        self, fork: Fork, factor: float, now: Where, lost: int, symptom: str, words: str, figures: Mapping[str, Any]
+    ) -> Move:
+        """Go on with the fork; where more helps, the plan gets back the steps that taught nothing."""
+        chart, to = self._chart, self._follow(fork, now).to
+        chart.factor *= factor
+        meaning = "it was too low" if symptom == "slow start" else "a local minimum" if factor < 1 else "a saddle"
+        self._tell(
+            "rate changed", f"{words}; {factor:g} times the rate is better: {meaning}", **figures, factor=chart.factor
+        )
+        room = int(SPENT * self._steps) - chart.spent - 2 * self._short  # for one more trial
+        back = max(0, min(lost, to.position, room)) if factor > 1 else 0
+        chart.spent += back
+        self._shift(back)
+        to = Where(to.step, to.position - back)
+        chart.treated = to.position - 2 * self._interval if factor > 1 else to.position  # more may help further
+        return Move(to, fork.steps)
+
+    def _shift(self, back: int) -> None:
+        """What is known, in a plan that has gone back by so many steps."""
+        chart = self._chart
+        chart.losses = [(at - back, loss, norm) for at, loss, norm in chart.losses]
+        for look in chart.looks:
+            look.at = Where(look.at.step, look.at.position - back)
+        if self._best is not None:
+            self._best = (Where(self._best[0].step, self._best[0].position - back), self._best[1])
+
+    def _tell(self, kind: str, reason: str, **figures: Any) -> None:
+        self._journal.event(kind, reason, by="doctor", **figures)
+
+    def _once(self, kind: str, reason: str, **figures: Any) -> None:
+        if kind not in self._chart.said:
+            self._chart.said.add(kind)
+            self._tell(kind, reason, **figures)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The median absolute deviation, as a standard deviation of normal noise."""
+    middle = median(values)
+    return 1.4826 * median(abs(value - middle) for value in values)

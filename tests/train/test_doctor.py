@@ -1,0 +1,250 @@
+"""The doctor: what it sees, what it does, and that it leaves alone what is well."""
+
+import math
+
+import pytest
+import torch
+from reading import CPU, TUNED, read, reading, sentences
+
+from danlu.errors import TrainingError
+from danlu.train.batches import Shuffled
+from danlu.train.learner import Gradient, Learner
+from danlu.train.loop import TrainOptions, _Loop
+from danlu.train.master import Master
+from danlu.train.trials import Trials, spread
+
+STEPS = TUNED["max_steps"]
+NEAR = 1.05  # of the held-out loss of the run that is well tuned
+TREATMENTS = {"went back", "rate changed", "skipped step", "stopped", "transient"}
+
+
+def told(journal):
+    return [event for event in journal.events() if event.get("by") == "doctor"]
+
+
+def kinds(journal):
+    return [event["kind"] for event in told(journal)]
+
+
+def losses(journal):
+    return [row["loss"] for row in journal.metrics()]
+
+
+def final(journal):
+    """The held-out loss at the end."""
+    ends = [event for event in journal.events() if event["kind"] == "held out"]
+    return ends[-1]["eval_loss"] if ends else journal.metrics()[-1]["eval_loss"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """Held-out loss of the run in which nothing is wrong."""
+    _, journal = read(tmp_path_factory.mktemp("tuned") / "run", doctor="off")
+    return final(journal)
+
+
+def later(monkeypatch, factor):
+    """From a quarter of the run on, the rate is another one than planned."""
+    planned = _Loop._planned_rate
+    monkeypatch.setattr(
+        _Loop, "_planned_rate", lambda self, at: planned(self, at) * (factor if at >= STEPS // 4 else 1.0)
+    )
+
+
+def no_number(monkeypatch, calls):
+    """The gradients of these calls are none."""
+    gradient, made = Learner.gradient, []
+
+    def broken(self, examples):
+        found = gradient(self, examples)
+        made.append(1)
+        return Gradient(found.loss, math.nan, found.metrics) if len(made) in calls else found
+
+    monkeypatch.setattr(Learner, "gradient", broken)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0}, {"batch_size": 32}, {"learning_rate": 1.3e-2}],
+    ids=str,
+)
+def test_a_run_that_is_well_goes_on_bit_for_bit(tmp_path, options):
+    alone, without = read(tmp_path / "alone", doctor="off", **options)
+    seen, with_it = read(tmp_path / "seen", doctor="act", **options)
+    assert TREATMENTS.isdisjoint(kinds(with_it))
+    assert losses(with_it) == losses(without)
+    assert [row["lr"] for row in with_it.metrics()] == [row["lr"] for row in without.metrics()]
+    for mine, other in zip(seen.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_some_of_them_were_tried_and_stayed(tmp_path):
+    """Or the test above would say nothing of trials."""
+    _, journal = read(tmp_path / "run", doctor="act", lr_scheduler_type="cosine", warmup_ratio=0.0)
+    assert "trial" in kinds(journal)
+
+
+@pytest.mark.parametrize("factor", [100, 10])
+def test_a_rate_far_too_high_is_taken_back(tmp_path, tuned, factor):
+    rate = TUNED["learning_rate"] * factor
+    _, without = read(tmp_path / "without", doctor="off", learning_rate=rate)
+    _, healed = read(tmp_path / "healed", doctor="act", learning_rate=rate)
+    assert final(without) > 1.2 * tuned
+    assert final(healed) < NEAR * tuned
+    assert "went back" in kinds(healed)
+    assert len(healed.metrics()) <= 1.5 * STEPS
+
+
+def test_a_rate_that_is_too_low_is_raised(tmp_path, tuned):
+    rate = TUNED["learning_rate"] / 100
+    _, without = read(tmp_path / "without", doctor="off", learning_rate=rate)
+    _, healed = read(tmp_path / "healed", doctor="act", learning_rate=rate)
+    (first, *_) = [event for event in told(healed) if event["kind"] == "rate changed"]
+    assert first["trials"]["10"] < first["trials"]["5"] < first["trials"]["1"]
+    assert first["factor"] == 10
+    assert final(healed) - tuned < 0.6 * (final(without) - tuned)
+
+
+def test_a_plateau_is_left_at_a_higher_rate(tmp_path, tuned, monkeypatch):
+    later(monkeypatch, 1 / 50)
+    _, without = read(tmp_path / "without", doctor="off")
+    _, healed = read(tmp_path / "healed", doctor="act")
+    changed = [event for event in told(healed) if event["kind"] == "rate changed"]
+    assert changed
+    assert "saddle" in changed[0]["reason"]
+    assert final(healed) - tuned < 0.7 * (final(without) - tuned)
+
+
+def test_a_loss_that_swings_comes_to_rest_at_a_lower_rate(tmp_path, tuned, monkeypatch):
+    later(monkeypatch, 20)
+    _, without = read(tmp_path / "without", doctor="off")
+    _, healed = read(tmp_path / "healed", doctor="act")
+    assert final(without) > 1.2 * tuned
+    assert final(healed) < NEAR * tuned
+
+
+def test_examples_whose_gradient_is_no_number_are_left_out(tmp_path, tuned, monkeypatch):
+    no_number(monkeypatch, {6, 7})  # the second is the same step again
+    _, journal = read(tmp_path / "run", doctor="act")
+    (event,) = [one for one in told(journal) if one["kind"] == "skipped step"]
+    assert event["step"] == 6
+    assert len(journal.metrics()) == STEPS - 1
+    assert final(journal) < NEAR * tuned
+
+
+def test_what_is_a_number_when_it_is_computed_again_is_learnt(tmp_path, monkeypatch):
+    no_number(monkeypatch, {6})
+    _, journal = read(tmp_path / "run", doctor="act")
+    assert "transient" in kinds(journal)
+    assert len(journal.metrics()) == STEPS
+
+
+def test_weights_that_are_no_numbers_any_more_are_taken_back(tmp_path, tuned, monkeypatch):
+    apply, made = Learner.apply, []
+
+    def broken(self, rate, step):
+        apply(self, rate, step)
+        made.append(1)
+        if len(made) == 8:
+            next(iter(self.master.weights.values())).data.fill_(math.nan)
+
+    monkeypatch.setattr(Learner, "apply", broken)
+    _, journal = read(tmp_path / "run", doctor="act")
+    assert "went back" in kinds(journal)
+    assert final(journal) < 1.1 * tuned
+
+
+def test_what_nothing_helps_is_an_error(tmp_path, monkeypatch):
+    gradient = Learner.gradient
+    monkeypatch.setattr(Learner, "gradient", lambda self, some: Gradient(gradient(self, some).loss, math.inf, {}))
+    with pytest.raises(TrainingError, match="nothing helped"):
+        read(tmp_path / "run", doctor="act")
+
+
+def test_who_has_learnt_enough_ends_with_the_best(tmp_path):
+    few = 16
+    best = min(
+        final(read(tmp_path / str(steps), doctor="off", learnt=few, max_steps=steps)[1]) for steps in (6, 9, 12, 18, 30)
+    )
+    _, without = read(tmp_path / "without", doctor="off", learnt=few)
+    _, healed = read(tmp_path / "healed", doctor="act", learnt=few)
+    assert final(without) > 1.3 * best
+    assert final(healed) < 1.1 * best
+    (end,) = [event for event in told(healed) if event["kind"] == "stopped"]
+    assert len(healed.metrics()) < STEPS
+    assert end["of_step"] < end["step"]
+    assert "lora.r" in end["reason"]
+
+
+def test_random_weights_get_a_warmup_before_a_lower_rate(tmp_path):
+    given = {"doctor": "act", "learning_rate": 4.0, "warmup_ratio": 0.0}
+    _, journal = read(tmp_path / "run", is_fresh=True, **given)
+    backs = [event["reason"] for event in told(journal) if event["kind"] == "went back"]
+    assert "a warmup of 6 steps" in backs[0]
+    assert all("a tenth of the rate" in reason for reason in backs[1:])
+
+
+def test_observing_changes_nothing_and_tells(tmp_path):
+    rate = TUNED["learning_rate"] * 100
+    _, without = read(tmp_path / "off", doctor="off", learning_rate=rate)
+    _, seen = read(tmp_path / "observe", doctor="observe", learning_rate=rate)
+    assert losses(seen) == losses(without)
+    assert "explosion" in kinds(seen)
+    assert kinds(without) == []
+
+
+def test_observing_a_number_that_is_none_ends_the_run_and_names_the_cure(tmp_path, monkeypatch):
+    no_number(monkeypatch, {6})
+    with pytest.raises(TrainingError) as caught:
+        read(tmp_path / "run")
+    assert "train.doctor=act" in caught.value.fix
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(step):
+    def on_step(row):
+        if row["step"] == step:
+            raise Stopped
+
+    return on_step
+
+
+@pytest.mark.parametrize("factor", [100, 0.01])
+@pytest.mark.parametrize("stop", [3, 11, 26])
+def test_a_run_that_is_killed_meanwhile_is_healed_alike(tmp_path, factor, stop):
+    given = {"doctor": "act", "learning_rate": TUNED["learning_rate"] * factor, "save_steps": 2}
+    _, whole = read(tmp_path / "whole", **given)
+    with pytest.raises(Stopped):
+        read(tmp_path / "halves", on_step=stop_after(stop), **given)
+    _, halves = read(tmp_path / "halves", resume=True, **given)
+    assert losses(halves) == losses(whole)
+    assert [row["lr"] for row in halves.metrics()] == [row["lr"] for row in whole.metrics()]
+
+
+def test_forks_differ_by_their_rate_alone():
+    from reading import Reader
+
+    options, model = TrainOptions(**TUNED), Reader()
+    with Master(model) as master:
+        learner = Learner(reading(), model, master, options, 4096, CPU)
+        batches = Shuffled(sentences(64), 8, 0)
+        trials = Trials(learner, batches.take, sentences(16, held_out=True))
+        learner.gradient(batches.take(0))
+        learner.apply(1e-2, 1)
+        start = learner.snapshot()
+        twice = [trials.fork(start, 1, 1, [1e-2] * 3) for _ in range(2)]
+        other = trials.fork(start, 1, 1, [2e-2] * 3)
+        assert twice[0].loss == twice[1].loss != other.loss
+        learner.restore(start, 1)
+        again = learner.snapshot()
+    assert torch.equal(start["random"], again["random"])
+    for name, weight in start["trainable"].items():
+        assert torch.equal(weight, again["trainable"][name])
+
+
+def test_looks_are_spread_over_all():
+    assert spread(range(100), 4) == [0, 25, 50, 75]
+    assert spread(range(3), 8) == [0, 1, 2]
