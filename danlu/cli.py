@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TypeGuard
 
 import cyclopts
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 import danlu
-from danlu.config import describe_faults, option_names
+from danlu.config import RENAMED, describe_faults, option_names
 from danlu.errors import ConfigError, DanluError, Interrupted
 from danlu.help import TranslatedHelp
 from danlu.words import checked, speaking
@@ -129,7 +130,10 @@ def _call(arguments: list[str]) -> int:
         show_error(errors, error)
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        show_error(errors, DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"])))
+        fault = DanluError(_usage_fault(error), fix=" ".join(["danlu", *_command(arguments), "--help"]))
+        if _is_of_elsewhere(error):
+            _word(fault, arguments)
+        show_error(errors, fault)
         return 2
     except RecursionError:
         if not _is_too_deep(arguments):
@@ -175,9 +179,21 @@ def _word(error: DanluError, arguments: list[str]) -> None:
 
 def _usage_fault(error: cyclopts.CycloptsError) -> str:
     cause = error.__cause__
+    if _is_of_elsewhere(error):
+        return f"Unknown option: {error.token.keyword}; {RENAMED[_last(error)]}"
     if not isinstance(cause, ValidationError):
         return str(error)
     return "\n".join(fault.removeprefix("(whole): ") for fault in describe_faults(cause))
+
+
+def _is_of_elsewhere(error: cyclopts.CycloptsError) -> TypeGuard[cyclopts.UnknownOptionError]:
+    """Whether it is about an option by a name that has another one here."""
+    return isinstance(error, cyclopts.UnknownOptionError) and _last(error) in RENAMED
+
+
+def _last(error: cyclopts.UnknownOptionError) -> str:
+    """The option's own name, without its sections."""
+    return (error.token.keyword or "").lstrip("-").rpartition(".")[2]
 
 
 def _command(arguments: list[str]) -> list[str]:

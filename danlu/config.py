@@ -44,8 +44,11 @@ Some = Annotated[tuple[_T, ...], Field(fail_fast=True)]
 
 # Names that users bring from elsewhere, and what they are called here.
 RENAMED = {
-    "per_device_train_batch_size": "batch_size counts the examples of one optimizer step, over all micro-batches",
-    "gradient_accumulation_steps": "batch_size counts the examples of one optimizer step; Danlu accumulates as needed",
+    "bf16": "write model.dtype: bfloat16; auto takes it by itself where the hardware has it",
+    "fp16": "write model.dtype: float16; its loss is scaled as needed",
+    "fp32": "write model.dtype: float32",
+    "tf32": "write model.dtype: float32; torch decides how its products are made",
+    "num_stable_steps": "give num_decay_steps; what is left after warmup is stable",
     "num_epochs": "the key is num_train_epochs",
     "lr": "the key is learning_rate",
     "rank": "the key is r",

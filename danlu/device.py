@@ -50,7 +50,7 @@ class Device:
     def dtype(self, name: DtypeName) -> torch.dtype:
         """The torch dtype for `name`; "auto" is bfloat16 where the hardware has it, else float32.
 
-        Raises ConfigError for one that the device cannot do, and for int8 and int4, which only the engine holds.
+        Raises ConfigError for int8 and int4, which only the engine holds.
         """
         import torch
 
@@ -59,8 +59,6 @@ class Device:
             raise ConfigError(f"dtype {name} is for answering alone: such weights cannot be trained", allowed=allowed)
         if name == "auto":
             return torch.bfloat16 if self.has_bfloat16 else torch.float32
-        if name == "float16" and self.name == "cpu":
-            raise ConfigError("dtype float16 on a CPU", allowed="auto, bfloat16, float32", fix="use bfloat16")
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

@@ -22,6 +22,8 @@ from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, check_merge
 from danlu.track.tracking import TrackOptions, check_trackers
 from danlu.train.loop import TrainOptions
+from danlu.train.optim import check_optimizer
+from danlu.train.schedule import PLATEAU
 
 # A full tuning's rate is LoRA's by this (the sweep of Thinking Machines' tinker-cookbook, 2026).
 FULL_TUNING = 10
@@ -90,8 +92,13 @@ class TrainingSections(Options):
             raise ValueError("merge has no effect with lora: null, which leaves a whole model; set merge: null")
         if self.model.adapter is not None:
             raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
-        if self.prove is not None and self.data.held_out == 0 and self.data.held_out_path is None:
+        nothing_held_out = self.data.held_out == 0 and self.data.held_out_path is None
+        if self.prove is not None and nothing_held_out:
             raise ValueError("prove needs held-out data: set data.held_out or data.held_out_path, or prove: null")
+        if self.train.lr_scheduler_type == PLATEAU and nothing_held_out:
+            raise ValueError(f"{PLATEAU} needs held-out data: set data.held_out or data.held_out_path")
+        if self.train.loraplus_lr_ratio is not None and self.lora is None:
+            raise ValueError("train.loraplus_lr_ratio has no effect with lora: null: there is no B")
         return self
 
 
@@ -144,6 +151,7 @@ def check_files(recipe: TrainingRecipe, device: Device) -> None:
     check_replaceable(directory)
     check_trackers(recipe.track)
     device.dtype(recipe.model.dtype)
+    check_optimizer(recipe.train, device.name)
     for path in _files(recipe):
         if not path.exists():
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -261,3 +261,17 @@ def test_a_kind_that_is_none_is_told(call):
     code, _, said = call("options", "pop")
     assert code == 2
     assert "did you mean 'ppo'" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--train.fp16", "Unknown option: --train.fp16; write --model.dtype: float16"),
+        ("--train.lr", "Unknown option: --train.lr; the key is --train.learning_rate"),
+        ("--data.max_seq_length", "Unknown option: --data.max_seq_length; the key is --data.max_length"),
+    ],
+)
+def test_a_flag_by_a_name_from_elsewhere_is_told_by_ours(call, flag, said):
+    code, _, err = call("train", "--data.path", "x.jsonl", flag, "3")
+    assert code == 2
+    assert said in words(err)

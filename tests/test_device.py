@@ -25,7 +25,6 @@ from danlu.device import (
     read_device,
     set_seed,
 )
-from danlu.errors import ConfigError
 from danlu.model.compute.products import has_layout
 
 OLD_CPU = Device("cpu", 2, 10**9, has_bfloat16=False)
@@ -42,13 +41,7 @@ def test_auto_is_bfloat16_only_where_the_hardware_has_it():
 def test_a_named_dtype_is_taken_as_named(device):
     assert device.dtype("float32") == torch.float32
     assert device.dtype("bfloat16") == torch.bfloat16
-
-
-def test_float16_is_refused_on_a_cpu():
-    assert GPU.dtype("float16") == torch.float16
-    with pytest.raises(ConfigError, match="float16 on a CPU") as caught:
-        NEW_CPU.dtype("float16")
-    assert "float32" in caught.value.allowed
+    assert device.dtype("float16") == torch.float16
 
 
 def test_bfloat16_has_the_range_of_float32_and_less_precision_than_float16():

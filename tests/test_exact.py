@@ -16,8 +16,10 @@ from showing import Lines
 from trainings import RUNS, joined, metrics, recipe_of, run_of
 
 from danlu.errors import ConfigError, DiskError
+from danlu.hub import import_bitsandbytes
 from danlu.journal import Journal
 from danlu.run import run
+from tiny import make_tiny_model
 
 # What a row says of the machine, and not of the training.
 _OF_THE_MACHINE = {"seconds", "memory_bytes", "peak_memory_bytes"}
@@ -62,6 +64,41 @@ def test_killed_at_drawn_places_a_run_goes_on_as_it_would_have(folder, tiny_mode
     run(recipe, Lines(), "")
     assert_same(recipe.directory, whole)
     assert not [path for path in Path(recipe.directory).rglob(".*") if path.is_dir()]  # nor does anything stay behind
+
+
+# What a checkpoint has to keep beside weights, and what draws by chance: name -> (run, what is otherwise).
+KNOBS = {
+    "8 bits": ("sft, all weights", {"train": {"optim": "adamw_8bit"}}),
+    "sgd": ("sft", {"train": {"optim": "sgd"}}),
+    "LoRA+": ("sft", {"train": {"loraplus_lr_ratio": 4}}),
+    "plateau": (
+        "sft",
+        {
+            "train": {
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+                "lr_scheduler_kwargs": {"patience": 0, "threshold": 0.9},
+                "eval_steps": 1,
+            }
+        },
+    ),
+    "noise": ("sft", {"train": {"neftune_noise_alpha": 5}}),
+    "float16": ("sft, all weights", {"model": {"dtype": "float16"}}),
+}
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_killed_with_any_optimizer_and_schedule_it_goes_on_as_it_would_have(folder, tiny_model, name):
+    if name == "8 bits" and import_bitsandbytes() is None:
+        pytest.skip("bitsandbytes is not installed")
+    of, changes = KNOBS[name]
+    if name == "8 bits":  # are for 4,096 numbers or more
+        tiny_model = make_tiny_model(folder / "wide", changes={"intermediate_size": 128})
+    changes = joined(changes, {"train": {"max_steps": 4, "save_steps": 1}, "prove": None})
+    whole = run(run_of(of, tiny_model, name="whole", **changes), Lines(), "")
+    recipe = run_of(of, tiny_model, resume="auto", **changes)
+    assert killed_at(recipe, Place(2, 3))
+    run(recipe, Lines(), "")
+    assert_same(recipe.directory, whole)
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew_and_says_so(folder, tiny_model):

@@ -161,6 +161,17 @@ def test_names_of_others_are_flags_as_well():
     assert (options.r, options.target_modules, options.init) == (4, ("q_proj", "v_proj"), "kaiming")
 
 
+def test_knobs_of_training_arrive_as_in_a_recipe():
+    words = "--data.path x --train.lr_scheduler_type step --train.lr_scheduler_kwargs.gamma 0.5 --train.warmup_steps 3"
+    words += " --train.per_device_train_batch_size 4 --train.gradient_accumulation_steps 2 --train.optim adamw"
+    words += " --train.max_grad_norm 0 --train.neftune_noise_alpha 5 --train.loraplus_lr_ratio 16"
+    train = from_flags(Recipe, parse(Recipe, *words.split())).train
+    assert train.lr_scheduler_kwargs.model_dump(exclude_none=True) == {"gamma": 0.5}
+    assert (train.lr_scheduler_type, train.warmup_steps, train.warmup_ratio) == ("step", 3, None)
+    assert (train.batch_size, train.optim, train.max_grad_norm) == (8, "adamw_torch", None)
+    assert (train.neftune_noise_alpha, train.loraplus_lr_ratio) == (5, 16)
+
+
 def test_a_choice_is_no_list():
     assert document(Recipe, "lora.target_modules", "--lora.target_modules", "all-linear") == "all-linear"
 

@@ -153,6 +153,7 @@ def test_a_command_judges(recipe, folder):
         ({"lora": None}, "lora: null leaves no reference"),
         ({"lora": {"lora_dropout": 0.1}}, "makes the ratio differ from 1"),
         ({"train": {"eval_steps": 3}}, "eval_steps has no effect"),
+        ({"train": {"lr_scheduler_type": "reduce_on_plateau"}}, "there is no held-out loss to follow"),
         ({"reward": {}}, "nobody judges"),
         ({"reward": {"function": "a.b:c", "command": "d"}}, "name one judge"),
         ({"reward": {"command": "d", "function_options": {"a": 1}}}, "function_options has no effect"),

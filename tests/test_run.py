@@ -138,6 +138,19 @@ def test_faulty_rows_are_counted_and_listed(recipe, tmp_path):
         ({"model": {"adapter": "x"}}, "adapter cannot be trained on yet"),
         ({"name": "../x"}, "name"),
         ({"lora": {"r": 0}}, "lora.r"),
+        (
+            {
+                "train": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 5},
+                "data": {"held_out": 0},
+                "prove": None,
+            },
+            "reduce_lr_on_plateau needs held-out data",
+        ),
+        (
+            {"lora": None, "merge": None, "train": {"loraplus_lr_ratio": 16}},
+            "loraplus_lr_ratio has no effect with lora",
+        ),
+        ({"train": {"batch_size": 8, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3}}, "3 = 9"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(recipe, change, said, tiny_model):
@@ -171,6 +184,8 @@ QUICK = {"prove": None, "merge": None, "train": {"num_train_epochs": 2}}
         ({"lora": {"target_modules": ("q",)}}, "no such layers: q"),
         ({"merge": {"dtype": "int8"}}, "int8"),
         ({"data": {"max_length": 8}}, "over data.max_length=8"),
+        ({"train": {"optim": "paged_adamw_8bit"}}, "train.optim=paged_adamw_8bit on a CPU"),
+        ({"train": {"warmup_steps": 500, "warmup_ratio": None}}, "train.warmup_steps=500 in a run of"),
     ],
 )
 def test_an_input_that_is_wrong_leaves_the_earlier_run_where_it_is(recipe, changes, said):

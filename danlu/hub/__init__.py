@@ -21,7 +21,7 @@ from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel, Wheel
 from danlu.hub.names import is_cached, kind_of_name, resolve
 from danlu.hub.origin import Kind, recorded_base, recorded_kind, write_origin
-from danlu.hub.quiet import Say, quiet_transformers, silent
+from danlu.hub.quiet import Say, import_bitsandbytes, quiet_transformers, silent
 
 __all__ = [
     "EMBEDDERS",
@@ -33,6 +33,7 @@ __all__ = [
     "cache_directory",
     "check_directory",
     "convert_gguf",
+    "import_bitsandbytes",
     "is_cached",
     "kind_of_name",
     "quiet_transformers",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from danlu.errors import ModelError
 from danlu.hub import (
     cache_directory,
+    import_bitsandbytes,
     is_cached,
     quiet_transformers,
     recorded_base,
@@ -110,6 +111,7 @@ def _of_embedding(key: str) -> bool:
 
 def put_adapter(model: Any, adapter: Path) -> Any:
     """`model` with the adapter's weights, every one of which must find its place."""
+    import_bitsandbytes()  # PEFT does, and less quietly
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 

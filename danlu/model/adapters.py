@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from danlu.errors import ConfigError, DiskError, TrainingError, disk_faults, size_in_words
-from danlu.hub import quiet_transformers
+from danlu.hub import import_bitsandbytes, quiet_transformers
 from danlu.model.lora_options import LoraOptions
 from danlu.model.lora_targets import described, shortest, targets_of, why_no_rows
 
@@ -31,6 +31,7 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
 
     Raises ConfigError for options that mean no layer of this model.
     """
+    import_bitsandbytes()  # PEFT does, and less quietly
     from peft import LoraConfig, get_peft_model
 
     targets = targets_of(model, options)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from danlu.config import describe_faults
 from danlu.errors import ModelError
+from danlu.hub import import_bitsandbytes
 from danlu.model.adapter_files import adapter_config
 from danlu.model.compute.token_rows import Rows
 from danlu.model.load import some
@@ -65,6 +66,7 @@ class PlainLora(BaseModel):
 
     def targets(self, layers: Iterable[str]) -> set[str]:
         """Those of `layers` that the adapter is said to be on."""
+        import_bitsandbytes()  # PEFT does, and less quietly
         from peft.tuners.tuners_utils import check_target_module_exists
 
         if self.target_modules == "all-linear":

@@ -38,7 +38,8 @@ class ModelOptions(Options):
     dtype: DtypeName = Field(
         "auto",
         description="Type of the weights. auto is bfloat16 where the hardware multiplies it, else float32: "
-        "half the memory where that costs no time. int8 and int4 are for answering alone.",
+        "half the memory where that costs no time. float16 is for GPUs without bfloat16, on which training takes it by "
+        "itself and goes on in float32 if it overflows. int8 and int4 are for answering alone.",
     )
     adapter: str | None = Field(
         None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from danlu.data.batches.pairs import Pair, PairBatch, for_each_pair
@@ -46,6 +46,13 @@ class DpoTrain(TrainOptions):
     """A sixtieth of the rate for imitation: the loss asks for differences, and has no floor."""
 
     learning_rate: float = Field(5e-6, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+
+    @field_validator("neftune_noise_alpha")
+    @classmethod
+    def _no_noise(cls, alpha: float | None) -> float | None:
+        if alpha:
+            raise ValueError("the reference reads without noise, and the distance from it would be the noise's")
+        return None
 
 
 class DpoSections(PairSections):

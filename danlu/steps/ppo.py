@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
 from danlu.data.chat import Chat
@@ -47,6 +47,7 @@ from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
 from danlu.train.ppo import PpoOptions, ppo_stage
 from danlu.train.rollout import Prompt, Rollouts
+from danlu.train.schedule import PLATEAU
 
 Judging = Callable[[Sequence[Answered]], list[float]]
 
@@ -123,6 +124,22 @@ class PpoTrain(TrainOptions):
 
     learning_rate: float = Field(1e-5, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
     adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
+
+    @field_validator("neftune_noise_alpha")
+    @classmethod
+    def _no_noise(cls, alpha: float | None) -> float | None:
+        if alpha:
+            raise ValueError(
+                "the ratio would differ from 1 before anything is learnt: the noise is drawn anew each time"
+            )
+        return None
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _no_plateau(cls, name: str) -> str:
+        if name == PLATEAU:
+            raise ValueError("there is no held-out loss to follow: held-out prompts are answered before and after")
+        return name
 
 
 class PromptData(PairData):
@@ -236,6 +253,7 @@ def _rollouts(recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy,
         recipe.ppo,
         batch_size=recipe.train.batch_size,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
+        most=recipe.train.per_device_train_batch_size,
         seed=recipe.seed,
     )
 

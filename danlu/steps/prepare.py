@@ -27,12 +27,13 @@ from danlu.model.likelihood import compute_twice, prepare, why_alone
 from danlu.model.load import load_tokenizer
 from danlu.model.lora_options import LoraOptions
 from danlu.model.lora_targets import described, stacked_weights, why_no_rows
-from danlu.model.named import LoadedModel, load
+from danlu.model.named import LoadedModel, ModelOptions, load
 from danlu.model.turns import left_to_learn, named
 from danlu.recipe import TrainingRecipe, check_disk
 from danlu.steps.step import Show
 from danlu.train.checkpoint import DIGEST, Saved
 from danlu.train.loop import planned_steps, resumable
+from danlu.train.schedule import check_schedule
 from danlu.train.sft import left_out_counts, refuse_unknown_tokens, sft_examples
 
 
@@ -88,7 +89,14 @@ def read_split(recipe: TrainingRecipe, journal: Draft, skipped: Skipped, show: S
 
 def load_base(recipe: TrainingRecipe, device: Device, show: Show) -> Base:
     """The model that the recipe names, with the chat of its data."""
-    return with_chat(recipe, load(recipe.model, device, cache=cache_directory(), say=show.say))
+    return with_chat(recipe, load(as_trained(recipe.model, device), device, cache=cache_directory(), say=show.say))
+
+
+def as_trained(model: ModelOptions, device: Device) -> ModelOptions:
+    """The model as it is trained: auto is float16 on a GPU that does not multiply bfloat16."""
+    if model.dtype == "auto" and device.name == "cuda" and not device.has_bfloat16:
+        return model.model_copy(update={"dtype": "float16"})
+    return model
 
 
 def with_chat(recipe: TrainingRecipe, loaded: LoadedModel) -> Base:
@@ -216,7 +224,8 @@ def describe(
     skipped: Skipped,
     per_epoch: int,
 ) -> None:
-    """Keep what is worked on, and on which machine."""
+    """Keep what is worked on, and on which machine. Raises ConfigError for a schedule that is longer than the run."""
+    check_schedule(recipe.train, planned_steps(recipe.train, per_epoch), per_epoch)
     dtype, (trained, total) = str(ready.base.loaded.dtype), parameter_counts(ready.model)
     journal.result(
         "data",

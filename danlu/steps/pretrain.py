@@ -29,6 +29,7 @@ from danlu.recipe import KIND, TrainingRecipe, TrainingSections
 from danlu.steps.prepare import (
     Base,
     Sizes,
+    as_trained,
     describe,
     digest_of,
     identity_of,
@@ -128,7 +129,12 @@ def _load(recipe: PretrainRecipe, device: Device, show: Show) -> Base:
     if recipe.pretrain.weights == "pretrained":
         return load_base(recipe, device, show)
     loaded = load_random(
-        recipe.model, recipe.pretrain.config, recipe.seed, device, cache=cache_directory(), say=show.say
+        as_trained(recipe.model, device),
+        recipe.pretrain.config,
+        recipe.seed,
+        device,
+        cache=cache_directory(),
+        say=show.say,
     )
     return with_chat(recipe, loaded)
 

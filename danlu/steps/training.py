@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import model_validator
 
 from danlu.data.records import Message
@@ -168,6 +169,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             identity=parts.identity,
             is_fresh=parts.is_fresh,
             saved=saved,
+            fallback=torch.float32 if recipe.model.dtype == "auto" else None,
             how_to_resume=how_to_resume,
             on_step=parts.show.step,
         ),

@@ -12,10 +12,67 @@ from typing import Any, Protocol, TypeVar
 
 import numpy
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from danlu.config import Options
 from danlu.errors import ConfigError
 
 Example = TypeVar("Example", covariant=True)
+
+
+class BatchOptions(Options):
+    """How many examples a step takes, and how it is cut into forward passes.
+
+    Of batch_size and the two names of transformers, two make the third: batch_size is their product, and what is not
+    given follows.
+    """
+
+    batch_size: int = Field(32, ge=1, description="examples of one optimizer step, over all its micro-batches")
+    per_device_train_batch_size: int | None = Field(
+        None, ge=1, description="examples of one forward pass at most, beside micro_batch_tokens; HF's name"
+    )
+    gradient_accumulation_steps: int | None = Field(
+        None,
+        ge=1,
+        description="times per_device_train_batch_size it is batch_size, as in HF; a step takes as many forward passes "
+        "as the examples' lengths want",
+    )
+    micro_batch_tokens: int = Field(
+        4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_make_the_third(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        names = ("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+        size, each, times = (_number(given.get(name)) for name in names)
+        if each is None and times is None:
+            return given
+        if each is None and times is not None:
+            if size is None or size % times:
+                seen = "without per_device_train_batch_size" if size is None else f"does not divide batch_size {size}"
+                raise ValueError(
+                    f"gradient_accumulation_steps {times} {seen}; "
+                    "give batch_size, the examples of one optimizer step, or both of HF's names"
+                )
+            return {**given, "per_device_train_batch_size": size // times}
+        assert each is not None
+        made = each * (times or 1)
+        if times is not None and size not in (None, made):
+            raise ValueError(
+                f"batch_size {size} is not per_device_train_batch_size {each} x gradient_accumulation_steps {times} = "
+                f"{made}; leave one of them out"
+            )
+        return given if given.get("batch_size") is not None else {**given, "batch_size": made}
+
+
+def _number(value: Any) -> int | None:
+    """The number above 0 that it is, also as the word of a flag; of anything else pydantic says what is wrong."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 class Batches(Protocol[Example]):

@@ -24,6 +24,7 @@ from torch import Tensor
 from danlu.errors import TrainingError
 from danlu.journal import Journal
 from danlu.train.learner import Gradient, Learner
+from danlu.train.precision import OTHER_FORMATS
 from danlu.train.trials import Fork, Made, Trials, spread
 
 Mode = Literal["off", "observe", "act"]
@@ -255,10 +256,11 @@ class Doctor:
 
     def _given_up(self, found: Gradient, now: Where) -> TrainingError:
         tenth = self._planned(self._steps // 2) / 10
+        lower = f"try a tenth of the rate, or train.doctor=act, which finds it: train.learning_rate={tenth:g}"
         return TrainingError(
             f"step {now.step + 1}: {found.fault} (loss {found.loss}, gradient norm {found.norm}); "
             "the step was not applied",
-            fix=f"try a tenth of the rate, or train.doctor=act, which finds it: train.learning_rate={tenth:g}",
+            fix=OTHER_FORMATS if found.beyond else lower,
         )
 
     # -- what looks say -------------------------------------------------------------------------------

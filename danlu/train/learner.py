@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from danlu.data.batches.packing import micro_batches
 from danlu.device import Device
 from danlu.train.master import Master
-from danlu.train.optim import OptimOptions, build_optimizer
+from danlu.train.optim import OptimOptions, build_optimizer, set_rate
+from danlu.train.precision import Change, Precision
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -68,15 +69,21 @@ class Gradient:
         loss: mean over what the stage counts.
         norm: of the gradient, before it was clipped.
         metrics: means of the stage's own.
+        changes: of how numbers are held, that were made on the way to it.
+        beyond: what float16 does not hold; nothing where it does, or the model has another format.
     """
 
     loss: float
     norm: float
     metrics: dict[str, float]
+    changes: tuple[Change, ...] = ()
+    beyond: str = ""
 
     @property
     def fault(self) -> str:
         """What of it is not finite; nothing where all is."""
+        if self.beyond:
+            return f"float16 does not hold {self.beyond}"
         if not math.isfinite(self.loss):
             return "the loss is not finite"
         return "" if math.isfinite(self.norm) else "the gradient is not finite"
@@ -89,6 +96,8 @@ class Learner(Generic[Example, Batch]):
         master: the weights under training, as the optimizer has them.
         options: of the optimizer, and how a step is cut.
         micro_batch_tokens: tokens of one forward pass at most.
+        most: examples of one, likewise; None bounds nothing.
+        fallback: what a model in float16 goes on in when that does not hold its numbers; None: it does not go on.
     """
 
     def __init__(
@@ -99,30 +108,51 @@ class Learner(Generic[Example, Batch]):
         options: OptimOptions,
         micro_batch_tokens: int,
         device: Device,
+        *,
+        most: int | None = None,
+        fallback: torch.dtype | None = None,
     ) -> None:
         self.stage, self.model, self.master = stage, model, master
-        self._options, self._micro_batch_tokens, self._device = options, micro_batch_tokens, device
-        self._optimizer = build_optimizer(master.weights.items(), options)
+        self._options, self._cut, self._device = options, (micro_batch_tokens, most), device
+        self._optimizer = build_optimizer(model, master.weights, options)
+        self._precision = Precision(model, fallback)
 
     def gradient(self, examples: Sequence[Example]) -> Gradient:
-        """Of the mean loss of `examples`, clipped; it replaces one that was not applied."""
+        """Of the mean loss of `examples`, clipped; it replaces one that was not applied.
+
+        What float16 cannot hold is computed again, as its `changes` say.
+        """
         self.model.train()
+        changes: list[Change] = []
+        while True:
+            found = self._gradient(examples)
+            if not found.fault or not (change := self._precision.again(found.loss)):
+                return replace(found, changes=tuple(changes), beyond=self._precision.beyond(found.loss, found.norm))
+            changes.append(change)
+
+    def _gradient(self, examples: Sequence[Example]) -> Gradient:
         self._optimizer.zero_grad(set_to_none=True)
         mean, weight = _Mean(), sum(map(self.stage.weight, examples))
         for batch in self._micro_batches(examples):
             loss = self.stage.loss(self.model, batch)
-            (loss.total / weight).backward()
+            self._precision.backward(loss.total / weight)
             mean.add(loss)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), self._options.max_grad_norm))
+        self._precision.unscale(self.master.weights.values())
+        bound = self._options.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
         return Gradient(mean.total / weight, norm, mean.metrics_over(weight))
 
     def apply(self, rate: float, step: int) -> None:
         """Make the optimizer's step with the gradient at hand: it will have made `step` of them."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         self._optimizer.step()
+        self._precision.applied()
         self.master.publish(step)
         self._optimizer.zero_grad(set_to_none=True)
+
+    def figures(self) -> dict[str, float]:
+        """How numbers are held, for the metrics; nothing where there is nothing to tell."""
+        return self._precision.figures()
 
     @torch.no_grad()
     def look(self, examples: Sequence[Example]) -> tuple[float, dict[str, float]]:
@@ -138,6 +168,7 @@ class Learner(Generic[Example, Batch]):
         return {
             "trainable": {name: weight.detach() for name, weight in self.master.weights.items()},
             "optimizer": self._optimizer.state_dict(),
+            "precision": self._precision.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self._device.name == "cuda" else [],
         }
@@ -149,6 +180,7 @@ class Learner(Generic[Example, Batch]):
 
     def restore(self, state: Mapping[str, Any], step: int) -> None:
         """Go on from a state that was noted after so many steps; it stays what it is."""
+        self._precision.restore(state["precision"])  # first: it says in which format weights are published
         self.master.restore(state["trainable"], step)
         self._optimizer.load_state_dict(_copied(state["optimizer"]))  # which would be taken as it is, and changed
         torch.set_rng_state(state["random"])
@@ -162,11 +194,11 @@ class Learner(Generic[Example, Batch]):
     def begin_from(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Take these weights, with an optimizer that remembers no gradient."""
         self.master.restore(weights, step)
-        self._optimizer = build_optimizer(self.master.weights.items(), self._options)
+        self._optimizer = build_optimizer(self.model, self.master.weights, self._options)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         lengths = [self.stage.length(example) for example in examples]
-        for group in micro_batches(lengths, range(len(lengths)), self._micro_batch_tokens):
+        for group in micro_batches(lengths, range(len(lengths)), *self._cut):
             yield self.stage.collate([examples[index] for index in group])
 
 

@@ -8,40 +8,42 @@ the step: a step that is not finite is never applied.
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
 from danlu.errors import DanluError, Interrupted
 from danlu.journal import Journal
-from danlu.train.batches import Batches
+from danlu.train.batches import Batches, BatchOptions
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
 from danlu.train.doctor import Doctor, Mode, Move, Where
 from danlu.train.learner import Batch, Example, Gradient, Learner, Stage
 from danlu.train.master import Master
-from danlu.train.optim import OptimOptions, rate_factor
+from danlu.train.neftune import noisy_embeddings
+from danlu.train.optim import OptimOptions
+from danlu.train.schedule import PLATEAU, Rate
+from danlu.train.stopping import stop_requests
 
 
-class TrainOptions(OptimOptions):
+class TrainOptions(BatchOptions, OptimOptions):
     """How long, in what portions, and how often to look and to save."""
 
     num_train_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the data; fine-tuning wants one")
     max_steps: int | None = Field(
         None, ge=1, description="make so many optimizer steps, whatever num_train_epochs says, as in HF"
     )
-    batch_size: int = Field(32, ge=1, description="examples of one optimizer step, over all its micro-batches")
-    micro_batch_tokens: int = Field(
-        4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
+    neftune_noise_alpha: float | None = Field(
+        None,
+        ge=0,
+        description="noise on the embeddings of what is learnt, alpha / sqrt(tokens x width) at most (Jain et al. "
+        "2023); 5 is usual, and makes answers longer. null or 0 is off",
     )
     gradient_checkpointing: bool = Field(
         False, description="blocks compute their inside twice instead of keeping it: long examples fit, a third slower"
@@ -57,6 +59,17 @@ class TrainOptions(OptimOptions):
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept, newest first")
 
+    @field_validator("neftune_noise_alpha")
+    @classmethod
+    def _no_noise_is_off(cls, alpha: float | None) -> float | None:
+        return alpha or None
+
+    @model_validator(mode="after")
+    def _a_plateau_is_looked_for(self) -> TrainOptions:
+        if self.lr_scheduler_type == PLATEAU and not self.eval_steps:
+            raise ValueError(f"lr_scheduler_type={PLATEAU} follows the held-out loss: set eval_steps")
+        return self
+
 
 @dataclass(frozen=True)
 class Run(Generic[Example]):
@@ -68,6 +81,7 @@ class Run(Generic[Example]):
         identity: name -> value of what, besides seed and options, must be the same when the run is resumed.
         is_fresh: whether the weights began at random.
         saved: the checkpoint that it goes on from, by `resumable`; None begins at the first step.
+        fallback: what a model in float16 goes on in when that does not hold its numbers; None: it is an error.
         how_to_resume: the command shown when the run is stopped.
         on_step: called with each metrics row.
     """
@@ -78,14 +92,15 @@ class Run(Generic[Example]):
     identity: Mapping[str, str]
     is_fresh: bool = False
     saved: Saved | None = None
+    fallback: torch.dtype | None = None
     how_to_resume: str = "run the same command with resume=true"
     on_step: Callable[[dict[str, Any]], None] = lambda _row: None
 
 
 # What the halves of a run may have otherwise: how long it is, how often it looks and saves, and how a step is cut.
 _FREE = {
-    "num_train_epochs", "max_steps", "micro_batch_tokens", "gradient_checkpointing", "eval_steps", "save_steps",
-    "save_total_limit",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "micro_batch_tokens",
+    "gradient_checkpointing", "eval_steps", "save_steps", "save_total_limit",
 }  # fmt: skip
 
 
@@ -95,8 +110,12 @@ def planned_steps(options: TrainOptions, per_epoch: int) -> int:
 
 
 def full_identity(identity: Mapping[str, str], seed: int, options: TrainOptions) -> dict[str, str]:
-    """What must be equal for a resumed run to go on as it would have: `identity`, the seed, and most options."""
-    fixed = options.model_dump(mode="json", exclude=_FREE)
+    """What must be equal for a resumed run to go on as it would have: `identity`, the seed, and most options.
+
+    What is not given is left out, so that an option which came later changes no earlier run.
+    """
+    free = _FREE - {"eval_steps"} if options.lr_scheduler_type == PLATEAU else _FREE
+    fixed = options.model_dump(mode="json", exclude=free, exclude_none=True)
     return {**identity, "seed": str(seed), **{f"train.{name}": str(value) for name, value in fixed.items()}}
 
 
@@ -123,7 +142,8 @@ def train(
     Raises TrainingError on a loss or gradient that is not finite (the step is not applied), Interrupted on
     Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
     """
-    with Master(model, run.seed) as master, _stop_requests() as stop, _memory_faults(options):
+    noise = noisy_embeddings(model, options.neftune_noise_alpha)
+    with Master(model, run.seed) as master, noise, stop_requests() as stop, _memory_faults(options):
         loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
         while not loop.is_over:
@@ -157,8 +177,16 @@ class _Loop(Generic[Example, Batch]):
 
     def __post_init__(self) -> None:
         self.steps = planned_steps(self.options, self.run.batches.per_epoch)
+        self.rate = Rate(self.options, self.steps, self.run.batches.per_epoch)
         self.learner = Learner(
-            self.stage, self.model, self.master, self.options, self.options.micro_batch_tokens, self.device
+            self.stage,
+            self.model,
+            self.master,
+            self.options,
+            self.options.micro_batch_tokens,
+            self.device,
+            most=self.options.per_device_train_batch_size,
+            fallback=self.run.fallback,
         )
         self.doctor = Doctor(
             self.options.doctor,
@@ -167,7 +195,7 @@ class _Loop(Generic[Example, Batch]):
             self.run.held_out,
             steps=self.steps,
             rate=self._planned_rate,
-            warmup=math.ceil(self.options.warmup_ratio * self.steps),
+            warmup=self.options.warmup(self.steps),
             is_fresh=self.run.is_fresh,
             most_examples=self.options.batch_size,
             journal=self.journal,
@@ -192,10 +220,14 @@ class _Loop(Generic[Example, Batch]):
         self.peak.begin()
         examples = self._take()
         rate = self.doctor.rate(self.position)
-        found = self.doctor.before(self.learner.gradient(examples), examples, self._here())
+        gradient = self.learner.gradient(examples)
+        self._say_changes(gradient)
+        found = self.doctor.before(gradient, examples, self._here())
         if isinstance(found, Move):
             self._follow(found)
         else:
+            if found is not gradient:
+                self._say_changes(found)
             self.step, self.position = self.step + 1, self.position + 1
             self.learner.apply(rate, self.step)
             row = self._row(examples, found, rate, time.perf_counter() - started)
@@ -207,12 +239,15 @@ class _Loop(Generic[Example, Batch]):
         if self.is_over or self.step // self.options.save_steps > before // self.options.save_steps:
             self.save_checkpoint()
 
+    def _say_changes(self, found: Gradient) -> None:
+        for change in found.changes:
+            self.journal.event(change.kind, change.reason, step=self.step + 1, **change.details)
+
     def _here(self) -> Where:
         return Where(self.step, self.position)
 
     def _planned_rate(self, position: int) -> float:
-        factor = rate_factor(position, self.steps, self.options.lr_scheduler_type, self.options.warmup_ratio)
-        return self.options.learning_rate * factor
+        return self.rate.at(position)
 
     def _take(self) -> Sequence[Example]:
         """What this step learns from; where there is a fault in it, what was learnt before is saved first."""
@@ -246,6 +281,7 @@ class _Loop(Generic[Example, Batch]):
             "peak_memory_bytes": self.peak.bytes(),
             "seconds": seconds,
             **found.metrics,
+            **self.learner.figures(),
             **self.run.batches.figures(),
         }
 
@@ -253,7 +289,11 @@ class _Loop(Generic[Example, Batch]):
         """The held-out loss, where it is due after this step."""
         every = self.options.eval_steps
         due = every and self.step // every > before // every
-        return self._held_out() if self.run.held_out and (self.is_over or due) else {}
+        found = self._held_out() if self.run.held_out and (self.is_over or due) else {}
+        if found and due and (by := self.rate.looked(found["eval_loss"])) is not None:
+            figures = {"eval_loss": found["eval_loss"], "factor": by}
+            self.journal.event("rate lowered", "the held-out loss falls no more", step=self.step, **figures)
+        return found
 
     def _held_out(self) -> dict[str, Any]:
         loss, metrics = self.learner.look(self.run.held_out)
@@ -272,6 +312,7 @@ class _Loop(Generic[Example, Batch]):
             "steps": self.steps,
             "batches": self.run.batches.state(),
             "doctor": self.doctor.state(),
+            "rate": self.rate.state(),
             **self.learner.state(),
         }
         identity = full_identity(self.run.identity, self.run.seed, self.options)
@@ -284,37 +325,11 @@ class _Loop(Generic[Example, Batch]):
         self.learner.restore(state, saved.step)
         self.run.batches.restore(state["batches"])
         self.doctor.restore(state["doctor"])
+        self.rate.restore(state["rate"])
         self.step, self.position = saved.step, state["position"]
         longer = f"; {self.steps} steps instead of {state['steps']}: the rate follows the new length"
         reason = f"from {saved.path.name}" + (longer if self.steps != state["steps"] else "")
         self.journal.event("resumed", reason, step=self.step)
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads between steps; a second one kills."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
-
-    def ask(number: int, _frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, before[number])
-
-    for number in signals:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])
 
 
 def _memory_faults(options: TrainOptions) -> AbstractContextManager[None]:

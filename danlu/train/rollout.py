@@ -75,6 +75,7 @@ class Rollouts:
         judge: answers -> rewards, checked.
         batch_size: answers of one step.
         micro_batch_tokens: of one forward pass, as the loop cuts it.
+        most: answers of one forward pass, likewise; None bounds nothing.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Rollouts:
         *,
         batch_size: int,
         micro_batch_tokens: int,
+        most: int | None = None,
         seed: int,
     ) -> None:
         self._prompts, self._policy, self._judge, self._options, self._seed = prompts, policy, judge, options, seed
-        self._micro_batch_tokens = micro_batch_tokens
+        self._cut = (micro_batch_tokens, most)
         self._asked = options.rollout_batch_size // options.group  # prompts of one rollout
         self._parts = -(-options.rollout_batch_size // batch_size)  # steps of one pass over it
         self._steps = self._parts * options.num_ppo_epochs
@@ -193,7 +195,7 @@ class Rollouts:
         found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for part in parts:
             lengths = [len(examples[at].token_ids) for at in part]
-            for group in micro_batches(lengths, range(len(part)), self._micro_batch_tokens):  # as the loop cuts it
+            for group in micro_batches(lengths, range(len(part)), *self._cut):  # as the loop cuts it
                 members = [part[at] for at in group]
                 batch = collate([examples[at] for at in members])
                 sizes = [examples[at].learnt_tokens for at in members]

@@ -12,12 +12,14 @@ from showing import Lines, Stops
 from danlu import Engine
 from danlu.config import validate
 from danlu.errors import Interrupted, MemoryShortage
+from danlu.hub import import_bitsandbytes
 from danlu.journal import Journal
 from danlu.run import run
 from danlu.steps.kinds import KINDS
 from tiny import make_golden_model
 
 pytestmark = pytest.mark.cuda
+needs_bitsandbytes = pytest.mark.skipif(import_bitsandbytes() is None, reason="bitsandbytes is not installed")
 
 JUDGE = """
 def short(prompts, completions, references):
@@ -119,6 +121,13 @@ def _card(device):
         ("dpo", {"lora": {"lora_dropout": 0.1}}),
         ("sft", {"model": {"dtype": "bfloat16"}}),
         ("sft_full", {"model": {"dtype": "bfloat16"}}),
+        ("sft", {"model": {"dtype": "float16"}}),
+        ("sft_full", {"model": {"dtype": "float16"}}),
+        ("sft", {"train": {"neftune_noise_alpha": 5}}),
+        *(
+            pytest.param("sft_full", {"train": {"optim": name}}, marks=needs_bitsandbytes)
+            for name in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
+        ),
     ],
 )
 def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, training, changes):
@@ -147,6 +156,24 @@ def test_blocks_that_compute_twice_learn_the_same(recipe):
         for name in ("plain", "twice")
     )
     assert twice == pytest.approx(plain, rel=APART)
+
+
+@needs_bitsandbytes
+def test_a_paged_optimizer_learns_as_a_plain_one(recipe):
+    plain, paged = (
+        metrics(run(recipe("sft_full", name, train={"optim": name}), Lines(), ""))
+        for name in ("adamw_torch", "paged_adamw_32bit")
+    )
+    assert paged == pytest.approx(plain, rel=APART)
+
+
+@pytest.mark.parametrize("training", ["sft", "sft_full", "dpo", "reward", "grpo"])
+def test_float16_learns_nearly_the_same_by_a_scaled_loss(recipe, training):
+    long, short = (
+        run(recipe(training, dtype, model={"dtype": dtype}), Lines(), "") for dtype in ("float32", "float16")
+    )
+    assert metrics(short)[0] == pytest.approx(metrics(long)[0], rel=2**-6, abs=2**-6)
+    assert all(scale >= 1 for scale in metrics(short, "loss_scale"))
 
 
 @pytest.mark.parametrize("training", ["sft", "sft_full"])

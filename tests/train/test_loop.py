@@ -6,12 +6,14 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from waiting import interrupts_stay_inside, wait_until
 
+from danlu.config import validate
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError, DiskError, Interrupted, TrainingError
 from danlu.journal import Journal
@@ -52,14 +54,17 @@ def examples(count=12):
     return [(float(i % 5 + 1), 2.0 * (i % 5 + 1), float(i % 3 + 1)) for i in range(count)]
 
 
-def go(tmp_path, *, model=None, a_stage=None, held_out=(), resume=False, seed=0, on_step=None, **options):
+def go(
+    tmp_path, *, model=None, a_stage=None, held_out=(), resume=False, seed=0, on_step=None, fallback=None, **options
+):
     given = TrainOptions(**{"batch_size": 4, "learning_rate": 0.05, "weight_decay": 0.0, "save_steps": 2, **options})
     journal = Journal(tmp_path)
     model = model or Line()
     same = {"data": "t"}
     batches = Shuffled(examples(), given.batch_size, seed)
     saved = resumable(journal.checkpoints, same, seed, given, batches.per_epoch) if resume else None
-    run = Run(batches, list(held_out), seed=seed, identity=same, saved=saved, on_step=on_step or (lambda row: None))
+    told = on_step or (lambda row: None)
+    run = Run(batches, list(held_out), seed=seed, identity=same, saved=saved, fallback=fallback, on_step=told)
     train(a_stage or stage(), model, run, given, journal, CPU)
     return model, journal
 
@@ -126,6 +131,118 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     _, journal = go(tmp_path, model=model, optim="sgd", momentum=0.0, max_grad_norm=0.5, max_steps=1, warmup_ratio=0.0)
     assert journal.metrics()[0]["grad_norm"] > 0.5
     assert model.weight.item() == pytest.approx(0.05 * 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("off", [0, None])
+def test_without_a_bound_a_step_takes_the_whole_gradient_and_its_norm_is_still_told(tmp_path, off):
+    model = Line()
+    _, journal = go(tmp_path, model=model, optim="sgd", momentum=0.0, max_grad_norm=off, max_steps=1, warmup_ratio=0.0)
+    (row,) = journal.metrics()
+    assert row["grad_norm"] > 1
+    assert model.weight.item() == pytest.approx(0.05 * row["grad_norm"], rel=1e-4)
+
+
+def test_a_step_has_the_rate_of_its_schedule_and_it_is_told(tmp_path):
+    # SGD, without momentum or a bound, on a gradient of 1: a weight is the sum of the rates, with its sign
+    def loss(model, batch):
+        return Loss(model.weight.sum() * sum(example[2] for example in batch))
+
+    model = Line()
+    plain = {"optim": "sgd", "momentum": 0.0, "max_steps": 6, "lr_scheduler_type": "step", "warmup_steps": 1}
+    _, journal = go(tmp_path, model=model, a_stage=stage(loss), **plain, lr_scheduler_kwargs={"gamma": 0.5})
+    rates = [row["lr"] for row in journal.metrics()]
+    assert rates == pytest.approx([0.025, 0.05, 0.05, 0.025, 0.025, 0.025])  # an epoch has three steps
+    assert model.weight.item() == pytest.approx(-sum(rates), rel=1e-5)
+
+
+# What is known of a plateau stands in the checkpoint: patience 0, and a loss that soon rises and falls by chance.
+FOLLOWING = {
+    "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5, "cooldown": 1},
+    "eval_steps": 1, "learning_rate": 1.0, "num_train_epochs": 4, "warmup_ratio": 0.0,
+}  # fmt: skip
+
+
+def test_the_rate_follows_the_held_out_loss(tmp_path):
+    _, journal = go(tmp_path, **FOLLOWING, held_out=examples(3))
+    events = [event for event in journal.events() if event["kind"] == "rate lowered"]
+    rows = journal.metrics()
+    assert len(events) >= 3
+    for event in events:
+        looked, *following = rows[event["step"] - 1 : event["step"] + 1]
+        assert event["eval_loss"] == looked["eval_loss"]
+        assert [row["lr"] for row in following] == pytest.approx([looked["lr"] * 0.5] * len(following))
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.8])
+def test_a_rate_that_follows_the_loss_goes_on_from_a_checkpoint(tmp_path, warmup_ratio):
+    """Also in the middle of its warmup."""
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+    given = {**FOLLOWING, "held_out": examples(3), "warmup_ratio": warmup_ratio}
+    whole, journal = go(tmp_path / "whole", **given)
+    with pytest.raises(Stopped):
+        go(tmp_path / "halves", **given, on_step=stop_after(7))
+    halves, resumed = go(tmp_path / "halves", **given, resume=True)
+    alike = ("loss", "eval_loss", "lr")
+    found, expected = ([[row[name] for name in alike] for row in of.metrics()] for of in (resumed, journal))
+    assert found == expected
+    assert torch.equal(whole.weight, halves.weight)
+    with pytest.raises(ConfigError, match=r"train\.eval_steps was 1 and is 2"):
+        go(tmp_path / "halves", **{**given, "eval_steps": 2}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}, (12, 4)),
+        ({"per_device_train_batch_size": 4}, (4, 4)),
+        ({"batch_size": 12, "gradient_accumulation_steps": 3}, (12, 4)),
+        ({"batch_size": 12, "per_device_train_batch_size": 4}, (12, 4)),
+        ({"batch_size": 12, "per_device_train_batch_size": "4", "gradient_accumulation_steps": "3"}, (12, 4)),
+        ({"batch_size": 12}, (12, None)),
+    ],
+)
+def test_a_steps_examples_by_the_names_of_transformers(given, made):
+    options = validate(TrainOptions, given, where="train")
+    assert (options.batch_size, options.per_device_train_batch_size) == made
+    assert validate(TrainOptions, options.model_dump(), where="train") == options  # as a run directory keeps it
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"batch_size": 32, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+            "batch_size 32 is not per_device_train_batch_size 4 x gradient_accumulation_steps 4 = 16",
+        ),
+        ({"batch_size": 10, "gradient_accumulation_steps": 4}, "4 does not divide batch_size 10"),
+        ({"gradient_accumulation_steps": 4}, "4 without per_device_train_batch_size; give batch_size"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: Input should be greater than or equal to 1"),
+        ({"gradient_accumulation_steps": "many"}, "gradient_accumulation_steps: Input should be a valid integer"),
+        ({"lr_scheduler_type": "reduce_on_plateau"}, "follows the held-out loss: set eval_steps"),
+        ({"bf16": True}, "bf16: unknown key; write model.dtype: bfloat16"),
+        ({"fp16": True}, "fp16: unknown key; write model.dtype: float16"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(given, said):
+    with pytest.raises(ConfigError) as caught:
+        validate(TrainOptions, given, where="train")
+    assert said in str(caught.value)
+
+
+def test_a_forward_pass_has_so_many_examples_at_most_and_the_step_is_the_same(tmp_path):
+    seen, results = [], []
+    for name, cut in (("whole", {"batch_size": 6}), ("cut", {"batch_size": 6, "gradient_accumulation_steps": 3})):
+        (tmp_path / name).mkdir()
+        model = Line()
+        model.drop.p = 0.0
+        counting = replace(stage(), collate=lambda batch: seen.append(len(batch)) or list(batch))
+        go(tmp_path / name, model=model, a_stage=counting, **cut)
+        results.append(model.weight.item())
+    assert seen == [6, 6, 2, 2, 2, 2, 2, 2]
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    _, journal = go(tmp_path / "cut", resume=True, batch_size=6, num_train_epochs=2)  # a step may be cut otherwise
+    assert [row["step"] for row in journal.metrics()] == [1, 2, 3, 4]
 
 
 class Stopped(Exception):

@@ -169,7 +169,9 @@ def table(model, ids, temperature=1.0):
     return -token_losses(model, collate(documents), temperature)
 
 
-def learn(tmp_path, model, policy, reward, options, *, steps, rate=2e-2, batch=None, resume=False, on_step=None):
+def learn(
+    tmp_path, model, policy, reward, options, *, steps, rate=2e-2, batch=None, most=None, resume=False, on_step=None
+):
     size = batch or options.rollout_batch_size
     prompts = [Prompt((), (END,), f"p:{at}") for at in range(max(1, options.rollout_batch_size // options.group))]
     rollouts = Rollouts(
@@ -179,10 +181,17 @@ def learn(tmp_path, model, policy, reward, options, *, steps, rate=2e-2, batch=N
         options,
         batch_size=size,
         micro_batch_tokens=10_000,
+        most=most,
         seed=0,
     )
     given = TrainOptions(
-        max_steps=steps, learning_rate=rate, weight_decay=0.0, warmup_ratio=0.0, batch_size=size, save_steps=2
+        max_steps=steps,
+        learning_rate=rate,
+        weight_decay=0.0,
+        warmup_ratio=0.0,
+        batch_size=size,
+        per_device_train_batch_size=most,
+        save_steps=2,
     )
     journal = Journal(tmp_path)
     tmp_path.mkdir(exist_ok=True)
@@ -356,6 +365,20 @@ def test_a_second_pass_keeps_what_the_first_noted():
     with torch.no_grad():
         own = [(-token_losses(tiny(), collate([example]))).tolist() for example in examples]
     assert noted == [pytest.approx(numbers, abs=1e-5) for numbers in own]
+
+
+def test_a_rollout_is_asked_about_in_the_passes_that_the_loop_makes(tmp_path):
+    class Counts(Toy):
+        def look(self, batch):
+            seen.append(batch.lengths)
+            return super().look(batch)
+
+    seen, model = [], tiny()
+    journal = learn(
+        tmp_path, model, Counts(model, REFERENCE, longest=3), judged, options_of(), steps=1, batch=8, most=3
+    )
+    assert [len(lengths) for lengths in seen] == [3, 3, 2] * 4
+    assert journal.metrics()[0]["ratio"] == pytest.approx(1.0, abs=1e-7)
 
 
 def test_a_rate_of_nothing_changes_nothing(tmp_path):

@@ -126,15 +126,17 @@ def _weights(examples: Sequence[Example], target_at: Tensor) -> Tensor | None:
     return torch.tensor(each, dtype=torch.float32)[target_at]
 
 
-def micro_batches(lengths: Sequence[int], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut `indices` into groups of similar length with at most `max_tokens` tokens each.
+def micro_batches(
+    lengths: Sequence[int], indices: Sequence[int], max_tokens: int, most: int | None = None
+) -> list[list[int]]:
+    """Cut `indices` into groups of similar length with at most `max_tokens` tokens each, and `most` members.
 
     A document longer than `max_tokens` stands alone. Longest first: memory is asked for at the start.
     """
     groups: list[list[int]] = []
     room = 0
     for index in sorted(indices, key=lambda i: (-lengths[i], i)):
-        if not groups or room < lengths[index]:
+        if not groups or room < lengths[index] or len(groups[-1]) == most:
             groups.append([])
             room = max_tokens
         groups[-1].append(index)
