@@ -60,12 +60,10 @@ class Move:
 
     Attributes:
         made: steps of a fork that became the run's own.
-        ends: whether it has come to its end.
     """
 
     to: Where
     made: Sequence[Made] = ()
-    ends: bool = False
 
 
 @dataclass
@@ -351,7 +349,7 @@ class Doctor:
         where, weights = self._best
         self._learner.begin_from(weights, now.step)
         self._tell("stopped", f"{why}: it ends with the weights of step {where.step}; {advice}", **figures)
-        return Move(Where(now.step, self._steps), ends=True)
+        return Move(Where(now.step, self._steps))
 
     def _on_flat(self, now: Where) -> Move | None:
         """No progress for a fifth of the run: less, or more?"""
@@ -422,7 +420,7 @@ class Doctor:
         if chart.still == 2:
             self._learner.restore(start, now.step)
             self._tell("stopped", f"{words}, and no other rate helps: both losses are at their minimum", **figures)
-            return Move(Where(now.step, self._steps), ends=True)
+            return Move(Where(now.step, self._steps))
         self._tell("trial", f"{words}; no other rate helps: it stays", **figures)
         if forks[1.0].end is None:  # what is wrong there is seen when it comes
             self._learner.restore(start, now.step)

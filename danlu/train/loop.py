@@ -260,11 +260,13 @@ class _Loop(Generic[Example, Batch]):
 
     def _follow(self, move: Move) -> None:
         """Go on where the doctor says; steps of a fork that was kept are the run's own."""
-        for at, made in enumerate(move.made, start=move.to.step - len(move.made) + 1):
+        first = move.to.step - len(move.made)
+        for at, made in enumerate(move.made, start=first + 1):
             self.step, self.position = at, move.to.position - (move.to.step - at)
-            self._tell({**self._row(made.examples, made.gradient, made.rate, made.seconds), **self._looked(at - 1)})
+            looked = self._looked(first) if at == move.to.step else {}  # the weights are those of the last
+            self._tell({**self._row(made.examples, made.gradient, made.rate, made.seconds), **looked})
         self.step, self.position = move.to.step, move.to.position
-        if move.ends and self.run.held_out:
+        if self.is_over and not move.made and self.run.held_out:
             self.journal.event("held out", "at its end", step=self.step, **self._held_out())
 
     def _row(self, examples: Sequence[Example], found: Gradient, rate: float, seconds: float) -> dict[str, Any]:

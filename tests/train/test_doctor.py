@@ -8,6 +8,7 @@ from reading import CPU, TUNED, read, reading, sentences
 
 from danlu.errors import TrainingError
 from danlu.train.batches import Shuffled
+from danlu.train.doctor import Doctor, Move, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.loop import TrainOptions, _Loop
 from danlu.train.master import Master
@@ -248,3 +249,38 @@ def test_forks_differ_by_their_rate_alone():
 def test_looks_are_spread_over_all():
     assert spread(range(100), 4) == [0, 25, 50, 75]
     assert spread(range(3), 8) == [0, 1, 2]
+
+
+def test_a_fork_that_is_kept_is_looked_at_where_it_ends(tmp_path):
+    """The weights of the steps before are gone by then: nothing is said of them."""
+    given = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "eval_steps": 1}
+    _, without = read(tmp_path / "without", doctor="off", **given)
+    _, tried = read(tmp_path / "tried", doctor="act", **given)
+    known = {row["step"]: row["eval_loss"] for row in without.metrics()}
+    seen = {row["step"]: row["eval_loss"] for row in tried.metrics() if "eval_loss" in row}
+    assert len(seen) < len(known)
+    assert seen == {step: known[step] for step in seen}
+    (trial,) = [event for event in told(tried) if event["kind"] == "trial"]
+    assert known.keys() - seen.keys() == set(range(trial["step"] + 1, trial["step"] + trial["steps"]))
+
+
+def test_a_plateau_hears_of_a_fork_once(tmp_path):
+    patience = {"patience": 2, "factor": 0.1}
+    given = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": patience, "eval_steps": 1}
+    _, journal = read(tmp_path / "run", doctor="act", learning_rate=TUNED["learning_rate"] / 100, **given)
+    changed = next(event for event in told(journal) if event["kind"] == "rate changed")
+    lowered = [event["step"] for event in journal.events() if event["kind"] == "rate lowered"]
+    assert not set(lowered) & set(range(changed["step"], changed["step"] + changed["steps"] + 2))
+
+
+def test_the_end_is_looked_at_also_where_its_step_is_left_out(tmp_path, tuned, monkeypatch):
+    before = Doctor.before
+
+    def leaves_out_the_last(self, found, examples, now):
+        is_last = now.position == STEPS - 1
+        return Move(Where(now.step, STEPS)) if is_last else before(self, found, examples, now)
+
+    monkeypatch.setattr(Doctor, "before", leaves_out_the_last)
+    _, journal = read(tmp_path / "run", doctor="act")
+    assert len(journal.metrics()) == STEPS - 1
+    assert final(journal) < NEAR * tuned
