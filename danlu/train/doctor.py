@@ -247,6 +247,7 @@ class Doctor:
         chart.start_is_seen = False  # a tenth may be too little
         chart.losses = [row for row in chart.losses if row[0] <= best.position]
         chart.looks = [look for look in chart.looks if look.at.position <= best.position]
+        chart.skipped = [at for at in chart.skipped if at < best.position]
         what = f"a warmup of {length} steps" if warm else f"a tenth of the rate, over {length} steps"
         self._tell("went back", f"{why}: back to the weights of step {best.step}, {what}", **figures)
         self._learner.begin_from(weights, now.step)
@@ -458,11 +459,13 @@ class Doctor:
     def _shift(self, back: int) -> None:
         """What is known, in a plan that has gone back by so many steps."""
         chart = self._chart
+        chart.ramp = (chart.ramp[0] - back, chart.ramp[1])
+        chart.skipped = [at - back for at in chart.skipped]
         chart.losses = [(at - back, loss, norm) for at, loss, norm in chart.losses]
         for look in chart.looks:
             look.at = Where(look.at.step, look.at.position - back)
         if self._best is not None:
-            self._best = (Where(self._best[0].step, self._best[0].position - back), self._best[1])
+            self._best = (Where(self._best[0].step, max(0, self._best[0].position - back)), self._best[1])
 
     def _tell(self, kind: str, reason: str, **figures: Any) -> None:
         self._journal.event(kind, reason, by="doctor", **figures)

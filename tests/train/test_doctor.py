@@ -124,6 +124,44 @@ def test_a_loss_that_swings_comes_to_rest_at_a_lower_rate(tmp_path, tuned, monke
     assert final(healed) < NEAR * tuned
 
 
+@pytest.mark.parametrize("rate", [4e-3, 1e-2])
+def test_a_rate_that_is_raised_after_the_run_went_back_is_none_below_zero(tmp_path, monkeypatch, rate):
+    """The plan goes back to before where the rate began to rise again."""
+    planned = _Loop._planned_rate
+
+    def far_too_high_once(self, at):
+        burst = 60 <= at < 63 and "went back" not in kinds(self.journal)
+        return planned(self, at) * (300 if burst else 1)
+
+    monkeypatch.setattr(_Loop, "_planned_rate", far_too_high_once)
+    given = {"doctor": "act", "learning_rate": rate, "lr_scheduler_type": "constant", "max_steps": 200}
+    _, journal = read(tmp_path / "run", **given)
+    assert [kind for kind in kinds(journal) if kind in TREATMENTS][:2] == ["went back", "rate changed"]
+    assert min(row["lr"] for row in journal.metrics()) > 0
+    assert kinds(journal).count("went back") == 1
+
+
+def test_steps_that_were_left_out_are_forgotten_where_the_run_goes_back_before_them(tmp_path, monkeypatch):
+    """Three in ten lead back; of them, two are as bad at the lower rate, which leads back no more."""
+    take = Shuffled(sentences(2000), TUNED["batch_size"], 0).take
+    bad = [take(position) for position in (30, 31, 32)]
+    gradient, back = Learner.gradient, Doctor._back
+
+    def broken(self, examples):
+        found = gradient(self, examples)
+        return Gradient(found.loss, math.nan, found.metrics) if examples in bad else found
+
+    def better(self, *why):
+        del bad[2:]
+        return back(self, *why)
+
+    monkeypatch.setattr(Learner, "gradient", broken)
+    monkeypatch.setattr(Doctor, "_back", better)
+    _, journal = read(tmp_path / "run", doctor="act")
+    seen = [kind for kind in kinds(journal) if kind in ("went back", "skipped step")]
+    assert seen == ["skipped step", "skipped step", "went back", "skipped step", "skipped step"]
+
+
 def test_examples_whose_gradient_is_no_number_are_left_out(tmp_path, tuned, monkeypatch):
     no_number(monkeypatch, {6, 7})  # the second is the same step again
     _, journal = read(tmp_path / "run", doctor="act")
