@@ -79,6 +79,7 @@ class _Chart:
 
     factor: float = 1.0
     ramp: tuple[int, int] = (0, 0)
+    first: float = math.nan  # loss of training
     losses: list[tuple[int, float, float]] = field(default_factory=list)  # position, loss, norm
     looks: list[_Look] = field(default_factory=list)
     treated: int = 0  # the position of the last trial or treatment
@@ -158,9 +159,13 @@ class Doctor:
         """
         if self._mode == "off":
             return None
+        if not self._chart.losses:
+            self._chart.first = found.loss
         self._chart.losses = [*self._chart.losses[1 - REMEMBERED :], (now.position, found.loss, found.norm)]
+        if not self._learner.stage.loss_falls:
+            return None
         if self._mode == "observe":
-            if measured is not None:
+            if measured is not None and self._is_far_enough(now):
                 self._judge(self._note(now, measured), now)
             elif self._is_suspicious():
                 self._once(
@@ -279,6 +284,11 @@ class Doctor:
         chart.looks.append(look)
         return look
 
+    def _is_far_enough(self, now: Where) -> bool:
+        """Whether a look of the run itself is as far from the one before as the doctor's own would be."""
+        looks = self._chart.looks
+        return not looks or now.position >= min(looks[-1].at.position + self._interval, self._steps)
+
     def _is_suspicious(self) -> bool:
         """Whether the last losses stand above those before by more than these differ."""
         losses = [loss for _, loss, _ in self._chart.losses]
@@ -320,14 +330,16 @@ class Doctor:
         chart = self._chart
         if now.position < self._warmup + max(2, self._interval):
             return None
-        gained = (chart.looks[0].loss - look.loss) / abs(chart.looks[0].loss)
-        if gained >= SLOW and chart.factor == 1.0:
+        first, last = chart.looks[0].loss, look.loss
+        if self._mode != "act":  # nobody looked at the weights as they came
+            first, last = chart.first, look.losses
+        if first - last >= SLOW * abs(first) and chart.factor == 1.0:
             chart.start_is_seen = True
             return None
-        figures = {"step": now.step, "held_out": look.loss, "at_first": chart.looks[0].loss}
+        figures = {"step": now.step, "held_out": look.loss, "loss": last, "at_first": first}
         if self._mode != "act":
             chart.start_is_seen = True
-            self._tell("slow start", "the held-out loss hardly falls: five or ten times the rate may help", **figures)
+            self._tell("slow start", "the loss hardly falls: five or ten times the rate may help", **figures)
             return None
         return self._try(
             (5.0, 10.0), now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position

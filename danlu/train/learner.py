@@ -48,6 +48,7 @@ class Stage(Generic[Example, Batch]):
         weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
         counted: the name, in the metrics, of what an example teaches.
         count: that number; None is its weight.
+        loss_falls: whether less of it is better; that of answers that are judged says nothing of progress.
         collate: examples -> one micro-batch on the device.
         loss: (model, batch) -> Loss, differentiable.
     """
@@ -59,6 +60,7 @@ class Stage(Generic[Example, Batch]):
     loss: Callable[[Any, Batch], Loss]
     counted: str = "learnt_tokens"
     count: Callable[[Example], float] | None = None
+    loss_falls: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The doctor: what it sees, what it does, and that it leaves alone what is well."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -230,6 +231,27 @@ def test_observing_changes_nothing_and_tells(tmp_path):
     assert losses(seen) == losses(without)
     assert "explosion" in kinds(seen)
     assert kinds(without) == []
+
+
+@pytest.mark.parametrize("eval_steps", [1, 2, 15, 30])
+def test_observing_a_run_that_is_well_is_no_alarm(tmp_path, eval_steps):
+    """However often the run itself looks. For some steps on either side of the 24th its held-out loss does not move."""
+    _, journal = read(tmp_path / "run", doctor="observe", eval_steps=eval_steps)
+    assert {(event["kind"], 24 < event["step"] < 33) for event in told(journal)} <= {("plateau", True)}
+
+
+@pytest.mark.parametrize("eval_steps", [1, 15])
+def test_observing_a_rate_that_is_too_low_tells(tmp_path, eval_steps):
+    rate = TUNED["learning_rate"] / 100
+    _, journal = read(tmp_path / "run", doctor="observe", eval_steps=eval_steps, learning_rate=rate)
+    assert "slow start" in kinds(journal)
+
+
+@pytest.mark.parametrize("mode", ["observe", "act"])
+def test_a_loss_that_says_nothing_of_progress_is_no_symptom(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("reading.reading", lambda: replace(reading(), loss_falls=False))
+    _, journal = read(tmp_path / "run", doctor=mode, eval_steps=3, learning_rate=TUNED["learning_rate"] * 100)
+    assert kinds(journal) == []
 
 
 def test_observing_a_number_that_is_none_ends_the_run_and_names_the_cure(tmp_path, monkeypatch):
