@@ -126,11 +126,16 @@ class Learner(Generic[Example, Batch]):
         """
         self.model.train()
         changes: list[Change] = []
+        scale = self._precision.scale
         while True:
             found = self._gradient(examples)
             if not found.fault or not (change := self._precision.again(found.loss)):
-                return replace(found, changes=tuple(changes), beyond=self._precision.beyond(found.loss, found.norm))
+                break
             changes.append(change)
+        if beyond := self._precision.beyond(found.loss, found.norm):
+            self._precision.scale = scale  # none helps: other examples need it as it was
+            return replace(found, beyond=beyond)
+        return replace(found, changes=tuple(changes))
 
     def _gradient(self, examples: Sequence[Example]) -> Gradient:
         self._optimizer.zero_grad(set_to_none=True)
