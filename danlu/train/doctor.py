@@ -259,7 +259,7 @@ class Doctor:
         return Move(Where(now.step, best.position))
 
     def _given_up(self, found: Gradient, now: Where) -> TrainingError:
-        tenth = self._planned(self._steps // 2) / 10
+        tenth = self._planned(min(self._warmup, self._steps - 1)) / 10
         lower = f"try a tenth of the rate, or train.doctor=act, which finds it: train.learning_rate={tenth:g}"
         return TrainingError(
             f"step {now.step + 1}: {found.fault} (loss {found.loss}, gradient norm {found.norm}); "

@@ -1,7 +1,7 @@
 """A model and its optimizer: the gradient of a step, the step, a look at what is held out, and back to a noted state.
 
 Knows no schedule, no log and no file: which examples, at which rate and how often is said by who calls (loop.py,
-and the trials of rate.py and doctor.py, which take their steps back).
+and the trials of trials.py, whose steps are taken back).
 """
 
 from __future__ import annotations

@@ -254,11 +254,13 @@ def test_a_loss_that_says_nothing_of_progress_is_no_symptom(tmp_path, monkeypatc
     assert kinds(journal) == []
 
 
-def test_observing_a_number_that_is_none_ends_the_run_and_names_the_cure(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["linear", "exponential", "inverse_sqrt"])
+def test_observing_a_number_that_is_none_ends_the_run_and_names_the_cure(tmp_path, monkeypatch, kind):
     no_number(monkeypatch, {6})
     with pytest.raises(TrainingError) as caught:
-        read(tmp_path / "run")
+        read(tmp_path / "run", learnt=80, lr_scheduler_type=kind)
     assert "train.doctor=act" in caught.value.fix
+    assert f"train.learning_rate={TUNED['learning_rate'] / 10:g}" in caught.value.fix
 
 
 class Stopped(Exception):
