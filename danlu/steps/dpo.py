@@ -40,12 +40,13 @@ from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
 from danlu.train.batches import Shuffled
 from danlu.train.dpo import DpoOptions, adapter_off, dpo_losses, dpo_stage, pair_log_probs
 from danlu.train.loop import TrainOptions
+from danlu.train.schedule import Given
 
 
 class DpoTrain(TrainOptions):
     """A sixtieth of the rate for imitation: the loss asks for differences, and has no floor."""
 
-    learning_rate: float = Field(5e-6, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    learning_rate: Given = Field(5e-6, description=TrainOptions.model_fields["learning_rate"].description)
 
     @field_validator("neftune_noise_alpha")
     @classmethod

@@ -47,7 +47,7 @@ from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
 from danlu.train.ppo import PpoOptions, ppo_stage
 from danlu.train.rollout import Prompt, Rollouts
-from danlu.train.schedule import PLATEAU
+from danlu.train.schedule import PLATEAU, Given
 
 Judging = Callable[[Sequence[Answered]], list[float]]
 
@@ -122,7 +122,7 @@ def _check_words(command: str) -> None:
 class PpoTrain(TrainOptions):
     """Small steps, and an epsilon at which Adam's first ones are no larger than TensorFlow's (Huang et al. 2024)."""
 
-    learning_rate: float = Field(1e-5, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    learning_rate: Given = Field(1e-5, description=TrainOptions.model_fields["learning_rate"].description)
     adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
 
     @field_validator("neftune_noise_alpha")
@@ -166,6 +166,8 @@ class PpoSections(PairSections):
             raise ValueError("lora: null leaves no reference: it is the model without its adapter; leave lora in")
         if self.lora.lora_dropout:
             raise ValueError("lora.lora_dropout makes the ratio differ from 1 before anything is learnt; set it to 0")
+        if self.train.learning_rate == "auto":
+            raise ValueError("train.learning_rate: auto compares held-out losses, and ppo has none; 1e-5 is usual")
         if self.train.eval_steps:
             raise ValueError("train.eval_steps has no effect: held-out prompts are answered before and after training")
         return self

@@ -39,6 +39,7 @@ from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
 from danlu.train.batches import Shuffled
 from danlu.train.loop import TrainOptions
 from danlu.train.reward import calibration, pair_scores, reward_losses, reward_stage
+from danlu.train.schedule import Given
 
 SAMPLES = "samples.json"
 
@@ -58,7 +59,7 @@ class RewardOptions(Options):
 class RewardTrain(TrainOptions):
     """A third of the rate for imitation: a head on top learns fast."""
 
-    learning_rate: float = Field(1e-4, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    learning_rate: Given = Field(1e-4, description=TrainOptions.model_fields["learning_rate"].description)
 
 
 class RewardSections(PairSections):

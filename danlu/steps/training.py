@@ -36,7 +36,7 @@ from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_in
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
 from danlu.steps.merge import merge_into
-from danlu.steps.prepare import Ready, saved_of
+from danlu.steps.prepare import Ready, advised_rate, saved_of
 from danlu.steps.prove import compare, said
 from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
 from danlu.track.tracking import tracked
@@ -168,6 +168,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             seed=recipe.seed,
             identity=parts.identity,
             is_fresh=parts.is_fresh,
+            advised_rate=advised_rate(recipe, parts.ready.model, planned_steps(recipe.train, parts.batches.per_epoch)),
             saved=saved,
             fallback=torch.float32 if recipe.model.dtype == "auto" else None,
             how_to_resume=how_to_resume,
