@@ -187,7 +187,7 @@ class _Loop(Generic[Example, Batch]):
             self.model,
             self.master,
             self.options,
-            self.options.micro_batch_tokens,
+            self.options.most_tokens,
             self.device,
             most=self.options.per_device_train_batch_size,
             fallback=self.run.fallback,
@@ -352,6 +352,6 @@ class _Loop(Generic[Example, Batch]):
 
 
 def _memory_faults(options: TrainOptions) -> AbstractContextManager[None]:
-    tokens = options.micro_batch_tokens
+    tokens = options.most_tokens
     fix = f"lower it, for instance train.micro_batch_tokens={max(1, tokens // 2)}; the result stays the same"
     return memory_faults(f"out of memory at train.micro_batch_tokens={tokens}", fix)
