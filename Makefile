@@ -21,7 +21,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
-	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align bench-doctor clean
+	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
+	bench-rate bench-doctor clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -73,7 +74,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-doctor bench-generate bench-lean bench-serve bench-data \
+bench: bench-sft bench-train bench-align bench-length bench-rate bench-doctor bench-generate bench-lean bench-serve bench-data \
 	bench-memory
 
 bench-sft: $(INSTALLED)
@@ -103,6 +104,9 @@ bench-align: $(INSTALLED)
 bench-length: $(INSTALLED)
 	$(BIN)/python benchmarks/length.py $(WRITE)
 
+bench-rate: $(INSTALLED)
+	$(BIN)/python benchmarks/rate.py $(ARGS)
+
 bench-doctor: $(INSTALLED)
 	$(BIN)/python benchmarks/doctor.py
 
@@ -114,4 +118,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers .everywhere .doctor runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere .doctor .rates runs .mypy_cache .pytest_cache .ruff_cache
