@@ -16,6 +16,7 @@
 #   make bench-memory memory of a server, round after round
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
+#   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
