@@ -66,7 +66,7 @@ class RunView:
             self._task = self._progress.add_task("", total=row["steps"], text="")
             self._progress.start()
         assert self._task is not None
-        self._progress.update(self._task, completed=row["step"], text=text)
+        self._progress.update(self._task, completed=row["step"], total=row["steps"], text=text)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

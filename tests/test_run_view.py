@@ -32,6 +32,15 @@ def test_a_training_that_is_gone_on_with_is_one_training():
     assert lines(rows)[-1] == "step 8/8  loss 1.500  150 tokens/s"
 
 
+def test_a_bar_is_as_long_as_the_run_turns_out_to_be():
+    view = RunView(Console(file=io.StringIO(), force_terminal=True))
+    for row in [*training(3, loss=1.0)[:2], {"step": 3, "steps": 5, "loss": 1.0}]:  # steps were taken back
+        view.step({"tokens": 300, "seconds": 2.0, **row})
+    (task,) = view._progress.tasks
+    view.close()
+    assert (task.completed, task.total) == (3, 5)
+
+
 def test_each_kind_of_training_says_what_tells_its_progress():
     assert lines(training(1, loss=0.1, score=-0.25, kl=1.5)) == ["step 1/1  score -0.250  kl 1.500  150 tokens/s"]
     assert lines(training(1, loss=0.1, score=-0.25, accuracy=0.75)) == [

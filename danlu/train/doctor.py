@@ -60,12 +60,10 @@ class Move:
 
     Attributes:
         made: steps of a fork that became the run's own.
-        ends: whether it has come to its end.
     """
 
     to: Where
     made: Sequence[Made] = ()
-    ends: bool = False
 
 
 @dataclass
@@ -81,6 +79,7 @@ class _Chart:
 
     factor: float = 1.0
     ramp: tuple[int, int] = (0, 0)
+    first: float = math.nan  # loss of training
     losses: list[tuple[int, float, float]] = field(default_factory=list)  # position, loss, norm
     looks: list[_Look] = field(default_factory=list)
     treated: int = 0  # the position of the last trial or treatment
@@ -160,9 +159,13 @@ class Doctor:
         """
         if self._mode == "off":
             return None
+        if not self._chart.losses:
+            self._chart.first = found.loss
         self._chart.losses = [*self._chart.losses[1 - REMEMBERED :], (now.position, found.loss, found.norm)]
+        if not self._learner.stage.loss_falls:
+            return None
         if self._mode == "observe":
-            if measured is not None:
+            if measured is not None and self._is_far_enough(now):
                 self._judge(self._note(now, measured), now)
             elif self._is_suspicious():
                 self._once(
@@ -249,6 +252,7 @@ class Doctor:
         chart.start_is_seen = False  # a tenth may be too little
         chart.losses = [row for row in chart.losses if row[0] <= best.position]
         chart.looks = [look for look in chart.looks if look.at.position <= best.position]
+        chart.skipped = [at for at in chart.skipped if at < best.position]
         what = f"a warmup of {length} steps" if warm else f"a tenth of the rate, over {length} steps"
         self._tell("went back", f"{why}: back to the weights of step {best.step}, {what}", **figures)
         self._learner.begin_from(weights, now.step)
@@ -279,6 +283,11 @@ class Doctor:
             chart.looks.pop()
         chart.looks.append(look)
         return look
+
+    def _is_far_enough(self, now: Where) -> bool:
+        """Whether a look of the run itself is as far from the one before as the doctor's own would be."""
+        looks = self._chart.looks
+        return not looks or now.position >= min(looks[-1].at.position + self._interval, self._steps)
 
     def _is_suspicious(self) -> bool:
         """Whether the last losses stand above those before by more than these differ."""
@@ -321,14 +330,16 @@ class Doctor:
         chart = self._chart
         if now.position < self._warmup + max(2, self._interval):
             return None
-        gained = (chart.looks[0].loss - look.loss) / abs(chart.looks[0].loss)
-        if gained >= SLOW and chart.factor == 1.0:
+        first, last = chart.looks[0].loss, look.loss
+        if self._mode != "act":  # nobody looked at the weights as they came
+            first, last = chart.first, look.losses
+        if first - last >= SLOW * abs(first) and chart.factor == 1.0:
             chart.start_is_seen = True
             return None
-        figures = {"step": now.step, "held_out": look.loss, "at_first": chart.looks[0].loss}
+        figures = {"step": now.step, "held_out": look.loss, "loss": last, "at_first": first}
         if self._mode != "act":
             chart.start_is_seen = True
-            self._tell("slow start", "the held-out loss hardly falls: five or ten times the rate may help", **figures)
+            self._tell("slow start", "the loss hardly falls: five or ten times the rate may help", **figures)
             return None
         return self._try(
             (5.0, 10.0), now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position
@@ -351,7 +362,7 @@ class Doctor:
         where, weights = self._best
         self._learner.begin_from(weights, now.step)
         self._tell("stopped", f"{why}: it ends with the weights of step {where.step}; {advice}", **figures)
-        return Move(Where(now.step, self._steps), ends=True)
+        return Move(Where(now.step, self._steps))
 
     def _on_flat(self, now: Where) -> Move | None:
         """No progress for a fifth of the run: less, or more?"""
@@ -422,7 +433,7 @@ class Doctor:
         if chart.still == 2:
             self._learner.restore(start, now.step)
             self._tell("stopped", f"{words}, and no other rate helps: both losses are at their minimum", **figures)
-            return Move(Where(now.step, self._steps), ends=True)
+            return Move(Where(now.step, self._steps))
         self._tell("trial", f"{words}; no other rate helps: it stays", **figures)
         if forks[1.0].end is None:  # what is wrong there is seen when it comes
             self._learner.restore(start, now.step)
@@ -460,11 +471,13 @@ class Doctor:
     def _shift(self, back: int) -> None:
         """What is known, in a plan that has gone back by so many steps."""
         chart = self._chart
+        chart.ramp = (chart.ramp[0] - back, chart.ramp[1])
+        chart.skipped = [at - back for at in chart.skipped]
         chart.losses = [(at - back, loss, norm) for at, loss, norm in chart.losses]
         for look in chart.looks:
             look.at = Where(look.at.step, look.at.position - back)
         if self._best is not None:
-            self._best = (Where(self._best[0].step, self._best[0].position - back), self._best[1])
+            self._best = (Where(self._best[0].step, max(0, self._best[0].position - back)), self._best[1])
 
     def _tell(self, kind: str, reason: str, **figures: Any) -> None:
         self._journal.event(kind, reason, by="doctor", **figures)

@@ -48,6 +48,7 @@ class Stage(Generic[Example, Batch]):
         weight: what an example counts for in the mean loss (learnt tokens, or 1 a pair).
         counted: the name, in the metrics, of what an example teaches.
         count: that number; None is its weight.
+        loss_falls: whether less of it is better; that of answers that are judged says nothing of progress.
         collate: examples -> one micro-batch on the device.
         loss: (model, batch) -> Loss, differentiable.
     """
@@ -59,6 +60,7 @@ class Stage(Generic[Example, Batch]):
     loss: Callable[[Any, Batch], Loss]
     counted: str = "learnt_tokens"
     count: Callable[[Example], float] | None = None
+    loss_falls: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,16 @@ class Learner(Generic[Example, Batch]):
         """
         self.model.train()
         changes: list[Change] = []
+        scale = self._precision.scale
         while True:
             found = self._gradient(examples)
             if not found.fault or not (change := self._precision.again(found.loss)):
-                return replace(found, changes=tuple(changes), beyond=self._precision.beyond(found.loss, found.norm))
+                break
             changes.append(change)
+        if beyond := self._precision.beyond(found.loss, found.norm):
+            self._precision.scale = scale  # none helps: other examples need it as it was
+            return replace(found, beyond=beyond)
+        return replace(found, changes=tuple(changes))
 
     def _gradient(self, examples: Sequence[Example]) -> Gradient:
         self._optimizer.zero_grad(set_to_none=True)

@@ -240,13 +240,13 @@ class _Loop(Generic[Example, Batch]):
         examples = self._take()
         rate = self.doctor.rate(self.position)
         gradient = self.learner.gradient(examples)
-        self._say_changes(gradient)
+        self._say_changes(gradient, self.step + 1)
         found = self.doctor.before(gradient, examples, self._here())
         if isinstance(found, Move):
             self._follow(found)
         else:
             if found is not gradient:
-                self._say_changes(found)
+                self._say_changes(found, self.step + 1)
             self.step, self.position = self.step + 1, self.position + 1
             self.learner.apply(rate, self.step)
             row = self._row(examples, found, rate, time.perf_counter() - started)
@@ -258,9 +258,9 @@ class _Loop(Generic[Example, Batch]):
         if self.is_over or self.step // self.options.save_steps > before // self.options.save_steps:
             self.save_checkpoint()
 
-    def _say_changes(self, found: Gradient) -> None:
+    def _say_changes(self, found: Gradient, step: int) -> None:
         for change in found.changes:
-            self.journal.event(change.kind, change.reason, step=self.step + 1, **change.details)
+            self.journal.event(change.kind, change.reason, step=step, **change.details)
 
     def _here(self) -> Where:
         return Where(self.step, self.position)
@@ -279,11 +279,14 @@ class _Loop(Generic[Example, Batch]):
 
     def _follow(self, move: Move) -> None:
         """Go on where the doctor says; steps of a fork that was kept are the run's own."""
-        for at, made in enumerate(move.made, start=move.to.step - len(move.made) + 1):
+        first = move.to.step - len(move.made)
+        for at, made in enumerate(move.made, start=first + 1):
             self.step, self.position = at, move.to.position - (move.to.step - at)
-            self._tell({**self._row(made.examples, made.gradient, made.rate, made.seconds), **self._looked(at - 1)})
+            self._say_changes(made.gradient, at)
+            looked = self._looked(first) if at == move.to.step else {}  # the weights are those of the last
+            self._tell({**self._row(made.examples, made.gradient, made.rate, made.seconds), **looked})
         self.step, self.position = move.to.step, move.to.position
-        if move.ends and self.run.held_out:
+        if self.is_over and not move.made and self.run.held_out:
             self.journal.event("held out", "at its end", step=self.step, **self._held_out())
 
     def _row(self, examples: Sequence[Example], found: Gradient, rate: float, seconds: float) -> dict[str, Any]:

@@ -272,4 +272,5 @@ def ppo_stage(
         count=lambda one: float(one.tokens),
         collate=lambda many: collate_experiences(many, options, max_new_tokens, device.name),
         loss=loss,
+        loss_falls=False,
     )

@@ -57,6 +57,7 @@ class Precision:
         self._model, self._fallback = model, fallback
         self.scaled = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         self.scale, self.overflows, self._fine = FIRST_SCALE, 0, 0
+        self._before: list[tuple[nn.Module, str, torch.dtype]] = []  # what the fallback took out of which format
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled."""
@@ -105,15 +106,30 @@ class Precision:
         return {"scaled": self.scaled, "scale": self.scale, "fine": self._fine, "overflows": self.overflows}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from such a state, in the format that the run had come to."""
+        """Go on from such a state, in the format that the run had come to by then."""
         self.scale, self._fine, self.overflows = state["scale"], state["fine"], state["overflows"]
         if self.scaled and not state["scaled"] and self._fallback is not None:
             self._to(self._fallback)
+        elif state["scaled"] and not self.scaled:
+            self._back()
 
     def _to(self, dtype: torch.dtype) -> None:
         """In place: a weight in training stays the one that its gradients come from."""
+        self._before = [
+            (module, name, value.dtype)
+            for module in self._model.modules()
+            for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            if value.is_floating_point() and value.dtype != dtype
+        ]
         self._model.to(dtype)
         self.scaled = False
+
+    def _back(self) -> None:
+        """To what the model was in before the fallback; what has not been trained since is what it was."""
+        for module, name, dtype in self._before:
+            value = getattr(module, name)
+            value.data = value.data.to(dtype)
+        self.scaled = True
 
 
 def _beyond(loss: float) -> str:

@@ -1,6 +1,7 @@
 """The doctor: what it sees, what it does, and that it leaves alone what is well."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from reading import CPU, TUNED, read, reading, sentences
 
 from danlu.errors import TrainingError
 from danlu.train.batches import Shuffled
+from danlu.train.doctor import Doctor, Move, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.loop import TrainOptions, _Loop
 from danlu.train.master import Master
@@ -123,6 +125,44 @@ def test_a_loss_that_swings_comes_to_rest_at_a_lower_rate(tmp_path, tuned, monke
     assert final(healed) < NEAR * tuned
 
 
+@pytest.mark.parametrize("rate", [4e-3, 1e-2])
+def test_a_rate_that_is_raised_after_the_run_went_back_is_none_below_zero(tmp_path, monkeypatch, rate):
+    """The plan goes back to before where the rate began to rise again."""
+    planned = _Loop._planned_rate
+
+    def far_too_high_once(self, at):
+        burst = 60 <= at < 63 and "went back" not in kinds(self.journal)
+        return planned(self, at) * (300 if burst else 1)
+
+    monkeypatch.setattr(_Loop, "_planned_rate", far_too_high_once)
+    given = {"doctor": "act", "learning_rate": rate, "lr_scheduler_type": "constant", "max_steps": 200}
+    _, journal = read(tmp_path / "run", **given)
+    assert [kind for kind in kinds(journal) if kind in TREATMENTS][:2] == ["went back", "rate changed"]
+    assert min(row["lr"] for row in journal.metrics()) > 0
+    assert kinds(journal).count("went back") == 1
+
+
+def test_steps_that_were_left_out_are_forgotten_where_the_run_goes_back_before_them(tmp_path, monkeypatch):
+    """Three in ten lead back; of them, two are as bad at the lower rate, which leads back no more."""
+    take = Shuffled(sentences(2000), TUNED["batch_size"], 0).take
+    bad = [take(position) for position in (30, 31, 32)]
+    gradient, back = Learner.gradient, Doctor._back
+
+    def broken(self, examples):
+        found = gradient(self, examples)
+        return Gradient(found.loss, math.nan, found.metrics) if examples in bad else found
+
+    def better(self, *why):
+        del bad[2:]
+        return back(self, *why)
+
+    monkeypatch.setattr(Learner, "gradient", broken)
+    monkeypatch.setattr(Doctor, "_back", better)
+    _, journal = read(tmp_path / "run", doctor="act")
+    seen = [kind for kind in kinds(journal) if kind in ("went back", "skipped step")]
+    assert seen == ["skipped step", "skipped step", "went back", "skipped step", "skipped step"]
+
+
 def test_examples_whose_gradient_is_no_number_are_left_out(tmp_path, tuned, monkeypatch):
     no_number(monkeypatch, {6, 7})  # the second is the same step again
     _, journal = read(tmp_path / "run", doctor="act")
@@ -193,6 +233,27 @@ def test_observing_changes_nothing_and_tells(tmp_path):
     assert kinds(without) == []
 
 
+@pytest.mark.parametrize("eval_steps", [1, 2, 15, 30])
+def test_observing_a_run_that_is_well_is_no_alarm(tmp_path, eval_steps):
+    """However often the run itself looks. For some steps on either side of the 24th its held-out loss does not move."""
+    _, journal = read(tmp_path / "run", doctor="observe", eval_steps=eval_steps)
+    assert {(event["kind"], 24 < event["step"] < 33) for event in told(journal)} <= {("plateau", True)}
+
+
+@pytest.mark.parametrize("eval_steps", [1, 15])
+def test_observing_a_rate_that_is_too_low_tells(tmp_path, eval_steps):
+    rate = TUNED["learning_rate"] / 100
+    _, journal = read(tmp_path / "run", doctor="observe", eval_steps=eval_steps, learning_rate=rate)
+    assert "slow start" in kinds(journal)
+
+
+@pytest.mark.parametrize("mode", ["observe", "act"])
+def test_a_loss_that_says_nothing_of_progress_is_no_symptom(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("reading.reading", lambda: replace(reading(), loss_falls=False))
+    _, journal = read(tmp_path / "run", doctor=mode, eval_steps=3, learning_rate=TUNED["learning_rate"] * 100)
+    assert kinds(journal) == []
+
+
 def test_observing_a_number_that_is_none_ends_the_run_and_names_the_cure(tmp_path, monkeypatch):
     no_number(monkeypatch, {6})
     with pytest.raises(TrainingError) as caught:
@@ -248,3 +309,38 @@ def test_forks_differ_by_their_rate_alone():
 def test_looks_are_spread_over_all():
     assert spread(range(100), 4) == [0, 25, 50, 75]
     assert spread(range(3), 8) == [0, 1, 2]
+
+
+def test_a_fork_that_is_kept_is_looked_at_where_it_ends(tmp_path):
+    """The weights of the steps before are gone by then: nothing is said of them."""
+    given = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "eval_steps": 1}
+    _, without = read(tmp_path / "without", doctor="off", **given)
+    _, tried = read(tmp_path / "tried", doctor="act", **given)
+    known = {row["step"]: row["eval_loss"] for row in without.metrics()}
+    seen = {row["step"]: row["eval_loss"] for row in tried.metrics() if "eval_loss" in row}
+    assert len(seen) < len(known)
+    assert seen == {step: known[step] for step in seen}
+    (trial,) = [event for event in told(tried) if event["kind"] == "trial"]
+    assert known.keys() - seen.keys() == set(range(trial["step"] + 1, trial["step"] + trial["steps"]))
+
+
+def test_a_plateau_hears_of_a_fork_once(tmp_path):
+    patience = {"patience": 2, "factor": 0.1}
+    given = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": patience, "eval_steps": 1}
+    _, journal = read(tmp_path / "run", doctor="act", learning_rate=TUNED["learning_rate"] / 100, **given)
+    changed = next(event for event in told(journal) if event["kind"] == "rate changed")
+    lowered = [event["step"] for event in journal.events() if event["kind"] == "rate lowered"]
+    assert not set(lowered) & set(range(changed["step"], changed["step"] + changed["steps"] + 2))
+
+
+def test_the_end_is_looked_at_also_where_its_step_is_left_out(tmp_path, tuned, monkeypatch):
+    before = Doctor.before
+
+    def leaves_out_the_last(self, found, examples, now):
+        is_last = now.position == STEPS - 1
+        return Move(Where(now.step, STEPS)) if is_last else before(self, found, examples, now)
+
+    monkeypatch.setattr(Doctor, "before", leaves_out_the_last)
+    _, journal = read(tmp_path / "run", doctor="act")
+    assert len(journal.metrics()) == STEPS - 1
+    assert final(journal) < NEAR * tuned

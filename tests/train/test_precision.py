@@ -1,11 +1,12 @@
 """float16: scaled losses, steps that are made again, and the longer format when no scale helps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from showing import Lines
-from test_loop import CPU, Stopped, go, stage, stop_after
+from test_loop import CPU, Stopped, examples, go, stage, stop_after
 from torch import nn
 from trainings import metrics, recipe_of
 
@@ -15,16 +16,18 @@ from danlu.journal import Journal
 from danlu.model.named import ModelOptions
 from danlu.run import run
 from danlu.steps.prepare import as_trained
+from danlu.train.doctor import Doctor, Move, Where
 from danlu.train.learner import Learner, Loss
 from danlu.train.master import Master
 from danlu.train.optim import OptimOptions
-from danlu.train.precision import Precision
+from danlu.train.precision import Change, Precision
+from danlu.train.trials import Made, Trials
 
 # Steps of the whole gradient, so that a weight tells what was applied.
-PLAIN = {
+SGD = {
     "optim": "sgd", "momentum": 0.0, "warmup_ratio": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 0,
-    "batch_size": 12,
 }  # fmt: skip
+PLAIN = {**SGD, "batch_size": 12}
 
 
 class One(nn.Module):
@@ -229,3 +232,47 @@ def test_a_run_that_fell_back_goes_on_as_in_float32_and_is_proved(folder, tiny_m
     assert metrics(directory) == pytest.approx(metrics(whole), rel=2**-8)  # the weights were rounded to 11 bits
     expected, found = (Journal(one).results()["after"] for one in (whole, directory))
     assert found["loss"] == pytest.approx(expected["loss"], rel=2**-8)
+
+
+def square(model, batch):
+    """The square of the weight, which float16 holds up to 255."""
+    return Loss((model.weight * model.weight).float().sum() * len(batch))
+
+
+def test_a_fork_that_leaves_float16_leaves_the_run_in_it():
+    model = One()
+    model.register_buffer("wide", torch.ones(1))
+    with Master(model) as master:
+        learner = Learner(stage(square), model, master, OptimOptions(**SGD), 4096, CPU, fallback=torch.float32)
+        learner.gradient([(0.0, 0.0, 1.0)])
+        learner.apply(0.25, 1)
+        start = learner.snapshot()
+        trials = Trials(learner, lambda position: [(0.0, 0.0, 1.0)], [(0.0, 0.0, 1.0)])
+        (calm, steep) = ([0.25] * 3, [-1e4] * 3)
+        first = trials.fork(start, 1, 1, calm)
+        trials.fork(start, 1, 1, steep)
+        assert (model.weight.dtype, learner.figures()) == (torch.float32, {})
+        assert trials.fork(start, 1, 1, calm).loss == first.loss
+        assert (model.weight.dtype, model.wide.dtype) == (torch.float16, torch.float32)
+
+
+def test_a_step_that_no_scale_helps_leaves_the_scale_to_the_next():
+    model = One()
+    with Master(model) as master:
+        learner = Learner(steep(), model, master, OptimOptions(**SGD), 4096, CPU)
+        before = learner.figures()["loss_scale"]
+        assert learner.gradient([(0.0, 0.0, 1.0)]).beyond
+        assert learner.figures()["loss_scale"] == before
+
+
+def test_what_was_changed_in_a_fork_that_is_kept_is_told(tmp_path, monkeypatch):
+    half = Change("overflow", "half the scale", {"after": 1.0})
+
+    def after(self, found, now, measured=None):
+        made = [Made(examples(4), replace(found, changes=(half,)), 1e-3, 1.0)]
+        return Move(Where(2, 2), made) if now.step == 1 else None
+
+    monkeypatch.setattr(Doctor, "after", after)
+    _, journal = go(tmp_path, max_steps=3)
+    assert [(event["step"], event["after"]) for event in told(journal, "overflow")] == [(2, 1.0)]
+    assert metrics(tmp_path, "step") == [1, 2, 3]
