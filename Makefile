@@ -16,12 +16,14 @@
 #   make bench-memory memory of a server, round after round
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
+#   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
-	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align bench-doctor clean
+	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
+	bench-rate bench-doctor clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -73,7 +75,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-doctor bench-generate bench-lean bench-serve bench-data \
+bench: bench-sft bench-train bench-align bench-length bench-rate bench-doctor bench-generate bench-lean bench-serve bench-data \
 	bench-memory
 
 bench-sft: $(INSTALLED)
@@ -103,6 +105,9 @@ bench-align: $(INSTALLED)
 bench-length: $(INSTALLED)
 	$(BIN)/python benchmarks/length.py $(WRITE)
 
+bench-rate: $(INSTALLED)
+	$(BIN)/python benchmarks/rate.py $(ARGS)
+
 bench-doctor: $(INSTALLED)
 	$(BIN)/python benchmarks/doctor.py
 
@@ -114,4 +119,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers .everywhere .doctor runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere .doctor .rates runs .mypy_cache .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
@@ -72,7 +73,55 @@ def read_device() -> Device:
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for whoever asks next
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Device("cuda", cores, free + kept, has_bfloat16, torch.cuda.get_device_name())
-    return Device("cpu", cores, psutil.virtual_memory().available, _cpu_has_bfloat16())
+    return Device("cpu", cores, free_memory_bytes(), _cpu_has_bfloat16())
+
+
+def free_memory_bytes() -> int:
+    """Main memory that this process may still take: of the machine, and of the control groups that it is in (a
+    container's limit), without what swapping would give."""
+    free = psutil.virtual_memory().available
+    for group in _control_groups():
+        limit, used = _number_in(group / "memory.max"), _number_in(group / "memory.current")
+        if limit is None:  # the older interface
+            limit, used = _number_in(group / "memory.limit_in_bytes"), _number_in(group / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            free = min(free, max(0, limit - used + _file_pages(group)))
+    return free
+
+
+def _control_groups() -> list[Path]:
+    """Folders of the groups of this process that may limit memory, with all that hold them; none outside Linux."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / "memory" if controllers else root
+        own = top / path.lstrip("/")
+        found += [place for place in (own, *own.parents) if place == top or top in place.parents]
+    return found
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max" is no limit
+        return None
+
+
+def _file_pages(group: Path) -> int:
+    """Bytes of files that the group counts as used and gives back when memory is wanted."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    figures = dict(line.split(" ", 1) for line in lines if " " in line)
+    return int(figures.get("inactive_file", figures.get("total_inactive_file", 0)))
 
 
 def _cpu_has_bfloat16() -> bool:

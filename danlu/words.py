@@ -156,6 +156,10 @@ CHINESE = {
     "Reward model": "奖励模型",
     "Sureness against being right": "把握与判断正确率",
     "sureness": "把握",
+    "Search for the learning rate": "学习率搜索",
+    "{steps} steps": "{steps} 步",
+    "log10 of the rate": "学习率的 log10",
+    "held-out loss of short forks; long runs want a lower rate": "各个短分叉的验证损失；训练越长，合适的学习率越低",
     "share of held-out pairs judged rightly; on the pale line it knows its doubt": (
         "验证集偏好对中判断正确的比例；落在浅色线上说明把握有据"
     ),

@@ -33,8 +33,8 @@ INNER = {
     "track": ["event_files", "trackers", "tracking"],
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
-    "steps": ["step", "directory", "prove", "merge", "prepare", "training", "preferences", "pretrain", "sft", "reward",
-              "dpo", "ppo", "kinds"],
+    "steps": ["step", "directory", "prove", "merge", "prepare", "parts", "fitting", "training", "preferences",
+              "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip
 
 

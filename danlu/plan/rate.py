@@ -130,13 +130,28 @@ def _alpha(asked: Asked, r: int) -> Advice:
     return Advice("lora.lora_alpha", USUAL_SCALE * r, "alpha / r is then 2", "", notes)
 
 
-def rate_for(asked: Asked, r: int, alpha: float) -> float:
+def lora_rate(
+    parameters: int, training: Training, r: int, alpha: float, *, init: Init, use_rslora: bool, steps: int | None
+) -> float:
     """The rate at which the first step moves the model as far as it did where the rate was found best."""
-    rate = (BELOW if asked.shape.parameters < SWEPT else ABOVE) * SHARES[asked.training]
-    scale = alpha / (math.sqrt(r) if asked.use_rslora else r)
-    rate *= USUAL_SCALE / scale if asked.init == "gaussian" else SWEPT_ALPHA / (scale * r)
-    is_short = asked.steps is not None and asked.steps < SHORT_RUN
-    return _two_digits(rate * (1.5 if is_short else 1))
+    scale = alpha / (math.sqrt(r) if use_rslora else r)
+    rate = _swept(parameters, training) * (USUAL_SCALE / scale if init == "gaussian" else SWEPT_ALPHA / (scale * r))
+    return _two_digits(rate * (1.5 if steps is not None and steps < SHORT_RUN else 1))
+
+
+def rate_for(asked: Asked, r: int, alpha: float) -> float:
+    """The same for what is asked."""
+    size, scaled = asked.shape.parameters, asked.use_rslora
+    return lora_rate(size, asked.training, r, alpha, init=asked.init, use_rslora=scaled, steps=asked.steps)
+
+
+def full_rate(parameters: int, training: Training) -> float:
+    """The same where all weights are trained."""
+    return _two_digits(_swept(parameters, training) / FULL_TUNING)
+
+
+def _swept(parameters: int, training: Training) -> float:
+    return (BELOW if parameters < SWEPT else ABOVE) * SHARES[training]
 
 
 def _rate(asked: Asked, r: int, alpha: float) -> Advice:
@@ -145,8 +160,7 @@ def _rate(asked: Asked, r: int, alpha: float) -> Advice:
         "this start is known; full tuning {full}",
         "kaiming": "the best of models of that size at alpha = 32, times 32 / alpha, whatever r; full tuning {full}",
     }[asked.init]
-    value = rate_for(asked, r, alpha)
-    full = (BELOW if asked.shape.parameters < SWEPT else ABOVE) * SHARES[asked.training] / FULL_TUNING
+    value, full = rate_for(asked, r, alpha), full_rate(asked.shape.parameters, asked.training)
     source = f"{SWEEP}; Chen et al. 2026"
     return Advice("train.learning_rate", value, said, source, "3e-4", (("full", as_rate(full)),))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from danlu.report.curves import SECOND, Curve, draw, smooth
+from danlu.report.curves import ACCENT, SECOND, Curve, draw, smooth
 from danlu.report.numbers import is_figure, plain
 from danlu.words import ENGLISH, Words
 
@@ -76,6 +76,28 @@ def reliability(bins: Sequence[Sequence[float]], words: Words = ENGLISH) -> Char
     labels = {"sureness": words("sureness")}
     svg = draw("reliability", curves, alt=f"{title}: {listed}", x_label="sureness", whole=False, labels=labels)
     return Chart(title, words("share of held-out pairs judged rightly; on the pale line it knows its doubt"), svg)
+
+
+def search(events: Rows, words: Words = ENGLISH) -> Chart | None:
+    """The held-out losses of the forks by which a learning rate was found, a line for each length of fork."""
+    found = [event for event in events if event.get("kind") == "rate found" and event.get("tried")]
+    if not found:
+        return None
+    tried = [one for one in found[-1]["tried"] if is_figure(one.get("eval_loss")) and is_figure(one.get("steps"))]
+    curves, colours, listed = [], (ACCENT, SECOND), []
+    for colour, steps in zip(colours, sorted({one["steps"] for one in tried}), strict=False):
+        some = sorted((one["learning_rate"], one["eval_loss"]) for one in tried if one["steps"] == steps)
+        x, y = [math.log10(rate) for rate, _ in some], [loss for _, loss in some]
+        curves.append(Curve(words("{steps} steps", steps=steps), x, y, colour=colour, points=True))
+        listed += [f"{rate:.2g} → {plain(loss)}" for rate, loss in some]
+    if not curves:
+        return None
+    title = words("Search for the learning rate")
+    labels = {"log10 of the rate": words("log10 of the rate")}
+    svg = draw(
+        "search", curves, alt=f"{title}: {'; '.join(listed)}", x_label="log10 of the rate", whole=False, labels=labels
+    )
+    return Chart(title, words("held-out loss of short forks; long runs want a lower rate"), svg)
 
 
 def column(rows: Rows, name: str) -> list[float]:

@@ -19,7 +19,7 @@ from typing import Any
 from danlu import __version__
 from danlu.errors import DataError
 from danlu.journal import Journal, write_atomic
-from danlu.report.charts import charts, column, reliability
+from danlu.report.charts import charts, column, reliability, search
 from danlu.report.numbers import duration, fixed, is_figure, large, plain
 from danlu.report.verdict import MEASURES, Measure, figure, interval_decimals, interval_of, judge, spread
 from danlu.words import ENGLISH, Words, words
@@ -216,8 +216,8 @@ def _measure_row(run: Run, key: str) -> str:
 
 
 def _training(run: Run) -> str:
-    known = reliability(run.part("reward").get("bins") or [], run.words)
-    drawn = [*charts(run.metrics, run.words), *([known] if known else [])]
+    others = [search(run.events, run.words), reliability(run.part("reward").get("bins") or [], run.words)]
+    drawn = [*charts(run.metrics, run.words), *(chart for chart in others if chart)]
     title = run.words("Training")
     if not drawn:
         return section(title, _absent(run.words("No step was recorded in metrics.jsonl.")))

@@ -25,6 +25,7 @@ from danlu.generate.engine import Engine
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import hidden_faults
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
+from danlu.steps.parts import Parts, Proof
 from danlu.steps.preferences import (
     PairSections,
     check_pairs,
@@ -36,16 +37,17 @@ from danlu.steps.preferences import (
 from danlu.steps.prepare import Ready, describe, identity_of, keys_of, load_base, make_trainable, read_split, saver_of
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
-from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.steps.training import TrainingStep, training_kind
 from danlu.train.batches import Shuffled
 from danlu.train.dpo import DpoOptions, adapter_off, dpo_losses, dpo_stage, pair_log_probs
 from danlu.train.loop import TrainOptions
+from danlu.train.schedule import Given
 
 
 class DpoTrain(TrainOptions):
     """A sixtieth of the rate for imitation: the loss asks for differences, and has no floor."""
 
-    learning_rate: float = Field(5e-6, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    learning_rate: Given = Field(5e-6, description=TrainOptions.model_fields["learning_rate"].description)
 
     @field_validator("neftune_noise_alpha")
     @classmethod
@@ -66,6 +68,14 @@ class DpoSections(PairSections):
     def _has_a_reference(self) -> Self:
         if self.lora is None and self.dpo.reference == "adapter_off":
             raise ValueError("dpo.reference: adapter_off needs an adapter; with lora: null it is precomputed")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> Self:
+        if self.train.micro_batch_tokens == "auto" and self.is_precomputed:
+            raise ValueError(
+                "train.micro_batch_tokens: auto is tried before the reference is computed and stored; give one"
+            )
         return self
 
     @property
@@ -100,7 +110,7 @@ def prepare(recipe: DpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
     identity |= keys_of("dpo", recipe.dpo, exclude={"reference"})
     describe(recipe, journal, device, ready, sizes_of_pairs(pairs, held_out), skipped, batches.per_epoch)
     mean = recipe.dpo.loss_type == "ipo"
-    kept = Kept([*pairs, *held_out], mean, device, recipe.train.micro_batch_tokens) if recipe.is_precomputed else None
+    kept = Kept([*pairs, *held_out], mean, device, recipe.train.most_tokens) if recipe.is_precomputed else None
     reference = kept if kept is not None else partial(adapter_off, mean=mean)
 
     def begin(opened: Journal) -> None:
@@ -138,7 +148,7 @@ def _proof(
     model, max_new_tokens = ready.model, options.max_new_tokens
     engine = Engine.around(model, ready.base.chat)
     of_policy = partial(pair_log_probs, model, mean=recipe.dpo.loss_type == "ipo")
-    said_of = partial(for_each_pair, held_out, recipe.train.micro_batch_tokens, device.name)
+    said_of = partial(for_each_pair, held_out, recipe.train.most_tokens, device.name)
 
     @torch.no_grad()
     def look() -> Measured:

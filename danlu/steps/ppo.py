@@ -26,6 +26,7 @@ from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
+from danlu.steps.parts import Parts, Proof
 from danlu.steps.preferences import PairData, PairSections
 from danlu.steps.prepare import (
     Ready,
@@ -40,14 +41,14 @@ from danlu.steps.prepare import (
 )
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Place, Show
-from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.steps.training import TrainingStep, training_kind
 from danlu.train.checkpoint import DIGEST
 from danlu.train.judges import Answered, Command, Judge, checked, of_function
 from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
 from danlu.train.ppo import PpoOptions, ppo_stage
 from danlu.train.rollout import Prompt, Rollouts
-from danlu.train.schedule import PLATEAU
+from danlu.train.schedule import PLATEAU, Given
 
 Judging = Callable[[Sequence[Answered]], list[float]]
 
@@ -122,7 +123,7 @@ def _check_words(command: str) -> None:
 class PpoTrain(TrainOptions):
     """Small steps, and an epsilon at which Adam's first ones are no larger than TensorFlow's (Huang et al. 2024)."""
 
-    learning_rate: float = Field(1e-5, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    learning_rate: Given = Field(1e-5, description=TrainOptions.model_fields["learning_rate"].description)
     adam_epsilon: float = Field(1e-5, gt=0, description=TrainOptions.model_fields["adam_epsilon"].description)
 
     @field_validator("neftune_noise_alpha")
@@ -166,6 +167,12 @@ class PpoSections(PairSections):
             raise ValueError("lora: null leaves no reference: it is the model without its adapter; leave lora in")
         if self.lora.lora_dropout:
             raise ValueError("lora.lora_dropout makes the ratio differ from 1 before anything is learnt; set it to 0")
+        if self.train.micro_batch_tokens == "auto":
+            raise ValueError(
+                "train.micro_batch_tokens: auto tries the longest examples, and ppo draws its own; give one"
+            )
+        if self.train.learning_rate == "auto":
+            raise ValueError("train.learning_rate: auto compares held-out losses, and ppo has none; 1e-5 is usual")
         if self.train.eval_steps:
             raise ValueError("train.eval_steps has no effect: held-out prompts are answered before and after training")
         return self
@@ -227,7 +234,7 @@ def _put_judge(recipe: PpoRecipe, ready: Ready, device: Device) -> Judge:
     assert recipe.reward.model is not None  # by the recipe
     place = Path(recipe.reward.model)
     put_reward(ready.model, place, recipe.model.name)
-    return of_reward_model(ready.model, place, device, recipe.train.micro_batch_tokens)
+    return of_reward_model(ready.model, place, device, recipe.train.most_tokens)
 
 
 def _judged(judge: Judge, name: str, answers: Sequence[Answered]) -> list[float]:
@@ -252,7 +259,7 @@ def _rollouts(recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy,
         judged,
         recipe.ppo,
         batch_size=recipe.train.batch_size,
-        micro_batch_tokens=recipe.train.micro_batch_tokens,
+        micro_batch_tokens=recipe.train.most_tokens,
         most=recipe.train.per_device_train_batch_size,
         seed=recipe.seed,
     )
@@ -313,7 +320,7 @@ def _proof(
         answers = [one.answer for one in drawn]
         values = {
             "reward": [(reward, 1.0) for reward in judged(answers)],
-            "kl": [(kl, 1.0) for kl in policy.kl(answers, recipe.train.micro_batch_tokens)],
+            "kl": [(kl, 1.0) for kl in policy.kl(answers, recipe.train.most_tokens)],
             "ended": [(100.0 * answer.ended, 1.0) for answer in answers],
         }
         return Measured(values, [answers[at].text.strip() for at in shown])

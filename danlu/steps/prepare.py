@@ -10,7 +10,7 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from danlu.config import Options
 from danlu.data.chat import Chat
@@ -29,6 +29,7 @@ from danlu.model.lora_options import LoraOptions
 from danlu.model.lora_targets import described, stacked_weights, why_no_rows
 from danlu.model.named import LoadedModel, ModelOptions, load
 from danlu.model.turns import left_to_learn, named
+from danlu.plan.rate import Training, full_rate, lora_rate
 from danlu.recipe import TrainingRecipe, check_disk
 from danlu.steps.step import Show
 from danlu.train.checkpoint import DIGEST, Saved
@@ -151,6 +152,16 @@ def _tell_of_adapter(options: LoraOptions, model: Any, fast: int, show: Show) ->
         _, total = parameter_counts(model)
         share = sum(stacked.values()) / total
         show.say(f"no adapter on the experts ({', '.join(stacked)}): {share:.0%} of the weights lie in blocks")
+
+
+def advised_rate(recipe: TrainingRecipe, model: Any, steps: int) -> float:
+    """Where a search for the learning rate begins."""
+    trained, total = parameter_counts(model)
+    kind, lora = cast(Training, recipe.kind), recipe.lora
+    if lora is None:
+        return full_rate(total, kind)
+    frozen, scaled = total - trained, lora.use_rslora
+    return lora_rate(frozen, kind, lora.r, lora.lora_alpha, init=lora.init, use_rslora=scaled, steps=steps)
 
 
 def saver_of(recipe: TrainingRecipe, base: Base) -> Callable[[Any, Path], None]:

@@ -26,6 +26,7 @@ from danlu.journal import Draft
 from danlu.model.lora_options import LoraOptions
 from danlu.model.named import load_random
 from danlu.recipe import KIND, TrainingRecipe, TrainingSections
+from danlu.steps.parts import Parts, Proof
 from danlu.steps.prepare import (
     Base,
     Sizes,
@@ -41,7 +42,7 @@ from danlu.steps.prepare import (
 )
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
-from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.steps.training import TrainingStep, training_kind
 from danlu.train.batches import ByTokens
 from danlu.train.sft import refuse_unknown_tokens, sft_examples, sft_stage
 
@@ -144,7 +145,7 @@ def _proof(recipe: PretrainRecipe, model: Any, held_out: list[Example], device: 
         return None
 
     def look() -> Measured:
-        return Measured({"loss": example_losses(model, held_out, device, recipe.train.micro_batch_tokens)})
+        return Measured({"loss": example_losses(model, held_out, device, recipe.train.most_tokens)})
 
     return Proof(look, digest_of(held_out), {"loss": [group_of(example) for example in held_out]})
 

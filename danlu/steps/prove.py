@@ -213,7 +213,7 @@ def _look(
             examples,
             questions,
             device,
-            max_tokens=TrainOptions().micro_batch_tokens,
+            max_tokens=TrainOptions().most_tokens,
             max_new_tokens=options.max_new_tokens,
         )
     finally:

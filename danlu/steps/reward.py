@@ -31,14 +31,16 @@ from danlu.model.adapters import save_whole
 from danlu.model.load import load_tokenizer
 from danlu.model.score_head import Scale, put_head, save_with_head, scores_of_texts, write_scale
 from danlu.recipe import KIND, TrainingRecipe
+from danlu.steps.parts import Parts, Proof
 from danlu.steps.preferences import PairSections, check_pairs, digest_of_pairs, pairs_from, sizes_of_pairs
 from danlu.steps.prepare import Ready, describe, identity_of, keys_of, load_base, make_trainable, read_split
 from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Show
-from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.steps.training import TrainingStep, training_kind
 from danlu.train.batches import Shuffled
 from danlu.train.loop import TrainOptions
 from danlu.train.reward import calibration, pair_scores, reward_losses, reward_stage
+from danlu.train.schedule import Given
 
 SAMPLES = "samples.json"
 
@@ -58,7 +60,7 @@ class RewardOptions(Options):
 class RewardTrain(TrainOptions):
     """A third of the rate for imitation: a head on top learns fast."""
 
-    learning_rate: float = Field(1e-4, gt=0, le=10, description=TrainOptions.model_fields["learning_rate"].description)
+    learning_rate: Given = Field(1e-4, description=TrainOptions.model_fields["learning_rate"].description)
 
 
 class RewardSections(PairSections):
@@ -186,7 +188,7 @@ class _Judge:
 
     @property
     def _max_tokens(self) -> int:
-        return self.recipe.train.micro_batch_tokens
+        return self.recipe.train.most_tokens
 
     def _scores(self) -> Tensor:
         return pair_scores(self.ready.model, self.held_out, self.device, self._max_tokens)

@@ -13,6 +13,7 @@ from danlu.fingerprint import of_texts
 from danlu.generate.engine import Engine
 from danlu.journal import Draft
 from danlu.recipe import Recipe, SftSections
+from danlu.steps.parts import Parts, Proof
 from danlu.steps.prepare import (
     Ready,
     Sizes,
@@ -28,7 +29,7 @@ from danlu.steps.prepare import (
 )
 from danlu.steps.prove import check_provable, groups_of, questions_of
 from danlu.steps.step import Show
-from danlu.steps.training import Parts, Proof, TrainingStep, training_kind
+from danlu.steps.training import TrainingStep, training_kind
 from danlu.train.batches import Shuffled
 from danlu.train.sft import sft_stage
 
@@ -75,7 +76,7 @@ def _proof(
         held_out,
         questions,
         device,
-        max_tokens=recipe.train.micro_batch_tokens,
+        max_tokens=recipe.train.most_tokens,
         max_new_tokens=options.max_new_tokens,
     )
     name = _name_of(held_out, questions, options.max_new_tokens)

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,99 +24,25 @@ from pydantic import model_validator
 
 from danlu.data.records import Message
 from danlu.data.source import fingerprints
-from danlu.device import Device, peak_memory_bytes, read_device, set_seed
+from danlu.device import peak_memory_bytes, read_device, set_seed
 from danlu.errors import Interrupted
-from danlu.evaluate.held_out import Measured, Question
-from danlu.hub import Kind as ModelKind
+from danlu.evaluate.held_out import Measured
 from danlu.hub import write_origin
-from danlu.journal import Draft, Hearer, Journal, claimed, is_run, opened_run
+from danlu.journal import Draft, Journal, claimed, is_run, opened_run
 from danlu.model.adapters import refuse_unlearnt
 from danlu.model.named import ModelOptions
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
+from danlu.steps.fitting import with_micro_batch
 from danlu.steps.merge import merge_into
-from danlu.steps.prepare import Ready, saved_of
+from danlu.steps.parts import Parts, Prepare
+from danlu.steps.prepare import advised_rate, saved_of
 from danlu.steps.prove import compare, said
 from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
 from danlu.track.tracking import tracked
-from danlu.train.batches import Batches
 from danlu.train.checkpoint import Saved
-from danlu.train.learner import Stage
 from danlu.train.loop import Run, planned_steps, train
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What is measured before and after.
-
-    Attributes:
-        look: measures the model as it stands.
-        name: of what is measured; equal where the same is.
-        groups: measure -> the group of each of its items.
-        questions: those whose answers are looked at.
-        shown: of them, how many stand side by side in the report.
-    """
-
-    look: Callable[[], Measured]
-    name: str
-    groups: Mapping[str, Sequence[str]]
-    questions: Sequence[Question] = ()
-    shown: int = 0
-
-    @property
-    def items(self) -> int:
-        """Of the first measure."""
-        return len(next(iter(self.groups.values())))
-
-
-@dataclass
-class Parts:
-    """Everything that a training works on, made and checked before anything on the disk is touched.
-
-    Attributes:
-        ready: the model, with what is trained on it.
-        kind: of what is trained: who learns answers learns to end them; of texts nothing is known.
-        save: (model, directory) -> what was trained, on the disk.
-        held_out: examples that the stage looks at while it trains.
-        identity: what has to be the same when the run is resumed.
-        proof: None where nothing is to be proved.
-        is_fresh: whether the model's weights began at random.
-        begin: what is computed first, once the run directory is there.
-        end: gives back what it holds; called however the run ends.
-        may_learn_nothing: what it learns from may be all alike, so that no weight ever has a gradient.
-        hearer: who is told of the run while it goes on.
-    """
-
-    recipe: TrainingRecipe
-    device: Device
-    show: Show
-    ready: Ready
-    kind: ModelKind | None
-    stage: Stage[Any, Any]
-    save: Callable[[Any, Path], None]
-    batches: Batches[Any]
-    held_out: Sequence[Any]
-    identity: dict[str, str]
-    proof: Proof | None
-    is_fresh: bool = False
-    begin: Callable[[Journal], None] = lambda _journal: None
-    end: Callable[[], None] = lambda: None
-    may_learn_nothing: bool = False
-    hearer: Hearer | None = None
-
-    @property
-    def journal(self) -> Journal:
-        """Of the run directory, which may not be there yet."""
-        return Journal(self.recipe.directory, self.hearer)
-
-    @property
-    def questions(self) -> list[Sequence[Message]]:
-        """What is asked in the proof."""
-        return [question.messages for question in self.proof.questions] if self.proof is not None else []
-
-
-Prepare = Callable[[Any, Draft, Device, Show], Parts]
 
 
 def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str) -> Path:
@@ -135,6 +61,7 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
         device = read_device()
         check_inputs(recipe, device)
         with Draft() as draft:
+            recipe = with_micro_batch(recipe, prepare, draft, device, show)
             parts = prepare(recipe, draft, device, show)
             saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
             journal = _open(recipe, draft, show)
@@ -168,6 +95,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             seed=recipe.seed,
             identity=parts.identity,
             is_fresh=parts.is_fresh,
+            advised_rate=advised_rate(recipe, parts.ready.model, planned_steps(recipe.train, parts.batches.per_epoch)),
             saved=saved,
             fallback=torch.float32 if recipe.model.dtype == "auto" else None,
             how_to_resume=how_to_resume,

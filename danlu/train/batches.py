@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy
 from numpy.typing import NDArray
@@ -37,9 +37,17 @@ class BatchOptions(Options):
         description="times per_device_train_batch_size it is batch_size, as in HF; a step takes as many forward passes "
         "as the examples' lengths want",
     )
-    micro_batch_tokens: int = Field(
-        4096, ge=1, description="tokens of one forward pass at most; lower it when memory is short, results stay"
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        4096,
+        description="tokens of one forward pass at most; lower it when memory is short, results stay. auto is the most "
+        "that fits, tried in a process of its own",
     )
+
+    @property
+    def most_tokens(self) -> int:
+        """micro_batch_tokens, where it is known: `auto` is found before a run begins (steps/fitting.py)."""
+        assert self.micro_batch_tokens != "auto"
+        return self.micro_batch_tokens
 
     @model_validator(mode="before")
     @classmethod
@@ -95,13 +103,18 @@ class Batches(Protocol[Example]):
         """Go on from such a state."""
 
 
-class _Ordered:
+class Ordered:
     """Keeps nothing: its order follows from the seed and the epoch."""
 
     def __init__(self, examples: Sequence[Any], seed: int) -> None:
         if not len(examples):
             raise ConfigError("there is no example to train on", fix="check the data with `danlu data check`")
         self._examples, self._seed = examples, seed
+
+    def longest(self, count: int, length: Callable[[Any], int]) -> list[Any]:
+        """So many examples, the longest first."""
+        order = numpy.argsort([-length(example) for example in self._examples], kind="stable")
+        return [self._examples[int(index)] for index in order[:count]]
 
     def figures(self) -> dict[str, float]:
         return {}
@@ -113,7 +126,7 @@ class _Ordered:
         pass
 
 
-class Shuffled(_Ordered):
+class Shuffled(Ordered):
     """So many examples a step, in a new order each epoch. An epoch's last step may hold fewer.
 
     Args:
@@ -135,7 +148,7 @@ class Shuffled(_Ordered):
         return [self._examples[index] for index in chosen]
 
 
-class ByTokens(_Ordered):
+class ByTokens(Ordered):
     """So many tokens a step, in a new order each epoch: a step takes the examples that begin within its tokens.
 
     An epoch is dealt evenly, `tokens` or a little more a step; steps differ by less than the longest example, none is
@@ -151,6 +164,10 @@ class ByTokens(_Ordered):
         self._lengths = lengths
         self._total = int(lengths.sum(dtype=numpy.int64))
         self.per_epoch = max(1, self._total // tokens)
+
+    def longest(self, count: int, length: Callable[[Any], int]) -> list[Any]:
+        order = numpy.argsort(-self._lengths.astype(numpy.int64), kind="stable")
+        return [self._examples[int(index)] for index in order[:count]]
 
     def take(self, step: int) -> Sequence[Any]:
         epoch, at = divmod(step, self.per_epoch)

@@ -28,8 +28,10 @@ from danlu.train.learner import Batch, Example, Gradient, Learner, Stage
 from danlu.train.master import Master
 from danlu.train.neftune import noisy_embeddings
 from danlu.train.optim import OptimOptions
+from danlu.train.rate import find_rate
 from danlu.train.schedule import PLATEAU, Rate
 from danlu.train.stopping import stop_requests
+from danlu.train.trials import spread
 
 
 class TrainOptions(BatchOptions, OptimOptions):
@@ -79,6 +81,7 @@ class Run(Generic[Example]):
         batches: what each step learns from.
         held_out: looked at only; may be empty.
         identity: name -> value of what, besides seed and options, must be the same when the run is resumed.
+        advised_rate: where `learning_rate: auto` begins to search.
         is_fresh: whether the weights began at random.
         saved: the checkpoint that it goes on from, by `resumable`; None begins at the first step.
         fallback: what a model in float16 goes on in when that does not hold its numbers; None: it is an error.
@@ -90,6 +93,7 @@ class Run(Generic[Example]):
     held_out: Sequence[Example]
     seed: int
     identity: Mapping[str, str]
+    advised_rate: float = 3e-4
     is_fresh: bool = False
     saved: Saved | None = None
     fallback: torch.dtype | None = None
@@ -183,7 +187,7 @@ class _Loop(Generic[Example, Batch]):
             self.model,
             self.master,
             self.options,
-            self.options.micro_batch_tokens,
+            self.options.most_tokens,
             self.device,
             most=self.options.per_device_train_batch_size,
             fallback=self.run.fallback,
@@ -211,8 +215,23 @@ class _Loop(Generic[Example, Batch]):
         clear_leftovers(self.journal.checkpoints)
         if self.run.saved is not None:
             self._restore(self.run.saved)
+        elif self.options.learning_rate == "auto":
+            self._find_rate()
         self.journal.rewind(self.step)
         self.doctor.begin(self._here())
+
+    def _find_rate(self) -> None:
+        found = find_rate(
+            self.learner,
+            self.run.batches.take,
+            spread(self.run.held_out, 2 * self.options.batch_size),
+            advised=self.run.advised_rate,
+            steps=self.steps,
+        )
+        self.rate = Rate(self.options, self.steps, self.run.batches.per_epoch, found.rate)
+        tried = [{"learning_rate": rate, "steps": steps, "eval_loss": loss} for rate, steps, loss in found.tried]
+        figures = {"learning_rate": found.rate, "advised": self.run.advised_rate, "steps": found.steps, "tried": tried}
+        self.journal.event("rate found", found.why, **figures)
 
     def advance(self) -> None:
         """One optimizer step, or what the doctor does instead, and what falls due after it."""
@@ -336,6 +355,6 @@ class _Loop(Generic[Example, Batch]):
 
 
 def _memory_faults(options: TrainOptions) -> AbstractContextManager[None]:
-    tokens = options.micro_batch_tokens
+    tokens = options.most_tokens
     fix = f"lower it, for instance train.micro_batch_tokens={max(1, tokens // 2)}; the result stays the same"
     return memory_faults(f"out of memory at train.micro_batch_tokens={tokens}", fix)

@@ -118,20 +118,20 @@ def build_optimizer(
         {
             "params": groups[is_free, ratio],
             "weight_decay": 0.0 if is_free else options.weight_decay,
-            "lr": options.learning_rate * ratio,
+            "lr": options.peak * ratio,
             "rate_ratio": ratio,
         }
         for is_free, ratio in sorted(groups)
     ]
     if options.optim == "sgd":
-        return torch.optim.SGD(given, lr=options.learning_rate, momentum=options.momentum)
+        return torch.optim.SGD(given, lr=options.peak, momentum=options.momentum)
     adam: dict[str, Any] = {"betas": (options.adam_beta1, options.adam_beta2), "eps": options.adam_epsilon}
     if options.optim in _BITSANDBYTES:
         made = getattr(_bitsandbytes(options.optim).optim, _BITSANDBYTES[options.optim])
-        optimizer: torch.optim.Optimizer = made(given, lr=options.learning_rate, **adam)
+        optimizer: torch.optim.Optimizer = made(given, lr=options.peak, **adam)
         _keep_embeddings(optimizer, [w for name, w in weights.items() if _is_embedding(name, modules)])
         return optimizer
-    return torch.optim.AdamW(given, lr=options.learning_rate, fused=True, **adam)
+    return torch.optim.AdamW(given, lr=options.peak, fused=True, **adam)
 
 
 def _keep_embeddings(optimizer: Any, embeddings: list[nn.Parameter]) -> None:
