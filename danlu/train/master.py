@@ -60,8 +60,10 @@ class Master:
         """Take these values, as a checkpoint has them after so many steps."""
         for name, weight in self.weights.items():
             weight.copy_(weights[name])
-        if step:  # before the first, the model is as it was
-            self.publish(step)
+        if step:
+            return self.publish(step)
+        for parameter, master in self._rounded:  # before the first, it is the model as it was, and nothing is rounded
+            parameter.copy_(master)
 
     @torch.no_grad()
     def publish(self, step: int) -> None:

@@ -37,6 +37,19 @@ def search(advised, steps=STEPS, held_out=32):
     return one
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_model_is_what_it_was_before_the_search(dtype):
+    """Not its float32 weights alone: also the copies that it computes with."""
+    model = Reader().to(dtype)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with Master(model) as master:
+        learner = Learner(reading(), model, master, TrainOptions(**TUNED), 4096, CPU)
+        take, looked_at = Shuffled(sentences(200), 8, 0).take, sentences(8, held_out=True)
+        assert find_rate(learner, take, looked_at, advised=1e-2, steps=STEPS).steps
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name])
+
+
 @pytest.mark.parametrize("advised", [1e-3, 1e-2, 5e-2])
 def test_it_lies_near_the_best_wherever_the_search_begins(advised):
     """The best of a grid of whole runs is 0.02 (benchmarks/rate.py finds such for real models)."""
