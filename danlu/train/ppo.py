@@ -161,14 +161,16 @@ class ExperienceBatch:
 
         Args:
             now: those of this pass. Where an answer has none yet, it is the first over it, by the policy that drew it,
-                and they are noted.
+                and they are noted; one that is no number is not, as the pass is made again.
         """
         if len(self.log_probs) == len(now):
             return self.log_probs
+        found: list[float] = []
         for one, part in zip(self.experiences, now.split([one.tokens for one in self.experiences]), strict=True):
-            if not one.log_probs:
+            if not one.log_probs and bool(part.isfinite().all()):
                 one.log_probs.extend(part.tolist())
-        return torch.tensor([value for one in self.experiences for value in one.log_probs], device=now.device)
+            found += one.log_probs or part.tolist()
+        return torch.tensor(found, device=now.device)
 
 
 def collate_experiences(

@@ -367,6 +367,20 @@ def test_a_second_pass_keeps_what_the_first_noted():
     assert noted == [pytest.approx(numbers, abs=1e-5) for numbers in own]
 
 
+def test_a_first_pass_that_overflows_notes_nothing():
+    """It is made again in a format that holds it; a number that is none would stay in every ratio."""
+    model = tiny()
+    drawn = [Experience(Example((END, 1, 2), (False, True, True)), [], (), (1.0, 1.0), (), ())]
+    stage = ppo_stage(PpoOptions(advantage_estimator="grpo", kl_coef=0.0), CPU, temperature=1.0, max_new_tokens=2)
+    weight = model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.inf)
+    assert not stage.loss(model, stage.collate(drawn)).total.isfinite()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(weight)
+    assert stage.loss(model, stage.collate(drawn)).metrics["ratio"] == 2  # of each of two tokens
+
+
 def test_a_rollout_is_asked_about_in_the_passes_that_the_loop_makes(tmp_path):
     class Counts(Toy):
         def look(self, batch):
