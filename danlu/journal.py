@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import secrets
@@ -352,7 +353,16 @@ def _append(path: Path, row: dict[str, Any]) -> None:
     with disk_faults(path, f"writing {path.name}"), path.open("ab+") as file:
         if file.tell() and not _ends_with_newline(file):  # a kill cut the last line short
             file.write(b"\n")
-        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(_as_json(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no numbers for, in words: inf, -inf, nan."""
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(one) for one in value]
+    return f"{value}" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -247,3 +248,16 @@ def test_a_draft_writes_nothing_until_it_is_told_where(tmp_path):
     draft.write_to(Journal(tmp_path))
     assert Journal(tmp_path).events()[0]["steps"] == 3
     assert Journal(tmp_path).results() == {"data": {"train": 5}}
+
+
+def test_what_json_has_no_number_for_is_a_word(tmp_path):
+    journal = Journal(tmp_path)
+    journal.metric(step=1, loss=1.5, eval_loss=math.inf)
+    journal.event("trial", "forks", trials={"1": 1.5, "10": math.inf}, tried=[{"loss": math.nan}])
+    lines = [
+        *journal.metrics_path.read_text("utf-8").splitlines(),
+        *journal.events_path.read_text("utf-8").splitlines(),
+    ]
+    metric, event = (json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert (metric["loss"], metric["eval_loss"]) == (1.5, "inf")
+    assert (event["trials"], event["tried"]) == ({"1": 1.5, "10": "inf"}, [{"loss": "nan"}])
