@@ -61,9 +61,10 @@ class Master:
         for name, weight in self.weights.items():
             weight.copy_(weights[name])
         if step:
-            return self.publish(step)
-        for parameter, master in self._rounded:  # before the first, it is the model as it was, and nothing is rounded
-            parameter.copy_(master)
+            self.publish(step)
+        else:  # they are the model's as it came, and nothing is rounded
+            for parameter, master in self._rounded:
+                parameter.copy_(master)
 
     @torch.no_grad()
     def publish(self, step: int) -> None:
