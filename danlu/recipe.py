@@ -183,9 +183,11 @@ def _check_apart(directory: Path, inputs: dict[str, Path]) -> None:
 def check_disk(recipe: TrainingRecipe, trained: int, total: int) -> None:
     """Raise DiskError unless what the run will leave has room.
 
-    Checkpoints (trained weights, and AdamW's two means of each), the adapter, and the merged model.
+    Checkpoints (trained weights, AdamW's two means of each, and the doctor's best ones), the adapter, and the merged
+    model.
     """
-    needed = 4 * trained * (3 * (recipe.train.save_total_limit + 1) + 2)
+    each = 3 + (recipe.train.doctor == "act")
+    needed = 4 * trained * (each * (recipe.train.save_total_limit + 1) + 2)
     if recipe.merge is not None:
         needed += 4 * (total - trained)
     place = next(folder for folder in recipe.directory.absolute().parents if folder.is_dir())

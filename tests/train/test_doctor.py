@@ -1,13 +1,17 @@
 """The doctor: what it sees, what it does, and that it leaves alone what is well."""
 
 import math
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from reading import CPU, TUNED, read, reading, sentences
+from trainings import recipe_of
 
-from danlu.errors import TrainingError
+from danlu.errors import DiskError, TrainingError
+from danlu.recipe import check_disk
 from danlu.train.batches import Shuffled
 from danlu.train.doctor import Doctor, Move, Where
 from danlu.train.learner import Gradient, Learner
@@ -346,3 +350,17 @@ def test_the_end_is_looked_at_also_where_its_step_is_left_out(tmp_path, tuned, m
     _, journal = read(tmp_path / "run", doctor="act")
     assert len(journal.metrics()) == STEPS - 1
     assert final(journal) < NEAR * tuned
+
+
+def test_room_is_looked_for_as_well_for_the_best_weights(tmp_path, monkeypatch):
+    """A checkpoint of `act` holds them beside the trained ones and AdamW's two means."""
+    trained, kept = 10**6, 2
+    room = 4 * trained * (3 * (kept + 1) + 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=room))
+    of = {
+        mode: recipe_of("dpo", tmp_path, train={"doctor": mode, "save_total_limit": kept})
+        for mode in ("observe", "act")
+    }
+    check_disk(of["observe"], trained, trained)
+    with pytest.raises(DiskError):
+        check_disk(of["act"], trained, trained)
