@@ -7,22 +7,22 @@ learnt enough. None of it is believed before it is measured: a rate is changed w
 (trials.py), on the same examples, say that it pays, and not by a little. A run that needs nothing goes on bit for bit
 as if nobody had looked.
 
-Each finding is an event with its figures. `observe` says what it sees in what the run measures anyway, and costs
-nothing; `act` looks for itself, and does what it says.
+What a run shows, the chart says (chart.py). Each finding is an event with its figures. `observe` says what it sees
+in what the run measures anyway, and costs nothing; `act` looks for itself, and does what it says.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from danlu.errors import TrainingError
 from danlu.journal import Journal
+from danlu.train.chart import Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
 from danlu.train.trials import Fork, Made, Trials, spread
@@ -32,26 +32,7 @@ Mode = Literal["off", "observe", "act"]
 LOOKS = 20  # a run at most, of as many held-out examples as a step has, three steps apart: a ninth of its time
 SLOW = 0.15  # of the first loss: who has gained that much by then did not start too slowly
 PAYS = 0.01  # of the loss: what another rate has to be better by, at the end of a fork
-FLAT = 0.01  # of the loss: less than that, over four looks, is no progress
-RISEN = 0.02  # of the loss: held out, above the best
-LEARNT = 0.05  # of the loss: in training, below what it was at the best
-EXPLODED = 0.5  # of what was learnt, lost again
-OUTLIER = 8.0  # times the median: the norm of a gradient that nothing is learnt from
-REMEMBERED = 64  # steps
 SPENT = 0.5  # of the run's steps at most: those of trials, and those taken back
-
-
-@dataclass(frozen=True)
-class Where:
-    """A moment of a run.
-
-    Attributes:
-        step: optimizer steps that were applied.
-        position: steps of the plan that are behind it; the schedule and the data follow it.
-    """
-
-    step: int
-    position: int
 
 
 @dataclass(frozen=True)
@@ -64,31 +45,6 @@ class Move:
 
     to: Where
     made: Sequence[Made] = ()
-
-
-@dataclass
-class _Look:
-    at: Where
-    loss: float
-    losses: float  # of training, around it
-
-
-@dataclass
-class _Chart:
-    """What is known of the run, plain numbers: it is kept in checkpoints."""
-
-    factor: float = 1.0
-    ramp: tuple[int, int] = (0, 0)
-    first: float = math.nan  # loss of training
-    losses: list[tuple[int, float, float]] = field(default_factory=list)  # position, loss, norm
-    looks: list[_Look] = field(default_factory=list)
-    treated: int = 0  # the position of the last trial or treatment
-    backs: int = 0
-    skipped: list[int] = field(default_factory=list)
-    spent: int = 0
-    start_is_seen: bool = False
-    still: int = 0  # times that nothing moved and no other rate helped
-    said: set[str] = field(default_factory=set)
 
 
 class Doctor:
@@ -124,16 +80,14 @@ class Doctor:
         self._trials = Trials(learner, take, self._held_out)
         self._interval = max(3, steps // LOOKS)
         self._short = min(12, max(4, steps // LOOKS))  # steps of a fork
-        self._chart = _Chart()
+        self._chart = Chart()
         self._best: tuple[Where, dict[str, Tensor]] | None = None
 
     # -- what the loop asks ---------------------------------------------------------------------------
 
     def rate(self, position: int) -> float:
         """Of the step at that position."""
-        start, length = self._chart.ramp
-        rise = min(1.0, (position - start + 1) / (length + 1)) if length else 1.0
-        return self._planned(position) * self._chart.factor * rise
+        return self._planned(position) * self._chart.factor * self._chart.rise(position)
 
     def begin(self, now: Where) -> None:
         """Look at the weights as they come."""
@@ -147,7 +101,7 @@ class Doctor:
         """
         if found.fault:
             return self._on_fault(found, examples, now)
-        if self._is_outlier(found):
+        if self._mode != "off" and self._chart.is_outlier(found):
             return self._on_outlier(found, examples, now)
         return found
 
@@ -159,41 +113,34 @@ class Doctor:
         """
         if self._mode == "off":
             return None
-        if not self._chart.losses:
-            self._chart.first = found.loss
-        self._chart.losses = [*self._chart.losses[1 - REMEMBERED :], (now.position, found.loss, found.norm)]
+        self._chart.add(now.position, found)
         if not self._learner.stage.loss_falls:
             return None
         if self._mode == "observe":
             if measured is not None and self._is_far_enough(now):
-                self._judge(self._note(now, measured), now)
-            elif self._is_suspicious():
+                self._judge(self._chart.note(now, measured, self._around), now)
+            elif self._chart.is_suspicious():
                 self._once(
                     "explosion", "the loss rises: a tenth of the rate would help", step=now.step, loss=found.loss
                 )
             return None
         due = now.position % self._interval == 0 or now.position >= self._steps
-        if not self._held_out or not (due or self._is_suspicious()):
+        if not self._held_out or not (due or self._chart.is_suspicious()):
             return None
         return self._judge(self._look(now), now)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: numbers, and the best weights."""
-        chart = self._chart
-        plain = {
-            **vars(chart),
-            "looks": [(look.at.step, look.at.position, look.loss, look.losses) for look in chart.looks],
-            "said": sorted(chart.said),
-        }
-        best = None if self._best is None else {"step": self._best[0].step, "position": self._best[0].position}
-        return {"chart": plain, "best": best, "weights": {} if self._best is None else self._best[1]}
+        where, weights = self._best or (None, {})
+        at = None if where is None else {"step": where.step, "position": where.position}
+        return {"mode": self._mode, "chart": self._chart.state(), "best": at, "weights": weights}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state."""
-        looks = [_Look(Where(step, at), loss, losses) for step, at, loss, losses in state["chart"]["looks"]]
-        given = {**state["chart"], "looks": looks, "said": set(state["chart"]["said"])}
-        self._chart = _Chart(**{**given, "ramp": tuple(given["ramp"]), "losses": [tuple(x) for x in given["losses"]]})
-        if state["best"] is not None:
+        self._chart = Chart.of(state["chart"])
+        if state["mode"] != self._mode:  # the other one looked at other examples
+            self._chart.looks, self._chart.treated = [], 0
+        elif state["best"] is not None:
             self._best = (Where(**state["best"]), dict(state["weights"]))
 
     # -- what is not finite, and what stands far out ----------------------------------------------------
@@ -215,16 +162,13 @@ class Doctor:
             return self._back(f"{found.fault}, for the third time in ten steps", figures, now)
         return self._skip(f"{found.fault} on these examples alone", examples, figures, now)
 
-    def _is_outlier(self, found: Gradient) -> bool:
-        norms = [norm for _, _, norm in self._chart.losses[-16:]]
-        if len(norms) < 5 or found.norm <= OUTLIER * median(norms):
-            return False
-        losses = [loss for _, loss, _ in self._chart.losses[-16:]]
-        return found.loss > median(losses) + max(8 * _deviation(losses), 0.5 * abs(median(losses)))
-
     def _on_outlier(self, found: Gradient, examples: Sequence[Any], now: Where) -> Gradient | Move:
-        norms = median(norm for _, _, norm in self._chart.losses[-16:])
-        figures = {"step": now.step + 1, "loss": found.loss, "grad_norm": found.norm, "usual_norm": norms}
+        figures = {
+            "step": now.step + 1,
+            "loss": found.loss,
+            "grad_norm": found.norm,
+            "usual_norm": self._chart.usual_norm,
+        }
         if self._mode == "act" and self._held_out and len(self._chart.skipped) < max(2, self._steps // 20):
             if (move := self._explosion(self._look(now), now)) is not None:
                 return move
@@ -250,9 +194,7 @@ class Doctor:
         chart.ramp, chart.backs, chart.treated = (best.position, length), chart.backs + 1, best.position
         chart.spent += now.position - best.position
         chart.start_is_seen = False  # a tenth may be too little
-        chart.losses = [row for row in chart.losses if row[0] <= best.position]
-        chart.looks = [look for look in chart.looks if look.at.position <= best.position]
-        chart.skipped = [at for at in chart.skipped if at < best.position]
+        chart.forget_after(best.position)
         what = f"a warmup of {length} steps" if warm else f"a tenth of the rate, over {length} steps"
         self._tell("went back", f"{why}: back to the weights of step {best.step}, {what}", **figures)
         self._learner.begin_from(weights, now.step)
@@ -269,19 +211,15 @@ class Doctor:
 
     # -- what looks say -------------------------------------------------------------------------------
 
-    def _look(self, now: Where) -> _Look:
-        look = self._note(now, self._trials.look())
-        if math.isfinite(look.loss) and look.loss <= min(one.loss for one in self._chart.looks):
-            self._best = (now, self._learner.weights())
-        return look
+    @property
+    def _around(self) -> int:
+        """Losses of training that a look stands among."""
+        return max(4, self._interval)
 
-    def _note(self, now: Where, loss: float) -> _Look:
-        chart = self._chart
-        recent = [value for _, value, _ in chart.losses[-max(4, self._interval) :]]
-        look = _Look(now, loss if math.isfinite(loss) else math.inf, median(recent) if recent else math.nan)
-        if chart.looks and chart.looks[-1].at == now:
-            chart.looks.pop()
-        chart.looks.append(look)
+    def _look(self, now: Where) -> Look:
+        look = self._chart.note(now, self._trials.look(), self._around)
+        if math.isfinite(look.loss) and look is self._chart.looks[-1] and look.loss <= self._chart.best.loss:
+            self._best = (now, self._learner.weights())
         return look
 
     def _is_far_enough(self, now: Where) -> bool:
@@ -289,15 +227,7 @@ class Doctor:
         looks = self._chart.looks
         return not looks or now.position >= min(looks[-1].at.position + self._interval, self._steps)
 
-    def _is_suspicious(self) -> bool:
-        """Whether the last losses stand above those before by more than these differ."""
-        losses = [loss for _, loss, _ in self._chart.losses]
-        before, last = losses[-16:-2], losses[-2:]
-        if len(before) < 3:
-            return losses[-1] > 1.5 * max([losses[0], *(look.loss for look in self._chart.looks[:1])])
-        return min(last) > median(before) + max(6 * _deviation(before), 0.2 * abs(median(before)))
-
-    def _judge(self, look: _Look, now: Where) -> Move | None:
+    def _judge(self, look: Look, now: Where) -> Move | None:
         if (move := self._explosion(look, now)) is not None:
             return move
         if (move := self._overfitting(now)) is not None:
@@ -310,14 +240,10 @@ class Doctor:
             return self._on_flat(now)
         return None
 
-    def _explosion(self, look: _Look, now: Where) -> Move | None:
-        looks = self._chart.looks
-        first, calm = looks[0].loss, min(looks[:-1] or looks, key=lambda one: one.loss)
-        best = calm.loss
-        limit = max(best + EXPLODED * (first - best), best * 1.1)
-        learnt_worse = not look.losses <= calm.losses  # nothing was learnt yet, or it is learnt worse
-        if look.loss <= limit or not learnt_worse:
+    def _explosion(self, look: Look, now: Where) -> Move | None:
+        if not self._chart.has_exploded(look):
             return None
+        best = min(one.loss for one in self._chart.looks)
         figures = {"step": now.step, "held_out": look.loss, "best": best, "learning_rate": self.rate(now.position - 1)}
         why = "the loss explodes" if math.isfinite(look.loss) else "the weights say nothing finite any more"
         if self._mode == "act":
@@ -325,7 +251,7 @@ class Doctor:
         self._once("explosion", f"{why}: a tenth of the rate would help", **figures)
         return None
 
-    def _on_start(self, look: _Look, now: Where) -> Move | None:
+    def _on_start(self, look: Look, now: Where) -> Move | None:
         """Soon after the warmup: does it learn at all?"""
         chart = self._chart
         if now.position < self._warmup + max(2, self._interval):
@@ -346,14 +272,11 @@ class Doctor:
         )
 
     def _overfitting(self, now: Where) -> Move | None:
-        looks = self._chart.looks
-        best = min(looks, key=lambda one: one.loss)
-        since = [look.loss for look in looks if look.at.position > best.at.position]
-        rises = len(since) >= 3 and since[-3] <= since[-2] <= since[-1] and since[-2] >= best.loss * (1 + RISEN)
-        if not rises or not looks[-1].losses < (1 - LEARNT) * best.losses:
+        if not self._chart.overfits():
             return None
-        figures = {"step": now.step, "held_out": looks[-1].loss, "best": best.loss, "of_step": best.at.step}
-        figures |= {"training": looks[-1].losses, "training_then": best.losses}
+        best, last = self._chart.best, self._chart.looks[-1]
+        figures = {"step": now.step, "held_out": last.loss, "best": best.loss, "of_step": best.at.step}
+        figures |= {"training": last.losses, "training_then": best.losses}
         why = "the held-out loss rises while that of training falls"
         advice = "next time: a lower lora.r, more lora.lora_dropout, more train.weight_decay, more data"
         if self._mode != "act" or self._best is None:
@@ -366,28 +289,18 @@ class Doctor:
 
     def _on_flat(self, now: Where) -> Move | None:
         """No progress for a fifth of the run: less, or more?"""
-        looks = [look.loss for look in self._chart.looks[-4:]]
-        if len(looks) < 4:
+        if not self._chart.is_flat():
             return None
-        older, newer = sum(looks[:2]) / 2, sum(looks[2:]) / 2
-        if older - newer >= FLAT * abs(older):
-            return None
-        swings = max(looks) - min(looks) > 4 * FLAT * abs(older)
+        swings, loss = self._chart.swings(), self._chart.looks[-1].loss
         symptom = "swinging" if swings else "plateau"
         if self._mode != "act":
-            figures = {"step": now.step, "held_out": looks[-1], "before": looks[0]}
+            figures = {"step": now.step, "held_out": loss, "before": self._chart.looks[-4].loss}
             self._once(
                 symptom, "no progress: a fifth of the rate helps at a local minimum, five times at a saddle", **figures
             )
             return None
         words = "the loss swings" if swings else "the loss is flat"
-        return self._try((0.2, 5.0, 10.0), now, looks[-1], symptom, words, at_once=PAYS / 2, lost=3 * self._interval)
-
-    def _is_still(self) -> bool:
-        """Whether the losses of training are as flat as the held-out ones."""
-        looks = self._chart.looks[-4:]
-        fallen = [(looks[0].loss, looks[-1].loss), (looks[0].losses, looks[-1].losses)]
-        return all(before - after < FLAT / 4 * abs(before) for before, after in fallen)
+        return self._try((0.2, 5.0, 10.0), now, loss, symptom, words, at_once=PAYS / 2, lost=3 * self._interval)
 
     def _try(
         self,
@@ -416,29 +329,33 @@ class Doctor:
         chart.spent += count * len(factors)  # one fork becomes the run
         start = self._learner.snapshot()
         rates = [self.rate(now.position + at) for at in range(count)]
-        forks = {
-            factor: self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates])
-            for factor in (1.0, *factors)
-        }
-        own = forks[1.0].loss
-        is_whole = math.isfinite(own)  # else something is wrong with the examples, and not with the rate
-        better = [f for f in factors if is_whole and forks[f].loss <= own - abs(own) * (at_once if f > 1 else PAYS)]
-        chosen = min(better, key=lambda factor: forks[factor].loss, default=1.0)
+        own = self._trials.fork(start, now.step, now.position, rates)
+        forks, chosen = {1.0: own}, 1.0
+        for factor in factors:
+            fork = self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates])
+            least = own.loss - abs(own.loss) * (at_once if factor > 1 else PAYS)
+            # A fork that broke at the run's own rate says that something is wrong with the examples.
+            if math.isfinite(own.loss) and fork.loss <= least and (chosen == 1.0 or fork.loss < forks[chosen].loss):
+                forks[chosen] = replace(forks[chosen], end=None) if chosen != 1.0 else own
+                chosen = factor
+            else:
+                fork = replace(fork, end=None)  # it holds as much as the run
+            forks[factor] = fork
         trials = {f"{factor:g}": fork.loss for factor, fork in forks.items()}
         figures = {"step": now.step, "held_out": loss, "trials": trials, "steps": count}
         if chosen != 1.0:
             return self._changes(forks[chosen], chosen, now, lost, symptom, words, figures)
         chart.start_is_seen = True
-        chart.still += symptom == "plateau" and self._is_still()
+        chart.still += symptom == "plateau" and chart.is_still()
         if chart.still == 2:
             self._learner.restore(start, now.step)
             self._tell("stopped", f"{words}, and no other rate helps: both losses are at their minimum", **figures)
             return Move(Where(now.step, self._steps))
         self._tell("trial", f"{words}; no other rate helps: it stays", **figures)
-        if forks[1.0].end is None:  # what is wrong there is seen when it comes
+        if own.end is None:  # what is wrong there is seen when it comes
             self._learner.restore(start, now.step)
             return None
-        return self._follow(forks[1.0], now)
+        return self._follow(own, now)
 
     def _follow(self, fork: Fork, now: Where) -> Move:
         """The run goes on where the fork ended."""
@@ -463,21 +380,12 @@ class Doctor:
         room = int(SPENT * self._steps) - chart.spent - 2 * self._short  # for one more trial
         back = max(0, min(lost, to.position, room)) if factor > 1 else 0
         chart.spent += back
-        self._shift(back)
+        chart.shift(back)
+        if self._best is not None:
+            self._best = (Where(self._best[0].step, max(0, self._best[0].position - back)), self._best[1])
         to = Where(to.step, to.position - back)
         chart.treated = to.position - 2 * self._interval if factor > 1 else to.position  # more may help further
         return Move(to, fork.steps)
-
-    def _shift(self, back: int) -> None:
-        """What is known, in a plan that has gone back by so many steps."""
-        chart = self._chart
-        chart.ramp = (chart.ramp[0] - back, chart.ramp[1])
-        chart.skipped = [at - back for at in chart.skipped]
-        chart.losses = [(at - back, loss, norm) for at, loss, norm in chart.losses]
-        for look in chart.looks:
-            look.at = Where(look.at.step, look.at.position - back)
-        if self._best is not None:
-            self._best = (Where(self._best[0].step, max(0, self._best[0].position - back)), self._best[1])
 
     def _tell(self, kind: str, reason: str, **figures: Any) -> None:
         self._journal.event(kind, reason, by="doctor", **figures)
@@ -486,9 +394,3 @@ class Doctor:
         if kind not in self._chart.said:
             self._chart.said.add(kind)
             self._tell(kind, reason, **figures)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """The median absolute deviation, as a standard deviation of normal noise."""
-    middle = median(values)
-    return 1.4826 * median(abs(value - middle) for value in values)

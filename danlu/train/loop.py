@@ -22,8 +22,9 @@ from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
 from danlu.errors import DanluError, Interrupted
 from danlu.journal import Journal
 from danlu.train.batches import Batches, BatchOptions
+from danlu.train.chart import Where
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
-from danlu.train.doctor import Doctor, Mode, Move, Where
+from danlu.train.doctor import Doctor, Mode, Move
 from danlu.train.learner import Batch, Example, Gradient, Learner, Stage
 from danlu.train.master import Master
 from danlu.train.neftune import noisy_embeddings
@@ -104,7 +105,7 @@ class Run(Generic[Example]):
 # What the halves of a run may have otherwise: how long it is, how often it looks and saves, and how a step is cut.
 _FREE = {
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "micro_batch_tokens",
-    "gradient_checkpointing", "eval_steps", "save_steps", "save_total_limit",
+    "gradient_checkpointing", "doctor", "eval_steps", "save_steps", "save_total_limit",
 }  # fmt: skip
 
 

@@ -364,3 +364,15 @@ def test_room_is_looked_for_as_well_for_the_best_weights(tmp_path, monkeypatch):
     check_disk(of["observe"], trained, trained)
     with pytest.raises(DiskError):
         check_disk(of["act"], trained, trained)
+
+
+def test_a_run_that_is_only_watched_can_be_healed_when_it_is_resumed(tmp_path, tuned, monkeypatch):
+    """As the error of a number that is none says: go on with train.doctor=act."""
+    no_number(monkeypatch, {20})
+    with pytest.raises(TrainingError, match="not finite"):
+        read(tmp_path / "run", save_steps=10)
+    monkeypatch.undo()
+    no_number(monkeypatch, {1, 2})  # and when they are computed again
+    _, journal = read(tmp_path / "run", save_steps=10, doctor="act", resume=True)
+    assert "skipped step" in kinds(journal)
+    assert final(journal) < NEAR * tuned
