@@ -10,6 +10,7 @@ from typing import Any
 from danlu.words import ENGLISH, Words
 
 MINUS = "−"
+_NO_NUMBERS = ("nan", "inf", "-inf")  # as a journal spells them
 
 
 def is_figure(value: Any) -> bool:
@@ -27,6 +28,8 @@ def plain(value: Any, words: Words = ENGLISH) -> str:
         return f"{value:,}".replace("-", MINUS)
     if isinstance(value, float):
         return _short(value, words)
+    if value in _NO_NUMBERS:
+        return _short(float(value), words)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
