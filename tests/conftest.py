@@ -14,6 +14,7 @@ from shuffling import (  # noqa: F401 - pytest calls them
 )
 
 from danlu import cli
+from danlu.commands import shared
 from tiny import make_tiny_model
 
 # What rich asks the environment: how wide lines are, and whether they have colours, wherever the tests run.
@@ -74,6 +75,8 @@ def call(
     """Run a command line in this process: (exit code, standard output, standard error)."""
     for name, value in _TERMINAL.items():
         monkeypatch.setenv(name, value)
+    for console in (shared.OUT, shared.ERRORS):  # rich asks when one is made, which whoever imported it first had done
+        monkeypatch.setattr(console, "_width", None)
     monkeypatch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def run(*arguments: object) -> tuple[int, str, str]:

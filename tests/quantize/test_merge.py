@@ -17,7 +17,7 @@ from wholes import make_tiny_whole
 
 from danlu import Engine
 from danlu.data.tokens.templates import CHATML
-from danlu.errors import ConfigError, ModelError, ParityError
+from danlu.errors import ModelError, ParityError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter
 from danlu.model.adapters import save_adapter
