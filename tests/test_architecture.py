@@ -34,7 +34,7 @@ INNER = {
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "steps": ["step", "directory", "prove", "merge", "prepare", "parts", "fitting", "training", "preferences",
-              "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
+              "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip
 
 

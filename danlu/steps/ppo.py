@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,7 @@ from danlu.config import Options
 from danlu.data.chat import Chat
 from danlu.data.formats import Reading
 from danlu.data.records import Conversation, Preference, Record, Skipped
-from danlu.data.source import function_named, read
+from danlu.data.source import read
 from danlu.device import Device
 from danlu.errors import ConfigError, DataError
 from danlu.evaluate.held_out import Measured, Question
@@ -26,6 +23,7 @@ from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
+from danlu.steps.judging import RewardSource, judge_before
 from danlu.steps.parts import Parts, Proof
 from danlu.steps.preferences import PairData, PairSections
 from danlu.steps.prepare import (
@@ -43,7 +41,7 @@ from danlu.steps.prove import check_provable, group_of
 from danlu.steps.step import Place, Show
 from danlu.steps.training import TrainingStep, training_kind
 from danlu.train.checkpoint import DIGEST
-from danlu.train.judges import Answered, Command, Judge, checked, of_function
+from danlu.train.judges import Answered, Command, Judge, checked
 from danlu.train.loop import TrainOptions
 from danlu.train.policy import ModelPolicy, of_reward_model, put_reward
 from danlu.train.ppo import PpoOptions, ppo_stage
@@ -73,51 +71,6 @@ class RolloutOptions(Options):
                     "trained, and the ratio of the two taken for progress; allowed: temperature, max_new_tokens"
                 )
         return given
-
-
-class RewardSource(Options):
-    """Who judges: one of a reward model, a Python function, and a command."""
-
-    model: str | None = Field(
-        None,
-        description="directory of a reward model on the same base; in a chain the last step of kind reward, if nobody "
-        "is named",
-    )
-    function: str | None = Field(None, description="package.module:function, or path/to/file.py:function")
-    function_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
-    command: str | None = Field(None, description="reads and writes JSON lines; it is started once")
-    command_seconds: float = Field(60.0, gt=0, description="it may take for one answer")
-
-    @model_validator(mode="after")
-    def _one_judge(self) -> Self:
-        named = [name for name in ("model", "function", "command") if getattr(self, name) is not None]
-        if len(named) > 1:
-            raise ValueError(f"{' and '.join(named)} are given; name one judge")
-        if self.function_options and self.function is None:
-            raise ValueError("function_options has no effect without function")
-        if self.command is not None:
-            _check_words(self.command)
-        if self.command is None and self.command_seconds != 60.0:
-            raise ValueError("command_seconds has no effect without command")
-        return self
-
-    @property
-    def name(self) -> str:
-        """Of the judge; nothing where none is named."""
-        return self.model or self.function or self.command or ""
-
-    @property
-    def is_named(self) -> bool:
-        return any(value is not None for value in (self.model, self.function, self.command))
-
-
-def _check_words(command: str) -> None:
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"command: {command!r:.200}: {error}") from None
-    if not words:
-        raise ValueError("command is empty")
 
 
 class PpoTrain(TrainOptions):
@@ -197,7 +150,7 @@ class PpoStep(PpoSections, TrainingStep):
 def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Parts:
     """All that the training works on, in memory alone; what is to be told stands in the draft."""
     skipped = Skipped()
-    judge = _judge_before(recipe.reward)
+    judge = judge_before(recipe.reward)
     split = read_split(recipe, journal, skipped, show)
     base = load_base(recipe, device, show)
     prompts, held_out = (_prompts(recipe, records, base.chat, skipped) for records in (split.train, split.held_out))
@@ -271,38 +224,6 @@ def _identity(recipe: PpoRecipe, ready: Ready, prompts: Sequence[Prompt]) -> dic
     if recipe.reward.model is not None:
         identity["the reward model's weights"] = DIGEST + of_weights(Path(recipe.reward.model))
     return identity
-
-
-def _judge_before(source: RewardSource) -> Judge | None:
-    """The judge that needs no model; None where it does. Raises ConfigError for a function that is not there."""
-    if source.function is not None:
-        function = function_named(source.function, "reward.function")
-        _check_takes(function, source)
-        return of_function(function, source.function_options, f"reward.function {source.function}")
-    if source.command is not None:
-        if shutil.which(name := shlex.split(source.command)[0]) is None:
-            raise ConfigError(
-                f"reward.command: there is no command {name!r}",
-                fix="check its name and that it may be run; no shell runs it",
-            )
-        return Command(source.command, source.command_seconds)
-    return None
-
-
-def _check_takes(function: Callable[..., Any], source: RewardSource) -> None:
-    """Raises ConfigError for a function that cannot be called as it is going to be."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # one of another language says nothing
-        return
-    try:
-        signature.bind(prompts=[], completions=[], references=[], **source.function_options)
-    except TypeError as error:
-        raise ConfigError(
-            f"reward.function {source.function}: {error}",
-            allowed="prompts, completions, references and the keys of reward.function_options, by name",
-            fix=f"it takes {signature}; **others takes what it does not need",
-        ) from error
 
 
 def _proof(
@@ -382,7 +303,7 @@ def _question(prompt: Prompt) -> Question:
 
 
 def _check_data(recipe: PpoRecipe) -> None:
-    _judge_before(recipe.reward)
+    judge_before(recipe.reward)
     split = read(recipe.data, recipe.seed, Skipped())
     for record in (*split.train, *split.held_out):
         _asked(record)
