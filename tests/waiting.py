@@ -77,3 +77,17 @@ def interrupts_stay_inside() -> Iterator[None]:
         pytest.fail("an interrupt came out")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Stopped(Exception):
+    """A run that a test breaks off."""
+
+
+def stop_after(step):
+    """What a run is given to hear its rows with: it breaks off after that one."""
+
+    def on_step(row):
+        if row["step"] == step:
+            raise Stopped
+
+    return on_step

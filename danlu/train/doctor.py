@@ -218,7 +218,7 @@ class Doctor:
 
     def _look(self, now: Where) -> Look:
         look = self._chart.note(now, self._trials.look(), self._around)
-        if math.isfinite(look.loss) and look is self._chart.looks[-1] and look.loss <= self._chart.best.loss:
+        if math.isfinite(look.loss) and look.loss <= self._chart.best.loss:
             self._best = (now, self._learner.weights())
         return look
 
@@ -243,7 +243,7 @@ class Doctor:
     def _explosion(self, look: Look, now: Where) -> Move | None:
         if not self._chart.has_exploded(look):
             return None
-        best = min(one.loss for one in self._chart.looks)
+        best = self._chart.best.loss
         figures = {"step": now.step, "held_out": look.loss, "best": best, "learning_rate": self.rate(now.position - 1)}
         why = "the loss explodes" if math.isfinite(look.loss) else "the weights say nothing finite any more"
         if self._mode == "act":

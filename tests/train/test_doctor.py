@@ -9,6 +9,7 @@ import pytest
 import torch
 from reading import CPU, TUNED, read, reading, sentences
 from trainings import recipe_of
+from waiting import Stopped, stop_after
 
 from danlu.errors import DiskError, TrainingError
 from danlu.recipe import check_disk
@@ -265,18 +266,6 @@ def test_observing_a_number_that_is_none_ends_the_run_and_names_the_cure(tmp_pat
         read(tmp_path / "run", learnt=80, lr_scheduler_type=kind)
     assert "train.doctor=act" in caught.value.fix
     assert f"train.learning_rate={TUNED['learning_rate'] / 10:g}" in caught.value.fix
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(step):
-    def on_step(row):
-        if row["step"] == step:
-            raise Stopped
-
-    return on_step
 
 
 @pytest.mark.parametrize("factor", [100, 0.01])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from waiting import interrupts_stay_inside, wait_until
+from waiting import Stopped, interrupts_stay_inside, stop_after, wait_until
 
 from danlu.config import validate
 from danlu.device import Device
@@ -243,18 +243,6 @@ def test_a_forward_pass_has_so_many_examples_at_most_and_the_step_is_the_same(tm
     assert results[0] == pytest.approx(results[1], rel=1e-6)
     _, journal = go(tmp_path / "cut", resume=True, batch_size=6, num_train_epochs=2)  # a step may be cut otherwise
     assert [row["step"] for row in journal.metrics()] == [1, 2, 3, 4]
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(step):
-    def on_step(row):
-        if row["step"] == step:
-            raise Stopped
-
-    return on_step
 
 
 def test_a_resumed_run_makes_the_same_losses(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from reading import CPU, TUNED, Reader, read, reading, sentences
+from waiting import Stopped, stop_after
 
 from danlu.config import validate
 from danlu.steps.ppo import PpoRecipe
@@ -95,19 +96,11 @@ def test_the_run_is_the_one_at_the_rate_that_was_found(tmp_path):
         assert torch.equal(mine, its)
 
 
-class Stopped(Exception):
-    pass
-
-
 def test_a_run_that_is_resumed_keeps_the_rate_and_does_not_search_again(tmp_path):
-    def stop(row):
-        if row["step"] == 30:
-            raise Stopped
-
     given = {"max_steps": STEPS, "learning_rate": "auto", "save_steps": 20}
     _, whole = read(tmp_path / "whole", **given)
     with pytest.raises(Stopped):
-        read(tmp_path / "halves", on_step=stop, **given)
+        read(tmp_path / "halves", on_step=stop_after(30), **given)
     _, halves = read(tmp_path / "halves", resume=True, **given)
     found(halves)  # once
     assert [row["loss"] for row in halves.metrics()] == [row["loss"] for row in whole.metrics()]
