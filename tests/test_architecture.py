@@ -17,7 +17,8 @@ ROWS = [
 
 # Inside a room: its inner rooms, and the files that stand in none.
 INNER = {
-    "plan": ["shapes", "kinds", "configs", "presets", "models", "lora", "rate", "programs", "memory"],
+    "plan": ["shapes", "kinds", "configs", "presets", "models", "lora", "rate", "programs", "memory",
+             "cards", "fit", "quantization"],
     "data": [
         "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",
         "held_out", "source", "look", "headings", "stdlib",

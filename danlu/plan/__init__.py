@@ -9,6 +9,9 @@
     rate.py       rank, alpha and rate together
     programs.py   what a training program keeps beside the weights
     memory.py     memory, part by part
+    cards.py      how much memory a card has
+    fit.py        what fits
+    quantization.py  the notes' rule on bits, and published figures
 
 Reads no weights and imports no torch, so that it answers at once.
 """

@@ -31,6 +31,7 @@ OPTIMIZERS: Mapping[str, tuple[int, float]] = {
     "adamw_torch": (2, 0), "adamw_8bit": (2, 1 + 4 / 256), "paged_adamw_8bit": (2, 1 + 4 / 256),
     "paged_adamw_32bit": (2, 4), "sgd": (1, 0), "none": (0, 0),
 }  # fmt: skip
+EIGHT_BITS = ("adamw_8bit", "paged_adamw_8bit")
 ROUTED = 2  # copies of what experts read, sorted by them
 
 
@@ -182,18 +183,17 @@ def _weights(job: Job) -> list[Part]:
     shape, number, frozen = job.shape, job.number, STORED[job.frozen]
     if job.method == "full" or job.frozen == job.dtype:
         return [Part("weights", shape.parameters * number, "{bytes} bytes a weight", (("bytes", f"{number:g}"),))]
-    if job.frozen in ("int8", "int4"):  # the engine's: all matrices, the head and experts as well
-        matrices = shape.linear + shape.expert_parameters + shape.embedding + shape.own_head
-        stored = [("linear layers", matrices), ("other weights", shape.others)]
-    else:
-        others = shape.parameters - shape.linear
-        stored = [("linear layers", shape.linear), ("other weights", others)]
-    bits = f"{8 * frozen:.3g}"
+    engines = job.frozen in ("int8", "int4")
+    matrices = shape.linear + shape.expert_parameters if engines else shape.linear
+    stored = matrices * frozen + (shape.head.parameters * STORED["int8"] if engines else 0)
+    others = shape.parameters - matrices - (shape.own_head if engines else 0)
+    left = "embedding, head, norms and experts: {bytes} bytes a weight"
+    if engines:
+        left = "embedding and norms: {bytes} bytes a weight"
     return [
-        Part(stored[0][0], stored[0][1] * frozen, "{bits} bits a weight with its scales", (("bits", bits),)),
-        Part(stored[1][0], stored[1][1] * number, "embedding, head, norms, experts: {bytes} bytes a weight",
-             (("bytes", f"{number:g}"),)),
-    ]  # fmt: skip
+        Part("linear layers", stored, "{bits} bits a weight with its scales", (("bits", f"{8 * frozen:.3g}"),)),
+        Part("other weights", others * number, left, (("bytes", f"{number:g}"),)),
+    ]
 
 
 def _means(job: Job, own: float) -> float:
@@ -214,9 +214,12 @@ def _trained(job: Job) -> list[Part]:
         ]
     count, number = job.shape.parameters, job.number
     master = program.master if number < 4 else 0
+    means = count * _means(job, program.mean or number)
+    if job.optim in EIGHT_BITS:  # whose means of embeddings stay in float32 (Dettmers et al. 2022, section 2.3)
+        means += job.shape.embedding * (8 - _means(job, 0))
     return [
         Part("float32 copies", count * master, "of weights that are computed with in 16 bits"),
-        Part("optimizer", count * _means(job, program.mean or number), "what it keeps of each trained weight"),
+        Part("optimizer", means, "what it keeps of each trained weight"),
     ]
 
 
@@ -292,7 +295,7 @@ def _scores(job: Job) -> float:
 def _inner(job: Job) -> float:
     """Bytes a token of what feed-forward parts keep inside."""
     shape, vectors = job.shape, job.program.gated if job.shape.is_gated else 1
-    wide = sum(layer.inside * layer.count for layer in shape.layers if layer.is_inner and layer.reads == INSIDE)
+    wide = float(sum(layer.inside * layer.count for layer in shape.layers if layer.is_inner and layer.reads == INSIDE))
     if shape.experts is not None:
         of = shape.experts
         wide += of.blocks * of.chosen * (of.inner + ROUTED * shape.width / vectors)
