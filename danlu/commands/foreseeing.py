@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from danlu.commands.shared import OUT, say
+from danlu.config import recipe_names
 from danlu.errors import ConfigError, size_in_words
 from danlu.plan.cards import memory_of
 from danlu.plan.fit import Way, ways
@@ -51,7 +52,7 @@ def memory(
     Parameters
     ----------
     model
-        a known name such as Llama-2-7B, a directory, a config.json; or the .yaml of a recipe
+        a known name such as Llama-2-7B, a directory, a config.json; or a recipe, by its name or its .yaml
     method
         full trains all weights, lora an adapter, qlora an adapter on weights in 4 bits; inference answers
     r
@@ -82,7 +83,7 @@ def memory(
         "length": length, "optim": optim, "gradient_checkpointing": gradient_checkpointing or None, "dtype": dtype,
         "stored": stored, "kv_dtype": kv_dtype,
     }  # fmt: skip
-    if Path(model).suffix in (".yaml", ".yml"):
+    if Path(model).suffix in (".yaml", ".yml") or model in recipe_names():
         _refuse([name for name, value in given.items() if value is not None], "beside a recipe, which has its own")
         _of_recipe(model)
         return
@@ -93,12 +94,27 @@ def memory(
 
 def _of_recipe(path: str) -> None:
     """Of each training of it; imports what a run imports, so that its keys are checked as there."""
-    from danlu.steps.foresight import jobs_of
+    from danlu.chain import Chain, options_of
+    from danlu.device import read_device
+    from danlu.recipe import TrainingSections
+    from danlu.run import load_recipe
+    from danlu.steps.foresight import of_recipe
 
-    for name, job in jobs_of(path):
+    recipe, device = load_recipe(path), read_device()
+    steps = options_of(recipe) if isinstance(recipe, Chain) else {"": recipe}
+    model, told = "", 0
+    for name, options in steps.items():
+        named = getattr(options, "works_on", None) or getattr(getattr(options, "model", None), "name", None)
+        model = named if named is not None and named not in steps else model
+        if not isinstance(options, TrainingSections):
+            continue
         if name:
-            say(name)
+            say(f"{name}:")
+        job = of_recipe(options, shape_of(model), device)
         _show(job, estimate(job))
+        told += 1
+    if not told:
+        raise ConfigError(f"{path} trains nothing", fix="give a recipe with a step of training")
 
 
 def _job(shape: Shape, given: dict[str, Any], device: str) -> Job:

@@ -50,6 +50,7 @@ class Job:
         flash: whether attention keeps no matrix of scores.
         kv_dtype: of keys and values in the cache.
         in_backward: whether the optimizer takes each gradient as it is made.
+        adapter_weights: of the adapter, where they were counted in the model itself.
     """
 
     shape: Shape
@@ -68,6 +69,7 @@ class Job:
     flash: bool = True
     kv_dtype: str | None = None
     in_backward: bool = False
+    adapter_weights: int | None = None
     program: Program = DANLU
 
     def __post_init__(self) -> None:
@@ -207,7 +209,7 @@ def _trained(job: Job) -> list[Part]:
     program = job.program
     if (lora := job.lora) is not None:
         each = program.adapter_weight
-        trained = lora.trained
+        trained = lora.trained if job.adapter_weights is None else job.adapter_weights
         return [
             Part("adapter", trained * 2 * each, "{count} weights and their gradients", (("count", f"{trained:,}"),)),
             Part("optimizer", trained * _means(job, each), "what it keeps of each trained weight"),
@@ -285,11 +287,11 @@ def _attention(job: Job) -> float:
 
 
 def _scores(job: Job) -> float:
-    """Where attention keeps its weights: in float32 and in the model's format, of each text alone."""
+    """Where attention keeps its weights, of each text alone."""
     if job.flash:
         return 0.0
     heads, pairs = job.shape.attention.heads, job.batch * job.length**2
-    return len(job.shape.attention.windows) * heads * pairs * (job.number + 4)
+    return len(job.shape.attention.windows) * heads * pairs * (job.program.score or job.number)
 
 
 def _inner(job: Job) -> float:
