@@ -487,6 +487,7 @@ CHINESE = {
         "{family}：已发表的数据要求 {bits} bit（{form}），不是 {notes}"
     ),
     "{family}: published figures agree ({form})": "{family}：已发表的数据与笔记一致（{form}）",
+    "{model} is not on this machine: tokens are told from characters": "{model} 不在本机：按字符数估算 token",
     "families differ; what your own text loses, a measurement says": "各系列不同；自己的文本上损失多少，要实际测量",
     # -- errors: what kind, with the name that can be searched
     "error:": "错误",

@@ -18,7 +18,7 @@ ROWS = [
 # Inside a room: its inner rooms, and the files that stand in none.
 INNER = {
     "plan": ["shapes", "kinds", "configs", "presets", "models", "lora", "rate", "programs", "memory",
-             "cards", "fit", "quantization"],
+             "cards", "fit", "quantization", "whole"],
     "data": [
         "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",
         "held_out", "source", "look", "headings", "stdlib",

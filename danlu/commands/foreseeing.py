@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +12,18 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from danlu.commands.shared import OUT, say
+from danlu.commands.shared import OUT, GivenPath, news, say
 from danlu.config import recipe_names
 from danlu.errors import ConfigError, size_in_words
 from danlu.plan.cards import memory_of
 from danlu.plan.fit import Way, ways
 from danlu.plan.lora import ALL_LINEAR
 from danlu.plan.memory import Job, Memory, Method, estimate, rule_of_notes
-from danlu.plan.models import shape_of
+from danlu.plan.models import is_here, shape_of
 from danlu.plan.programs import DANLU, DANLU_CPU
 from danlu.plan.quantization import bits_by_figures, bits_by_notes, loss_of, notes_on, of_size, size_of
 from danlu.plan.shapes import Shape
+from danlu.plan.whole import choose, written
 from danlu.words import Words, words
 
 Several = Parameter(consume_multiple=True)
@@ -258,3 +261,44 @@ def _disagree(found: Any, families: Sequence[tuple[str, float]], by_notes: int) 
                      form=figure.form, notes=by_notes))  # fmt: skip
         else:
             say(said("{family}: published figures agree ({form})", family=name, form=figure.form))
+
+
+def recipe(
+    file: GivenPath, /, *, model: str, gpu: str | None = None, name: str | None = None, accept_licence: bool = False
+) -> None:
+    """A whole recipe for some data, a model and a machine, each value with its reason; printed as YAML.
+
+    Parameters
+    ----------
+    file
+        .jsonl, .json, .csv, .tsv, .parquet, .txt, .md, or a directory of them
+    model
+        a known name, a directory, or a hub id; tokens are counted with it where it is on this machine
+    gpu
+        memory of the card, such as 24GB, or its name; this machine without it
+    name
+        of the run; that of the file without it
+    accept_licence
+        accept the licence of a model that asks for it
+    """
+    from danlu.commands.looking import checking_chat
+    from danlu.config import parse_yaml, validate
+    from danlu.data.look.check import check
+    from danlu.data.look.facts import found_in
+    from danlu.steps.foresight import machine_of
+    from danlu.steps.kinds import KINDS
+
+    shape = shape_of(model)
+    chat = checking_chat(model, None, accept_licence) if is_here(model) else None
+    if chat is None:
+        news(words()("{model} is not on this machine: tokens are told from characters", model=model))
+    found = found_in(check(file, chat=chat), file)
+    machine, dtype = machine_of(None if gpu is None else memory_of(gpu), gpu)
+    chosen = name or re.sub(r"[^\w.-]+", "-", file.stem).strip("-.") or "mine"
+    whole = choose(found, model, shape, machine, chosen, dtype)
+    asked = ["danlu", "plan", "recipe", str(file), "--model", model, *(["--gpu", gpu] if gpu is not None else [])]
+    text = written(whole, shlex.join(asked))
+    alone = KINDS[found.training].alone
+    assert alone is not None
+    validate(alone.recipe, parse_yaml(text, where=str(file)), where="the recipe")
+    print(text, end="")

@@ -12,6 +12,7 @@
     cards.py      how much memory a card has
     fit.py        what fits
     quantization.py  the notes' rule on bits, and published figures
+    whole.py      a whole recipe, each value with its reason
 
 Reads no weights and imports no torch, so that it answers at once.
 """

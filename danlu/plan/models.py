@@ -36,6 +36,11 @@ def shape_of(model: str) -> Shape:
     )
 
 
+def is_here(model: str) -> bool:
+    """Whether its files are on this machine."""
+    return Path(model).expanduser().is_dir() or is_cached(model, cache_directory())
+
+
 def preset_of(model: str) -> str | None:
     """The preset that a name means."""
     known: dict[str, str] = {}

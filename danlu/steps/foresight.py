@@ -8,9 +8,9 @@ smallest change that would fit. Where memory only seems short, it is said and tr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from danlu.device import Device
+from danlu.device import Device, read_device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, size_in_words
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import parameter_counts
@@ -20,6 +20,7 @@ from danlu.plan.lora import ALL_LINEAR, count_lora
 from danlu.plan.memory import Job, Memory, estimate
 from danlu.plan.programs import DANLU, DANLU_CPU
 from danlu.plan.shapes import Shape
+from danlu.plan.whole import Machine
 from danlu.recipe import TrainingSections
 from danlu.steps.parts import Parts
 from danlu.steps.prepare import as_trained
@@ -76,6 +77,16 @@ def of_recipe(options: TrainingSections, shape: Shape, device: Device) -> Job:
     most, longest = options.train.micro_batch_tokens, options.data.max_length
     tokens = longest if most == "auto" else most
     return job_of(options, shape, device, max(tokens, longest), longest)
+
+
+def machine_of(card_bytes: float | None, name: str | None) -> tuple[Machine, str]:
+    """(a card of so much memory, or this machine; the format that is trained in there)."""
+    if card_bytes is not None:
+        return Machine("cuda", card_bytes, name or ""), "bfloat16"
+    device = read_device()
+    dtype = str(device.dtype("auto")).removeprefix("torch.")
+    kind: Literal["cpu", "cuda"] = "cpu" if device.name == "cpu" else "cuda"
+    return Machine(kind, device.memory_bytes, device.card or "this machine", is_whole=False), dtype
 
 
 def foresee(parts: Parts, draft: Draft, show: Show) -> None:
