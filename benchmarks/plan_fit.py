@@ -9,7 +9,7 @@ import numpy as np
 from plan_rows import PROGRAMS, Row
 
 from danlu.plan.memory import Job, estimate
-from danlu.plan.programs import Program
+from danlu.plan.programs import DANLU_CPU, Program
 
 STEPS = 12
 
@@ -34,6 +34,16 @@ FITTED = (
     Free(("peft",), "slack", 0.1),
     Free(("llama-factory",), "floor", 1e9),
 )
+
+# Of Danlu's own runs on a processor.
+OWN = "danlu, cpu"
+RUNS = {OWN: DANLU_CPU}
+FITTED_RUNS = (Free((OWN,), "floor", 1e9), Free((OWN,), "rest", 10), Free((OWN,), "slack", 0.1))
+
+
+def fitted_runs(rows: Sequence[Row]) -> dict[str, Program]:
+    """The same of runs."""
+    return fitted(rows, FITTED_RUNS, RUNS)
 
 
 def fitted(

@@ -113,7 +113,7 @@ def foresee(parts: Parts, draft: Draft, show: Show) -> None:
         show.say(f"that is more than there is, if the arithmetic is right: {_fix(job, memory, free, longest)}")
     parts_of = {part.name: int(part.bytes) for part in memory.parts}
     kept: dict[str, Any] = {"predicted": _comparable(memory, parts.device.name), "free": free, "moment": memory.moment}
-    kept["parts"] = parts_of
+    kept |= {"parts": parts_of, "batch": job.batch, "length": job.length, "adds_up": job.adds_up}
     draft.result("memory_plan", kept)
     draft.event("memory", what, **kept)
 
