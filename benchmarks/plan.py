@@ -1,7 +1,7 @@
 """How far `danlu plan memory` is from what was measured, by others and here.
 
     make bench-plan                        the published rows, and the formulas of others on them
-    make bench-plan ARGS=--runs            28 runs of Danlu on this machine instead (half an hour)
+    make bench-plan ARGS=--runs            22 runs of Danlu on this machine instead (half an hour)
     make bench-plan WRITE=--write          puts the tables into docs/plan.md and its Chinese twin
 
 Constants that no source tells are fitted on every second row of a program and judged on the others, and the other way

@@ -42,18 +42,24 @@ class Asked:
 
 def asked() -> Iterator[Asked]:
     """All of them, the smaller model first."""
-    for model in ("smollm2-135m", "gemma3-270m"):
-        for texts, length in ((1, 512), (8, 128), (8, 256), (1, 2048), (2, 1024)):
-            yield Asked(model, "sft", "lora", texts, length)
-        yield Asked(model, "sft", "lora", 1, 2048, True)
-        yield Asked(model, "sft", "lora", 8, 256, True)
-        yield Asked(model, "sft", "full", 1, 512)
-        yield Asked(model, "sft", "full", 4, 512)
-        yield Asked(model, "sft", "full", 1, 2048, True)
-        yield Asked(model, "pretrain", "full", 2, 512)
-        yield Asked(model, "pretrain", "lora", 4, 512)
+    small, large = "smollm2-135m", "gemma3-270m"
+    for texts, length in ((1, 512), (8, 128), (8, 256), (1, 2048), (2, 1024)):
+        yield Asked(small, "sft", "lora", texts, length)
+    yield Asked(small, "sft", "lora", 1, 2048, True)
+    yield Asked(small, "sft", "lora", 8, 256, True)
+    yield Asked(small, "sft", "full", 1, 512)
+    yield Asked(small, "sft", "full", 4, 512)
+    yield Asked(small, "sft", "full", 1, 2048, True)
+    yield Asked(small, "pretrain", "full", 2, 512)
+    yield Asked(small, "pretrain", "lora", 4, 512)
+    for model in (small, large):
         yield Asked(model, "dpo", "lora", 4, 256)
         yield Asked(model, "reward", "lora", 4, 256)
+    for texts, length in ((1, 512), (8, 128), (2, 1024)):
+        yield Asked(large, "sft", "lora", texts, length)
+    yield Asked(large, "sft", "lora", 1, 2048, True)
+    yield Asked(large, "sft", "full", 1, 512)
+    yield Asked(large, "pretrain", "full", 2, 256)
 
 
 def measured(one: Asked) -> Row:
@@ -79,9 +85,9 @@ def job(one: Asked, plan: dict[str, Any]) -> Job:
 
 
 def _write(path: Path, one: Asked) -> None:
-    """Rows that are cut to the length that is wanted, each different."""
+    """Rows that are cut to the length that is wanted, each different; enough for two whole steps."""
     text = Path(subprocess.__file__).read_text("utf-8")
-    parts = [text[at * 997 : at * 997 + 8 * one.length + 64] for at in range(one.texts + 2)]
+    parts = [text[at * 997 : at * 997 + 8 * one.length + 64] for at in range(2 * max(one.texts, 8))]
     with path.open("w", encoding="utf-8") as file:
         for at, part in enumerate(parts):
             row: dict[str, Any] = {"text": part}
@@ -103,9 +109,11 @@ def _recipe(one: Asked, place: Path) -> dict[str, Any]:
     }  # fmt: skip
     if one.kind == "pretrain":
         recipe["data"]["too_long"] = "window"
+    if pairs:  # which are never cut
+        recipe["data"] |= {"max_length": 4 * one.length, "too_long": "skip"}
     if one.kind in ("sft", "dpo"):
         recipe["merge"] = None
     recipe["lora"] = None if one.method == "full" else {}
     if one.kind == "reward":
-        recipe["reward"] = {"samples": 4, "max_new_tokens": 4}
+        recipe["reward"] = {"samples": 8, "max_new_tokens": 4}
     return recipe

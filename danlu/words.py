@@ -405,6 +405,10 @@ CHINESE = {
     "next": "建议",
     "{place} nearly repeats {earlier} ({alike})": "{place} 与 {earlier} 近似重复（{alike}）",
     # -- what a training takes, before it
+    "its files are quantized ({form}); counted here in {dtype}": "模型文件是量化的（{form}）；这里按 {dtype} 计算",
+    "keys and values as transformers keeps them; as their latent alone {size}": (
+        "KV 按 transformers 的方式保存；只保存 MLA 的潜变量时为 {size}"
+    ),
     "part": "组成部分",
     "memory": "内存/显存",
     "how it is counted": "怎么算",

@@ -18,7 +18,7 @@ from danlu.errors import ConfigError, size_in_words
 from danlu.plan.cards import memory_of
 from danlu.plan.fit import Way, ways
 from danlu.plan.lora import ALL_LINEAR
-from danlu.plan.memory import Job, Memory, Method, estimate, rule_of_notes
+from danlu.plan.memory import STORED, Job, Memory, Method, cache_bytes, estimate, rule_of_notes
 from danlu.plan.models import is_here, shape_of
 from danlu.plan.programs import DANLU, DANLU_CPU
 from danlu.plan.quantization import bits_by_figures, bits_by_notes, loss_of, notes_on, of_size, size_of
@@ -164,6 +164,8 @@ def _show(job: Job, found: Memory) -> None:
     say(said("{model}: {all} weights ({parts})", model=shape.name, all=f"{shape.parameters:,}", parts=counts))
     if shape.experts is not None:
         say(said("a token passes {active} of them; all are held", active=f"{shape.active:,}"))
+    if shape.quantized and job.stored is None:
+        say(said("its files are quantized ({form}); counted here in {dtype}", form=shape.quantized, dtype=job.dtype))
     say(said("the notes' rule, 2 bytes a weight: {size}", size=size_in_words(int(rule_of_notes(shape)))))
     table.add_column(said("part"), no_wrap=True)
     table.add_column(said("memory"), justify="right", no_wrap=True)
@@ -173,6 +175,10 @@ def _show(job: Job, found: Memory) -> None:
     table.add_section()
     table.add_row(said("in all"), size_in_words(int(found.total)), said(found.moment))
     OUT.print(table)
+    if job.method == "inference" and shape.attention.latent:
+        narrow = cache_bytes(shape, job.batch, job.length, STORED[job.dtype], is_latent=True)
+        say(said("keys and values as transformers keeps them; as their latent alone {size}",
+                 size=size_in_words(int(narrow))))  # fmt: skip
 
 
 def fit(*, model: str, gpu: str | None = None, length: int = 2048, r: int = 8) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from danlu.errors import ModelError
 from danlu.plan.kinds import GPT2, KINDS, NUMBER, SPELT, WIDTH, Config, Kind, Said
@@ -15,6 +15,7 @@ def shape_from(config: Config, name: str) -> Shape:
 
     Raises ModelError for a kind that is not known, and for numbers that are missing.
     """
+    quantized = _quantized(config)
     config = config.get("text_config") or config
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -24,9 +25,20 @@ def shape_from(config: Config, name: str) -> Shape:
             fix="train with it: a run says its frozen and trained weights before its first step",
         )
     try:
-        return (_gpt2 if kind == GPT2 else _shape)(_read(kind, config), KINDS[kind], name)
+        shape = (_gpt2 if kind == GPT2 else _shape)(_read(kind, config), KINDS[kind], name)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise ModelError(f"{name}: its configuration lacks a number, or has none: {error}") from error
+    return replace(shape, quantized=quantized)
+
+
+def _quantized(config: Config) -> str:
+    """How the files of the model are quantized, as the configuration says; nothing where they are not."""
+    said = config.get("quantization_config")
+    if not isinstance(said, dict):
+        return ""
+    bits = said.get("bits") or said.get("w_bit") or (4 if said.get("load_in_4bit") else None)
+    method = str(said.get("quant_method") or "an unnamed method")
+    return method if bits is None else f"{method}, {bits} bit"
 
 
 def _read(kind: str, config: Config) -> Config:

@@ -32,7 +32,7 @@ def shape_of(model: str) -> Shape:
     raise ConfigError(
         f"{model!r}: the shape of this model is not known, and it is not on this machine",
         allowed=f"one of {len(PRESETS)} known names, such as Llama-3.1-8B or Qwen2.5-7B; a directory; a config.json",
-        fix=nearest(_own_name(model), PRESETS),
+        fix=nearest(_own_name(model), PRESETS) or "fetch its config.json alone, and give that file",
     )
 
 

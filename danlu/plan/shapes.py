@@ -106,6 +106,7 @@ class Shape:
         has_layer_norms: whether its norms are LayerNorm, and not RMSNorm.
         is_gated: whether its feed-forward parts multiply what two layers make.
         attention: how tokens look at each other.
+        quantized: how its configuration says that its files are quantized; nothing where they are not.
         experts: where a token takes some of many feed-forward parts; no adapter reaches them.
     """
 
@@ -121,6 +122,7 @@ class Shape:
     has_layer_norms: bool = False
     is_gated: bool = True
     experts: Experts | None = None
+    quantized: str = ""
 
     @property
     def width(self) -> int:

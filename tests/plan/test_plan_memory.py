@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,6 +269,32 @@ def test_the_command_in_chinese(capsys):
 def test_an_option_without_effect_is_an_error(given, said, capsys):
     assert call(["plan", "memory", "llama-2-7b", *given]) != 0
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+# What users of other calculators reported, as they would ask: the cache of keys and values, in GiB.
+REPORTED = [
+    ("Qwen3-0.6B", 40_960, 4.38),  # heads of 128, not of 1024 / 16
+    ("gemma-3-27b", 131_072, 10.41),  # every sixth block sees all, the others 1,024 tokens
+]
+
+
+@pytest.mark.parametrize(("model", "length", "gib"), REPORTED)
+def test_caches_that_other_calculators_had_wrong(model, length, gib):
+    assert cache_bytes(shape_of(model), 1, length, 2) / 2**30 == pytest.approx(gib, abs=0.005)
+
+
+def test_a_latent_cache_is_told_beside_the_whole_one(capsys):
+    assert call(["plan", "memory", "deepseek-v3", "--method", "inference", "--length", "163840"]) == 0
+    assert "as their latent alone 11.51 GB" in " ".join(capsys.readouterr().out.split())
+
+
+def test_files_that_are_quantized_are_not_taken_for_16_bits_in_silence(tmp_path, capsys):
+    config = {**PRESETS["llama-2-7b"], "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert call(["plan", "memory", str(tmp_path), "--method", "inference"]) == 0
+    assert "its files are quantized (fp8); counted here in bfloat16" in capsys.readouterr().out
+    assert call(["plan", "memory", str(tmp_path), "--method", "inference", "--stored", "int8"]) == 0
+    assert "its files are quantized" not in capsys.readouterr().out
 
 
 def test_what_fits_is_told(capsys):

@@ -197,6 +197,7 @@ def test_every_preset_is_known_by_its_own_name():
     ("make", "error", "said"),
     [
         (lambda folder: "Llama-2-70", ConfigError, "did you mean 'llama-2-7"),
+        (lambda folder: "org/zzzzzz", ConfigError, "fetch its config.json alone"),
         (lambda folder: str(folder / "nowhere.json"), ConfigError, "no such file"),
         (lambda folder: str(folder), ConfigError, "no such file"),
         (lambda folder: written(folder, "{"), ModelError, "cannot be read"),
@@ -208,6 +209,22 @@ def test_every_preset_is_known_by_its_own_name():
 def test_what_cannot_be_counted_is_said(tmp_path, make, error, said):
     with pytest.raises(error, match=said):
         shape_of(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, ""),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq, 4 bit"),
+        ({"quantization_config": {"quant_method": "awq", "w_bit": 4}}, "awq, 4 bit"),
+        ({"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}, "bitsandbytes, 4 bit"),
+        ({"quantization_config": None}, ""),
+    ],
+)
+def test_files_that_are_quantized_are_known(config, said):
+    assert shape_from({"model_type": "llama", **SMALL, **config}, "x").quantized == said
+    assert shape_from({"text_config": {"model_type": "llama", **SMALL}, **config}, "x").quantized == said
 
 
 @pytest.mark.parametrize(
