@@ -29,27 +29,27 @@ NEAR = 2.0
 STDLIB = "danlu.data.stdlib:"
 BASE: dict[str, Any] = {
     "model": {"name": "smollm2-135m"},
-    "data": {"source": STDLIB + "docstring_pairs", "held_out": 64},
+    "data": {"source": STDLIB + "docstring_pairs", "held_out": 64, "max_length": 48, "too_long": "skip"},
     "lora": {"lora_dropout": 0.0},
     "train": {"batch_size": 2, "save_steps": 1000, "num_train_epochs": 100},
     "prove": None,
     "merge": None,
 }
-TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 64, "held_out": 60}
-PAIRS = {"source": STDLIB + "docstring_preferences"}
+TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 48, "held_out": 60, "too_long": "window"}
+PAIRS = {"source": STDLIB + "docstring_preferences", "max_length": 64}
 # Setting -> (what its recipe has otherwise, the middle of its grid).
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "sft, LoRA": ({}, 1e-3),
-    "sft, LoRA r 64, kaiming": ({"lora": {"r": 64, "lora_alpha": 128, "init": "kaiming"}}, 2.5e-4),
-    "sft, all weights": ({"lora": None}, 1e-4),
-    "sft, LoRA, gemma3-270m": ({"model": {"name": "gemma3-270m", "accept_licence": True}}, 1e-3),
-    "pretrain, LoRA": ({"kind": "pretrain", "data": TEXTS}, 1e-3),
     "pretrain, 4 layers, random": (
         {"kind": "pretrain", "data": TEXTS, "lora": None,
          "pretrain": {"weights": "random", "config": {"num_hidden_layers": 4}}}, 1e-3,
     ),
+    "sft, LoRA r 64, kaiming": ({"lora": {"r": 64, "lora_alpha": 128, "init": "kaiming"}}, 2.5e-4),
     "reward, LoRA": ({"kind": "reward", "data": PAIRS, "reward": {"samples": 8, "max_new_tokens": 8}}, 4e-4),
+    "pretrain, LoRA": ({"kind": "pretrain", "data": TEXTS}, 1e-3),
+    "sft, all weights": ({"lora": None}, 1e-4),
     "dpo, LoRA": ({"kind": "dpo", "data": PAIRS, "dpo": {"reference": "adapter_off"}}, 4e-5),
+    "sft, LoRA, gemma3-270m": ({"model": {"name": "gemma3-270m", "accept_licence": True}}, 1e-3),
 }  # fmt: skip
 
 

@@ -36,6 +36,9 @@ from danlu.train.stopping import stop_requests
 from danlu.train.trials import spread
 
 
+LEAST_LOOKED_AT = 8  # held-out examples that rates are compared on
+
+
 class TrainOptions(BatchOptions, OptimOptions):
     """How long, in what portions, and how often to look and to save."""
 
@@ -227,7 +230,7 @@ class _Loop(Generic[Example, Batch]):
         found = find_rate(
             self.learner,
             self.run.batches.take,
-            spread(self.run.held_out, 2 * self.options.batch_size),
+            spread(self.run.held_out, max(LEAST_LOOKED_AT, 2 * self.options.batch_size)),
             advised=self.run.advised_rate,
             steps=self.steps,
         )
