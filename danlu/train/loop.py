@@ -35,7 +35,6 @@ from danlu.train.schedule import PLATEAU, Rate
 from danlu.train.stopping import stop_requests
 from danlu.train.trials import spread
 
-
 LEAST_LOOKED_AT = 8  # held-out examples that rates are compared on
 
 
