@@ -29,14 +29,14 @@ NEAR = 2.0
 STDLIB = "danlu.data.stdlib:"
 BASE: dict[str, Any] = {
     "model": {"name": "smollm2-135m"},
-    "data": {"source": STDLIB + "docstring_pairs", "held_out": 64, "max_length": 48, "too_long": "skip"},
+    "data": {"source": STDLIB + "docstring_pairs", "held_out": 64},
     "lora": {"lora_dropout": 0.0},
     "train": {"batch_size": 2, "save_steps": 1000, "num_train_epochs": 100},
     "prove": None,
     "merge": None,
 }
-TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 48, "held_out": 60, "too_long": "window"}
-PAIRS = {"source": STDLIB + "docstring_preferences", "max_length": 64}
+TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 48, "held_out": 60}
+PAIRS = {"source": STDLIB + "docstring_preferences"}
 # Setting -> (what its recipe has otherwise, the middle of its grid).
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "sft, LoRA": ({}, 1e-3),
