@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from killing import Place
-from several import FSDP, run_in
+from several import AT_HOME, FSDP, run_in
 from showing import Lines
 from trainings import RUNS, joined, metrics, recipe_of, run_of
 
@@ -194,7 +194,7 @@ def launched(folder, *arguments, size=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return subprocess.run(
         [*command, "-m", "danlu", *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **AT_HOME, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
