@@ -133,7 +133,7 @@ FAULTS = {
     "overfitting: 24 examples, 16 times": Fault(base="24 examples"),
 }
 STDLIB = "danlu.data.stdlib:"
-TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 256, "held_out": 40, "max_examples": None}
+TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 64, "held_out": 40, "max_examples": None}
 RANDOM = {
     "kind": "pretrain", "data": TEXTS, "pretrain": {"weights": "random", "config": {"num_hidden_layers": 4}},
     "lora": None, "train": {"learning_rate": 1e-3},
@@ -142,7 +142,7 @@ FEW = {"data": {"max_examples": 24}}
 # What faults are built upon, and the runs whose best they are held against: of few examples, one that ends in time.
 BASES: dict[str, dict[str, Any]] = {
     "well tuned": {},
-    "random weights": merged(RANDOM, {"model": {"dtype": "float32"}, "data": {"max_length": 64}}),
+    "random weights": merged(RANDOM, {"model": {"dtype": "float32"}}),
     "24 examples": FEW,
     **{f"24 examples, {steps} steps": merged(FEW, {"train": {"max_steps": steps}}) for steps in (6, 12, 24)},
 }

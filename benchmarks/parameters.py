@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import guides
@@ -22,10 +22,10 @@ from kept_runs import merged
 from machine import cpu_name
 
 KEPT, PICTURES = ROOT / ".parameters", ROOT / "docs" / "pictures"
-EXAMPLES, LOOKS = 384, 8
+EXAMPLES, LOOKS = 256, 6
 BASE: dict[str, Any] = {
     "model": {"name": "smollm2-135m"},
-    "data": {"source": "danlu.data.stdlib:docstring_pairs", "max_examples": 512, "held_out": 48},
+    "data": {"source": "danlu.data.stdlib:docstring_pairs", "max_examples": 512, "held_out": 32},
     "lora": {"lora_dropout": 0.0},
     "train": {"learning_rate": 1e-3, "batch_size": 8, "save_steps": 1000, "doctor": "off", "num_train_epochs": 100},
     "prove": None,
@@ -45,7 +45,7 @@ PARAMETERS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "batch": (
         "batch_size",
-        {f"{size}": _train(batch_size=size) for size in (2, 8, 32, 96)},
+        {f"{size}": _train(batch_size=size) for size in (2, 8, 32, 64)},
     ),
     "warmup": (
         "warmup_ratio, at a learning_rate of 3e-3",
@@ -75,8 +75,16 @@ def recipe_of(parameter: str, curve: str) -> dict[str, Any]:
 
 def found(parameter: str, curve: str) -> dict[str, Any]:
     """What became of a run."""
-    one: dict[str, Any] = kept_runs.found(KEPT, f"{parameter} {curve}", recipe_of(parameter, curve))
+    recipe = recipe_of(parameter, curve)
+    one: dict[str, Any] = kept_runs.found(KEPT, _name(recipe), recipe)
     return one
+
+
+def _name(recipe: Mapping[str, Any]) -> str:
+    """Of a run, by what it has otherwise: some are a curve of several pictures."""
+    given = {**recipe["train"], **recipe["lora"]}
+    usual = {**BASE["train"], **BASE["lora"]}
+    return " ".join(f"{key} {value}" for key, value in given.items() if usual.get(key) != value)
 
 
 def looks_of(parameter: str, curve: str) -> list[tuple[int, float]]:

@@ -35,21 +35,21 @@ BASE: dict[str, Any] = {
     "prove": None,
     "merge": None,
 }
-TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 64, "held_out": 60}
+TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 48, "held_out": 60}
 PAIRS = {"source": STDLIB + "docstring_preferences"}
 # Setting -> (what its recipe has otherwise, the middle of its grid).
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "sft, LoRA": ({}, 1e-3),
-    "sft, LoRA r 64, kaiming": ({"lora": {"r": 64, "lora_alpha": 128, "init": "kaiming"}}, 2.5e-4),
-    "sft, all weights": ({"lora": None}, 1e-4),
-    "sft, LoRA, gemma3-270m": ({"model": {"name": "gemma3-270m", "accept_licence": True}}, 1e-3),
-    "pretrain, LoRA": ({"kind": "pretrain", "data": TEXTS}, 1e-3),
     "pretrain, 4 layers, random": (
         {"kind": "pretrain", "data": TEXTS, "lora": None,
          "pretrain": {"weights": "random", "config": {"num_hidden_layers": 4}}}, 1e-3,
     ),
+    "sft, LoRA r 64, kaiming": ({"lora": {"r": 64, "lora_alpha": 128, "init": "kaiming"}}, 2.5e-4),
     "reward, LoRA": ({"kind": "reward", "data": PAIRS, "reward": {"samples": 8, "max_new_tokens": 8}}, 4e-4),
+    "pretrain, LoRA": ({"kind": "pretrain", "data": TEXTS}, 1e-3),
+    "sft, all weights": ({"lora": None}, 1e-4),
     "dpo, LoRA": ({"kind": "dpo", "data": PAIRS, "dpo": {"reference": "adapter_off"}}, 4e-5),
+    "sft, LoRA, gemma3-270m": ({"model": {"name": "gemma3-270m", "accept_licence": True}}, 1e-3),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from killing import Place
-from several import FSDP, run_in
+from several import AT_HOME, FSDP, run_in
 from showing import Lines
 from trainings import RUNS, joined, metrics, recipe_of, run_of
 
@@ -23,10 +23,10 @@ NO_NOISE = {"lora": {"lora_dropout": 0.0}}
 NEAR = {"rel": 2e-4, "abs": 2e-5}
 
 
-def quiet(name, model, **changes):
+def quiet(of, model, **changes):
     """One of RUNS without dropout, which each process draws for itself."""
-    plain = {} if name in ("pretrain", "sft, all weights") else NO_NOISE
-    return run_of(name, model, **joined(plain, {"name": name.replace(", ", "-").replace(" ", "-"), **changes}))
+    plain = {} if of in ("pretrain", "sft, all weights") else NO_NOISE
+    return run_of(of, model, **joined(plain, {"name": of.replace(", ", "-").replace(" ", "-"), **changes}))
 
 
 @pytest.fixture
@@ -49,6 +49,29 @@ def test_every_stage_learns_the_same_in_two_processes(folder, model):
         before, after = (Journal(place).results() for place in (one, two))
         assert after.keys() == before.keys(), name
         assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir()), name
+
+
+ODD = {
+    "an example a step": ("sft", {"train": {"batch_size": 1, "max_steps": 4}}),
+    "a last step of fewer": ("reward", {"train": {"batch_size": 23, "max_steps": 4}}),
+    "a prompt a rollout": (
+        "grpo", {"ppo": {"rollout_batch_size": 4, "num_generations": 4}, "train": {"batch_size": 4, "max_steps": 4}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [None, FSDP], ids=["whole", "spread"])
+def test_a_process_may_have_nothing_to_do(folder, model, settings):
+    names = [name for name in ODD if settings is None or ODD[name][0] != "grpo"]
+    alone, together = (
+        [quiet(ODD[name][0], model, **{**ODD[name][1], "name": f"{at}", "runs": runs}) for at, name in enumerate(names)]
+        for runs in ("one", "two")
+    )
+    for recipe in alone:
+        run(recipe, Lines(), "")
+    assert run_in(3, together, settings=settings) == [0, 0, 0]
+    for name, one, two in zip(names, alone, together, strict=True):
+        assert metrics(two.directory) == pytest.approx(metrics(one.directory), **NEAR), name
 
 
 def test_a_run_goes_on_in_another_number_of_processes(folder, model):
@@ -87,10 +110,11 @@ def measured(directory):
 
 
 @pytest.mark.parametrize("before", [1, 2])
-def test_a_run_goes_on_with_its_weights_spread_and_back(folder, model, before):
-    whole = quiet("sft, all weights", model, runs="one")
-    first = quiet("sft, all weights", model, runs="two", train={"max_steps": 4})
-    rest = quiet("sft, all weights", model, runs="two", resume=True)
+@pytest.mark.parametrize("name", ["sft", "sft, all weights"])
+def test_a_run_goes_on_with_its_weights_spread_and_back(folder, model, name, before):
+    whole = quiet(name, model, runs="one")
+    first = quiet(name, model, runs="two", train={"max_steps": 4})
+    rest = quiet(name, model, runs="two", resume=True)
     # the same plan in both halves
     constant = {"lr_scheduler_type": "constant"}
     whole, first, rest = (
@@ -121,6 +145,30 @@ def test_a_fault_of_the_data_ends_all(folder, model):
     assert not recipe.directory.exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
+        ({}, {"train": {"optim": "adamw_8bit"}}, "cannot be put together from parts"),
+        ({}, {"model": {"dtype": "float16"}}, "model.dtype=bfloat16 or float32"),
+    ],
+    ids=["version", "optimizer", "format"],
+)
+def test_what_cannot_be_had_with_spread_weights_is_said(folder, model, monkeypatch, settings, changes, said):
+    for name, value in {**FSDP, **settings}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("danlu.device.here", lambda: Processes(0, 2))
+    with pytest.raises(ConfigError, match=said):
+        run(recipe_of("sft", model, **changes), Lines(), "")
+    assert not (folder / "runs" / "sft").exists()
+
+
+def test_one_process_spreads_nothing(folder, model, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="there is one"):
+        run(recipe_of("sft", model), Lines(), "")
+
+
 def test_noise_is_drawn_by_each_for_itself_and_disturbs_nothing():
     def drawn(rank):
         torch.manual_seed(0)
@@ -146,7 +194,7 @@ def launched(folder, *arguments, size=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return subprocess.run(
         [*command, "-m", "danlu", *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **AT_HOME, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -362,6 +362,21 @@ def test_a_plateau_hears_of_a_fork_once(tmp_path):
     assert not set(lowered) & set(range(changed["step"], changed["step"] + changed["steps"] + 2))
 
 
+def test_a_plateau_that_was_taken_back_lowers_no_rate(tmp_path, monkeypatch):
+    later(monkeypatch, 100)
+    halves = {"patience": 0, "factor": 0.5}
+    given = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": halves, "eval_steps": 1}
+    _, journal = read(tmp_path / "run", doctor="act", **given)
+    events = [(event["kind"], event["step"]) for event in journal.events() if "step" in event]
+    back = next(step for kind, step in events if kind == "went back")
+    calm, wild = ([step for kind, step in events if kind == "rate lowered" and (step <= 15) is is_calm]
+                  for is_calm in (True, False))  # fmt: skip
+    assert wild[0] <= back, "it was lowered while the loss exploded as well"
+    row = next(row for row in journal.metrics() if row["step"] == back + 1)
+    rises = 1 / (STEPS // 20 + 1)
+    assert row["lr"] == pytest.approx(100 * TUNED["learning_rate"] * 0.5 ** len(calm) * 0.1 * rises)
+
+
 def test_the_end_is_looked_at_also_where_its_step_is_left_out(tmp_path, tuned, monkeypatch):
     before = Doctor.before
 

@@ -9,6 +9,7 @@ gate and up) share the dropped input and the product with A. The plain form is t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -134,10 +135,10 @@ def fast_lora_linear(
 
 def is_vanilla_lora(module: Any) -> bool:
     """Whether `module` is PEFT's plain LoRA over a frozen nn.Linear, with one adapter."""
-    from peft.tuners.lora.layer import Linear
-
+    layers = sys.modules.get("peft.tuners.lora.layer")  # not imported, it has made no module
     return (
-        type(module) is Linear
+        layers is not None
+        and type(module) is layers.Linear
         and type(module.base_layer) is nn.Linear
         and not module.lora_variant
         and len(module.active_adapters) == 1
