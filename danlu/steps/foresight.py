@@ -137,7 +137,10 @@ def _job(parts: Parts) -> tuple[Job, int] | str:
     except ModelError as error:
         return error.seen
     trained, total = parameter_counts(model)
-    if shape.parameters != total - (trained if parts.recipe.lora is not None else 0):
+    own = total - (trained if parts.recipe.lora is not None else 0)
+    if shape.parameters != own:
+        shape = replace(shape, is_tied=True)  # one that scores answers has no head of its own
+    if shape.parameters != own:
         return f"{config.model_type}: the model has other weights than its configuration says"
     lengths = [parts.stage.length(example) for example in parts.batches.longest(train.batch_size, parts.stage.length)]
     tokens = max(lengths[0], min(train.most_tokens, sum(lengths)))
