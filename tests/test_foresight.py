@@ -109,6 +109,17 @@ def test_what_is_not_counted_is_said_and_no_number_stands_for_it(made, monkeypat
     assert event["reason"].startswith("not foreseen: llama: the model has other weights")
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "reward", "dpo"])
+def test_other_kinds_are_foreseen_as_well(made, kind):
+    from danlu.steps.kinds import KINDS as STEPS
+
+    recipe = made(kind)
+    STEPS[kind].alone.run(recipe, Lines(), "")
+    plan = Journal(recipe.directory).results()["memory_plan"]
+    assert plan["measured"] > 0
+    assert plan["parts"]["activations"] > 0
+
+
 def test_a_run_that_draws_its_answers_is_not_foreseen(made):
     from danlu.steps.ppo import prepare
 

@@ -138,14 +138,19 @@ def _job(parts: Parts) -> tuple[Job, int] | str:
         return error.seen
     trained, total = parameter_counts(model)
     own = total - (trained if parts.recipe.lora is not None else 0)
-    if shape.parameters != own:
+    if not _is_near(shape.parameters, own):
         shape = replace(shape, is_tied=True)  # one that scores answers has no head of its own
-    if shape.parameters != own:
+    if not _is_near(shape.parameters, own):
         return f"{config.model_type}: the model has other weights than its configuration says"
     lengths = [parts.stage.length(example) for example in parts.batches.longest(train.batch_size, parts.stage.length)]
     tokens = max(lengths[0], min(train.most_tokens, sum(lengths)))
     job = job_of(parts.recipe, shape, parts.device, tokens, lengths[0], adds_up=sum(lengths) > tokens)
     return replace(job, adapter_weights=None if job.method == "full" else trained), lengths[0]
+
+
+def _is_near(one: int, other: int) -> bool:
+    """But for a head of one number, and the like."""
+    return abs(one - other) <= other / 1000
 
 
 def _fix(job: Job, memory: Memory, free: int, longest: int) -> str:
