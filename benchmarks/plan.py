@@ -23,7 +23,7 @@ from guides import written
 from machine import cpu_name
 from plan_fit import RUNS, accelerate, fitted, fitted_runs, predicted, unsloth
 from plan_rows import GB, GIB, PROGRAMS, Row, rows
-from plan_runs import asked, measured
+from plan_runs import asked, measured, of_length
 
 from danlu.plan.programs import Program
 
@@ -163,6 +163,7 @@ def of_runs() -> tuple[list[Judged], dict[str, str]]:
     for one in asked():
         seen.append(measured(one))
         print(f"{one.name}: {seen[-1].measured / GB:.2f} GB", flush=True)
+    seen += of_length()
     print(f"constants, of all runs together:\n{constants(fitted_runs(seen), RUNS)}")
     found = judged(seen, fitted_runs)
     return found, {language: own_block(found, language) for language in GUIDES}

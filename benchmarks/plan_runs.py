@@ -15,12 +15,18 @@ import yaml
 from plan_fit import OWN
 from plan_rows import Row
 
-from danlu.plan.memory import Job
+from danlu.plan.memory import Job, Method
 from danlu.plan.models import shape_of
 from danlu.plan.programs import DANLU_CPU
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "Danlu"
+GUIDE = ROOT / "docs" / "training.md"
+# Columns of its table.
+WAYS: tuple[tuple[str, Method, bool], ...] = (
+    ("LoRA", "lora", False), ("LoRA, checkpointing", "lora", True), ("all weights", "full", False),
+    ("all weights, checkpointing", "full", True),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,24 @@ def job(one: Asked, plan: dict[str, Any]) -> Job:
     base = Job(shape_of(one.model), "full" if one.method == "full" else "lora", program=DANLU_CPU)
     short = plan["length"] <= 512
     return replace(base, batch=plan["batch"], length=plan["length"], adds_up=plan["adds_up"], flash=not short,
-                   checkpointing=one.checkpointing)  # fmt: skip
+                   checkpointing=one.checkpointing, has_logits=one.kind != "reward")  # fmt: skip
+
+
+def of_length() -> Iterator[Row]:
+    """What `make bench-length` measured, as the guide to training has it."""
+    block = GUIDE.read_text("utf-8").partition("<!-- bench:length -->\n")[2].partition("<!-- end -->")[0]
+    for line in block.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not cells[0].replace(",", "").isdecimal():
+            continue
+        length = int(cells[0].replace(",", ""))
+        for cell, (way, method, twice) in zip(cells[1:], WAYS, strict=True):
+            asked = Job(shape_of("smollm2-135m"), method, 1, length, checkpointing=twice, flash=length > 512,
+                        program=DANLU_CPU)  # fmt: skip
+            measured_gb = float(cell.partition(" GB")[0])
+            yield Row(
+                "bench-length", f"bench-length: {way}, 1 x {length}", asked, OWN, "resident", measured_gb * 1e9, 5e6
+            )
 
 
 def _write(path: Path, one: Asked) -> None:

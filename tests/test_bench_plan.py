@@ -122,7 +122,8 @@ def test_the_worked_example_is_what_the_arithmetic_says(page):
     each = found.of("activations") / 32 / 2048
     assert f"{each:,.0f}" in text
     assert f"× 32 × 2,048 = {found.of('activations') / 1e9:.2f} GB" in text
-    assert f"{found.of('logits') / 1e9:.2f} GB" in text
+    assert found.of("logits") == 0
+    assert f"{found.of('way back') / 1e9:.2f} GB" in text
     assert "6,738,415,616 × 2 = 13.48 GB" in text
     assert [name for name in (*PRESETS, *KINDS) if f"`{name}`" not in text] == []
 
@@ -132,6 +133,9 @@ def test_runs_are_described_as_recipes_that_are_valid(bench, tmp_path):
     from danlu.config import validate
     from danlu.steps.kinds import KINDS
 
+    length = list(runs.of_length())
+    assert len({row.name for row in length}) == 16
+    assert length[0].measured < length[-1].measured
     all_of_them = list(runs.asked())
     assert len(all_of_them) >= 20
     assert len({one.name for one in all_of_them}) == len(all_of_them)

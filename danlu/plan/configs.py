@@ -105,6 +105,7 @@ def _shape(config: Config, kind: Kind, name: str) -> Shape:
         has_layer_norms=kind.vectors > 1,
         is_gated=kind.is_gated,
         experts=experts,
+        takes_kernels=not kind.is_gemma,
     )
 
 
@@ -122,7 +123,9 @@ def _plain(config: Config, kind: Kind, blocks: int) -> tuple[tuple[Layer, ...], 
     )
     own = kind.head_norms * of.dim + kind.wide_norms * (of.query + of.key) + kind.sinks * of.heads
     windows = _windows(config, kind, blocks)
-    return layers, Attention(of.heads, query, of.key, of.key, of.query, windows), blocks * own
+    has_norms = bool(kind.head_norms or kind.wide_norms)
+    attention = Attention(of.heads, query, of.key, of.key, of.query, windows, has_norms=has_norms)
+    return layers, attention, blocks * own
 
 
 def _latent(config: Config, kind: Kind, blocks: int) -> tuple[tuple[Layer, ...], Attention, int]:
@@ -193,7 +196,7 @@ def _with_linear(
     state = (2 * k + v) * kernel + values * key * value
     both = Attention(
         attention.heads, attention.query_width, attention.key_width, attention.value_width, attention.output_width,
-        attention.windows, linear_blocks=blocks, state=state,
+        attention.windows, linear_blocks=blocks, state=state, has_norms=attention.has_norms,
     )  # fmt: skip
     own = (2 * k + v) * kernel + 2 * values + value  # its convolution, what it forgets, its norm
     return (*layers, *made, Layer("out_proj", v, width, blocks, reads=HEADS)), both, blocks * own

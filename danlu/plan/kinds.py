@@ -35,6 +35,7 @@ class Kind:
         sinks: whether each head has a weight for looking at nothing.
         is_linear: how the layers of linear attention are joined, where blocks may have it.
         every: so many blocks make a round of which one looks at everything, where the configuration does not list them.
+        is_gemma: whether its norms scale by one more than their weight, and its gates are GELU: no kernel has those.
         refused: keys that, where they are set, give layers that are not counted here.
     """
 
@@ -57,6 +58,7 @@ class Kind:
     sinks: bool = False
     is_linear: tuple[str, ...] = ()
     every: int = 0
+    is_gemma: bool = False
     refused: tuple[str, ...] = ()
 
     @property
@@ -98,9 +100,9 @@ KINDS: dict[str, Kind] = {
         head_norms=2, defaults=_DELTA, experts=_QWEN_EXPERTS, shared=WIDTH,
         is_linear=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), every=4,
     ),
-    "gemma": Kind(defaults=_GEMMA),
-    "gemma2": Kind(norms=4, defaults={**_GEMMA, "sliding_window": 4096}, every=2),
-    "gemma3_text": Kind(norms=4, head_norms=2, defaults={**_GEMMA, "sliding_window": 4096}, every=6),
+    "gemma": Kind(is_gemma=True, defaults=_GEMMA),
+    "gemma2": Kind(is_gemma=True, norms=4, defaults={**_GEMMA, "sliding_window": 4096}, every=2),
+    "gemma3_text": Kind(is_gemma=True, norms=4, head_norms=2, defaults={**_GEMMA, "sliding_window": 4096}, every=6),
     "phi3": Kind(joined_qkv="qkv_proj", joined_mlp=True, qkv_bias=False, o_bias=False),
     "phi": Kind(
         norms=1, vectors=2, qkv_bias=True, o_bias=True, mlp_bias=True, head_bias=True, names=("dense", "fc1", "fc2"),

@@ -32,6 +32,8 @@ OPTIMIZERS: Mapping[str, tuple[int, float]] = {
     "paged_adamw_32bit": (2, 4), "sgd": (1, 0), "none": (0, 0),
 }  # fmt: skip
 EIGHT_BITS = ("adamw_8bit", "paged_adamw_8bit")
+# Where no kernel takes them: a norm keeps a float32 copy of what it reads, and a gate what its activation makes.
+PLAIN_NORM, PLAIN_GATE = 4, 3
 ROUTED = 2  # copies of what experts read, sorted by them
 
 
@@ -50,6 +52,7 @@ class Job:
         flash: whether attention keeps no matrix of scores.
         kv_dtype: of keys and values in the cache.
         in_backward: whether the optimizer takes each gradient as it is made.
+        has_logits: whether scores of all tokens are made; a model that scores answers makes none.
         adapter_weights: of the adapter, where they were counted in the model itself.
     """
 
@@ -69,6 +72,7 @@ class Job:
     flash: bool = True
     kv_dtype: str | None = None
     in_backward: bool = False
+    has_logits: bool = True
     adapter_weights: int | None = None
     program: Program = DANLU
 
@@ -149,12 +153,12 @@ ANSWERING = "with a full cache"
 def estimate(job: Job) -> Memory:
     """The memory of `job` at its highest, by part."""
     if job.method == "inference":
-        return _closed(_weights(job) + _answering(job), job.program, ANSWERING)
+        return _closed(_weights(job) + _answering(job), job, ANSWERING)
     standing = _weights(job) + _trained(job)
     at_loss, at_end = _at_loss(job), _at_end(job)
     first, second = (sum(part.bytes for part in parts) for parts in (at_loss, at_end))
     chosen, moment = (at_loss, AT_LOSS) if first >= second else (at_end, AT_END)
-    return _closed(standing + chosen, job.program, moment)
+    return _closed(standing + chosen, job, moment)
 
 
 def rule_of_notes(shape: Shape) -> float:
@@ -162,12 +166,14 @@ def rule_of_notes(shape: Shape) -> float:
     return 2.0 * shape.parameters
 
 
-def _closed(parts: list[Part], program: Program, moment: str) -> Memory:
+def _closed(parts: list[Part], job: Job, moment: str) -> Memory:
+    program = job.program
     held = sum(part.bytes for part in parts)
     extra = [
         Part(
             "allocator", program.slack * held, "{share} of what is allocated lies in holes", _of(f"{program.slack:.0%}")
         ),
+        Part("tokenizer", program.word * job.shape.vocabulary, "in main memory, where the model is as well"),
         Part("runtime", program.floor, "with nothing loaded"),
     ]
     return Memory(tuple(part for part in [*parts, *extra] if part.bytes > 0), moment)
@@ -264,24 +270,31 @@ def _one_block(job: Job) -> float:
 
 def _blocks(job: Job) -> list[Part]:
     """What blocks keep of a pass's tokens, all of them together."""
-    shape, program, number, tokens = job.shape, job.program, job.number, job.tokens
-    norm = number if shape.has_layer_norms else (program.rms_norm or number)
-    if job.method == "full":
-        norm += program.trained_norm * (not shape.has_layer_norms)
-    per_token = shape.blocks * shape.width * (shape.norms * norm + program.rest)
+    shape = job.shape
+    per_token = shape.blocks * shape.width * (shape.norms * _norm(job) + job.program.rest)
     per_token += _attention(job) + _inner(job) + _inputs(job)
-    return [Part("blocks", per_token * tokens + _scores(job), "")]
+    return [Part("blocks", per_token * job.tokens + _scores(job), "")]
+
+
+def _norm(job: Job) -> float:
+    """Bytes that a norm keeps of each number that it reads."""
+    if job.shape.has_layer_norms:
+        return job.number
+    own = job.program.rms_norm or (job.number if job.shape.takes_kernels else PLAIN_NORM)
+    return own + job.program.trained_norm * (job.method == "full")
 
 
 def _attention(job: Job) -> float:
     """Bytes a token: queries, keys, values, what is made of them, and states of linear attention."""
     of, program, number = job.shape.attention, job.program, job.number
     keys = of.key_width + of.value_width
-    if program.repeats_keys:
+    if program.repeats_keys and job.flash:
         keys = of.query_width + of.output_width
     kept = of.query_width + keys + of.output_width
     if program.has_joined_heads:  # values are a view of it: keys and queries were turned, and copied
         kept += of.query_width + of.key_width
+    if of.has_norms:
+        kept += _norm(job) / number * (of.query_width + of.key_width)
     linear = 4 * job.shape.width * of.linear_blocks + of.state * of.linear_blocks / 64  # a state for each chunk of 64
     return number * (len(of.windows) * kept + linear) + 4 * of.heads * len(of.windows)
 
@@ -296,7 +309,9 @@ def _scores(job: Job) -> float:
 
 def _inner(job: Job) -> float:
     """Bytes a token of what feed-forward parts keep inside."""
-    shape, vectors = job.shape, job.program.gated if job.shape.is_gated else 1
+    shape, vectors = job.shape, 1.0
+    if shape.is_gated:
+        vectors = job.program.gated if shape.takes_kernels else max(job.program.gated, PLAIN_GATE)
     wide = float(sum(layer.inside * layer.count for layer in shape.layers if layer.is_inner and layer.reads == INSIDE))
     if shape.experts is not None:
         of = shape.experts
@@ -335,14 +350,20 @@ def _logits(job: Job) -> list[Part]:
     program, tokens, vocabulary = job.program, job.tokens, job.shape.vocabulary
     whole = program.logit * vocabulary * tokens
     at_once = min(tokens, program.chunk_tokens) * program.chunk_logit * vocabulary
-    made = whole + at_once
-    if program.chunk_tokens and job.method == "full":  # the head's gradient is made on the way forward
+    made = (whole + at_once) * job.has_logits
+    if (
+        program.chunk_tokens and job.method == "full" and job.has_logits
+    ):  # the head's gradient is made on the way forward
         made += vocabulary * job.shape.width * 4
     why = "scores of {vocabulary} tokens, their float32 copy and gradient, for {tokens} tokens at a time"
     chunk = tokens if program.logit else min(tokens, program.chunk_tokens)
     values = (("vocabulary", f"{vocabulary:,}"), ("tokens", f"{chunk:,}"))
     back = job.number * tokens * (2 * job.shape.width + 3 * _widest(job.shape))  # of one block, once logits are gone
-    return [Part("logits", max(made, back), why, values)]
+    if program.remakes_scores and job.flash:
+        back += job.number * job.shape.attention.heads * job.batch * job.length**2
+    if back > made:
+        return [Part("way back", back, "of one block, when the logits are gone")]
+    return [Part("logits", made, why, values)]
 
 
 def _widest(shape: Shape) -> int:

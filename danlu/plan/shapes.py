@@ -52,6 +52,7 @@ class Attention:
         latent: numbers of a token that keys and values can be made from (MLA); 0 where they cannot.
         linear_blocks: how many blocks carry a state instead of keys and values.
         state: numbers of such a state, whatever the length.
+        has_norms: whether queries and keys are normed.
     """
 
     heads: int
@@ -63,6 +64,7 @@ class Attention:
     latent: int = 0
     linear_blocks: int = 0
     state: int = 0
+    has_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Shape:
         has_layer_norms: whether its norms are LayerNorm, and not RMSNorm.
         is_gated: whether its feed-forward parts multiply what two layers make.
         attention: how tokens look at each other.
+        takes_kernels: whether its norms and activations are those that fast kernels have.
         quantized: how its configuration says that its files are quantized; nothing where they are not.
         experts: where a token takes some of many feed-forward parts; no adapter reaches them.
     """
@@ -122,6 +125,7 @@ class Shape:
     has_layer_norms: bool = False
     is_gated: bool = True
     experts: Experts | None = None
+    takes_kernels: bool = True
     quantized: str = ""
 
     @property

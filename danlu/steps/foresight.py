@@ -56,6 +56,7 @@ def job_of(
         dtype=dtype,
         checkpointing=train.gradient_checkpointing,
         adds_up=train.batch_size * longest > tokens if adds_up is None else adds_up,
+        has_logits=not _scores_answers(options),
         flash=device.name != "cpu" or longest > SHORT,
         program=DANLU_CPU if device.name == "cpu" else DANLU,
     )
@@ -70,6 +71,12 @@ def _targets(shape: Shape, lora: Any) -> Any:
     except ConfigError:
         return ALL_LINEAR
     return lora.target_modules
+
+
+def _scores_answers(options: TrainingSections) -> bool:
+    """Whether a reward model is trained; what draws answers has a section of that name for its judge."""
+    names = type(options).model_fields
+    return "reward" in names and "rollout" not in names
 
 
 def of_recipe(options: TrainingSections, shape: Shape, device: Device) -> Job:

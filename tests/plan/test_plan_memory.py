@@ -115,6 +115,14 @@ def test_logits_of_a_whole_pass_and_in_chunks():
     assert estimate(Job(shape, length=100, program=chunked)).of("logits") == 12 * 100_000 * 100
 
 
+def test_where_logits_are_fewer_it_is_the_way_back_of_a_block():
+    """2 bytes x 100 tokens x (2 x 4 between blocks and 3 x 8 inside); and a model that scores answers has no others."""
+    chunked = replace(BARE, logit=0, chunk_tokens=1, chunk_logit=1)
+    assert estimate(Job(tiny(), length=100, program=chunked)).of("way back") == 2 * 100 * (2 * 4 + 3 * 8)
+    large = Job(tiny(vocab_size=100_000), length=100, program=BARE, has_logits=False)
+    assert estimate(large).of("logits") == 0
+
+
 def test_attention_that_keeps_its_scores_grows_with_the_square():
     one, two = (estimate(Job(LLAMA, length=n, flash=False, program=BARE)).of("activations") for n in (1000, 2000))
     flat = [estimate(Job(LLAMA, length=n, program=BARE)).of("activations") for n in (1000, 2000)]
