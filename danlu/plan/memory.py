@@ -290,7 +290,7 @@ def _attention(job: Job) -> float:
     keys = of.key_width + of.value_width
     if program.repeats_keys and job.flash:
         keys = of.query_width + of.output_width
-    kept = of.query_width + keys + of.output_width
+    kept = float(of.query_width + keys + of.output_width)
     if program.has_joined_heads:  # values are a view of it: keys and queries were turned, and copied
         kept += of.query_width + of.key_width
     if of.has_norms:

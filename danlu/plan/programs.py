@@ -8,6 +8,7 @@ for the way back and by how long logits live. DANLU is this one. Others stand be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,13 @@ class Program:
 
 # Norms keep what they read, adapters of one input share it, 5 % of whose places are noted in 8 bytes each, and logits
 # exist for 256 tokens at a time: scores, their float32 copy, its logarithms, and the gradient.
-_KEPT = {
+_KEPT: dict[str, Any] = {
     "rms_norm": 0, "trained_norm": 0, "gated": 2, "adapter_input": 2, "adapter_dropout": 0.41, "shares_input": True,
     "logit": 0, "chunk_tokens": 256, "chunk_logit": 12, "score": 0, "master": 4, "gradient": 4, "mean": 4,
 }  # fmt: skip
 # `rest`, and what a processor's row has, are fitted on runs (benchmarks/plan.py --runs): texts are laid side by side
 # for attention, and the way back of a block holds more than the block.
 # On a card: what the driver and torch's own libraries take, and what the allocator holds in holes.
-DANLU = Program(**_KEPT, rest=3.7, slack=0.05, floor=0.6e9)  # type: ignore[arg-type]
+DANLU = Program(**_KEPT, rest=3.7, slack=0.05, floor=0.6e9)
 # On a processor: the interpreter with torch and transformers loaded; Gemma's tokenizer of 262,144 tokens takes 0.3 GB.
-DANLU_CPU = Program(  # type: ignore[arg-type]
-    **_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, repeats_keys=True, remakes_scores=True
-)
+DANLU_CPU = Program(**_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, repeats_keys=True, remakes_scores=True)
