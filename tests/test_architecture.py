@@ -17,7 +17,7 @@ ROWS = [
 
 # Inside a room: its inner rooms, and the files that stand in none.
 INNER = {
-    "plan": ["shapes", "kinds", "configs", "presets", "models", "lora", "rate", "programs", "memory",
+    "plan": ["shapes", "kinds", "configs", "presets", "models", "lora", "rate", "programs", "cache", "memory",
              "cards", "fit", "quantization", "whole"],
     "data": [
         "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",

@@ -15,10 +15,11 @@ from rich.table import Table
 from danlu.commands.shared import OUT, GivenPath, news, say
 from danlu.config import recipe_names
 from danlu.errors import ConfigError, size_in_words
+from danlu.plan.cache import cache_bytes
 from danlu.plan.cards import memory_of
 from danlu.plan.fit import Way, ways
 from danlu.plan.lora import ALL_LINEAR
-from danlu.plan.memory import STORED, Job, Memory, Method, cache_bytes, estimate, rule_of_notes
+from danlu.plan.memory import STORED, Job, Memory, Method, estimate, rule_of_notes
 from danlu.plan.models import is_here, shape_of
 from danlu.plan.programs import DANLU, DANLU_CPU
 from danlu.plan.quantization import bits_by_figures, bits_by_notes, loss_of, notes_on, of_size, size_of

@@ -8,6 +8,7 @@
     lora.py       how many weights an adapter trains
     rate.py       rank, alpha and rate together
     programs.py   what a training program keeps beside the weights
+    cache.py      keys and values of an engine that answers
     memory.py     memory, part by part
     cards.py      how much memory a card has
     fit.py        what fits

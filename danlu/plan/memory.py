@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from danlu.errors import ConfigError
+from danlu.plan.cache import cache_bytes
 from danlu.plan.lora import ALL_LINEAR, LoraCount, count_lora
 from danlu.plan.programs import DANLU, Program
 from danlu.plan.shapes import HEADS, INSIDE, Layer, Shape
@@ -380,20 +381,6 @@ def _dequantized(job: Job) -> list[Part]:
 
 
 # -- answering -------------------------------------------------------------------------------------------
-
-
-def cache_bytes(shape: Shape, batch: int, length: int, number: float, is_latent: bool = False) -> float:
-    """Of keys and values of `batch` texts of `length` tokens, and of what linear attention carries.
-
-    Args:
-        number: bytes of each; 8-bit ones have a float32 scale for each head and token besides.
-        is_latent: only what they can be made from is kept (MLA).
-    """
-    of = shape.attention
-    each = of.latent if is_latent and of.latent else of.key_width + of.value_width
-    seen = sum(min(length, window or length) for window in of.windows)
-    scales = 4 * 2 * of.heads if number == 1 else 0
-    return batch * (seen * (each * number + scales) + of.linear_blocks * of.state * 4)
 
 
 def _answering(job: Job) -> list[Part]:

@@ -11,10 +11,11 @@ import pytest
 
 from danlu.cli import call
 from danlu.errors import ConfigError
+from danlu.plan.cache import cache_bytes
 from danlu.plan.cards import memory_of
 from danlu.plan.configs import shape_from
 from danlu.plan.fit import most_tokens, smallest_change, ways
-from danlu.plan.memory import AT_END, AT_LOSS, OPTIMIZERS, STORED, Job, cache_bytes, estimate
+from danlu.plan.memory import AT_END, AT_LOSS, OPTIMIZERS, STORED, Job, estimate
 from danlu.plan.models import shape_of
 from danlu.plan.presets import PRESETS
 from danlu.plan.programs import DANLU, DANLU_CPU, Program
