@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ from danlu.journal import claimed
 from danlu.model.adapter_files import adapted_tokenizer, put_adapter
 from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import load_model, load_tokenizer, weight_sizes
+from danlu.model.lora_bank import Ends
+from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
 from danlu.quantize.parity import Parity, ask, compare
 
 # Asked when the caller has no prompts of its own.
@@ -98,7 +101,7 @@ def merging_bytes(base: Path) -> int:
 
 def merge_checked(
     base: Path,
-    adapter: Path,
+    adapter: Path | Sequence[Weighted],
     out: Path,
     conversations: Sequence[Sequence[Message]],
     options: MergeOptions,
@@ -108,24 +111,33 @@ def merge_checked(
 ) -> Parity:
     """Write base + adapter to `out` and return how the two compare.
 
+    Several adapters, or one with another weight than 1, are added up first (lora_sum.py); the gate compares the merged
+    model with the base and that sum.
+
     `chat_template` (Jinja text, a file, or "chatml") is the one trained with, if it was not the base's own and does
     not lie beside the adapter; the merged model carries it.
 
     Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
+    Raises ModelError for an adapter that does not fit, or that cannot be added to others.
     Raises ConfigError when `out` holds something other than a model, DiskError when it does not fit on the disk,
     MemoryShortage when the model does not fit in memory, and InUse while another process merges into `out`.
     """
-    out = _checked_out(out, base, adapter)
+    adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter)
+    out = _checked_out(out, base, *(one.directory for one in adapters))
+    if _is_a_sum(adapters):
+        check_addable(adapters)
+        if chat_template is None:
+            check_one_template(adapters)
     check_merge(base, options, device)
     with claimed(out, say), _scratch(out) as folder:
-        return _merge_into(out, folder, base, adapter, conversations, options, device, say, chat_template)
+        return _merge_into(out, folder, base, adapters, conversations, options, device, say, chat_template)
 
 
 def _merge_into(
     out: Path,
     folder: Path,
     base: Path,
-    adapter: Path,
+    adapters: Sequence[Weighted],
     conversations: Sequence[Sequence[Message]],
     options: MergeOptions,
     device: Device,
@@ -133,22 +145,28 @@ def _merge_into(
     chat_template: str | None,
 ) -> Parity:
     template = None if chat_template is None else template_text(chat_template)
-    tokenizer = _tokenizer(base, adapter, template)
-    say(f"merging {adapter} into {base.name}")
+    tokenizer = _tokenizer(base, adapters[0].directory, template)
+    say(f"merging {_named(adapters)} into {base.name}")
     chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
     read = partial(load_model, device=device, dtype=torch.float32)
     unverified = folder / "model"
-    adapted = put_adapter(read(base), adapter)
+    model = read(base)
+    adapter = _as_one(adapters, model, folder / "sum")
+    adapted = put_adapter(model, adapter)
+    del model
     with disk_faults(folder, "keeping logits"), _engine(adapted, tokenizer) as engine:
         asked = ask(engine, chosen, options.max_new_tokens, folder)
     del engine, adapted  # before the next one is read
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
     for dtype in _dtypes(options.dtype, base, device):
         release_memory()
+        begun = time.perf_counter()
         merged = fold(read(base), adapter)
+        folded = time.perf_counter()
         _name_the_ends(merged, Chat.of(tokenizer, merged.generation_config))
         save_model(merged.to(dtype), tokenizer, unverified)
         del merged
+        say(f"read and folded in {folded - begun:.1f} s, written in {time.perf_counter() - folded:.1f} s")
         if kind := of_adapter(adapter, recorded_kind(base)):
             write_origin(unverified, kind=kind)
         release_memory()
@@ -167,6 +185,31 @@ def _merge_into(
             move_into_place(unverified, out)
         return replace(parity, dtype=str(dtype), reason=reason)
     raise AssertionError("float32 either passes or raises")
+
+
+def _is_a_sum(adapters: Sequence[Weighted]) -> bool:
+    return len(adapters) > 1 or adapters[0].weight != 1
+
+
+def _named(adapters: Sequence[Weighted]) -> str:
+    if not _is_a_sum(adapters):
+        return str(adapters[0].directory)
+    return " + ".join(f"{one.weight:g} x {one.directory}" for one in adapters)
+
+
+def _as_one(adapters: Sequence[Weighted], model: Any, place: Path) -> Path:
+    """The directory of the one adapter, or of the sum of several, written to `place`."""
+    if not _is_a_sum(adapters):
+        return adapters[0].directory
+
+    def base_rows(layer: str, ids: Sequence[int]) -> torch.Tensor:
+        rows: torch.Tensor = model.get_submodule(layer).weight.detach()[list(ids)]
+        return rows.float().cpu()
+
+    ends = Ends.of(model)
+    with disk_faults(place, "adding adapters up"):
+        write_sum(adapters, place, ends.shapes if ends else {}, base_rows)
+    return place
 
 
 def fold(base: Any, adapter: Path) -> Any:
@@ -225,10 +268,10 @@ def _name_the_ends(model: Any, chat: Chat) -> None:
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
-def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
+def _checked_out(out: Path, *sources: Path) -> Path:
     """`out` in full. It is replaced whole, so nothing but an older model may be there."""
     place = out.resolve()
-    for source in (base.resolve(), adapter.resolve()):
+    for source in (source.resolve() for source in sources):
         if source == place or place in source.parents:
             raise ConfigError(f"{out} holds {source}, which is merged from", fix="choose a new directory")
     if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / "config.json").is_file()):
