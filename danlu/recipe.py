@@ -90,6 +90,10 @@ class TrainingSections(Options):
     def _sections_fit(self) -> Self:
         if self.lora is None and self.merge is not None:
             raise ValueError("merge has no effect with lora: null, which leaves a whole model; set merge: null")
+        if self.lora is None and self.model.load_in_4bit:
+            raise ValueError(
+                "model.load_in_4bit holds weights that are not trained; with lora: null all are; leave one out"
+            )
         if self.model.adapter is not None:
             raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
         nothing_held_out = self.data.held_out == 0 and self.data.held_out_path is None

@@ -25,6 +25,7 @@ from danlu.report.chain import write_chain_report
 from danlu.report.page import write_report
 from danlu.run import load_recipe, product_of
 from danlu.run import run as run_recipe
+from danlu.steps.merge import asked_of, loss_on
 from danlu.terminal import run_view, show_examples
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def merge(
     base
         the model that the adapter was trained on; by default the one that the adapter names
     prompts_path
-        data file whose conversations are asked; a few general questions otherwise
+        data file whose conversations are asked; a few general questions otherwise. Of an adapter over 4-bit weights,
+        they choose by their answers what it is folded into
     accept_licence
         accept the licence of a base that asks for it
     chat_template
@@ -119,9 +121,10 @@ def merge(
     adapters = _weighted([adapter, *(also or [])], weights)
     base = base or base_of(adapter)
     check_free(out)
-    asked = [c.messages[:-1] for c in read_conversations(prompts_path)] if prompts_path else []
+    talks = read_conversations(prompts_path) if prompts_path else []
     directory = resolve(base, cache=cache_directory(), say=say, accept_licence=accept_licence)
-    parity = merge_checked(directory, adapters, out, asked, chosen, read_device(), say, chat_template)
+    loss = loss_on(talks, directory, adapter, chat_template)
+    parity = merge_checked(directory, adapters, out, asked_of(talks), chosen, read_device(), say, chat_template, loss)
     say(
         f"{out}: {parity.prompts} greedy answers equal, logits within {parity.largest_logit_difference:.2g} "
         f"(allowed {parity.tolerance:g})"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import load_model, load_tokenizer, weight_sizes
 from danlu.model.lora_bank import Ends
 from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
+from danlu.quantize.packed_base import Choice, Loss, Packing, check_onto, choose, packing_of, read_base
 from danlu.quantize.parity import Parity, ask, compare
 
 # Asked when the caller has no prompts of its own.
@@ -76,6 +77,11 @@ class MergeOptions(Options):
     )
     prompts: int = Field(32, ge=1, description="prompts whose greedy answers must be equal, at most")
     max_new_tokens: int = Field(48, ge=1, description="tokens of each of those answers at most")
+    onto: Literal["auto", "original", "dequantized"] = Field(
+        "auto",
+        description="what an adapter trained over 4-bit weights is folded into: the original weights, what the 4 bits "
+        "say, or, by auto, those with the lower held-out loss",
+    )
 
 
 def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
@@ -108,6 +114,7 @@ def merge_checked(
     device: Device,
     say: Callable[[str], None],
     chat_template: str | None = None,
+    loss: Loss | None = None,
 ) -> Parity:
     """Write base + adapter to `out` and return how the two compare.
 
@@ -115,7 +122,8 @@ def merge_checked(
     model with the base and that sum.
 
     `chat_template` (Jinja text, a file, or "chatml") is the one trained with, if it was not the base's own and does
-    not lie beside the adapter; the merged model carries it.
+    not lie beside the adapter; the merged model carries it. `loss` chooses what an adapter that was trained over
+    4-bit weights is folded into, by what was held out.
 
     Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
     Raises ModelError for an adapter that does not fit, or that cannot be added to others.
@@ -124,13 +132,15 @@ def merge_checked(
     """
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter)
     out = _checked_out(out, base, *(one.directory for one in adapters))
+    for one in adapters:
+        check_onto(options.onto, one.directory)
     if _is_a_sum(adapters):
         check_addable(adapters)
         if chat_template is None:
             check_one_template(adapters)
     check_merge(base, options, device)
     with claimed(out, say), _scratch(out) as folder:
-        return _merge_into(out, folder, base, adapters, conversations, options, device, say, chat_template)
+        return _merge_into(out, folder, base, adapters, conversations, options, device, say, chat_template, loss)
 
 
 def _merge_into(
@@ -143,6 +153,7 @@ def _merge_into(
     device: Device,
     say: Callable[[str], None],
     chat_template: str | None,
+    loss: Loss | None,
 ) -> Parity:
     template = None if chat_template is None else template_text(chat_template)
     tokenizer = _tokenizer(base, adapters[0].directory, template)
@@ -150,7 +161,12 @@ def _merge_into(
     chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
     read = partial(load_model, device=device, dtype=torch.float32)
     unverified = folder / "model"
-    model = read(base)
+    packing, onto = packing_of(adapters[0].directory), Choice("original", "")
+    if packing is not None:
+        onto = _chosen(base, adapters, packing, options, loss, device)
+        say(f"folded into the {onto.onto} weights: {onto.reason}")
+    read_start = partial(read_base, base, onto.onto, packing, device)
+    model = read_start()
     adapter = _as_one(adapters, model, folder / "sum")
     adapted = put_adapter(model, adapter)
     del model
@@ -161,7 +177,7 @@ def _merge_into(
     for dtype in _dtypes(options.dtype, base, device):
         release_memory()
         begun = time.perf_counter()
-        merged = fold(read(base), adapter)
+        merged = fold(read_start(), adapter)
         folded = time.perf_counter()
         _name_the_ends(merged, Chat.of(tokenizer, merged.generation_config))
         save_model(merged.to(dtype), tokenizer, unverified)
@@ -183,8 +199,23 @@ def _merge_into(
             continue
         with disk_faults(out, "naming the merged model"):
             move_into_place(unverified, out)
-        return replace(parity, dtype=str(dtype), reason=reason)
+        parity = replace(parity, dtype=str(dtype), reason=reason)
+        return parity if packing is None else replace(parity, onto=onto.onto, chosen_by=onto.reason)
     raise AssertionError("float32 either passes or raises")
+
+
+def _chosen(
+    base: Path,
+    adapters: Sequence[Weighted],
+    packing: Packing,
+    options: MergeOptions,
+    loss: Loss | None,
+    device: Device,
+) -> Choice:
+    """What is folded into. Several adapters are added to one base: the original, where no other is named."""
+    if len(adapters) == 1:
+        return choose(base, adapters[0].directory, packing, options.onto, loss, device)
+    return Choice("dequantized" if options.onto == "dequantized" else "original", "several adapters share it")
 
 
 def _is_a_sum(adapters: Sequence[Weighted]) -> bool:

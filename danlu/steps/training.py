@@ -31,11 +31,12 @@ from danlu.hub import write_origin
 from danlu.journal import Draft, Journal, claimed, is_run, opened_run
 from danlu.model.adapters import refuse_unlearnt
 from danlu.model.named import ModelOptions
+from danlu.quantize.packed_base import Loss
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
 from danlu.steps.fitting import with_micro_batch
-from danlu.steps.merge import merge_into
+from danlu.steps.merge import loss_of, merge_into
 from danlu.steps.parts import Parts, Prepare
 from danlu.steps.prepare import advised_rate, saved_of
 from danlu.steps.prove import compare, said
@@ -67,13 +68,14 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             journal = _open(recipe, draft, show)
             _say_where(recipe, saved, journal, show)
         base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
+        loss = loss_of(parts.held_out, recipe, device)
         parts.hearer = journal.hearer
         with closing(journal):
             try:
                 with reported(journal):
                     _steps(parts, saved, how_to_resume)
                     del parts  # merging reads the base anew: the two are not held at once
-                    _merge(recipe, journal, base, asked, show)
+                    _merge(recipe, journal, base, asked, show, loss)
             except KeyboardInterrupt:
                 raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
             finally:
@@ -167,11 +169,16 @@ def _measure(parts: Parts, when: str) -> Measured | None:
 
 
 def _merge(
-    recipe: TrainingRecipe, journal: Journal, base: Path, asked: Sequence[Sequence[Message]], show: Show
+    recipe: TrainingRecipe,
+    journal: Journal,
+    base: Path,
+    asked: Sequence[Sequence[Message]],
+    show: Show,
+    loss: Loss | None,
 ) -> None:
     if recipe.merge is not None:
         gc.collect()
-        merge_into(journal, base, journal.adapter, asked, recipe.merge, show)
+        merge_into(journal, base, journal.adapter, asked, recipe.merge, show, loss)
     elif journal.merged.exists():
         journal.event("merged", "it was there before; this recipe leaves merging out")
 
