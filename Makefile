@@ -17,13 +17,14 @@
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
+#   make bench-parameters  what a rate, a batch, a warmup, a schedule and a rank do to a run, in pictures
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-doctor clean
+	bench-rate bench-doctor bench-parameters clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -75,8 +76,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-rate bench-doctor bench-generate bench-lean bench-serve bench-data \
-	bench-memory
+bench: bench-sft bench-train bench-align bench-length bench-rate bench-doctor bench-parameters bench-generate bench-lean \
+	bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -106,10 +107,13 @@ bench-length: $(INSTALLED)
 	$(BIN)/python benchmarks/length.py $(WRITE)
 
 bench-rate: $(INSTALLED)
-	$(BIN)/python benchmarks/rate.py $(ARGS)
+	$(BIN)/python benchmarks/rate.py $(ARGS) $(WRITE)
 
 bench-doctor: $(INSTALLED)
-	$(BIN)/python benchmarks/doctor.py
+	$(BIN)/python benchmarks/doctor.py $(WRITE)
+
+bench-parameters: $(INSTALLED)
+	$(BIN)/python benchmarks/parameters.py $(WRITE)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)
@@ -119,4 +123,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers .everywhere .doctor .rates runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere .doctor .rates .parameters runs .mypy_cache .pytest_cache .ruff_cache

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from length import GUIDES, ROOT
+import guides
+from guides import ROOT, TRAINING
 from machine import cpu_name
-from serve import written
 
 from danlu.report.numbers import fixed
 from danlu.report.verdict import MEASURES, interval_decimals, interval_of, spread
@@ -108,11 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"runs={runs.resolve()}",
             ]
             subprocess.run(command, check=True, cwd=ROOT)
-            for language, guide in GUIDES.items():
-                told = block(runs / recipe, recipe, language)
-                print(told)
-                if chosen.write:
-                    guide.write_text(written(guide.read_text("utf-8"), told, recipe), "utf-8")
+            told = {language: block(runs / recipe, recipe, language) for language in TRAINING}
+            print("\n".join(told.values()))
+            if chosen.write:
+                guides.write(TRAINING, recipe, told.__getitem__)
 
 
 if __name__ == "__main__":

@@ -5,30 +5,30 @@
 
 Faults: one run that is well tuned, and the same run with something wrong, without the doctor (`train.doctor=off`) and
 with it (`act`). Said are the held-out loss at the end, how far above the well-tuned run's it is, and all optimizer
-steps, those of trials and those taken back included, in its steps. Healthy runs of eight kinds: with the doctor they
-have to end bit for bit as without. Each run is a process of its own; what was found is kept under .doctor/ and not
-computed again: remove that folder to begin anew.
+steps, those of trials and those taken back included, as a multiple of its steps. Healthy runs of eight kinds: with the
+doctor they have to end bit for bit as without. What was found is kept under .doctor/ (kept_runs.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import guides
+import kept_runs
+from guides import ROOT, TRAINING
+from kept_runs import merged
 from machine import cpu_name
 
-ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".doctor"
 STEPS = 48
 NEAR, LONGER = 0.05, 1.5  # what a healed run may end above the well-tuned one, and how many steps it may take
+# What changes a run.
 HEALED = ("went back", "rate changed", "skipped step", "stopped", "transient", "overflow", "precision")
 
 DATA = {"source": "danlu.data.stdlib:docstring_pairs", "max_examples": 512, "held_out": 64}
@@ -48,10 +48,12 @@ class Fault:
 
     Attributes:
         recipe: what the recipe has otherwise.
+        base: which well-tuned run it is held against.
         inject: called in the run's process before it begins.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    base: str = "well tuned"
     inject: Callable[[], None] = lambda: None
 
 
@@ -127,10 +129,28 @@ FAULTS = {
     "an exploding batch": Fault(inject=_exploding_batch),
     "plateau: the rate / 50 from step 12 on": Fault(inject=_later(1 / 50)),
     "swinging: the rate x 30 from step 12 on": Fault(inject=_later(30.0)),
-    "no warmup, random weights": Fault(),
-    "overfitting: 24 examples, 16 times": Fault({"data": {"max_examples": 24}}),
+    "float16 overflows": Fault({"model": {"dtype": "float16"}}, base="random weights"),
+    "overfitting: 24 examples, 16 times": Fault(base="24 examples"),
 }
 STDLIB = "danlu.data.stdlib:"
+TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 64, "held_out": 40, "max_examples": None}
+RANDOM = {
+    "kind": "pretrain", "data": TEXTS, "pretrain": {"weights": "random", "config": {"num_hidden_layers": 4}},
+    "lora": None, "train": {"learning_rate": 1e-3},
+}  # fmt: skip
+FEW = {"data": {"max_examples": 24}}
+# What faults are built upon, and the runs whose best they are held against: of few examples, one that ends in time.
+BASES: dict[str, dict[str, Any]] = {
+    "well tuned": {},
+    "random weights": merged(RANDOM, {"model": {"dtype": "float32"}}),
+    "24 examples": FEW,
+    **{f"24 examples, {steps} steps": merged(FEW, {"train": {"max_steps": steps}}) for steps in (6, 12, 24)},
+}
+WELL_TUNED = {
+    "well tuned": ["well tuned"],
+    "random weights": ["random weights"],
+    "24 examples": [f"24 examples, {steps} steps" for steps in (6, 12, 24)],
+}
 HEALTHY: dict[str, dict[str, Any]] = {
     "sft, LoRA": {},
     "sft, all weights": {"lora": None, "train": {"learning_rate": 5e-5}},
@@ -138,17 +158,8 @@ HEALTHY: dict[str, dict[str, Any]] = {
         "model": {"name": "gemma3-270m", "accept_licence": True}, "train": {"learning_rate": 3e-4},
     },
     "sft, cosine, warmup 0": {"train": {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0}},
-    "pretrain, LoRA": {
-        "kind": "pretrain",
-        "data": {"source": STDLIB + "docstring_texts", "max_length": 256, "held_out": 40, "max_examples": None},
-        "lora": {"r": 16}, "train": {"learning_rate": 5e-4},
-    },
-    "pretrain, random weights": {
-        "kind": "pretrain",
-        "data": {"source": STDLIB + "docstring_texts", "max_length": 256, "held_out": 40, "max_examples": None},
-        "pretrain": {"weights": "random", "config": {"num_hidden_layers": 4}},
-        "lora": None, "train": {"learning_rate": 1e-3},
-    },
+    "pretrain, LoRA": {"kind": "pretrain", "data": TEXTS, "lora": {"r": 16}, "train": {"learning_rate": 5e-4}},
+    "pretrain, random weights": RANDOM,
     "reward": {
         "kind": "reward", "data": {"source": STDLIB + "docstring_preferences"},
         "reward": {"samples": 8, "max_new_tokens": 8}, "train": {"learning_rate": 5e-4},
@@ -157,47 +168,29 @@ HEALTHY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with what `other` has otherwise, section by section."""
-    both = {**base}
-    for key, value in other.items():
-        old = base.get(key)
-        both[key] = merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
-    return both
-
-
 def recipe_of(name: str, doctor: str) -> dict[str, Any]:
     """The recipe of a run by its name."""
-    given = HEALTHY[name] if name in HEALTHY else FAULTS[name].recipe if name in FAULTS else {}
-    recipe = merged(TUNED, given)
-    return merged(recipe, {"train": {"doctor": doctor}})
+    fault = FAULTS.get(name)
+    given = (
+        BASES[name] if name in BASES else HEALTHY[name] if fault is None else merged(BASES[fault.base], fault.recipe)
+    )
+    return merged(merged(TUNED, given), {"train": {"doctor": doctor}})
 
 
-def run_here(name: str, doctor: str, place: Path) -> None:
-    """The run, in this process; its figures go to place/found.json."""
-    import yaml
-
+def run_here(name: str, recipe: str) -> int:
+    """The run, in this process, with what goes wrong in it."""
     from danlu.cli import call
-    from danlu.journal import Journal
 
     if name in FAULTS:
         FAULTS[name].inject()
-    place.mkdir(parents=True, exist_ok=True)
-    recipe = {**recipe_of(name, doctor), "name": "run", "runs": str(place)}
-    recipe["data"] = {key: value for key, value in recipe["data"].items() if value is not None}
-    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    code = call(["run", str(place / "recipe.yaml")])
-    journal = Journal(place / "run")
-    rows, events = journal.metrics(), [event for event in journal.events() if event.get("by") == "doctor"]
-    ends = [event for event in journal.events() if event["kind"] == "held out"]
-    found = {
-        "code": code,
-        "held_out": ends[-1]["eval_loss"] if ends else rows[-1].get("eval_loss", math.nan) if rows else math.nan,
-        "steps": len(rows) + sum(spent(event) for event in events),
-        "losses": [row["loss"] for row in rows],
-        "events": events,
-    }
-    (place / "found.json").write_text(json.dumps(found))
+    return call(["run", recipe])
+
+
+def found(name: str, doctor: str) -> dict[str, Any]:
+    """What became of a run, and how many steps it made, those of trials included."""
+    one = kept_runs.found(KEPT, f"{name} {doctor}", recipe_of(name, doctor), (__file__, "--here", name))
+    told = [event for event in one["events"] if event.get("by") == "doctor"]
+    return {**one, "told": told, "steps": len(one["losses"]) + sum(map(spent, told))}
 
 
 def spent(event: Mapping[str, Any]) -> int:
@@ -205,49 +198,89 @@ def spent(event: Mapping[str, Any]) -> int:
     return int(event["steps"]) * (len(event["trials"]) - 1) if "trials" in event else 0
 
 
-def found(name: str, doctor: str) -> dict[str, Any]:
-    """What became of a run, computed once."""
-    place = KEPT / "".join(letter if letter.isalnum() else "-" for letter in f"{name} {doctor}")
-    if not (place / "found.json").exists():
-        print(f"{name}, doctor={doctor}", flush=True)
-        command = [sys.executable, __file__, "--here", name, doctor, str(place)]
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / "log").open("w") as log:
-            subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
-    known: dict[str, Any] = json.loads((place / "found.json").read_text())
-    return known
+def base_of(name: str) -> dict[str, Any]:
+    """The well-tuned run that a fault is held against: the best of those that its base names."""
+    return min((found(one, "off") for one in WELL_TUNED[FAULTS[name].base]), key=lambda one: one["held_out"])
+
+
+HEADS = {
+    "en": (
+        "| fault | well tuned | without the doctor | with it | steps | what it did |\n|---|---|---|---|---|---|",
+        "| healthy run | held-out loss | steps | with the doctor bit for bit the same |\n|---|---|---|---|",
+    ),
+    "zh": (
+        "| 故障 | 调好的训练 | 不用训练诊断 | 使用训练诊断 | 步数 | 它做了什么 |\n|---|---|---|---|---|---|",
+        "| 正常的训练 | 留出损失 | 步数 | 使用训练诊断后逐位相同 |\n|---|---|---|---|",
+    ),
+}
+HOW = {
+    "en": "Held-out losses at the end; smollm2-135m, {steps} steps of 8 examples, {cores} cores of {kind}; written by\n"
+    "`make bench-doctor WRITE=--write`. Steps count trials and what was taken back.",
+    "zh": "训练结束时的留出损失；smollm2-135m，{steps} 步，每步 8 个样本，{cores} 核（{kind}）；由\n"
+    "`make bench-doctor WRITE=--write` 写入。步数包含试跑和被撤回的步。",
+}
+ANSWERS = {"en": ("yes", "no"), "zh": ("是", "否")}
+
+
+def row_of_fault(name: str) -> tuple[str, bool]:
+    """(a row of the table, whether it holds)."""
+    best, without, healed = base_of(name), found(name, "off"), found(name, "act")
+    times = healed["steps"] / STEPS
+    did = "; ".join(told(event) for event in healed["told"])
+    ends = f"{best['held_out']:.3f} | {said(without, best)} | {said(healed, best)}"
+    holds = healed["held_out"] <= best["held_out"] * (1 + NEAR) and times <= LONGER
+    return f"| {name} | {ends} | {times:.2f} x | {did} |", holds
+
+
+def is_left_alone(name: str) -> bool:
+    """Whether a healthy run goes on as without the doctor, bit for bit."""
+    without, watched = found(name, "off"), found(name, "act")
+    treated = any(event["kind"] in HEALED for event in watched["told"])
+    return not treated and watched["losses"] == without["losses"] and watched["held_out"] == without["held_out"]
+
+
+def row_of_healthy(name: str, language: str) -> str:
+    """A row of the other table."""
+    without = found(name, "off")
+    answer = ANSWERS[language][0 if is_left_alone(name) else 1]
+    return f"| {name} | {without['held_out']:.3f} | {without['steps']} | {answer} |"
+
+
+def block(names: Sequence[str], language: str) -> str:
+    """Both tables."""
+    faults, healthy = ([one for one in names if one in some] for some in (FAULTS, HEALTHY))
+    how = HOW[language].format(steps=STEPS, cores=os.cpu_count(), kind=cpu_name())
+    tables = ((HEADS[language][0], [row_of_fault(name)[0] for name in faults]),
+              (HEADS[language][1], [row_of_healthy(name, language) for name in healthy]))  # fmt: skip
+    return "\n\n".join("\n".join([head, *rows]) for head, rows in tables if rows) + f"\n\n{how}\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", help="a fault or a healthy run by its name; more than once")
-    parser.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help="put the tables into the guides to training")
+    parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.here:
-        run_here(asked.here[0], asked.here[1], Path(asked.here[2]))
-        return 0
+        return run_here(*asked.here)
     names = asked.only or [*FAULTS, *HEALTHY]
-    print(f"{os.cpu_count()} cores of {cpu_name()}\n")
-    best, failed = found("well tuned", "off"), []
-    print(f"well tuned: {best['held_out']:.3f} after {best['steps']} steps")
-    for name in names:
-        without, healed = found(name, "off"), found(name, "act")
-        treated = [event for event in healed["events"] if event["kind"] in HEALED]
-        if name in HEALTHY:
-            ok = healed["losses"] == without["losses"] and not treated and healed["held_out"] == without["held_out"]
-        else:
-            ok = healed["held_out"] <= best["held_out"] * (1 + NEAR) and healed["steps"] <= LONGER * STEPS
-        failed += [] if ok else [name]
-        print(f"{'ok ' if ok else 'BAD'} {name}: {said(without, best)} | {said(healed, best)} "
-              f"{'; '.join(event['kind'] for event in healed['events'])}")  # fmt: skip
+    failed = [name for name in names if not (row_of_fault(name)[1] if name in FAULTS else is_left_alone(name))]
+    print(block(names, "en"))
+    print(f"not within {NEAR:.0%} and {LONGER:g} x the steps, or not left alone: {', '.join(failed) or 'none'}")
+    if asked.write:
+        guides.write(TRAINING, "doctor", lambda language: block(names, language))
     return int(bool(failed))
 
 
 def said(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     if one["code"]:
         return "no end"
-    above = one["held_out"] / best["held_out"] - 1
-    return f"{one['held_out']:.3f} ({above:+.1%}), {one['steps'] / STEPS:.2f} x the steps"
+    return f"{one['held_out']:.3f} ({one['held_out'] / best['held_out'] - 1:+.1%})"
+
+
+def told(event: Mapping[str, Any]) -> str:
+    factor = f" to {event['factor']:.3g} x" if "factor" in event else ""
+    return f"{event['kind']}{factor}, step {event['step']}"
 
 
 if __name__ == "__main__":

@@ -18,11 +18,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import guides
+from guides import ROOT, TRAINING
 from machine import cpu_name
-from serve import written
 
-ROOT = Path(__file__).resolve().parent.parent
-GUIDES = {"en": ROOT / "docs" / "training.md", "zh": ROOT / "docs" / "training.zh.md"}
 WAYS = {
     "LoRA": [],
     "LoRA, gradient_checkpointing": ["--train.gradient_checkpointing"],
@@ -95,8 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{length:6} tokens  {way:36} {peak:6.2f} GB  {speed:6.0f} tokens/s", flush=True)
     print(block(found, chosen.model, "en"), end="")
     if chosen.write:
-        for language, guide in GUIDES.items():
-            guide.write_text(written(guide.read_text("utf-8"), block(found, chosen.model, language), "length"), "utf-8")
+        guides.write(TRAINING, "length", lambda language: block(found, chosen.model, language))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import guides
 import httpx
 from machine import cpu_name
-from serve import GUIDES, served, written
+from serve import GUIDES, served
 
 MEGABYTE = 2**20
 REST_SECONDS = 6  # the server gives back after 5
@@ -136,8 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: {growth([sizes[name] for sizes in seen]):+.2f} MB a round over the last two thirds")
     print(f"{chosen.chats} chats of {chosen.new_tokens} tokens a round, {chosen.clients} at once, on {cpu_name()}")
     if chosen.write:
-        for language, guide in GUIDES.items():
-            guide.write_text(written(guide.read_text("utf-8"), block(seen, chosen, language), "memory"), "utf-8")
+        guides.write(GUIDES, "memory", lambda language: block(seen, chosen, language))
     if found := grown(seen, chosen.most_growth):
         sys.exit(f"not flat: {' and '.join(found)} grew by more than {chosen.most_growth:g} MB a round")
     print("flat")

@@ -5,26 +5,25 @@
 
 For each setting (model, data, method): a run of so many steps at each rate of a grid, and one at `auto`. Said are the
 held-out losses at the end, the best of the grid, what `auto` took, the factor between them, and what the search cost in
-steps. The grid is as fine as a factor of 2. Each run is a process of its own; what was found is kept under .rates/ and
-not computed again: remove that folder to begin anew.
+steps. The grid is as fine as a factor of 2, and goes on until both its ends are worse. What was found is kept under
+.rates/ (kept_runs.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from doctor import merged
+import guides
+import kept_runs
+from guides import ROOT, TRAINING
+from kept_runs import merged
 from machine import cpu_name
 
-ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".rates"
 NEAR = 2.0
 STDLIB = "danlu.data.stdlib:"
@@ -32,27 +31,26 @@ BASE: dict[str, Any] = {
     "model": {"name": "smollm2-135m"},
     "data": {"source": STDLIB + "docstring_pairs", "held_out": 64},
     "lora": {"lora_dropout": 0.0},
-    "train": {"batch_size": 4, "save_steps": 1000, "num_train_epochs": 100},
+    "train": {"batch_size": 2, "save_steps": 1000, "num_train_epochs": 100},
     "prove": None,
     "merge": None,
 }
-TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 128, "held_out": 40}
+TEXTS = {"source": STDLIB + "docstring_texts", "max_length": 48, "held_out": 60}
 PAIRS = {"source": STDLIB + "docstring_preferences"}
 # Setting -> (what its recipe has otherwise, the middle of its grid).
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "sft, LoRA": ({}, 1e-3),
-    "sft, LoRA r 64, kaiming": ({"lora": {"r": 64, "lora_alpha": 128, "init": "kaiming"}}, 2.5e-4),
-    "sft, all weights": ({"lora": None}, 1e-4),
-    "sft, LoRA, gemma3-270m": ({"model": {"name": "gemma3-270m", "accept_licence": True}}, 1e-3),
-    "pretrain, LoRA": ({"kind": "pretrain", "data": TEXTS}, 1e-3),
     "pretrain, 4 layers, random": (
         {"kind": "pretrain", "data": TEXTS, "lora": None,
          "pretrain": {"weights": "random", "config": {"num_hidden_layers": 4}}}, 1e-3,
     ),
+    "sft, LoRA r 64, kaiming": ({"lora": {"r": 64, "lora_alpha": 128, "init": "kaiming"}}, 2.5e-4),
     "reward, LoRA": ({"kind": "reward", "data": PAIRS, "reward": {"samples": 8, "max_new_tokens": 8}}, 4e-4),
+    "pretrain, LoRA": ({"kind": "pretrain", "data": TEXTS}, 1e-3),
+    "sft, all weights": ({"lora": None}, 1e-4),
     "dpo, LoRA": ({"kind": "dpo", "data": PAIRS, "dpo": {"reference": "adapter_off"}}, 4e-5),
+    "sft, LoRA, gemma3-270m": ({"model": {"name": "gemma3-270m", "accept_licence": True}}, 1e-3),
 }  # fmt: skip
-GRID = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
 
 
 def recipe_of(setting: str, rate: float | str, steps: int) -> dict[str, Any]:
@@ -61,65 +59,70 @@ def recipe_of(setting: str, rate: float | str, steps: int) -> dict[str, Any]:
 
 
 def found(setting: str, rate: float | str, steps: int) -> dict[str, Any]:
-    """What became of a run, computed once."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{setting} {rate} {steps}")
-    place = KEPT / name
-    if not (place / "found.json").exists():
-        import yaml
-
-        print(f"{setting}, {rate}", file=sys.stderr, flush=True)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "recipe.yaml").write_text(
-            yaml.safe_dump({**recipe_of(setting, rate, steps), "name": "run", "runs": str(place)})
-        )
-        command = [sys.executable, "-c", "from danlu.cli import main; main()", "run", str(place / "recipe.yaml")]
-        with (place / "log").open("w") as log:
-            code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        (place / "found.json").write_text(json.dumps({"code": code, **read(place / "run")}))
-    known: dict[str, Any] = json.loads((place / "found.json").read_text())
-    return known
+    """What became of a run."""
+    found: dict[str, Any] = kept_runs.found(KEPT, f"{setting} {rate} {steps}", recipe_of(setting, rate, steps))
+    return found
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """The held-out loss at the end, and the search where there was one."""
-    from danlu.journal import Journal
+def grid(setting: str, steps: int) -> dict[float, float]:
+    """Rate -> held-out loss of a whole run, in twos around the setting's middle, until both ends are worse."""
+    losses: dict[int, float] = {}
 
-    journal = Journal(directory)
-    rows = journal.metrics()
-    searches = [event for event in journal.events() if event["kind"] == "rate found"]
-    last = rows[-1].get("eval_loss", math.inf) if rows else math.inf
-    return {"held_out": last, "search": searches[-1] if searches else None}
+    def rate(rung: int) -> float:
+        return float(f"{SETTINGS[setting][1] * math.pow(2.0, rung):.3g}")
+
+    waiting = [-1, 0, 1]
+    while waiting:
+        losses |= {rung: found(setting, rate(rung), steps)["held_out"] for rung in waiting}
+        best = min(losses, key=lambda rung: losses[rung])
+        waiting = [rung for rung in (best - 1, best + 1) if rung not in losses]
+    return {rate(rung): loss for rung, loss in losses.items()}
+
+
+HEADS = {
+    "en": "| setting | rates and their held-out losses | the best | found | apart | cost |\n|---|---|---|---|---|---|",
+    "zh": "| 设置 | 各学习率及其留出损失 | 最好 | 自动选择 | 相差倍数 | 开销 |\n|---|---|---|---|---|---|",
+}
+HOW = {
+    "en": "{steps} steps of {batch} examples, {cores} cores of {kind}; written by `make bench-rate WRITE=--write`.",
+    "zh": "{steps} 步，每步 {batch} 个样本，{cores} 核（{kind}）；由 `make bench-rate WRITE=--write` 写入。",
+}
 
 
 def row(setting: str, steps: int) -> tuple[str, bool]:
     """(a row of the table, whether it holds)."""
-    rates = [float(f"{SETTINGS[setting][1] * by:.3g}") for by in GRID]
-    losses: Mapping[float, float] = {rate: found(setting, rate, steps)["held_out"] for rate in rates}
+    losses = grid(setting, steps)
     best = min(losses, key=lambda rate: losses[rate])
     auto = found(setting, "auto", steps)
-    search = auto["search"]
+    search = next(event for event in auto["events"] if event["kind"] == "rate found")
     factor = max(search["learning_rate"] / best, best / search["learning_rate"])
-    shown = " ".join(f"{losses[rate]:.3f}" for rate in rates)
+    shown = ", ".join(f"{rate:g}: {losses[rate]:.3f}" for rate in sorted(losses))
     line = (
-        f"| {setting} | {rates[0]:g} … {rates[-1]:g}: {shown} | {best:g}: {losses[best]:.3f} | "
-        f"{search['learning_rate']:g}: {auto['held_out']:.3f} | {factor:.1f} | {search['steps'] / steps:.0%} |"
+        f"| {setting} | {shown} | {best:g}: {losses[best]:.3f} | "
+        f"{search['learning_rate']:g}: {auto['held_out']:.3f} | {factor:.1f} x | {search['steps'] / steps:.0%} |"
     )
     return line, factor <= NEAR
+
+
+def block(settings: Sequence[str], steps: int, language: str) -> str:
+    """The table."""
+    batch = BASE["train"]["batch_size"]
+    how = HOW[language].format(steps=steps, batch=batch, cores=os.cpu_count(), kind=cpu_name())
+    return "\n".join([HEADS[language], *(row(setting, steps)[0] for setting in settings)]) + f"\n\n{how}\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=SETTINGS, help="a setting by its name; more than once")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=360)
+    parser.add_argument("--write", action="store_true", help="put the table into the guides to training")
     asked = parser.parse_args()
-    print(f"{os.cpu_count()} cores of {cpu_name()}; {asked.steps} steps of {BASE['train']['batch_size']} examples\n")
-    print("| setting | grid: held-out losses | best | auto | factor | cost |\n|---|---|---|---|---|---|")
-    holds = []
-    for setting in asked.only or SETTINGS:
-        line, held = row(setting, asked.steps)
-        holds.append(held)
-        print(line, flush=True)
-    print(f"\nwithin a factor of {NEAR:g} of the best: {sum(holds)} of {len(holds)}")
+    settings = asked.only or list(SETTINGS)
+    holds = [row(setting, asked.steps)[1] for setting in settings]
+    print(block(settings, asked.steps, "en"))
+    print(f"within a factor of {NEAR:g} of the best: {sum(holds)} of {len(holds)}")
+    if asked.write:
+        guides.write(TRAINING, "rate", lambda language: block(settings, asked.steps, language))
     return int(not all(holds))
 
 

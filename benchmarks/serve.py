@@ -14,7 +14,6 @@ import asyncio
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import guides
 import httpx
 from machine import cpu_name
 
@@ -87,14 +87,6 @@ def percentiles(seconds: Sequence[float]) -> str:
 def table(rows: Sequence[Row], language: str) -> str:
     lines = [COLUMNS[language], ["---"] * 6, *(row.cells() for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def written(text: str, block: str, name: str = "serve") -> str:
-    """`text` with its block of that name replaced. Raises ValueError where there is not exactly one."""
-    whole = re.compile(rf"<!-- bench:{name} -->\n.*?<!-- end -->\n", re.DOTALL)
-    if len(whole.findall(text)) != 1:
-        raise ValueError(f"one block between <!-- bench:{name} --> and <!-- end --> is asked for")
-    return whole.sub(lambda _: f"<!-- bench:{name} -->\n{block}<!-- end -->\n", text)
 
 
 @contextmanager
@@ -167,9 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
         command = " ".join([*threads, "python benchmarks/serve.py", *given])
         known = {**vars(chosen), "cores": os.cpu_count(), "kind": cpu_name(), "busy": busy, "command": command}
-        for language, guide in GUIDES.items():
-            block = f"{table(rows, language)}\n{HOW[language].format(**known)}\n"
-            guide.write_text(written(guide.read_text("utf-8"), block), "utf-8")
+        guides.write(GUIDES, "serve", lambda language: f"{table(rows, language)}\n{HOW[language].format(**known)}\n")
 
 
 if __name__ == "__main__":

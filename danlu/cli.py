@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 import danlu
 from danlu.config import RENAMED, describe_faults, option_names
-from danlu.errors import ConfigError, DanluError, Interrupted
+from danlu.errors import ConfigError, DanluError, Interrupted, ResourceError
 from danlu.help import TranslatedHelp
+from danlu.processes import Processes, are_started, joined
 from danlu.words import checked, speaking
 
 app = App(
@@ -102,7 +103,46 @@ def call(arguments: list[str]) -> int:
         show_error(new_console(stderr=True), error)
         return error.exit_code
     with speaking(language):
-        return _call(arguments)
+        return _beside_others(arguments) if are_started() else _call(arguments)
+
+
+def _beside_others(arguments: list[str]) -> int:
+    """The command in the first of several processes; the others learn with it (docs/training: several processes)."""
+    from danlu.terminal import new_console, show_error
+
+    errors = new_console(stderr=True)
+    if _command(arguments)[:1] not in (["run"], ["train"]):
+        if os.environ["RANK"] == "0":
+            seen = f"danlu {' '.join(arguments[:1])} works in one process; {os.environ['WORLD_SIZE']} were started"
+            show_error(errors, ConfigError(seen, allowed="run and train", fix="start it without torchrun"))
+        return ConfigError.exit_code
+    try:
+        with joined() as processes:
+            if not processes.is_first:
+                return _followed(processes)
+            code = _call(arguments)
+            if code == 0:
+                processes.told(None)
+            return code
+    except ConfigError as error:
+        show_error(errors, error)
+        return error.exit_code
+
+
+def _followed(processes: Processes) -> int:
+    """What another process says stands there once, so this one tells what it alone has seen."""
+    from danlu.steps.training import follow
+    from danlu.terminal import new_console, show_error
+
+    try:
+        follow(processes)
+    except ResourceError as error:
+        DanluError.__init__(error, f"process {processes.rank}: {error.seen}", allowed=error.allowed, fix=error.fix)
+        show_error(new_console(stderr=True), error)
+        return error.exit_code
+    except (DanluError, KeyboardInterrupt):
+        return 0  # an exit code would have the first ended before it has said why
+    return 0
 
 
 def _language(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from danlu.errors import ConfigError, MemoryShortage
+from danlu.processes import ALONE, Processes, here
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +38,10 @@ class Device:
     Attributes:
         name: torch's device name, "cpu" or "cuda".
         cores: CPU threads that torch uses.
-        memory_bytes: memory free on the device when it was read.
+        memory_bytes: memory free on the device when it was read; of a machine's own, this process's part.
         has_bfloat16: bfloat16 matrix products run in hardware.
         card: what the GPU calls itself; nothing on a CPU.
+        processes: those that train together, each with a device like this one.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Device:
     memory_bytes: int
     has_bfloat16: bool
     card: str = ""
+    processes: Processes = ALONE
 
     def dtype(self, name: DtypeName) -> torch.dtype:
         """The torch dtype for `name`; "auto" is bfloat16 where the hardware has it, else float32.
@@ -64,7 +67,7 @@ class Device:
 
 
 def read_device() -> Device:
-    """Look at the machine: the first CUDA device if there is one, else the CPU."""
+    """Look at the machine: this process's CUDA device if there is one, else the CPU."""
     import torch
 
     cores = torch.get_num_threads()
@@ -72,8 +75,9 @@ def read_device() -> Device:
         free, _ = torch.cuda.mem_get_info()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for whoever asks next
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Device("cuda", cores, free + kept, has_bfloat16, torch.cuda.get_device_name())
-    return Device("cpu", cores, free_memory_bytes(), _cpu_has_bfloat16())
+        return Device("cuda", cores, free + kept, has_bfloat16, torch.cuda.get_device_name(), here())
+    memory = free_memory_bytes() // here().on_machine
+    return Device("cpu", cores, memory, _cpu_has_bfloat16(), processes=here())
 
 
 def free_memory_bytes() -> int:

@@ -11,6 +11,7 @@
     │   ├── DiskError        no space, no permission, not writable
     │   └── MemoryShortage   out of memory
     ├── TrainingError        a run went wrong in a way that the loop will not hide
+    ├── ProcessLost          another process of this run has ended
     ├── ParityError          two forms of one model do not answer alike
     ├── AllBanned            no token is left to choose
     ├── FaultyScores         a model's scores are not numbers
@@ -90,6 +91,10 @@ class MemoryShortage(ResourceError):
 
 class TrainingError(DanluError):
     """A run went wrong in a way that the loop will not hide."""
+
+
+class ProcessLost(DanluError):
+    """Another process that works on the same run has ended."""
 
 
 class ParityError(DanluError):

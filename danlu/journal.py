@@ -159,6 +159,22 @@ class Journal:
             self.hearer.close()
 
 
+class Mute(Journal):
+    """A run directory that another process writes: it is only read here."""
+
+    def metric(self, **row: Any) -> None:
+        pass
+
+    def event(self, kind: str, reason: str, **details: Any) -> None:
+        pass
+
+    def result(self, step: str, values: Any) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+
 @dataclass
 class Draft:
     """Events and results of a run whose directory is not opened yet: nothing of it is on the disk, but for what is too

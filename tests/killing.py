@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from showing import Lines
 
-_CONTEXT = multiprocessing.get_context("forkserver")  # imports once what every such process needs
-_CONTEXT.set_forkserver_preload(["danlu.run", "peft", "transformers.models.llama.modeling_llama"])
+CONTEXT = multiprocessing.get_context("forkserver")  # imports once what every such process needs
+CONTEXT.set_forkserver_preload(["danlu.run", "peft", "transformers.models.llama.modeling_llama"])
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Place:
     events: int
 
 
-class _Dies(Lines):
+class Dies(Lines):
     """Kills its own process at a place. A run without so many steps is not killed."""
 
     def __init__(self, place: Place, directory: Path) -> None:
@@ -51,14 +51,14 @@ def _run(recipe: Any, folder: Path, place: Place, threads: int) -> None:
 
     os.chdir(folder)
     torch.set_num_threads(threads)
-    dies = _Dies(place, recipe.directory.absolute())
+    dies = Dies(place, recipe.directory.absolute())
     sys.addaudithook(dies.hear)
     run(recipe, dies, "")
 
 
 def killed_at(recipe: Any, place: Place) -> bool:
     """Run the recipe in a process of its own, which is to die at `place`; returns whether it did."""
-    process = _CONTEXT.Process(target=_run, args=(recipe, Path.cwd(), place, torch.get_num_threads()))
+    process = CONTEXT.Process(target=_run, args=(recipe, Path.cwd(), place, torch.get_num_threads()))
     process.start()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)

@@ -9,9 +9,9 @@ import danlu
 
 ROOT = Path(danlu.__file__).parent
 ROWS = [
-    "errors", "fingerprint", "words", "config", "device", "journal", "track", "spec", "hub", "native", "plan", "data",
-    "model", "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe", "steps", "chain",
-    "run", "foreign", "terminal", "help", "flags", "answering", "commands", "cli",
+    "errors", "fingerprint", "words", "config", "processes", "device", "journal", "track", "spec", "hub", "native",
+    "plan", "data", "model", "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe",
+    "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 

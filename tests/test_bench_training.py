@@ -79,5 +79,5 @@ def test_a_length_is_a_row_and_a_way_a_column(tables):
 @pytest.mark.parametrize("block", ["align", "align-dpo", "length"])
 def test_each_guide_has_one_place_for_it(tables, block):
     align, length = tables
-    for guide in length.GUIDES.values():
-        assert "here\n<!-- end -->" in align.written(guide.read_text("utf-8"), "here\n", block)
+    for guide in length.TRAINING.values():
+        assert "here\n<!-- end -->" in align.guides.written(guide.read_text("utf-8"), "here\n", block)

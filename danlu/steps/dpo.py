@@ -184,19 +184,15 @@ class Kept:
 
     def fill(self, path: Path, model: Any, of: str) -> None:
         """Ask the model, as it stands before training, or read what an earlier half of the run has kept."""
-        from safetensors import SafetensorError, safe_open
         from safetensors.torch import save_file
 
-        name = of_texts([of])
-        if path.is_file():
-            try:
-                with safe_open(path, framework="pt") as file:
-                    if (file.metadata() or {}).get("of") == name:
-                        self._found = file.get_tensor("log_probs")
-                        return
-            except (SafetensorError, OSError):  # cut short: it is computed again
-                pass
+        name, processes = of_texts([of]), self._device.processes
+        if (kept := processes.led(lambda: _kept(path, name))) is not None:
+            self._found = kept
+            return
         self._found = self._asked(model)
+        if not processes.is_first:
+            return
         staging = path.with_name(f".{path.name}")
         with disk_faults(path, f"writing {path.name}"), hidden_faults(path):
             save_file({"log_probs": self._found}, staging, {"of": name})
@@ -206,7 +202,22 @@ class Kept:
     def _asked(self, model: Any) -> Tensor:
         model.eval()
         ask = partial(pair_log_probs, model, mean=self._mean)
-        return for_each_pair(self._pairs, self._max_tokens, self._device.name, ask)
+        processes = self._device.processes
+        own = for_each_pair(processes.own(self._pairs), self._max_tokens, self._device.name, ask)
+        return torch.stack(processes.whole(list(own)))
+
+
+def _kept(path: Path, of: str) -> Tensor | None:
+    """What an earlier half of the run has kept there; None where that is of something else, or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("log_probs") if (file.metadata() or {}).get("of") == of else None
+    except (SafetensorError, OSError):
+        return None
 
 
 DPO = training_kind(DpoStep, DpoRecipe, prepare, check_pairs)

@@ -30,7 +30,7 @@ from danlu.errors import ConfigError, DanluError, size_in_words
 from danlu.journal import Draft, Journal
 from danlu.recipe import TrainingRecipe
 from danlu.steps.parts import Parts, Prepare
-from danlu.steps.step import Show
+from danlu.steps.step import Quiet, Show
 from danlu.train.batches import Ordered
 from danlu.train.learner import Learner
 from danlu.train.master import Master
@@ -160,16 +160,6 @@ def _resident(process: psutil.Process) -> int:
 # -- in the other process --------------------------------------------------------------------------------
 
 
-class _Quiet:
-    """Tells nothing: the run itself will."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def step(self, row: dict[str, Any]) -> None:
-        pass
-
-
 def child() -> None:
     """Try the sizes that standard input names; a line of JSON before and after each."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -179,7 +169,7 @@ def child() -> None:
     train = recipe.train.model_copy(update={"micro_batch_tokens": MOST})
     try:
         with Draft() as draft:
-            parts = prepare(recipe.model_copy(update={"train": train, "resume": False}), draft, read_device(), _Quiet())
+            parts = prepare(recipe.model_copy(update={"train": train, "resume": False}), draft, read_device(), Quiet())
             _try_all(parts, sizes, out)
     except DanluError as error:
         _tell(out, kind=type(error).__name__, fault=error.seen, allowed=error.allowed, fix=error.fix)

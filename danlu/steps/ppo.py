@@ -22,6 +22,7 @@ from danlu.fingerprint import of_texts, of_value, of_weights
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.journal import Draft
+from danlu.processes import Processes
 from danlu.recipe import KIND, ProveOptions, TrainingRecipe
 from danlu.steps.judging import RewardSource, judge_before
 from danlu.steps.parts import Parts, Proof
@@ -161,7 +162,7 @@ def prepare(recipe: PpoRecipe, journal: Draft, device: Device, show: Show) -> Pa
     judge = judge or _put_judge(recipe, ready, device)
     judged = partial(_judged, judge, recipe.reward.name)
     policy = _policy(recipe, ready, device)
-    rollouts = _rollouts(recipe, prompts, policy, judged)
+    rollouts = _rollouts(recipe, prompts, policy, judged, device.processes)
     tokens = sum(len(prompt.token_ids) for prompt in prompts)
     describe(recipe, journal, device, ready, Sizes(len(prompts), len(held_out), tokens, 0), skipped, rollouts.per_epoch)
     drawn = recipe.rollout
@@ -205,16 +206,23 @@ def _policy(recipe: PpoRecipe, ready: Ready, device: Device) -> ModelPolicy:
     )
 
 
-def _rollouts(recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy, judged: Judging) -> Rollouts:
+def _rollouts(
+    recipe: PpoRecipe, prompts: Sequence[Prompt], policy: ModelPolicy, judged: Judging, processes: Processes
+) -> Rollouts:
+    def led(answers: Sequence[Answered]) -> list[float]:
+        """There is one judge, the first process's: a function may remember what it was asked."""
+        return processes.led(partial(judged, answers))
+
     return Rollouts(
         prompts,
         policy,
-        judged,
+        led,
         recipe.ppo,
         batch_size=recipe.train.batch_size,
         micro_batch_tokens=recipe.train.most_tokens,
         most=recipe.train.per_device_train_batch_size,
         seed=recipe.seed,
+        processes=processes,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -102,7 +103,7 @@ def prepare(recipe: PretrainRecipe, journal: Draft, device: Device, show: Show) 
     """All that the training works on; documents stand on the disk beside the run directory until that is opened."""
     base = _load(recipe, device, show)
     skipped = Skipped()
-    corpus, held_out = _corpus(recipe, base, journal, skipped, show)
+    corpus, held_out = _corpus(recipe, base, journal, skipped, device, show)
     check_provable(recipe.prove, held_out, [])
     ready = make_trainable(recipe, base, (), show)
     tokens = recipe.train.batch_size * recipe.data.max_length
@@ -154,7 +155,7 @@ def _proof(recipe: PretrainRecipe, model: Any, held_out: list[Example], device: 
 
 
 def _corpus(
-    recipe: PretrainRecipe, base: Base, journal: Draft, skipped: Skipped, show: Show
+    recipe: PretrainRecipe, base: Base, journal: Draft, skipped: Skipped, device: Device, show: Show
 ) -> tuple[Corpus, list[Example]]:
     """(what is trained on, what is held out), each as windows; those of a run that is resumed are there already."""
     made_of = of_value(
@@ -168,10 +169,16 @@ def _corpus(
     there = recipe.directory / "corpus"
     if recipe.resume and there.is_dir() and Corpus(there / "train").made_of == made_of:
         return Corpus(there / "train"), list(Corpus(there / "held_out"))
-    folder = journal.folder(recipe.directory, "corpus")
-    trained, aside = stream(recipe.data, recipe.seed, skipped)
-    corpus = write_corpus(folder / "train", _windows(recipe, base, trained, skipped), made_of)
-    held_out = write_corpus(folder / "held_out", _windows(recipe, base, aside, skipped), made_of)
+
+    def made() -> Path:
+        folder = journal.folder(recipe.directory, "corpus")
+        trained, aside = stream(recipe.data, recipe.seed, skipped)
+        write_corpus(folder / "train", _windows(recipe, base, trained, skipped), made_of)
+        write_corpus(folder / "held_out", _windows(recipe, base, aside, skipped), made_of)
+        return folder
+
+    folder = device.processes.led(made)
+    corpus, held_out = Corpus(folder / "train"), Corpus(folder / "held_out")
     if changed := skipped.summary():
         show.say(f"data: {changed}")
     show.say(f"data: {corpus.tokens:,} tokens in {len(corpus):,} windows to train on, {len(held_out):,} held out")

@@ -145,7 +145,7 @@ class _Judge:
         """Keep the answers that scores are to be measured in, unless an earlier half of the run has."""
         self.journal = journal  # that is heard
         path, options = journal.directory / SAMPLES, self.recipe.reward
-        if path.is_file():
+        if path.is_file() or not self.device.processes.is_first:
             return
         show.say(f"{options.samples} answers of the model before training, to measure scores in")
         chat = self.ready.base.chat

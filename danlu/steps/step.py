@@ -22,6 +22,16 @@ class Show(Protocol):
         """A metrics row, with "step" of "steps"."""
 
 
+class Quiet:
+    """Tells nothing: another process does."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def step(self, row: dict[str, Any]) -> None:
+        pass
+
+
 class StepOptions(Options):
     """What every step of a chain is told beside the options of its kind."""
 

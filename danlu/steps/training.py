@@ -28,9 +28,10 @@ from danlu.device import peak_memory_bytes, read_device, set_seed
 from danlu.errors import Interrupted
 from danlu.evaluate.held_out import Measured
 from danlu.hub import write_origin
-from danlu.journal import Draft, Journal, claimed, is_run, opened_run
+from danlu.journal import Draft, Journal, Mute, claimed, is_run, opened_run
 from danlu.model.adapters import refuse_unlearnt
 from danlu.model.named import ModelOptions
+from danlu.processes import Processes
 from danlu.quantize.packed_base import Loss
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
@@ -40,10 +41,11 @@ from danlu.steps.merge import loss_of, merge_into
 from danlu.steps.parts import Parts, Prepare
 from danlu.steps.prepare import advised_rate, saved_of
 from danlu.steps.prove import compare, said
-from danlu.steps.step import Alone, Kind, Place, Product, Show, StepOptions
+from danlu.steps.step import Alone, Kind, Place, Product, Quiet, Show, StepOptions
 from danlu.track.tracking import tracked
 from danlu.train.checkpoint import Saved
 from danlu.train.loop import Run, planned_steps, train
+from danlu.train.sharding import Spread, check_sharding, is_asked_for
 
 
 def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str) -> Path:
@@ -60,11 +62,14 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
         set_seed(recipe.seed)
         device = read_device()
+        check_sharding(device.processes, recipe.kind, recipe.train.optim)
         check_inputs(recipe, device)
         with Draft() as draft:
             recipe = with_micro_batch(recipe, prepare, draft, device, show)
-            parts = prepare(recipe, draft, device, show)
-            saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
+            device.processes.told((recipe, prepare))
+            with device.processes.together():
+                parts = prepare(recipe, draft, device, show)
+                saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
             journal = _open(recipe, draft, show)
             _say_where(recipe, saved, journal, show)
         base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
@@ -88,6 +93,22 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
     recipe, journal = parts.recipe, parts.journal
     parts.begin(journal)
     before = _measure(parts, "before")
+    _learn(parts, saved, journal, how_to_resume)
+    parts.save(parts.ready.model, _made(recipe, journal))
+    kind = {} if parts.kind is None else {"kind": parts.kind}
+    write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
+    refuse_unlearnt(parts.ready.model, may_be_all=parts.may_learn_nothing)
+    after = _measure(parts, "after")
+    if parts.proof is not None and before is not None and after is not None:
+        proof = parts.proof
+        compare(journal, parts.show, proof.shown, proof.groups, proof.questions, before, after)
+
+
+def _learn(parts: Parts, saved: Saved | None, journal: Journal, how_to_resume: str) -> None:
+    recipe = parts.recipe
+    steps = planned_steps(recipe.train, parts.batches.per_epoch)
+    advised = advised_rate(recipe, parts.ready.model, steps)
+    spread = Spread(parts.ready.model, parts.device.name) if is_asked_for() else None
     train(
         parts.stage,
         parts.ready.model,
@@ -97,7 +118,7 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
             seed=recipe.seed,
             identity=parts.identity,
             is_fresh=parts.is_fresh,
-            advised_rate=advised_rate(recipe, parts.ready.model, planned_steps(recipe.train, parts.batches.per_epoch)),
+            advised_rate=advised,
             saved=saved,
             fallback=torch.float32 if recipe.model.dtype == "auto" else None,
             how_to_resume=how_to_resume,
@@ -107,14 +128,28 @@ def _steps(parts: Parts, saved: Saved | None, how_to_resume: str) -> None:
         journal,
         parts.device,
     )
-    parts.save(parts.ready.model, _made(recipe, journal))
-    kind = {} if parts.kind is None else {"kind": parts.kind}
-    write_origin(_made(recipe, journal), base=recipe.model.name, **kind)
-    refuse_unlearnt(parts.ready.model, may_be_all=parts.may_learn_nothing)
-    after = _measure(parts, "after")
-    if parts.proof is not None and before is not None and after is not None:
-        proof = parts.proof
-        compare(journal, parts.show, proof.shown, proof.groups, proof.questions, before, after)
+    if spread is not None:
+        spread.gather()
+
+
+def follow(processes: Processes) -> None:
+    """Take part in every training that the first process begins, until it says that there is no more.
+
+    It prepares the same and learns the same; what is measured, written and merged is the first one's alone.
+    """
+    while (work := processes.told(None)) is not None:
+        recipe, prepare = work
+        recipe = recipe.model_copy(update={"prove": None, "merge": None})
+        set_seed(recipe.seed)
+        device = read_device()
+        with Draft() as draft:
+            with processes.together():
+                parts = prepare(recipe, draft, device, Quiet())
+                saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
+            journal = Mute(recipe.directory)
+            parts.begin(journal)
+            _learn(parts, saved, journal, "")
+        del parts, saved
 
 
 def _made(recipe: TrainingSections, journal: Journal) -> Path:

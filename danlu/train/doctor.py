@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from danlu.journal import Journal
 from danlu.train.chart import Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
-from danlu.train.trials import Fork, Made, Trials, spread
+from danlu.train.trials import Compared, Fork, Made, Order, Trials, down_or_up, spread, up, up_or_down
 
 Mode = Literal["off", "observe", "act"]
 
@@ -133,6 +133,7 @@ class Doctor:
         """For a checkpoint: numbers, and the best weights."""
         where, weights = self._best or (None, {})
         at = None if where is None else {"step": where.step, "position": where.position}
+        weights = self._learner.master.whole(weights)
         return {"mode": self._mode, "chart": self._chart.state(), "best": at, "weights": weights}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -141,7 +142,7 @@ class Doctor:
         if state["mode"] != self._mode:  # the other one looked at other examples
             self._chart.looks, self._chart.treated = [], 0
         elif state["best"] is not None:
-            self._best = (Where(**state["best"]), dict(state["weights"]))
+            self._best = (Where(**state["best"]), self._learner.master.parts(state["weights"]))
 
     # -- what is not finite, and what stands far out ----------------------------------------------------
 
@@ -267,9 +268,7 @@ class Doctor:
             chart.start_is_seen = True
             self._tell("slow start", "the loss hardly falls: five or ten times the rate may help", **figures)
             return None
-        return self._try(
-            (5.0, 10.0), now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position
-        )
+        return self._try(up, now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position)
 
     def _overfitting(self, now: Where) -> Move | None:
         if not self._chart.overfits():
@@ -300,51 +299,40 @@ class Doctor:
             )
             return None
         words = "the loss swings" if swings else "the loss is flat"
-        return self._try((0.2, 5.0, 10.0), now, loss, symptom, words, at_once=PAYS / 2, lost=3 * self._interval)
+        order = down_or_up if swings else up_or_down
+        return self._try(order, now, loss, symptom, words, at_once=PAYS / 2, lost=3 * self._interval)
 
     def _try(
-        self,
-        factors: Sequence[float],
-        now: Where,
-        loss: float,
-        symptom: str,
-        words: str,
-        *,
-        at_once: float,
-        lost: int,
+        self, order: Order, now: Where, loss: float, symptom: str, words: str, *, at_once: float, lost: int
     ) -> Move | None:
-        """Fork the run at these factors of its rate beside its own, and go on with what helps.
+        """Fork the run at factors of its rate beside its own, and go on with what helps.
 
         Args:
+            order: which are tried.
             at_once: of the loss, what a higher rate has to gain within the fork; its use lies further ahead.
             lost: steps that taught nothing, where more helps.
         """
         chart = self._chart
         count = min(self._short, self._steps - now.position)
         chart.treated = now.position
-        if chart.spent + count * len(factors) > SPENT * self._steps:
+        left = int(SPENT * self._steps - chart.spent) // count
+        if left < 2:
             self._once(symptom, f"{words}; no more trials: they took {chart.spent} steps", step=now.step)
             chart.start_is_seen = True
             return None
-        chart.spent += count * len(factors)  # one fork becomes the run
         start = self._learner.snapshot()
         rates = [self.rate(now.position + at) for at in range(count)]
-        own = self._trials.fork(start, now.step, now.position, rates)
-        forks, chosen = {1.0: own}, 1.0
-        for factor in factors:
-            fork = self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates])
-            least = own.loss - abs(own.loss) * (at_once if factor > 1 else PAYS)
-            # A fork that broke at the run's own rate says that something is wrong with the examples.
-            if math.isfinite(own.loss) and fork.loss <= least and (chosen == 1.0 or fork.loss < forks[chosen].loss):
-                forks[chosen] = replace(forks[chosen], end=None) if chosen != 1.0 else own
-                chosen = factor
-            else:
-                fork = replace(fork, end=None)  # it holds as much as the run
-            forks[factor] = fork
-        trials = {f"{factor:g}": fork.loss for factor, fork in forks.items()}
+        tried = Compared(
+            lambda factor: self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates]),
+            left,
+            lambda factor: at_once if factor > 1 else PAYS,
+        )
+        order(tried)
+        chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run
+        trials = {f"{factor:.3g}": fork.loss for factor, fork in tried.forks.items()}
         figures = {"step": now.step, "held_out": loss, "trials": trials, "steps": count}
-        if chosen != 1.0:
-            return self._changes(forks[chosen], chosen, now, lost, symptom, words, figures)
+        if tried.best != 1.0:
+            return self._changes(tried.forks[tried.best], tried.best, now, lost, symptom, words, figures)
         chart.start_is_seen = True
         chart.still += symptom == "plateau" and chart.is_still()
         if chart.still == 2:
@@ -352,6 +340,7 @@ class Doctor:
             self._tell("stopped", f"{words}, and no other rate helps: both losses are at their minimum", **figures)
             return Move(Where(now.step, self._steps))
         self._tell("trial", f"{words}; no other rate helps: it stays", **figures)
+        own = tried.forks[1.0]
         if own.end is None:  # what is wrong there is seen when it comes
             self._learner.restore(start, now.step)
             return None

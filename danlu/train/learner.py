@@ -1,7 +1,8 @@
 """A model and its optimizer: the gradient of a step, the step, a look at what is held out, and back to a noted state.
 
 Knows no schedule, no log and no file: which examples, at which rate and how often is said by who calls (loop.py,
-and the trials of trials.py, whose steps are taken back).
+and the trials of trials.py, whose steps are taken back). Where several processes train, each computes its part of a
+gradient and of a look, and all have the whole: they make the same step.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from danlu.data.batches.packing import micro_batches
+from danlu.data.batches.packing import micro_batches, shares
 from danlu.device import Device
+from danlu.processes import Processes
 from danlu.train.master import Master
 from danlu.train.optim import OptimOptions, build_optimizer, set_rate
 from danlu.train.precision import Change, Precision
+from danlu.train.sharding import is_sharded, part_of, whole_of
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -118,6 +121,7 @@ class Learner(Generic[Example, Batch]):
         self._options, self._cut, self._device = options, (micro_batch_tokens, most), device
         self._optimizer = build_optimizer(model, master.weights, options)
         self._precision = Precision(model, fallback)
+        self._is_sharded = is_sharded(model)
 
     def gradient(self, examples: Sequence[Example]) -> Gradient:
         """Of the mean loss of `examples`, clipped; it replaces one that was not applied.
@@ -140,14 +144,35 @@ class Learner(Generic[Example, Batch]):
     def _gradient(self, examples: Sequence[Example]) -> Gradient:
         self._optimizer.zero_grad(set_to_none=True)
         mean, weight = _Mean(), sum(map(self.stage.weight, examples))
-        for batch in self._micro_batches(examples):
-            loss = self.stage.loss(self.model, batch)
-            self._precision.backward(loss.total / weight)
-            mean.add(loss)
+        with self._device.processes.own_noise():
+            for batch, counts in self._micro_batches(examples):
+                loss = self.stage.loss(self.model, batch)
+                self._precision.backward(loss.total / weight if counts else 0.0 * loss.total)
+                self.master.collect()
+                if counts:
+                    mean.add(loss)
+        held_whole = [weight for name, weight in self.master.weights.items() if name not in self.master.spread]
+        add_up_gradients(held_whole, self._device.processes)
+        mean = _Mean.of(self._device.processes.gathered(mean))
         self._precision.unscale(self.master.weights.values())
-        bound = self._options.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
+        norm = self._clip(self._options.max_grad_norm or math.inf)
         return Gradient(mean.total / weight, norm, mean.metrics_over(weight))
+
+    def _clip(self, bound: float) -> float:
+        """Shorten the gradient to `bound`; returns the norm that it had."""
+        if not self.master.spread:
+            return float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
+        squares = torch.zeros(2)  # of parts, and of what every process has whole
+        for name, weight in self.master.weights.items():
+            if weight.grad is not None:
+                squares[int(name not in self.master.spread)] += weight.grad.square().sum().cpu()
+        self._device.processes.add_up([of_parts := squares[:1].clone()])
+        norm = float((of_parts + squares[1]).sqrt())
+        if norm > bound:
+            for weight in self.master.weights.values():
+                if weight.grad is not None:
+                    weight.grad.mul_(bound / (norm + 1e-6))
+        return norm
 
     def apply(self, rate: float, step: int) -> None:
         """Make the optimizer's step with the gradient at hand: it will have made `step` of them."""
@@ -166,8 +191,11 @@ class Learner(Generic[Example, Batch]):
         """(mean loss, means of the stage's metrics) of examples that are held out."""
         self.model.eval()
         mean, weight = _Mean(), sum(map(self.stage.weight, examples))
-        for batch in self._micro_batches(examples):
-            mean.add(self.stage.loss(self.model, batch))
+        for batch, counts in self._micro_batches(examples):
+            loss = self.stage.loss(self.model, batch)
+            if counts:
+                mean.add(loss)
+        mean = _Mean.of(self._device.processes.gathered(mean))
         return mean.total / weight, mean.metrics_over(weight)
 
     def state(self) -> State:
@@ -179,6 +207,31 @@ class Learner(Generic[Example, Batch]):
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self._device.name == "cuda" else [],
         }
+
+    def whole(self, state: State) -> State:
+        """A state as one process alone would have it, for a checkpoint; put together by all."""
+        if not self.master.spread:
+            return state
+        return {**state, "trainable": self.master.whole(state["trainable"]), "optimizer": self._means(state, whole_of)}
+
+    def part(self, state: State) -> State:
+        """The way back from `whole`."""
+        if not self.master.spread:
+            return state
+        return {**state, "trainable": self.master.parts(state["trainable"]), "optimizer": self._means(state, part_of)}
+
+    def _means(self, state: State, turned: Callable[[Tensor, Tensor], Tensor]) -> State:
+        """The optimizer's state, with what it keeps of each spread weight turned."""
+        names = {id(weight): name for name, weight in self.master.weights.items()}
+        order = [names[id(weight)] for group in self._optimizer.param_groups for weight in group["params"]]
+        kept = {}
+        for at, values in state["optimizer"]["state"].items():
+            of = self.master.spread.get(order[at])
+            kept[at] = {
+                name: turned(value, of) if of is not None and isinstance(value, Tensor) and value.ndim else value
+                for name, value in values.items()
+            }
+        return {**state["optimizer"], "state": kept}
 
     def snapshot(self) -> State:
         """The state as it is now, whatever the next steps do."""
@@ -203,10 +256,33 @@ class Learner(Generic[Example, Batch]):
         self.master.restore(weights, step)
         self._optimizer = build_optimizer(self.model, self.master.weights, self._options)
 
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[tuple[Batch, bool]]:
+        """(a micro-batch, whether it counts) of this process's part of the examples.
+
+        Blocks that are spread are fetched by all processes at once: who has fewer micro-batches goes along with one
+        that does not count.
+        """
         lengths = [self.stage.length(example) for example in examples]
-        for group in micro_batches(lengths, range(len(lengths)), *self._cut):
-            yield self.stage.collate([examples[index] for index in group])
+        each = [micro_batches(lengths, share, *self._cut) for share in shares(lengths, self._device.processes.size)]
+        own = each[self._device.processes.rank]
+        for group in own:
+            yield self.stage.collate([examples[index] for index in group]), True
+        for _ in range(max(map(len, each)) - len(own) if self._is_sharded else 0):
+            yield self.stage.collate([min(examples, key=self.stage.length)]), False
+
+
+def add_up_gradients(weights: Sequence[Tensor], processes: Processes) -> None:
+    """Give every weight the sum of the gradients that the processes have of it; one that none has a gradient of has
+    none afterwards."""
+    if processes.size == 1 or not weights:
+        return
+    known = torch.tensor([float(weight.grad is not None) for weight in weights])
+    processes.add_up([known])
+    moved = [weight for weight, count in zip(weights, known.tolist(), strict=True) if count]
+    for weight in moved:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    processes.add_up([weight.grad for weight in moved if weight.grad is not None])
 
 
 def _copied(state: Any) -> Any:
@@ -225,8 +301,19 @@ class _Mean:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def add(self, loss: Loss) -> None:
-        self.total += float(loss.total.detach())
-        for name, value in loss.metrics.items():
+        self._put(float(loss.total.detach()), loss.metrics)
+
+    @classmethod
+    def of(cls, parts: Sequence[_Mean]) -> _Mean:
+        """All of them together."""
+        mean = cls()
+        for part in parts:
+            mean._put(part.total, part.metrics)
+        return mean
+
+    def _put(self, total: float, metrics: Mapping[str, float]) -> None:
+        self.total += total
+        for name, value in metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + value
 
     def metrics_over(self, weight: float) -> dict[str, float]:

@@ -3,7 +3,8 @@
 The loop knows no stage. A stage (sft.py, ...) hands it examples and a few functions; what a batch means
 and what is saved is the stage's business. Micro-batches are weighted by what the stage counts (learnt
 tokens, pairs), so accumulation changes nothing but memory. Loss and gradient norm are looked at before
-the step: a step that is not finite is never applied.
+the step: a step that is not finite is never applied. Several processes go through it side by side, each with its part
+of a gradient (learner.py); the first alone writes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from danlu.train.rate import find_rate
 from danlu.train.schedule import PLATEAU, Rate
 from danlu.train.stopping import stop_requests
 from danlu.train.trials import spread
+
+LEAST_LOOKED_AT = 8  # held-out examples that rates are compared on
 
 
 class TrainOptions(BatchOptions, OptimOptions):
@@ -153,7 +156,7 @@ def train(
         loop.begin()
         while not loop.is_over:
             loop.advance()
-            if stop.asked:
+            if any(device.processes.gathered(stop.asked)):  # each is asked at a moment of its own
                 loop.save_checkpoint()
                 journal.event("interrupted", "the user asked to stop", step=loop.step)
                 raise Interrupted(
@@ -213,7 +216,8 @@ class _Loop(Generic[Example, Batch]):
 
     def begin(self) -> None:
         torch.manual_seed(self.run.seed)
-        clear_leftovers(self.journal.checkpoints)
+        if self.device.processes.is_first:
+            clear_leftovers(self.journal.checkpoints)
         if self.run.saved is not None:
             self._restore(self.run.saved)
         elif self.options.learning_rate == "auto":
@@ -225,7 +229,7 @@ class _Loop(Generic[Example, Batch]):
         found = find_rate(
             self.learner,
             self.run.batches.take,
-            spread(self.run.held_out, 2 * self.options.batch_size),
+            spread(self.run.held_out, max(LEAST_LOOKED_AT, 2 * self.options.batch_size)),
             advised=self.run.advised_rate,
             steps=self.steps,
         )
@@ -336,8 +340,10 @@ class _Loop(Generic[Example, Batch]):
             "batches": self.run.batches.state(),
             "doctor": self.doctor.state(),
             "rate": self.rate.state(),
-            **self.learner.state(),
+            **self.learner.whole(self.learner.state()),
         }
+        if not self.device.processes.is_first:
+            return
         identity = full_identity(self.run.identity, self.run.seed, self.options)
         save_checkpoint(self.journal.checkpoints, self.step, state, identity, keep=self.options.save_total_limit)
 
@@ -345,7 +351,7 @@ class _Loop(Generic[Example, Batch]):
         for fault in saved.damaged:
             self.journal.event("damaged", f"{fault}; the one before it is used")
         state = saved.state
-        self.learner.restore(state, saved.step)
+        self.learner.restore(self.learner.part(state), saved.step)
         self.run.batches.restore(state["batches"])
         self.doctor.restore(state["doctor"])
         self.rate.restore(state["rate"])

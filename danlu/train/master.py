@@ -9,6 +9,8 @@ Most models are published in bfloat16: their weights lie in the middle of what r
 would not move before a weight had moved by half a unit, for many steps at the rates of tuning. The copy is therefore
 rounded up or down by chance, so that in the mean it is the weight (Gupta et al. 2015, arXiv:1502.02551; for bfloat16
 Zamirai et al. 2020, arXiv:2010.06192). What training leaves is the last copy: the nearest one would have unlearnt most.
+
+Of weights that are spread over several processes (sharding.py) each has its part here, as a plain tensor.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danlu.train.sharding import own_part, part_of, whole_of
+
 CHANCES = 1 << 16  # drawn a step, and dealt to so many weights at a time, which stay in the cache
 
 
@@ -32,21 +36,50 @@ class Master:
 
     Attributes:
         weights: name -> float32, the model's own parameter where that is float32. Gradients arrive here.
+        spread: name -> the model's parameter, of those whose weights are parts.
     """
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         self._seed = seed
         self.weights: dict[str, nn.Parameter] = {}
-        self._rounded: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self.spread: dict[str, nn.Parameter] = {}
+        self._rounded: list[tuple[Tensor, nn.Parameter]] = []
         self._hooks: list[Any] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             self.weights[name] = parameter
-            if parameter.dtype in (torch.bfloat16, torch.float16):
+            if (part := own_part(parameter)) is not parameter:
+                self._take_part(name, parameter, part.detach())
+            elif parameter.dtype in (torch.bfloat16, torch.float16):
                 self.weights[name] = master = nn.Parameter(parameter.detach().float())
                 self._rounded.append((parameter, master))
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(_hand_on, master)))
+
+    def _take_part(self, name: str, parameter: nn.Parameter, part: Tensor) -> None:
+        self.spread[name] = parameter
+        self.weights[name] = master = nn.Parameter(part.float())
+        if part.dtype != torch.float32:
+            self._rounded.append((part, master))
+
+    def collect(self) -> None:
+        """Take the gradients of parts, once they are summed over the processes."""
+        for name, parameter in self.spread.items():
+            grad, parameter.grad = parameter.grad, None
+            if grad is not None:
+                _add(self.weights[name], own_part(grad))
+
+    def whole(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by the names of weights, each laid out as its weight; those of parts put together, by all."""
+        return {
+            name: whole_of(value, self.spread[name]) if name in self.spread else value for name, value in values.items()
+        }
+
+    def parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The way back from `whole`."""
+        return {
+            name: part_of(value, self.spread[name]) if name in self.spread else value for name, value in values.items()
+        }
 
     def __enter__(self) -> Master:
         return self
@@ -99,8 +132,11 @@ def _round_by_chance(copy: Tensor, exact: Tensor, chances: Tensor) -> None:
 def _hand_on(master: nn.Parameter, parameter: Tensor) -> None:
     """The gradient of a micro-batch goes to the float32 weight; the model's own is freed at once."""
     grad, parameter.grad = parameter.grad, None
-    if grad is None:
-        return
+    if grad is not None:
+        _add(master, grad)
+
+
+def _add(master: nn.Parameter, grad: Tensor) -> None:
     if master.grad is None:
         master.grad = grad.float()
     else:

@@ -18,9 +18,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from danlu.data.batches.packing import Batch, collate, micro_batches
+from danlu.data.batches.packing import Batch, collate, micro_batches, shares
 from danlu.data.example import Example
 from danlu.data.records import Message
+from danlu.processes import ALONE, Processes
 from danlu.train.advantages import (
     adapted_kl_coef,
     generalized_advantages,
@@ -76,6 +77,7 @@ class Rollouts:
         batch_size: answers of one step.
         micro_batch_tokens: of one forward pass, as the loop cuts it.
         most: answers of one forward pass, likewise; None bounds nothing.
+        processes: each draws answers to some of the prompts, and asks about some.
     """
 
     def __init__(
@@ -89,14 +91,17 @@ class Rollouts:
         micro_batch_tokens: int,
         most: int | None = None,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._prompts, self._policy, self._judge, self._options, self._seed = prompts, policy, judge, options, seed
         self._cut = (micro_batch_tokens, most)
         self._asked = options.rollout_batch_size // options.group  # prompts of one rollout
         self._parts = -(-options.rollout_batch_size // batch_size)  # steps of one pass over it
         self._steps = self._parts * options.num_ppo_epochs
-        # One step of grpo: advantages do not ask, and the step's own pass is that of the policy that drew.
-        self._looks = self._steps > 1 or options.advantage_estimator != "grpo"
+        # One step of grpo: advantages do not ask, and the step's own pass is that of the policy that drew; of several
+        # processes each passes over its own answers alone.
+        self._looks = self._steps > 1 or options.advantage_estimator != "grpo" or processes.size > 1
         self._kl_coef = options.kl_coef
         self._number = -1
         self._batches: list[list[Experience]] = []
@@ -134,7 +139,7 @@ class Rollouts:
     def _collect(self, number: int) -> None:
         options, asked = self._options, self._chosen(number)
         dice = numpy.random.default_rng([self._seed, number])
-        drawn = self._policy.draw(asked, dice.integers(2**31, size=len(asked)).tolist(), options.group)
+        drawn = self._drawn(asked, dice.integers(2**31, size=len(asked)).tolist())
         answers = [one.answer for one in drawn]
         rewards = self._judge(answers)
         judged = torch.tensor(
@@ -161,6 +166,13 @@ class Rollouts:
             self._kl_coef = adapted_kl_coef(
                 self._kl_coef, of_answers, len(answers), target=options.kl_target, horizon=options.kl_horizon
             )
+
+    def _drawn(self, asked: Sequence[Prompt], seeds: Sequence[int]) -> list[Drawn]:
+        """The answers to each prompt, of which every process draws its part."""
+        own, each = self._processes.own(range(len(asked))), self._options.group
+        drawn = self._policy.draw([asked[at] for at in own], [seeds[at] for at in own], each) if own else []
+        groups = self._processes.whole([drawn[at : at + each] for at in range(0, len(drawn), each)])
+        return [one for group in groups for one in group]
 
     def _chosen(self, number: int) -> list[Prompt]:
         """The next prompts, through all of them in a new order each epoch."""
@@ -195,7 +207,8 @@ class Rollouts:
         found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for part in parts:
             lengths = [len(examples[at].token_ids) for at in part]
-            for group in micro_batches(lengths, range(len(part)), *self._cut):  # as the loop cuts it
+            own = shares(lengths, self._processes.size)[self._processes.rank]
+            for group in micro_batches(lengths, own, *self._cut):  # as the loop cuts it
                 members = [part[at] for at in group]
                 batch = collate([examples[at] for at in members])
                 sizes = [examples[at].learnt_tokens for at in members]
@@ -204,6 +217,8 @@ class Rollouts:
                 values = values if len(values) else torch.zeros_like(reference)
                 each = (_parted(x.float().cpu(), sizes) for x in (log_probs, reference, values))
                 found |= dict(zip(members, zip(*each, strict=True), strict=True))
+        for others in self._processes.gathered(found):
+            found |= others
         return [found[at] for at in range(len(examples))]
 
     def _experiences(

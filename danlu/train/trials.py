@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from danlu.train.learner import Gradient, Learner, State
@@ -75,6 +75,71 @@ class Trials:
             self._learner.apply(rate, step + at + 1)
             made.append(Made(examples, gradient, rate, time.perf_counter() - started))
         return Fork(self.look(), made, self._learner.snapshot())
+
+
+class Compared:
+    """A run at its own rate beside factors of it, each in a fork from the same state.
+
+    Args:
+        fork: the fork at a factor.
+        left: how many forks there may be beside the run's own.
+        gain: factor -> what it has to be better by to help, of the run's own loss.
+
+    Attributes:
+        best: the factor that helps most; 1 where none does.
+        forks: factor -> its fork. Only the best one's and the run's own keep the state at their end.
+    """
+
+    def __init__(self, fork: Callable[[float], Fork], left: int, gain: Callable[[float], float]) -> None:
+        self._fork, self._left, self._gain = fork, left, gain
+        self.best = 1.0
+        self.forks = {1.0: fork(1.0)}
+
+    def helps(self, factor: float) -> bool:
+        """Whether it is better than all that were tried before; no more is tried than may be."""
+        own, best = self.forks[1.0], self.forks[self.best]
+        # A fork that broke at the run's own rate says that something is wrong with the examples.
+        if self._left < 1 or not math.isfinite(own.loss):
+            return False
+        self._left -= 1
+        fork = self._fork(factor)
+        is_better = fork.loss <= own.loss - abs(own.loss) * self._gain(factor) and (
+            best is own or fork.loss < best.loss
+        )
+        if is_better and best is not own:
+            self.forks[self.best] = replace(best, end=None)  # it holds as much as the run
+        self.forks[factor] = fork if is_better else replace(fork, end=None)
+        if is_better:
+            self.best = factor
+        return is_better
+
+    def climb(self) -> bool:
+        """Ten times as much, as long as it helps; and at last what lies between that and what does not."""
+        factor = 10.0
+        while self.helps(factor):
+            factor *= 10
+        if self.best == 1.0:
+            return False
+        self.helps(self.best * math.sqrt(10))
+        return True
+
+
+Order = Callable[[Compared], bool]
+
+
+def up(tried: Compared) -> bool:
+    """More, by tens or fives."""
+    return tried.climb() or tried.helps(5.0)
+
+
+def up_or_down(tried: Compared) -> bool:
+    """More, and where that does not help, a fifth."""
+    return up(tried) or tried.helps(0.2)
+
+
+def down_or_up(tried: Compared) -> bool:
+    """A fifth, and where that does not help, more."""
+    return tried.helps(0.2) or up(tried)
 
 
 def spread(examples: Sequence[Any], most: int) -> list[Any]:

@@ -18,7 +18,7 @@ from danlu.train.doctor import Doctor, Move, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.loop import TrainOptions, _Loop
 from danlu.train.master import Master
-from danlu.train.trials import Trials, spread
+from danlu.train.trials import Compared, Fork, Trials, down_or_up, spread, up_or_down
 
 STEPS = TUNED["max_steps"]
 NEAR = 1.05  # of the held-out loss of the run that is well tuned
@@ -107,9 +107,11 @@ def test_a_rate_that_is_too_low_is_raised(tmp_path, tuned):
     _, without = read(tmp_path / "without", doctor="off", learning_rate=rate)
     _, healed = read(tmp_path / "healed", doctor="act", learning_rate=rate)
     (first, *_) = [event for event in told(healed) if event["kind"] == "rate changed"]
-    assert first["trials"]["10"] < first["trials"]["5"] < first["trials"]["1"]
-    assert first["factor"] == 10
-    assert final(healed) - tuned < 0.6 * (final(without) - tuned)
+    assert first["trials"]["100"] < first["trials"]["10"] < first["trials"]["1"]
+    assert "5" not in first["trials"]
+    assert first["factor"] == 100
+    assert final(without) > 1.2 * tuned
+    assert final(healed) < NEAR * tuned
 
 
 def test_a_plateau_is_left_at_a_higher_rate(tmp_path, tuned, monkeypatch):
@@ -119,7 +121,39 @@ def test_a_plateau_is_left_at_a_higher_rate(tmp_path, tuned, monkeypatch):
     changed = [event for event in told(healed) if event["kind"] == "rate changed"]
     assert changed
     assert "saddle" in changed[0]["reason"]
-    assert final(healed) - tuned < 0.7 * (final(without) - tuned)
+    assert final(without) > 1.1 * tuned
+    assert final(healed) < NEAR * tuned
+
+
+def in_trials(losses, left=9, gain=0.0):
+    """What is compared where a fork at each factor ends with such a loss."""
+    return Compared(lambda factor: Fork(losses[factor], end={}), left, lambda _: gain)
+
+
+def test_more_is_tried_by_tens_and_once_between():
+    tried = in_trials({1.0: 4.0, 10.0: 3.0, 100.0: 2.0, 1000.0: 9.0, 100 * math.sqrt(10): 3.0})
+    assert up_or_down(tried)
+    assert tried.best == 100.0
+    assert [factor for factor, fork in tried.forks.items() if fork.end is not None] == [1.0, 100.0]
+
+
+def test_fives_come_after_tens_and_less_at_last():
+    tried = in_trials({1.0: 4.0, 10.0: 9.0, 5.0: 9.0, 0.2: 3.0})
+    assert up_or_down(tried)
+    assert tried.best == 0.2
+    assert list(tried.forks) == [1.0, 10.0, 5.0, 0.2]
+
+
+def test_no_more_forks_are_made_than_there_may_be():
+    tried = in_trials({1.0: 4.0, 10.0: 3.0, 100.0: 2.0}, left=2)
+    assert up_or_down(tried)
+    assert list(tried.forks) == [1.0, 10.0, 100.0]
+
+
+def test_a_fork_that_broke_at_its_own_rate_is_compared_with_none():
+    tried = in_trials({1.0: math.inf})
+    assert not down_or_up(tried)
+    assert list(tried.forks) == [1.0]
 
 
 def test_a_loss_that_swings_comes_to_rest_at_a_lower_rate(tmp_path, tuned, monkeypatch):

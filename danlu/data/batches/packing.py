@@ -126,6 +126,17 @@ def _weights(examples: Sequence[Example], target_at: Tensor) -> Tensor | None:
     return torch.tensor(each, dtype=torch.float32)[target_at]
 
 
+def shares(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Deal the indices of `lengths` to so many, with about as many tokens each: the longest first, to who has least."""
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = tokens.index(min(tokens))
+        dealt[least].append(index)
+        tokens[least] += lengths[index]
+    return dealt
+
+
 def micro_batches(
     lengths: Sequence[int], indices: Sequence[int], max_tokens: int, most: int | None = None
 ) -> list[list[int]]:
