@@ -62,7 +62,7 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
         set_seed(recipe.seed)
         device = read_device()
-        check_sharding(device.processes, recipe.kind, recipe.train.optim)
+        check_sharding(device.processes, recipe.kind, recipe.train.optim, recipe.model.load_in_4bit)
         check_inputs(recipe, device)
         with Draft() as draft:
             recipe = with_micro_batch(recipe, prepare, draft, device, show)

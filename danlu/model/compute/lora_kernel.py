@@ -138,21 +138,12 @@ def fast_lora_linear(
 
 
 def is_vanilla_lora(module: Any) -> bool:
-<<<<<<< HEAD
     """Whether `module` is PEFT's plain LoRA over a frozen nn.Linear, packed or not, with one adapter."""
-    from peft.tuners.lora.layer import Linear, LoraLayer
-
-    return (
-        isinstance(module, LoraLayer)
-        and (is_packed(module.base_layer) or (type(module) is Linear and type(module.base_layer) is nn.Linear))
-=======
-    """Whether `module` is PEFT's plain LoRA over a frozen nn.Linear, with one adapter."""
     layers = sys.modules.get("peft.tuners.lora.layer")  # not imported, it has made no module
     return (
         layers is not None
-        and type(module) is layers.Linear
-        and type(module.base_layer) is nn.Linear
->>>>>>> main
+        and isinstance(module, layers.LoraLayer)
+        and (is_packed(module.base_layer) or (type(module) is layers.Linear and type(module.base_layer) is nn.Linear))
         and not module.lora_variant
         and len(module.active_adapters) == 1
         and not module.base_layer.weight.requires_grad
