@@ -163,7 +163,8 @@ def check_files(recipe: TrainingRecipe, device: Device) -> None:
 
 
 def _files(recipe: TrainingRecipe) -> list[Path]:
-    return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path) if path is not None]
+    replayed = recipe.data.replay.paths if recipe.data.replay else ()
+    return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path, *replayed) if path is not None]
 
 
 def _where_begun(recipe: TrainingRecipe) -> str:

@@ -82,7 +82,8 @@ def read_split(recipe: TrainingRecipe, journal: Draft, skipped: Skipped, show: S
     split = read(recipe.data, recipe.seed, skipped)
     if changed := skipped.summary():
         show.say(f"data: {changed}")
-    show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
+    replayed = f", {split.replayed} of them replayed" if split.replayed else ""
+    show.say(f"data: {len(split.train)} records to train on{replayed}, {len(split.held_out)} held out")
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)
     return split
