@@ -23,8 +23,8 @@ from danlu.config import Options
 from danlu.data.chat import Chat
 from danlu.data.formats import Message
 from danlu.data.tokens.templates import template_text
-from danlu.device import Device, DtypeName, release_memory
-from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults, size_in_words
+from danlu.device import Device, DtypeName, is_out_of_memory, release_memory
+from danlu.errors import ConfigError, MemoryShortage, ModelError, ParityError, disk_faults, size_in_words
 from danlu.generate.engine import Engine
 from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
@@ -253,7 +253,15 @@ def fold(base: Any, adapter: Path) -> Any:
         was_tied = _is_tied(base)
         adapted = put_adapter(base, adapter)
         _part(adapted)
-        merged = adapted.merge_and_unload()
+        try:
+            merged = adapted.merge_and_unload()
+        except Exception as error:  # of what PEFT cannot fold: a bias where the layer has none, ...
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{adapter}: it cannot be folded into its base: {error}",
+                fix="put it on the model itself: Engine(adapter=DIRECTORY), or generate --adapter",
+            ) from error
     if was_tied:
         head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
         if torch.equal(head.weight, embedding.weight):
