@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import closing
 
 import pytest
 import torch
 from adapting import CPU
 from killing import Place, killed_at
 from merging import strengthen
+from rounding import of_model
 from safetensors.torch import load_file
 from showing import Lines
 from trainings import joined, metrics, recipe_of, write_data
 
+from danlu import Engine
 from danlu.cli import call
-from danlu.errors import ConfigError, ResourceError
+from danlu.errors import ConfigError, ModelError, ResourceError
+from danlu.hub import quiet_transformers
 from danlu.journal import Journal
 from danlu.model.adapters import adapted_layers, attach, parameter_counts
 from danlu.model.company.check import alone
@@ -286,14 +291,49 @@ def test_on_the_command_line_the_file_of_questions_chooses(folder, base, capsys)
     assert "folded into the original weights: nothing is held out to choose by; ||quantization error||" in said
 
 
+# --- files that hold 4 bits themselves
+
+
+@pytest.fixture(scope="module")
+def packed_files(base, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("packed")
+    with quiet_transformers():
+        read(base).save_pretrained(directory)
+    for path in base.glob("*.json*"):
+        if not (directory / path.name).exists():
+            shutil.copy(path, directory)
+    shutil.copy(base / "chat_template.jinja", directory)
+    return directory
+
+
+def test_files_in_4_bits_answer_train_and_merge_as_what_they_say(folder, base, packed_files):
+    wanted = alone(read(base), IDS)
+    found = load_model(packed_files, device=CPU, dtype=torch.float32)
+    assert torch.equal(alone(found, IDS), wanted)
+    with closing(Engine(str(packed_files), dtype="float32")) as engine:
+        torch.testing.assert_close(engine.logits(IDS), wanted, rtol=0, atol=of_model(wanted, found.config))
+    made = {"prove": None, "train": {"max_steps": 2}, "merge": {"max_new_tokens": 2, "prompts": 2}}
+    directory = run(recipe_of("sft", packed_files, name="on-packed", **made), Lines(), "")
+    config = json.loads((directory / "merged" / "config.json").read_text())
+    assert "quantization_config" not in config
+    said = whole(found.model.layers[0].mlp.up_proj.weight, torch.float32)
+    file = load_file(directory / "adapter" / "adapter_model.safetensors")
+    a, b = (file[f"base_model.model.model.layers.0.mlp.up_proj.lora_{which}.weight"] for which in "AB")
+    merged = load_file(directory / "merged" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    torch.testing.assert_close(merged, said + 2 * b @ a, atol=1e-5, rtol=0)
+
+
+def test_they_are_not_packed_once_more(folder, packed_files):
+    with pytest.raises(ModelError, match="quantized already"):
+        run(packed_run("sft", packed_files), Lines(), "")
+
+
 def test_the_choice_has_no_effect_on_an_adapter_over_whole_weights(folder, base):
     with pytest.raises(ConfigError, match=r"merge\.onto=original has no effect"):
         merged_run(base, model={"load_in_4bit": False}, merge={"onto": "original"})
 
 
 def test_what_origin_says_is_read_or_refused(folder, base):
-    from danlu.errors import ModelError
-
     directory = run(packed_run("sft", base, train={"max_steps": 1}), Lines(), "")
     path = directory / "adapter" / "origin.json"
     said = json.loads(path.read_text())

@@ -121,6 +121,12 @@ def unpacked(model: Any) -> Any:
         model.set_submodule(name, plain)
     for attribute in ("quantization_config", "_pre_quantization_dtype"):
         model.config.__dict__.pop(attribute, None)
+    if conversions := getattr(model, "_weight_conversions", None):  # how it was read, which is how it would be saved
+        model._weight_conversions = [one for one in conversions if not _is_of_packing(one)]
     model.is_loaded_in_4bit = model.is_quantized = False
     model.hf_quantizer = model.quantization_method = None
     return model.to(torch.float32)
+
+
+def _is_of_packing(conversion: Any) -> bool:
+    return any(type(step).__name__.startswith("Bnb") for step in getattr(conversion, "operations", ()))

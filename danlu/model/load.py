@@ -23,7 +23,7 @@ from danlu.hub import (
     silent,
     weight_files,
 )
-from danlu.model.four_bit import FourBit, settle
+from danlu.model.four_bit import FourBit, packed_layers, settle
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ def load_model(
         say(part.notice(sizes))
         sizes = {name: sizes[name] for name in language_names(sizes)}
     _check_memory(sizes, device, four_bit.bits / 8 if four_bit else dtype.itemsize, str(dtype))
+    if four_bit is not None and "quantization_config" in config:
+        raise ModelError(
+            f"{directory}: its weights are quantized already",
+            fix="set model.load_in_4bit=false: they are read as they are",
+        )
     packing = four_bit.options(dtype, device.name) if four_bit else {}
     with _reading(directory, "model", config):
         model, loading = _read_model(directory, part, dtype=dtype, attn_implementation=attention, **packing)
@@ -106,7 +111,7 @@ def load_model(
         )
     if loading["unexpected_keys"]:
         say(f"weights that {type(model).__name__} has no place for: {some(loading['unexpected_keys'])}")
-    if four_bit is not None:
+    if four_bit is not None or packed_layers(model):  # as the files may be
         settle(model)
         return model.eval()
     with _reading(directory, "model", config):

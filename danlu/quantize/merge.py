@@ -31,7 +31,7 @@ from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapter_files import adapted_tokenizer, put_adapter
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import load_model, load_tokenizer, weight_sizes
+from danlu.model.load import load_model, load_tokenizer, read_json, weight_sizes
 from danlu.model.lora_bank import Ends
 from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
 from danlu.quantize.packed_base import Choice, Loss, Packing, check_onto, choose, packing_of, read_base
@@ -99,10 +99,12 @@ def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
 def merging_bytes(base: Path) -> int:
     """Memory that merging takes at its highest: every weight once in float32, and what the work on it takes.
 
-    That is the largest weight twice (an adapter's product; two layers read as one), and texts with their logits.
+    That is the largest weight twice (an adapter's product; two layers read as one), and texts with their logits. In
+    files that are quantized two numbers may lie in one.
     """
     sizes = weight_sizes(base).values()
-    return 4 * (sum(sizes) + 2 * max(sizes, default=0)) + TEXTS_BYTES
+    each = 8 if "quantization_config" in read_json(base / "config.json") else 4
+    return each * (sum(sizes) + 2 * max(sizes, default=0)) + TEXTS_BYTES
 
 
 def merge_checked(

@@ -24,7 +24,7 @@ from danlu.hub import recorded_packing
 from danlu.model.adapter_files import put_adapter
 from danlu.model.adapters import adapted_layers
 from danlu.model.compute.packed import rounded
-from danlu.model.four_bit import FourBit, unpacked
+from danlu.model.four_bit import FourBit, packed_layers, unpacked
 from danlu.model.load import load_model
 
 Onto = Literal["original", "dequantized"]
@@ -65,9 +65,10 @@ def check_onto(onto: str, adapter: Path) -> None:
 
 
 def read_base(base: Path, onto: Onto, packing: Packing | None, device: Device) -> Any:
-    """The base in float32: as its files have it, or as its 4 bits say."""
+    """The base in float32: as its files have it, or as its 4 bits say, of files in 4 bits in any case."""
     if packing is None or onto == "original":
-        return load_model(base, device=device, dtype=torch.float32)
+        model = load_model(base, device=device, dtype=torch.float32)
+        return unpacked(model) if packed_layers(model) else model
     return unpacked(load_model(base, device=device, dtype=packing.dtype, four_bit=packing.four_bit))
 
 
