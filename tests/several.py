@@ -17,6 +17,8 @@ from showing import Lines
 NOBODY = Place(1 << 30, 0)
 
 
+# Where a machine's own name leads nowhere, as in some containers, gloo finds no address by itself.
+AT_HOME = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as `accelerate launch` sets them
 
 
@@ -59,7 +61,7 @@ def _one(
 
     os.chdir(folder)
     torch.set_num_threads(1)
-    os.environ |= settings
+    os.environ |= {**AT_HOME, **settings}
     os.environ |= {
         "RANK": f"{rank}", "WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}",
     }  # fmt: skip

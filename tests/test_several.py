@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from killing import Place
-from several import FSDP, run_in
+from several import AT_HOME, FSDP, run_in
 from showing import Lines
 from trainings import RUNS, joined, metrics, recipe_of, run_of
 
@@ -145,6 +145,30 @@ def test_a_fault_of_the_data_ends_all(folder, model):
     assert not recipe.directory.exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "changes", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
+        ({}, {"train": {"optim": "adamw_8bit"}}, "cannot be put together from parts"),
+        ({}, {"model": {"dtype": "float16"}}, "model.dtype=bfloat16 or float32"),
+    ],
+    ids=["version", "optimizer", "format"],
+)
+def test_what_cannot_be_had_with_spread_weights_is_said(folder, model, monkeypatch, settings, changes, said):
+    for name, value in {**FSDP, **settings}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("danlu.device.here", lambda: Processes(0, 2))
+    with pytest.raises(ConfigError, match=said):
+        run(recipe_of("sft", model, **changes), Lines(), "")
+    assert not (folder / "runs" / "sft").exists()
+
+
+def test_one_process_spreads_nothing(folder, model, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="there is one"):
+        run(recipe_of("sft", model), Lines(), "")
+
+
 def test_noise_is_drawn_by_each_for_itself_and_disturbs_nothing():
     def drawn(rank):
         torch.manual_seed(0)
@@ -170,7 +194,7 @@ def launched(folder, *arguments, size=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     return subprocess.run(
         [*command, "-m", "danlu", *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **AT_HOME, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

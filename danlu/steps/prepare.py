@@ -252,6 +252,7 @@ def describe(
     machine: dict[str, Any] = {name: version(name) for name in ("danlu", "torch", "transformers", "peft")}
     machine |= {"python": platform.python_version(), "device": device.name, "cores": device.cores, "dtype": dtype}
     machine |= {"card": device.card} if device.card else {}
+    machine |= {"processes": device.processes.size} if device.processes.size > 1 else {}
     journal.result("machine", {**machine, "trained_parameters": trained, "all_parameters": total})
     if recipe.resume:
         return

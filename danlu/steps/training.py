@@ -39,7 +39,7 @@ from danlu.steps.directory import reported
 from danlu.steps.fitting import with_micro_batch
 from danlu.steps.merge import loss_of, merge_into
 from danlu.steps.parts import Parts, Prepare
-from danlu.steps.prepare import advised_rate, saved_of
+from danlu.steps.prepare import advised_rate, as_trained, saved_of
 from danlu.steps.prove import compare, said
 from danlu.steps.step import Alone, Kind, Place, Product, Quiet, Show, StepOptions
 from danlu.track.tracking import tracked
@@ -62,7 +62,8 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
         set_seed(recipe.seed)
         device = read_device()
-        check_sharding(device.processes, recipe.kind, recipe.train.optim, recipe.model.load_in_4bit)
+        trained = as_trained(recipe.model, device)
+        check_sharding(device.processes, recipe.kind, recipe.train.optim, trained.dtype, trained.load_in_4bit)
         check_inputs(recipe, device)
         with Draft() as draft:
             recipe = with_micro_batch(recipe, prepare, draft, device, show)

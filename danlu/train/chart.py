@@ -62,6 +62,7 @@ class Chart:
         backs: times that it went back.
         skipped: positions whose examples were left out.
         spent: steps of trials, and those taken back.
+        came_back: whether other rates are to be tried at the weights that it went back to.
         still: times that nothing moved and no other rate helped.
         said: kinds of findings that are told once.
     """
@@ -76,6 +77,7 @@ class Chart:
     skipped: list[int] = field(default_factory=list)
     spent: int = 0
     start_is_seen: bool = False
+    came_back: bool = False
     still: int = 0
     said: set[str] = field(default_factory=set)
 
@@ -83,6 +85,10 @@ class Chart:
         """Share of the rate at that position, after it went back."""
         start, length = self.ramp
         return min(1.0, (position - start + 1) / (length + 1)) if length else 1.0
+
+    def has_come_back(self, now: Where) -> bool:
+        """Whether the rate has risen again, and others are to be tried."""
+        return self.came_back and now.position >= sum(self.ramp)
 
     def add(self, position: int, found: Gradient) -> None:
         """A step that was made."""

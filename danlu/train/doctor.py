@@ -25,14 +25,24 @@ from danlu.journal import Journal
 from danlu.train.chart import Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
-from danlu.train.trials import Compared, Fork, Made, Order, Trials, down_or_up, spread, up, up_or_down
+from danlu.train.trials import Compared, Fork, Made, Order, Trials, down_or_up, spread, up_or_down
 
 Mode = Literal["off", "observe", "act"]
 
 LOOKS = 20  # a run at most, of as many held-out examples as a step has, three steps apart: a ninth of its time
 SLOW = 0.15  # of the first loss: who has gained that much by then did not start too slowly
-PAYS = 0.01  # of the loss: what another rate has to be better by, at the end of a fork
+MORE_PAYS = (
+    0.005  # of the loss: what a higher rate has to be better by at the end of a fork; its use lies further ahead
+)
+LESS_PAYS = 0.04  # and a lower one, which looks better by half of that in a run that is well: noise comes to rest
 SPENT = 0.5  # of the run's steps at most: those of trials, and those taken back
+
+
+# Symptom -> what it means that a lower rate helps, and a higher one; elsewhere it is a local minimum, or a saddle.
+_MEANING = {
+    "slow start": ("it was too high", "it was too low"),
+    "came back": ("a tenth was not enough", "the rate was not to blame"),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ class Doctor:
                 )
             return None
         due = now.position % self._interval == 0 or now.position >= self._steps
-        if not self._held_out or not (due or self._chart.is_suspicious()):
+        if not self._held_out or not (due or self._chart.has_come_back(now) or self._chart.is_suspicious()):
             return None
         return self._judge(self._look(now), now)
 
@@ -194,7 +204,7 @@ class Doctor:
         chart.factor *= 1.0 if warm else 0.1
         chart.ramp, chart.backs, chart.treated = (best.position, length), chart.backs + 1, best.position
         chart.spent += now.position - best.position
-        chart.start_is_seen = False  # a tenth may be too little
+        chart.start_is_seen, chart.came_back = False, True  # a tenth may be too little, or not enough
         chart.forget_after(best.position)
         what = f"a warmup of {length} steps" if warm else f"a tenth of the rate, over {length} steps"
         self._tell("went back", f"{why}: back to the weights of step {best.step}, {what}", **figures)
@@ -233,7 +243,14 @@ class Doctor:
             return move
         if (move := self._overfitting(now)) is not None:
             return move
-        if now.position >= self._steps or now.position - self._chart.treated < 3 * self._interval:
+        if now.position >= self._steps:
+            return None
+        if self._chart.has_come_back(now):
+            self._chart.came_back = False
+            return self._try(
+                down_or_up, now, look.loss, "came back", "it came back to earlier weights", at_once=0.0, lost=0
+            )
+        if now.position - self._chart.treated < 3 * self._interval:
             return None
         if not self._chart.start_is_seen:
             return self._on_start(look, now)
@@ -268,7 +285,9 @@ class Doctor:
             chart.start_is_seen = True
             self._tell("slow start", "the loss hardly falls: five or ten times the rate may help", **figures)
             return None
-        return self._try(up, now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position)
+        return self._try(
+            up_or_down, now, look.loss, "slow start", "the loss falls too slowly", at_once=0.0, lost=now.position
+        )
 
     def _overfitting(self, now: Where) -> Move | None:
         if not self._chart.overfits():
@@ -300,7 +319,7 @@ class Doctor:
             return None
         words = "the loss swings" if swings else "the loss is flat"
         order = down_or_up if swings else up_or_down
-        return self._try(order, now, loss, symptom, words, at_once=PAYS / 2, lost=3 * self._interval)
+        return self._try(order, now, loss, symptom, words, at_once=MORE_PAYS, lost=3 * self._interval)
 
     def _try(
         self, order: Order, now: Where, loss: float, symptom: str, words: str, *, at_once: float, lost: int
@@ -325,7 +344,7 @@ class Doctor:
         tried = Compared(
             lambda factor: self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates]),
             left,
-            lambda factor: at_once if factor > 1 else PAYS,
+            lambda factor: at_once if factor > 1 else LESS_PAYS,
         )
         order(tried)
         chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run
@@ -362,7 +381,7 @@ class Doctor:
         """Go on with the fork; where more helps, the plan gets back the steps that taught nothing."""
         chart, to = self._chart, self._follow(fork, now).to
         chart.factor *= factor
-        meaning = "it was too low" if symptom == "slow start" else "a local minimum" if factor < 1 else "a saddle"
+        meaning = _MEANING.get(symptom, ("a local minimum", "a saddle"))[factor > 1]
         self._tell(
             "rate changed", f"{words}; {factor:g} times the rate is better: {meaning}", **figures, factor=chart.factor
         )

@@ -285,6 +285,8 @@ class _Loop(Generic[Example, Batch]):
     def _follow(self, move: Move) -> None:
         """Go on where the doctor says; steps of a fork that was kept are the run's own."""
         first = move.to.step - len(move.made)
+        if not move.made and move.to.position < self.position:
+            self.rate.back(move.to.position)
         for at, made in enumerate(move.made, start=first + 1):
             self.step, self.position = at, move.to.position - (move.to.step - at)
             self._say_changes(made.gradient, at)
@@ -317,7 +319,7 @@ class _Loop(Generic[Example, Batch]):
         every = self.options.eval_steps
         due = every and self.step // every > before // every
         found = self._held_out() if self.run.held_out and (self.is_over or due) else {}
-        if found and due and (by := self.rate.looked(found["eval_loss"])) is not None:
+        if found and due and (by := self.rate.looked(found["eval_loss"], self.position)) is not None:
             figures = {"eval_loss": found["eval_loss"], "factor": by}
             self.journal.event("rate lowered", "the held-out loss falls no more", step=self.step, **figures)
         return found

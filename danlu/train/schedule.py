@@ -326,6 +326,7 @@ class Rate:
         self._plan = _Plan(steps, warmup, per_epoch, options.peak if peak is None else peak, options.kwargs)
         self._shape, _ = _SHAPES[options.lr_scheduler_type]
         self._plateau = _Plateau() if options.lr_scheduler_type == PLATEAU else None
+        self._looks: list[tuple[int, dict[str, Any]]] = []  # (position, what was known of the plateau then)
 
     def at(self, step: int) -> float:
         """The rate of step `step`, from 0."""
@@ -337,20 +338,29 @@ class Rate:
         warmup = self._plan.warmup
         return (step + 1) / (warmup + 1) if step < warmup else self._shape(step, self._plan)
 
-    def looked(self, loss: float) -> float | None:
+    def looked(self, loss: float, position: int) -> float | None:
         """Hear a held-out loss; what the rate is multiplied by because of it, None where it stays."""
         if self._plateau is None:
             return None
         before = self._plateau.multiplier
         self._plateau.look(loss, self._plan.given, self._plan.peak)
+        self._looks.append((position, vars(self._plateau).copy()))
         return None if self._plateau.multiplier == before else self._plateau.multiplier / before
+
+    def back(self, position: int) -> None:
+        """What was heard after that position never was."""
+        if self._plateau is not None:
+            self._looks = [look for look in self._looks if look[0] <= position]
+            self._plateau = _Plateau(**self._looks[-1][1]) if self._looks else _Plateau()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"peak": self._plan.peak, "plateau": vars(self._plateau).copy() if self._plateau else None}
+        plateau = vars(self._plateau).copy() if self._plateau is not None else None
+        return {"peak": self._plan.peak, "plateau": plateau, "looks": self._looks.copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
         self._plan = replace(self._plan, peak=state["peak"])
         if self._plateau is not None:
             self._plateau = _Plateau(**state["plateau"])
+            self._looks = [(position, known) for position, known in state["looks"]]

@@ -25,7 +25,7 @@ def is_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
 
 
-def check_sharding(processes: Processes, kind: str, optim: str, is_packed: bool = False) -> None:
+def check_sharding(processes: Processes, kind: str, optim: str, dtype: str, is_packed: bool = False) -> None:
     """Raise ConfigError for settings of accelerate that are no FSDP2 over several processes, and for what cannot be had
     with it."""
     if not is_asked_for():
@@ -51,6 +51,11 @@ def check_sharding(processes: Processes, kind: str, optim: str, is_packed: bool 
         raise ConfigError(
             f"train.optim={optim}: its state is kept in blocks, which cannot be put together from parts of a weight",
             allowed="adamw_torch, sgd",
+        )
+    if dtype == "float16":
+        raise ConfigError(
+            "FSDP with weights in float16, which change their format where it does not hold them",
+            fix="set model.dtype=bfloat16 or float32",
         )
 
 

@@ -83,7 +83,8 @@ class Compared:
     Args:
         fork: the fork at a factor.
         left: how many forks there may be beside the run's own.
-        gain: factor -> what it has to be better by to help, of the run's own loss.
+        gain: factor -> what it has to be better by to help, of the run's own loss: a higher one than the run at its own
+            rate, a lower one than the best so far.
 
     Attributes:
         best: the factor that helps most; 1 where none does.
@@ -103,9 +104,8 @@ class Compared:
             return False
         self._left -= 1
         fork = self._fork(factor)
-        is_better = fork.loss <= own.loss - abs(own.loss) * self._gain(factor) and (
-            best is own or fork.loss < best.loss
-        )
+        over = own if factor > 1 else best  # each lower one looks better than the last by itself
+        is_better = fork.loss < best.loss and fork.loss <= over.loss - abs(own.loss) * self._gain(factor)
         if is_better and best is not own:
             self.forks[self.best] = replace(best, end=None)  # it holds as much as the run
         self.forks[factor] = fork if is_better else replace(fork, end=None)
@@ -132,14 +132,22 @@ def up(tried: Compared) -> bool:
     return tried.climb() or tried.helps(5.0)
 
 
+def down(tried: Compared) -> bool:
+    """Less, by fives, as long as it helps."""
+    factor = 0.2
+    while tried.helps(factor):
+        factor /= 5
+    return tried.best < 1
+
+
 def up_or_down(tried: Compared) -> bool:
-    """More, and where that does not help, a fifth."""
-    return up(tried) or tried.helps(0.2)
+    """More, and where that does not help, less."""
+    return up(tried) or down(tried)
 
 
 def down_or_up(tried: Compared) -> bool:
-    """A fifth, and where that does not help, more."""
-    return tried.helps(0.2) or up(tried)
+    """Less, and where that does not help, more."""
+    return down(tried) or up(tried)
 
 
 def spread(examples: Sequence[Any], most: int) -> list[Any]:

@@ -138,10 +138,10 @@ def test_more_is_tried_by_tens_and_once_between():
 
 
 def test_fives_come_after_tens_and_less_at_last():
-    tried = in_trials({1.0: 4.0, 10.0: 9.0, 5.0: 9.0, 0.2: 3.0})
+    tried = in_trials({1.0: 4.0, 10.0: 9.0, 5.0: 9.0, 0.2: 3.0, 0.2 / 5: 2.8, 0.2 / 25: 2.7}, gain=0.05)
     assert up_or_down(tried)
-    assert tried.best == 0.2
-    assert list(tried.forks) == [1.0, 10.0, 5.0, 0.2]
+    assert tried.best == 0.2 / 5
+    assert list(tried.forks) == [1.0, 10.0, 5.0, 0.2, 0.2 / 5, 0.2 / 25], "the last is better by too little"
 
 
 def test_no_more_forks_are_made_than_there_may_be():
@@ -229,8 +229,9 @@ def test_weights_that_are_no_numbers_any_more_are_taken_back(tmp_path, tuned, mo
 
     monkeypatch.setattr(Learner, "apply", broken)
     _, journal = read(tmp_path / "run", doctor="act")
-    assert "went back" in kinds(journal)
-    assert final(journal) < 1.1 * tuned
+    assert kinds(journal)[:2] == ["went back", "rate changed"]
+    assert "not to blame" in told(journal)[1]["reason"]
+    assert final(journal) < NEAR * tuned
 
 
 def test_what_nothing_helps_is_an_error(tmp_path, monkeypatch):
@@ -360,6 +361,21 @@ def test_a_plateau_hears_of_a_fork_once(tmp_path):
     changed = next(event for event in told(journal) if event["kind"] == "rate changed")
     lowered = [event["step"] for event in journal.events() if event["kind"] == "rate lowered"]
     assert not set(lowered) & set(range(changed["step"], changed["step"] + changed["steps"] + 2))
+
+
+def test_a_plateau_that_was_taken_back_lowers_no_rate(tmp_path, monkeypatch):
+    later(monkeypatch, 100)
+    halves = {"patience": 0, "factor": 0.5}
+    given = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": halves, "eval_steps": 1}
+    _, journal = read(tmp_path / "run", doctor="act", **given)
+    events = [(event["kind"], event["step"]) for event in journal.events() if "step" in event]
+    back = next(step for kind, step in events if kind == "went back")
+    calm, wild = ([step for kind, step in events if kind == "rate lowered" and (step <= 15) is is_calm]
+                  for is_calm in (True, False))  # fmt: skip
+    assert wild[0] <= back, "it was lowered while the loss exploded as well"
+    row = next(row for row in journal.metrics() if row["step"] == back + 1)
+    rises = 1 / (STEPS // 20 + 1)
+    assert row["lr"] == pytest.approx(100 * TUNED["learning_rate"] * 0.5 ** len(calm) * 0.1 * rises)
 
 
 def test_the_end_is_looked_at_also_where_its_step_is_left_out(tmp_path, tuned, monkeypatch):

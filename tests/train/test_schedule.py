@@ -129,7 +129,7 @@ def test_a_plateau_is_torchs(kwargs):
     lowered = 0
     for step, loss in enumerate(losses):
         before = rate.at(step)
-        by = rate.looked(loss)
+        by = rate.looked(loss, step)
         scheduler.step(loss)
         assert rate.at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
         assert (by is None) == (rate.at(step) == before)
@@ -139,6 +139,18 @@ def test_a_plateau_is_torchs(kwargs):
         kept.restore(rate.state())
         rate = kept  # goes on from what a checkpoint keeps
     assert lowered
+
+
+def test_a_plateau_forgets_what_was_heard_after_a_position():
+    rate = Rate(options("reduce_lr_on_plateau", patience=0, factor=0.5), 100, 100)
+    for step, loss in enumerate([3.0, 2.0, 2.5, 2.5]):
+        rate.looked(loss, step)
+    assert rate.at(10) == PEAK / 4
+    rate.back(2)
+    assert rate.at(10) == PEAK / 2
+    assert rate.looked(1.9, 3) is None, "it is better than what was heard before"
+    rate.back(-1)
+    assert rate.at(10) == PEAK
 
 
 def test_a_peak_that_was_found_is_kept():
@@ -207,7 +219,7 @@ def test_every_parameter_is_read_by_a_shape_and_changes_its_rates():
     def rates(kind, kwargs):
         rate, found = Rate(options(kind, **kwargs), 40, 4), []
         for step in range(40):
-            rate.looked(2.0 - 0.01 * step if step < 8 else 2.0)
+            rate.looked(2.0 - 0.01 * step if step < 8 else 2.0, step)
             found.append(rate.at(step))
         return found
 
