@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -25,7 +24,7 @@ from danlu.journal import Journal
 from danlu.train.chart import Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
-from danlu.train.trials import Compared, Fork, Made, Order, Trials, down_or_up, spread, up_or_down
+from danlu.train.trials import Compared, Fork, Move, Order, Trials, down_or_up, spread, up_or_down
 
 Mode = Literal["off", "observe", "act"]
 
@@ -43,18 +42,6 @@ _MEANING = {
     "slow start": ("it was too high", "it was too low"),
     "came back": ("a tenth was not enough", "the rate was not to blame"),
 }
-
-
-@dataclass(frozen=True)
-class Move:
-    """Where the run goes on, and how it came there.
-
-    Attributes:
-        made: steps of a fork that became the run's own.
-    """
-
-    to: Where
-    made: Sequence[Made] = ()
 
 
 class Doctor:

@@ -25,7 +25,7 @@ from danlu.journal import Journal
 from danlu.train.batches import Batches, BatchOptions
 from danlu.train.chart import Where
 from danlu.train.checkpoint import Saved, clear_leftovers, last_checkpoint, save_checkpoint
-from danlu.train.doctor import Doctor, Mode, Move
+from danlu.train.doctor import Doctor, Mode
 from danlu.train.learner import Batch, Example, Gradient, Learner, Stage
 from danlu.train.master import Master
 from danlu.train.neftune import noisy_embeddings
@@ -33,7 +33,7 @@ from danlu.train.optim import OptimOptions
 from danlu.train.rate import find_rate
 from danlu.train.schedule import PLATEAU, Rate
 from danlu.train.stopping import stop_requests
-from danlu.train.trials import spread
+from danlu.train.trials import Move, spread
 
 LEAST_LOOKED_AT = 8  # held-out examples that rates are compared on
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from danlu.train.chart import Where
 from danlu.train.learner import Gradient, Learner, State
 
 
@@ -38,6 +39,18 @@ class Fork:
     loss: float
     steps: list[Made] = field(default_factory=list)
     end: State | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the run goes on, and how it came there.
+
+    Attributes:
+        made: steps of a fork that became the run's own.
+    """
+
+    to: Where
+    made: Sequence[Made] = ()
 
 
 class Trials:

@@ -14,11 +14,11 @@ from waiting import Stopped, stop_after
 from danlu.errors import DiskError, TrainingError
 from danlu.recipe import check_disk
 from danlu.train.batches import Shuffled
-from danlu.train.doctor import Doctor, Move, Where
+from danlu.train.doctor import Doctor, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.loop import TrainOptions, _Loop
 from danlu.train.master import Master
-from danlu.train.trials import Compared, Fork, Trials, down_or_up, spread, up_or_down
+from danlu.train.trials import Compared, Fork, Move, Trials, down_or_up, spread, up_or_down
 
 STEPS = TUNED["max_steps"]
 NEAR = 1.05  # of the held-out loss of the run that is well tuned

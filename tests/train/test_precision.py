@@ -16,12 +16,12 @@ from danlu.journal import Journal
 from danlu.model.named import ModelOptions
 from danlu.run import run
 from danlu.steps.prepare import as_trained
-from danlu.train.doctor import Doctor, Move, Where
+from danlu.train.doctor import Doctor, Where
 from danlu.train.learner import Learner, Loss
 from danlu.train.master import Master
 from danlu.train.optim import OptimOptions
 from danlu.train.precision import Change, Precision
-from danlu.train.trials import Made, Trials
+from danlu.train.trials import Made, Move, Trials
 
 # Steps of the whole gradient, so that a weight tells what was applied.
 SGD = {
