@@ -422,6 +422,7 @@ CHINESE = {
     "ParityError": "一致性校验没有通过",
     "AllBanned": "所有 token 都被参数禁止，无法继续生成",
     "FaultyScores": "模型输出的 logits 不是有效数值",
+    "ProcessLost": "同一训练的另一个进程已退出",
     "Interrupted": "已按用户要求停止",
     "DanluError": "出错",
 }
