@@ -12,8 +12,9 @@ _PUBLIC = {
     "DanluError": "danlu.errors",
     "Engine": "danlu.generate.engine",
     "GenerationParams": "danlu.generate.params",
+    "MergedWeights": "danlu.model.lora_in_place",
 }
-__all__ = ["DanluError", "Engine", "GenerationParams", "__version__"]
+__all__ = ["DanluError", "Engine", "GenerationParams", "MergedWeights", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

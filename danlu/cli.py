@@ -40,12 +40,13 @@ _COMMANDS = {
     "chat": "Talk with a model.",
     "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
+    "export-adapter": "Write an adapter for another program: llama.cpp reads GGUF.",
     "models": "List the models known by name.",
     "options": "List the keys of a recipe of one kind, with their defaults.",
     "report": "Write the report of a run directory anew.",
 }
 _MODULES = {
-    "running": ("run", "train", "merge", "report"),
+    "running": ("run", "train", "merge", "export-adapter", "report"),
     "answering": ("generate", "chat", "serve"),
     "looking": ("models", "options"),
 }
@@ -55,7 +56,7 @@ _EPILOGUES = {
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 for _name, _help in _COMMANDS.items():
-    _place = f"danlu.commands.{_PLACES[_name]}:{_name}"
+    _place = f"danlu.commands.{_PLACES[_name]}:{_name.replace('-', '_')}"
     app.command(_place, name=_name, help=_help, help_epilogue=_EPILOGUES.get(_name))
 app.command(data)
 data.command(

@@ -90,6 +90,10 @@ class TrainingSections(Options):
     def _sections_fit(self) -> Self:
         if self.lora is None and self.merge is not None:
             raise ValueError("merge has no effect with lora: null, which leaves a whole model; set merge: null")
+        if self.lora is None and self.model.load_in_4bit:
+            raise ValueError(
+                "model.load_in_4bit holds weights that are not trained; with lora: null all are; leave one out"
+            )
         if self.model.adapter is not None:
             raise ValueError("model.adapter cannot be trained on yet; merge it first and name the merged model")
         nothing_held_out = self.data.held_out == 0 and self.data.held_out_path is None
@@ -159,7 +163,8 @@ def check_files(recipe: TrainingRecipe, device: Device) -> None:
 
 
 def _files(recipe: TrainingRecipe) -> list[Path]:
-    return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path) if path is not None]
+    replayed = recipe.data.replay.paths if recipe.data.replay else ()
+    return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path, *replayed) if path is not None]
 
 
 def _where_begun(recipe: TrainingRecipe) -> str:

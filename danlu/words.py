@@ -258,6 +258,7 @@ CHINESE = {
     "Fold an adapter into its base model, and prove that both answer alike.": (
         "把适配器合并进基座模型，并做一致性校验。"
     ),
+    "Write an adapter for another program: llama.cpp reads GGUF.": "把适配器导出给其他程序：llama.cpp 读取 GGUF。",
     "List the keys of a recipe of one kind, with their defaults.": "列出某种训练的配方的全部字段和默认值。",
     "List the models known by name.": "列出可以直接用名字的模型。",
     "Write the report of a run directory anew.": "重新生成运行目录的报告。",
@@ -514,6 +515,7 @@ CHINESE = {
     "ParityError": "一致性校验没有通过",
     "AllBanned": "所有 token 都被参数禁止，无法继续生成",
     "FaultyScores": "模型输出的 logits 不是有效数值",
+    "ProcessLost": "同一训练的另一个进程已退出",
     "Interrupted": "已按用户要求停止",
     "DanluError": "出错",
 }

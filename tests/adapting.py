@@ -28,7 +28,7 @@ def make_adapter(model_directory: Path, directory: Path, seed: int = 1, strength
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.data.normal_(0, strength)
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, save_embedding_layers=False)
     return directory
 
 

@@ -136,6 +136,14 @@ def test_a_recipe_alone_is_as_full_as_it_may_be(made):
     assert (job.method, job.targets, job.checkpointing, job.adds_up) == ("lora", ALL_LINEAR, True, True)
 
 
+def test_weights_in_4_bits_are_foreseen_as_they_are_stored(made):
+    device = replace(read_device(), name="cpu", has_bfloat16=False)
+    for twice, stored in ((True, "nf4-dq"), (False, "nf4")):
+        recipe = made(model={"load_in_4bit": True, "bnb_4bit_use_double_quant": twice})
+        job = of_recipe(recipe, shape_of("smollm2-135m"), device)
+        assert (job.method, job.stored) == ("qlora", stored)
+
+
 def test_the_command_of_a_recipe(made, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(
         "data: {path: chats.jsonl}\nmodel: {name: smollm2-135m}\ntrain: {learning_rate: 1e-4}\nlora: {r: 4}\n"

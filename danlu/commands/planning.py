@@ -7,14 +7,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from danlu.commands.shared import OUT, say
+from danlu.commands.shared import OUT, Several, say
 from danlu.errors import size_in_words
 from danlu.plan.lora import ALL_LINEAR, SAVED_BYTES, TRAINED_BYTES, LoraCount, count_lora
 from danlu.plan.models import shape_of
 from danlu.plan.rate import Advice, Asked, advise
 from danlu.words import words
-
-Several = Parameter(consume_multiple=True)
 
 
 def lora(

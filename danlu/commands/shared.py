@@ -13,6 +13,7 @@ from danlu.config import Options
 from danlu.terminal import new_console, show
 
 Flat = Parameter(name="*")
+Several = Parameter(consume_multiple=True)
 
 
 def _from_home(_: Any, tokens: Sequence[Token]) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -40,6 +41,32 @@ from danlu.data.shapes.speakers import Role
 from danlu.data.tokens.templates import TEMPLATES, template_text
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.fingerprint import of_path, of_texts
+
+
+class ReplayOptions(Options):
+    """Earlier data, some of which is learnt again, so that it is not forgotten over the new (Rolnick et al. 2019,
+    arXiv:1811.11682; of language models Ibrahim et al. 2024, arXiv:2403.08763)."""
+
+    path: PathText | tuple[PathText, ...] | None = Field(
+        None, description="what was learnt before: file, directory, or a list of them"
+    )
+    source: str | None = Field(None, description="a Python function that yields its rows: package.module:function")
+    source_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that function")
+    share: float = Field(
+        0.2, gt=0, lt=1, description="how much of what is learnt in an epoch is old: 0.2 is one record old in five"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ReplayOptions:
+        if (self.path is None) == (self.source is None):
+            raise ValueError("replay: give path (files) or source (a Python function), one of them")
+        if self.source_options and self.source is None:
+            raise ValueError("replay: source_options has no effect without source")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
 class DataOptions(Options):
@@ -74,6 +101,9 @@ class DataOptions(Options):
         description="held-out records: a file, or a directory with files named so; else some are taken from the data",
     )
     held_out: int = Field(200, ge=0, description="records kept aside, in whole groups; at most a third of the data")
+    replay: ReplayOptions | None = Field(
+        None, description="records of an earlier training, mixed in so that they are not forgotten"
+    )
     max_length: int = Field(2048, ge=8, description="tokens of one example at most")
     too_long: Literal["raise", "skip", "truncate", "window"] = Field(
         "raise", description="what happens to a longer one; window cuts a document without turns into several"
@@ -152,11 +182,16 @@ class DataOptions(Options):
 
 @dataclass(frozen=True)
 class Split:
-    """Records to train on, records held out, and how many were left out because their question is held out."""
+    """Records to train on, records held out, and how many were left out because their question is held out.
+
+    Attributes:
+        replayed: of those to train on, how many an earlier training had.
+    """
 
     train: list[Record]
     held_out: list[Record]
     left_out: int
+    replayed: int = 0
 
 
 def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
@@ -184,7 +219,33 @@ def read(options: DataOptions, seed: int, skipped: Skipped) -> Split:
         raise DataError("no record is left to train on", fix="check the file with `danlu data check`")
     if options.max_examples is not None and options.max_examples < len(records):
         records = random.Random(seed).sample(records, options.max_examples)
-    return Split(records, aside, left_out)
+    if options.replay is None:
+        return Split(records, aside, left_out)
+    old = _replayed(options.replay, options.on_error, len(records), asked, seed, skipped)
+    return Split(records + old, aside, left_out, len(old))
+
+
+def _replayed(
+    replay: ReplayOptions, on_error: Literal["raise", "skip"], new: int, asked: set[str], seed: int, skipped: Skipped
+) -> list[Record]:
+    """A random choice of the earlier records, so many that they are that share of all; none that is held out."""
+    reading = Reading()
+    if replay.source is not None:
+        found = records_of_function(replay.source, replay.source_options, on_error, skipped, reading)
+    else:
+        each = [read_records(Path(p), on_error=on_error, skipped=skipped, reading=reading) for p in replay.paths]
+        found = chain.from_iterable(each)
+    records = [record for record in found if unwanted(record) is None and question(record) not in asked]
+    wanted = max(1, round(new * replay.share / (1 - replay.share)))
+    if len(records) < wanted:
+        most = len(records) / (len(records) + new)
+        raise DataError(
+            f"data.replay.share={replay.share:g} of all beside {new} new records is {wanted} old ones, and there are "
+            f"{len(records)} that are not held out",
+            allowed=f"a share of up to {math.floor(most * 1000) / 1000:g}",
+            fix="lower data.replay.share, or give more of the earlier data",
+        )
+    return random.Random(f"{seed} replay").sample(records, wanted)
 
 
 def fingerprints(options: DataOptions) -> dict[str, str]:
@@ -193,16 +254,23 @@ def fingerprints(options: DataOptions) -> dict[str, str]:
     Of a function, all rows are read.
     """
     found = {}
-    for path in (*options.paths, options.held_out_path):
+    replay = options.replay
+    for path in (*options.paths, options.held_out_path, *(replay.paths if replay else ())):
         if path is not None:
             try:
                 found[path] = of_path(Path(path))
             except OSError as error:
                 raise DataError(f"{path}: {error.strerror or error}", fix="check the path") from error
     if options.source is not None:
-        rows = records_of_function(options.source, options.source_options, "skip", Skipped(), options.reading())
-        found[options.source] = of_texts(repr(replace(record, place="")) for record in rows)
+        found[options.source] = _of_function(options.source, options.source_options, options.reading())
+    if replay is not None and replay.source is not None:
+        found[f"replay: {replay.source}"] = _of_function(replay.source, replay.source_options, Reading())
     return found
+
+
+def _of_function(source: str, arguments: Mapping[str, Any], reading: Reading) -> str:
+    rows = records_of_function(source, arguments, "skip", Skipped(), reading)
+    return of_texts(repr(replace(record, place="")) for record in rows)
 
 
 def read_conversations(path: Path) -> list[Conversation]:

@@ -127,8 +127,8 @@ ROWS = (
     *needless("train_on_inputs", "answers alone are learnt"),
     *PLAIN,
     *lacking("load_in_8bit load_in_4bit bnb_config_kwargs gptq* model_quantization_config* quantization qat quantize_* "
-             "use_onebitllms nvfp4* llmcompressor", "training on weights of few bits; they stand in 16 here: more "
-             "memory, and no rounding"),
+             "use_onebitllms nvfp4* llmcompressor", "weights of few bits; those of 4 are model.load_in_4bit: set it "
+             "where they are wanted, else they stand in 16"),
     *lacking("lora_model_dir", "going on from an adapter: merge it first (danlu merge) and name the merged model"),
     *lacking("lora_target_parameters peft_layers_pattern peft_layer_replication "
              "peft.* peft_ensure_weight_tying relora* lisa_* unfrozen_parameters", "a way of training beside LoRA on "
@@ -241,7 +241,7 @@ def _put_adapter(given: Given, making: Making) -> None:
         put_whole(making, "adapter")
         return
     if given.get("adapter") == "qlora":
-        making.lacks("adapter", "qlora: the base stands in 16 bits, not 4: more memory, and no rounding")
+        making.lacks("adapter", "qlora: set model.load_in_4bit=true; else the base stands in 16 bits, not 4")
     put_adapter_as_peft(making)
     named, linear = given.get("lora_target_modules"), not is_off(given.get("lora_target_linear"))
     if named and not linear:  # text is a pattern there, or all-linear

@@ -70,8 +70,8 @@ ROWS = (
     *needless("export_*", "how a model is written that is trained; `merge` and danlu merge do that"),
     *needless("image_* video_* audio_* crop_to_patches use_audio_in_video freeze_vision_tower "
               "freeze_multi_modal_projector", "pictures and sounds are not read; the language part alone is trained"),
-    *lacking("quantization_* double_quantization", "training on weights of 4 or 8 bits; they stand in 16 here: more "
-             "memory, and no rounding"),
+    *lacking("quantization_* double_quantization", "weights of 8 bits; those of 4 are model.load_in_4bit: set it where "
+             "they are wanted, else they stand in 16"),
     *lacking("freeze_language_model", "training of a picture's part alone"),
     *lacking("tool_format", "calls are written as the model's own template has them"),
     *lacking("default_system", "a system message for every row: write it into the rows, key system"),

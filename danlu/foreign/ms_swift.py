@@ -94,8 +94,8 @@ ROWS = (
              "disable_ignore_empty_think", "conversations are written by the model's own template, or "
              "data.chat_template"),
     *lacking("loss_scale is_binary_loss_scale", "weights of parts of an answer; a message's own weight: data pages"),
-    *lacking("quant_* bnb_* hqq_axis", "training on weights of 4 or 8 bits; they stand in 16 here: more memory, and no "
-             "rounding"),
+    *lacking("quant_* bnb_* hqq_axis", "weights of 8 bits; those of 4 are model.load_in_4bit: set it where they "
+             "are wanted, else they stand in 16"),
     *lacking("adapters resume_only_model", "going on from an adapter: merge it first (danlu merge) and name the merged "
              "model"),
     *lacking("freeze_* trainable_parameters* target_regex target_parameters lora_bias lora_dtype lora_ga_* galore_* "

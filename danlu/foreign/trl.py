@@ -70,8 +70,8 @@ ROWS = (
               "steps_per_generation lora_task_type dataset_batch_size num_generations_eval num_processes "
               "accelerate_config", OF_OUR_LOOP),
     *needless("use_vllm vllm_* use_transformers_* disable_dropout", OF_KERNELS),
-    *lacking("load_in_8bit load_in_4bit bnb_* use_bnb_nested_quant", "training on weights of 4 or 8 bits; they stand "
-             "in 16 here: more memory, and no rounding"),
+    *lacking("load_in_8bit load_in_4bit bnb_* use_bnb_nested_quant", "weights of 8 bits; those of 4 are "
+             "model.load_in_4bit: set it where they are wanted, else they stand in 16"),
     *lacking("model_revision", "write it behind the name: org/name@revision"),
     *lacking("model_init_kwargs lora_target_parameters", "how a model is built beside model.name and model.dtype"),
     *lacking("eos_token pad_token", "tokens are the tokenizer's; turns end as the chat template ends them"),

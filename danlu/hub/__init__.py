@@ -20,7 +20,7 @@ from danlu.hub.directory import check_directory, weight_files
 from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel, Wheel
 from danlu.hub.names import is_cached, kind_of_name, resolve
-from danlu.hub.origin import Kind, recorded_base, recorded_kind, write_origin
+from danlu.hub.origin import Kind, recorded_base, recorded_kind, recorded_packing, write_origin
 from danlu.hub.quiet import Say, import_bitsandbytes, quiet_transformers, silent
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "quiet_transformers",
     "recorded_base",
     "recorded_kind",
+    "recorded_packing",
     "resolve",
     "silent",
     "weight_files",

@@ -16,7 +16,8 @@ FILE = "origin.json"
 
 
 def write_origin(directory: Path, **said: str) -> None:
-    """Say `said` of the directory: source, licence, licence_url, kind; of an adapter, its base.
+    """Say `said` of the directory: source, licence, licence_url, kind; of an adapter, its base, and where that was
+    packed while it was trained: four_bit, dtype.
 
     What was said before is replaced by name.
     """
@@ -34,6 +35,13 @@ def recorded_base(adapter: Path) -> str | None:
     """The model that an adapter was trained on, as its maker named it."""
     base = _read(adapter).get("base")
     return base if isinstance(base, str) else None
+
+
+def recorded_packing(adapter: Path) -> tuple[str, str] | None:
+    """How the base's weights were packed while an adapter was trained, and in what they were multiplied, by name."""
+    said = _read(adapter)
+    packing, dtype = said.get("four_bit"), said.get("dtype")
+    return (packing, dtype) if isinstance(packing, str) and isinstance(dtype, str) else None
 
 
 def _read(directory: Path) -> dict[str, Any]:

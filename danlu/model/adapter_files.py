@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 from danlu.model.load import TOKENIZER_FILES, load_tokenizer, read_json, some
 
+_IS_B = re.compile(r"\.lora_(embedding_)?B(\.weight)?$")
+
 
 def adapter_config(adapter: Path) -> dict[str, Any]:
     """The adapter's config. PEFT would look for a missing file on the network; here it is an error."""
@@ -109,8 +111,30 @@ def _of_embedding(key: str) -> bool:
     return "lora_" not in key and key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))
 
 
+def refuse_untrained(adapter: Path) -> None:
+    """Raises ModelError where the B of a layer is exactly zero, so that the layer answers as without the adapter: its
+    training never reached it, or its weights found no place when it was saved.
+
+    Experts are left out, to some of which no token may ever have come.
+    """
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if _IS_B.search(name)]  # noqa: SIM118
+        still = [name for name in names if not bool(file.get_tensor(name).any())]
+    if idle := [_IS_B.sub("", name).removeprefix("base_model.model.") for name in still if ".experts." not in name]:
+        raise ModelError(
+            f"{adapter}: {len(idle)} of {len(names)} layers have learnt nothing, B is exactly zero: {some(idle)}",
+            allowed="an adapter each of whose layers was trained",
+            fix="train it again; lora.target_modules leaves out layers that nobody calls",
+        )
+
+
 def put_adapter(model: Any, adapter: Path) -> Any:
-    """`model` with the adapter's weights, every one of which must find its place."""
+    """`model` with the adapter's weights, every one of which must find its place, and every B of which says something.
+
+    Raises ModelError where it is otherwise, or the files are damaged.
+    """
     import_bitsandbytes()  # PEFT does, and less quietly
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -119,6 +143,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     try:
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
+        refuse_untrained(adapter)
         with quiet_transformers():
             _make_room(model, adapter)
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)

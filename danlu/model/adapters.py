@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 
 from danlu.errors import ConfigError, DiskError, TrainingError, disk_faults, size_in_words
 from danlu.hub import import_bitsandbytes, quiet_transformers
+from danlu.model.compute.packed import count, inputs, is_packed
+from danlu.model.load import some
 from danlu.model.lora_options import LoraOptions
 from danlu.model.lora_targets import described, shortest, targets_of, why_no_rows
 
@@ -35,6 +37,8 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
     from peft import LoraConfig, get_peft_model
 
     targets = targets_of(model, options)
+    if options.use_dora:
+        _refuse_misread(model, targets.layers)
     chosen = options.trainable_token_indices
     config = LoraConfig(
         r=options.r,
@@ -57,6 +61,18 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
         if parameter.requires_grad and ".modules_to_save." not in name:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _refuse_misread(model: Any, names: Iterable[str]) -> None:
+    """DoRA reads packed weights through PEFT and bitsandbytes, which on a CPU take rows for whole blocks."""
+    layers = {name: model.get_submodule(name) for name in names}
+    packed = {name: layer.weight for name, layer in layers.items() if is_packed(layer) and layer.weight.is_cpu}
+    if misread := [name for name, weight in packed.items() if inputs(weight) % weight.quant_state.blocksize]:
+        raise ConfigError(
+            f"lora.use_dora over 4-bit weights: bitsandbytes misreads {some(misread)} on a CPU, whose inputs are no "
+            "multiple of 64",
+            fix="set lora.use_dora=false, or model.load_in_4bit=false",
+        )
 
 
 def _token_rows(model: Any, options: LoraOptions, tokens: Sequence[int]) -> dict[str, list[int]] | None:
@@ -109,7 +125,7 @@ def refuse_unlearnt(model: Any, may_be_all: bool = False) -> None:
 
 def parameter_counts(model: Any) -> tuple[int, int]:
     """(trainable, all) parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(count(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 

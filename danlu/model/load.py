@@ -23,6 +23,7 @@ from danlu.hub import (
     silent,
     weight_files,
 )
+from danlu.model.four_bit import FourBit, packed_layers, settle
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
 
 if TYPE_CHECKING:
@@ -68,14 +69,21 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    directory: Path, *, device: Device, dtype: torch.dtype, attention: str | None = None, say: Say = silent
+    directory: Path,
+    *,
+    device: Device,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    four_bit: FourBit | None = None,
+    say: Say = silent,
 ) -> PreTrainedModel:
     """The causal language model in `directory`, its weights as `dtype`, on `device`, in evaluation mode.
 
     Of a checkpoint that also reads images or sounds it is the language part (language_part.py). `attention` is
-    transformers' name of the attention code; by default the one that it prefers for this kind. `say` hears of
+    transformers' name of the attention code; by default the one that it prefers for this kind. With `four_bit` the
+    linear layers are packed, for an adapter to be trained on them. `say` hears of
     weights in the files that are not used. Raises ModelError (files missing, cut short or not matching; not a causal
-    language model; needs its own code) and MemoryShortage.
+    language model; needs its own code), MemoryShortage, and ResourceError where `four_bit` lacks its library.
     """
     bound_compiled_products()
     check_directory(directory)
@@ -87,9 +95,15 @@ def load_model(
     if part is not None:
         say(part.notice(sizes))
         sizes = {name: sizes[name] for name in language_names(sizes)}
-    _check_memory(sizes, device, dtype)
+    _check_memory(sizes, device, four_bit.bits / 8 if four_bit else dtype.itemsize, str(dtype))
+    if four_bit is not None and "quantization_config" in config:
+        raise ModelError(
+            f"{directory}: its weights are quantized already",
+            fix="set model.load_in_4bit=false: they are read as they are",
+        )
+    packing = four_bit.options(dtype, device.name) if four_bit else {}
     with _reading(directory, "model", config):
-        model, loading = _read_model(directory, part, dtype=dtype, attn_implementation=attention)
+        model, loading = _read_model(directory, part, dtype=dtype, attn_implementation=attention, **packing)
     if loading["missing_keys"]:
         raise ModelError(
             f"{directory}: the files lack weights of {type(model).__name__}: {some(loading['missing_keys'])}",
@@ -97,6 +111,9 @@ def load_model(
         )
     if loading["unexpected_keys"]:
         say(f"weights that {type(model).__name__} has no place for: {some(loading['unexpected_keys'])}")
+    if four_bit is not None or packed_layers(model):  # as the files may be
+        settle(model)
+        return model.eval()
     with _reading(directory, "model", config):
         return model.to(device.name).eval()
 
@@ -165,7 +182,7 @@ def load_encoder(directory: Path, *, device: Device) -> PreTrainedModel:
 
     check_directory(directory)
     config = read_json(directory / "config.json")
-    _check_memory(weight_sizes(directory), device, torch.float32)
+    _check_memory(weight_sizes(directory), device, torch.float32.itemsize, str(torch.float32))
     with _reading(directory, "model", config):
         model, loading = AutoModel.from_pretrained(
             str(directory),
@@ -247,13 +264,13 @@ def _check_architecture(config: dict[str, Any], directory: Path) -> None:
         raise ModelError(f"{directory}: {shown} is not a causal language model", allowed=allowed)
 
 
-def _check_memory(sizes: dict[str, int], device: Device, dtype: torch.dtype) -> None:
+def _check_memory(sizes: dict[str, int], device: Device, each_bytes: float, form: str) -> None:
     if device.memory_bytes <= 0:  # unknown
         return
-    need = sum(sizes.values()) * dtype.itemsize
+    need = int(sum(sizes.values()) * each_bytes)
     if need > device.memory_bytes:
         raise MemoryShortage(
-            f"the weights need {size_in_words(need)} as {dtype}; "
+            f"the weights need {size_in_words(need)} as {form}; "
             f"{size_in_words(device.memory_bytes)} are free on {device.name}",
             fix="choose a smaller model, or dtype bfloat16",
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 from danlu.config import describe_faults
 from danlu.errors import ModelError
 from danlu.hub import import_bitsandbytes
-from danlu.model.adapter_files import adapter_config
+from danlu.model.adapter_files import adapter_config, refuse_untrained
 from danlu.model.compute.token_rows import Rows
 from danlu.model.load import some
 
@@ -92,8 +92,11 @@ class LowRank:
     up: Tensor
 
 
-def why_not_plain(directory: Path) -> str | None:
+def why_not_plain(directory: Path, *, with_head: bool = False) -> str | None:
     """The field or tensor by which the adapter is more than plain LoRA; None if it is plain.
+
+    Args:
+        with_head: A and B of the output head are plain as well.
 
     Raises ModelError for files that are missing or damaged.
     """
@@ -117,7 +120,7 @@ def why_not_plain(directory: Path) -> str | None:
             continue
         if match is None:
             return f"it holds the tensor {name}"
-        if "." not in match[1]:
+        if _is_head(match[1]) and not with_head:
             return f"target_modules has the head, {match[1]}"
         if "experts" in match[1].split("."):
             return f"target_modules has layers of experts, {match[1]}"
@@ -125,7 +128,12 @@ def why_not_plain(directory: Path) -> str | None:
 
 
 def read_lora(
-    directory: Path, shapes: Mapping[str, tuple[int, int]], device: torch.device, dtype: torch.dtype
+    directory: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_head: bool = False,
 ) -> dict[str, LowRank]:
     """The adapter's matrices by layer name.
 
@@ -133,42 +141,96 @@ def read_lora(
         directory: as PEFT wrote it.
         shapes: (in, out) of every linear layer that may have an adapter.
         dtype: of the matrices; the scaling is multiplied in before they are rounded to it.
+        with_head: the output head may have one as well.
 
-    Raises ModelError when files are missing or damaged, the adapter is not plain LoRA, or it was made for another base.
+    Raises ModelError as `read_pairs` does, and when the adapter was made for another base.
     """
-    if reason := why_not_plain(directory):
+    if reason := why_not_plain(directory, with_head=with_head):
         raise ModelError(
             f"{directory}: the adapter is not plain LoRA: {reason}",
             allowed="A and B of linear layers below the head, beside which at most rows of tokens were trained",
             fix="merge it into a model of its own (danlu merge), or make an engine with it: Engine(adapter=DIRECTORY)",
         )
     document = adapter_config(directory)
-    config = _plain(document, directory)
-    with _opened(directory) as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    pairs = read_pairs(directory)
     fix = f"it was made for {document.get('base_model_name_or_path') or 'an unknown base'}; load that base"
-    found = {match[1] for name in weights if (match := _TENSOR.fullmatch(name))}
-    if astray := found - shapes.keys():
+    if astray := pairs.keys() - shapes.keys():
         raise ModelError(f"{directory}: the adapter does not fit the model: no such layers: {some(astray)}", fix=fix)
     try:
-        wanted = {_name(layer, which) for layer in found | config.targets(shapes) for which in "AB"}
-        if missing := wanted - weights.keys():
-            raise ModelError(f"{directory}: the adapter lacks weights: {some(missing)}", fix=fix)
-        pairs = {layer: (weights[_name(layer, "A")], weights[_name(layer, "B")]) for layer in sorted(found)}
-        for layer, (a, b) in pairs.items():
-            (inside, outside), rank = shapes[layer], config.rank(layer)
-            if a.shape != (rank, inside) or b.shape != (outside, rank):
-                raise ModelError(
-                    f"{directory}: the adapter does not fit the model: {layer} has A {tuple(a.shape)} "
-                    f"and B {tuple(b.shape)}",
-                    allowed=f"({rank}, {inside}) and ({outside}, {rank})",
-                    fix=fix,
-                )
-            if not (a.isfinite().all() and b.isfinite().all()):
-                raise ModelError(f"{directory}: {layer} holds values that are not numbers", fix="train it again")
-        return {layer: _low_rank(a, b, config.scaling(layer), device, dtype) for layer, (a, b) in pairs.items()}
+        targets = _plain(document, directory).targets(layer for layer in shapes if not _is_head(layer))
     except re.error as error:
         raise ModelError(f"{directory / CONFIG}: no regular expression: {error}") from error
+    if missing := {_name(layer, which) for layer in targets - pairs.keys() for which in "AB"}:
+        raise ModelError(f"{directory}: the adapter lacks weights: {some(missing)}", fix=fix)
+    for layer, pair in pairs.items():
+        if pair.shape != shapes[layer]:
+            raise ModelError(
+                f"{directory}: the adapter does not fit the model: {layer} has A {tuple(pair.a.shape)} "
+                f"and B {tuple(pair.b.shape)}",
+                allowed=f"({pair.rank}, {shapes[layer][0]}) and ({shapes[layer][1]}, {pair.rank})",
+                fix=fix,
+            )
+    return {layer: _low_rank(pair, device, dtype) for layer, pair in pairs.items()}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What an adapter's files hold of one layer, which adds scale * B A x.
+
+    Attributes:
+        a: (r, in). b: (out, r).
+        scale: alpha / r of this layer, or alpha / sqrt(r).
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out) of the layer."""
+        return self.a.shape[1], self.b.shape[0]
+
+
+def read_pairs(directory: Path) -> dict[str, Pair]:
+    """A and B of each layer of a LoRA adapter, by the layer's name, whatever model they belong to.
+
+    Raises ModelError when files are missing or damaged, a layer lacks one of the two or has another rank than its
+    configuration says, a number is none, or a B is exactly zero.
+    """
+    config = _plain(adapter_config(directory), directory)
+    with _opened(directory) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = sorted({match[1] for name in weights if (match := _TENSOR.fullmatch(name))})
+    if missing := {_name(layer, which) for layer in found for which in "AB"} - weights.keys():
+        raise ModelError(f"{directory}: the adapter lacks weights: {some(missing)}", fix="copy the adapter again")
+    try:
+        pairs = {
+            layer: Pair(weights[_name(layer, "A")], weights[_name(layer, "B")], config.scaling(layer))
+            for layer in found
+        }
+        for layer, pair in pairs.items():
+            rank = config.rank(layer)
+            if pair.a.shape[:1] != (rank,) or pair.b.shape[1:] != (rank,):
+                raise ModelError(
+                    f"{directory}: {layer} has A {tuple(pair.a.shape)} and B {tuple(pair.b.shape)}",
+                    allowed=f"rank {rank}, as {CONFIG} says",
+                    fix="the two files belong to different adapters; copy both again",
+                )
+            if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+                raise ModelError(f"{directory}: {layer} holds values that are not numbers", fix="train it again")
+    except re.error as error:
+        raise ModelError(f"{directory / CONFIG}: no regular expression: {error}") from error
+    refuse_untrained(directory)
+    return pairs
+
+
+def _is_head(layer: str) -> bool:
+    return "." not in layer
 
 
 class _TokenIndices(BaseModel):
@@ -213,9 +275,9 @@ def read_rows(
     return rows
 
 
-def _low_rank(a: Tensor, b: Tensor, scaling: float, device: torch.device, dtype: torch.dtype) -> LowRank:
-    up = b.float() * scaling
-    return LowRank(a.to(device, dtype).T, up.to(device, dtype).T)
+def _low_rank(pair: Pair, device: torch.device, dtype: torch.dtype) -> LowRank:
+    up = pair.b.float() * pair.scale
+    return LowRank(pair.a.to(device, dtype).T, up.to(device, dtype).T)
 
 
 def _name(layer: str, which: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.config import Options
 from danlu.device import Device, DtypeName
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from danlu.model.adapter_files import adapted_tokenizer, adapter_config, put_adapter
+from danlu.model.four_bit import FourBit, QuantType, require_bitsandbytes
 from danlu.model.load import load_model, random_model
 
 
@@ -55,6 +56,34 @@ class ModelOptions(Options):
         description="You have read and accept the licence of a model that asks for it (gemma3-270m). "
         "False by default, because only you can say so.",
     )
+    load_in_4bit: bool = Field(
+        False,
+        description="Hold the linear layers under an adapter in 4 bits while it is trained (QLoRA), through "
+        "bitsandbytes: about a quarter of their memory in bfloat16, and slower.",
+    )
+    bnb_4bit_quant_type: QuantType = Field(
+        "nf4", description="The 16 values of a 4-bit weight: nf4, spaced as normal weights lie, or fp4."
+    )
+    bnb_4bit_use_double_quant: bool = Field(
+        True, description="The scales of the 4-bit blocks are packed as well: 4.127 bits a weight instead of 4.5."
+    )
+
+    @property
+    def four_bit(self) -> FourBit | None:
+        """How the linear layers are packed; None where they are not."""
+        return FourBit(self.bnb_4bit_quant_type, self.bnb_4bit_use_double_quant) if self.load_in_4bit else None
+
+    @model_validator(mode="after")
+    def _packing_fits(self) -> ModelOptions:
+        idle = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+        if not self.load_in_4bit and (given := [name for name in idle if self._is_changed(name)]):
+            raise ValueError(f"{', '.join(given)} has no effect without load_in_4bit: true")
+        if self.load_in_4bit and self.dtype not in ("auto", "bfloat16", "float32"):
+            raise ValueError(f"load_in_4bit computes in bfloat16 or float32, not in {self.dtype}; set dtype: auto")
+        return self
+
+    def _is_changed(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
 @dataclass
@@ -81,12 +110,14 @@ def load(options: ModelOptions, device: Device, *, cache: Path, say: Say = silen
     that the device cannot do, and MemoryShortage.
     """
     dtype = device.dtype(options.dtype)
+    if options.load_in_4bit:
+        require_bitsandbytes()
     adapter = Path(options.adapter).expanduser() if options.adapter is not None else None
     if adapter is not None:
         adapter_config(adapter)
     directory = resolve(options.name, cache=cache, say=say, accept_licence=options.accept_licence)
     tokenizer = adapted_tokenizer(directory, adapter)
-    model = load_model(directory, device=device, dtype=dtype, say=say)
+    model = load_model(directory, device=device, dtype=dtype, four_bit=options.four_bit, say=say)
     if adapter is not None:
         model = put_adapter(model, adapter)
     _check_pair(model, tokenizer, directory)

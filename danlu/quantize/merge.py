@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,15 +23,18 @@ from danlu.config import Options
 from danlu.data.chat import Chat
 from danlu.data.formats import Message
 from danlu.data.tokens.templates import template_text
-from danlu.device import Device, DtypeName, release_memory
-from danlu.errors import ConfigError, MemoryShortage, ParityError, disk_faults, size_in_words
+from danlu.device import Device, DtypeName, is_out_of_memory, release_memory
+from danlu.errors import ConfigError, MemoryShortage, ModelError, ParityError, disk_faults, size_in_words
 from danlu.generate.engine import Engine
 from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapter_files import adapted_tokenizer, put_adapter
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import load_model, load_tokenizer, weight_sizes
+from danlu.model.load import load_model, load_tokenizer, read_json, weight_sizes
+from danlu.model.lora_bank import Ends
+from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
+from danlu.quantize.packed_base import Choice, Loss, Packing, check_onto, choose, packing_of, read_base
 from danlu.quantize.parity import Parity, ask, compare
 
 # Asked when the caller has no prompts of its own.
@@ -73,6 +77,11 @@ class MergeOptions(Options):
     )
     prompts: int = Field(32, ge=1, description="prompts whose greedy answers must be equal, at most")
     max_new_tokens: int = Field(48, ge=1, description="tokens of each of those answers at most")
+    onto: Literal["auto", "original", "dequantized"] = Field(
+        "auto",
+        description="what an adapter trained over 4-bit weights is folded into: the original weights, what the 4 bits "
+        "say, or, by auto, those with the lower held-out loss",
+    )
 
 
 def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
@@ -90,65 +99,92 @@ def check_merge(base: Path, options: MergeOptions, device: Device) -> None:
 def merging_bytes(base: Path) -> int:
     """Memory that merging takes at its highest: every weight once in float32, and what the work on it takes.
 
-    That is the largest weight twice (an adapter's product; two layers read as one), and texts with their logits.
+    That is the largest weight twice (an adapter's product; two layers read as one), and texts with their logits. In
+    files that are quantized two numbers may lie in one.
     """
     sizes = weight_sizes(base).values()
-    return 4 * (sum(sizes) + 2 * max(sizes, default=0)) + TEXTS_BYTES
+    each = 8 if "quantization_config" in read_json(base / "config.json") else 4
+    return each * (sum(sizes) + 2 * max(sizes, default=0)) + TEXTS_BYTES
 
 
 def merge_checked(
     base: Path,
-    adapter: Path,
+    adapter: Path | Sequence[Weighted],
     out: Path,
     conversations: Sequence[Sequence[Message]],
     options: MergeOptions,
     device: Device,
     say: Callable[[str], None],
     chat_template: str | None = None,
+    loss: Loss | None = None,
 ) -> Parity:
     """Write base + adapter to `out` and return how the two compare.
 
+    Several adapters, or one with another weight than 1, are added up first (lora_sum.py); the gate compares the merged
+    model with the base and that sum.
+
     `chat_template` (Jinja text, a file, or "chatml") is the one trained with, if it was not the base's own and does
-    not lie beside the adapter; the merged model carries it.
+    not lie beside the adapter; the merged model carries it. `loss` chooses what an adapter that was trained over
+    4-bit weights is folded into, by what was held out.
 
     Raises ParityError when they do not answer alike; `out` is then not written (an older one stays).
+    Raises ModelError for an adapter that does not fit, or that cannot be added to others.
     Raises ConfigError when `out` holds something other than a model, DiskError when it does not fit on the disk,
     MemoryShortage when the model does not fit in memory, and InUse while another process merges into `out`.
     """
-    out = _checked_out(out, base, adapter)
+    adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter)
+    out = _checked_out(out, base, *(one.directory for one in adapters))
+    for one in adapters:
+        check_onto(options.onto, one.directory)
+    if _is_a_sum(adapters):
+        check_addable(adapters)
+        if chat_template is None:
+            check_one_template(adapters)
     check_merge(base, options, device)
     with claimed(out, say), _scratch(out) as folder:
-        return _merge_into(out, folder, base, adapter, conversations, options, device, say, chat_template)
+        return _merge_into(out, folder, base, adapters, conversations, options, device, say, chat_template, loss)
 
 
 def _merge_into(
     out: Path,
     folder: Path,
     base: Path,
-    adapter: Path,
+    adapters: Sequence[Weighted],
     conversations: Sequence[Sequence[Message]],
     options: MergeOptions,
     device: Device,
     say: Callable[[str], None],
     chat_template: str | None,
+    loss: Loss | None,
 ) -> Parity:
     template = None if chat_template is None else template_text(chat_template)
-    tokenizer = _tokenizer(base, adapter, template)
-    say(f"merging {adapter} into {base.name}")
+    tokenizer = _tokenizer(base, adapters[0].directory, template)
+    say(f"merging {_named(adapters)} into {base.name}")
     chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
     read = partial(load_model, device=device, dtype=torch.float32)
     unverified = folder / "model"
-    adapted = put_adapter(read(base), adapter)
+    packing, onto = packing_of(adapters[0].directory), Choice("original", "")
+    if packing is not None:
+        onto = _chosen(base, adapters, packing, options, loss, device)
+        say(f"folded into the {onto.onto} weights: {onto.reason}")
+    read_start = partial(read_base, base, onto.onto, packing, device)
+    model = read_start()
+    adapter = _as_one(adapters, model, folder / "sum")
+    adapted = put_adapter(model, adapter)
+    del model
     with disk_faults(folder, "keeping logits"), _engine(adapted, tokenizer) as engine:
         asked = ask(engine, chosen, options.max_new_tokens, folder)
     del engine, adapted  # before the next one is read
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
     for dtype in _dtypes(options.dtype, base, device):
         release_memory()
-        merged = fold(read(base), adapter)
+        begun = time.perf_counter()
+        merged = fold(read_start(), adapter)
+        folded = time.perf_counter()
         _name_the_ends(merged, Chat.of(tokenizer, merged.generation_config))
         save_model(merged.to(dtype), tokenizer, unverified)
         del merged
+        say(f"read and folded in {folded - begun:.1f} s, written in {time.perf_counter() - folded:.1f} s")
         if kind := of_adapter(adapter, recorded_kind(base)):
             write_origin(unverified, kind=kind)
         release_memory()
@@ -165,8 +201,48 @@ def _merge_into(
             continue
         with disk_faults(out, "naming the merged model"):
             move_into_place(unverified, out)
-        return replace(parity, dtype=str(dtype), reason=reason)
+        parity = replace(parity, dtype=str(dtype), reason=reason)
+        return parity if packing is None else replace(parity, onto=onto.onto, chosen_by=onto.reason)
     raise AssertionError("float32 either passes or raises")
+
+
+def _chosen(
+    base: Path,
+    adapters: Sequence[Weighted],
+    packing: Packing,
+    options: MergeOptions,
+    loss: Loss | None,
+    device: Device,
+) -> Choice:
+    """What is folded into. Several adapters are added to one base: the original, where no other is named."""
+    if len(adapters) == 1:
+        return choose(base, adapters[0].directory, packing, options.onto, loss, device)
+    return Choice("dequantized" if options.onto == "dequantized" else "original", "several adapters share it")
+
+
+def _is_a_sum(adapters: Sequence[Weighted]) -> bool:
+    return len(adapters) > 1 or adapters[0].weight != 1
+
+
+def _named(adapters: Sequence[Weighted]) -> str:
+    if not _is_a_sum(adapters):
+        return str(adapters[0].directory)
+    return " + ".join(f"{one.weight:g} x {one.directory}" for one in adapters)
+
+
+def _as_one(adapters: Sequence[Weighted], model: Any, place: Path) -> Path:
+    """The directory of the one adapter, or of the sum of several, written to `place`."""
+    if not _is_a_sum(adapters):
+        return adapters[0].directory
+
+    def base_rows(layer: str, ids: Sequence[int]) -> torch.Tensor:
+        rows: torch.Tensor = model.get_submodule(layer).weight.detach()[list(ids)]
+        return rows.float().cpu()
+
+    ends = Ends.of(model)
+    with disk_faults(place, "adding adapters up"):
+        write_sum(adapters, place, ends.shapes if ends else {}, base_rows)
+    return place
 
 
 def fold(base: Any, adapter: Path) -> Any:
@@ -179,7 +255,15 @@ def fold(base: Any, adapter: Path) -> Any:
         was_tied = _is_tied(base)
         adapted = put_adapter(base, adapter)
         _part(adapted)
-        merged = adapted.merge_and_unload()
+        try:
+            merged = adapted.merge_and_unload()
+        except Exception as error:  # of what PEFT cannot fold: a bias where the layer has none, ...
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{adapter}: it cannot be folded into its base: {error}",
+                fix="put it on the model itself: Engine(adapter=DIRECTORY), or generate --adapter",
+            ) from error
     if was_tied:
         head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
         if torch.equal(head.weight, embedding.weight):
@@ -225,10 +309,10 @@ def _name_the_ends(model: Any, chat: Chat) -> None:
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
-def _checked_out(out: Path, base: Path, adapter: Path) -> Path:
+def _checked_out(out: Path, *sources: Path) -> Path:
     """`out` in full. It is replaced whole, so nothing but an older model may be there."""
     place = out.resolve()
-    for source in (base.resolve(), adapter.resolve()):
+    for source in (source.resolve() for source in sources):
         if source == place or place in source.parents:
             raise ConfigError(f"{out} holds {source}, which is merged from", fix="choose a new directory")
     if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / "config.json").is_file()):

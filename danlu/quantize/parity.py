@@ -33,6 +33,7 @@ class Parity:
         largest_logit_difference: over every position of prompts and answers.
         tolerance: what that difference may be.
         dtype, reason: of the second model's weights, and why they have it; set by whoever chose it.
+        onto, chosen_by: what an adapter over 4-bit weights was folded into, original or dequantized, and why.
     """
 
     prompts: int
@@ -41,6 +42,8 @@ class Parity:
     tolerance: float
     dtype: str = ""
     reason: str = ""
+    onto: str = ""
+    chosen_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

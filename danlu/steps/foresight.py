@@ -17,7 +17,7 @@ from danlu.model.adapters import parameter_counts
 from danlu.plan.configs import shape_from
 from danlu.plan.fit import smallest_change
 from danlu.plan.lora import ALL_LINEAR, count_lora
-from danlu.plan.memory import Job, Memory, estimate
+from danlu.plan.memory import Job, Memory, Method, estimate
 from danlu.plan.programs import DANLU, DANLU_CPU
 from danlu.plan.shapes import Shape
 from danlu.plan.whole import Machine
@@ -45,7 +45,7 @@ def job_of(
     dtype = str(device.dtype(as_trained(options.model, device).dtype)).removeprefix("torch.")
     return Job(
         shape,
-        "full" if lora is None else "lora",
+        _method(options),
         batch=max(1, tokens // longest),
         length=min(longest, tokens),
         r=1 if lora is None else lora.r,
@@ -56,6 +56,7 @@ def job_of(
         dtype=dtype,
         checkpointing=train.gradient_checkpointing,
         adds_up=train.batch_size * longest > tokens if adds_up is None else adds_up,
+        stored=_stored(options),
         has_logits=not _scores_answers(options),
         flash=device.name != "cpu" or longest > SHORT,
         program=DANLU_CPU if device.name == "cpu" else DANLU,
@@ -71,6 +72,19 @@ def _targets(shape: Shape, lora: Any) -> Any:
     except ConfigError:
         return ALL_LINEAR
     return lora.target_modules
+
+
+def _method(options: TrainingSections) -> Method:
+    if options.lora is None:
+        return "full"
+    return "qlora" if options.model.load_in_4bit else "lora"
+
+
+def _stored(options: TrainingSections) -> str | None:
+    """How frozen weights are held, where it is in 4 bits."""
+    if not options.model.load_in_4bit:
+        return None
+    return "nf4-dq" if options.model.bnb_4bit_use_double_quant else "nf4"
 
 
 def _scores_answers(options: TrainingSections) -> bool:

@@ -19,7 +19,7 @@ from danlu.data.formats import Record, Skipped
 from danlu.data.source import Split, read
 from danlu.device import Device, memory_faults
 from danlu.errors import DataError
-from danlu.hub import cache_directory, kind_of_name
+from danlu.hub import cache_directory, kind_of_name, write_origin
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import adapted_layers, attach, parameter_counts, save_adapter, save_model
 from danlu.model.company.check import alone
@@ -82,7 +82,8 @@ def read_split(recipe: TrainingRecipe, journal: Draft, skipped: Skipped, show: S
     split = read(recipe.data, recipe.seed, skipped)
     if changed := skipped.summary():
         show.say(f"data: {changed}")
-    show.say(f"data: {len(split.train)} records to train on, {len(split.held_out)} held out")
+    replayed = f", {split.replayed} of them replayed" if split.replayed else ""
+    show.say(f"data: {len(split.train)} records to train on{replayed}, {len(split.held_out)} held out")
     if split.left_out and not recipe.resume:
         journal.event("left_out", "their questions are held out as well", records=split.left_out)
     return split
@@ -94,8 +95,9 @@ def load_base(recipe: TrainingRecipe, device: Device, show: Show) -> Base:
 
 
 def as_trained(model: ModelOptions, device: Device) -> ModelOptions:
-    """The model as it is trained: auto is float16 on a GPU that does not multiply bfloat16."""
-    if model.dtype == "auto" and device.name == "cuda" and not device.has_bfloat16:
+    """The model as it is trained: auto is float16 on a GPU that does not multiply bfloat16, and float32 there over 4
+    bits, which cannot go on in another format."""
+    if model.dtype == "auto" and device.name == "cuda" and not device.has_bfloat16 and not model.load_in_4bit:
         return model.model_copy(update={"dtype": "float16"})
     return model
 
@@ -169,12 +171,16 @@ def saver_of(recipe: TrainingRecipe, base: Base) -> Callable[[Any, Path], None]:
     chat, directory = base.chat, base.loaded.directory
 
     def save(model: Any, out: Path) -> None:
-        if chat.own_template is None and recipe.lora is not None:
-            return save_adapter(model, out)
-        tokenizer = load_tokenizer(directory)
-        if chat.own_template is not None:
-            tokenizer.chat_template = chat.own_template
-        return save_adapter(model, out, tokenizer) if recipe.lora is not None else save_model(model, tokenizer, out)
+        tokenizer = None
+        if chat.own_template is not None or recipe.lora is None:
+            tokenizer = load_tokenizer(directory)
+            tokenizer.chat_template = chat.own_template or tokenizer.chat_template
+        if recipe.lora is None:
+            save_model(model, tokenizer, out)
+        else:
+            save_adapter(model, out, tokenizer)
+        if packing := recipe.model.four_bit:
+            write_origin(out, four_bit=packing.name, dtype=str(base.loaded.dtype).removeprefix("torch."))
 
     return save
 

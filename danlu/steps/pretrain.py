@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options
 from danlu.data.batches.corpus import Corpus, write_corpus
 from danlu.data.example import Example
 from danlu.data.records import Record, Skipped, Text
-from danlu.data.source import DataOptions, fingerprints, stream
+from danlu.data.source import DataOptions, ReplayOptions, fingerprints, stream
 from danlu.device import Device
 from danlu.errors import DataError
 from danlu.evaluate.held_out import Measured, example_losses
@@ -69,6 +69,12 @@ class PretrainOptions(Options):
 
 class PretrainData(DataOptions):
     """Documents. A long one is cut into windows, which follow each other."""
+
+    @field_validator("replay")
+    @classmethod
+    def _is_one_stream(cls, replay: ReplayOptions | None) -> None:
+        if replay is not None:
+            raise ValueError("documents are read as one stream; name the earlier ones in data.path beside the new")
 
     too_long: Literal["raise", "skip", "truncate", "window"] = Field(
         "window", description=DataOptions.model_fields["too_long"].description

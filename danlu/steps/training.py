@@ -32,12 +32,13 @@ from danlu.journal import Draft, Journal, Mute, claimed, is_run, opened_run
 from danlu.model.adapters import refuse_unlearnt
 from danlu.model.named import ModelOptions
 from danlu.processes import Processes
+from danlu.quantize.packed_base import Loss
 from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_inputs
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
 from danlu.steps.fitting import with_micro_batch
 from danlu.steps.foresight import foresee, tell_beside
-from danlu.steps.merge import merge_into
+from danlu.steps.merge import loss_of, merge_into
 from danlu.steps.parts import Parts, Prepare
 from danlu.steps.prepare import advised_rate, as_trained, saved_of
 from danlu.steps.prove import compare, said
@@ -62,7 +63,8 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             recipe = recipe.model_copy(update={"resume": is_run(recipe.directory)})
         set_seed(recipe.seed)
         device = read_device()
-        check_sharding(device.processes, recipe.kind, recipe.train.optim, as_trained(recipe.model, device).dtype)
+        trained = as_trained(recipe.model, device)
+        check_sharding(device.processes, recipe.kind, recipe.train.optim, trained.dtype, trained.load_in_4bit)
         check_inputs(recipe, device)
         with Draft() as draft:
             recipe = with_micro_batch(recipe, prepare, draft, device, show)
@@ -74,13 +76,14 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             journal = _open(recipe, draft, show)
             _say_where(recipe, saved, journal, show)
         base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
+        loss = loss_of(parts.held_out, recipe, device)
         parts.hearer = journal.hearer
         with closing(journal):
             try:
                 with reported(journal):
                     _steps(parts, saved, how_to_resume)
                     del parts  # merging reads the base anew: the two are not held at once
-                    _merge(recipe, journal, base, asked, show)
+                    _merge(recipe, journal, base, asked, show, loss)
             except KeyboardInterrupt:
                 raise Interrupted("stopped; what was finished is kept", fix=how_to_resume) from None
             finally:
@@ -204,11 +207,16 @@ def _measure(parts: Parts, when: str) -> Measured | None:
 
 
 def _merge(
-    recipe: TrainingRecipe, journal: Journal, base: Path, asked: Sequence[Sequence[Message]], show: Show
+    recipe: TrainingRecipe,
+    journal: Journal,
+    base: Path,
+    asked: Sequence[Sequence[Message]],
+    show: Show,
+    loss: Loss | None,
 ) -> None:
     if recipe.merge is not None:
         gc.collect()
-        merge_into(journal, base, journal.adapter, asked, recipe.merge, show)
+        merge_into(journal, base, journal.adapter, asked, recipe.merge, show, loss)
     elif journal.merged.exists():
         journal.event("merged", "it was there before; this recipe leaves merging out")
 

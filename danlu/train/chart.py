@@ -55,6 +55,7 @@ class Chart:
 
     Attributes:
         factor: of every planned rate.
+        ceiling: the factor that was last left for a lower one; none from it on is tried again.
         ramp: (position where a rate begins to rise again, steps of the rise).
         first: the first loss of training.
         losses: (position, loss, norm of the gradient) of the last steps.
@@ -68,6 +69,7 @@ class Chart:
     """
 
     factor: float = 1.0
+    ceiling: float = math.inf
     ramp: tuple[int, int] = (0, 0)
     first: float = math.nan
     losses: list[tuple[int, float, float]] = field(default_factory=list)

@@ -33,7 +33,6 @@ SLOW = 0.15  # of the first loss: who has gained that much by then did not start
 MORE_PAYS = (
     0.005  # of the loss: what a higher rate has to be better by at the end of a fork; its use lies further ahead
 )
-LESS_PAYS = 0.04  # and a lower one, which looks better by half of that in a run that is well: noise comes to rest
 SPENT = 0.5  # of the run's steps at most: those of trials, and those taken back
 
 
@@ -331,7 +330,8 @@ class Doctor:
         tried = Compared(
             lambda factor: self._trials.fork(start, now.step, now.position, [rate * factor for rate in rates]),
             left,
-            lambda factor: at_once if factor > 1 else LESS_PAYS,
+            at_once,
+            chart.ceiling / chart.factor,
         )
         order(tried)
         chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run
@@ -367,6 +367,8 @@ class Doctor:
     ) -> Move:
         """Go on with the fork; where more helps, the plan gets back the steps that taught nothing."""
         chart, to = self._chart, self._follow(fork, now).to
+        if factor < 1:
+            chart.ceiling = chart.factor
         chart.factor *= factor
         meaning = _MEANING.get(symptom, ("a local minimum", "a saddle"))[factor > 1]
         self._tell(

@@ -25,7 +25,7 @@ def is_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
 
 
-def check_sharding(processes: Processes, kind: str, optim: str, dtype: str) -> None:
+def check_sharding(processes: Processes, kind: str, optim: str, dtype: str, is_packed: bool = False) -> None:
     """Raise ConfigError for settings of accelerate that are no FSDP2 over several processes, and for what cannot be had
     with it."""
     if not is_asked_for():
@@ -41,6 +41,11 @@ def check_sharding(processes: Processes, kind: str, optim: str, dtype: str) -> N
         raise ConfigError(
             "kind ppo draws answers with the whole model, which FSDP spreads",
             fix="start it without FSDP, with torchrun: each process then has the whole model",
+        )
+    if is_packed:
+        raise ConfigError(
+            "model.load_in_4bit packs two weights in a byte, which FSDP would cut anywhere",
+            fix="start it without FSDP, with torchrun: each process then has the whole model, in 4 bits",
         )
     if "8bit" in optim or "paged" in optim:
         raise ConfigError(

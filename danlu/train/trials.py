@@ -90,22 +90,31 @@ class Trials:
         return Fork(self.look(), made, self._learner.snapshot())
 
 
+# Of the loss: what a lower rate has to be better by at the end of a fork. It looks better by 2 % in a run that is well,
+# since noise comes to rest; less is asked where the run's rate is near the highest one that it bears.
+LESS_PAYS, LESS_PAYS_AT_EDGE = 0.04, 0.01
+BROKE_OUT = 1.5  # times the loss at the run's own rate
+
+
 class Compared:
     """A run at its own rate beside factors of it, each in a fork from the same state.
 
     Args:
         fork: the fork at a factor.
         left: how many forks there may be beside the run's own.
-        gain: factor -> what it has to be better by to help, of the run's own loss: a higher one than the run at its own
-            rate, a lower one than the best so far.
+        more_pays: what a higher rate has to be better by than the run's own, of its loss.
+        below: only factors below it are tried.
 
     Attributes:
+        below: as given.
         best: the factor that helps most; 1 where none does.
         forks: factor -> its fork. Only the best one's and the run's own keep the state at their end.
     """
 
-    def __init__(self, fork: Callable[[float], Fork], left: int, gain: Callable[[float], float]) -> None:
-        self._fork, self._left, self._gain = fork, left, gain
+    def __init__(
+        self, fork: Callable[[float], Fork], left: int, more_pays: float = 0.0, below: float = math.inf
+    ) -> None:
+        self._fork, self._left, self._more_pays, self.below = fork, left, more_pays, below
         self.best = 1.0
         self.forks = {1.0: fork(1.0)}
 
@@ -113,18 +122,25 @@ class Compared:
         """Whether it is better than all that were tried before; no more is tried than may be."""
         own, best = self.forks[1.0], self.forks[self.best]
         # A fork that broke at the run's own rate says that something is wrong with the examples.
-        if self._left < 1 or not math.isfinite(own.loss):
+        if self._left < 1 or factor >= self.below or not math.isfinite(own.loss):
             return False
         self._left -= 1
         fork = self._fork(factor)
-        over = own if factor > 1 else best  # each lower one looks better than the last by itself
-        is_better = fork.loss < best.loss and fork.loss <= over.loss - abs(own.loss) * self._gain(factor)
+        is_better = fork.loss < best.loss and fork.loss <= self._limit(factor)
         if is_better and best is not own:
             self.forks[self.best] = replace(best, end=None)  # it holds as much as the run
         self.forks[factor] = fork if is_better else replace(fork, end=None)
         if is_better:
             self.best = factor
         return is_better
+
+    def _limit(self, factor: float) -> float:
+        """The loss that it has to reach; each lower rate looks better than the last by itself."""
+        own = self.forks[1.0].loss
+        if factor > 1:
+            return own - self._more_pays * abs(own)
+        is_at_edge = any(fork.loss > BROKE_OUT * own for other, fork in self.forks.items() if other > 1)
+        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * abs(own)
 
     def climb(self) -> bool:
         """Ten times as much, as long as it helps; and at last what lies between that and what does not."""
@@ -141,8 +157,8 @@ Order = Callable[[Compared], bool]
 
 
 def up(tried: Compared) -> bool:
-    """More, by tens or fives."""
-    return tried.climb() or tried.helps(5.0)
+    """More, by tens or fives; below a rate that was left, halfway to it."""
+    return tried.climb() or tried.helps(5.0) or (tried.below <= 10 and tried.helps(math.sqrt(tried.below)))
 
 
 def down(tried: Compared) -> bool:

