@@ -105,6 +105,11 @@ def steps_of(chain: Chain, how_to_resume: str) -> list[Step]:
     return list(steps.values())
 
 
+def options_of(chain: Chain) -> dict[str, StepOptions]:
+    """The options of each step, by its name; nothing is read."""
+    return {name: _options(name, step)[1] for name, step in chain.steps.items()}
+
+
 def _kind_name(name: str, step: Mapping[str, Any]) -> str:
     return str(step.get("kind", name))
 

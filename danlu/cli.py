@@ -75,6 +75,13 @@ plan.command(
     name="rate",
     help="Rank, alpha and learning rate, advised together, each with its source; needs no weights.",
 )
+for _name, _help in {
+    "memory": "Memory by part, of a model by its name or of the run that a recipe describes; needs no weights.",
+    "fit": "What can be done with a model on a card, the largest undertaking first; needs no weights.",
+    "bits": "How many bits a model can be served in: the notes' rule, and published figures beside it.",
+    "recipe": "A whole recipe for some data, a model and a machine, each value with its reason; printed as YAML.",
+}.items():
+    plan.command(f"danlu.commands.foreseeing:{_name}", name=_name, help=_help)
 app.command(recipe)
 recipe.command(
     "danlu.commands.foreign:recipe_from",
@@ -82,7 +89,7 @@ recipe.command(
     help="Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.",
 )
 # Commands that stand below another.
-_BELOW = {"data": ("check",), "plan": ("lora", "rate"), "recipe": ("from",)}
+_BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",)}
 
 
 def main(arguments: list[str] | None = None) -> None:

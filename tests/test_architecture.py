@@ -17,7 +17,8 @@ ROWS = [
 
 # Inside a room: its inner rooms, and the files that stand in none.
 INNER = {
-    "plan": ["shapes", "lora", "rate"],
+    "plan": ["shapes", "kinds", "configs", "presets", "models", "lora", "rate", "programs", "cache", "memory",
+             "cards", "fit", "quantization", "whole"],
     "data": [
         "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",
         "held_out", "source", "look", "headings", "stdlib",
@@ -34,8 +35,8 @@ INNER = {
     "track": ["event_files", "trackers", "tracking"],
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
-    "steps": ["step", "directory", "prove", "merge", "prepare", "parts", "fitting", "training", "preferences",
-              "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
+    "steps": ["step", "directory", "prove", "merge", "prepare", "parts", "fitting", "foresight", "training",
+              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip
 
 

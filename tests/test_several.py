@@ -47,7 +47,7 @@ def test_every_stage_learns_the_same_in_two_processes(folder, model):
         for column in ("loss", "grad_norm", "tokens", "lr"):
             assert metrics(two, column) == pytest.approx(metrics(one, column), **NEAR), (name, column)
         before, after = (Journal(place).results() for place in (one, two))
-        assert after.keys() == before.keys(), name
+        assert after.keys() == before.keys() - {"memory_plan"}, name  # which is of one process alone
         assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir()), name
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from danlu.commands.shared import OUT, Several, say
 from danlu.errors import size_in_words
 from danlu.plan.lora import ALL_LINEAR, SAVED_BYTES, TRAINED_BYTES, LoraCount, count_lora
+from danlu.plan.models import shape_of
 from danlu.plan.rate import Advice, Asked, advise
-from danlu.plan.shapes import shape_of
 from danlu.words import words
 
 

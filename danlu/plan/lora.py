@@ -6,7 +6,7 @@ A is (r, in) and B (out, r) (Hu et al. 2021, section 4.1). The model is not need
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from danlu.errors import ConfigError, nearest
 from danlu.plan.shapes import Layer, Shape
@@ -108,4 +108,9 @@ def _in_blocks(layer: Layer, shape: Shape, blocks: Sequence[int] | None) -> Laye
     if beyond := sorted(at for at in set(blocks) if not 0 <= at < shape.blocks):
         allowed = f"0 to {shape.blocks - 1}"
         raise ConfigError(f"layers_to_transform: no such block: {', '.join(map(str, beyond))}", allowed=allowed)
-    return Layer(layer.name, layer.inside, layer.outside, len(set(blocks)), layer.has_bias)
+    if layer.count != shape.blocks:
+        raise ConfigError(
+            f"layers_to_transform: of the {shape.blocks} blocks of {shape.name}, {layer.count} have {layer.name}",
+            fix="leave it out; a run says which layers it reached",
+        )
+    return replace(layer, count=len(set(blocks)))

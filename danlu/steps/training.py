@@ -37,6 +37,7 @@ from danlu.recipe import TrainingRecipe, TrainingSections, check_files, check_in
 from danlu.report.page import write_report
 from danlu.steps.directory import reported
 from danlu.steps.fitting import with_micro_batch
+from danlu.steps.foresight import foresee, tell_beside
 from danlu.steps.merge import loss_of, merge_into
 from danlu.steps.parts import Parts, Prepare
 from danlu.steps.prepare import advised_rate, as_trained, saved_of
@@ -71,6 +72,7 @@ def run(recipe: TrainingRecipe, prepare: Prepare, show: Show, how_to_resume: str
             with device.processes.together():
                 parts = prepare(recipe, draft, device, show)
                 saved = saved_of(recipe, parts.identity, parts.batches.per_epoch)
+            foresee(parts, draft, show)
             journal = _open(recipe, draft, show)
             _say_where(recipe, saved, journal, show)
         base, asked, end = parts.ready.base.loaded.directory, parts.questions, parts.end
@@ -223,6 +225,7 @@ def _finish(journal: Journal, started: float, show: Show) -> None:
     steps = [row.get("peak_memory_bytes", 0) for row in journal.metrics()]  # each sets the mark back
     peak = max([peak_memory_bytes(read_device().name), *steps])
     journal.result("run", {"seconds": time.time() - started, "peak_memory_bytes": peak})
+    tell_beside(journal, show)
     show.say(f"report: {write_report(journal)}")
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from danlu.cli import call
 from danlu.errors import ConfigError
+from danlu.plan.models import shape_of
 from danlu.plan.rate import ABOVE, BELOW, RANKS, SHARES, Asked, advise, as_rate, rate_for
-from danlu.plan.shapes import shape_of
 from danlu.recipe import Recipe
 from danlu.steps.dpo import DpoRecipe
 from danlu.steps.ppo import PpoRecipe
