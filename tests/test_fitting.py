@@ -16,7 +16,7 @@ from danlu.journal import Draft, Journal
 from danlu.recipe import Recipe
 from danlu.steps import fitting, sft
 from danlu.steps.dpo import DpoRecipe
-from danlu.steps.fitting import MOST, _doubling, _within, with_micro_batch
+from danlu.steps.fitting import MOST, _sizes, _within, with_micro_batch
 from danlu.steps.ppo import PpoRecipe
 
 
@@ -142,9 +142,16 @@ def test_kinds_that_cannot_be_tried_say_so():
 
 
 def test_sizes_double_from_the_longest_example_to_a_whole_step():
-    assert _doubling(100, 450) == [100, 200, 400, 450]
-    assert _doubling(100, 60) == [100]
-    assert _doubling(100, 10**6)[-1] == MOST
+    assert _sizes(100, 450, 0) == [100, 200, 400, 450]
+    assert _sizes(100, 60, 0) == [100]
+    assert _sizes(100, 10**6, 0)[-1] == MOST
+
+
+def test_sizes_begin_where_memory_is_foreseen_to_end():
+    assert _sizes(100, 10**4, 1000) == [100, 800, 1100, 2200, 4400, 8800, 10**4]
+    assert _sizes(100, 900, 1000) == [100, 800, 900]
+    assert _sizes(100, 500, 1000) == [100, 500]
+    assert _sizes(1000, 10**4, 1000)[:3] == [1000, 1100, 2200]
     assert _within([5, 4, 3], int, 9) == [5, 4]
     assert _within([5, 4], int, 3) == [5]
 

@@ -112,7 +112,7 @@ class Whole:
 def choose(found: Found, model: str, shape: Shape, machine: Machine, name: str, dtype: str = "bfloat16") -> Whole:
     """The recipe for so much data on this machine.
 
-    Raises ConfigError for data that is too little, MemoryShortage where not even an adapter fits.
+    Raises ConfigError for data that is too little, MemoryShortage where not even an adapter on 4-bit weights fits.
     """
     if found.rows < 4:
         raise ConfigError(
@@ -131,7 +131,7 @@ def choose(found: Found, model: str, shape: Shape, machine: Machine, name: str, 
     passes = _passes(job, machine, length)
     job = replace(job, batch=max(1, passes // length))
     choices = [
-        *_head(found, model, name, held_out, length),
+        *_head(found, model, name, held_out, length, job),
         *_adapter(job, found, shape, learnt, steps, why),
         *_training(job, found, shape, learnt, steps, batch, epochs, passes, rows),
     ]
@@ -174,15 +174,17 @@ def _method(base: Job, found: Found, machine: Machine, learnt: int, length: int)
     why = f"{found.rows:,} rows are under {MANY_ROWS:,}"
     if found.rows >= MANY_ROWS:
         why = f"all weights would take {need(replace(full, checkpointing=True))}"
-    for job in (replace(base, r=r), replace(base, r=r, checkpointing=True), replace(base, r=8, checkpointing=True)):
+    adapters = [replace(base, r=r), replace(base, r=r, checkpointing=True), replace(base, r=8, checkpointing=True)]
+    for job in adapters:
         if estimate(job).total <= room:
             return job, why
-    least = replace(base, r=8, checkpointing=True)
+    for job in (replace(one, method="qlora") for one in adapters):
+        if estimate(job).total <= room:
+            return job, why
     raise MemoryShortage(
-        f"an adapter on {base.shape.name} takes {need(least)} at {length:,} tokens, {machine.name} has "
-        f"{size_in_words(int(machine.memory_bytes))}",
-        fix=f"take a smaller model or shorter texts; on weights in 4 bits it would take "
-        f"{need(replace(least, method='qlora'))} (danlu plan fit tells what fits)",
+        f"an adapter on {base.shape.name} takes {need(replace(adapters[-1], method='qlora'))} at {length:,} tokens, "
+        f"its weights in 4 bits; {machine.name} has {size_in_words(int(machine.memory_bytes))}",
+        fix="take a smaller model or shorter texts (danlu plan fit tells what fits)",
     )
 
 
@@ -192,10 +194,14 @@ def _passes(job: Job, machine: Machine, length: int) -> int:
     return max(length, min(PASSES[machine.device], fits) // STEP * STEP)
 
 
-def _head(found: Found, model: str, name: str, held_out: int, length: int) -> Iterator[Choice]:
+def _head(found: Found, model: str, name: str, held_out: int, length: int, job: Job) -> Iterator[Choice]:
     yield Choice("kind", found.training, _KINDS[found.training])
     yield Choice("name", _quoted(name), "the run directory is runs/NAME")
     yield Choice("model.name", _quoted(model), "as it was asked for")
+    if job.method == "qlora":
+        whole = size_in_words(int(estimate(replace(job, method="lora")).total))
+        why = f"in 16 bits they would take the training to {whole}"
+        yield Choice("model.load_in_4bit", "true", why, f"QLoRA, Dettmers et al. 2023; {NOTES}: where memory is short")
     yield Choice("data.path", _quoted(found.path), f"{found.rows:,} usable rows, about {found.tokens:,} tokens")
     if found.faulty:
         yield Choice(

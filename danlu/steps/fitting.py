@@ -1,8 +1,9 @@
 """`micro_batch_tokens: auto`: the largest forward pass that fits, tried before a run begins.
 
 Tried in a process of its own, with the longest examples, a whole optimizer step (its state is made at the first) and
-a look at held-out ones: a shortage then ends that process, and not the run; Linux is told to kill it first. It doubles
-the tokens of a pass until memory is short, and then halves what lies between. On a CPU what it may hold is bounded by
+a look at held-out ones: a shortage then ends that process, and not the run; Linux is told to kill it first. It begins
+where memory is foreseen to end (foresight.py), doubles the tokens of a pass until it is short, and then halves what
+lies between. On a CPU what it may hold is bounded by
 the memory that this process may take, less a margin, so that nothing is swapped out.
 
 The batch of a step stays what it is: passes are added up.
@@ -29,6 +30,7 @@ from danlu.device import Device, PeakMemory, is_out_of_memory, read_device, rele
 from danlu.errors import ConfigError, DanluError, size_in_words
 from danlu.journal import Draft, Journal
 from danlu.recipe import TrainingRecipe
+from danlu.steps.foresight import most_foreseen
 from danlu.steps.parts import Parts, Prepare
 from danlu.steps.step import Quiet, Show
 from danlu.train.batches import Ordered
@@ -192,7 +194,7 @@ def _try_all(parts: Parts, sizes: Sequence[int] | None, out: IO[str]) -> None:
     held_out = sorted(parts.held_out, key=length, reverse=True)
     peak = PeakMemory(parts.device.name)
     with Master(parts.ready.model, parts.recipe.seed) as master:
-        for tokens in sizes or _doubling(length(step[0]), sum(map(length, step))):
+        for tokens in sizes or _sizes(length(step[0]), sum(map(length, step)), _guess(parts)):
             _tell(out, tokens=tokens)
             release_memory()
             peak.begin()
@@ -227,9 +229,15 @@ def _within(examples: Sequence[Any], length: Any, tokens: int) -> list[Any]:
     return chosen
 
 
-def _doubling(longest: int, of_step: int) -> list[int]:
-    """From the longest example on, up to a whole step's tokens."""
+def _guess(parts: Parts) -> int:
+    return most_foreseen(parts, parts.device.memory_bytes * (1 - MARGIN), MOST)
+
+
+def _sizes(longest: int, of_step: int, guess: int) -> list[int]:
+    """The longest example, what is foreseen to fit, less and more by what that may be wrong, and from there on twice as
+    much each time, up to a whole step's tokens; without a guess, twice as much from the start."""
     most, sizes = max(longest, min(of_step, MOST)), [longest]
+    near = [size for size in (guess * 4 // 5, guess * 11 // 10) if size > longest]
     while sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], most))
+        sizes.append(min(near.pop(0) if near else 2 * sizes[-1], most))
     return sizes

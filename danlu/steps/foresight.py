@@ -139,6 +139,24 @@ def foresee(parts: Parts, draft: Draft, show: Show) -> None:
     draft.event("memory", what, **kept)
 
 
+def most_foreseen(parts: Parts, memory_bytes: float, most: int) -> int:
+    """Tokens of the largest forward pass of its longest texts that fits, up to `most`; 0 where that cannot be told."""
+    found = _job(parts)
+    if isinstance(found, str):
+        return 0
+    job, longest = found
+
+    def fits(texts: int) -> bool:
+        memory = estimate(replace(job, batch=texts))
+        return memory.total - memory.of("runtime") <= memory_bytes
+
+    low, high = 0, max(1, most // longest) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * longest
+
+
 def _comparable(memory: Memory, device_name: str) -> int:
     """Of it, what a run measures: on a card what torch has allocated."""
     beside = memory.of("runtime") + memory.of("allocator") if device_name != "cpu" else 0

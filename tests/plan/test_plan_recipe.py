@@ -69,11 +69,24 @@ def test_it_is_checkpointed_where_it_does_not_fit_otherwise():
     assert document(whole)[1]["train"]["gradient_checkpointing"] is True
 
 
-def test_what_does_not_fit_at_all_says_what_4_bits_would_take():
-    shape = shape_of("Llama-2-70B")
+def test_weights_stand_in_four_bits_where_sixteen_do_not_fit():
+    data = found(2000, mean=300, longest=1500)
+    whole = choose(data, "m", shape_of("Llama-3.1-8B"), Machine("cuda", 16e9, "16GB"), "x")
+    text, read = document(whole)
+    recipe = validate(KINDS["sft"].alone.recipe, read, where="test")
+    assert recipe.model.load_in_4bit
+    assert whole.job.method == "qlora"
+    assert "in 16 bits they would take the training to" in text
+    roomy = choose(data, "m", shape_of("Llama-3.1-8B"), LARGE, "x")
+    assert roomy.job.method == "lora"
+    assert "load_in_4bit" not in document(roomy)[0]
+
+
+def test_what_fits_in_no_way_is_said():
     with pytest.raises(MemoryShortage, match="an adapter on Llama-2-70B takes") as caught:
-        choose(found(), "x", shape, CARD, "x")
-    assert "on weights in 4 bits it would take" in caught.value.fix
+        choose(found(), "m", shape_of("Llama-2-70B"), CARD, "x")
+    assert "its weights in 4 bits" in caught.value.seen
+    assert "danlu plan fit" in caught.value.fix
 
 
 @pytest.mark.parametrize(
