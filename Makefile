@@ -41,7 +41,7 @@ demo: $(INSTALLED)
 	$(BIN)/danlu run quickstart
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -30,6 +30,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.shuffle:
         items[:] = shuffled(items, config.option.shuffle)
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def shuffled(items: list[pytest.Item], seed: int) -> list[pytest.Item]:

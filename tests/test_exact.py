@@ -21,6 +21,8 @@ from danlu.journal import Journal
 from danlu.run import run
 from tiny import make_tiny_model
 
+pytestmark = pytest.mark.long
+
 # What a row says of the machine, and not of the training.
 _OF_THE_MACHINE = {"seconds", "memory_bytes", "peak_memory_bytes"}
 

@@ -19,6 +19,8 @@ from danlu.steps.dpo import DpoRecipe
 from danlu.steps.fitting import MOST, _sizes, _within, with_micro_batch
 from danlu.steps.ppo import PpoRecipe
 
+pytestmark = pytest.mark.long
+
 
 class Silent:
     def __init__(self):

@@ -27,6 +27,8 @@ from danlu.model.lora_options import LoraOptions
 from danlu.run import run
 from tiny import make_tiny_model
 
+pytestmark = pytest.mark.long
+
 FILE = "adapter_model.safetensors"
 IDS = [5, 60, 7, 200, 9, 31]
 # Options, and what an engine says that holds several adapters; nothing where it takes this one among them.

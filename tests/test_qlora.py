@@ -33,6 +33,8 @@ from danlu.quantize.packed_base import packing_of, read_base
 from danlu.run import run
 from tiny import make_tiny_model
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 IDS = [5, 60, 7, 200, 9, 31]

@@ -16,6 +16,8 @@ import pytest
 
 from danlu.hub import cache_directory
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = {"README.zh-CN.md": "README.md"}  # Chinese -> English, where it is not X.zh.md -> X.md

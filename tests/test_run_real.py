@@ -8,6 +8,8 @@ from danlu.journal import Journal
 from danlu.recipe import Recipe
 from danlu.run import run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.real_model
 @pytest.mark.slow

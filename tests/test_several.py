@@ -18,6 +18,8 @@ from danlu.journal import Journal
 from danlu.processes import Processes
 from danlu.run import run
 
+pytestmark = pytest.mark.long
+
 NO_NOISE = {"lora": {"lora_dropout": 0.0}}
 # Gradients are added up in another order: rounding, which Adam's first steps make large where a gradient is nearly 0.
 NEAR = {"rel": 2e-4, "abs": 2e-5}

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from danlu.model.lora_sum import Weighted
 
+pytestmark = pytest.mark.long
+
 
 def _killed(base, adapter, out, left):
     """Merge, and die before the N-th file or folder beside `out` gets another name."""

@@ -41,9 +41,9 @@ def test_a_row_counts_all_requests(bench):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_only_the_block_is_written(bench, language, name):
     text = bench.GUIDES[language].read_text("utf-8")
-    found = bench.written(text, "new \\1\n", name)
+    found = bench.guides.written(text, "new \\1\n", name)
     before, rest = text.split(f"<!-- bench:{name} -->")
     after = rest.split("<!-- end -->", 1)[1]
     assert found == f"{before}<!-- bench:{name} -->\nnew \\1\n<!-- end -->{after}"
     with pytest.raises(ValueError, match="one block"):
-        bench.written("nothing", "new\n", name)
+        bench.guides.written("nothing", "new\n", name)

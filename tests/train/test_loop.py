@@ -22,6 +22,8 @@ from danlu.train.checkpoint import checkpoints, last_checkpoint, save_checkpoint
 from danlu.train.learner import Loss, Stage
 from danlu.train.loop import Run, TrainOptions, planned_steps, resumable, train
 
+pytestmark = pytest.mark.long
+
 CPU = Device("cpu", 1, 2**34, False)
 
 

@@ -30,6 +30,8 @@ from danlu.train.ppo import (
 )
 from danlu.train.rollout import Drawn, Prompt, Rollouts
 
+pytestmark = pytest.mark.long
+
 CPU = Device("cpu", 1, 2**34, False)
 END = 0
 
