@@ -185,7 +185,9 @@ def packed_run(kind, base, **changes):
     return recipe_of(kind, base, **joined(short, changes))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["sft", "ppo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dpo", "reward", "pretrain"))]
+)
 def test_every_kind_trains_and_a_killed_run_goes_on_as_it_would_have(folder, base, kind):
     whole_run = run(packed_run(kind, base, name="whole"), Lines(), "")
     recipe = packed_run(kind, base, resume="auto")

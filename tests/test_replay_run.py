@@ -66,6 +66,7 @@ def loss_of(directory, task):
     return _loss(list(sft_examples(talks, chat, max_length=64)), CPU, 512, model)
 
 
+@pytest.mark.slow
 def test_less_is_forgotten_with_some_of_the_old(folder):
     base = strengthen(make_tiny_model(folder / "base"))
     first, _ = learnt("first", base, "up")

@@ -111,8 +111,15 @@ def measured(directory):
     return {name: value for name, value in Journal(directory).results()["after"].items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize("before", [1, 2])
-@pytest.mark.parametrize("name", ["sft", "sft, all weights"])
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("sft, all weights", 1),
+        ("sft, all weights", 2),
+        pytest.param("sft", 1, marks=pytest.mark.slow),
+        pytest.param("sft", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_with_its_weights_spread_and_back(folder, model, name, before):
     whole = quiet(name, model, runs="one")
     first = quiet(name, model, runs="two", train={"max_steps": 4})

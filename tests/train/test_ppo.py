@@ -226,9 +226,11 @@ def test_the_closed_form_by_hand():
 @pytest.mark.parametrize(
     ("options", "beta"),
     [
-        ({"whiten_advantages": False, "kl_coef": 1.0}, 1.0),
+        pytest.param({"whiten_advantages": False, "kl_coef": 1.0}, 1.0, marks=pytest.mark.slow),
         ({"whiten_advantages": False, "kl_coef": 0.5}, 0.5),
-        ({"advantage_estimator": "rloo", "whiten_advantages": False, "kl_coef": 0.5}, 0.5),
+        pytest.param(
+            {"advantage_estimator": "rloo", "whiten_advantages": False, "kl_coef": 0.5}, 0.5, marks=pytest.mark.slow
+        ),
         # The mean of a group of 16 holds the answer itself: advantages are 15/16 of what they are.
         ({"advantage_estimator": "grpo", "scale_rewards": False, "kl_coef": 15 / 16, "num_generations": 16}, 1.0),
     ],
