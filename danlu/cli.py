@@ -119,9 +119,10 @@ def _beside_others(arguments: list[str]) -> int:
 
     errors = new_console(stderr=True)
     if _command(arguments)[:1] not in (["run"], ["train"]):
-        if os.environ["RANK"] == "0":
-            seen = f"danlu {' '.join(arguments[:1])} works in one process; {os.environ['WORLD_SIZE']} were started"
-            show_error(errors, ConfigError(seen, allowed="run and train", fix="start it without torchrun"))
+        if os.environ["RANK"] != "0":
+            return 0  # an exit code would have the first ended before it has said why
+        seen = f"danlu {' '.join(arguments[:1])} works in one process; {os.environ['WORLD_SIZE']} were started"
+        show_error(errors, ConfigError(seen, allowed="run and train", fix="start it without torchrun"))
         return ConfigError.exit_code
     try:
         with joined() as processes:
@@ -148,7 +149,7 @@ def _followed(processes: Processes) -> int:
         show_error(new_console(stderr=True), error)
         return error.exit_code
     except (DanluError, KeyboardInterrupt):
-        return 0  # an exit code would have the first ended before it has said why
+        return 0  # as above
     return 0
 
 
