@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from showing import Lines
 
 from danlu.config import validate
 from danlu.device import free_memory_bytes, read_device
@@ -20,17 +21,6 @@ from danlu.steps.fitting import MOST, _sizes, _within, with_micro_batch
 from danlu.steps.ppo import PpoRecipe
 
 pytestmark = pytest.mark.long
-
-
-class Silent:
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, row):
-        pass
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def recipe(tmp_path, tiny_model, monkeypatch):
 
 def tried(recipe, device):
     """(the number, what was tried, what was said)."""
-    show = Silent()
+    show = Lines()
     journal = Journal(Path("told"))
     journal.directory.mkdir()
     with Draft() as draft:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from showing import Lines
 from trainings import recipe_of, write_data
 
 from danlu.cli import call
@@ -16,17 +17,6 @@ from danlu.plan.models import shape_of
 from danlu.steps import foresight, sft
 from danlu.steps.foresight import foresee, of_recipe
 from danlu.steps.training import run
-
-
-class Lines:
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, row):
-        pass
 
 
 @pytest.fixture
