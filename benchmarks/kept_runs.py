@@ -18,7 +18,7 @@ from guides import ROOT
 
 
 def merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with what `other` has otherwise, section by section; None takes a key away."""
+    """`base` with what `other` has otherwise, section by section."""
     both = {**base}
     for key, value in other.items():
         old = base.get(key)
@@ -28,6 +28,8 @@ def merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 def found(folder: Path, name: str, recipe: Mapping[str, Any], command: Sequence[str] = ("-m", "danlu", "run")) -> Any:
     """What became of the run: its exit code, the held-out loss at its end and at every look, losses, and events.
+
+    A key of `data` that is None is left out.
 
     Args:
         command: what Python is called with, before the recipe's path.

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
-from guides import written
+import guides
+from guides import ROOT
 from machine import cpu_name
 from plan_fit import RUNS, accelerate, fitted, fitted_runs, predicted, unsloth
 from plan_rows import GB, GIB, PROGRAMS, Row, rows
@@ -27,7 +27,6 @@ from plan_runs import asked, measured, of_length
 
 from danlu.plan.programs import Program
 
-ROOT = Path(__file__).resolve().parent.parent
 GUIDES = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
 MEDIAN, WORST, WORST_OWN = 0.05, 0.15, 0.1  # what is asked for
 HEADS = {
@@ -185,9 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found, blocks = of_runs() if chosen.runs else of_published()
     print(blocks["en"])
     if chosen.write:
-        for language, guide in GUIDES.items():
-            place = "plan-runs" if chosen.runs else "plan"
-            guide.write_text(written(guide.read_text("utf-8"), blocks[language], place), "utf-8")
+        guides.write(GUIDES, "plan-runs" if chosen.runs else "plan", blocks.__getitem__)
     median, worst = summary([one.error for one in found])
     bound = WORST_OWN if chosen.runs else WORST
     if median > MEDIAN or worst > bound:

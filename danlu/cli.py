@@ -17,7 +17,7 @@ import danlu
 from danlu.config import RENAMED, describe_faults, option_names
 from danlu.errors import ConfigError, DanluError, Interrupted, ResourceError
 from danlu.help import TranslatedHelp
-from danlu.processes import Processes, are_started, joined
+from danlu.processes import Processes, are_started, joined, seen_by
 from danlu.words import checked, speaking
 
 app = App(
@@ -145,8 +145,7 @@ def _followed(processes: Processes) -> int:
     try:
         follow(processes)
     except ResourceError as error:
-        DanluError.__init__(error, f"process {processes.rank}: {error.seen}", allowed=error.allowed, fix=error.fix)
-        show_error(new_console(stderr=True), error)
+        show_error(new_console(stderr=True), seen_by(processes.rank, error))
         return error.exit_code
     except (DanluError, KeyboardInterrupt):
         return 0  # as above

@@ -2,7 +2,7 @@
 
 Each holds the whole model and computes a part of every step; all are in the same state after it. The first leads: it
 alone reads the recipe, writes the run directory and talks to the user; the others take part in the trainings that it
-begins (steps/following.py). A process that is alone is first, and has nobody to ask.
+begins (`follow` in steps/training.py). A process that is alone is first, and has nobody to ask.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Processes:
             raise own
         for rank, fault in enumerate(faults):
             if fault is not None:
-                raise type(fault)(f"process {rank}: {fault.seen}", allowed=fault.allowed, fix=fault.fix)
+                raise seen_by(rank, fault)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Make each the sum of those of all, in place; the same bits everywhere."""
@@ -131,6 +131,11 @@ class Processes:
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed + self.rank)
             yield
+
+
+def seen_by(rank: int, fault: DanluError) -> DanluError:
+    """The same fault, with the process that saw it."""
+    return type(fault)(f"process {rank}: {fault.seen}", allowed=fault.allowed, fix=fault.fix)
 
 
 ALONE = Processes()

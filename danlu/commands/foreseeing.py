@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.table import Table
 
-from danlu.commands.shared import OUT, GivenPath, news, say
+from danlu.commands.shared import OUT, GivenPath, Several, news, say
 from danlu.config import recipe_names
 from danlu.errors import ConfigError, size_in_words
 from danlu.plan.cache import cache_bytes
@@ -27,7 +27,6 @@ from danlu.plan.shapes import Shape
 from danlu.plan.whole import choose, written
 from danlu.words import Words, words
 
-Several = Parameter(consume_multiple=True)
 PROGRAMS = {"cuda": DANLU, "cpu": DANLU_CPU}
 # Options of the command -> the method that takes them, where not all do.
 _OF_ADAPTERS = ("r", "target_modules", "head")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from danlu.hub import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 from danlu.model.load import TOKENIZER_FILES, load_tokenizer, read_json, some
@@ -111,20 +113,20 @@ def _of_embedding(key: str) -> bool:
     return "lora_" not in key and key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))
 
 
-def refuse_untrained(adapter: Path) -> None:
+def refuse_untrained(adapter: Path, names: Iterable[str], weight: Callable[[str], Tensor]) -> None:
     """Raises ModelError where the B of a layer is exactly zero, so that the layer answers as without the adapter: its
     training never reached it, or its weights found no place when it was saved.
 
     Experts are left out, to some of which no token may ever have come.
-    """
-    from safetensors import safe_open
 
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        names = [name for name in file.keys() if _IS_B.search(name)]  # noqa: SIM118
-        still = [name for name in names if not bool(file.get_tensor(name).any())]
+    Args:
+        names: of what its file holds; weight: name -> that, asked of each B alone.
+    """
+    matrices = [name for name in names if _IS_B.search(name)]
+    still = [name for name in matrices if not bool(weight(name).any())]
     if idle := [_IS_B.sub("", name).removeprefix("base_model.model.") for name in still if ".experts." not in name]:
         raise ModelError(
-            f"{adapter}: {len(idle)} of {len(names)} layers have learnt nothing, B is exactly zero: {some(idle)}",
+            f"{adapter}: {len(idle)} of {len(matrices)} layers have learnt nothing, B is exactly zero: {some(idle)}",
             allowed="an adapter each of whose layers was trained",
             fix="train it again; lora.target_modules leaves out layers that nobody calls",
         )
@@ -143,7 +145,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     try:
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
-        refuse_untrained(adapter)
+            refuse_untrained(adapter, file.keys(), file.get_tensor)
         with quiet_transformers():
             _make_room(model, adapter)
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)

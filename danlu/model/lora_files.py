@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,8 +225,13 @@ def read_pairs(directory: Path) -> dict[str, Pair]:
                 raise ModelError(f"{directory}: {layer} holds values that are not numbers", fix="train it again")
     except re.error as error:
         raise ModelError(f"{directory / CONFIG}: no regular expression: {error}") from error
-    refuse_untrained(directory)
+    refuse_untrained(directory, weights, weights.__getitem__)
     return pairs
+
+
+def commonest(ranks: Sequence[int]) -> int:
+    """The rank that most layers have, the lowest of such; 1 of none."""
+    return max(sorted(set(ranks)), key=ranks.count, default=1)
 
 
 def _is_head(layer: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from danlu.errors import ConfigError, ModelError
 from danlu.model.adapter_files import adapter_template
 from danlu.model.compute.token_rows import Rows
 from danlu.model.load import TOKENIZER_FILES, some
-from danlu.model.lora_files import CONFIG, WEIGHTS, Pair, read_pairs, read_rows, why_not_plain
+from danlu.model.lora_files import CONFIG, WEIGHTS, Pair, commonest, read_pairs, read_rows, why_not_plain
 
 # Beside an adapter's own two files: what its conversations are written with, and where it comes from.
 _BESIDE = (*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "origin.json")
@@ -153,10 +153,6 @@ def _write(out: Path, pairs: Mapping[str, Pair], rows: Mapping[str, Rows], base:
 
 
 def _ranks(pairs: Mapping[str, Pair]) -> dict[str, Any]:
-    usual = _most({pair.rank for pair in pairs.values()}, [pair.rank for pair in pairs.values()])
+    usual = commonest([pair.rank for pair in pairs.values()])
     other = {re.escape(layer): pair.rank for layer, pair in pairs.items() if pair.rank != usual}
     return {"r": usual, "lora_alpha": usual, "rank_pattern": other, "alpha_pattern": other}
-
-
-def _most(values: Iterable[int], among: Sequence[int]) -> int:
-    return max(sorted(values), key=among.count, default=1)

@@ -9,7 +9,7 @@ llama.cpp knows nothing of an adapter: such a one is refused, with the reason. M
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from danlu.hub import quiet_transformers
 from danlu.journal import claimed
 from danlu.model.adapter_files import adapter_config
 from danlu.model.load import read_json, some
-from danlu.model.lora_files import LowRank, read_lora, read_pairs, why_not_plain
+from danlu.model.lora_files import LowRank, commonest, read_lora, read_pairs, why_not_plain
 from danlu.model.lora_targets import is_linear, linear_shape
 
 AdapterFormat = Literal["gguf"]
@@ -154,18 +154,14 @@ def _tensors(parts: Mapping[str, LowRank], kind: str, config: Any) -> dict[str, 
     placed = {layer: names.get_name(f"{layer}.weight", try_suffixes=(".weight",)) for layer in parts}
     if lost := [layer for layer, name in placed.items() if name is None]:
         raise ModelError(f"llama.cpp has no layers for {some(lost)} in a model of the kind {kind}", fix=MERGE_IT)
-    alpha = _commonest([part.down.shape[1] for part in parts.values()])
+    # The file's alpha: llama.cpp divides it by a layer's rank, which then leaves most layers as they are.
+    alpha = commonest([part.down.shape[1] for part in parts.values()])
     tensors: dict[str, np.ndarray] = {}
     for layer, part in parts.items():
         up = part.up.T * (part.down.shape[1] / alpha)
         tensors[f"{placed[layer]}.lora_a"] = part.down.T.contiguous().numpy()
         tensors[f"{placed[layer]}.lora_b"] = _ordered(layer, up.contiguous().numpy(), kind, config)
     return tensors
-
-
-def _commonest(ranks: Sequence[int]) -> int:
-    """The file's alpha: llama.cpp divides it by a layer's rank, which then leaves most layers as they are."""
-    return max(sorted(set(ranks)), key=ranks.count)
 
 
 def _ordered(layer: str, b: np.ndarray, kind: str, config: Any) -> np.ndarray:
@@ -195,7 +191,7 @@ def _write(tensors: Mapping[str, np.ndarray], kind: str, out: Path) -> None:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         ranks = [len(a) for name, a in tensors.items() if name.endswith(".lora_a")]
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(_commonest(ranks)))
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(commonest(ranks)))
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor)
         writer.write_header_to_file()
