@@ -17,7 +17,7 @@ import danlu
 from danlu.config import RENAMED, describe_faults, option_names
 from danlu.errors import ConfigError, DanluError, Interrupted, ResourceError
 from danlu.help import TranslatedHelp
-from danlu.processes import Processes, are_started, joined, seen_by
+from danlu.processes import Processes, are_started, joined, leave, seen_by
 from danlu.words import checked, speaking
 
 app = App(
@@ -94,7 +94,10 @@ _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with 0, or with the exit code of the error it shows."""
-    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+    code = call(sys.argv[1:] if arguments is None else arguments)
+    if are_started():
+        leave(code)
+    sys.exit(code)
 
 
 def call(arguments: list[str]) -> int:

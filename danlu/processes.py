@@ -7,12 +7,14 @@ begins (`follow` in steps/training.py). A process that is alone is first, and ha
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from danlu.errors import ConfigError, DanluError, ProcessLost
 
@@ -180,6 +182,18 @@ def joined() -> Iterator[Processes]:
     _here = Processes(known["RANK"], known["WORLD_SIZE"], int(os.environ.get("LOCAL_WORLD_SIZE", known["WORLD_SIZE"])))
     yield _here
     torch.distributed.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, but not its interpreter first.
+
+    A thread of the group that still gives a tensor back while the interpreter ends would abort the process; what holds
+    the group is beyond reach: defaults and caches of torch.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

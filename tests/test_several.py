@@ -218,6 +218,24 @@ def test_torchrun_starts_them(folder, model):
     assert len(metrics(recipe.directory)) == 2
 
 
+def test_a_process_ends_without_its_interpreter(folder):
+    script = """
+import atexit, sys
+class Late:
+    def __del__(self):
+        print("the interpreter ended")
+sys.late = Late()
+atexit.register(print, "all is told")
+from danlu.cli import main
+main(["models"])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+    )  # fmt: skip
+    assert found.stdout == "all is told\n"
+
+
 def test_other_commands_say_that_they_work_alone(folder):
     found = launched(folder, "models")
     assert found.returncode
