@@ -24,7 +24,7 @@ INNER = {
         "held_out", "source", "look", "headings", "stdlib",
     ],
     "model": [
-        "compute", "company", "four_bit", "language_part", "load", "adapter_files", "named", "lora_options",
+        "compute", "company", "four_bit", "grouped", "language_part", "load", "adapter_files", "named", "lora_options",
         "lora_targets", "adapters", "lora_files", "lora_bank", "lora_sum", "lora_in_place", "lean", "likelihood",
         "score_head", "turns",
     ],
