@@ -1,0 +1,63 @@
+"""What the formats of compressed-tensors share: their part of config.json, and scales a row, a group or a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danlu.model.formats.format import fine, grouped_size, part, sized
+from danlu.model.grouped import Scheme
+
+METHOD = "compressed-tensors"
+
+
+def config_of(
+    form: str, scheme: Scheme, left_out: Sequence[str], input_activations: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """`quantization_config` of a model whose linear layers are all held so, but those that are left out."""
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+        "actorder": None,
+        "block_structure": None,
+    }
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": input_activations and dict(input_activations),
+        "output_activations": None,
+    }
+    return {
+        "quant_method": METHOD,
+        "format": form,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(left_out),
+        "kv_cache_scheme": None,
+    }
+
+
+def scales_of(tensors: Mapping[str, Tensor], outputs: int, inputs: int, scheme: Scheme) -> Tensor:
+    """(outputs, groups). One scale for a whole layer is every row's."""
+    found = tensors.get("weight_scale")
+    if found is not None and found.numel() == 1 and scheme.group_size is None:
+        return fine(found.reshape(1, 1).expand(outputs, 1).contiguous())
+    found = part(tensors, "weight_scale", 2, torch.float16, torch.bfloat16, torch.float32)
+    return fine(sized("weight_scale", found, (outputs, grouped_size(inputs, scheme))))
+
+
+def group_of(tensors: Mapping[str, Tensor], inputs: int, scales: Tensor) -> Tensor | None:
+    """Each input's group, where they are no neighbours."""
+    if "weight_g_idx" not in tensors:
+        return None
+    found = sized("weight_g_idx", part(tensors, "weight_g_idx", 1, torch.int32, torch.int64), (inputs,)).long()
+    groups = scales.shape[1]
+    sized("the groups that weight_g_idx names", found.unique(), (groups,))
+    return None if torch.equal(found, torch.arange(inputs) // (inputs // groups)) else found
