@@ -40,6 +40,7 @@ _COMMANDS = {
     "chat": "Talk with a model.",
     "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
+    "quantize": "Write a model in few bits, compared with the original.",
     "export-adapter": "Write an adapter for another program: llama.cpp reads GGUF.",
     "models": "List the models known by name.",
     "options": "List the keys of a recipe of one kind, with their defaults.",
@@ -47,6 +48,7 @@ _COMMANDS = {
 }
 _MODULES = {
     "running": ("run", "train", "merge", "export-adapter", "report"),
+    "quantizing": ("quantize",),
     "answering": ("generate", "chat", "serve"),
     "looking": ("models", "options"),
 }
