@@ -28,7 +28,7 @@ from danlu.quantize.rtn import by_groups, error, rounded
 
 STEPS = 20
 SAMPLE = 512  # tokens of each layer by which extremes are cut
-SEARCH = 4096  # tokens by which parts of a block are compared
+SEARCH = 2048  # tokens by which parts of a block are compared
 UNCUT = ("q_proj", "k_proj", "qkv_proj", "query_key_value", "W_pack")
 
 
@@ -152,7 +152,7 @@ def best_scale(readers: Readers, seen: Seen, scheme: Scheme) -> Tensor:
     try:
         for scale in candidates(spread_over(readers, size), spread_over(readers, weights)):
             held = [rounded(weight * scale, scheme).weight() / scale for weight in own]
-            found = _error(readers, seen, own, held)
+            found = off_by(readers, seen, own, held)
             if found < best:
                 best, chosen = found, scale
     finally:
@@ -161,7 +161,9 @@ def best_scale(readers: Readers, seen: Seen, scheme: Scheme) -> Tensor:
     return chosen
 
 
-def _error(readers: Readers, seen: Seen, own: Sequence[Tensor], held: Sequence[Tensor]) -> float:
+@torch.no_grad()
+def off_by(readers: Readers, seen: Seen, own: Sequence[Tensor], held: Sequence[Tensor]) -> float:
+    """The squared error of what reads these inputs, its layers' weights being `held`, which then stand in the model."""
     if readers.part is None or not seen.calls:
         gram = seen.rows.T @ seen.rows
         return sum(float(error(one, other, gram).sum()) for one, other in zip(own, held, strict=True))

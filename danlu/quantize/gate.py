@@ -42,7 +42,7 @@ def hold_against(
     Raises ParityError where that is too far.
     """
     tokenizer = load_tokenizer(original)
-    chosen = list(conversations[: options.prompts]) or own_prompts(tokenizer)
+    chosen = (list(conversations) or own_prompts(tokenizer))[: options.prompts]
     say(f"comparing original and result on {len(chosen)} prompts")
     with TemporaryDirectory(dir=quantized.parent) as folder, disk_faults(folder, "keeping logits"):
         model = load_model(original, device=device, dtype=_dtype(original))

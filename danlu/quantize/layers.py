@@ -145,8 +145,8 @@ def file_names(model: Any) -> dict[str, str]:
     marks: dict[str, Tensor] = {}
     keys: list[str] = []
     for name, weight in model.state_dict().items():
-        experts, halves = (len(weight), 2 if name.endswith("gate_up_proj") else 1) if weight.ndim == 3 else (0, 1)
-        if experts:
+        if weight.ndim == 3 and name.endswith((".gate_up_proj", ".down_proj")):
+            experts, halves = len(weight), 2 if name.endswith("gate_up_proj") else 1
             mark = torch.arange(len(keys), len(keys) + experts * halves, dtype=torch.float64).view(experts, halves, 1)
             keys += [f"{name}#{expert}#{half}" for expert in range(experts) for half in range(halves)]
         else:

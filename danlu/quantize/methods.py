@@ -6,7 +6,7 @@ layer; AWQ's scales are sought on what the original ones do. Knows no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -159,7 +159,7 @@ def _round_rest(made: Made, layers: Sequence[Layer], scheme: Scheme) -> None:
     made.layers |= {layer.name: rounded(layer.weight, scheme) for layer in layers if layer.name not in made.layers}
 
 
-METHODS: Mapping[str, Callable[..., tuple[Made, list[Tensor]]]] = {
+METHODS: dict[str, Callable[..., tuple[Made, list[Tensor]]]] = {
     "rtn": by_rounding,
     "awq": by_awq,
     "gptq": by_gptq,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from danlu.config import Options, PathText
 from danlu.model.formats.format import Format
@@ -32,7 +32,7 @@ class QuantizeOptions(Options):
         description="awq scales columns by what the text makes large; gptq lets later columns answer for the errors of "
         "earlier ones; rtn rounds; nf4 is what bitsandbytes reads",
     )
-    bits: Literal[8, 4, 3, 2] = Field(4, description="of a weight: 8, 4, 3 or 2")
+    bits: int = Field(4, description="of a weight: 8, 4, 3 or 2")
     group_size: int | None = Field(
         GROUP, ge=8, description="neighbouring inputs that share a scale; null is all of a row"
     )
@@ -58,6 +58,13 @@ class QuantizeOptions(Options):
     )
     prompts: int = Field(16, ge=1, description="prompts on which original and result are compared, at most")
     max_new_tokens: int = Field(48, ge=1, description="tokens of each of those answers at most")
+
+    @field_validator("bits")
+    @classmethod
+    def _known_bits(cls, bits: int) -> int:
+        if bits not in MAX_KL:
+            raise ValueError(f"allowed: {', '.join(map(str, MAX_KL))}")
+        return bits
 
     @model_validator(mode="after")
     def _has_effect(self) -> QuantizeOptions:
