@@ -53,14 +53,22 @@ class QuantizedFiles:
 
     def read(self) -> Iterator[tuple[str, Grouped]]:
         """Each layer, by its name in the model. Raises ModelError for one that cannot be what config.json says."""
-        parts = self.stored.parts
         with _opened(set(self.places.values())) as files:
             for name, own in self.layers.items():
-                found = {part: f"{name}.{part}" for part in parts if f"{name}.{part}" in self.places}
-                tensors = {part: files[self.places[key]].get_tensor(key) for part, key in found.items()}
-                rule = self.stored.rule(name)
-                with self._naming(name):
-                    yield own, rule.format.read(tensors, rule.scheme)
+                yield own, self._layer(name, files)
+
+    def layer(self, name: str) -> Grouped:
+        """One layer, by its name in the files. Raises ModelError as `read` does."""
+        places = {self.places[key] for part in self.stored.parts if (key := f"{name}.{part}") in self.places}
+        with _opened(places) as files:
+            return self._layer(name, files)
+
+    def _layer(self, name: str, files: Mapping[Path, Any]) -> Grouped:
+        found = {part: key for part in self.stored.parts if (key := f"{name}.{part}") in self.places}
+        rule = self.stored.rule(name)
+        with self._naming(name):
+            tensors = {part: files[self.places[key]].get_tensor(key) for part, key in found.items()}
+            return rule.format.read(tensors, rule.scheme)
 
     def numbers(self) -> dict[str, int]:
         """How many numbers each layer's weight has, by its name in the files; by the files' heads alone."""
