@@ -72,14 +72,11 @@ class Grouped(NamedTuple):
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(outputs, inputs), computed in float32."""
-        scales, zeros = (self._spread(numbers.float()) for numbers in (self.scales, self.zeros))
-        return ((self.codes.float() - zeros) * scales).to(dtype)
-
-    def _spread(self, numbers: Tensor) -> Tensor:
-        """A group's number for each of its inputs."""
+        scales, zeros = self.scales.float(), self.zeros.float()
         if self.group_of is not None:
-            return numbers[:, self.group_of]
-        return numbers.repeat_interleave(self.codes.shape[1] // numbers.shape[1], 1)
+            return ((self.codes.float() - zeros[:, self.group_of]) * scales[:, self.group_of]).to(dtype)
+        groups: Tensor = self.codes.float().unflatten(1, (scales.shape[1], -1))
+        return groups.sub_(zeros[..., None]).mul_(scales[..., None]).flatten(1).to(dtype)
 
 
 def _divisor(inputs: int, size: int) -> int:

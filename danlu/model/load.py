@@ -25,6 +25,7 @@ from danlu.hub import (
 )
 from danlu.model.four_bit import FourBit, packed_layers, settle
 from danlu.model.language_part import LanguagePart, is_multimodal, language_names, language_part
+from danlu.model.quantized import QuantizedFiles, quantized_files, settle_grouped, taking
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,9 @@ TOKENIZER_FILES = {
     "vocab.txt",
     "tekken.json",
 }
+
+# Where older programs wrote how weights are quantized, which config.json says now, and the method that each was for.
+OLDER_QUANTIZATION = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -95,34 +99,52 @@ def load_model(
     if part is not None:
         say(part.notice(sizes))
         sizes = {name: sizes[name] for name in language_names(sizes)}
-    _check_memory(sizes, device, four_bit.bits / 8 if four_bit else dtype.itemsize, str(dtype))
-    if four_bit is not None and "quantization_config" in config:
+    said = quantization_of(directory, config)
+    if four_bit is not None and said is not None:
         raise ModelError(
             f"{directory}: its weights are quantized already",
             fix="set model.load_in_4bit=false: they are read as they are",
         )
+    files = quantized_files(directory, said, is_part=part is not None)
+    if files is None:
+        _check_memory(sizes, device, four_bit.bits / 8 if four_bit else dtype.itemsize, str(dtype))
+    else:
+        _check_room(files, sizes, device, dtype)
+        for words in files.stored.unread:
+            say(f"not done: {words}")
     packing = four_bit.options(dtype, device.name) if four_bit else {}
     with _reading(directory, "model", config):
-        model, loading = _read_model(directory, part, dtype=dtype, attn_implementation=attention, **packing)
+        options = {"dtype": dtype, "attn_implementation": attention, **packing}
+        model, loading = _read_model(directory, part, files, **options)
     if loading["missing_keys"]:
         raise ModelError(
             f"{directory}: the files lack weights of {type(model).__name__}: {some(loading['missing_keys'])}",
             fix="fetch the model again; a base without its language-model head cannot be used",
         )
-    if loading["unexpected_keys"]:
-        say(f"weights that {type(model).__name__} has no place for: {some(loading['unexpected_keys'])}")
+    if unexpected := [key for key in loading["unexpected_keys"] if files is None or not files.is_of_layer(key)]:
+        say(f"weights that {type(model).__name__} has no place for: {some(unexpected)}")
     if four_bit is not None or packed_layers(model):  # as the files may be
         settle(model)
         return model.eval()
     with _reading(directory, "model", config):
+        if files is not None:
+            settle_grouped(model, files)
         return model.to(device.name).eval()
 
 
-def _read_model(directory: Path, part: LanguagePart | None, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The model and transformers' report of what it had no place for, or no weights."""
-    from transformers import AutoModelForCausalLM
+def _read_model(
+    directory: Path, part: LanguagePart | None, files: QuantizedFiles | None, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report of what it had no place for, or no weights; quantized layers are empty."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     options |= {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    if files is not None:
+        known = {name: options[name] for name in ("local_files_only", "trust_remote_code")}
+        config = part.config if part is not None else AutoConfig.from_pretrained(str(directory), **known)
+        options |= taking(files, config)
+        if part is None:
+            options["config"] = config
     if part is not None:
         return part.read(directory, **options)
     return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
@@ -158,6 +180,7 @@ def random_model(
         )
     try:
         config = type(config).from_dict({**known, **changes})
+        config.__dict__.pop("quantization_config", None)  # which was said of other weights
         torch.manual_seed(seed)
         with quiet_transformers():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -262,6 +285,28 @@ def _check_architecture(config: dict[str, Any], directory: Path) -> None:
     if not (multimodal or kind in CAUSAL) or not is_causal or config.get("is_encoder_decoder"):
         shown = ", ".join(str(name) for name in classes) or kind
         raise ModelError(f"{directory}: {shown} is not a causal language model", allowed=allowed)
+
+
+def quantization_of(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a directory says of how its weights are quantized, wherever it stands; None where nothing."""
+    for one in (config, config.get("text_config") or {}):
+        if isinstance(found := one.get("quantization_config"), dict):
+            return found
+    for name, method in OLDER_QUANTIZATION.items():
+        if (directory / name).is_file():
+            return {"quant_method": method, **read_json(directory / name)}
+    return None
+
+
+def _check_room(files: QuantizedFiles, sizes: Mapping[str, int], device: Device, dtype: torch.dtype) -> None:
+    """Raise MemoryShortage for quantized files that do not fit, in the form in which their layers are held."""
+    rest = sum(size for name, size in sizes.items() if not files.is_of_layer(name))
+    need = rest * dtype.itemsize + files.held_bytes()
+    if 0 < device.memory_bytes < need:
+        raise MemoryShortage(
+            f"the weights need {size_in_words(need)}; {size_in_words(device.memory_bytes)} are free on {device.name}",
+            fix="choose a smaller model, or fewer bits",
+        )
 
 
 def _check_memory(sizes: dict[str, int], device: Device, each_bytes: float, form: str) -> None:

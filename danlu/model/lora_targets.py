@@ -18,6 +18,7 @@ import torch
 from danlu.errors import ConfigError, nearest
 from danlu.model.company.check import alone, probe_texts
 from danlu.model.company.wiring import kind_of
+from danlu.model.compute.grouped_linear import GroupedLinear
 from danlu.model.load import some
 from danlu.model.lora_options import ALL_LINEAR, LoraOptions
 
@@ -246,13 +247,13 @@ def stacked_weights(model: Any) -> dict[str, int]:
 
 
 def is_linear(module: Any) -> bool:
-    """Whether it is a linear layer, or GPT-2's Conv1D, which is one too."""
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    """Whether it is a linear layer, in few bits or not, or GPT-2's Conv1D, which is one too."""
+    return isinstance(module, torch.nn.Linear | GroupedLinear) or type(module).__name__ == "Conv1D"
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
     """(in, out) of nn.Linear, or of the Conv1D of GPT-2, whose weight lies the other way round."""
-    if isinstance(layer, torch.nn.Linear):
+    if isinstance(layer, torch.nn.Linear | GroupedLinear):
         return layer.in_features, layer.out_features
     inside, outside = layer.weight.shape
     return inside, outside

@@ -31,9 +31,10 @@ from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapter_files import adapted_tokenizer, put_adapter
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import load_model, load_tokenizer, read_json, weight_sizes
+from danlu.model.load import load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.model.lora_bank import Ends
 from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
+from danlu.model.quantized import quantized_files, whole_sizes
 from danlu.quantize.packed_base import Choice, Loss, Packing, check_onto, choose, packing_of, read_base
 from danlu.quantize.parity import Parity, ask, compare
 
@@ -100,10 +101,12 @@ def merging_bytes(base: Path) -> int:
     """Memory that merging takes at its highest: every weight once in float32, and what the work on it takes.
 
     That is the largest weight twice (an adapter's product; two layers read as one), and texts with their logits. In
-    files that are quantized two numbers may lie in one.
+    files of bitsandbytes two numbers may lie in one.
     """
-    sizes = weight_sizes(base).values()
-    each = 8 if "quantization_config" in read_json(base / "config.json") else 4
+    config = read_json(base / "config.json")
+    files = quantized_files(base, quantization_of(base, config))
+    sizes = whole_sizes(weight_sizes(base), files)
+    each = 8 if files is None and "quantization_config" in config else 4
     return each * (sum(sizes) + 2 * max(sizes, default=0)) + TEXTS_BYTES
 
 

@@ -26,6 +26,7 @@ from danlu.model.adapters import adapted_layers
 from danlu.model.compute.packed import rounded
 from danlu.model.four_bit import FourBit, packed_layers, unpacked
 from danlu.model.load import load_model
+from danlu.model.quantized import whole_layers
 
 Onto = Literal["original", "dequantized"]
 # A model with its adapter -> its mean loss on what was held out.
@@ -65,10 +66,10 @@ def check_onto(onto: str, adapter: Path) -> None:
 
 
 def read_base(base: Path, onto: Onto, packing: Packing | None, device: Device) -> Any:
-    """The base in float32: as its files have it, or as its 4 bits say, of files in 4 bits in any case."""
+    """The base in float32: as its files have it, or as its 4 bits say; of files in few bits what these say."""
     if packing is None or onto == "original":
         model = load_model(base, device=device, dtype=torch.float32)
-        return unpacked(model) if packed_layers(model) else model
+        return unpacked(model) if packed_layers(model) else whole_layers(model)
     return unpacked(load_model(base, device=device, dtype=packing.dtype, four_bit=packing.four_bit))
 
 

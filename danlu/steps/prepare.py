@@ -28,6 +28,7 @@ from danlu.model.load import load_tokenizer
 from danlu.model.lora_options import LoraOptions
 from danlu.model.lora_targets import described, stacked_weights, why_no_rows
 from danlu.model.named import LoadedModel, ModelOptions, load
+from danlu.model.quantized import refuse_training
 from danlu.model.turns import left_to_learn, named
 from danlu.plan.rate import Training, full_rate, lora_rate
 from danlu.recipe import TrainingRecipe, check_disk
@@ -90,8 +91,10 @@ def read_split(recipe: TrainingRecipe, journal: Draft, skipped: Skipped, show: S
 
 
 def load_base(recipe: TrainingRecipe, device: Device, show: Show) -> Base:
-    """The model that the recipe names, with the chat of its data."""
-    return with_chat(recipe, load(as_trained(recipe.model, device), device, cache=cache_directory(), say=show.say))
+    """The model that the recipe names, with the chat of its data. Raises ModelError for one that is not trained."""
+    loaded = load(as_trained(recipe.model, device), device, cache=cache_directory(), say=show.say)
+    refuse_training(loaded.model, recipe.model.name)
+    return with_chat(recipe, loaded)
 
 
 def as_trained(model: ModelOptions, device: Device) -> ModelOptions:

@@ -200,7 +200,7 @@ def test_a_models_own_code_is_not_run(broken):
 
 
 def test_a_quantized_model_whose_reader_is_not_here(broken):
-    edit(broken / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    edit(broken / "config.json", quantization_config={"quant_method": "hqq", "quant_config": {}})
     with pytest.raises(ModelError, match="quantized in a way"):
         read(broken)
 

@@ -24,6 +24,7 @@ from danlu.model.company.check import allowed, difference
 from danlu.model.company.company import Company
 from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import as_it_came, kind_of, run_in_company
+from danlu.model.compute.grouped_linear import grouped_layers
 from danlu.model.compute.products import Product
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lean.lean_known import KNOWN, is_known
@@ -101,6 +102,8 @@ def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rou
     """
     if rounded is not None and model.device.type != "cpu":
         raise ConfigError(f"dtype {rounded} on {model.device.type}", allowed="on a CPU", fix="use bfloat16")
+    if rounded is not None and grouped_layers(model):
+        raise ConfigError(f"dtype {rounded}: the model's weights are in few bits already", fix="use dtype auto")
     lean = lean_form(model, bank, weights_change=weights_change, rounded=rounded)
     if lean is None and rounded is not None:
         raise ConfigError(

@@ -1,0 +1,101 @@
+"""A layer in few bits: its kernel beside the plain form, in each layout."""
+
+import pytest
+import torch
+from rounding import of_sums, unit
+from torch.nn import functional as F
+
+from danlu.model.compute import grouped_linear
+from danlu.model.compute.grouped_linear import FEW_ROWS, GroupedLinear, kernel, plain_whole
+from danlu.model.grouped import Grouped
+
+OUTPUTS, INPUTS = 48, 192
+SHORT = torch.bfloat16
+
+
+def grouped(bits, groups, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 1 << bits, (OUTPUTS, INPUTS), generator=generator).to(torch.uint8)
+    zeros = torch.randint(0, 1 << bits, (OUTPUTS, groups), generator=generator).to(torch.uint8)
+    return Grouped(codes, (torch.rand(OUTPUTS, groups, generator=generator) / 8).half(), zeros)
+
+
+def layer_of(weights, bias=True, dtype=torch.float32):
+    layer = GroupedLinear(INPUTS, OUTPUTS, bias, dtype)
+    if layer.bias is not None:
+        layer.bias.data = torch.linspace(-3, 3, OUTPUTS).to(dtype)
+    layer.fill(weights)
+    return layer
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6, 12])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_it_says_what_its_codes_say(bits, groups):
+    weights = grouped(bits, groups)
+    layer = layer_of(weights)
+    assert layer.is_laid_out == (groups < 12)  # 12 groups of 16 inputs do not fit the kernel
+    for dtype in (torch.float32, SHORT, torch.float16):
+        assert torch.equal(layer.whole(dtype), weights.weight(dtype))
+        assert torch.equal(plain_whole(layer, dtype), weights.weight(dtype))
+    assert torch.equal(layer.grouped.codes, weights.codes)
+    assert torch.equal(layer.grouped.zeros, weights.zeros)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_its_product_is_the_plain_one(bits, rows):
+    weights = grouped(bits, 3)
+    x = torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(1))
+    for bias in (True, False):
+        layer = layer_of(weights, bias)
+        wanted = F.linear(x, weights.weight(), layer.bias)
+        torch.testing.assert_close(layer(x), wanted, rtol=0, atol=of_sums(float(wanted.abs().max()), INPUTS))
+
+
+def test_inputs_of_16_bits_are_multiplied_in_32():
+    weights, x = grouped(4, 3), torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(1)).to(SHORT)
+    layer = layer_of(weights, dtype=SHORT)
+    assert layer.bias is not None
+    wanted = F.linear(x.float(), weights.weight(), layer.bias.float())
+    if kernel() is not None:
+        torch.testing.assert_close(layer(x).float(), wanted, rtol=2 * unit(SHORT), atol=1e-3)
+    assert layer(x).dtype == SHORT
+    assert layer(x[None, None]).shape == (1, 1, 2, OUTPUTS)
+
+
+def test_without_a_compiler_it_answers_alike(monkeypatch):
+    weights, x = grouped(4, 3), torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(1))
+    layer = layer_of(weights)
+    monkeypatch.setattr(grouped_linear, "kernel", lambda: None)
+    assert torch.equal(layer(x), F.linear(x, weights.weight(), layer.bias))
+    assert torch.equal(layer.whole(SHORT), weights.weight(SHORT))
+
+
+@pytest.mark.parametrize("is_even", [True, False])
+def test_groups_need_not_be_neighbours(is_even):
+    group_of = torch.arange(INPUTS).remainder(3)
+    if not is_even:
+        group_of[0] = 1
+    weights = grouped(4, 3)._replace(group_of=group_of)
+    layer = layer_of(weights)
+    assert layer.is_laid_out == is_even
+    assert torch.equal(layer.whole(torch.float32), weights.weight())
+    assert torch.equal(layer.grouped.weight(), weights.weight())
+    x = torch.randn(3, INPUTS, generator=torch.Generator().manual_seed(1))
+    wanted = F.linear(x, weights.weight(), layer.bias)
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=of_sums(float(wanted.abs().max()), INPUTS))
+
+
+def test_gradients_go_through_it():
+    weights = grouped(4, 3)
+    layer = layer_of(weights)
+    x = torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, weights.weight().sum(0).expand(2, -1))
+
+
+def test_its_codes_take_half_a_byte():
+    layer = layer_of(grouped(3, 3))
+    assert layer.codes.nbytes == OUTPUTS * INPUTS // 2
+    assert layer_of(grouped(8, 3)).codes.nbytes == OUTPUTS * INPUTS
