@@ -26,7 +26,7 @@ from danlu.fingerprint import of_value, of_weights
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place
 from danlu.model.formats.format import Format
-from danlu.model.load import load_model, load_tokenizer, read_json, weight_sizes
+from danlu.model.load import load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.quantize.blocks import Blocks
 from danlu.quantize.calibration import Calibration, read_calibration
 from danlu.quantize.gate import hold_against
@@ -75,11 +75,9 @@ def check_quantizable(directory: Path, out: Path, options: QuantizeOptions, devi
 
     ConfigError, ModelError for a model that is quantized already, DiskError, MemoryShortage.
     """
-    document = read_json(directory / "config.json")
-    if "quantization_config" in document:
-        method = (document["quantization_config"] or {}).get("quant_method", "?")
+    if (told := quantization_of(directory, read_json(directory / "config.json"))) is not None:
         raise ModelError(
-            f"{directory}: its weights are quantized already ({method})",
+            f"{directory}: its weights are quantized already ({told.get('quant_method')})",
             allowed="weights as they were trained: float32, bfloat16 or float16",
             fix="quantize the model that it was made from; to write it in another format, use danlu export",
         )

@@ -16,9 +16,8 @@ from safetensors import safe_open
 from danlu.data.formats import Message
 from danlu.device import Device, release_memory
 from danlu.errors import disk_faults
-from danlu.hub import weight_files
-from danlu.model.formats.table import stored
 from danlu.model.load import load_model, load_tokenizer, read_json
+from danlu.model.quantized import QuantizedFiles, quantized_files
 from danlu.quantize.layers import blocks_of, file_names, layers_of
 from danlu.quantize.merge import engine_around, own_prompts
 from danlu.quantize.options import QuantizeOptions
@@ -50,7 +49,7 @@ def hold_against(
             asked = ask(engine, chosen, options.max_new_tokens, Path(folder))
         del engine, model
         release_memory()
-        found = read_quantized(original, quantized, device) if again is None else again()
+        found = _read(original, quantized, device) if again is None else again()
         with engine_around(found, load_tokenizer(quantized)) as engine:
             return compare_lossy(
                 asked,
@@ -68,24 +67,35 @@ def _dtype(directory: Path) -> torch.dtype:
     return torch.bfloat16 if str(document.get("dtype") or document.get("torch_dtype")) == "bfloat16" else torch.float32
 
 
+def _read(original: Path, quantized: Path, device: Device) -> Any:
+    """As anybody reads it; experts, which no layer of the model's own stands for, as plain weights."""
+    if has_experts(quantized):
+        return read_whole(original, quantized, device)
+    return load_model(quantized, device=device, dtype=_dtype(original))
+
+
+def has_experts(quantized: Path) -> bool:
+    """Whether experts are among the layers in few bits."""
+    return any(".experts." in name for name in _files(quantized).layers)
+
+
+def _files(quantized: Path) -> QuantizedFiles:
+    files = quantized_files(quantized, read_json(quantized / "config.json")["quantization_config"])
+    assert files is not None
+    return files
+
+
 @torch.no_grad()
-def read_quantized(original: Path, quantized: Path, device: Device) -> Any:
-    """The quantized model, its codes as plain weights: every weight is the files', and none the original's."""
+def read_whole(original: Path, quantized: Path, device: Device) -> Any:
+    """The quantized model, what its codes say as plain weights: every weight is the files', and none the original's."""
     model = load_model(original, device=device, dtype=_dtype(original))
-    told = stored(read_json(quantized / "config.json")["quantization_config"])
-    names = file_names(model)
+    files, names = _files(quantized), file_names(model)
     name, blocks = blocks_of(model)
-    tensors: dict[str, torch.Tensor] = {}
-    for path in weight_files(quantized):
-        with safe_open(path, framework="pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for number, block in enumerate(blocks):
         for layer in layers_of(block, f"{name}.{number}", names):
-            rule = told.rule(layer.name)
-            parts = {part: tensors.pop(f"{layer.name}.{part}", None) for part in rule.format.parts}
-            held = rule.format.read({part: one for part, one in parts.items() if one is not None}, rule.scheme)
-            layer.weight.copy_(held.weight())
+            layer.weight.copy_(files.layer(layer.name).weight())
     for own, one in model.state_dict().items():
-        if (there := names.get(own)) in tensors:
-            one.copy_(tensors[there])
+        if (place := files.places.get(names.get(own, ""))) is not None:
+            with safe_open(place, framework="pt") as file:
+                one.copy_(file.get_tensor(names[own]))
     return model

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import ParityError
-from danlu.hub import quiet_transformers, recorded_kind, weight_files, write_origin
+from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.model.adapters import hidden_faults
 from danlu.model.formats.format import Format
-from danlu.model.formats.table import stored
 from danlu.model.grouped import Grouped, Scheme
 from danlu.model.load import read_json
+from danlu.model.quantized import quantized_files
 from danlu.quantize.work import Work
 
 FILE_BYTES = 4 * 10**9
@@ -109,21 +109,10 @@ def check_written(directory: Path, digests: Mapping[str, str]) -> None:
 
     Raises ParityError for the first that does not.
     """
-    from safetensors import safe_open
-
-    told = stored(read_json(directory / "config.json")["quantization_config"])
-    places: dict[str, Path] = {}
-    for path in weight_files(directory):
-        with safe_open(path, framework="pt") as file:
-            places |= dict.fromkeys(file.keys(), path)
+    files = quantized_files(directory, read_json(directory / "config.json")["quantization_config"])
+    assert files is not None
     for layer, digest in digests.items():
-        rule = told.rule(layer)
-        names = [part for part in rule.format.parts if f"{layer}.{part}" in places]
-        tensors = {}
-        for part in names:
-            with safe_open(places[f"{layer}.{part}"], framework="pt") as file:
-                tensors[part] = file.get_tensor(f"{layer}.{part}")
-        if digest_of(rule.format.read(tensors, rule.scheme)) != digest:
+        if digest_of(files.layer(layer)) != digest:
             raise ParityError(
                 f"{layer}: its files stand for other weights than those that were found for it",
                 allowed="codes, zeros and scales that are read as they were written",

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from quantizing import DEVICE, LOOKING, names_in, options, run
+from fewer_bits import DEVICE, LOOKING, names_in, options, run
 from rounding import of_sums
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from danlu.model.formats.table import FORMATS, stored
 from danlu.model.load import load_model
 from danlu.quantize import driver, written
 from danlu.quantize.driver import quantize
-from danlu.quantize.gate import read_quantized
+from danlu.quantize.gate import read_whole
 from danlu.quantize.options import QuantizeOptions
 from tiny import make_tiny_model
 
@@ -36,7 +36,7 @@ def made(base, tmp_path_factory):
 
 
 def weights(base, directory):
-    return read_quantized(base, directory, DEVICE).state_dict()
+    return read_whole(base, directory, DEVICE).state_dict()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -239,6 +239,12 @@ def test_too_little_text(base, tmp_path):
     ):
         run(base, tmp_path / "out", "gptq", calibration=str(tmp_path / "text.jsonl"), calibration_length=8)
     assert names_in(tmp_path) == ["text.jsonl"]
+
+
+def test_without_text_of_its_own_it_is_pythons(base, tmp_path):
+    said = []
+    run(base, tmp_path / "out", "gptq", said.append, calibration=None)
+    assert any("Python's documentation, which is English; give texts of your own" in one for one in said)
 
 
 def test_conversations_are_text_as_well(base, tmp_path):

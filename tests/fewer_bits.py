@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from danlu.device import Device
 from danlu.quantize.driver import quantize
 from danlu.quantize.options import QuantizeOptions
 
 DEVICE = Device("cpu", 1, 10**10, has_bfloat16=False)
-LOOKING = {"calibration_tokens": 512, "calibration_length": 64}
+# Some text that is at hand; what it says is not looked at.
+TEXT = str(Path(__file__).resolve().parent.parent / "docs" / "generation.md")
+LOOKING = {"calibration": TEXT, "calibration_tokens": 512, "calibration_length": 64}
 QUICK = {"group_size": 16, "prompts": 2, "max_new_tokens": 4, "max_kl": 20.0}
 
 
