@@ -17,6 +17,7 @@
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
+#   make bench-quantize  every method at every width: bytes, perplexity, divergence
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 #   make bench-parameters  what a rate, a batch, a warmup, a schedule and a rank do to a run, in pictures
@@ -26,7 +27,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-replay bench-doctor bench-parameters bench-plan clean
+	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -78,7 +79,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-replay bench-doctor \
+bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-replay bench-doctor \
 	bench-parameters bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
@@ -113,6 +114,9 @@ bench-rate: $(INSTALLED)
 
 bench-qlora: $(INSTALLED)
 	$(BIN)/python benchmarks/qlora.py $(WRITE)
+
+bench-quantize: $(INSTALLED)
+	$(BIN)/python benchmarks/quantize.py $(ARGS) $(WRITE)
 
 bench-replay: $(INSTALLED)
 	$(BIN)/python benchmarks/replay.py $(WRITE)
