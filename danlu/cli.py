@@ -41,6 +41,7 @@ _COMMANDS = {
     "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
     "export-adapter": "Write an adapter for another program: llama.cpp reads GGUF.",
+    "export": "Write a model for another program: GGUF, or its codes in another format.",
     "models": "List the models known by name.",
     "options": "List the keys of a recipe of one kind, with their defaults.",
     "report": "Write the report of a run directory anew.",
@@ -48,6 +49,7 @@ _COMMANDS = {
 _MODULES = {
     "running": ("run", "train", "merge", "export-adapter", "report"),
     "answering": ("generate", "chat", "serve"),
+    "exporting": ("export",),
     "looking": ("models", "options"),
 }
 _EPILOGUES = {
