@@ -19,6 +19,7 @@
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
+#   make bench-formats  whether vLLM, llama.cpp and transformers load what is written, and answer alike
 #   make bench-parameters  what a rate, a batch, a warmup, a schedule and a rank do to a run, in pictures
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,7 +27,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-replay bench-doctor bench-parameters bench-plan clean
+	bench-rate bench-qlora bench-replay bench-doctor bench-parameters bench-plan bench-formats clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -113,6 +114,12 @@ bench-rate: $(INSTALLED)
 
 bench-qlora: $(INSTALLED)
 	$(BIN)/python benchmarks/qlora.py $(WRITE)
+
+# It installs the peers itself: one that cannot be installed is a cell that says why.
+bench-formats: $(INSTALLED)
+	-benchmarks/peers.sh vllm
+	-benchmarks/peers.sh llama-cpp
+	$(BIN)/python benchmarks/formats.py $(ARGS) $(WRITE)
 
 bench-replay: $(INSTALLED)
 	$(BIN)/python benchmarks/replay.py $(WRITE)
