@@ -20,6 +20,7 @@
 #   make bench-quantize  every method at every width: bytes, perplexity, divergence
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
+#   make bench-formats  whether vLLM, llama.cpp and transformers load what is written, and answer alike
 #   make bench-parameters  what a rate, a batch, a warmup, a schedule and a rank do to a run, in pictures
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,7 +28,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan clean
+	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-formats clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -117,6 +118,12 @@ bench-qlora: $(INSTALLED)
 
 bench-quantize: $(INSTALLED)
 	$(BIN)/python benchmarks/quantize.py $(ARGS) $(WRITE)
+
+# It installs the peers itself: one that cannot be installed is a cell that says why.
+bench-formats: $(INSTALLED)
+	-benchmarks/peers.sh vllm
+	-benchmarks/peers.sh llama-cpp
+	$(BIN)/python benchmarks/formats.py $(ARGS) $(WRITE)
 
 bench-replay: $(INSTALLED)
 	$(BIN)/python benchmarks/replay.py $(WRITE)

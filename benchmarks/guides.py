@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING = {"en": ROOT / "docs" / "training.md", "zh": ROOT / "docs" / "training.zh.md"}
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
 LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}
+QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
 
 
 def written(text: str, block: str, name: str) -> str:

@@ -42,6 +42,7 @@ _COMMANDS = {
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
     "quantize": "Write a model in few bits, compared with the original.",
     "export-adapter": "Write an adapter for another program: llama.cpp reads GGUF.",
+    "export": "Write a model for another program: GGUF, or its codes in another format.",
     "models": "List the models known by name.",
     "options": "List the keys of a recipe of one kind, with their defaults.",
     "report": "Write the report of a run directory anew.",
@@ -50,6 +51,7 @@ _MODULES = {
     "running": ("run", "train", "merge", "export-adapter", "report"),
     "quantizing": ("quantize",),
     "answering": ("generate", "chat", "serve"),
+    "exporting": ("export",),
     "looking": ("models", "options"),
 }
 _EPILOGUES = {

@@ -259,6 +259,12 @@ CHINESE = {
         "把适配器合并进基座模型，并做一致性校验。"
     ),
     "Write an adapter for another program: llama.cpp reads GGUF.": "把适配器导出给其他程序：llama.cpp 读取 GGUF。",
+    "Write a model for another program: GGUF, or its codes in another format.": (
+        "把模型导出给其他程序：GGUF，或把量化编码换成另一种格式。"
+    ),
+    "Write a model for another program: GGUF for llama.cpp, or codes that are there already in another format.": (
+        "把模型导出给其他程序：供 llama.cpp 使用的 GGUF，或把已有的量化编码换成另一种格式。"
+    ),
     "List the keys of a recipe of one kind, with their defaults.": "列出某种训练的配方的全部字段和默认值。",
     "List the models known by name.": "列出可以直接用名字的模型。",
     "Write the report of a run directory anew.": "重新生成运行目录的报告。",
@@ -450,6 +456,7 @@ CHINESE = {
     "what {blocks} blocks keep of {tokens} tokens for the way back": (
         "{blocks} 层为 {tokens} 个 token 的反向传播保留的值"
     ),
+    "the states between {blocks} blocks, of {tokens} tokens": "{tokens} 个 token 在 {blocks} 层之间的隐藏状态",
     "the states between {blocks} blocks, and one block whole, of {tokens} tokens": (
         "{tokens} 个 token 在 {blocks} 层之间的隐藏状态，加上完整的一层"
     ),

@@ -24,9 +24,9 @@ INNER = {
         "held_out", "source", "look", "headings", "stdlib",
     ],
     "model": [
-        "grouped", "compute", "company", "four_bit", "formats", "language_part", "quantized", "load", "adapter_files",
-        "named", "lora_options", "lora_targets", "adapters", "lora_files", "lora_bank", "lora_sum", "lora_in_place",
-        "lean", "likelihood", "score_head", "turns",
+        "grouped", "compute", "company", "four_bit", "formats", "language_part", "expert_codes", "quantized", "load",
+        "adapter_files", "named", "lora_options", "lora_targets", "adapters", "lora_files", "lora_bank",
+        "lora_sum", "lora_in_place", "lean", "likelihood", "score_head", "turns",
     ],
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "outcomes",
                  "watching", "adapters", "kinds", "engine"],

@@ -12,6 +12,7 @@ from danlu.commands.shared import OUT, Flat, GivenPath, news, say, some
 from danlu.config import Options
 from danlu.errors import ConfigError, disk_faults
 from danlu.flags import as_flags, from_flags
+from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.model.named import ModelOptions
@@ -51,6 +52,7 @@ def generate(
     show: bool = False,
     show_tokens: int | None = None,
     show_json: GivenPath | None = None,
+    kv_dtype: KvDtype = "auto",
     held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Answer one prompt. A base model continues it as it is.
@@ -73,6 +75,8 @@ def generate(
         of each answer, draw so many tokens; 8 without it
     show_json
         file for what --show draws, whole and as JSON
+    kv_dtype
+        what keys and values are held in: auto is the model's own format, int8 takes about half of it
     """
     knobs = _knobs(params)
     check_prefill(prefill)
@@ -82,7 +86,7 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    adapter, engine = _engine(model, held)
+    adapter, engine = _engine(model, held, kv_dtype)
     asked = text if raw else prompt_for(engine, adapter or model, text, system, news, prefill)
     if not (show or show_json):
         _stream(engine, asked, knobs, prefill or "")
@@ -98,10 +102,10 @@ def generate(
         show_trace(OUT, trace, show_tokens or TOKENS)
 
 
-def _engine(model: str, held: Options) -> tuple[str | None, Engine]:
+def _engine(model: str, held: Options, kv_dtype: KvDtype) -> tuple[str | None, Engine]:
     """The adapter that is named, and the engine with it."""
     chosen = from_flags(HeldOptions, held).model_dump()
-    return chosen["adapter"], Engine(model, say=news, **chosen)
+    return chosen["adapter"], Engine(model, say=news, kv_dtype=kv_dtype, **chosen)
 
 
 def chat(
@@ -111,6 +115,7 @@ def chat(
     params: Annotated[Knobs, Flat] = Knobs(),  # noqa: B008 - frozen
     system: str | None = None,
     prefill: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    kv_dtype: KvDtype = "auto",
     held: Annotated[HeldFlags, Flat] = HeldFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the talk; /new starts another.
@@ -123,10 +128,12 @@ def chat(
         a system message at the beginning
     prefill
         how each answer begins; the model goes on from there
+    kv_dtype
+        what keys and values are held in: auto is the model's own format, int8 takes about half of it
     """
     knobs = _knobs(params)
     check_prefill(prefill)
-    adapter, engine = _engine(model, held)
+    adapter, engine = _engine(model, held, kv_dtype)
     if (finding := engine.kind()).is_base:
         raise no_talk(adapter or model, finding)
     news("an empty line or Ctrl-D ends the talk; /new starts another")

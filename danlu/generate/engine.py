@@ -23,6 +23,7 @@ from danlu.errors import ConfigError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
+from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.batch.verdict import Verdict
 from danlu.generate.batch.worker import Worker, in_a_thread, next_of
 from danlu.generate.kinds import Kinds, recorded_of
@@ -59,6 +60,8 @@ class Engine:
         adapter: directory of a PEFT adapter, the engine's own: that of requests which name none. One that is not
             plain LoRA becomes a part of the model; the engine can then hold no other adapter, nor ask the base.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
+        kv_dtype: "int8" holds keys and values in 8 bits, each token and head with a scale: about twice the texts in
+            the same memory, and answers a little off; docs/generation.md says what that costs.
         prefix_cache: keep the keys and values of prompts for later ones that begin the same way.
         kind: "base" or "instruct", where you know better than `Engine.kind` finds out. It changes no answer here:
             messages are always rendered, text is always continued.
@@ -73,6 +76,7 @@ class Engine:
         adapter: str | None = None,
         *,
         kv_budget_bytes: int | None = None,
+        kv_dtype: KvDtype = "auto",
         prefix_cache: bool = True,
         kind: Kind | None = None,
         accept_licence: bool = False,
@@ -91,7 +95,9 @@ class Engine:
         options = validate(ModelOptions, chosen, where="Engine")
         rounded = cast(Rounded, dtype) if dtype in QUANTIZED else None
         in_a_thread(
-            partial(self._load, options, rounded, own if is_plain else None, kv_budget_bytes, prefix_cache, say)
+            partial(
+                self._load, options, rounded, own if is_plain else None, kv_budget_bytes, kv_dtype, prefix_cache, say
+            )
         )
 
     def _load(
@@ -100,6 +106,7 @@ class Engine:
         rounded: Rounded | None,
         own: Path | None,
         kv_budget_bytes: int | None,
+        kv_dtype: KvDtype,
         prefix_cache: bool,
         say: Say,
     ) -> None:
@@ -114,7 +121,7 @@ class Engine:
         )
         why, is_fixed = verdict.known(), {"weights_change": False, "prefix_cache": prefix_cache}
         with _making():
-            core = Core(loaded.model, budget, rounded=rounded, why_alone=why, **is_fixed)
+            core = Core(loaded.model, budget, rounded=rounded, why_alone=why, kv_dtype=kv_dtype, **is_fixed)
         verdict.keep(core.why_alone)
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")

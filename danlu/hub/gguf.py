@@ -129,6 +129,16 @@ def _load_gguf(gguf: Path, head: Head) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def gguf_tokenizer(gguf: Path, splitter: str) -> Any:
+    """The tokenizer of a GGUF file, whose words are cut as `splitter` says; empty where that is not byte-level."""
+    from transformers import AutoTokenizer
+
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+        _split(tokenizer, splitter)
+    return tokenizer
+
+
 def _split(tokenizer: Any, name: str) -> None:
     """Cut text into words as the splitting `name` does, where transformers would not."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import set_split_regex

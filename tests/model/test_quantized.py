@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from adapting import make_adapter
-from quantizing import change, make_quantized, make_whole, rounded
+from ggufs import make_model
+from quantizing import change, make_quantized, make_whole, rounded, write
 from rounding import assert_same_model, of_sums
 from safetensors.torch import load_file
 
@@ -20,7 +21,7 @@ from danlu.model.grouped import Scheme
 from danlu.model.load import load_model
 from danlu.model.quantized import refuse_training, whole_layers
 from danlu.quantize.merge import MergeOptions, merge_checked
-from tiny import make_tiny_model
+from tiny import make_tiny_model, make_tokenizer
 
 CASES = {
     "awq": ("awq", Scheme(4, 32)),
@@ -171,6 +172,30 @@ def test_an_adapter_is_folded_into_what_the_codes_say(model, tmp_path):
     assert "quantization_config" not in config
     other = put_adapter(read(whole), adapter)
     assert_same_model(logits(merged), logits(other), merged.config)
+
+
+@pytest.mark.parametrize("lost", ["", "model.layers.0.mlp.experts.2.up_proj.qweight"])
+def test_experts_are_made_whole(tmp_path, lost):
+    model = make_model("qwen3moe")
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    scheme, tensors = Scheme(4, 16), {}
+    whole = load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in whole.items():
+        if ".experts." in name:
+            found = rounded(weight, scheme)
+            tensors |= FORMATS["awq"].tensors(name.removesuffix(".weight"), found, scheme)
+            whole[name] = found.weight()
+        else:
+            tensors[name] = weight
+    tensors.pop(lost, None)
+    few = write(tmp_path / "model", tmp_path / "few", tensors, FORMATS["awq"].config(scheme, ["lm_head"]), 1)
+    if lost:
+        with pytest.raises(ModelError, match="4 experts of three layers, and not all"):
+            read(few)
+        return
+    other = read(write(tmp_path / "model", tmp_path / "whole", whole, None, 1))
+    assert_same_model(logits(read(few)), logits(other), other.config)
 
 
 # -- what cannot be read ---------------------------------------------------------------------------------------

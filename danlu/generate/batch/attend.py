@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.generate.batch.eight_bit import packed, unpacked
 from danlu.generate.batch.kv import KVShape, Shelf, Slot
 from danlu.model.company.attention import Scoring, scored_attention
 from danlu.model.company.company import Part, Wiring
@@ -177,9 +178,12 @@ class Plan:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """That of keys and values."""
-        shelf = self.rows[0].shelf if self.rows else self.chunks[0].slot.shelf
-        return shelf.shape.dtype
+        """That which keys and values are computed with."""
+        return self._shape.computed or self._shape.dtype
+
+    @property
+    def _shape(self) -> KVShape:
+        return (self.rows[0].shelf if self.rows else self.chunks[0].slot.shelf).shape
 
     def _attend_rows(self, at: int, store: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, out: Tensor) -> None:
         """q, out (slots * rows, heads, dim)."""
@@ -187,6 +191,9 @@ class Plan:
         shelf, queries = part.shelf, part.shelf.rows * group
         keys, values = shelf.keys[store], shelf.values[store]
         scaling, window = scoring.scaling, scoring.window
+        if shelf.shape.computed is not None:
+            self._attend_packed(at, keys, values, q, k, v, scoring, out)
+            return
         is_simple = _is_simple(scoring, q, v)
         tiles = _on_tiles(q.dtype, q.device, q.shape[2]) if is_simple else None
         native = kernels() if is_simple and _is_short(q.dtype, q.device) else None
@@ -203,6 +210,20 @@ class Plan:
             _put_rows(part, keys, values, k, v)
             out[:] = self._score_rows(at, keys, values, q, scoring)
 
+    def _attend_packed(
+        self, at: int, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, out: Tensor
+    ) -> None:
+        """`_attend_rows` of keys and values in 8 bits."""
+        part, group = self.rows[at], q.shape[1] // k.shape[1]
+        _put_rows(part, keys, values, packed(k), packed(v))
+        slots, seen = part.shelf.ready, part.seen
+        keys, values = (unpacked(held[:slots, :, :seen], q.dtype) for held in (keys, values))
+        if scoring.is_plain:
+            mask = self.rows_mask(at, group, scoring.window, scoring.chunk, q.dtype)
+            out[:] = _attend_rows(part, keys, values, q, mask, scoring.scaling)
+        else:
+            out[:] = self._score_rows(at, keys, values, q, scoring)
+
     def _attend_chunk(
         self, at: int, store: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, out: Tensor
     ) -> None:
@@ -210,14 +231,18 @@ class Plan:
         chunk, group, window = self.chunks[at], q.shape[1] // k.shape[1], scoring.window
         shelf, here, end = chunk.slot.shelf, slice(chunk.slot.index, chunk.slot.index + 1), chunk.place + chunk.count
         keys, values = shelf.keys[store][here], shelf.values[store][here]
-        tiles = _on_tiles(q.dtype, q.device, q.shape[2]) if _is_simple(scoring, q, v) else None
+        is_packed = shelf.shape.computed is not None
+        is_simple = not is_packed and _is_simple(scoring, q, v)
+        tiles = _on_tiles(q.dtype, q.device, q.shape[2]) if is_simple else None
         if tiles is not None:
             bits = self._bits(tiles, ("chunk", at), lambda: chunk.may(window, None)[None], group, window)
             tiles.attend(q, k, v, keys, values, bits, chunk.length, scoring.scaling, out)
             return
-        keys[0, :, chunk.place : end] = k.transpose(0, 1)
-        values[0, :, chunk.place : end] = v.transpose(0, 1)
+        keys[0, :, chunk.place : end] = (packed(k) if is_packed else k).transpose(0, 1)
+        values[0, :, chunk.place : end] = (packed(v) if is_packed else v).transpose(0, 1)
         query, keys, values = q.transpose(0, 1)[None], keys[:, :, :end], values[:, :, :end]
+        if is_packed:
+            keys, values = unpacked(keys, q.dtype), unpacked(values, q.dtype)
         if scoring.is_plain:
             mask = self.chunk_mask(at, window, scoring.chunk)
             whole = _attend_chunk(query, keys, values, mask, scoring.scaling)

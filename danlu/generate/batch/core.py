@@ -21,6 +21,7 @@ from torch import Tensor
 from danlu.device import is_out_of_memory, keep_freed_memory, memory_faults
 from danlu.errors import ConfigError, ModelError
 from danlu.generate.batch.attend import kv_shape
+from danlu.generate.batch.eight_bit import KvDtype, in_eight_bits
 from danlu.generate.batch.kv import KVShape, KVStore
 from danlu.generate.batch.prefix import PrefixCache
 from danlu.generate.batch.probe import Probe
@@ -50,6 +51,7 @@ class Core:
     Args:
         model: a decoder-only transformers model in evaluation mode, or a PeftModel around one.
         kv_budget_bytes: what keys and values may take at most.
+        kv_dtype: what they are held in: the model's own format, or 8 bits.
         prompt_tokens_a_step: portion of prompts read in one step.
         weights_change: the model is trained between two requests; otherwise its weights belong to the core.
         rounded: the number format that the weights are rounded to.
@@ -71,6 +73,7 @@ class Core:
         rounded: Rounded | None = None,
         prefix_cache: bool = False,
         why_alone: str | None = None,
+        kv_dtype: KvDtype = "auto",
     ) -> None:
         keep_freed_memory()
         self._ended: list[tuple[Request, BaseException | None]] = []  # in the step under way
@@ -88,10 +91,24 @@ class Core:
         if self.why_alone:
             if rounded is not None:
                 raise ConfigError(f"dtype {rounded}: {self.why_alone}", fix="use dtype auto")
+            if kv_dtype != "auto":
+                raise ConfigError(
+                    f"kv_dtype {kv_dtype}: nothing is kept of a text: {self.why_alone}", fix="leave it out"
+                )
             self.alone, self.longest = alone_decoder(base, self.bank), None
             self._set_up(KVShape((), base.dtype, base.device), kv_budget_bytes, prompt_tokens_a_step, False)
             return
         plain, self.decoder = self.decoder, decoder_of(base, self.bank, weights_change=weights_change, rounded=rounded)
+        self._look(probe, plain, base, rounded, weights_change)
+        if kv_dtype != "auto":  # what was looked at keeps what it is given
+            if not self.store.shape.widths:
+                raise ConfigError(f"kv_dtype {kv_dtype}: the model keeps no keys and values", fix="leave it out")
+            self._set_up(in_eight_bits(self.store.shape), kv_budget_bytes, prompt_tokens_a_step, prefix_cache)
+
+    def _look(
+        self, probe: Probe | None, plain: Decoder | None, base: Any, rounded: Rounded | None, weights_change: bool
+    ) -> None:
+        """Go back to the plain pass where the faster one answers otherwise."""
         if probe is None or not isinstance(self.decoder, LeanDecoder):
             return
         if found := probe.difference(self, ALLOWED_ROUNDED if rounded else None):

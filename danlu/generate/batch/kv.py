@@ -37,6 +37,7 @@ class KVShape:
         widths: of each list of keys and values; most models have one a layer.
         states: what each row carries, whatever its length.
         must_be_clean: places that hold nothing yet are multiplied by zero, and have to be numbers.
+        computed: what keys and values are computed with, where they are held in 8 bits (eight_bit.py).
     """
 
     widths: tuple[Width, ...]
@@ -44,6 +45,7 @@ class KVShape:
     device: torch.device
     states: tuple[StateShape, ...] = ()
     must_be_clean: bool = True
+    computed: torch.dtype | None = None
 
     @property
     def token_bytes(self) -> int:
