@@ -94,6 +94,8 @@ def readers_of(block: nn.Module, layers: Sequence[Layer], run: Callable[[], Tens
             hook.remove()
     groups = [one for one in found.values() if one.layers]
     for one in groups:
+        if one.norm is not None and one.norm.weight.shape[0] != one.layers[0].weight.shape[1]:  # a norm of each head
+            one.norm = None
         _find_maker(block, one, layers)
         one.part = _part(block, one.layers) if len(one.layers) > 1 else None
     return groups
