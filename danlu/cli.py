@@ -40,6 +40,7 @@ _COMMANDS = {
     "chat": "Talk with a model.",
     "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
+    "quantize": "Write a model in few bits, compared with the original.",
     "export-adapter": "Write an adapter for another program: llama.cpp reads GGUF.",
     "export": "Write a model for another program: GGUF, or its codes in another format.",
     "models": "List the models known by name.",
@@ -48,6 +49,7 @@ _COMMANDS = {
 }
 _MODULES = {
     "running": ("run", "train", "merge", "export-adapter", "report"),
+    "quantizing": ("quantize",),
     "answering": ("generate", "chat", "serve"),
     "exporting": ("export",),
     "looking": ("models", "options"),

@@ -71,5 +71,10 @@ def _one_text(
     p, q = (engine.logits([*prompt, *answer])[len(prompt) - 1 : -1] for engine in (reference, other))
     if p.shape != q.shape:
         raise ParityError(f"vocabularies of {p.shape[-1]} and {q.shape[-1]} tokens", fix="compare forms of one model")
+    return of_logits(p, q), p.argmax(-1) == q.argmax(-1)
+
+
+def of_logits(p: Tensor, q: Tensor) -> Tensor:
+    """(positions,) float64: sum of p · (log p − log q), in nats, of (positions, vocabulary) logits."""
     log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1), p.argmax(-1) == q.argmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

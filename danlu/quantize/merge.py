@@ -144,7 +144,7 @@ def merge_checked(
         if chat_template is None:
             check_one_template(adapters)
     check_merge(base, options, device)
-    with claimed(out, say), _scratch(out) as folder:
+    with claimed(out, say), scratch(out) as folder:
         return _merge_into(out, folder, base, adapters, conversations, options, device, say, chat_template, loss)
 
 
@@ -163,7 +163,7 @@ def _merge_into(
     template = None if chat_template is None else template_text(chat_template)
     tokenizer = _tokenizer(base, adapters[0].directory, template)
     say(f"merging {_named(adapters)} into {base.name}")
-    chosen = list(conversations[: options.prompts]) or _prompts(tokenizer)
+    chosen = list(conversations[: options.prompts]) or own_prompts(tokenizer)
     read = partial(load_model, device=device, dtype=torch.float32)
     unverified = folder / "model"
     packing, onto = packing_of(adapters[0].directory), Choice("original", "")
@@ -175,7 +175,7 @@ def _merge_into(
     adapter = _as_one(adapters, model, folder / "sum")
     adapted = put_adapter(model, adapter)
     del model
-    with disk_faults(folder, "keeping logits"), _engine(adapted, tokenizer) as engine:
+    with disk_faults(folder, "keeping logits"), engine_around(adapted, tokenizer) as engine:
         asked = ask(engine, chosen, options.max_new_tokens, folder)
     del engine, adapted  # before the next one is read
     reason = "the dtype named" if options.dtype != "auto" else "the dtype of the base's files"
@@ -193,7 +193,7 @@ def _merge_into(
         release_memory()
         say(f"comparing adapter and merged model ({dtype}) on {len(chosen)} prompts, in float32")
         try:
-            with _engine(read(unverified), load_tokenizer(unverified)) as engine:
+            with engine_around(read(unverified), load_tokenizer(unverified)) as engine:
                 parity = compare(asked, engine, chosen, options.tolerance or TOLERANCE[dtype], options.max_new_tokens)
         except ParityError as error:
             if options.dtype != "auto" or dtype == torch.float32:
@@ -294,7 +294,7 @@ def _part(adapted: Any) -> None:
 
 
 @contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
+def scratch(out: Path) -> Iterator[Path]:
     """A folder beside `out`, gone afterwards; what a killed merge left of one as well."""
     folder = out.with_name(f".{out.name}.unverified")
     shutil.rmtree(folder, ignore_errors=True)
@@ -330,13 +330,13 @@ def _tokenizer(base: Path, adapter: Path, template: str | None) -> Any:
     return tokenizer
 
 
-def _prompts(tokenizer: Any) -> list[Sequence[Message] | str]:
+def own_prompts(tokenizer: Any) -> list[Sequence[Message] | str]:
     """What is asked where the caller has nothing; as raw text, to be continued, of a base without a template."""
     return list(PROMPTS) if tokenizer.chat_template else [str(messages[0]["content"]) for messages in PROMPTS]
 
 
 @contextmanager
-def _engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
+def engine_around(model: Any, tokenizer: Any) -> Iterator[Engine]:
     """An engine that ends with the block."""
     engine = Engine.around(model, Chat.of(tokenizer, model.generation_config))
     try:

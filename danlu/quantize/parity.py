@@ -1,9 +1,10 @@
 """The parity gate: two forms of one model must answer alike, or the first difference is an error.
 
-Used after a merge (and after quantizing, exporting, serving). Compares the ids of rendered prompts, the
-logits over prompt and answer, and greedy answers. Both models are given in the dtype in which they are to
-be compared; float32 leaves the least to rounding. They need not be in memory at once: what the first one
-says is kept in files until the second one is asked.
+Used after a merge, where all has to be equal, and after quantizing, where something is lost: then the divergence of
+the next token and the share of equal choices are held against what is allowed. Compares the ids of rendered prompts,
+the logits over prompt and answer, and greedy answers. Both models are given in the dtype in which they are to be
+compared; float32 leaves the least to rounding. They need not be in memory at once: what the first one says is kept in
+files until the second one is asked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from danlu.data.formats import Message
 from danlu.errors import ParityError
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
+from danlu.quantize.divergence import of_logits
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,31 @@ class Parity:
     reason: str = ""
     onto: str = ""
     chosen_by: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How near a form that has lost something is to the original.
+
+    Attributes:
+        prompts: number of prompts.
+        positions: tokens of prompts and of the original's greedy answers, at each of which the next one is compared.
+        mean_kl, largest_kl: divergence from the original at a position, in nats.
+        same_choice: share of positions at which both find the same token likeliest.
+        same_answers: share of the tokens of greedy answers up to the first difference of each.
+        allowed_kl: what `mean_kl` may be.
+    """
+
+    prompts: int
+    positions: int
+    mean_kl: float
+    largest_kl: float
+    same_choice: float
+    same_answers: float
+    allowed_kl: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,6 +157,69 @@ def compare(
                 fix="keep the merged model in float32 (merge.dtype=float32), or state a wider merge.tolerance",
             )
     return Parity(len(asked.prompts), sum(map(len, asked.answers)), largest, tolerance)
+
+
+@torch.inference_mode()
+def compare_lossy(
+    asked: Asked,
+    engine: Engine,
+    conversations: Sequence[Sequence[Message] | str],
+    *,
+    allowed_kl: float,
+    least_same: float,
+    max_new_tokens: int,
+) -> Closeness:
+    """A model that has lost something beside what the original said.
+
+    Args:
+        allowed_kl: mean divergence a position, in nats.
+        least_same: share of positions at which both have to find the same token likeliest.
+
+    Raises ParityError for prompts that are other ids, for logits that are no numbers, and past what is allowed.
+    """
+    for at, messages in enumerate(conversations):
+        _check_ids(at, asked.prompts[at], _prompt(engine, messages))
+    divergences, same = [], []
+    others = _answers(engine, asked.prompts, max_new_tokens)
+    for at, (prompt, one) in enumerate(zip(asked.prompts, asked.answers, strict=True)):
+        p, q = asked.logits(at), engine.logits([*prompt, *one]).float().cpu()
+        if p.shape != q.shape:
+            raise ParityError(
+                f"vocabularies of {p.shape[-1]} and {q.shape[-1]} tokens", fix="compare forms of one model"
+            )
+        divergences.append(of_logits(p, q))
+        same.append(p.argmax(-1) == q.argmax(-1))
+    equal = sum(_first_difference(one, other) for one, other in zip(asked.answers, others, strict=True))
+    kl = torch.cat(divergences)
+    closeness = Closeness(
+        len(asked.prompts),
+        len(kl),
+        float(kl.mean()),
+        float(kl.max()),
+        float(torch.cat(same).float().mean()),
+        equal / max(1, sum(map(len, asked.answers))),
+        allowed_kl,
+    )
+    _refuse_far(closeness, least_same)
+    return closeness
+
+
+def _refuse_far(closeness: Closeness, least_same: float) -> None:
+    fix = "take more bits, smaller groups or another method; where much may be lost, say so with max_kl and least_same"
+    if not closeness.mean_kl <= closeness.allowed_kl:  # nan is past everything
+        raise ParityError(
+            f"the next token's distribution is {closeness.mean_kl:.3g} nats from the original's, in the mean of "
+            f"{closeness.positions} positions",
+            allowed=f"at most {closeness.allowed_kl:g}",
+            fix=fix,
+        )
+    if closeness.same_choice < least_same:
+        raise ParityError(
+            f"original and result find the same token likeliest at {closeness.same_choice:.1%} of "
+            f"{closeness.positions} positions",
+            allowed=f"at least {least_same:.1%}",
+            fix=fix,
+        )
 
 
 def _answers(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Sequence[int]]:

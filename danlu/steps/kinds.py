@@ -9,6 +9,7 @@ from danlu.steps.merge import MERGE
 from danlu.steps.ppo import PPO
 from danlu.steps.pretrain import PRETRAIN
 from danlu.steps.prove import PROVE
+from danlu.steps.quantize import QUANTIZE
 from danlu.steps.reward import REWARD
 from danlu.steps.sft import SFT
 from danlu.steps.step import Kind
@@ -21,4 +22,5 @@ KINDS: dict[str, Kind[Any]] = {
     "ppo": PPO,
     "prove": PROVE,
     "merge": MERGE,
+    "quantize": QUANTIZE,
 }

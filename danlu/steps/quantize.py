@@ -1,0 +1,68 @@
+"""A step that writes a model in few bits, through the gate of quantize/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from danlu.config import PathText
+from danlu.data.source import read_conversations
+from danlu.device import read_device
+from danlu.errors import DataError
+from danlu.fingerprint import of_path
+from danlu.hub import cache_directory, resolve
+from danlu.journal import Journal
+from danlu.quantize.driver import check_quantizable, quantize
+from danlu.quantize.options import QuantizeOptions
+from danlu.steps.directory import opened
+from danlu.steps.merge import asked_of
+from danlu.steps.step import Kind, Place, Product, Show, StepOptions
+
+
+class QuantizeStep(QuantizeOptions, StepOptions):
+    """The model of a step before, in few bits."""
+
+    prompts_path: PathText | None = Field(
+        None, description="data file whose conversations are asked; a few general questions otherwise"
+    )
+
+
+def _inputs(options: QuantizeStep, place: Place) -> dict[str, str]:
+    paths = [path for path in (options.calibration, options.prompts_path) if path is not None]
+    for path in paths:
+        if not Path(path).exists():
+            raise DataError(f"no such file: {path}", fix="check the path")
+    return {path: of_path(Path(path)) for path in paths}
+
+
+def _leaves(options: QuantizeStep, place: Place, start: Product) -> Product:
+    return Product(str(Journal(place.directory).model))
+
+
+def _check(options: QuantizeStep, place: Place, start: Product, is_made: bool) -> None:
+    _asked(options)
+    if is_made:
+        check_quantizable(_source(start), Journal(place.directory).model, options, read_device())
+
+
+def _asked(options: QuantizeStep) -> list[tuple[dict[str, object], ...]]:
+    return [] if options.prompts_path is None else asked_of(read_conversations(Path(options.prompts_path)))
+
+
+def _run(options: QuantizeStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
+    with opened(place, options, show, go_on) as journal:
+        made = quantize(_source(start), journal.model, options, read_device(), show.say, _asked(options))
+        for said in made.said:
+            journal.event("rounded plainly", said)
+        journal.result("closeness", made.closeness.to_dict())
+        journal.event(
+            "quantized", f"{made.method} in {made.bits} bits", format=made.format, layers=made.layers, bytes=made.bytes
+        )
+
+
+def _source(start: Product) -> Path:
+    return resolve(start.model, cache=cache_directory(), accept_licence=start.accept_licence)
+
+
+QUANTIZE = Kind(QuantizeStep, needs_adapter=False, inputs=_inputs, leaves=_leaves, check=_check, run=_run)
