@@ -412,6 +412,7 @@ CHINESE = {
     "next": "建议",
     "{place} nearly repeats {earlier} ({alike})": "{place} 与 {earlier} 近似重复（{alike}）",
     # -- what a training takes, before it
+    "its files are quantized ({form}); counted as they are held": "模型文件是量化的（{form}）；按量化后的大小计算",
     "its files are quantized ({form}); counted here in {dtype}": "模型文件是量化的（{form}）；这里按 {dtype} 计算",
     "keys and values as transformers keeps them; as their latent alone {size}": (
         "KV 按 transformers 的方式保存；只保存 MLA 的潜变量时为 {size}"

@@ -164,7 +164,9 @@ def _show(job: Job, found: Memory) -> None:
     say(said("{model}: {all} weights ({parts})", model=shape.name, all=f"{shape.parameters:,}", parts=counts))
     if shape.experts is not None:
         say(said("a token passes {active} of them; all are held", active=f"{shape.active:,}"))
-    if shape.quantized and job.stored is None:
+    if job.stays_quantized:
+        say(said("its files are quantized ({form}); counted as they are held", form=shape.quantized))
+    elif shape.quantized and job.stored is None:
         say(said("its files are quantized ({form}); counted here in {dtype}", form=shape.quantized, dtype=job.dtype))
     say(said("the notes' rule, 2 bytes a weight: {size}", size=size_in_words(int(rule_of_notes(shape)))))
     table.add_column(said("part"), no_wrap=True)

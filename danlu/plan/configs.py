@@ -15,7 +15,7 @@ def shape_from(config: Config, name: str) -> Shape:
 
     Raises ModelError for a kind that is not known, and for numbers that are missing.
     """
-    quantized = _quantized(config)
+    quantized, held = _quantized(config), _held(config)
     config = config.get("text_config") or config
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -28,7 +28,7 @@ def shape_from(config: Config, name: str) -> Shape:
         shape = (_gpt2 if kind == GPT2 else _shape)(_read(kind, config), KINDS[kind], name)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise ModelError(f"{name}: its configuration lacks a number, or has none: {error}") from error
-    return replace(shape, quantized=quantized)
+    return replace(shape, quantized=quantized, held=held)
 
 
 def _quantized(config: Config) -> str:
@@ -39,6 +39,20 @@ def _quantized(config: Config) -> str:
     bits = said.get("bits") or said.get("w_bit") or (4 if said.get("load_in_4bit") else None)
     method = str(said.get("quant_method") or "an unnamed method")
     return method if bits is None else f"{method}, {bits} bit"
+
+
+def _held(config: Config) -> float:
+    """Bytes of a weight that stays in few bits: two in a byte up to 4 bits, scale and zero of its group in float32."""
+    said = config.get("quantization_config")
+    if not isinstance(said, dict) or said.get("quant_method") not in ("awq", "gptq", "compressed-tensors"):
+        return 0
+    groups = said.get("config_groups") or {"": {"weights": said}}
+    found = (next(iter(groups.values())) or {}).get("weights") or {}
+    bits = found.get("num_bits") or found.get("bits") or found.get("w_bit")
+    size = found.get("group_size") or found.get("q_group_size") or -1
+    if not isinstance(bits, int) or found.get("type", "int") != "int":
+        return 0
+    return (0.5 if bits <= 4 else 1) + (8 / size if isinstance(size, int) and size > 0 else 0)
 
 
 def _read(kind: str, config: Config) -> Config:

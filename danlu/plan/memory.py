@@ -105,6 +105,11 @@ class Job:
         return self.stored or ("nf4-dq" if self.method == "qlora" else self.dtype)
 
     @property
+    def stays_quantized(self) -> bool:
+        """Whether files in few bits are answered with as they are."""
+        return self.method == "inference" and self.stored is None and self.shape.held > 0
+
+    @property
     def lora(self) -> LoraCount | None:
         if self.method not in ("lora", "qlora"):
             return None
@@ -189,8 +194,9 @@ def _of(share: str) -> tuple[tuple[str, str], ...]:
 
 def _weights(job: Job) -> list[Part]:
     """The weights, as they are stored. The notes' rule is the sum for 16 bits."""
-    shape, number, frozen = job.shape, job.number, STORED[job.frozen]
-    if job.method == "full" or job.frozen == job.dtype:
+    shape, number = job.shape, job.number
+    frozen = shape.held if job.stays_quantized else STORED[job.frozen]
+    if job.method == "full" or (job.frozen == job.dtype and not job.stays_quantized):
         return [Part("weights", shape.parameters * number, "{bytes} bytes a weight", (("bytes", f"{number:g}"),))]
     engines = job.frozen in ("int8", "int4")
     matrices = shape.linear + shape.expert_parameters if engines else shape.linear
@@ -379,10 +385,10 @@ def _widest(shape: Shape) -> int:
 
 
 def _dequantized(job: Job) -> list[Part]:
-    if job.frozen not in ("nf4", "nf4-dq") or job.method == "full":
+    if job.method == "full" or not (job.stays_quantized or job.frozen in ("nf4", "nf4-dq")):
         return []
     largest = max(layer.inside * layer.outside for layer in job.shape.layers)
-    copies = job.program.quantized_heads * job.shape.head.parameters
+    copies = 0 if job.stays_quantized else job.program.quantized_heads * job.shape.head.parameters
     return [Part("dequantized", (largest + copies) * job.number, "the largest layer, as it is computed with")]
 
 

@@ -110,6 +110,7 @@ class Shape:
         attention: how tokens look at each other.
         takes_kernels: whether its norms and activations are those that fast kernels have.
         quantized: how its configuration says that its files are quantized; nothing where they are not.
+        held: bytes of a weight of its linear layers, where they stay in few bits when the files are read; else 0.
         experts: where a token takes some of many feed-forward parts; no adapter reaches them.
     """
 
@@ -127,6 +128,7 @@ class Shape:
     experts: Experts | None = None
     takes_kernels: bool = True
     quantized: str = ""
+    held: float = 0
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ from ggufs import make_model
 from quantizing import change, make_quantized, make_whole, rounded, write
 from rounding import assert_same_model, of_sums
 from safetensors.torch import load_file
+from wholes import make_tiny_whole
 
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError
@@ -172,6 +173,27 @@ def test_an_adapter_is_folded_into_what_the_codes_say(model, tmp_path):
     assert "quantization_config" not in config
     other = put_adapter(read(whole), adapter)
     assert_same_model(logits(merged), logits(other), merged.config)
+
+
+def test_the_language_part_of_more_than_text_is_read(tmp_path):
+    make_tiny_whole(tmp_path / "model", "mistral3", tie_word_embeddings=False)
+    scheme, tensors = Scheme(4, 16), {}
+    whole = load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in whole.items():
+        if "language_model" in name and name.endswith("_proj.weight"):
+            found = rounded(weight, scheme)
+            tensors |= FORMATS["pack-quantized"].tensors(name.removesuffix(".weight"), found, scheme)
+            whole[name] = found.weight()
+        else:
+            tensors[name] = weight
+    assert len(tensors) > len(whole)
+    said = FORMATS["pack-quantized"].config(scheme, ["re:.*vision.*", "lm_head"])
+    few = read(write(tmp_path / "model", tmp_path / "few", tensors, said, 1))
+    assert grouped_layers(few)
+    other = read(write(tmp_path / "model", tmp_path / "whole", whole, None, 1))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert_same_model(few(ids).logits, other(ids).logits, other.config)
 
 
 @pytest.mark.parametrize("lost", ["", "model.layers.0.mlp.experts.2.up_proj.qweight"])

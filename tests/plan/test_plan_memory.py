@@ -306,6 +306,41 @@ def test_files_that_are_quantized_are_not_taken_for_16_bits_in_silence(tmp_path,
     assert "its files are quantized" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("said", "each"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 0.5 + 8 / 128),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 1),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 3, "group_size": 32, "type": "int"}}},
+            },
+            0.5 + 8 / 32,
+        ),
+    ],
+)
+def test_weights_in_few_bits_are_counted_as_they_are_held(said, each):
+    config = {**PRESETS["llama-2-7b"], "quantization_config": said}
+    job = Job(shape_from(config, "x"), "inference", dtype="bfloat16")
+    parts = {part.name: part.bytes for part in estimate(job).parts}
+    # 32 blocks of 4 * 4096^2 + 3 * 4096 * 11008 weights; embedding, head and norms in 2 bytes each.
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert parts["linear layers"] == pytest.approx(linear * each)
+    assert parts["other weights"] == 2 * (2 * 32000 * 4096 + 65 * 4096)
+    assert parts["dequantized"] == 2 * 4096 * 11008  # the largest layer, while a prompt is read
+    assert {part.name for part in estimate(replace(job, stored="int8")).parts} >= {"linear layers"}
+
+
+def test_files_in_few_bits_are_told(tmp_path, capsys):
+    config = {**PRESETS["llama-2-7b"], "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert call(["plan", "memory", str(tmp_path), "--method", "inference"]) == 0
+    assert "its files are quantized (awq, 4 bit); counted as they are held" in capsys.readouterr().out
+    assert call(["plan", "memory", str(tmp_path), "--method", "lora"]) == 0
+    assert "counted here in bfloat16" in capsys.readouterr().out
+
+
 def test_what_fits_is_told(capsys):
     assert call(["plan", "fit", "--gpu", "24GB", "--model", "Qwen2.5-7B"]) == 0
     assert "the largest that fits: LoRA, checkpointing" in capsys.readouterr().out

@@ -174,6 +174,19 @@ def test_a_way_of_cutting_words_without_a_name_is_refused(tmp_path):
         tokens_of(make_tokenizer(), 300)
 
 
+def test_rows_without_a_token_are_marked(tmp_path):
+    """Models are often wider than their tokenizers, so that widths divide."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(vocab_size=352, **CASES["llama"][2])).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "it.gguf", "auto", print)
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "it.gguf").fields.items()}
+    assert len(fields["tokenizer.ggml.tokens"]) == 352
+    assert fields["tokenizer.ggml.tokens"][-1] == "[PAD351]"
+    assert fields["tokenizer.ggml.token_type"][-1] == 5
+
+
 def test_the_file_says_tokens_and_template(tmp_path):
     saved("llama", tmp_path / "model")
     write_gguf(tmp_path / "model", tmp_path / "it.gguf", "auto", print)
