@@ -35,7 +35,7 @@ INNER = {
     "track": ["event_files", "trackers", "tracking"],
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
-    "recall": ["embed", "rows", "rowset", "disk", "files", "manifest"],
+    "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns"],
     "steps": ["step", "directory", "prove", "merge", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip
