@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from danlu.recall.columns import encoding, forms, stored
 from danlu.recall.columns.asked import AllOf, Known, Like, OneOf, Range
 from danlu.recall.columns.forms import AT_LEAST, DIGITS, EACH, SLICES, Index
-from danlu.recall.columns.ids import Ids, twice
+from danlu.recall.columns.ids import Ids, again
 from danlu.recall.columns.texts import Texts
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
@@ -251,14 +251,16 @@ def test_text_ids_are_found_even_where_their_numbers_meet(ids, others):
                 patch.setattr("danlu.recall.columns.ids.keys_of", lambda texts: np.zeros(len(texts), np.uint64))
             found = made.find(as_texts(wanted), column)
             assert found.tolist() == [last.get(one, -1) for one in wanted]
-            assert set(twice(column, made).tolist()) == set(range(len(ids))) - set(last.values())
+            earlier, later = again(column, made)
+            assert set(earlier.tolist()) == set(range(len(ids))) - set(last.values())
+            assert set(later.tolist()) == {at for at, one in enumerate(ids) if one in ids[:at]}
 
 
 def test_whole_ids_are_found_with_their_rows():
     column = encoding.plain_numbers(np.array([5, -3, 2**63 - 1, 5, 0]), np.ones(5, bool))
     ids = Ids.of(column)
     assert ids.find(np.array([5, 4, -3, 2**63 - 1, 0, -(2**63)]), column).tolist() == [3, -1, 1, 2, 4, -1]
-    assert twice(column, ids).tolist() == [0]
+    assert [some.tolist() for some in again(column, ids)] == [[0], [3]]
     nothing = encoding.plain_numbers(np.empty(0, np.int64), np.empty(0, bool))
     assert Ids.of(nothing).find(np.array([5]), nothing).tolist() == [-1]
 

@@ -21,7 +21,8 @@ IdColumn = PlainNumbers | PlainTexts
 @dataclass(frozen=True)
 class Ids:
     """Attributes:
-    keys: int64 or (of texts) uint64, in order. rows: uint32, the row of each.
+    keys: int64 or (of texts) uint64, in order. rows: uint32, the row of each. Rows that were deleted before the
+        segment was written are left out, so that no id stands twice.
     """
 
     keys: Array
@@ -33,6 +34,11 @@ class Ids:
         order = np.argsort(keys, kind="stable")
         return cls(keys[order], order.astype(np.uint32))
 
+    def only(self, rows: Array) -> Ids:
+        """Those of some rows, given as one flag a row."""
+        kept = rows[self.rows]
+        return Ids(self.keys[kept], self.rows[kept])
+
     def write(self, writer: ArrayWriter) -> None:
         writer.add("keys", self.keys)
         writer.add("rows", self.rows)
@@ -40,8 +46,8 @@ class Ids:
     @classmethod
     def read(cls, file: ArrayFile, rows: int) -> Ids:
         keys, places = file["keys"], file["rows"]
-        if not len(keys) == len(places) == rows:
-            raise Damaged(f"{file.name}: it is of {len(keys)} rows instead of {rows}")
+        if len(keys) != len(places) or len(keys) > rows:
+            raise Damaged(f"{file.name}: its arrays do not fit together")
         return cls(keys, places)
 
     def find(self, wanted: Array | Texts, column: IdColumn) -> Array:
@@ -80,18 +86,19 @@ def keys_of(ids: Array | Texts) -> Array:
     return ids
 
 
-def twice(column: IdColumn, ids: Ids) -> Array:
-    """Rows whose id a later row has as well."""
+def again(column: IdColumn, ids: Ids) -> tuple[Array, Array]:
+    """(rows whose id a later row has as well, rows whose id an earlier row had), both int64."""
     same = np.flatnonzero(ids.keys[:-1] == ids.keys[1:])
     if isinstance(column, PlainNumbers):
-        return ids.rows[same].astype(np.int64)
-    found = []
-    for key in np.unique(ids.keys[same]).tolist():
-        start, stop = (int(np.searchsorted(ids.keys, np.uint64(key), side=side)) for side in ("left", "right"))
+        return ids.rows[same].astype(np.int64), ids.rows[same + 1].astype(np.int64)
+    earlier, later = [], []
+    for key in np.unique(ids.keys[same]):
+        start, stop = (int(np.searchsorted(ids.keys, key, side=side)) for side in ("left", "right"))
         last: dict[bytes, int] = {}
         for row in ids.rows[start:stop].tolist():
             text = column.texts.encoded(row)
             if text in last:
-                found.append(last[text])
+                earlier.append(last[text])
+                later.append(row)
             last[text] = row
-    return np.array(sorted(found), np.int64)
+    return np.array(sorted(earlier), np.int64), np.array(sorted(later), np.int64)

@@ -46,6 +46,9 @@ class Column(Protocol):
     def use(self, index: Callable[[], Index]) -> None:
         """Where the index is had from, when it is needed."""
 
+    def probe(self) -> None:
+        """Have the index now."""
+
     def passing(self, test: Test, negated: bool) -> Tree:
         """The rows that pass the test; negated, those that fail it. Null neither passes nor fails, save for Known."""
 
@@ -60,6 +63,9 @@ class _Base:
 
     def use(self, index: Callable[[], Index]) -> None:
         self._index = index
+
+    def probe(self) -> None:
+        _ = self.index
 
     @cached_property
     def index(self) -> Index:
