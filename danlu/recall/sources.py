@@ -292,7 +292,10 @@ def _csv(path: Path, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatc
         path,
         read_options=csv.ReadOptions(block_size=_BLOCK_BYTES),
         parse_options=csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict(types)),
+        # Nothing between two commas is null, "" is a text of no length, and NA may be Namibia.
+        convert_options=csv.ConvertOptions(
+            column_types=dict(types), null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
     ) as reader:
         yield from reader
 

@@ -210,8 +210,6 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
     made = Collection.build(tmp_path / "c", path, options)
     for row in rows:
         row["seen"] = row["seen"] and row["seen"].replace(tzinfo=UTC)
-    if ending == ".csv":
-        rows[2]["interests"] = []  # nothing between two commas
     names = list(rows[0])
     assert made.table(made.everything(), names).to_pylist() == rows
     assert {column.name: column.kind for column in made.columns} == {
@@ -253,6 +251,13 @@ def test_sources_that_cannot_be_read_are_said_and_leave_nothing(tmp_path, what):
     with pytest.raises(DanluError, match=seen):
         Collection.build(tmp_path / "c", given, BuildOptions(id="id"))
     assert not (tmp_path / "c").exists()
+
+
+def test_of_a_csv_file_nothing_is_null_and_na_is_a_text(tmp_path):
+    (tmp_path / "a.csv").write_text('id,country,age\n1,NA,\n2,,7\n3,"",8\n4,null,9\n')
+    made = Collection.build(tmp_path / "c", tmp_path / "a.csv", BuildOptions(id="id"))
+    assert made.table(made.everything(), ["country"]).column(0).to_pylist() == ["NA", None, "", "null"]
+    assert made.count("age is null") == 1
 
 
 DRIFTED = {
