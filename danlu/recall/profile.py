@@ -115,13 +115,17 @@ def _different(stored: StoredColumn) -> int:
 
 def _of_segment(column: Column, stored: StoredColumn, bits: Bits) -> tuple[Array, Callable[[int], Any]]:
     """Rows of the set with each value, and what the value of a place is."""
+    is_whole = bits.count == bits.rows  # counted when it was written
     if isinstance(stored, TagLists):
+        if is_whole:
+            return stored.index.sets.counts, stored.dictionary.texts.__getitem__
         sets = [stored.index.sets[at] for at in range(len(stored.dictionary))]
         counts = counted([Question(bits.rows, And((bits, one))) for one in sets])
         return np.array(counts, np.int64), stored.dictionary.texts.__getitem__
     assert isinstance(stored, (CodedNumbers, CodedWords))
-    counts_of_codes = np.zeros(len(stored.histogram), np.int64)
-    kernels().histogram(bits, stored.codes, counts_of_codes, 0, shards_of(bits.rows))
+    counts_of_codes = stored.histogram if is_whole else np.zeros(len(stored.histogram), np.int64)
+    if not is_whole:
+        kernels().histogram(bits, stored.codes, counts_of_codes, 0, shards_of(bits.rows))
     if isinstance(stored, CodedWords):
         return counts_of_codes[1:], stored.dictionary.texts.__getitem__
     values = stored.values

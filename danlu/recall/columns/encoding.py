@@ -93,7 +93,9 @@ def tags(starts: Array, codes: Array, texts: Sequence[bytes], mask: Array) -> Ta
     """
     dictionary, renamed = _in_order(texts)
     rows = np.repeat(np.arange(len(mask)), np.diff(starts))
-    together = np.unique(rows * (len(texts) + 1) + renamed[codes])  # each tag of a row once, in order
+    together = rows * (len(texts) + 1) + renamed[codes]
+    together.sort(kind="stable")  # rows are in order already
+    together = together[np.diff(together, prepend=-1) != 0]  # each tag of a row once
     rows, codes = np.divmod(together, len(texts) + 1)
     starts = np.searchsorted(rows, np.arange(len(mask) + 1))
     return TagLists(known_rows(mask), starts, codes.astype(np.uint32), dictionary)
