@@ -22,7 +22,7 @@ from danlu.recall.columns.sets import Sets
 from danlu.recall.columns.stored import Column as StoredColumn
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayWriter
-from danlu.recall.manifest import Column, Segment, StoredFile
+from danlu.recall.manifest import IDS, Column, Segment, StoredFile, column_file, index_file
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.sources import ROW, Batch
 
@@ -204,17 +204,6 @@ _GATHERERS: dict[str, type[_Values]] = {"word": _Words, "tags": _Tags, "text": _
 
 
 # -- on the disk ------------------------------------------------------------------------------------------
-
-
-def column_file(at: int) -> str:
-    return f"col-{at}"
-
-
-def index_file(at: int) -> str:
-    return f"idx-{at}"
-
-
-IDS = "ids"
 
 
 def write_segment(

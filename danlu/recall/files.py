@@ -130,6 +130,9 @@ class ArrayFile:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    def get(self, name: str) -> Array | None:
+        return self._arrays.get(name)
+
     def damage(self) -> str:
         """What is wrong with the arrays, which are read for it; empty if nothing is."""
         blocks = range(0, self._bytes, _BLOCK)

@@ -29,6 +29,18 @@ _TEMPORARY = re.compile(r"\.manifest-[0-9a-f]{16}")
 Kind = Literal["integer", "real", "boolean", "date", "time", "word", "tags", "text"]
 
 
+# Files of a segment: ids -> rows; and of each column its values and its index.
+IDS = "ids"
+
+
+def column_file(at: int) -> str:
+    return f"col-{at}"
+
+
+def index_file(at: int) -> str:
+    return f"idx-{at}"
+
+
 class Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

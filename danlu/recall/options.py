@@ -27,7 +27,7 @@ class BuildOptions(Options):
     columns: tuple[str, ...] | None = Field(None, description="the columns to take; all without it")
     separator: str = Field(",", min_length=1, description="what stands between tags that are one text")
     bytes_per_row: float = Field(
-        8.0,
+        20.0,
         ge=0,
         description="what the indexes of one column may take, in bytes a row; 0 has columns scanned instead",
     )

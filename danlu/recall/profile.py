@@ -45,7 +45,8 @@ class Attribute:
     """Attributes:
     known: rows of the set with a value, nulls left out; of tags, with a list, empty or not.
     known_of_all: the same among all live rows.
-    shares: the values, those with most rows in the set first; ranges in their order. Of tags a row may have several.
+    shares: the values, those with most rows in the set first; ranges in their order. Of tags a row may have several;
+        where there are very many different ones, the most frequent are counted.
     """
 
     name: str
@@ -108,7 +109,7 @@ def _counts(column: Column, stored: Sequence[StoredColumn], sets: Sequence[Bits]
 
 
 def _different(stored: StoredColumn) -> int:
-    if isinstance(stored, (CodedWords, TagLists)):
+    if isinstance(stored, CodedWords):
         return len(stored.dictionary)
     return len(stored.values) if isinstance(stored, CodedNumbers) else 0
 
@@ -117,11 +118,11 @@ def _of_segment(column: Column, stored: StoredColumn, bits: Bits) -> tuple[Array
     """Rows of the set with each value, and what the value of a place is."""
     is_whole = bits.count == bits.rows  # counted when it was written
     if isinstance(stored, TagLists):
-        if is_whole:
-            return stored.index.sets.counts, stored.dictionary.texts.__getitem__
-        sets = [stored.index.sets[at] for at in range(len(stored.dictionary))]
-        counts = counted([Question(bits.rows, And((bits, one))) for one in sets])
-        return np.array(counts, np.int64), stored.dictionary.texts.__getitem__
+        sets, which = stored.index.sets, stored.index.which
+        assert which is not None
+        asked = [] if is_whole else [Question(bits.rows, And((bits, sets[at]))) for at in range(len(sets))]
+        counts = sets.counts if is_whole else np.array(counted(asked), np.int64)
+        return counts, lambda at: stored.dictionary.texts[int(which[at]) - 1]
     assert isinstance(stored, (CodedNumbers, CodedWords))
     counts_of_codes = stored.histogram if is_whole else np.zeros(len(stored.histogram), np.int64)
     if not is_whole:

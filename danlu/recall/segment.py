@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from danlu.recall.building import IDS, column_file, index_file
 from danlu.recall.columns import encoding
 from danlu.recall.columns.asked import OneOf, Value
 from danlu.recall.columns.forms import Index
@@ -23,7 +22,7 @@ from danlu.recall.columns.stored import PlainNumbers, member
 from danlu.recall.columns.texts import Texts
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, Damaged
-from danlu.recall.manifest import Column, Segment
+from danlu.recall.manifest import IDS, Column, Segment, column_file, index_file
 from danlu.recall.rows.bits import FULL, Array, Bits
 from danlu.recall.rows.tree import And, Not, Tree
 from danlu.recall.where import Atom

@@ -108,7 +108,7 @@ class _Reader:
         name, arguments = str(node.this).lower(), node.expressions
         if name == "audience":
             return self._audience(node, negated)
-        if name not in ("has_any", "has_all", "has_none") or not arguments:
+        if name not in ("has_any", "has_all", "has_none") or len(arguments) < 2:
             raise _wrong(node, f"{_sql(node)} is not understood", fix=nearest(name, ("has_any", "has_all", "has_none")))
         at, column = self._column(arguments[0])
         if column.kind != "tags":
@@ -210,7 +210,8 @@ class _Reader:
         from sqlglot import exp
 
         if not isinstance(node, exp.Column):
-            raise _wrong(node, f"{_sql(node)} is no column", allowed="column = value, and the like")
+            fix = "a column's name with blanks or signs in it stands in double quotes"
+            raise _wrong(node, f"{_sql(node)} is no column", allowed="column = value, and the like", fix=fix)
         name = node.name
         if node.args.get("table"):
             whole = node.sql().replace('"', "")
@@ -220,7 +221,10 @@ class _Reader:
         at = self._places.get(name)
         if at is None:
             alike = [place for known, place in self._places.items() if known.casefold() == name.casefold()]
-            if len(alike) != 1:
+            if len(alike) > 1:
+                both = " and ".join(known for known in self._places if known.casefold() == name.casefold())
+                raise _wrong(node, f"there is no column {name!r}, but {both}", fix="write it as it is")
+            if not alike:
                 fix = nearest(name, self._places) or f"text stands in single quotes: '{name}'"
                 raise _wrong(node, f"there is no column {name!r}", allowed=", ".join(self._places), fix=fix)
             (at,) = alike

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -374,7 +375,7 @@ def test_neither_torch_nor_transformers_is_imported(built):
     code = (
         "import sys, danlu.recall; from danlu.recall import Collection\n"
         f"c = Collection.open({str(built.path)!r}); print(c.count(\"sex = 'F' and age > 25\"))\n"
-        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'peft', 'pyarrow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{built.count(chr(39).join(['sex = ', 'F', ' and age > 25']))}\n[]\n"
@@ -521,6 +522,22 @@ def test_a_reader_goes_on_while_what_it_reads_is_merged_and_pruned(built):
     assert built.segments[0].stored.name not in os.listdir(built.path)
     assert held(built) == expected_rows
     assert built.count("interests = 'tea'") == len([row for row in people(200) if "tea" in (row["interests"] or [])])
+
+
+def test_many_readers_at_once_while_rows_are_added(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    given = pa.table({"id": np.arange(20_000), "a": np.arange(20_000) % 50})
+    made = Collection.build(tmp_path / "c", given, BuildOptions(id="id"))
+
+    def read(seed):
+        return [made.count(f"a >= {at} and a < {seed}") for at in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(read, seed) for seed in range(64)]
+        for at in range(3):
+            made.append(pa.table({"id": [30_000 + at], "a": [1]}))
+        for seed, answer in enumerate(answers):
+            assert answer.result() == [400 * max(0, min(seed, 50) - at) for at in range(20)]
 
 
 def test_a_reader_that_comes_while_it_is_pruned_looks_again(built, monkeypatch):

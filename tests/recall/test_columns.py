@@ -212,6 +212,21 @@ def test_tags_pass_any_all_and_none(tmp_path):
     assert taken[5] == ["rare", "yoga"]  # once each
 
 
+def test_rare_tags_among_very_many_are_found_without_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(forms, "MOST_SETS", 3)
+    rows = [[at % 7, 7 + at % 2, *([9] if at == 50 else [])] for at in range(100)]
+    names = [f"tag {at}" for at in range(10)]
+    starts = np.cumsum([0, *map(len, rows)])
+    flat = np.array([tag + 1 for row in rows for tag in row])
+    made = encoding.tags(starts, flat, [name.encode() for name in names], np.ones(100, bool))
+    again = reread(made, tmp_path, 100)
+    for column in (with_index(made), again):
+        assert column.index.which.tolist() == [1, 8, 9]  # tag 0 has 15 rows, as tag 1 has, 7 and 8 have 50
+        for tag in range(10):
+            assert rows_of(column, OneOf((f"tag {tag}",))) == [at for at, row in enumerate(rows) if tag in row]
+    assert rows_of(again, AllOf(("tag 9", "tag 1"))) == [50]
+
+
 def test_columns_of_no_rows_and_of_nulls_alone(tmp_path):
     for size in (0, 3):
         none = np.zeros(size, bool)

@@ -132,7 +132,7 @@ def test_a_count_imports_neither_torch_nor_transformers(built):
     code = (
         "import sys; from danlu.cli import call\n"
         f"assert call(['recall', 'query', {str(built)!r}, {WOMEN!r}, '--count']) == 0\n"
-        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'peft', 'pyarrow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{len(CHOSEN)}\n[]\n"

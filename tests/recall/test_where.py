@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from people import CITIES, OPTIONS, TAGS, people, sqlite, table
 
 from danlu.errors import ConfigError
-from danlu.recall import Collection
+from danlu.recall import BuildOptions, Collection
 from danlu.recall.where import EVERYTHING, NOTHING, parse
 
 ROWS = people(700)
@@ -149,6 +150,7 @@ ERRORS = {
     "has_any(age, 1)": "has_any asks for tags; age is of kind integer",
     "has_some(interests, 'a')": "did you mean 'has_",
     "has_any()": "not understood",
+    "has_any(interests)": "not understood",
     "exists(select 1)": "not understood",
     "people.age > 3": "has a point in it",
     "age > 25 and": "line 1, character",
@@ -180,6 +182,40 @@ def test_what_is_wrong_is_said_with_its_place(asked, text):
 def test_an_unknown_column_names_the_nearest(asked):
     with pytest.raises(ConfigError, match="did you mean 'registered'"):
         asked[0].where("registred > '2020-01-01'")
+
+
+NAMES = ["PartyAbbrev", "Vorgangs-NR", "a.b", "with blank", "age", "Age", "order", "select", 'q"uote', "年 龄", "it's"]
+
+
+def test_columns_of_any_name_are_asked(tmp_path):
+    made = Collection.build(tmp_path / "c", pa.table({name: [at, -1] for at, name in enumerate(NAMES)}))
+    for at, name in enumerate(NAMES):
+        quoted_name = '"' + name.replace('"', '""') + '"'
+        assert made.count(f"{quoted_name} = {at}") == 1, name
+    for plain, place in (("PartyAbbrev", 0), ("partyabbrev", 0), ("age", 4), ("Age", 5), ("order", 6)):
+        assert made.count(f"{plain} = {place}") == 1
+    for clause, seen in {
+        "AGE = 4": "there is no column 'AGE', but age and Age",
+        "Vorgangs-NR = 1": "stands in double quotes",
+        "a.b = 2": 'write "a.b" in double quotes',
+        "select = 7": "in double ones",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(seen)):
+            made.count(clause)
+
+
+@pytest.mark.parametrize("bytes_per_row", [0.0, 1.0, 20.0, 100.0])
+def test_null_stays_out_where_every_value_passes_or_none_does(tmp_path, bytes_per_row):
+    """Shortcuts for what all values pass are where null slips in."""
+    given = {"n": [1, None, 2], "w": ["a", None, "b"], "b": [True, None, False], "none": pa.nulls(3, pa.int64())}
+    made = Collection.build(tmp_path / "c", pa.table(given), BuildOptions(bytes_per_row=bytes_per_row))
+    for clause, count in {
+        "n <> 99": 2, "not (n = 99)": 2, "n <> 1": 1, "not n in (1, 2)": 0, "n != 0 or n < 5": 2, "n > -5": 2,
+        "n < -5": 0, "w <> 'x'": 2, "not w like '%'": 0, "w like '%'": 2, "not b": 1, "b or not b": 2,
+        "not (b and n = 2)": 2,
+        "none > 3": 0, "not none > 3": 0, "none is null": 3, "none is not null": 0, "n is null or n is not null": 3,
+    }.items():  # fmt: skip
+        assert made.count(clause) == len(made.where(clause)) == count, clause
 
 
 def test_clauses_that_are_too_much_are_refused(asked):

@@ -37,6 +37,8 @@ from danlu.recall.rows.tree import And, Codes, Not, Or, Tree
 EACH, AT_LEAST, DIGITS, SLICES = range(4)
 # Sets of one column at most: each is a row of tables that is looked at when a collection is opened.
 MOST_SETS = 4096
+# What a form for ranges may take of the budget; the rest is for single values.
+_OF_RANGES = 0.8
 # A scan computes more for a byte than a set does: measured by benchmarks/recall.py.
 _SCAN_WEIGHT = 4
 
@@ -50,14 +52,18 @@ class Index:
 
     Attributes:
         layout: form -> (place of its first set, how many, base of the digits).
+        which: of `each`, the codes that have a set, in order; None where all have.
     """
 
     sets: Sets
     layout: dict[int, tuple[int, int, int]]
+    which: Array | None = None
 
     def write(self, writer: ArrayWriter) -> None:
         self.sets.write(writer)
         writer.add("layout", np.array([[form, *place] for form, place in self.layout.items()], np.int64).reshape(-1, 4))
+        if self.which is not None:
+            writer.add("which", self.which)
 
     @classmethod
     def read(cls, file: ArrayFile, rows: int) -> Index:
@@ -65,7 +71,10 @@ class Index:
         layout = {int(form): (int(a), int(b), int(c)) for form, a, b, c in file["layout"]}
         if any(first + count > len(sets) for first, count, _ in layout.values()):
             raise Damaged(f"{file.name}: its sets of rows are not all there")
-        return cls(sets, layout)
+        which = file.get("which")
+        if which is not None and len(which) != len(sets):
+            raise Damaged(f"{file.name}: its sets of rows are not all there")
+        return cls(sets, layout, which)
 
 
 def build(codes: Array, histogram: Array, *, is_ordered: bool, bytes_per_row: float) -> Index:
@@ -78,7 +87,7 @@ def build(codes: Array, histogram: Array, *, is_ordered: bool, bytes_per_row: fl
     rows, n = len(codes), len(histogram) - 1
     left, made = bytes_per_row * rows, []
     if rows and n and is_ordered:
-        fitting = [form for form in (AT_LEAST, DIGITS, SLICES) if _bound(form, n, rows) <= left / 2]
+        fitting = [form for form in (AT_LEAST, DIGITS, SLICES) if _bound(form, n, rows) <= left * _OF_RANGES]
         made += fitting[:1]
         left -= sum(_bound(form, n, rows) for form in made)
     if rows and 0 < n <= MOST_SETS and _each_bound(histogram, rows) <= left and (n > 4 or not is_ordered):

@@ -371,12 +371,26 @@ class TagLists(_Base):
         self.dictionary.texts.write(writer)
 
     def made_index(self, bytes_per_row: float) -> Index:
-        """A set for each tag: what no budget leaves out, since nothing else answers."""
+        """A set for each tag, or for those that most rows have; no budget leaves them out: a scan takes far longer."""
         order = np.argsort(self.codes, kind="stable")
         rows = np.repeat(np.arange(self.known.rows), np.diff(self.starts))[order]
         cuts = np.searchsorted(self.codes[order], np.arange(1, len(self.dictionary) + 2))
-        sets = [Bits.of(self.known.rows, rows[cuts[at] : cuts[at + 1]]) for at in range(len(self.dictionary))]
-        return Index(Sets.of(self.known.rows, sets), {EACH: (0, len(sets), 0)})
+        which = np.arange(1, len(self.dictionary) + 1)
+        if len(which) > forms.MOST_SETS:
+            which = np.sort(np.argsort(-np.diff(cuts), kind="stable")[: forms.MOST_SETS] + 1)
+        sets = [Bits.of(self.known.rows, rows[cuts[code - 1] : cuts[code]]) for code in which.tolist()]
+        return Index(Sets.of(self.known.rows, sets), {EACH: (0, len(sets), 0)}, which)
+
+    def rows_with(self, code: int) -> Bits:
+        """The rows that have a tag: its set, or looked for among all tags of all rows."""
+        which = self.index.which
+        assert which is not None
+        at = int(np.searchsorted(which, code))
+        if at < len(which) and which[at] == code:
+            return self.index.sets[at]
+        return Bits.of(
+            self.known.rows, np.searchsorted(self.starts, np.flatnonzero(self.codes == code), side="right") - 1
+        )
 
     def passing(self, test: Test, negated: bool) -> Tree:
         if isinstance(test, Known):
@@ -386,7 +400,7 @@ class TagLists(_Base):
         else:
             assert isinstance(test, (OneOf, AllOf))
             codes = [self.dictionary.code(str(value)) for value in dict.fromkeys(test.values)]
-        some = tuple(self.index.sets[code - 1] for code in codes if code)
+        some = tuple(self.rows_with(code) for code in codes if code)
         if isinstance(test, AllOf):
             tree: Tree = self.nothing if len(some) < len(codes) else And(some)
         else:
