@@ -1,7 +1,8 @@
 """How far `danlu plan memory` is from what was measured, by others and here.
 
-    make bench-plan                        the published rows, and the formulas of others on them
-    make bench-plan ARGS=--runs            22 runs of Danlu on this machine instead (half an hour)
+    make bench-plan                        the published rows, and the formulas of others on them; large models, by
+                                           fake tensors
+    make bench-plan ARGS=--runs            and 22 runs of Danlu on this machine (half an hour)
     make bench-plan WRITE=--write          puts the tables into docs/plan.md and its Chinese twin
 
 Constants that no source tells are fitted on every second row of a program and judged on the others, and the other way
@@ -21,10 +22,12 @@ from itertools import groupby
 import guides
 from guides import ROOT
 from machine import cpu_name
+from plan_fake import fake_rows
 from plan_fit import RUNS, accelerate, fitted, fitted_runs, predicted, unsloth
 from plan_rows import GB, GIB, PROGRAMS, Row, rows
 from plan_runs import asked, measured, of_length
 
+from danlu.plan.memory import estimate
 from danlu.plan.programs import Program
 
 GUIDES = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
@@ -138,12 +141,33 @@ def own_block(found: Sequence[Judged], language: str) -> str:
             "",
             "| run | measured | predicted | error |",
         ]
-    lines.append("| --- | ---: | ---: | ---: |")
-    for one in found:
-        lines.append(
-            f"| {one.row.name} | {one.row.measured / GB:.2f} GB | {one.predicted / GB:.2f} | {one.error:+.1%} |"
+    return "\n".join([*lines, *_lines(found)]) + "\n"
+
+
+def fake_block(found: Sequence[Judged], language: str) -> str:
+    """The same of models that are too large for this machine."""
+    median, worst = summary([one.error for one in found])
+    if language == "zh":
+        said = (
+            f"{len(found)} 种训练，用 torch 的 fake tensor 计数（不占内存，与处理器无关）：误差中位数 {median:.1%}，"
+            f"最大 {worst:.1%}；没有常数是用这些行拟合的。命令：`make bench-plan`。"
         )
-    return "\n".join(lines) + "\n"
+        heads = "| 训练 | 计数 | 预测 | 误差 |"
+    else:
+        said = (
+            f"{len(found)} trainings, counted by torch's fake tensors (which hold nothing, on any processor): the "
+            f"median error is {median:.1%}, the worst {worst:.1%}; no constant was fitted on these rows.\n"
+            "Command: `make bench-plan`."
+        )
+        heads = "| training | counted | predicted | error |"
+    return "\n".join([said, "", heads, *_lines(found)]) + "\n"
+
+
+def _lines(found: Sequence[Judged]) -> list[str]:
+    return ["| --- | ---: | ---: | ---: |"] + [
+        f"| {one.row.name} | {one.row.measured / GB:.2f} GB | {one.predicted / GB:.2f} | {one.error:+.1%} |"
+        for one in found
+    ]
 
 
 def constants(programs: Mapping[str, Program], before: Mapping[str, Program]) -> str:
@@ -176,19 +200,31 @@ def of_published() -> tuple[list[Judged], dict[str, str]]:
     return found, {language: block(found, left_out, language) for language in GUIDES}
 
 
+def of_fake() -> tuple[list[Judged], dict[str, str]]:
+    """Large models, by constants that none of these rows has seen."""
+    found = [Judged(row, estimate(row.job).total) for row in fake_rows()]
+    return found, {language: fake_block(found, language) for language in GUIDES}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", action="store_true", help="runs of Danlu on this machine, not the published rows")
-    parser.add_argument("--write", action="store_true", help="put the table into the guides")
+    parser.add_argument("--runs", action="store_true", help="runs of Danlu on this machine as well")
+    parser.add_argument("--write", action="store_true", help="put the tables into the guides")
     chosen = parser.parse_args(arguments)
-    found, blocks = of_runs() if chosen.runs else of_published()
-    print(blocks["en"])
-    if chosen.write:
-        guides.write(GUIDES, "plan-runs" if chosen.runs else "plan", blocks.__getitem__)
-    median, worst = summary([one.error for one in found])
-    bound = WORST_OWN if chosen.runs else WORST
-    if median > MEDIAN or worst > bound:
-        sys.exit(f"asked for are a median of {MEDIAN:.0%} and a worst of {bound:.0%}")
+    parts = {"plan": (of_published, WORST), "plan-fake": (of_fake, WORST)}
+    if chosen.runs:
+        parts["plan-runs"] = (of_runs, WORST_OWN)
+    missed = []
+    for name, (count, bound) in parts.items():
+        found, blocks = count()
+        print(blocks["en"])
+        if chosen.write:
+            guides.write(GUIDES, name, blocks.__getitem__)
+        median, worst = summary([one.error for one in found])
+        if median > MEDIAN or worst > bound:
+            missed.append(f"{name}: asked for are a median of {MEDIAN:.0%} and a worst of {bound:.0%}")
+    if missed:
+        sys.exit("\n".join(missed))
 
 
 if __name__ == "__main__":

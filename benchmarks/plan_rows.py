@@ -57,7 +57,8 @@ PROGRAMS: dict[str, Program] = {
     # transformers with PEFT: float norms, float32 adapters, each of which casts what it reads; logits in bfloat16, the
     # logarithms of their float32 copy, and both gradients.
     "peft": Program(logit=12),
-    "llama-factory": Program(logit=12),
+    # transformers of early 2024: float32 logits, the shifted copy that the loss reads, its logarithms, their gradient.
+    "llama-factory": Program(logit=16),
     # torchtune: float norms; compiled, norms and activations are computed again instead of kept.
     "torchtune": Program(adapter_weight=2, adapter_input=2, adapter_dropout=0, shares_input=True, logit=12),
     "torchtune, compiled": Program(

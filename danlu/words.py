@@ -450,6 +450,7 @@ CHINESE = {
     "what {blocks} blocks keep of {tokens} tokens for the way back": (
         "{blocks} 层为 {tokens} 个 token 的反向传播保留的值"
     ),
+    "the states between {blocks} blocks, of {tokens} tokens": "{tokens} 个 token 在 {blocks} 层之间的隐藏状态",
     "the states between {blocks} blocks, and one block whole, of {tokens} tokens": (
         "{tokens} 个 token 在 {blocks} 层之间的隐藏状态，加上完整的一层"
     ),

@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from danlu.plan.memory import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,11 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def bench():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import plan
+    import plan_fake
     import plan_fit
     import plan_rows
     import plan_runs
 
-    yield plan, plan_fit, plan_rows, plan_runs
+    yield plan, plan_fit, plan_rows, plan_runs, plan_fake
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
@@ -70,7 +74,7 @@ def test_each_row_is_in_one_half_and_judged_by_the_other(bench, rows):
 
 def test_a_constant_is_found_again(bench, rows):
     """Rows that a program with known constants makes give these constants."""
-    plan, fit, published, _ = bench
+    plan, fit, published, *_ = bench
     known = dict(published.PROGRAMS)
     for name in ("litgpt-2023", "litgpt-2024"):
         known[name] = replace(known[name], rest=3.0, logit=8.0)
@@ -129,7 +133,7 @@ def test_the_worked_example_is_what_the_arithmetic_says(page):
 
 
 def test_runs_are_described_as_recipes_that_are_valid(bench, tmp_path):
-    *_, runs = bench
+    runs = bench[3]
     from danlu.config import validate
     from danlu.steps.kinds import KINDS
 
@@ -143,3 +147,24 @@ def test_runs_are_described_as_recipes_that_are_valid(bench, tmp_path):
         recipe = validate(KINDS[one.kind].alone.recipe, runs._recipe(one, tmp_path), where=one.name)
         assert (recipe.lora is None) == (one.method == "full")
         assert recipe.train.gradient_checkpointing == one.checkpointing
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("smollm2-135m", "full", 2, 256, False), ("smollm2-135m", "lora", 2, 256, True)],
+    ids=lambda case: " ".join(map(str, case)),
+)
+def test_fake_tensors_count_what_was_planned(bench, case):
+    fake = bench[4]
+    job = fake.job_of(*case)
+    assert estimate(job).total == pytest.approx(fake.counted(case[0], job), rel=0.05)
+
+
+def test_what_is_freed_is_not_counted_on(bench):
+    with bench[4].living() as held:
+        kept = torch.ones(1000)
+        for _ in range(3):
+            torch.ones(250)
+        view = kept[:10]
+    assert view.untyped_storage().nbytes() == held.now == 4000
+    assert held.most == 5000

@@ -13,11 +13,13 @@ from danlu.foreign.hugging_face import (
     OF_MACHINES,
     OF_MEMORY,
     OF_OUR_LOOP,
+    OTHER_BITS,
     PLAIN,
     aggregation,
     optimizer,
     put_adapter_as_peft,
     put_batch,
+    put_four_bit,
     put_rewards,
     put_rollout,
     put_too_long,
@@ -30,7 +32,7 @@ from danlu.foreign.hugging_face import (
 from danlu.foreign.making import Making
 from danlu.foreign.sources import Source, place_of, put_held_out, put_sources
 from danlu.foreign.table import Given, Tool, lacking, needless, same
-from danlu.foreign.values import above_zero, is_off, layers, listed, number, one_of, truth, whole
+from danlu.foreign.values import above_zero, is_off, layers, listed, mapping, number, one_of, truth, whole
 
 RL = {"dpo": "dpo", "ipo": "dpo", "grpo": "ppo"}
 _DOCUMENTS = ("completion", "pretrain")
@@ -126,9 +128,8 @@ ROWS = (
     *needless("hub_strategy hub_revision", OF_HUB),
     *needless("train_on_inputs", "answers alone are learnt"),
     *PLAIN,
-    *lacking("load_in_8bit load_in_4bit bnb_config_kwargs gptq* model_quantization_config* quantization qat quantize_* "
-             "use_onebitllms nvfp4* llmcompressor", "weights of few bits; those of 4 are model.load_in_4bit: set it "
-             "where they are wanted, else they stand in 16"),
+    *lacking("load_in_8bit gptq* model_quantization_config* quantization qat quantize_* use_onebitllms nvfp4* "
+             "llmcompressor", OTHER_BITS),
     *lacking("lora_model_dir", "going on from an adapter: merge it first (danlu merge) and name the merged model"),
     *lacking("lora_target_parameters peft_layers_pattern peft_layer_replication "
              "peft.* peft_ensure_weight_tying relora* lisa_* unfrozen_parameters", "a way of training beside LoRA on "
@@ -239,9 +240,9 @@ def _put_batch(given: Given, making: Making) -> None:
 def _put_adapter(given: Given, making: Making) -> None:
     if given.get("adapter") is None:
         put_whole(making, "adapter")
+        _put_bits(given, making)
         return
-    if given.get("adapter") == "qlora":
-        making.lacks("adapter", "qlora: set model.load_in_4bit=true; else the base stands in 16 bits, not 4")
+    _put_bits(given, making)
     put_adapter_as_peft(making)
     named, linear = given.get("lora_target_modules"), not is_off(given.get("lora_target_linear"))
     if named and not linear:  # text is a pattern there, or all-linear
@@ -250,6 +251,12 @@ def _put_adapter(given: Given, making: Making) -> None:
         making.put("lora.target_modules", "all-linear", "lora_target_linear")
     if not given.get("peft_trainable_token_indices") and making.kind != "pretrain":
         making.put("lora.trainable_token_indices", None, "as PEFT: no rows of tokens; Danlu's auto helps base models")
+
+
+def _put_bits(given: Given, making: Making) -> None:
+    if given.get("adapter") == "qlora" or not is_off(given.get("load_in_4bit")):
+        origin = "load_in_4bit" if given.get("load_in_4bit") else "adapter"
+        put_four_bit(making, origin, given.read("bnb_config_kwargs", mapping, {}))
 
 
 def _put_template(given: Given, making: Making) -> None:
@@ -370,6 +377,7 @@ AXOLOTL = Tool(
         "adapter", "datasets", "test_datasets", "pretraining_dataset", "val_set_size", "rl", "rl_beta", "dpo_beta",
         "reward_model", "sample_packing", "chat_template", "excess_length_strategy", "merge_lora", "trl.beta",
         "trl.reward_funcs", "trl.loss_type", "reward_funcs", "lora_target_modules", "lora_target_linear",
+        "load_in_4bit", "bnb_config_kwargs",
         "use_wandb", "use_mlflow", "use_trackio", "use_swanlab", "use_comet", "use_tensorboard",
     }),
     stage=stage,

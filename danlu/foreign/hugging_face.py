@@ -6,7 +6,7 @@ Facts: transformers 5 (`TrainingArguments`), where `warmup_steps` below 1 is a s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from danlu.errors import ConfigError
@@ -210,6 +210,34 @@ def put_adapter_as_peft(making: Making) -> None:
     making.put("lora.init", "kaiming", "as PEFT begins")
     if making.kind != "pretrain":
         making.put("lora.trainable_token_indices", None, "as PEFT: no rows of tokens; Danlu's auto helps base models")
+
+
+BITSANDBYTES = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+
+
+def put_four_bit(
+    making: Making, origin: str, said: Mapping[str, Any], names: tuple[str, str] = BITSANDBYTES, is_double: bool = True
+) -> None:
+    """The base in 4 bits, as bitsandbytes has them.
+
+    Args:
+        origin: the key that asks for it.
+        said, names: the keys that say which 16 values a weight has, and whether the scales are packed too.
+        is_double: the tool's own, where nothing says so.
+    """
+    if "lora" in making.lines:
+        making.lacks(origin, "4-bit weights without an adapter cannot be trained; they stand in 16")
+        return
+    kind, double = names
+    making.put("model.load_in_4bit", True, origin)
+    making.put("model.bnb_4bit_quant_type", said.get(kind) or "nf4", kind if said.get(kind) else making.default)
+    packed = truth(said.get(double))
+    given = packed is not None
+    making.put("model.bnb_4bit_use_double_quant", packed if given else is_double, double if given else making.default)
+
+
+OTHER_BITS = "weights of other than 4 bits under an adapter, or by another library; they stand in 16"
+OF_FOUR_BITS = "4-bit weights are multiplied in model.dtype"
 
 
 def put_too_long(making: Making, there: str, origin: str) -> None:

@@ -13,8 +13,10 @@ from danlu.foreign.hugging_face import (
     OF_KERNELS,
     OF_MACHINES,
     OF_OUR_LOOP,
+    OTHER_BITS,
     OWN,
     put_adapter_as_peft,
+    put_four_bit,
     put_too_long,
     put_whole,
     read_trainer,
@@ -70,8 +72,7 @@ ROWS = (
     *needless("export_*", "how a model is written that is trained; `merge` and danlu merge do that"),
     *needless("image_* video_* audio_* crop_to_patches use_audio_in_video freeze_vision_tower "
               "freeze_multi_modal_projector", "pictures and sounds are not read; the language part alone is trained"),
-    *lacking("quantization_* double_quantization", "weights of 8 bits; those of 4 are model.load_in_4bit: set it where "
-             "they are wanted, else they stand in 16"),
+    *needless("quantization_device_map", OF_MACHINES),
     *lacking("freeze_language_model", "training of a picture's part alone"),
     *lacking("tool_format", "calls are written as the model's own template has them"),
     *lacking("default_system", "a system message for every row: write it into the rows, key system"),
@@ -127,6 +128,7 @@ def read(given: Given, making: Making) -> None:
         making.put("lora.lora_alpha", given.number("lora_alpha") or 2 * (given.whole("lora_rank") or 8),
                    "lora_alpha" if given.get("lora_alpha") else f"{making.default}: twice the rank")  # fmt: skip
         put_adapter_as_peft(making)
+    _put_bits(given, making)
     read_trainer(given, making)
     if not is_off(given.get("disable_gradient_checkpointing")):
         making.put("train.gradient_checkpointing", False, "disable_gradient_checkpointing")
@@ -156,6 +158,14 @@ def read(given: Given, making: Making) -> None:
     if making.kind == "sft" and any(source.format in (None, "alpaca") for source in sources):
         making.differs("dataset", "an alpaca row's input follows its instruction after an empty line, there after one "
                                   "line end")  # fmt: skip
+
+
+def _put_bits(given: Given, making: Making) -> None:
+    bits, method = given.whole("quantization_bit"), str(given.get("quantization_method", "bnb"))
+    if bits == 4 and method in ("bnb", "bitsandbytes"):
+        put_four_bit(making, "quantization_bit", given.values, ("quantization_type", "double_quantization"))
+    elif bits:
+        making.lacks("quantization_bit", f"{bits} by {method}: {OTHER_BITS}")
 
 
 def _sources(given: Given, making: Making, key: str) -> list[Source]:
@@ -290,7 +300,8 @@ LLAMA_FACTORY = Tool(
     own=OWN | {
         "stage", "finetuning_type", "lora_alpha", "dataset", "eval_dataset", "dataset_dir", "val_size", "max_samples",
         "template", "disable_gradient_checkpointing", "ppo_buffer_size",
-        "packing", "neat_packing",
+        "packing", "neat_packing", "quantization_bit", "quantization_method", "quantization_type",
+        "double_quantization",
     },
     stage=stage,
     read=read,

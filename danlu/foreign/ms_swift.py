@@ -9,14 +9,17 @@ from pathlib import Path
 from danlu.data.shapes.shapes import OURS
 from danlu.errors import ConfigError
 from danlu.foreign.hugging_face import (
+    OF_FOUR_BITS,
     OF_KERNELS,
     OF_MACHINES,
     OF_OUR_LOOP,
+    OTHER_BITS,
     OWN,
     PAIR_LOSSES,
     aggregation,
     check_loss,
     put_adapter_as_peft,
+    put_four_bit,
     put_rewards,
     put_rollout,
     put_too_long,
@@ -94,8 +97,8 @@ ROWS = (
              "disable_ignore_empty_think", "conversations are written by the model's own template, or "
              "data.chat_template"),
     *lacking("loss_scale is_binary_loss_scale", "weights of parts of an answer; a message's own weight: data pages"),
-    *lacking("quant_* bnb_* hqq_axis", "weights of 8 bits; those of 4 are model.load_in_4bit: set it where they "
-             "are wanted, else they stand in 16"),
+    *needless("bnb_*", OF_FOUR_BITS),
+    *lacking("hqq_axis", OTHER_BITS),
     *lacking("adapters resume_only_model", "going on from an adapter: merge it first (danlu merge) and name the merged "
              "model"),
     *lacking("freeze_* trainable_parameters* target_regex target_parameters lora_bias lora_dtype lora_ga_* galore_* "
@@ -171,6 +174,7 @@ def read(given: Given, making: Making) -> None:
             making.put("lora.init", _STARTS[start], "init_weights" if start != "true" else "as PEFT begins")
         else:
             making.lacks("init_weights", f"{start}: lora.init has {', '.join(_STARTS.values())}")
+    _put_bits(given, making)
     _put_length(given, making)
     if making.kind == "dpo":
         making.put("dpo.beta", given.number("beta", 0.1), making.said("beta"))
@@ -195,6 +199,21 @@ def _put_model(given: Given, making: Making) -> None:
     if is_modelscope:
         making.differs("model", "fetched from ModelScope, as ms-swift does; without the modelscope: in front, from "
                                 "Hugging Face")  # fmt: skip
+
+
+def _put_bits(given: Given, making: Making) -> None:
+    """`quant_bits` counts where a method is named; `quantization_bit` is what it was called before."""
+    bits = given.whole("quant_bits") or given.whole("quantization_bit")
+    method = given.get("quant_method", "bnb" if given.get("quantization_bit") else None)
+    origin = "quant_bits" if given.get("quant_bits") else "quantization_bit"
+    if bits == 4 and method == "bnb":
+        put_four_bit(making, origin, given.values)
+    elif bits and method:
+        making.lacks(origin, f"{bits} by {method}: {OTHER_BITS}")
+    elif bits or method:
+        making.idle(
+            origin if bits else "quant_method", "that tool packs where both quant_method and quant_bits are given"
+        )
 
 
 def _put_length(given: Given, making: Making) -> None:
@@ -271,7 +290,8 @@ MS_SWIFT = Tool(
         "model", "model_id_or_path", "dataset", "val_dataset", "split_dataset_ratio", "tuner_type", "train_type",
         "sft_type", "rlhf_type", "truncation_strategy", "beta", "loss_type", "num_generations", "reward_funcs",
         "packing", "columns", "custom_train_dataset_path",
-        "custom_val_dataset_path", "init_weights", "init_lora_weights", "use_hf", "generation_batch_size",
+        "custom_val_dataset_path", "quant_method", "quant_bits", "quantization_bit", "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant", "init_weights", "init_lora_weights", "use_hf", "generation_batch_size",
     },
     stage=stage,
     read=read,

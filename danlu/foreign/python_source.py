@@ -13,6 +13,7 @@ CONFIGS = {
     "KTOConfig": "kto", "ORPOConfig": "orpo", "CPOConfig": "cpo", "PPOConfig": "ppo",
 }  # fmt: skip
 _LORA = {"r": "lora_r", "target_modules": "lora_target_modules", "modules_to_save": "lora_modules_to_save"}
+_PACKED = {"bnb_4bit_use_double_quant": "use_bnb_nested_quant"}
 # What PEFT's class has where it is not told, and TRL's command line has otherwise.
 _LORA_DEFAULTS = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 _COMPUTED = "is computed in Python, which is not run"
@@ -48,6 +49,8 @@ def _take(name: str, call: ast.Call, known: dict[str, Any], values: dict[str, An
         renamed = {_LORA.get(key, key): value for key, value in said.items() if key not in ("task_type", "bias")}
         values |= {"use_peft": True, **_LORA_DEFAULTS}
         _keep(renamed, known, values, unread)
+    elif name == "BitsAndBytesConfig":
+        _keep({_PACKED.get(key, key): value for key, value in said.items()}, known, values, unread)
     elif name.endswith("Trainer"):
         for key, ours in (("model", "model_name_or_path"), ("reward_funcs", "reward_funcs")):
             if key in said and (value := _value(said[key], known)) is not None:

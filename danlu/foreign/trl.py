@@ -6,13 +6,16 @@ from typing import Any
 
 from danlu.errors import ConfigError
 from danlu.foreign.hugging_face import (
+    OF_FOUR_BITS,
     OF_KERNELS,
     OF_OUR_LOOP,
+    OTHER_BITS,
     OWN,
     PAIR_LOSSES,
     aggregation,
     check_loss,
     put_adapter_as_peft,
+    put_four_bit,
     put_rewards,
     put_rollout,
     put_too_long,
@@ -70,8 +73,8 @@ ROWS = (
               "steps_per_generation lora_task_type dataset_batch_size num_generations_eval num_processes "
               "accelerate_config", OF_OUR_LOOP),
     *needless("use_vllm vllm_* use_transformers_* disable_dropout", OF_KERNELS),
-    *lacking("load_in_8bit load_in_4bit bnb_* use_bnb_nested_quant", "weights of 8 bits; those of 4 are "
-             "model.load_in_4bit: set it where they are wanted, else they stand in 16"),
+    *needless("bnb_* llm_int8_*", OF_FOUR_BITS),
+    *lacking("load_in_8bit", OTHER_BITS),
     *lacking("model_revision", "write it behind the name: org/name@revision"),
     *lacking("model_init_kwargs lora_target_parameters", "how a model is built beside model.name and model.dtype"),
     *lacking("eos_token pad_token", "tokens are the tokenizer's; turns end as the chat template ends them"),
@@ -116,6 +119,9 @@ def read(given: Given, making: Making) -> None:
         making.put("train.learning_rate", _RATES[name], making.default)
     read_trainer(given, making)
     _put_adapter(given, making, name)
+    if not is_off(given.get("load_in_4bit")):
+        names = ("bnb_4bit_quant_type", "use_bnb_nested_quant")
+        put_four_bit(making, "load_in_4bit", given.values, names, is_double=False)
     making.put("merge", None, making.default)
     put_too_long(making, "truncate", making.default)
     if making.kind == "dpo":
@@ -202,7 +208,7 @@ TRL = Tool(
     own=OWN | {
         "use_peft", "beta", "loss_type", "num_generations", "reward_funcs", "packing", "assistant_only_loss",
         "dataset_name", "datasets", "generation_batch_size", "test_split_size",
-        "normalize_advantages",
+        "normalize_advantages", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
     },
     stage=stage,
     read=read,

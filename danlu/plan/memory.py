@@ -236,16 +236,21 @@ def _trained(job: Job) -> list[Part]:
 
 
 def _at_loss(job: Job) -> list[Part]:
-    kept = sum(of.bytes for of in _blocks(job))
-    why = "what {blocks} blocks keep of {tokens} tokens for the way back"
-    if job.checkpointing:
-        borders = job.shape.blocks * job.shape.width * job.number * job.tokens
-        kept, why = (
-            borders + _one_block(job),
-            "the states between {blocks} blocks, and one block whole, of {tokens} tokens",
-        )
     values = (("blocks", str(job.shape.blocks)), ("tokens", f"{job.tokens:,}"))
-    parts = [Part("activations", kept, why, values), *_logits(job), *_dequantized(job)]
+    why = "what {blocks} blocks keep of {tokens} tokens for the way back"
+    logits, back = _logits(job), _way_back(job)
+    last = back if back.bytes > logits.bytes else logits
+    kept = sum(of.bytes for of in _blocks(job))
+    if job.checkpointing:
+        kept, again = job.shape.blocks * job.shape.width * job.number * job.tokens, _one_block(job)
+        why = "the states between {blocks} blocks, of {tokens} tokens"
+        is_later = again + back.bytes > logits.bytes  # the logits are gone when a block is computed a second time
+        if is_later or job.program.keeps_freed:
+            kept += again
+            why = "the states between {blocks} blocks, and one block whole, of {tokens} tokens"
+        if not job.program.keeps_freed:
+            last = back if is_later else logits
+    parts = [Part("activations", kept, why, values), last, *_dequantized(job)]
     if job.method == "full" and job.adds_up and not job.in_backward:
         parts.append(Part("gradients", _gradients(job), "of the passes before"))
     return parts
@@ -347,24 +352,25 @@ def _groups(shape: Shape) -> list[list[Layer]]:
     return list(groups.values())
 
 
-def _logits(job: Job) -> list[Part]:
+def _logits(job: Job) -> Part:
     program, tokens, vocabulary = job.program, job.tokens, job.shape.vocabulary
     whole = program.logit * vocabulary * tokens
     at_once = min(tokens, program.chunk_tokens) * program.chunk_logit * vocabulary
     made = (whole + at_once) * job.has_logits
-    if (
-        program.chunk_tokens and job.method == "full" and job.has_logits
-    ):  # the head's gradient is made on the way forward
-        made += vocabulary * job.shape.width * 4
+    if program.chunk_tokens and job.method == "full" and job.has_logits:
+        made += vocabulary * job.shape.width * 4  # the head's gradient is made on the way forward
     why = "scores of {vocabulary} tokens, their float32 copy and gradient, for {tokens} tokens at a time"
     chunk = tokens if program.logit else min(tokens, program.chunk_tokens)
-    values = (("vocabulary", f"{vocabulary:,}"), ("tokens", f"{chunk:,}"))
-    back = job.number * tokens * (2 * job.shape.width + 3 * _widest(job.shape))  # of one block, once logits are gone
+    return Part("logits", made, why, (("vocabulary", f"{vocabulary:,}"), ("tokens", f"{chunk:,}")))
+
+
+def _way_back(job: Job) -> Part:
+    """What the last block's way back holds beside what it has kept."""
+    program, tokens = job.program, job.tokens
+    back = job.number * tokens * (2 * job.shape.width + 3 * _widest(job.shape))
     if program.remakes_scores and job.flash:
         back += job.number * job.shape.attention.heads * job.batch * job.length**2
-    if back > made:
-        return [Part("way back", back, "of one block, when the logits are gone")]
-    return [Part("logits", made, why, values)]
+    return Part("way back", back, "of one block, when the logits are gone")
 
 
 def _widest(shape: Shape) -> int:

@@ -31,6 +31,7 @@ class Program:
         chunk_tokens, chunk_logit: where logits are made for so many tokens at a time: of each of those.
         score: of each of attention's scores, where it keeps them; 0 is d.
         remakes_scores: whether attention that keeps no scores makes those of one block whole on its way back.
+        keeps_freed: whether logits that are gone still lie in memory when a block is computed again.
         master: of a weight under full tuning in 16 bits: its float32 copy.
         gradient: of a weight under full tuning; 0 is d.
         mean: of each of the optimizer's means of such a weight; 0 is d.
@@ -56,6 +57,7 @@ class Program:
     chunk_logit: float = 0
     score: float = 6
     remakes_scores: bool = False
+    keeps_freed: bool = False
     master: float = 0
     gradient: float = 0
     mean: float = 0
@@ -76,4 +78,6 @@ _KEPT: dict[str, Any] = {
 # On a card: what the driver and torch's own libraries take, and what the allocator holds in holes.
 DANLU = Program(**_KEPT, rest=3.7, slack=0.05, floor=0.6e9)
 # On a processor: the interpreter with torch and transformers loaded; Gemma's tokenizer of 262,144 tokens takes 0.3 GB.
-DANLU_CPU = Program(**_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, repeats_keys=True, remakes_scores=True)
+DANLU_CPU = Program(
+    **_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, repeats_keys=True, remakes_scores=True, keeps_freed=True
+)

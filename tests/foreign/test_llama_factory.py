@@ -127,7 +127,7 @@ def test_each_key_is_told_of(become):
         "use_galore: false\nuse_badam: true\nlern_rate: 3\nadapter_name_or_path: a\noptim: lomo\n"
     )
     recipe, told = become(text, "s.yaml")
-    assert told["lacks"].keys() == {"dataset", "quantization_bit", "use_badam", "adapter_name_or_path", "optim"}
+    assert told["lacks"].keys() == {"dataset", "use_badam", "adapter_name_or_path", "optim"}
     assert "left to Danlu's default" in told["lacks"]["optim"][0]
     assert told["idle"].keys() == {"deepspeed"}
     assert told["off"].keys() == {"use_galore"}
