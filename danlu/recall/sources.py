@@ -221,6 +221,9 @@ def _fitted(array: pa.Array, column: Column, separator: str, where: str, type_: 
             array = array.cast(array.type.value_type)
         if column.kind == "tags" and _is_text(array.type):
             array = _split(array, separator)
+        elif column.kind == "integer" and _is_text(array.type):
+            if (code := _padded(array)) is not None:
+                raise pa.ArrowInvalid(f"{code} begins with a zero, which a number would lose; as text it is kept")
         elif column.kind in ("word", "text") and not (_is_text(array.type) or pa.types.is_null(array.type)):
             raise pa.ArrowInvalid("it is no text")
         elif column.kind == "time" and not pa.types.is_null(array.type):
@@ -230,10 +233,18 @@ def _fitted(array: pa.Array, column: Column, separator: str, where: str, type_: 
         fitted = array.cast(ARROW[column.kind])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         seen = f"{where}: column {column.name} is of kind {column.kind}, and here of type {type_}"
-        raise DataError(f"{seen}: {_first_line(error)}", fix="mend these values, or leave the column out") from error
+        fix = "mend these values, name the column's kind when building, or leave the column out"
+        raise DataError(f"{seen}: {_first_line(error)}", fix=fix) from error
     if column.kind == "real":
         fitted = pc.if_else(pc.is_nan(fitted), pa.scalar(None, pa.float64()), fitted)
     return fitted
+
+
+def _padded(array: pa.Array) -> str | None:
+    """A number that is written with a zero before it, as codes of places and of accounts are; None if there is none."""
+    padded = pc.fill_null(pc.match_substring_regex(array, r"^[+-]?0[0-9]"), False)
+    at = pc.index(padded, True).as_py()
+    return None if at < 0 else str(array[at])
 
 
 def _split(array: pa.Array, separator: str) -> pa.Array:
@@ -288,13 +299,15 @@ def _arrow(path: Path, _types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordB
 def _csv(path: Path, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
     from pyarrow import csv
 
+    # Whole numbers are read as text, so that a zero before one is seen.
+    types = {name: pa.large_string() if pa.types.is_integer(type_) else type_ for name, type_ in types.items()}
     with csv.open_csv(
         path,
         read_options=csv.ReadOptions(block_size=_BLOCK_BYTES),
         parse_options=csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
         # Nothing between two commas is null, "" is a text of no length, and NA may be Namibia.
         convert_options=csv.ConvertOptions(
-            column_types=dict(types), null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+            column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
         ),
     ) as reader:
         yield from reader
@@ -315,6 +328,16 @@ def _json_table(block: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
     return json.read_json(io.BytesIO(block), json.ReadOptions(block_size=len(block) + 1), options)
 
 
+def _with_codes(path: Path, schema: pa.Schema) -> pa.Schema:
+    """Of what looks like whole numbers, those are texts that have a zero before them."""
+    whole = {one.name: one.type for one in schema if pa.types.is_integer(one.type)}
+    read = next(_csv(path, whole))
+    for at, one in enumerate(schema):
+        if one.name in whole and _padded(read.column(at)) is not None:
+            schema = schema.set(at, pa.field(one.name, pa.large_string()))
+    return schema
+
+
 _READERS = {"parquet": _parquet, "arrow": _arrow, "csv": _csv, "jsonl": _jsonl}
 
 
@@ -329,6 +352,8 @@ def _peeked(part: Given) -> pa.Schema:
 
             return pq.read_schema(path)
         first = next(iter(_READERS[kind](path, {})), None)
+        if first is not None and kind == "csv":
+            return _with_codes(path, first.schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError) as error:
         raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
     if first is None:

@@ -261,6 +261,19 @@ def test_of_a_csv_file_nothing_is_null_and_na_is_a_text(tmp_path):
     assert made.count("age is null") == 1
 
 
+def test_of_a_csv_file_codes_with_zeros_before_them_stay_texts(tmp_path):
+    (tmp_path / "a.csv").write_text("id,zip,age\n007,02116,0\n010,94107,-5\n")
+    made = Collection.build(tmp_path / "c", tmp_path / "a.csv", BuildOptions(id="id"))
+    assert made.table(made.everything(), ["id", "zip", "age"]).to_pylist() == [
+        {"id": "007", "zip": "02116", "age": 0}, {"id": "010", "zip": "94107", "age": -5},
+    ]  # fmt: skip
+    (tmp_path / "b.csv").write_text("id,zip,age\n011,5,08\n")
+    with pytest.raises(DataError, match=r"column age is of kind integer.*08 begins with a zero"):
+        made.append(tmp_path / "b.csv")
+    (tmp_path / "b.csv").write_text("id,zip,age\n011,5,8\n")
+    assert made.append(tmp_path / "b.csv").count("zip = '5' and age = 8") == 1
+
+
 DRIFTED = {
     "text for a number": ({"age": ["old"]}, "column age is of kind integer, and here of type string"),
     "part of a number": ({"age": [2.5]}, "column age is of kind integer, and here of type double"),
