@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from danlu.errors import DanluError, DataError
+from danlu.errors import DanluError, DataError, InUse
 from danlu.recall.building import SEGMENT_ROWS, Gathered, remove_segment, with_live, write_segment
 from danlu.recall.columns.encoding import known_rows
 from danlu.recall.columns.ids import IdColumn, Ids, again
@@ -44,6 +44,8 @@ class Change:
         self._disk, self._state, self._warn = disk, state, warn
         self._opened, self._live = list(opened), [segment.live for segment in opened]
         self._new: list[str] = []
+        # Settled now: what another writer commits in between, where there are no locks, has this number too.
+        self._number = max(numbers(disk), default=0) + 1
         self.next_id = state.next_id
 
     @property
@@ -87,8 +89,8 @@ class Change:
         """Make it the newest state; `changes` are further fields of the manifest."""
         segments = [self._with_live(at) for at in range(len(self._opened))]
         kept = [segment for segment in segments if segment.deleted < segment.rows]
-        number = numbers(self._disk)[0] + 1 if numbers(self._disk) else 1
-        fields = {"number": number, "segments": kept, "next_id": self.next_id, **changes}
+        fields = {"number": self._number, "segments": kept, "next_id": self.next_id, **changes}
+        self._check_there(kept)
         self._disk.flush()
         commit(self._disk, self._state.model_copy(update=fields))
         self._new.clear()
@@ -96,6 +98,14 @@ class Change:
             prune(self._disk)
         except (DanluError, OSError) as error:
             self._warn(f"earlier states could not be removed: {error}")
+
+    def _check_there(self, segments: Sequence[Segment]) -> None:
+        """Raise InUse if another writer has removed what is to be named, as may be where there are no locks."""
+        for segment in segments:
+            there = set(self._disk.names(segment.name)) if segment.name in self._disk.names() else set()
+            if missing := sorted(segment.files.keys() - there):
+                seen = f"{self._disk.root}: another writer has removed {segment.name}/{missing[0]}"
+                raise InUse(seen, fix="let one process at a time write; this file system has no locks to see to it")
 
     def undo(self) -> None:
         """Remove what was written for a change that will not be committed, as far as the disk lets us."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -525,6 +526,20 @@ def test_of_two_writers_one_waits_its_turn(built):
     with claimed(built.path, print), pytest.raises(InUse, match="is being written by process"):
         built.append(table(people(1, 900)))
     assert len(built.append(table(people(1, 900)))) == 201
+
+
+def test_without_locks_a_second_writer_is_noticed_when_it_comes_in_between(built, monkeypatch):
+    monkeypatch.setattr("danlu.recall.collection.claimed", lambda path, say: nullcontext())
+    started = []
+
+    def other(rows):
+        if not started:
+            started.append(Collection.open(built.path).append(table(people(3, 800))))
+
+    with pytest.raises(InUse, match="another writer has"):
+        built.append(table(people(3, 900)), progress=other)
+    assert len(Collection.open(built.path)) == 203
+    assert Collection.open(built.path).check() == []
 
 
 def test_a_reader_goes_on_while_what_it_reads_is_merged_and_pruned(built):
