@@ -227,13 +227,13 @@ HEADS = {
     ),
     "zh": (
         "| 故障 | 调好的训练 | 不用训练诊断 | 使用训练诊断 | 步数 | 它做了什么 |\n|---|---|---|---|---|---|",
-        "| 正常的训练 | 留出损失 | 步数 | 使用训练诊断后逐位相同 |\n|---|---|---|---|",
+        "| 正常的训练 | 验证损失 | 步数 | 使用训练诊断后逐位相同 |\n|---|---|---|---|",
     ),
 }
 HOW = {
     "en": "Held-out losses at the end; smollm2-135m, {steps} steps of 8 examples, {cores} cores of {kind}; written by\n"
     "`make bench-doctor WRITE=--write`. Steps count trials and what was taken back.",
-    "zh": "训练结束时的留出损失；smollm2-135m，{steps} 步，每步 8 个样本，{cores} 核（{kind}）；由\n"
+    "zh": "训练结束时的验证损失；smollm2-135m，{steps} 步，每步 8 个样本，{cores} 核（{kind}）；由\n"
     "`make bench-doctor WRITE=--write` 写入。步数包含试跑和被撤回的步。",
 }
 ANSWERS = {"en": ("yes", "no"), "zh": ("是", "否")}

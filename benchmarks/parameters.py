@@ -106,11 +106,13 @@ def draw(parameter: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": parameter, "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.4), layout="constrained")
         ends = [looks_of(parameter, curve)[-1][1] for curve in curves]
+        highest = min(ends) + 1.6
         for colour, curve in zip(COLOURS, curves, strict=False):
             seen, losses = zip(*looks_of(parameter, curve), strict=True)
-            axes.plot(seen, losses, marker=".", color=colour, label=f"{curve}: {losses[-1]:.3f}")
+            above = ", above the picture" * (min(losses) > highest)
+            axes.plot(seen, losses, marker=".", color=colour, label=f"{curve}: {losses[-1]:.3f}{above}")
         top = [loss for curve in curves for _, loss in looks_of(parameter, curve) if math.isfinite(loss)]
-        axes.set_ylim(min(ends) - 0.05, min(max(top) + 0.05, min(ends) + 1.6))
+        axes.set_ylim(min(ends) - 0.05, min(max(top) + 0.05, highest))
         axes.set_xlabel("examples")
         axes.set_ylabel("held-out loss")
         axes.legend(title=title, frameon=False)
@@ -125,8 +127,8 @@ TITLES = {
     "en": {"loss": "held-out loss",
            "how": "Held-out losses after {examples} examples; smollm2-135m, LoRA, {cores} cores of {kind}; written by\n"
            "`make bench-parameters WRITE=--write`."},
-    "zh": {"loss": "留出损失",
-           "how": "共 {examples} 个样本后的留出损失；smollm2-135m，LoRA，{cores} 核（{kind}）；由\n"
+    "zh": {"loss": "验证损失",
+           "how": "共 {examples} 个样本后的验证损失；smollm2-135m，LoRA，{cores} 核（{kind}）；由\n"
            "`make bench-parameters WRITE=--write` 写入。"},
 }  # fmt: skip
 

@@ -81,7 +81,7 @@ def grid(setting: str, steps: int) -> dict[float, float]:
 
 HEADS = {
     "en": "| setting | rates and their held-out losses | the best | found | apart | cost |\n|---|---|---|---|---|---|",
-    "zh": "| 设置 | 各学习率及其留出损失 | 最好 | 自动选择 | 相差倍数 | 开销 |\n|---|---|---|---|---|---|",
+    "zh": "| 设置 | 各学习率及其验证损失 | 最好 | 自动选择 | 相差倍数 | 开销 |\n|---|---|---|---|---|---|",
 }
 HOW = {
     "en": "{steps} steps of {batch} examples, {cores} cores of {kind}; written by `make bench-rate WRITE=--write`.",
