@@ -408,10 +408,13 @@ class TagLists(_Base):
         return self.among_known(tree, negated)
 
     def taken(self, rows: Array) -> tuple[list[Any], Array]:
-        made = []
-        for row in rows.tolist():
-            codes = checked(self.codes[self.starts[row] : self.starts[row + 1]], len(self.dictionary))
-            made.append([self.dictionary.texts[code - 1] for code in codes.tolist()])
+        begins, ends = self.starts[rows], np.cumsum(self.starts[rows + 1] - self.starts[rows])
+        lengths = np.diff(ends, prepend=0)
+        inside = np.arange(lengths.sum()) + np.repeat(begins - (ends - lengths), lengths)
+        different, which = np.unique(checked(self.codes[inside], len(self.dictionary)), return_inverse=True)
+        words = [self.dictionary.texts[code - 1] for code in different.tolist()]
+        flat = [words[at] for at in which.tolist()]
+        made = [flat[stop - length : stop] for stop, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
         return made, self.mask(rows)
 
 

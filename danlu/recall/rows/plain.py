@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,14 +103,33 @@ def _result(tree: Tree, shard: int, rows: int) -> Shard:
         return _negated(_result(tree.part, shard, rows), rows)
     if not isinstance(tree, (And, Or)):
         return _leaf(tree, shard, rows)
-    is_and = isinstance(tree, And)
-    sofar: Shard = (FULL if is_and else EMPTY, None)
+    if isinstance(tree, Or):
+        return _union((_result(part, shard, rows) for part in tree.parts), rows)
+    sofar: Shard = (FULL, None)
     for part in tree.parts:
-        if sofar[0] == (EMPTY if is_and else FULL):
+        if sofar[0] == EMPTY:
             break
-        other = _result(part, shard, rows)
-        sofar = _both(sofar, other, rows) if is_and else _either(sofar, other, rows)
+        sofar = _both(sofar, _result(part, shard, rows), rows)
     return sofar
+
+
+def _union(parts: Iterator[Shard], rows: int) -> Shard:
+    """Lists are gathered, so that many of them are packed once."""
+    words: Array | None = None
+    places = []
+    for kind, what in parts:
+        if kind == FULL:
+            return (FULL, None)
+        if kind == SPARSE and what is not None:
+            places.append(what)
+        elif what is not None:
+            words = what if words is None else words | what
+    if places:
+        flags = np.zeros(rows, np.bool_)
+        flags[np.concatenate(places)] = True
+        listed = packed(flags)
+        words = listed if words is None else words | listed
+    return (EMPTY, None) if words is None else (DENSE, words)
 
 
 def _leaf(leaf: Leaf, shard: int, rows: int) -> Shard:
@@ -157,11 +177,3 @@ def _both(a: Shard, b: Shard, rows: int) -> Shard:
     places, words = shard_places(few, rows), shard_words(many, rows)
     bits = words[places >> np.uint32(6)] >> (places & np.uint32(63)).astype(np.uint64)
     return (SPARSE, places[(bits & np.uint64(1)).astype(np.bool_)])
-
-
-def _either(a: Shard, b: Shard, rows: int) -> Shard:
-    if a[0] == FULL or b[0] == EMPTY:
-        return a
-    if b[0] == FULL or a[0] == EMPTY:
-        return b
-    return (DENSE, shard_words(a, rows) | shard_words(b, rows))
