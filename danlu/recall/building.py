@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from danlu.errors import DanluError, DataError
 from danlu.recall.columns import encoding
+from danlu.recall.columns.base import Column as StoredColumn
 from danlu.recall.columns.ids import Ids
 from danlu.recall.columns.sets import Sets
-from danlu.recall.columns.stored import Column as StoredColumn
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayWriter
 from danlu.recall.manifest import IDS, Column, Segment, StoredFile, column_file, index_file

@@ -83,7 +83,7 @@ class Collection:
         place = Path(path)
         disk = disk or Disk(place)
         for attempt in range(_TRIES):
-            state = _newest(disk, say)
+            state = manifests.newest(disk, say)
             try:
                 return cls._of(place, disk, state, say)
             except Damaged:
@@ -119,6 +119,7 @@ class Collection:
         Raises DataError for what cannot be read, ConfigError for options that do not fit, InUse, DiskError.
         """
         from danlu.recall.sources import batches, schema_of
+        from danlu.recall.writing import changing
 
         place, options, given = Path(path), options or BuildOptions(), _sources(sources)
         disk = disk or Disk(place)
@@ -131,7 +132,7 @@ class Collection:
                 raise ConfigError(seen, fix="choose another name, or add rows to a collection with append or upsert")
             disk.make()
             try:
-                with _changing(disk, state, (), say) as change:
+                with changing(disk, state, (), say) as change:
                     rows = (
                         batch
                         for one in given
@@ -376,45 +377,13 @@ class Collection:
     @contextmanager
     def _newest_state(self) -> Iterator[tuple[Collection, Any]]:
         """The newest state and a change to it, by the only process that writes."""
+        from danlu.recall.writing import changing
+
         with claimed(self.path, self._say):
             now = self._again()
             manifests.prune(self._disk)
-            with _changing(self._disk, now.manifest, now.segments, self._say) as change:
+            with changing(self._disk, now.manifest, now.segments, self._say) as change:
                 yield now, change
-
-
-@contextmanager
-def _changing(disk: Disk, state: Manifest, segments: Sequence[OpenSegment], say: Say) -> Iterator[Any]:
-    from danlu.recall.writing import Change
-
-    change = Change(disk, state, segments, say)
-    try:
-        yield change
-    except BaseException:
-        change.undo()
-        raise
-
-
-def _newest(disk: Disk, say: Say) -> Manifest:
-    try:
-        found = manifests.numbers(disk)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{disk.root}: there is no collection", fix="make one: danlu recall build") from None
-    reasons = []
-    for number in found:
-        try:
-            state = manifests.read(disk, number)
-        except Damaged as error:
-            reasons.append(error.seen)
-            continue
-        except FileNotFoundError:
-            continue  # pruned meanwhile
-        for reason in reasons:
-            say(f"{reason}; state {number} is opened instead")
-        return state
-    if reasons:
-        raise Damaged(f"{reasons[0]}, and no earlier state is whole", fix="bring it back from a copy")
-    raise DataError(f"{disk.root}: there is no collection", fix="make one: danlu recall build")
 
 
 def _sources(given: Sources) -> list[Source]:

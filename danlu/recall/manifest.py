@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -126,6 +127,29 @@ def read(disk: Disk, number: int) -> Manifest:
         return Manifest.model_validate(loaded)
     except ValidationError as error:
         raise Damaged(f"{place}: {error.errors()[0]['msg']}") from error
+
+
+def newest(disk: Disk, say: Callable[[str], None]) -> Manifest:
+    """The newest state that is whole; `say` is told of later ones that are not. Raises DataError if there is none."""
+    try:
+        found = numbers(disk)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{disk.root}: there is no collection", fix="make one: danlu recall build") from None
+    reasons = []
+    for number in found:
+        try:
+            state = read(disk, number)
+        except Damaged as error:
+            reasons.append(error.seen)
+            continue
+        except FileNotFoundError:
+            continue  # pruned meanwhile
+        for reason in reasons:
+            say(f"{reason}; state {number} is opened instead")
+        return state
+    if reasons:
+        raise Damaged(f"{reasons[0]}, and no earlier state is whole", fix="bring it back from a copy")
+    raise DataError(f"{disk.root}: there is no collection", fix="make one: danlu recall build")
 
 
 def name_of(number: int) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from danlu.recall.columns.stored import CodedNumbers, CodedWords, PlainNumbers, TagLists
-from danlu.recall.columns.stored import Column as StoredColumn
+from danlu.recall.columns.base import Column as StoredColumn
+from danlu.recall.columns.lists import TagLists
+from danlu.recall.columns.stored import CodedNumbers, CodedWords, PlainNumbers
 from danlu.recall.kinds import shown
 from danlu.recall.manifest import Column
 from danlu.recall.rows.bits import Array, Bits, shards_of

@@ -14,11 +14,12 @@ import numpy as np
 
 from danlu.recall.columns import encoding
 from danlu.recall.columns.asked import OneOf, Value
+from danlu.recall.columns.base import Column as StoredColumn
+from danlu.recall.columns.base import member
 from danlu.recall.columns.forms import Index
 from danlu.recall.columns.ids import IdColumn, Ids
 from danlu.recall.columns.sets import Sets
-from danlu.recall.columns.stored import Column as StoredColumn
-from danlu.recall.columns.stored import PlainNumbers, member
+from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.columns.texts import Texts
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, Damaged

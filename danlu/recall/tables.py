@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from danlu.recall.columns.stored import Column as StoredColumn
+from danlu.recall.columns.base import Column as StoredColumn
 from danlu.recall.manifest import Column, Kind
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.rows.kernels import kernels

@@ -6,8 +6,8 @@ Only for the one who holds the collection's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 
 from danlu.errors import DanluError, DataError, InUse
 from danlu.recall.building import SEGMENT_ROWS, Gathered, remove_segment, with_live, write_segment
+from danlu.recall.columns.base import member
 from danlu.recall.columns.encoding import known_rows
 from danlu.recall.columns.ids import IdColumn, Ids, again
-from danlu.recall.columns.stored import PlainNumbers, member
+from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.disk import Disk
 from danlu.recall.manifest import Manifest, Segment, commit, numbers, prune
 from danlu.recall.options import Conflict
@@ -172,6 +173,19 @@ class Change:
         more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
         fix = "keep one of them: on_conflict first or last; upsert puts new rows in the place of old ones"
         return DataError(f"{self._id} {named}{more}: {what}", fix=fix)
+
+
+@contextmanager
+def changing(
+    disk: Disk, state: Manifest, segments: Sequence[OpenSegment], say: Callable[[str], None]
+) -> Iterator[Change]:
+    """A change to a state; what it has written is removed if the block ends with an error."""
+    change = Change(disk, state, segments, say)
+    try:
+        yield change
+    except BaseException:
+        change.undo()
+        raise
 
 
 def worth_merging(opened: Sequence[OpenSegment]) -> list[int]:

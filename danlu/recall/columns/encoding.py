@@ -6,17 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from danlu.recall.columns.base import Column
+from danlu.recall.columns.lists import PlainTexts, TagLists
 from danlu.recall.columns.sets import Sets
-from danlu.recall.columns.stored import (
-    MOST_CODES,
-    CodedNumbers,
-    CodedWords,
-    Column,
-    PlainNumbers,
-    PlainTexts,
-    TagLists,
-    zones_of,
-)
+from danlu.recall.columns.stored import MOST_CODES, CodedNumbers, CodedWords, PlainNumbers, zones_of
 from danlu.recall.columns.texts import Dictionary, Texts
 from danlu.recall.files import ArrayFile, Damaged
 from danlu.recall.rows.bits import FULL, Array, Bits

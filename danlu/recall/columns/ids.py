@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from danlu.recall.columns.stored import PlainNumbers, PlainTexts
+from danlu.recall.columns.lists import PlainTexts
+from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.columns.texts import Texts
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
 from danlu.recall.rows.bits import Array

@@ -2,8 +2,8 @@
 
     numbers   few different ones: codes in their order; many: as they are, with the least and the largest of each shard
     words     codes into a dictionary
-    tags      lists of codes
-    texts     kept, not filtered
+    tags      lists of codes (lists.py)
+    texts     kept, not filtered (lists.py)
 
 A row that is null passes no test and no test's contrary, as in SQL. The index of a column is made from it, and made
 anew in memory where its file is damaged.
@@ -12,20 +12,20 @@ anew in memory where its file is damaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from danlu.recall.columns import forms
-from danlu.recall.columns.asked import AllOf, Known, Like, OneOf, Range, Test
-from danlu.recall.columns.forms import EACH, SLICES, Index
+from danlu.recall.columns.asked import Known, Like, OneOf, Range, Test
+from danlu.recall.columns.base import Base, checked
+from danlu.recall.columns.forms import SLICES, Index
 from danlu.recall.columns.sets import Sets
-from danlu.recall.columns.texts import Dictionary, Texts
-from danlu.recall.files import ArrayWriter, Damaged
-from danlu.recall.rows.bits import EMPTY, FULL, SHARD_ROWS, SPARSE, Array, Bits
+from danlu.recall.columns.texts import Dictionary, like_codes
+from danlu.recall.files import ArrayWriter
+from danlu.recall.rows.bits import SHARD_ROWS, Array
 from danlu.recall.rows.tree import And, Between, Not, Or, Tree
 
 # Different numbers in a segment up to which they get codes.
@@ -33,86 +33,11 @@ MOST_CODES = 1 << 16
 _LEAST, _LARGEST = -(1 << 63), (1 << 63) - 1
 
 
-class Column(Protocol):
-    """What all kinds of columns can do."""
-
-    known: Bits
-
-    def write(self, writer: ArrayWriter) -> None: ...
-
-    def made_index(self, bytes_per_row: float) -> Index | None:
-        """The index that fits into so many bytes a row; None for what has none."""
-
-    def use(self, index: Callable[[], Index]) -> None:
-        """Where the index is had from, when it is needed."""
-
-    def probe(self) -> None:
-        """Have the index now."""
-
-    def passing(self, test: Test, negated: bool) -> Tree:
-        """The rows that pass the test; negated, those that fail it. Null neither passes nor fails, save for Known."""
-
-    def taken(self, rows: Array) -> tuple[Array | list[Any], Array]:
-        """Values of these rows, and which of them are not null."""
-
-
-@dataclass
-class _Base:
-    known: Bits
-    _index: Callable[[], Index] | None = field(default=None, repr=False, kw_only=True)
-
-    def use(self, index: Callable[[], Index]) -> None:
-        self._index = index
-
-    def probe(self) -> None:
-        _ = self.index
-
-    @cached_property
-    def index(self) -> Index:
-        assert self._index is not None
-        return self._index()
-
-    @property
-    def nothing(self) -> Tree:
-        return Bits.whole(self.known.rows, EMPTY)
-
-    def among_known(self, tree: Tree, negated: bool = False) -> Tree:
-        if negated:
-            return And((self.known, Not(tree)))
-        return tree if self.known.count == self.known.rows else And((self.known, tree))
-
-    def mask(self, rows: Array) -> Array:
-        """Which of the rows are not null."""
-        return member(self.known, rows)
-
-
-def member(bits: Bits, rows: Array) -> Array:
-    """Which of the rows are in the set."""
-    found = np.zeros(len(rows), np.bool_)
-    shards = rows // SHARD_ROWS
-    for shard in np.unique(shards).tolist():
-        here = shards == shard
-        kind, inside = int(bits.kinds[shard]), rows[here] - shard * SHARD_ROWS
-        if kind == FULL:
-            found[here] = True
-        elif kind != EMPTY:
-            found[here] = _inside(bits, shard, inside)
-    return found
-
-
-def _inside(bits: Bits, shard: int, places: Array) -> Array:
-    if int(bits.kinds[shard]) == SPARSE:
-        return np.isin(places, bits.places(shard))
-    words = bits.packed(shard)[places >> 6]
-    found: Array = (words >> (places & 63).astype(np.uint64) & np.uint64(1)).astype(np.bool_)
-    return found
-
-
 # -- codes ------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Coded(_Base):
+class _Coded(Base):
     """Attributes:
     codes: 0 for null, else the place of the value among all values, from 1. histogram: rows of each code.
     """
@@ -160,13 +85,6 @@ def _others(intervals: list[tuple[int, int]], n: int) -> list[tuple[int, int]]:
     ends = [0, *(at for low, high in intervals for at in (low, high)), n + 1]
     gaps = [(ends[at] + 1, ends[at + 1] - 1) for at in range(0, len(ends), 2)]
     return [(low, high) for low, high in gaps if low <= high]
-
-
-def checked(codes: Array, most: int) -> Array:
-    """The codes (int64). Raises Damaged for one that no value has."""
-    if codes.max(initial=0) > most:
-        raise Damaged("a column holds a code that no value has", fix="look for damaged files: danlu recall check")
-    return codes.astype(np.int64)
 
 
 @dataclass
@@ -267,31 +185,11 @@ class CodedWords(_Coded):
         return [words[at] for at in which.tolist()], codes > 0
 
 
-def like_codes(dictionary: Dictionary, test: Like) -> list[tuple[int, int]]:
-    """Codes of the texts that fit a pattern: a range for a beginning, else every text is looked at."""
-    prefix = _plain_prefix(test.pattern)
-    if prefix is not None and not test.ignore_case:
-        return [dictionary.beginning_with(prefix)]
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    texts = dictionary.texts
-    listed = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(texts.starts), pa.py_buffer(texts.data))
-    fits = pc.match_like(listed, test.pattern, ignore_case=test.ignore_case).to_numpy(zero_copy_only=False)
-    return [(at, at) for at in (np.flatnonzero(fits) + 1).tolist()]
-
-
-def _plain_prefix(pattern: str) -> str | None:
-    """What stands before a single % at the end."""
-    start = pattern[:-1]
-    return start if pattern.endswith("%") and not any(mark in start for mark in "%_\\") else None
-
-
 # -- numbers as they are ----------------------------------------------------------------------------------
 
 
 @dataclass
-class PlainNumbers(_Base):
+class PlainNumbers(Base):
     """Attributes:
     values: int64 or float64 a row, 0 where it is null. zones: (shards, 2), the least and the largest.
     """
@@ -349,89 +247,3 @@ def zones_of(values: Array) -> Array:
     """(shards, 2): the least and the largest of each shard."""
     parts = [values[start : start + SHARD_ROWS] for start in range(0, len(values), SHARD_ROWS)]
     return np.array([[part.min(), part.max()] for part in parts], values.dtype).reshape(-1, 2)
-
-
-# -- lists and texts --------------------------------------------------------------------------------------
-
-
-@dataclass
-class TagLists(_Base):
-    """Attributes:
-    starts: int64, where the codes of each row begin, and their end. codes: uint32, from 1, those of a row differ.
-    """
-
-    starts: Array
-    codes: Array
-    dictionary: Dictionary
-
-    def write(self, writer: ArrayWriter) -> None:
-        Sets.of(self.known.rows, [self.known]).write(writer, "known.")
-        writer.add("places", self.starts)
-        writer.add("codes", self.codes)
-        self.dictionary.texts.write(writer)
-
-    def made_index(self, bytes_per_row: float) -> Index:
-        """A set for each tag, or for those that most rows have; no budget leaves them out: a scan takes far longer."""
-        order = np.argsort(self.codes, kind="stable")
-        rows = np.repeat(np.arange(self.known.rows), np.diff(self.starts))[order]
-        cuts = np.searchsorted(self.codes[order], np.arange(1, len(self.dictionary) + 2))
-        which = np.arange(1, len(self.dictionary) + 1)
-        if len(which) > forms.MOST_SETS:
-            which = np.sort(np.argsort(-np.diff(cuts), kind="stable")[: forms.MOST_SETS] + 1)
-        sets = [Bits.of(self.known.rows, rows[cuts[code - 1] : cuts[code]]) for code in which.tolist()]
-        return Index(Sets.of(self.known.rows, sets), {EACH: (0, len(sets), 0)}, which)
-
-    def rows_with(self, code: int) -> Bits:
-        """The rows that have a tag: its set, or looked for among all tags of all rows."""
-        which = self.index.which
-        assert which is not None
-        at = int(np.searchsorted(which, code))
-        if at < len(which) and which[at] == code:
-            return self.index.sets[at]
-        return Bits.of(
-            self.known.rows, np.searchsorted(self.starts, np.flatnonzero(self.codes == code), side="right") - 1
-        )
-
-    def passing(self, test: Test, negated: bool) -> Tree:
-        if isinstance(test, Known):
-            return Not(self.known) if negated else self.known
-        if isinstance(test, Like):
-            codes = [code for low, high in like_codes(self.dictionary, test) for code in range(low, high + 1)]
-        else:
-            assert isinstance(test, (OneOf, AllOf))
-            codes = [self.dictionary.code(str(value)) for value in dict.fromkeys(test.values)]
-        some = tuple(self.rows_with(code) for code in codes if code)
-        if isinstance(test, AllOf):
-            tree: Tree = self.nothing if len(some) < len(codes) else And(some)
-        else:
-            tree = some[0] if len(some) == 1 else Or(some)
-        return self.among_known(tree, negated)
-
-    def taken(self, rows: Array) -> tuple[list[Any], Array]:
-        begins, ends = self.starts[rows], np.cumsum(self.starts[rows + 1] - self.starts[rows])
-        lengths = np.diff(ends, prepend=0)
-        inside = np.arange(lengths.sum()) + np.repeat(begins - (ends - lengths), lengths)
-        different, which = np.unique(checked(self.codes[inside], len(self.dictionary)), return_inverse=True)
-        words = [self.dictionary.texts[code - 1] for code in different.tolist()]
-        flat = [words[at] for at in which.tolist()]
-        made = [flat[stop - length : stop] for stop, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
-        return made, self.mask(rows)
-
-
-@dataclass
-class PlainTexts(_Base):
-    texts: Texts
-
-    def write(self, writer: ArrayWriter) -> None:
-        Sets.of(self.known.rows, [self.known]).write(writer, "known.")
-        self.texts.write(writer)
-
-    def made_index(self, bytes_per_row: float) -> None:
-        return None
-
-    def passing(self, test: Test, negated: bool) -> Tree:
-        assert isinstance(test, Known)
-        return Not(self.known) if negated else self.known
-
-    def taken(self, rows: Array) -> tuple[list[Any], Array]:
-        return [self.texts[row] for row in rows.tolist()], self.mask(rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from danlu.recall.columns.asked import Like
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
 from danlu.recall.rows.bits import Array
 
@@ -90,3 +91,23 @@ def _next_prefix(prefix: bytes) -> bytes:
     """The least text after all that begin so; empty if there is none."""
     kept = prefix.rstrip(b"\xff")
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else b""
+
+
+def like_codes(dictionary: Dictionary, test: Like) -> list[tuple[int, int]]:
+    """Codes of the texts that fit a pattern: a range for a beginning, else every text is looked at."""
+    prefix = _plain_prefix(test.pattern)
+    if prefix is not None and not test.ignore_case:
+        return [dictionary.beginning_with(prefix)]
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = dictionary.texts
+    listed = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(texts.starts), pa.py_buffer(texts.data))
+    fits = pc.match_like(listed, test.pattern, ignore_case=test.ignore_case).to_numpy(zero_copy_only=False)
+    return [(at, at) for at in (np.flatnonzero(fits) + 1).tolist()]
+
+
+def _plain_prefix(pattern: str) -> str | None:
+    """What stands before a single % at the end."""
+    start = pattern[:-1]
+    return start if pattern.endswith("%") and not any(mark in start for mark in "%_\\") else None
