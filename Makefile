@@ -13,6 +13,7 @@
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
+#   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
 #   make bench-memory memory of a server, round after round
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
@@ -29,7 +30,8 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats clean
+	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats \
+	bench-recall clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -82,7 +84,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-replay \
-	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory
+	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -101,6 +103,11 @@ bench-lean: $(INSTALLED)
 
 bench-data: $(INSTALLED)
 	$(BIN)/python benchmarks/data.py --gigabyte
+
+ROWS ?= 1000000
+bench-recall: $(INSTALLED)
+	benchmarks/peers.sh recall
+	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

@@ -32,6 +32,7 @@ app = App(
 data = App(name="data", help="Look at data before training on it.")
 plan = App(name="plan", help="What a training takes, before it: arithmetic alone, without weights.")
 recipe = App(name="recipe", help="Recipes out of what other tools were told.")
+recall = App(name="recall", help="Find rows that qualify among very many: where-clauses, profiles, named audiences.")
 
 _COMMANDS = {
     "run": "Run a recipe: a shipped one by name, or a YAML file.",
@@ -92,8 +93,21 @@ recipe.command(
     name="from",
     help="Turn the settings of LLaMA-Factory, axolotl, ms-swift or TRL into a recipe.",
 )
+app.command(recall)
+_RECALL = {
+    "build": "Make a collection out of tables: rows of any number, in memory that does not grow with them.",
+    "append": "Add rows to a collection.",
+    "query": "Rows that qualify, as JSON lines or into a file; or only how many.",
+    "profile": "Who the rows are: of every attribute, how its values are spread, and beside it among all.",
+    "audience": "Keep a where-clause under a name, which others may use as audience('name'); without one, list them.",
+    "check": "Read every file of a collection and compare it with its checksums.",
+    "compact": "Merge small segments, let deleted rows go, and write damaged indexes anew.",
+}
+for _name, _help in _RECALL.items():
+    recall.command(f"danlu.commands.recalling:{_name}", name=_name, help=_help)
 # Commands that stand below another.
-_BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",)}
+_BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
+          "recall": tuple(_RECALL)}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

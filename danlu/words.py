@@ -505,6 +505,19 @@ CHINESE = {
     "{model} is not on this machine: tokens are told from characters": "{model} 不在本机：按字符数估算 token",
     "families differ; what your own text loses, a measurement says": "各系列不同；自己的文本上损失多少，要实际测量",
     # -- errors: what kind, with the name that can be searched
+    # -- collections
+    "{count} of {all} rows, in {time} ms": "{all} 行中的 {count} 行，用时 {time} 毫秒",
+    "{path}: {rows} rows, {columns} columns, {segments} segment(s), {size}": (
+        "{path}：{rows} 行，{columns} 列，{segments} 个段，{size}"
+    ),
+    "{known} of {rows} known": "{rows} 行中有值的 {known} 行",
+    "rows": "行数",
+    "where-clause": "条件",
+    "when it was made": "创建时",
+    "on": "日期",
+    "value": "值",
+    "share among all": "总体占比",
+    "TGI": "TGI",
     "error:": "错误",
     "allowed:": "允许：",
     "next:": "建议：",

@@ -1,0 +1,40 @@
+"""What the sides of benchmarks/recall.py share: what is asked on standard input, times, memory, sizes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def request() -> dict[str, Any]:
+    """table, folder, questions (name -> condition), repeats."""
+    asked: dict[str, Any] = json.load(sys.stdin)
+    return asked
+
+
+def best(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Seconds of the fastest, after one that is not counted; and what it gave."""
+    result = work()
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds), result
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def size_bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    return (
+        path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    )

@@ -1,0 +1,68 @@
+"""Tables, one after the other -> one file; it is there under its name when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+
+def _parquet(path: Path, tables: Iterator[pa.Table]) -> None:
+    from pyarrow import parquet
+
+    first = next(tables)
+    with _whole(path) as place, parquet.ParquetWriter(place, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
+
+
+def _csv(path: Path, tables: Iterator[pa.Table]) -> None:
+    """Tags as one text, with commas between."""
+    from pyarrow import csv
+
+    first = _flat(next(tables))
+    with _whole(path) as place, csv.CSVWriter(place, first.schema) as writer:
+        for table in chain([first], map(_flat, tables)):
+            writer.write_table(table)
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    for at, one in enumerate(table.schema):
+        if pa.types.is_large_list(one.type):
+            joined = [None if tags is None else ",".join(tags) for tags in table.column(at).to_pylist()]
+            table = table.set_column(at, one.name, pa.array(joined, pa.large_string()))
+    return table
+
+
+def _jsonl(path: Path, tables: Iterator[pa.Table]) -> None:
+    with _whole(path) as place, place.open("w", encoding="utf-8") as file:
+        for table in tables:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n" for row in table.to_pylist())
+
+
+def _as_text(value: Any) -> str:
+    text: str = value.isoformat()
+    return text
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write to; what stands there in the end has the path's name, after an error nothing has."""
+    place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield place
+        os.replace(place, path)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+WRITERS: dict[str, Callable[[Path, Iterator[pa.Table]], None]] = {
+    ".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl,
+}  # fmt: skip

@@ -1,0 +1,37 @@
+"""Stored columns -> Arrow: the rows that a user sees, and those that are written into a new segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from danlu.recall.columns.base import Column as StoredColumn
+from danlu.recall.manifest import Column, Kind
+from danlu.recall.rows.bits import Array, Bits
+from danlu.recall.rows.kernels import kernels
+from danlu.recall.segment import OpenSegment
+from danlu.recall.sources import ARROW, BATCH_ROWS, SOURCE, Batch
+
+
+def arrow_of(kind: Kind, stored: StoredColumn, rows: Array) -> pa.Array:
+    """The values of these rows (int64)."""
+    values, there = stored.taken(rows)
+    if isinstance(values, np.ndarray):
+        plain = pa.array(values, mask=~there)
+        if kind == "boolean":
+            return plain.cast(pa.bool_())
+        return (plain.cast(pa.int32()) if kind == "date" else plain).cast(ARROW[kind])
+    listed = [value if is_there else None for value, is_there in zip(values, there.tolist(), strict=True)]
+    return pa.array(listed, ARROW[kind])
+
+
+def batches_of(segment: OpenSegment, columns: Sequence[Column], live: Bits) -> Iterator[Batch]:
+    """The live rows of a segment, to be written again."""
+    rows = kernels().places(live, 0, len(live.kinds), live.rows)
+    for start in range(0, len(rows), BATCH_ROWS):
+        some = rows[start : start + BATCH_ROWS].astype(np.int64)
+        arrays = {one.name: arrow_of(one.kind, segment.columns[at], some) for at, one in enumerate(columns)}
+        arrays[SOURCE] = arrays[SOURCE].dictionary_encode()
+        yield Batch(segment.stored.name, arrays, len(some))
