@@ -17,6 +17,7 @@
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
+#   make bench-recipe the recipe that is planned, beside a small grid around it
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 #   make bench-formats  whether vLLM, llama.cpp and transformers load what is written, and answer alike
@@ -27,7 +28,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-replay bench-doctor bench-parameters bench-plan bench-formats clean
+	bench-rate bench-qlora bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -80,7 +81,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-replay bench-doctor \
-	bench-parameters bench-generate bench-lean bench-serve bench-data bench-memory
+	bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -133,6 +134,9 @@ bench-parameters: $(INSTALLED)
 bench-plan: $(INSTALLED)
 	$(BIN)/python benchmarks/plan.py $(ARGS) $(WRITE)
 
+bench-recipe: $(INSTALLED)
+	$(BIN)/python benchmarks/plan_recipe.py $(WRITE)
+
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)
 
@@ -141,4 +145,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers .everywhere .doctor .rates .parameters runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere .doctor .rates .parameters .planned runs .mypy_cache .pytest_cache .ruff_cache

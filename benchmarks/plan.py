@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import guides
-from guides import ROOT
+from guides import PLAN
 from machine import cpu_name
 from plan_fake import fake_rows
 from plan_fit import RUNS, accelerate, fitted, fitted_runs, predicted, unsloth
@@ -30,7 +30,6 @@ from plan_runs import asked, measured, of_length
 from danlu.plan.memory import estimate
 from danlu.plan.programs import Program
 
-GUIDES = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
 MEDIAN, WORST, WORST_OWN = 0.05, 0.15, 0.1  # what is asked for
 HEADS = {
     "en": ("source", "what", "metric", "measured", "Danlu", "error", "Unsloth Studio", "accelerate"),
@@ -189,7 +188,7 @@ def of_runs() -> tuple[list[Judged], dict[str, str]]:
     seen += of_length()
     print(f"constants, of all runs together:\n{constants(fitted_runs(seen), RUNS)}")
     found = judged(seen, fitted_runs)
-    return found, {language: own_block(found, language) for language in GUIDES}
+    return found, {language: own_block(found, language) for language in PLAN}
 
 
 def of_published() -> tuple[list[Judged], dict[str, str]]:
@@ -197,13 +196,13 @@ def of_published() -> tuple[list[Judged], dict[str, str]]:
     counted, left_out = [row for row in published if not row.out], [row for row in published if row.out]
     print(f"constants, of all rows together:\n{constants(fitted(counted), PROGRAMS)}")
     found = judged(counted)
-    return found, {language: block(found, left_out, language) for language in GUIDES}
+    return found, {language: block(found, left_out, language) for language in PLAN}
 
 
 def of_fake() -> tuple[list[Judged], dict[str, str]]:
     """Large models, by constants that none of these rows has seen."""
     found = [Judged(row, estimate(row.job).total) for row in fake_rows()]
-    return found, {language: fake_block(found, language) for language in GUIDES}
+    return found, {language: fake_block(found, language) for language in PLAN}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -219,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found, blocks = count()
         print(blocks["en"])
         if chosen.write:
-            guides.write(GUIDES, name, blocks.__getitem__)
+            guides.write(PLAN, name, blocks.__getitem__)
         median, worst = summary([one.error for one in found])
         if median > MEDIAN or worst > bound:
             missed.append(f"{name}: asked for are a median of {MEDIAN:.0%} and a worst of {bound:.0%}")

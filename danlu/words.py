@@ -470,9 +470,7 @@ CHINESE = {
     "the largest layer, as it is computed with": "最大的一层反量化之后",
     "{share} of what is allocated lies in holes": "已分配量的 {share} 是碎片",
     "with nothing loaded": "什么都没加载时",
-    "keys and values of {tokens} tokens, {bytes} bytes a number; windows end earlier": (
-        "{tokens} 个 token 的 KV，每个数 {bytes} 字节；滑动窗口层更少"
-    ),
+    "keys and values of {tokens} tokens, {bytes} bytes a number": "{tokens} 个 token 的 KV，每个数 {bytes} 字节",
     "of one step, float32, twice": "一步的 logits，float32，两份",
     "where the loss is known": "峰值在算出损失时",
     "where the last gradients are made": "峰值在反向传播结束时",

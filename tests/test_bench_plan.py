@@ -21,10 +21,11 @@ def bench():
     import plan
     import plan_fake
     import plan_fit
+    import plan_recipe
     import plan_rows
     import plan_runs
 
-    yield plan, plan_fit, plan_rows, plan_runs, plan_fake
+    yield plan, plan_fit, plan_rows, plan_runs, plan_fake, plan_recipe
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
@@ -168,3 +169,23 @@ def test_what_is_freed_is_not_counted_on(bench):
         view = kept[:10]
     assert view.untyped_storage().nbytes() == held.now == 4000
     assert held.most == 5000
+
+
+def test_the_grid_changes_one_thing_at_a_time(bench):
+    from danlu.config import validate
+    from danlu.recipe import Recipe
+
+    planned = {
+        "name": "n", "model": {"name": "m"}, "data": {"path": "rows.jsonl", "held_out": 5},
+        "lora": {"r": 8, "lora_alpha": 16}, "train": {"learning_rate": 1e-3, "num_train_epochs": 2},
+    }  # fmt: skip
+    grid = bench[5].around(planned)
+    assert list(grid) == [
+        "as planned", "learning_rate: 0.000333", "learning_rate: 0.003", "r: 2", "r: 32", "num_train_epochs: 1",
+        "num_train_epochs: 4",
+    ]  # fmt: skip
+    for name, recipe in grid.items():
+        options = validate(Recipe, recipe, where=name)
+        assert options.lora.lora_alpha == 2 * options.lora.r
+    losses = dict.fromkeys(grid, 2.0) | {"r: 32": 1.0}
+    assert "| as planned | 2.000 | +100.0% |" in bench[5].block(losses, "en")

@@ -397,8 +397,8 @@ def _dequantized(job: Job) -> list[Part]:
 
 def _answering(job: Job) -> list[Part]:
     number = 1.0 if job.kv_dtype == "int8" else STORED[job.kv_dtype or job.dtype]
-    kept = cache_bytes(job.shape, job.batch, job.length, number)
-    why = "keys and values of {tokens} tokens, {bytes} bytes a number; windows end earlier"
+    kept = cache_bytes(job.shape, job.batch, job.length, number, forgets=job.program.forgets)
+    why = "keys and values of {tokens} tokens, {bytes} bytes a number"
     scores = 8.0 * job.batch * job.shape.vocabulary
     return [
         Part("KV cache", kept, why, (("tokens", f"{job.tokens:,}"), ("bytes", f"{number:g}"))),

@@ -35,6 +35,7 @@ class Program:
         master: of a weight under full tuning in 16 bits: its float32 copy.
         gradient: of a weight under full tuning; 0 is d.
         mean: of each of the optimizer's means of such a weight; 0 is d.
+        forgets: whether keys and values that no window reaches any more are given up.
         rest: of each number between blocks, token by token and block by block: what no other line counts.
         slack: share of what is allocated that the allocator holds besides.
         floor: bytes of the runtime, with nothing loaded.
@@ -58,6 +59,7 @@ class Program:
     score: float = 6
     remakes_scores: bool = False
     keeps_freed: bool = False
+    forgets: bool = True
     master: float = 0
     gradient: float = 0
     mean: float = 0
@@ -72,6 +74,7 @@ class Program:
 _KEPT: dict[str, Any] = {
     "rms_norm": 0, "trained_norm": 0, "gated": 2, "adapter_input": 2, "adapter_dropout": 0.41, "shares_input": True,
     "logit": 0, "chunk_tokens": 256, "chunk_logit": 12, "score": 0, "master": 4, "gradient": 4, "mean": 4,
+    "forgets": False,
 }  # fmt: skip
 # `rest`, and what a processor's row has, are fitted on runs (benchmarks/plan.py --runs): texts are laid side by side
 # for attention, and the way back of a block holds more than the block.
