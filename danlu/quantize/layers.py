@@ -113,7 +113,9 @@ def _is_router(inside: str) -> bool:
 
 
 def _is_experts(part: nn.Module) -> bool:
-    return any(isinstance(one, nn.Parameter) and one.ndim == 3 for one in part._parameters.values())
+    """Whether matrices of several experts lie in one tensor; a convolution's weights do as well, and are none."""
+    is_convolution = isinstance(part, nn.Conv1d)
+    return not is_convolution and any(one is not None and one.ndim == 3 for one in part._parameters.values())
 
 
 def _experts(part: nn.Module, whole: str, inside: str, names: Mapping[str, str]) -> list[Layer]:

@@ -94,6 +94,9 @@ def readers_of(block: nn.Module, layers: Sequence[Layer], run: Callable[[], Tens
             hook.remove()
     groups = [one for one in found.values() if one.layers]
     for one in groups:
+        width = one.layers[0].weight.shape[1]
+        if one.norm is not None and any(len(weight) != width for weight in one.norm.parameters()):  # one of each head
+            one.norm = None
         _find_maker(block, one, layers)
         one.part = _part(block, one.layers) if len(one.layers) > 1 else None
     return groups

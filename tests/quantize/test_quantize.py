@@ -106,7 +106,7 @@ def test_files_in_bfloat16_stay_so(base, tmp_path):
 
 
 def test_a_model_larger_than_a_file_lies_in_several(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(written, "FILE_BYTES", 20_000)
+    monkeypatch.setattr(written, "FILE_BYTES", 10_000)
     told = run(base, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files == [f"model-0000{at}-of-00003.safetensors" for at in (1, 2, 3)]
