@@ -27,12 +27,12 @@ from guides import QUANTIZATION, ROOT
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 
-RTN = ("quantize", "--method", "rtn", "--group-size", "64")
+RTN = ("quantize", "--method", "rtn", "--group_size", "64")
 # Name of the form -> how it is made: a command and its flags; of GGUF, from the model itself or a form before it.
 FORMS: dict[str, tuple[str, ...]] = {
-    "awq-4": (*RTN, "--bits", "4", "--symmetric", "false", "--format", "awq"),
-    "gptq-4": (*RTN, "--bits", "4", "--symmetric", "true", "--format", "gptq"),
-    "w8a8": ("quantize", "--method", "rtn", "--group-size", "null", "--bits", "8", "--format", "compressed-tensors"),
+    "awq-4": (*RTN, "--bits", "4", "--symmetric=false", "--format", "awq"),
+    "gptq-4": (*RTN, "--bits", "4", "--symmetric=true", "--format", "gptq"),
+    "w8a8": ("quantize", "--method", "rtn", "--group_size", "null", "--bits", "8", "--format", "compressed-tensors"),
     "gguf-f16": ("export", "--type", "f16"),
     "gguf-q8_0": ("export", "--type", "q8_0"),
     "gguf-q4_0": ("export", "gptq-4"),
