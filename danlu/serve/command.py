@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from danlu.device import QUANTIZED
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, size_in_words
 from danlu.generate.engine import Engine
 from danlu.hub import EMBEDDERS, Say, cache_directory, resolve
 from danlu.model.named import ModelOptions
@@ -22,6 +22,8 @@ from danlu.serve.others.remote import KEY_VARIABLE, Remote, only_model
 from danlu.serve.others.vllm import START_TIMEOUT_SECONDS, vllm_server
 from danlu.serve.server import listen, serve
 from danlu.serve.service import Service
+
+_LENGTH = 2048  # tokens of a text, where it is told how many fit
 
 
 def serve_model(
@@ -120,11 +122,26 @@ def _backend(
             for adapter, place in named.items():
                 engine.load_adapter(adapter, place)
             service = Service(engine, options, name)
-            for note in service.notes():
+            for note in [*room_of(engine), *service.notes()]:
                 news(note)
             yield OwnEngine(service)
         finally:
             engine.close()
+
+
+def room_of(engine: Engine) -> list[str]:
+    """How many texts the memory for keys and values holds; counted as `danlu plan memory` counts it.
+
+    Nothing for a model that reads each text by itself, and keeps nothing of it.
+    """
+    if engine.core.why_alone:
+        return []
+    store = engine.core.store
+    each = store.shape.slot_bytes(1, _LENGTH)
+    return [
+        f"keys and values may take {size_in_words(store.budget_bytes)}: {store.budget_bytes // each:,} texts of "
+        f"{_LENGTH:,} tokens at once, {each / _LENGTH:,.0f} bytes a token"
+    ]
 
 
 def _short(name: str) -> str:
