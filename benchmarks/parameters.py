@@ -3,7 +3,7 @@
     make bench-parameters WRITE=--write
     .venv/bin/python benchmarks/parameters.py --only rate
 
-A picture for each parameter, and its table; `--write` puts both into the guides to training (docs/pictures). All runs
+A picture for each parameter, and its table; `--write` puts both into the guides (docs/pictures). All runs
 see the same examples, so many of them; what was found is kept under .parameters/ (kept_runs.py).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import guides
 import kept_runs
-from guides import ROOT, TRAINING
+from guides import LORA, ROOT, TRAINING
 from kept_runs import merged
 from machine import cpu_name
 
@@ -62,7 +62,17 @@ PARAMETERS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "lora.r, with lora_alpha 2 r",
         {f"{rank}": {"lora": {"r": rank, "lora_alpha": 2 * rank}} for rank in (1, 8, 64)},
     ),
+    "overfitting": (
+        "lora.r, 24 examples ten times over",
+        {
+            f"{rank}": {"lora": {"r": rank, "lora_alpha": 2 * rank}, "data": {"max_examples": 24}}
+            for rank in (1, 8, 64, 256)
+        },
+    ),
 }
+# Which guide has them, under which name.
+PLACES = {"parameters": (TRAINING, [name for name in PARAMETERS if name != "overfitting"]),
+          "overfitting": (LORA, ["overfitting"])}  # fmt: skip
 COLOURS = ("#1b6ca8", "#2a9d4b", "#111111", "#d98a00", "#c2185b")
 
 
@@ -82,8 +92,8 @@ def found(parameter: str, curve: str) -> dict[str, Any]:
 
 def _name(recipe: Mapping[str, Any]) -> str:
     """Of a run, by what it has otherwise: some are a curve of several pictures."""
-    given = {**recipe["train"], **recipe["lora"]}
-    usual = {**BASE["train"], **BASE["lora"]}
+    given = {**recipe["train"], **recipe["lora"], **recipe["data"]}
+    usual = {**BASE["train"], **BASE["lora"], **BASE["data"]}
     return " ".join(f"{key} {value}" for key, value in given.items() if usual.get(key) != value)
 
 
@@ -157,7 +167,7 @@ def block(parameters: Sequence[str], language: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=PARAMETERS, help="a parameter; more than once")
-    parser.add_argument("--write", action="store_true", help="put pictures and tables into the guides to training")
+    parser.add_argument("--write", action="store_true", help="put pictures and tables into the guides")
     asked = parser.parse_args()
     chosen = asked.only or list(PARAMETERS)
     print(block(chosen, "en"))
@@ -165,7 +175,9 @@ def main() -> None:
         PICTURES.mkdir(exist_ok=True)
         for parameter in chosen:
             (PICTURES / f"{parameter}.svg").write_text(draw(parameter))
-        guides.write(TRAINING, "parameters", lambda language: block(chosen, language))
+        for place, (guide, names) in PLACES.items():
+            if set(names) <= set(chosen):
+                guides.write(guide, place, lambda language, names=names: block(names, language))
 
 
 if __name__ == "__main__":

@@ -259,6 +259,7 @@ CHINESE = {
         "把适配器合并进基座模型，并做一致性校验。"
     ),
     "Write an adapter for another program: llama.cpp reads GGUF.": "把适配器导出给其他程序：llama.cpp 读取 GGUF。",
+    "Write a model in few bits, compared with the original.": "量化模型，并与原模型对比校验",
     "Write a model for another program: GGUF, or its codes in another format.": (
         "把模型导出给其他程序：GGUF，或把量化编码换成另一种格式。"
     ),

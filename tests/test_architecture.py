@@ -92,3 +92,9 @@ def test_inside_a_room_imports_go_one_way_as_well(room):
             others = inner_imports(path, room) - set(rows[: rows.index(own)]) - {own}
             upward += [f"{path.relative_to(ROOT)} imports {other}" for other in others]
     assert upward == []
+
+
+def test_every_file_of_tests_has_a_name_of_its_own():
+    """pytest imports them by their names alone: of two, one would not be collected."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -152,7 +152,10 @@ def test_runs_are_described_as_recipes_that_are_valid(bench, tmp_path):
 
 @pytest.mark.parametrize(
     "case",
-    [("smollm2-135m", "full", 2, 256, False), ("smollm2-135m", "lora", 2, 256, True)],
+    [
+        ("smollm2-135m", "lora", 2, 256, True),
+        pytest.param(("smollm2-135m", "full", 2, 256, False), marks=pytest.mark.slow),
+    ],
     ids=lambda case: " ".join(map(str, case)),
 )
 def test_fake_tensors_count_what_was_planned(bench, case):

@@ -244,7 +244,9 @@ run(load_recipe("c.yaml"), Show(), "")
 """
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(one, marks=pytest.mark.slow if one in ("first", "merged-2") else ()) for one in STEPS]
+)
 def test_killed_in_any_step_it_goes_on_from_there(document, step):
     """By kill -9, in the middle of the step's work."""
     done = Journal(chain_of(document).directory)

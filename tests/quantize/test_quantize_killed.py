@@ -60,8 +60,14 @@ def whole(base, tmp_path_factory):
 
 
 # Renamed are: the identity, the first block, the second one, the file of weights, the model.
-@pytest.mark.parametrize(("left", "done"), [(2, 0), (3, 1), (4, 2), (5, 2)])
-@pytest.mark.parametrize("method", ["awq", "gptq"])
+@pytest.mark.parametrize(
+    ("method", "left", "done"),
+    [
+        ("awq", 2, 0), ("gptq", 3, 1), ("awq", 4, 2), ("gptq", 5, 2),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in
+          (("gptq", 2, 0), ("awq", 3, 1), ("gptq", 4, 2), ("awq", 5, 2))),
+    ],
+)  # fmt: skip
 def test_the_work_goes_on_and_ends_as_if_nothing_had_happened(base, whole, tmp_path, monkeypatch, method, left, done):
     out = tmp_path / "out"
     process = CONTEXT.Process(target=_killed, args=(base, out, method, left))

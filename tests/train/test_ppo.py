@@ -252,6 +252,7 @@ def worth(answer):
     return 0.7 * len(set(answer)) - 0.5 * (answer[-1] == END) + 0.3 * answer[0]
 
 
+@pytest.mark.slow
 def test_sequences_reach_the_optimum_found_by_enumeration(tmp_path):
     """Up to three of four tokens, the first of which ends an answer: every answer is written out."""
     beta, longest = 0.5, 3
