@@ -223,11 +223,11 @@ def base_of(name: str) -> dict[str, Any]:
 HEADS = {
     "en": (
         "| fault | well tuned | without the doctor | with it | steps | what it did |\n|---|---|---|---|---|---|",
-        "| healthy run | held-out loss | steps | with the doctor bit for bit the same |\n|---|---|---|---|",
+        "| healthy run | held-out loss | the same with it, bit for bit | steps, with its trials |\n|---|---|---|---|",
     ),
     "zh": (
         "| 故障 | 调好的训练 | 不用训练诊断 | 使用训练诊断 | 步数 | 它做了什么 |\n|---|---|---|---|---|---|",
-        "| 正常的训练 | 验证损失 | 步数 | 使用训练诊断后逐位相同 |\n|---|---|---|---|",
+        "| 正常的训练 | 验证损失 | 使用训练诊断后逐位相同 | 步数（含试跑） |\n|---|---|---|---|",
     ),
 }
 HOW = {
@@ -258,9 +258,9 @@ def is_left_alone(name: str) -> bool:
 
 def row_of_healthy(name: str, language: str) -> str:
     """A row of the other table."""
-    without = found(name, "off")
+    without, watched = found(name, "off"), found(name, "act")
     answer = ANSWERS[language][0 if is_left_alone(name) else 1]
-    return f"| {name} | {without['held_out']:.3f} | {without['steps']} | {answer} |"
+    return f"| {name} | {without['held_out']:.3f} | {answer} | {watched['steps'] / without['steps']:.2f} x |"
 
 
 def block(names: Sequence[str], language: str) -> str:
