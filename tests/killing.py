@@ -56,6 +56,20 @@ def _run(recipe: Any, folder: Path, place: Place, threads: int) -> None:
     run(recipe, dies, "")
 
 
+def die_at_rename(folder: Path, left: int) -> None:
+    """From now on, this process dies before the N-th file or folder in `folder` gets another name."""
+    seen = [0]
+
+    def hear(event: str, told: tuple[Any, ...]) -> None:
+        if event != "os.rename" or not str(told[0]).startswith(str(folder)):
+            return
+        seen[0] += 1
+        if seen[0] == left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hear)
+
+
 def killed_at(recipe: Any, place: Place) -> bool:
     """Run the recipe in a process of its own, which is to die at `place`; returns whether it did."""
     process = CONTEXT.Process(target=_run, args=(recipe, Path.cwd(), place, torch.get_num_threads()))

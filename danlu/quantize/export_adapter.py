@@ -17,13 +17,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from danlu.errors import ConfigError, ModelError, disk_faults
+from danlu.errors import ModelError, disk_faults
 from danlu.hub import quiet_transformers
 from danlu.journal import claimed
 from danlu.model.adapter_files import adapter_config
-from danlu.model.load import read_json, some
+from danlu.model.load import some
 from danlu.model.lora_files import LowRank, commonest, read_lora, read_pairs, why_not_plain
 from danlu.model.lora_targets import is_linear, linear_shape
+from danlu.quantize.gguf_file import check_place, language_config
 
 AdapterFormat = Literal["gguf"]
 
@@ -72,8 +73,8 @@ def export_gguf(adapter: Path, base: Path, out: Path, say: Callable[[str], None]
     for a kind of model that was not compared; ConfigError when `out` holds something else than a GGUF file; DiskError;
     and InUse while another process writes there.
     """
-    _check_out(out)
-    config = _config(base)
+    check_place(out, "adapter.gguf")
+    config = language_config(base, "name the base: base=NAME")
     kind = _kind(base, config)
     if reason := why_not_plain(adapter, with_head=True) or _rows(adapter):
         raise ModelError(
@@ -92,31 +93,6 @@ def export_gguf(adapter: Path, base: Path, out: Path, say: Callable[[str], None]
     with claimed(out, say), disk_faults(out, "exporting the adapter"):
         _write(tensors, kind, out)
     return Exported(kind, len(parts), _folded(adapter), out.stat().st_size)
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir():
-        raise ConfigError(f"{out} is a directory", fix=f"name a file, such as {out / 'adapter.gguf'}")
-    if out.is_file():
-        with out.open("rb") as file:
-            if file.read(4) not in (b"GGUF", b""):
-                raise ConfigError(f"{out} exists and is no GGUF file", fix="choose another name, or remove it yourself")
-
-
-def _config(base: Path) -> Any:
-    """The configuration of the base's language part."""
-    from transformers import AutoConfig
-
-    read_json(base / "config.json")
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers has no common base for them
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{base}: its configuration cannot be read: {first}", fix="name the base: base=NAME"
-        ) from error
-    return config.get_text_config()
 
 
 def _kind(base: Path, config: Any) -> str:

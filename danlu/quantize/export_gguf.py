@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danlu.errors import ConfigError, ModelError, ParityError, disk_faults
-from danlu.hub import check_directory, quiet_transformers, weight_files
+from danlu.errors import ModelError, ParityError, disk_faults
+from danlu.hub import check_directory, weight_files
 from danlu.hub.cache import need_disk
 from danlu.hub.gguf import PROBE, gguf_tokenizer
 from danlu.journal import claimed
@@ -27,6 +27,7 @@ from danlu.model.grouped import Grouped
 from danlu.model.language_part import language_names
 from danlu.model.load import load_tokenizer, quantization_of, read_json
 from danlu.model.quantized import QuantizedFiles, quantized_files
+from danlu.quantize.gguf_file import check_place, language_config
 from danlu.quantize.gguf_keys import is_off_by_one, keys_of, kind_of, order_of, rope_factors
 from danlu.quantize.gguf_tokens import Tokens, tokens_of
 
@@ -63,9 +64,9 @@ def write_gguf(source: Path, out: Path, kind: GgufType, say: Callable[[str], Non
     Raises ModelError for a model, a tokenizer or codes that llama.cpp does not hold; ConfigError for an `out` that is
     something else; ParityError if the file's tokenizer cuts otherwise; DiskError; InUse.
     """
-    _check_out(out)
+    check_place(out, "model.gguf")
     check_directory(source)
-    config, tokenizer = _config(source), load_tokenizer(source)
+    config, tokenizer = language_config(source, "save the model again"), load_tokenizer(source)
     files = quantized_files(source, quantization_of(source, read_json(source / "config.json")))
     weights = _Weights(source, config, files, kind)
     tokens = tokens_of(tokenizer, config.vocab_size)
@@ -211,27 +212,6 @@ def _type(name: str) -> Any:
     import gguf
 
     return gguf.GGMLQuantizationType[name.upper()]
-
-
-def _config(source: Path) -> Any:
-    from transformers import AutoConfig
-
-    read_json(source / "config.json")
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-    tied = config.tie_word_embeddings
-    config = config.get_text_config()
-    config.tie_word_embeddings = tied
-    return config
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir():
-        raise ConfigError(f"{out} is a directory", fix=f"name a file, such as {out / 'model.gguf'}")
-    if out.is_file():
-        with out.open("rb") as file:
-            if file.read(4) not in (b"GGUF", b""):
-                raise ConfigError(f"{out} exists and is no GGUF file", fix="choose another name, or remove it yourself")
 
 
 def _write(

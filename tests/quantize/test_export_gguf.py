@@ -208,3 +208,12 @@ def test_what_is_no_gguf_file_stays(tmp_path):
     assert (tmp_path / "it.gguf").read_text() == "mine"
     with pytest.raises(ConfigError, match="is a directory"):
         write_gguf(tmp_path / "model", tmp_path / "model", "auto", print)
+
+
+def test_a_configuration_that_nobody_knows_is_said(tmp_path):
+    directory = make_tiny_model(tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "lama"}), "utf-8")
+    with pytest.raises(ModelError, match=r"its configuration cannot be read: .*lama"):
+        write_gguf(directory, tmp_path / "out.gguf", "auto", print)
+    assert not (tmp_path / "out.gguf").exists()

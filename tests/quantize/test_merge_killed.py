@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import sys
 
 import pytest
 import torch
-from killing import CONTEXT
+from killing import CONTEXT, die_at_rename
 from merging import OPTIONS, names_in, run
 from safetensors.torch import load_file
 
@@ -21,16 +19,7 @@ pytestmark = pytest.mark.long
 def _killed(base, adapter, out, left):
     """Merge, and die before the N-th file or folder beside `out` gets another name."""
     torch.set_num_threads(1)
-    seen = [0]
-
-    def hear(event, told):
-        if event != "os.rename" or not str(told[0]).startswith(str(out.parent)):
-            return
-        seen[0] += 1
-        if seen[0] == left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hear)
+    die_at_rename(out.parent, left)
     run(base, [Weighted(adapter, 0.25)], out, OPTIONS)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 
 import pytest
 import torch
 from fewer_bits import names_in, run
-from killing import CONTEXT
+from killing import CONTEXT, die_at_rename
 from safetensors.torch import load_file
 
 from danlu.quantize import driver
@@ -37,16 +35,7 @@ def _killed(base, out, method, left):
     """Quantize, and die before the N-th file or folder beside `out` gets another name."""
     torch.set_num_threads(1)
     driver.hold_against = _not_compared
-    seen = [0]
-
-    def hear(event, told):
-        if event != "os.rename" or not str(told[0]).startswith(str(out.parent)):
-            return
-        seen[0] += 1
-        if seen[0] == left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hear)
+    die_at_rename(out.parent, left)
     run(base, out, method)
 
 
