@@ -93,6 +93,7 @@ class Trials:
 # Of the loss: what a lower rate has to be better by at the end of a fork. It looks better by 2 % in a run that is well,
 # since noise comes to rest; less is asked where the run's rate is near the highest one that it bears.
 LESS_PAYS, LESS_PAYS_AT_EDGE = 0.04, 0.01
+TENFOLD = 10.0
 BROKE_OUT = 1.5  # times the loss at the run's own rate
 
 
@@ -138,18 +139,19 @@ class Compared:
         """The loss that it has to reach; each lower rate looks better than the last by itself."""
         own = self.forks[1.0].loss
         if factor > 1:
-            return own - self._more_pays * abs(own)
+            is_second_try = TENFOLD in self.forks and self.best == 1.0  # ten times as much did not help
+            return own - self._more_pays * (2 if is_second_try else 1) * abs(own)
         is_at_edge = any(fork.loss > BROKE_OUT * own for other, fork in self.forks.items() if other > 1)
         return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * abs(own)
 
     def climb(self) -> bool:
         """Ten times as much, as long as it helps; and at last what lies between that and what does not."""
-        factor = 10.0
+        factor = TENFOLD
         while self.helps(factor):
-            factor *= 10
+            factor *= TENFOLD
         if self.best == 1.0:
             return False
-        self.helps(self.best * math.sqrt(10))
+        self.helps(self.best * math.sqrt(TENFOLD))
         return True
 
 
