@@ -24,7 +24,7 @@ from danlu.model.adapter_files import adapter_config
 from danlu.model.load import some
 from danlu.model.lora_files import LowRank, commonest, read_lora, read_pairs, why_not_plain
 from danlu.model.lora_targets import is_linear, linear_shape
-from danlu.quantize.gguf_file import check_place, language_config
+from danlu.quantize.gguf_file import check_place, finish, language_config
 
 AdapterFormat = Literal["gguf"]
 
@@ -170,12 +170,7 @@ def _write(tensors: Mapping[str, np.ndarray], kind: str, out: Path) -> None:
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(commonest(ranks)))
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        with staging.open("rb") as file:
-            os.fsync(file.fileno())
+        finish(writer, staging)
         os.replace(staging, out)
     finally:
         staging.unlink(missing_ok=True)

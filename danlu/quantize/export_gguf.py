@@ -27,7 +27,7 @@ from danlu.model.grouped import Grouped
 from danlu.model.language_part import language_names
 from danlu.model.load import load_tokenizer, quantization_of, read_json
 from danlu.model.quantized import QuantizedFiles, quantized_files
-from danlu.quantize.gguf_file import check_place, language_config
+from danlu.quantize.gguf_file import check_place, finish, language_config
 from danlu.quantize.gguf_keys import is_off_by_one, keys_of, kind_of, order_of, rope_factors
 from danlu.quantize.gguf_tokens import Tokens, tokens_of
 
@@ -234,12 +234,7 @@ def _write(
     for placed, array, kind in weights:
         writer.add_tensor(placed, array, raw_dtype=kind)
         count += 1
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    finish(writer, path)
     return count
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ def check_place(out: Path, example: str) -> None:
         with out.open("rb") as file:
             if file.read(4) not in (b"GGUF", b""):
                 raise ConfigError(f"{out} exists and is no GGUF file", fix="choose another name, or remove it yourself")
+
+
+def finish(writer: Any, path: Path) -> None:
+    """Write what the writer was given, so that it is on the disk."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def language_config(directory: Path, fix: str) -> Any:
