@@ -227,6 +227,12 @@ def some(names: Iterable[object]) -> str:
     return ", ".join(ordered[:5]) + rest
 
 
+def language_document(directory: Path) -> dict[str, Any]:
+    """config.json, with what it says of its language part where it says no more itself. Raises ModelError."""
+    document = read_json(directory / "config.json")
+    return (document.get("text_config") or {}) | document
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text("utf-8"))

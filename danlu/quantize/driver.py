@@ -6,7 +6,6 @@ what it becomes is written, and the block is let go. Everything is checked befor
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from danlu.fingerprint import of_value, of_weights
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place
 from danlu.model.formats.format import Format
-from danlu.model.load import load_model, load_tokenizer, quantization_of, read_json, weight_sizes
+from danlu.model.load import language_document, load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.quantize.blocks import Blocks
 from danlu.quantize.calibration import Calibration, read_calibration
 from danlu.quantize.gate import hold_against
@@ -108,8 +107,7 @@ def quantizing_bytes(directory: Path, options: QuantizeOptions) -> int:
     The block itself, what it was, and H of its layers or their codes; what comes to a block, and what it answers.
     """
     sizes = weight_sizes(directory)
-    document = read_json(directory / "config.json")
-    document = (document.get("text_config") or {}) | document
+    document = language_document(directory)
     block = sum(sizes.values()) // max(1, int(document.get("num_hidden_layers") or 1))
     tokens = options.calibration_tokens if options.method in LOOKING else 0
     text = 2 * 4 * tokens * int(document.get("hidden_size") or 0)
@@ -118,8 +116,7 @@ def quantizing_bytes(directory: Path, options: QuantizeOptions) -> int:
 
 def stored_dtype(directory: Path) -> torch.dtype:
     """Of the weights in the files, as config.json says."""
-    document = json.loads((directory / "config.json").read_text("utf-8"))
-    document = (document.get("text_config") or {}) | document
+    document = language_document(directory)
     found = getattr(torch, str(document.get("dtype") or document.get("torch_dtype") or "float32"), None)
     return found if found in (torch.bfloat16, torch.float16) else torch.float32
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from danlu.data.formats import Message
 from danlu.device import Device, release_memory
 from danlu.errors import disk_faults
-from danlu.model.load import load_model, load_tokenizer, read_json
+from danlu.model.load import language_document, load_model, load_tokenizer, read_json
 from danlu.model.quantized import QuantizedFiles, quantized_files
 from danlu.quantize.layers import blocks_of, file_names, layers_of
 from danlu.quantize.merge import engine_around, own_prompts
@@ -62,8 +62,7 @@ def hold_against(
 
 
 def _dtype(directory: Path) -> torch.dtype:
-    document = read_json(directory / "config.json")
-    document = (document.get("text_config") or {}) | document
+    document = language_document(directory)
     return torch.bfloat16 if str(document.get("dtype") or document.get("torch_dtype")) == "bfloat16" else torch.float32
 
 

@@ -6,7 +6,6 @@ than one model is in memory. Knows no training.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
 from danlu.model.adapter_files import adapted_tokenizer, put_adapter
 from danlu.model.adapters import move_into_place, save_model
-from danlu.model.load import load_model, load_tokenizer, quantization_of, read_json, weight_sizes
+from danlu.model.load import language_document, load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.model.lora_bank import Ends
 from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
 from danlu.model.quantized import quantized_files, whole_sizes
@@ -349,8 +348,7 @@ def _dtypes(name: DtypeName, base: Path, device: Device) -> list[torch.dtype]:
     """What to merge in, in the order to try: the named dtype, or that of the base's files and then float32."""
     if name != "auto":
         return [device.dtype(name)]
-    config = json.loads((base / "config.json").read_text("utf-8"))
-    config = (config.get("text_config") or {}) | config  # a multimodal base may name the dtype of its part alone
+    config = language_document(base)  # a multimodal base may name the dtype of its part alone
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     assert isinstance(stored, torch.dtype)
     return [stored, torch.float32] if stored in (torch.bfloat16, torch.float16) else [torch.float32]
