@@ -2,14 +2,13 @@
 
     make bench-words                       (10^4 and 10^5 texts; two minutes)
     make bench-words SIZES="1000000"       (ten minutes, 6 GiB of memory)
-    make bench-words CMRC=…/cmrc2018_dev.json WRITE=--write
+    make bench-words WRITE=--write
 
 Texts are 20 to 100 words drawn from 200,000 by Zipf's law, questions three to six of the rarer words of one text. Each
 side gets the same words, finds the ten best by BM25 (k1 1.2, b 0.75, Lucene's idf) in a process of its own, with one
 thread, and times are the best of so many rounds over all questions. Scores are compared with Danlu's: "the same ten"
 is the share of questions whose ten scores agree to four digits; tantivy rounds the lengths of texts, so its differ.
 
-With CMRC, Chinese questions are asked for the passage that answers them: by words, by vectors, and fused.
 """
 
 from __future__ import annotations
