@@ -82,7 +82,7 @@ def test_vectors_that_do_not_fit_are_said(built, what):
 
 
 def test_what_is_no_vector_is_said(tmp_path):
-    with pytest.raises(DataError, match="(?s)column v is of type .*vector=v"):
+    with pytest.raises(DataError, match=r"(?s)column v is of type .*vector=v"):
         Collection.build(tmp_path / "c", table(), BuildOptions(id="id"))
     with pytest.raises(DataError, match="column city is of type string, which is no vector"):
         Collection.build(tmp_path / "c", table(), BuildOptions(vector=("v", "city")))
