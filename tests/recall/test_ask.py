@@ -32,11 +32,11 @@ def asked(monkeypatch):
 
 
 def test_an_answer_rests_on_passages_that_are_named(call, built, asked, tiny_model):
-    code, out, err = call("ask", built, "Where does tea grow?", "--model", tiny_model, "--kind", "instruct")
+    code, out, err = call("ask", built, "Tea grows where?", "--model", tiny_model, "--kind", "instruct")
     assert (code, out) == (0, "On hills [1].\n")
     assert "passages:\n[1] id 1: Tea grows on hills.\n[2] id 3: Ships carry tea.\n" in err
     ((message,),) = asked
-    assert "[1] Tea grows on hills.\n\n[2] Ships carry tea.\n\nQuestion: Where does tea grow?" in message["content"]
+    assert "[1] Tea grows on hills.\n\n[2] Ships carry tea.\n\nQuestion: Tea grows where?" in message["content"]
 
 
 def test_a_chinese_question_is_asked_in_chinese_and_a_clause_says_where(call, built, asked, tiny_model):
