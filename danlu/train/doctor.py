@@ -332,6 +332,7 @@ class Doctor:
             left,
             at_once,
             chart.ceiling / chart.factor,
+            self._learner.stage.chance,
         )
         order(tried)
         chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run
