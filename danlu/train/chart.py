@@ -20,6 +20,8 @@ LEARNT = 0.05  # of the loss: in training, below what it was at the best
 EXPLODED = 0.5  # of what was learnt, lost again
 OUTLIER = 8.0  # times the median: the norm of a gradient that nothing is learnt from
 REMEMBERED = 64  # steps
+FIRST = 3  # of them, whose loss is that at the start
+SLOW = 0.15  # of the loss at the start: who has gained that much soon after the warmup did not start too slowly
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Chart:
         factor: of every planned rate.
         ceiling: the factor that was last left for a lower one; none from it on is tried again.
         ramp: (position where a rate begins to rise again, steps of the rise).
-        first: the first loss of training.
+        first: the first losses of training.
         losses: (position, loss, norm of the gradient) of the last steps.
         treated: the position of the last trial or treatment.
         backs: times that it went back.
@@ -71,7 +73,7 @@ class Chart:
     factor: float = 1.0
     ceiling: float = math.inf
     ramp: tuple[int, int] = (0, 0)
-    first: float = math.nan
+    first: list[float] = field(default_factory=list)
     losses: list[tuple[int, float, float]] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     treated: int = 0
@@ -94,8 +96,8 @@ class Chart:
 
     def add(self, position: int, found: Gradient) -> None:
         """A step that was made."""
-        if not self.losses:
-            self.first = found.loss
+        if len(self.first) < FIRST:
+            self.first = [*self.first, found.loss]
         self.losses = [*self.losses[1 - REMEMBERED :], (position, found.loss, found.norm)]
 
     def note(self, now: Where, loss: float, around: int) -> Look:
@@ -145,6 +147,11 @@ class Chart:
         since = [look.loss for look in self.looks if look.at.position > best.at.position]
         rises = len(since) >= 3 and since[-3] <= since[-2] <= since[-1] and since[-2] >= best.loss * (1 + RISEN)
         return rises and last.losses < (1 - LEARNT) * best.losses
+
+    def has_begun(self, look: Look) -> bool:
+        """Whether something is learnt, in training or of what is held out; a few held-out pairs say little alone."""
+        pairs = [(median(self.first), look.losses), (self.looks[0].loss, look.loss)]
+        return any(first - last >= SLOW * abs(first) for first, last in pairs)
 
     def is_flat(self) -> bool:
         """Whether the last two looks are hardly better than the two before."""

@@ -29,7 +29,6 @@ from danlu.train.trials import Compared, Fork, Move, Order, Trials, down_or_up, 
 Mode = Literal["off", "observe", "act"]
 
 LOOKS = 20  # a run at most, of as many held-out examples as a step has, three steps apart: a ninth of its time
-SLOW = 0.15  # of the first loss: who has gained that much by then did not start too slowly
 MORE_PAYS = (
     0.005  # of the loss: what a higher rate has to be better by at the end of a fork; its use lies further ahead
 )
@@ -260,13 +259,10 @@ class Doctor:
         chart = self._chart
         if now.position < self._warmup + max(2, self._interval):
             return None
-        first, last = chart.looks[0].loss, look.loss
-        if self._mode != "act":  # nobody looked at the weights as they came
-            first, last = chart.first, look.losses
-        if first - last >= SLOW * abs(first) and chart.factor == 1.0:
+        if chart.has_begun(look) and chart.factor == 1.0:
             chart.start_is_seen = True
             return None
-        figures = {"step": now.step, "held_out": look.loss, "loss": last, "at_first": first}
+        figures = {"step": now.step, "held_out": look.loss, "loss": look.losses, "at_first": chart.first[0]}
         if self._mode != "act":
             chart.start_is_seen = True
             self._tell("slow start", "the loss hardly falls: five or ten times the rate may help", **figures)
