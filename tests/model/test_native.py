@@ -9,7 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from danlu.model.compute import native
-from danlu.model.compute.native import LowRank, kernels, plain_adapt, plain_add_norm, plain_rotate, plain_swiglu
+from danlu.model.compute.native import (
+    LowRank,
+    kernels,
+    plain_adapt,
+    plain_add_norm,
+    plain_head_loss,
+    plain_rotate,
+    plain_swiglu,
+)
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler here, or no OpenMP runtime to share")
 
@@ -63,6 +71,25 @@ def test_what_adapters_add(rows, dim):
     assert_near(found, wanted)
     untouched = [*range(3), *range(dim + 3, dim + 9), *range(2 * dim + 16, 2 * dim + 20)]
     assert torch.equal(found[:, untouched], out[:, untouched])
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (7, 300), (40, 5000)])
+def test_the_loss_at_the_head_and_its_gradient(shape):
+    logits = drawn(*shape) * 8
+    targets = torch.arange(shape[0]) * 7 % shape[1]
+    losses, pull = kernels().head_loss(logits.clone(), targets)
+    wanted, gradient = plain_head_loss(logits.double(), targets)
+    assert torch.allclose(losses.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+    assert_near(pull, gradient)
+    assert pull.double().sum(1).abs().max() < 0.02
+
+
+def test_the_loss_where_a_token_is_out_of_the_question():
+    logits = torch.tensor([[0.0, -math.inf, 300.0], [math.nan, 0.0, 1.0]], dtype=torch.bfloat16)
+    losses, pull = kernels().head_loss(logits.clone(), torch.tensor([2, 0]))
+    assert losses[0] == 0
+    assert pull[0].tolist() == [0.0, 0.0, 0.0]
+    assert losses[1].isnan()
 
 
 def test_swiglu_far_out():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danlu.model.compute import token_rows
+from danlu.model.compute import native, token_rows
 from danlu.model.compute.lora_kernel import SharedInput, sharing_groups
 from danlu.model.compute.packed import inputs, is_packed_weight, number_format
 
@@ -123,12 +123,7 @@ class _HeadLoss(torch.autograd.Function):
         for block in _slices(0, len(hidden), WEIGHT_BLOCK):
             pulls = hidden.new_empty(block.stop - block.start, len(weight)) if ctx.needs_input_grad[1] else None
             for rows in _slices(block.start, block.stop, LOSS_CHUNK):
-                target = targets[rows].unsqueeze(1)
-                log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
-                losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
-                if grad is None and pulls is None:
-                    continue
-                pull = _pull(log_probabilities, target, hidden.dtype)
+                losses[rows], pull = _loss_and_pull(hidden[rows] @ weight.T, targets[rows])
                 if grad is not None:
                     grad[rows] = pull @ weight
                 if pulls is not None:
@@ -155,9 +150,8 @@ def _of_weight(hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor)
     """The gradient of a head's weight where each row's loss counts as its factor says: (vocabulary, dim) float32."""
     total = torch.zeros_like(weight, dtype=torch.float32)
     for rows in _slices(0, len(hidden), LOSS_CHUNK):
-        log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
-        pull = _pull(log_probabilities, targets[rows].unsqueeze(1), torch.float32)
-        total += pull.mul_(factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
+        _, pull = _loss_and_pull(hidden[rows] @ weight.T, targets[rows])
+        total += (pull * factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
     return total
 
 
@@ -165,10 +159,11 @@ def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
-def _pull(log_probabilities: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """The loss's gradient at the logits: their probabilities, less one at the target. Written over its input."""
-    probabilities = log_probabilities.exp_()
-    return probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0)).to(dtype)
+def _loss_and_pull(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`native.plain_head_loss` in its fastest form; `logits` may be written over."""
+    is_short = logits.device.type == "cpu" and logits.dtype == torch.bfloat16
+    compiled = native.kernels() if is_short else None
+    return (native.plain_head_loss if compiled is None else compiled.head_loss)(logits, targets)
 
 
 def fast_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -188,15 +183,12 @@ class _HeadLossOfRows(torch.autograd.Function):
         grad, own = torch.empty_like(hidden), rows.to(hidden.dtype)
         of_rows = hidden.new_empty(len(hidden), len(indices))  # the loss's gradient at these tokens' scores
         for part in _slices(0, len(hidden), LOSS_CHUNK):
-            target = targets[part].unsqueeze(1)
             logits = hidden[part] @ weight.T
             logits[:, indices] = hidden[part] @ own.T
-            log_probabilities = torch.log_softmax(logits.float(), -1)
-            losses[part] = -log_probabilities.gather(1, target).squeeze(1)
-            pull = _pull(log_probabilities, target, torch.float32)
-            of_rows[part] = pull[:, indices].to(hidden.dtype)
+            losses[part], pull = _loss_and_pull(logits, targets[part])
+            of_rows[part] = pull[:, indices]
             pull[:, indices] = 0
-            grad[part] = torch.addmm(of_rows[part] @ own, pull.to(hidden.dtype), weight)
+            grad[part] = torch.addmm(of_rows[part] @ own, pull, weight)
         ctx.save_for_backward(grad, of_rows, hidden)
         ctx.dtype = rows.dtype
         return losses

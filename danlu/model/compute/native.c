@@ -77,6 +77,35 @@ void danlu_swiglu(const bf16 *gate_up, bf16 *out, long rows, long dim, int threa
     }
 }
 
+/* losses = -log softmax(logits)[target] of each row; then logits become the gradient of that, the probabilities less one
+   at the target. */
+int danlu_head_loss(bf16 *logits, const int64_t *targets, float *losses, long rows, long vocabulary, int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (rows * vocabulary > 65536)
+    {
+        float *raised = malloc(vocabulary * sizeof(float));
+#pragma omp for
+        for (long row = 0; row < rows; row++) {
+            if (!raised) {
+                failed = 1;
+                continue;
+            }
+            bf16 *x = logits + row * vocabulary;
+            float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+            for (long d = 0; d < vocabulary; d++) largest = wide(x[d]) > largest ? wide(x[d]) : largest;
+#pragma omp simd reduction(+ : sum)
+            for (long d = 0; d < vocabulary; d++) sum += raised[d] = exponential(wide(x[d]) - largest);
+            losses[row] = logf(sum) + largest - wide(x[targets[row]]);
+            float scale = 1.0f / sum;
+            for (long d = 0; d < vocabulary; d++) x[d] = narrow(raised[d] * scale);
+            x[targets[row]] = narrow(raised[targets[row]] * scale - 1.0f);
+        }
+        free(raised);
+    }
+    return failed;
+}
+
 /* What adapters add to the product of x (rows, inputs): inner = x down^T, down (ranks, inputs), and to some columns of
    out a part of it times an up of theirs (ranks of the part, columns). plan has five numbers a part: its first column,
    how many, its first rank, how many, and where its up begins. Rows of x and of out lie apart. */

@@ -38,6 +38,15 @@ def plain_swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def plain_head_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (rows, vocabulary), targets (rows,) int64 -> losses (rows,) float32, and their gradient at the logits."""
+    log_probabilities = torch.log_softmax(logits.float(), -1)
+    losses = -log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1)
+    pull = log_probabilities.exp_()
+    pull.scatter_add_(1, targets.unsqueeze(1), pull.new_full((len(targets), 1), -1.0))
+    return losses, pull.to(logits.dtype)
+
+
 @dataclass(frozen=True)
 class LowRank:
     """What adapters add to a product whose answers lie side by side.
@@ -102,6 +111,7 @@ class Kernels:
         self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
+        self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
         places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
         self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
@@ -129,6 +139,14 @@ class Kernels:
         out = gate_up.new_empty(rows, dim)
         self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
         return out
+
+    def head_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`plain_head_loss`; the gradient is written over the logits."""
+        losses = torch.empty(len(logits), dtype=torch.float32)
+        pointers = (logits.data_ptr(), targets.data_ptr(), losses.data_ptr())
+        if self._head_loss(*pointers, *logits.shape, self._threads):
+            raise MemoryError("no memory for the logits of one token")
+        return losses, logits
 
     def adapt(self, x: Tensor, low_rank: LowRank, out: Tensor) -> None:
         """`plain_adapt`; the numbers of a token lie together, tokens may lie apart."""
@@ -203,8 +221,10 @@ def _agree(found: Kernels) -> bool:
     low_rank = LowRank.of([(0, a[:2], up[:2, :20].contiguous()), (24, a[2:], up[2:, :40].contiguous())])
     found.adapt(y, low_rank, added)
     plain_adapt(y, low_rank, wanted)
+    targets = torch.tensor([0, 63, 5])
     pairs = [
         (added, wanted),
+        *zip(found.head_loss(x.clone(), targets), plain_head_loss(x, targets), strict=True),
         (found.rotate(heads, *some), plain_rotate(heads, *some)),
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
         (found.swiglu(gate_up), plain_swiglu(gate_up)),
