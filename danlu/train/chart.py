@@ -18,6 +18,7 @@ FLAT = 0.01  # of the loss: less than that, over four looks, is no progress
 RISEN = 0.02  # of the loss: held out, above the best
 LEARNT = 0.05  # of the loss: in training, below what it was at the best
 EXPLODED = 0.5  # of what was learnt, lost again
+PAIRS = 10.0  # of chance: what is a share of the loss elsewhere; that of eight pairs varies by half of chance by itself
 OUTLIER = 8.0  # times the median: the norm of a gradient that nothing is learnt from
 REMEMBERED = 64  # steps
 FIRST = 3  # of them, whose loss is that at the start
@@ -68,6 +69,7 @@ class Chart:
         came_back: whether other rates are to be tried at the weights that it went back to.
         still: times that nothing moved and no other rate helped.
         said: kinds of findings that are told once.
+        least: what differences are measured against, where the loss itself is less.
     """
 
     factor: float = 1.0
@@ -84,6 +86,11 @@ class Chart:
     came_back: bool = False
     still: int = 0
     said: set[str] = field(default_factory=set)
+    least: float = 0.0
+
+    def unit(self, loss: float) -> float:
+        """What a share of it is a share of."""
+        return max(abs(loss), self.least)
 
     def rise(self, position: int) -> float:
         """Share of the rate at that position, after it went back."""
@@ -131,13 +138,14 @@ class Chart:
         losses = [loss for _, loss, _ in self.losses]
         before, last = losses[-16:-2], losses[-2:]
         if len(before) < 3:
-            return losses[-1] > 1.5 * max([losses[0], *(look.loss for look in self.looks[:1])])
-        return min(last) > median(before) + max(6 * deviation(before), 0.2 * abs(median(before)))
+            first = max([losses[0], *(look.loss for look in self.looks[:1])])
+            return losses[-1] > first + 0.5 * self.unit(first)
+        return min(last) > median(before) + max(6 * deviation(before), 0.2 * self.unit(median(before)))
 
     def has_exploded(self, look: Look) -> bool:
         """Whether half of what was learnt is lost again, in training as well."""
         first, calm = self.looks[0].loss, min(self.looks[:-1] or self.looks, key=lambda one: one.loss)
-        limit = max(calm.loss + EXPLODED * (first - calm.loss), calm.loss * 1.1)
+        limit = calm.loss + max(EXPLODED * (first - calm.loss), 0.1 * self.unit(calm.loss))
         learnt_worse = not look.losses <= calm.losses  # nothing was learnt yet, or it is learnt worse
         return look.loss > limit and learnt_worse
 
@@ -145,7 +153,11 @@ class Chart:
         """Whether the held-out loss goes on rising while that of training falls."""
         best, last = self.best, self.looks[-1]
         since = [look.loss for look in self.looks if look.at.position > best.at.position]
-        rises = len(since) >= 3 and since[-3] <= since[-2] <= since[-1] and since[-2] >= best.loss * (1 + RISEN)
+        rises = (
+            len(since) >= 3
+            and since[-3] <= since[-2] <= since[-1]
+            and since[-2] >= best.loss + RISEN * self.unit(best.loss)
+        )
         return rises and last.losses < (1 - LEARNT) * best.losses
 
     def has_begun(self, look: Look) -> bool:
@@ -159,12 +171,12 @@ class Chart:
         if len(looks) < 4:
             return False
         older, newer = sum(looks[:2]) / 2, sum(looks[2:]) / 2
-        return older - newer < FLAT * abs(older)
+        return older - newer < FLAT * self.unit(older)
 
     def swings(self) -> bool:
         """Whether the last looks differ by more than noise."""
         looks = [look.loss for look in self.looks[-4:]]
-        return max(looks) - min(looks) > 4 * FLAT * abs(looks[0])
+        return max(looks) - min(looks) > 4 * FLAT * self.unit(looks[0])
 
     def is_still(self) -> bool:
         """Whether the losses of training are as flat as the held-out ones."""

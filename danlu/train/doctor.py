@@ -21,7 +21,7 @@ from torch import Tensor
 
 from danlu.errors import TrainingError
 from danlu.journal import Journal
-from danlu.train.chart import Chart, Look, Where
+from danlu.train.chart import PAIRS, Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
 from danlu.train.trials import Compared, Fork, Move, Order, Trials, down_or_up, spread, up_or_down
@@ -75,7 +75,7 @@ class Doctor:
         self._trials = Trials(learner, take, self._held_out)
         self._interval = max(3, steps // LOOKS)
         self._short = min(12, max(4, steps // LOOKS))  # steps of a fork
-        self._chart = Chart()
+        self._chart = Chart(least=PAIRS * (learner.stage.chance or 0.0))
         self._best: tuple[Where, dict[str, Tensor]] | None = None
 
     # -- what the loop asks ---------------------------------------------------------------------------

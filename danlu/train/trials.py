@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from danlu.train.chart import Where
+from danlu.train.chart import PAIRS, Where
 from danlu.train.learner import Gradient, Learner, State
 
 
@@ -126,6 +126,7 @@ class Compared:
     ) -> None:
         self._fork, self._left, self._more_pays, self.below = fork, left, more_pays, below
         self._highest = math.inf if chance is None else (1 - BELOW_CHANCE) * chance
+        self._least = PAIRS * (chance or 0.0)
         self.best = 1.0
         self.forks = {1.0: fork(1.0)}
 
@@ -148,11 +149,12 @@ class Compared:
     def _limit(self, factor: float) -> float:
         """The loss that it has to reach; each lower rate looks better than the last by itself."""
         own = self.forks[1.0].loss
+        unit = max(abs(own), self._least)
         if factor > 1:
             is_second_try = TENFOLD in self.forks and self.best == 1.0  # ten times as much did not help
-            return min(own - self._more_pays * (2 if is_second_try else 1) * abs(own), self._highest)
+            return min(own - self._more_pays * (2 if is_second_try else 1) * unit, self._highest)
         is_at_edge = any(fork.loss > BROKE_OUT * own for other, fork in self.forks.items() if other > 1)
-        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * abs(own)
+        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * unit
 
     def climb(self) -> bool:
         """Ten times as much, as long as it helps; and at last what lies between that and what does not."""
