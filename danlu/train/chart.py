@@ -18,7 +18,9 @@ FLAT = 0.01  # of the loss: less than that, over four looks, is no progress
 RISEN = 0.02  # of the loss: held out, above the best
 LEARNT = 0.05  # of the loss: in training, below what it was at the best
 EXPLODED = 0.5  # of what was learnt, lost again
-PAIRS = 10.0  # of chance: what is a share of the loss elsewhere; that of eight pairs varies by half of chance by itself
+PAIRS = (
+    20.0  # times chance: what is a share of the loss elsewhere; that of eight pairs varies by chance and more by itself
+)
 OUTLIER = 8.0  # times the median: the norm of a gradient that nothing is learnt from
 REMEMBERED = 64  # steps
 FIRST = 3  # of them, whose loss is that at the start
