@@ -173,12 +173,12 @@ class Chart:
         if len(looks) < 4:
             return False
         older, newer = sum(looks[:2]) / 2, sum(looks[2:]) / 2
-        return older - newer < FLAT * self.unit(older)
+        return older - newer < FLAT * abs(older)
 
     def swings(self) -> bool:
         """Whether the last looks differ by more than noise."""
         looks = [look.loss for look in self.looks[-4:]]
-        return max(looks) - min(looks) > 4 * FLAT * self.unit(looks[0])
+        return max(looks) - min(looks) > 4 * FLAT * abs(looks[0])
 
     def is_still(self) -> bool:
         """Whether the losses of training are as flat as the held-out ones."""

@@ -239,7 +239,8 @@ class Doctor:
             return None
         if not self._chart.start_is_seen:
             return self._on_start(look, now)
-        if 0.2 * self._steps <= now.position <= 0.8 * self._steps:
+        has_pairs = self._learner.stage.chance is not None  # too few to tell a plateau from noise
+        if 0.2 * self._steps <= now.position <= 0.8 * self._steps and not has_pairs:
             return self._on_flat(now)
         return None
 
