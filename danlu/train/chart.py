@@ -133,7 +133,7 @@ class Chart:
         if len(self.losses) < 5 or found.norm <= OUTLIER * self.usual_norm:
             return False
         losses = [loss for _, loss, _ in self.losses[-16:]]
-        return found.loss > median(losses) + max(8 * deviation(losses), 0.5 * abs(median(losses)))
+        return found.loss > median(losses) + max(8 * deviation(losses), 0.5 * abs(median(losses)), 0.1 * self.least)
 
     def is_suspicious(self) -> bool:
         """Whether the last losses stand above those before by more than these differ."""
