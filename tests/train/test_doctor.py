@@ -163,7 +163,7 @@ def test_a_higher_rate_that_scores_everything_alike_helps_nobody():
     assert not in_trials(up, chance=math.log(2)).helps(10.0)
     assert not in_trials(up, chance=math.log(2)).helps(100.0)
     assert in_trials({**up, 10.0: 0.65}, chance=math.log(2)).helps(10.0)
-    assert in_trials({1.0: 0.99, 0.2: 0.69}, chance=math.log(2)).helps(0.2)
+    assert in_trials({1.0: 2.0, 0.2: 0.69}, chance=math.log(2)).helps(0.2)
     assert not in_trials({1.0: 0.25, 0.2: 0.17}, chance=math.log(2)).helps(0.2)
 
 
