@@ -11,6 +11,7 @@ TRAINING = {"en": ROOT / "docs" / "training.md", "zh": ROOT / "docs" / "training
 PLAN = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
 LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
+RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md"}
 
 
 def written(text: str, block: str, name: str) -> str:
