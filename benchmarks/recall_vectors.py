@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10**5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", nargs="*", default=["faiss", "usearch", "hnswlib", "zvec"])
-    parser.add_argument("--folder", type=Path, help="where data and indexes stay for the next run; temporary without it")
+    parser.add_argument("--folder", type=Path, help="where data and indexes stay for another run; none stay without it")
     parser.add_argument("--build-only", action="store_true")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()

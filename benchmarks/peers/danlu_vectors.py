@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from vectoring import cases, quickest, request, told, vectors
+from vectoring import answered, request, told, vectors
 
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, ArrayWriter
 from danlu.recall.rows.bits import FULL, Bits
-from danlu.recall.vectors.index import VectorIndex
+from danlu.recall.vectors.index import Index
 from danlu.recall.vectors.search import nearest
 from danlu.recall.vectors.tuning import tuned
+
+Methods = list[tuple[str, list[int], Callable[[int], np.ndarray]]]
 
 
 def main() -> None:
@@ -23,30 +26,28 @@ def main() -> None:
     place, took, tuning = disk.root / "danlu.index", None, None
     if not place.exists():
         begun = time.perf_counter()
-        made = VectorIndex.made(values, "inner_product")
+        made = Index.made(values, "inner_product")
         took = time.perf_counter() - begun
-        made = tuned(made, asked["recall"])
+        made = replace(made, tuned=tuned(made.over(values), asked["recall"]))
         tuning = time.perf_counter() - begun - took
         with ArrayWriter(disk, place.name) as writer:
             made.write(writer)
         (disk.root / "danlu.sum").write_text(f"{writer.size} {writer.checksum}")
     size, checksum = map(int, (disk.root / "danlu.sum").read_text().split())
-    index = VectorIndex.read(ArrayFile(disk, place.name, size, checksum), values, "inner_product")
+    index = Index.read(ArrayFile(disk, place.name, size, checksum), len(values)).over(values)
     if asked["build_only"]:
         return
-    found, single = {}, {}
-    for name, rows, queries, truth in cases(asked):
+
+    def together(_: int, rows: np.ndarray | None, queries: np.ndarray) -> Methods:
         bits = Bits.whole(len(values), FULL) if rows is None else Bits.of(len(values), rows)
+        return [("together", [0], lambda _: nearest([index], [bits], queries, k).rows)]
 
-        def together(_: int, bits: Bits = bits, queries: np.ndarray = queries) -> np.ndarray:
-            return nearest([index], [bits], queries, k).rows
+    def one_by_one(_: int, rows: np.ndarray | None, queries: np.ndarray) -> Methods:
+        bits = Bits.whole(len(values), FULL) if rows is None else Bits.of(len(values), rows)
+        each = [queries[at : at + 1] for at in range(len(queries))]
+        return [("one by one", [0], lambda _: np.vstack([nearest([index], [bits], one, k).rows for one in each]))]
 
-        def one_by_one(_: int, bits: Bits = bits, queries: np.ndarray = queries) -> np.ndarray:
-            return np.vstack([nearest([index], [bits], queries[at : at + 1], k).rows for at in range(len(queries))])
-
-        found[name] = quickest([("", [0], together)], truth, asked)
-        single[name] = quickest([("", [0], one_by_one)], truth, asked)
-        print(name, found[name], single[name], nearest([index], [bits], queries, k).seen.mean(), file=sys.stderr)
+    found, single = (answered(how, asked) for how in (together, one_by_one))
     told("", {"index": took, "tuning": tuning}, found, single=single, bytes=size, tuned=str(index.tuned))
 
 

@@ -1,15 +1,17 @@
 """faiss's side of benchmarks/recall_vectors.py: HNSW and inverted lists under a bitmap of rows, and every row of it."""
 
-import sys
 import time
 from pathlib import Path
 
 import faiss
 import numpy as np
-from vectoring import cases, quickest, request, told, vectors
+from vectoring import answered, request, told, vectors
 
 PRODUCT = faiss.METRIC_INNER_PRODUCT
-MOST = 2**30
+HNSW_EFFORTS = [10, 14, 20, 28, 40, 56, 80, 120, 200, 400, 800]
+IVF_EFFORTS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024]
+# Rows up to which each of them is worth a look.
+FEW = 20_000
 
 
 def made(name, place, values):
@@ -39,14 +41,13 @@ def main():
     if asked["build_only"]:
         return
     hnsw, ivf = (indexes[name][0] for name in ("hnsw", "ivf"))
-    found = {}
-    for name, rows, queries, truth in cases(asked):
+
+    def methods_for(_, rows, queries):
         selector = None
         if rows is not None:
             bits = np.zeros(len(values), np.uint8)
             bits[rows] = 1
-            packed = np.packbits(bits, bitorder="little")
-            selector = faiss.IDSelectorBitmap(packed)
+            selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
         def by_hnsw(effort):
             how = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
@@ -58,13 +59,12 @@ def main():
         def by_row(_):
             return flat.search(queries, k, params=faiss.SearchParameters(sel=selector))[1]
 
-        efforts = [min(one, ivf.nlist) for one in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, MOST)]
-        methods = [("HNSW", [10, 14, 20, 28, 40, 56, 80, 120, 200, 400, 800], by_hnsw), ("IVF", efforts, by_ivf)]
-        if rows is not None and len(rows) <= 20_000:
-            methods.append(("flat", [0], by_row))
-        found[name] = quickest(methods, truth, asked)
-        print(name, found[name], file=sys.stderr)
-    told(faiss.__version__, {name: took for name, (_, took) in indexes.items()}, found)
+        yield "HNSW", HNSW_EFFORTS, by_hnsw
+        yield "IVF", [one for one in IVF_EFFORTS if one < ivf.nlist] + [ivf.nlist], by_ivf
+        if rows is not None and len(rows) <= FEW:
+            yield "flat", [0], by_row
+
+    told(faiss.__version__, {name: took for name, (_, took) in indexes.items()}, answered(methods_for, asked))
 
 
 main()

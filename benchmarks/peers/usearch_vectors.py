@@ -1,13 +1,12 @@
-"""usearch's side of benchmarks/recall_vectors.py: it takes no filter in Python, so more are fetched and then filtered."""
+"""usearch's side of benchmarks/recall_vectors.py: without a filter in Python, more are fetched and then filtered."""
 
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import usearch
 from usearch.index import Index
-from vectoring import cases, quickest, request, told, vectors
+from vectoring import answered, request, told, vectors
 
 FETCHED = (1, 2, 4, 10, 20, 50, 100, 200)
 
@@ -15,7 +14,10 @@ FETCHED = (1, 2, 4, 10, 20, 50, 100, 200)
 def main():
     asked = request()
     values, k, place = vectors(asked), asked["k"], Path(asked["folder"]) / "usearch.index"
-    index, took = Index(ndim=values.shape[1], metric="ip", dtype="i8" if asked.get("i8") else "f32", connectivity=16), None
+    index, took = (
+        Index(ndim=values.shape[1], metric="ip", dtype="i8" if asked.get("i8") else "f32", connectivity=16),
+        None,
+    )
     if place.exists():
         index.load(str(place))
     else:
@@ -25,8 +27,8 @@ def main():
         index.save(str(place))
     if asked["build_only"]:
         return
-    found = {}
-    for name, rows, queries, truth in cases(asked):
+
+    def methods_for(_, rows, queries):
         passes = np.ones(len(values), np.bool_)
         if rows is not None:
             passes[:] = False
@@ -38,12 +40,11 @@ def main():
             return [row[passes[row]][:k] for row in keys]
 
         if rows is None:
-            efforts = [(k, effort) for effort in (10, 16, 24, 32, 48, 64, 96, 128, 256, 512)]
+            yield "HNSW", [(k, effort) for effort in (10, 16, 24, 32, 48, 64, 96, 128, 256, 512)], work
         else:
-            efforts = [(k * times, max(64, k * times)) for times in FETCHED]
-        found[name] = quickest([("HNSW", efforts, work)], truth, asked)
-        print(name, found[name], file=sys.stderr)
-    told(usearch.__version__, took, found)
+            yield "HNSW", [(k * times, max(64, k * times)) for times in FETCHED], work
+
+    told(usearch.__version__, took, answered(methods_for, asked))
 
 
 main()

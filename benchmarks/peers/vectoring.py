@@ -1,6 +1,7 @@
-"""What the sides of benchmarks/recall_vectors.py share: the same file in each environment. NumPy and the standard library.
+"""What the sides of benchmarks/recall_vectors.py share: the same file in each environment, with NumPy alone.
 
-A side gives, for each case, its efforts in rising order; the first with the recall that is wanted is timed.
+A side gives, for each case, its methods with their efforts in rising order; the first with the recall that is wanted is
+timed.
 """
 
 import json
@@ -25,8 +26,10 @@ def cases(asked):
     folder = Path(asked["folder"])
     for at, name in enumerate(asked["cases"]):
         rows = folder / f"{at}-rows.npy"
-        yield name, np.load(rows) if rows.exists() else None, *(
-            np.load(folder / f"{at}-{what}.npy") for what in ("queries", "truth")
+        yield (
+            name,
+            np.load(rows) if rows.exists() else None,
+            *(np.load(folder / f"{at}-{what}.npy") for what in ("queries", "truth")),
         )
 
 
@@ -35,28 +38,35 @@ def recall(found, truth):
     return met / int((truth >= 0).sum())
 
 
+def answered(methods_for, asked):
+    """Case -> the quickest of what `methods_for` gives for its place, its rows and its queries."""
+    found = {}
+    for at, (name, rows, queries, truth) in enumerate(cases(asked)):
+        found[name] = quickest(methods_for(at, rows, queries), truth, asked)
+        print(name, found[name], file=sys.stderr)
+    return found
+
+
 def quickest(methods, truth, asked):
     """The fastest of several methods; each is (name, efforts, work): work(effort) gives row numbers (queries, k).
 
     Without one that has the recall, the best recall and its speed.
     """
-    results = []
-    for name, efforts, work in methods:
-        for effort in efforts:
-            try:
-                begun = time.perf_counter()
-                met = recall(work(effort), truth)
-                first = time.perf_counter() - begun
-            except Exception as error:
-                results.append({"recall": 0.0, "rate": 0.0, "setting": f"{name}: {type(error).__name__}: {error}"[:200]})
-                break
-            if met >= asked["recall"] or effort == efforts[-1] or first > asked["patience"]:
-                seconds = [first] if first > asked["patience"] else [timed(work, effort) for _ in range(asked["repeats"])]
-                rate = len(truth) / min(seconds)
-                results.append({"recall": met, "rate": rate, "setting": f"{name} {effort}"})
-                break
+    results = [one for method in methods for one in tried(*method, truth, asked)]
     enough = [one for one in results if one["recall"] >= asked["recall"]]
     return max(enough, key=lambda one: one["rate"]) if enough else max(results, key=lambda one: one["recall"])
+
+
+def tried(name, efforts, work, truth, asked):
+    for effort in efforts:
+        begun = time.perf_counter()
+        met = recall(work(effort), truth)
+        seconds = [time.perf_counter() - begun]
+        is_slow = seconds[0] > asked["patience"]
+        if met >= asked["recall"] or effort == efforts[-1] or is_slow:
+            seconds += [] if is_slow else [timed(work, effort) for _ in range(asked["repeats"])]
+            yield {"recall": met, "rate": len(truth) / min(seconds), "setting": f"{name} {effort}"}
+            return
 
 
 def timed(work, effort):

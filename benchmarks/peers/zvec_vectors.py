@@ -1,6 +1,5 @@
 """zvec's side of benchmarks/recall_vectors.py: each case is a column with an index, asked for by a condition."""
 
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import zvec
-from vectoring import cases, quickest, request, told, vectors
+from vectoring import answered, cases, request, told, vectors
 
 BATCH = 1000
 
@@ -47,9 +46,9 @@ def main():
     index, took = (zvec.open(str(place)), None) if place.exists() else built(place, asked, values)
     if asked["build_only"]:
         return
-    found = {}
     with ThreadPoolExecutor() as pool:
-        for at, (name, rows, queries, truth) in enumerate(cases(asked)):
+
+        def methods_for(at, rows, queries):
             condition = {} if rows is None else {"filter": f"case{at} = 1"}
 
             def work(effort):
@@ -60,9 +59,9 @@ def main():
 
                 return list(pool.map(one, queries.tolist()))
 
-            found[name] = quickest([("HNSW", [10, 20, 40, 80, 160, 320, 640], work)], truth, asked)
-            print(name, found[name], file=sys.stderr)
-    told(version("zvec"), took, found)
+            return [("HNSW", [10, 20, 40, 80, 160, 320, 640], work)]
+
+        told(version("zvec"), took, answered(methods_for, asked))
 
 
 main()

@@ -7,12 +7,13 @@ compared exactly. Which of the two follows from how many rows the set has, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
+from danlu.recall.manifest import Metric
 from danlu.recall.rows.bits import DENSE, FULL, SHARD_WORDS, SPARSE, Array, Bits, rows_in, shard_words, shards_of
 from danlu.recall.rows.kernels import answered
 from danlu.recall.rows.kernels import kernels as set_kernels
@@ -21,7 +22,7 @@ from danlu.recall.vectors import clusters
 from danlu.recall.vectors.forms import ALL, BY_PLACE, BY_ROW, Lists, Queries, Vectors
 from danlu.recall.vectors.kernels import kernels
 from danlu.recall.vectors.lists import coded, inverted
-from danlu.recall.vectors.metric import METRICS, Metric, inverses
+from danlu.recall.vectors.metric import METRICS, inverses
 
 # Rows up to which a set is asked row by row: about what finding the near lists takes.
 FEW_ROWS = 3000
@@ -29,70 +30,104 @@ FEW_ROWS = 3000
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 # A set of fewer than one in so many rows is put into the order of the lists before they are walked.
 _ONE_IN = 12
+# Rows that are compared exactly beyond those that are wanted, at most.
+MOST_SPARE = 1 << 16
 _NONE = np.empty(0, np.float32)
 _LISTED = tuple(Lists.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Walk:
     """Attributes:
-    reaches: how far beyond a list's middle its rows are looked for, in parts of its spread: for each of SHARES.
+    reach: how far beyond a list's middle its rows are looked for, in parts of its spread.
     spare: of the best by codes, how many are compared exactly for each that is wanted.
     """
 
-    reaches: tuple[float, ...] = len(SHARES) * (1.0,)
-    spare: float = 4.0
+    reach: float = 1.0
+    spare: int = 4
 
-    def reach(self, share: float) -> float:
-        """For a set with this share of the rows: the larger one of the two shares that it lies between."""
+    def told(self, queries: Queries) -> Queries:
+        return replace(queries, reach=self.reach, spare=min(self.spare * queries.k + 8, MOST_SPARE + queries.k))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How lists are walked, for each of SHARES."""
+
+    walks: tuple[Walk, ...] = len(SHARES) * (Walk(),)
+
+    def walk(self, share: float) -> Walk:
+        """For a set with this share of the rows: the longer one of the two shares that it lies between."""
         at = sum(one >= share for one in SHARES)
-        return max(self.reaches[max(at - 1, 0) : at + 1])
+        near = self.walks[max(at - 1, 0) : at + 1]
+        return Walk(max(walk.reach for walk in near), max(walk.spare for walk in near))
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What the vectors of a segment are found by, without these.
+
+    Attributes:
+        metric: its place among METRICS. inverses: one over the length of each vector, for cosine; otherwise empty.
+        rows: of the segment.
+        lists: None where there are so few rows that each is looked at.
+    """
+
+    metric: int
+    inverses: Array
+    rows: int
+    lists: Lists | None
+    tuned: Tuned = field(default_factory=Tuned)
+
+    @classmethod
+    def made(cls, values: Array, metric: Metric, known: Bits | None = None, *, lists: int | None = None) -> Index:
+        """Args:
+        values: (rows, dim) float32, which `checked` has seen; may be mapped.
+        known: the rows that have a vector, all without it. lists: how many inverted lists; as many as pay without it.
+        """
+        known = known or Bits.whole(len(values), FULL)
+        kind, lengths = METRICS.index(metric), inverses(values) if metric == "cosine" else _NONE
+        if known.count <= FEW_ROWS and (lists is None or not known.count):
+            return cls(kind, lengths, len(values), None)
+        rows = _rows(known)
+        found = inverted(Vectors(values, kind, lengths), rows, lists or clusters.lists_for(len(rows)))
+        return cls(kind, lengths, len(values), found)
+
+    def write(self, writer: ArrayWriter) -> None:
+        writer.add("form", np.array([self.metric, self.lists is not None], np.int64))
+        writer.add("tuned", np.array([[walk.reach, walk.spare] for walk in self.tuned.walks], np.float64))
+        writer.add("inverses", self.inverses)
+        if self.lists is not None:
+            for name in _LISTED:
+                writer.add(name, getattr(self.lists, name))
+
+    @classmethod
+    def read(cls, file: ArrayFile, rows: int) -> Index:
+        """Raises Damaged if the file is one of other vectors. A place or a row in it may be wrong."""
+        (kind, is_listed), walks = file["form"].tolist(), file["tuned"]
+        lists = Lists(**{name: file[name] for name in _LISTED}) if is_listed else None
+        are_walks = bool(((walks >= 0) & (walks <= MOST_SPARE)).all())
+        if not (are_walks and 0 <= kind < len(METRICS)) or (lists is not None and len(lists.place_of) != rows):
+            raise Damaged(f"{file.name} is the index of other vectors")
+        tuned = Tuned(tuple(Walk(reach, int(spare)) for reach, spare in walks.tolist()))
+        return cls(kind, file["inverses"], rows, lists, tuned)
+
+    def over(self, values: Array, known: Bits | None = None) -> VectorIndex:
+        """With the vectors that it was made of."""
+        vectors = Vectors(values, self.metric, self.inverses)
+        return VectorIndex(vectors, known or Bits.whole(self.rows, FULL), self.lists, self.tuned)
 
 
 @dataclass(frozen=True, eq=False)
 class VectorIndex:
     """Attributes:
-    vectors: of all rows of the segment. known: the rows that have one.
-    lists: None where there are so few rows that each is looked at.
+    vectors: of all rows of the segment. known: the rows that have one. lists, tuned: as in Index.
     """
 
     vectors: Vectors
     known: Bits
     lists: Lists | None
     tuned: Tuned
-
-    @classmethod
-    def made(cls, values: Array, metric: Metric, known: Bits | None = None, *, lists: int | None = None) -> VectorIndex:
-        """Args:
-        values: (rows, dim) float32, which `checked` has seen; may be mapped.
-        known: the rows that have a vector, all without it. lists: how many inverted lists; as many as pay without it.
-        """
-        known = known or Bits.whole(len(values), FULL)
-        vectors = Vectors(values, METRICS.index(metric), inverses(values) if metric == "cosine" else _NONE)
-        if known.count <= FEW_ROWS and lists is None:
-            return cls(vectors, known, None, Tuned())
-        rows = _rows(known)
-        return cls(vectors, known, inverted(vectors, rows, lists or clusters.lists_for(len(rows))), Tuned())
-
-    def write(self, writer: ArrayWriter) -> None:
-        """All but the vectors and the known rows, which are the column's."""
-        writer.add("form", np.array([self.vectors.metric, self.lists is not None], np.int64))
-        writer.add("tuned", np.array([self.tuned.spare, *self.tuned.reaches], np.float64))
-        writer.add("inverses", self.vectors.inverses)
-        if self.lists is not None:
-            for name in _LISTED:
-                writer.add(name, getattr(self.lists, name))
-
-    @classmethod
-    def read(cls, file: ArrayFile, values: Array, metric: Metric, known: Bits | None = None) -> VectorIndex:
-        """Raises Damaged if the file is one of other vectors."""
-        known = known or Bits.whole(len(values), FULL)
-        kind, is_listed = file["form"].tolist()
-        lists = Lists(**{name: file[name] for name in _LISTED}) if is_listed else None
-        if kind != METRICS.index(metric) or (lists is not None and not _fits(lists, values, known)):
-            raise Damaged(f"{file.name} is an index of other vectors")
-        spare, *reaches = file["tuned"].tolist()
-        return cls(Vectors(values, kind, file["inverses"]), known, lists, Tuned(tuple(reaches), spare))
 
     # -- asking -------------------------------------------------------------------------------------------
 
@@ -105,9 +140,8 @@ class VectorIndex:
             return Queries(values, np.empty((0, 0), np.int8), _NONE, _NONE, k)
         apart = values - self.lists.centre
         codes, scales = coded(apart)
-        spare = max(k, min(int(self.tuned.spare * k) + 8, len(self.lists.row_at)))
         factors = scales * np.float32(2) if metric == "l2" else scales
-        return Queries(values, codes, factors, np.sqrt(kernels().squares(apart)), k, spare)
+        return Queries(values, codes, factors, np.sqrt(kernels().squares(apart)), k)
 
     def search(self, queries: Queries, rows: Bits) -> Search:
         """What is to be done to answer them from these rows."""
@@ -119,11 +153,11 @@ class VectorIndex:
 
     def walk(self, queries: Queries, rows: Bits) -> Search:
         """The same by lists, however few the rows are; all of them have a vector."""
-        reach = self.tuned.reach(rows.count / self.known.count)
+        told = self.tuned.walk(rows.count / self.known.count).told(queries)
         if rows.count == self.known.count:
-            return Search(self, replace(queries, reach=reach, mask_kind=ALL), None)
+            return Search(self, replace(told, mask_kind=ALL), None)
         mask, kind = (flat(rows), BY_ROW) if rows.count * _ONE_IN > rows.rows else (self._by_place(rows), BY_PLACE)
-        return Search(self, replace(queries, reach=reach, mask=mask, mask_kind=kind), None)
+        return Search(self, replace(told, mask=mask, mask_kind=kind), None)
 
     def exact(self, queries: Queries, rows: Array, first: int, last: int) -> None:
         """The k best of these rows (uint32), each of which is looked at."""
@@ -171,8 +205,3 @@ def flat(rows: Bits) -> Array:
         what = rows.packed(shard) if kind == DENSE else rows.places(shard) if kind == SPARSE else None
         shards.append(shard_words((kind, what), rows_in(rows.rows, shard)))
     return np.concatenate(shards) if shards else np.empty(0, np.uint64)
-
-
-def _fits(lists: Lists, values: Array, known: Bits) -> bool:
-    places, dim = lists.codes.shape
-    return dim == values.shape[1] and places == len(lists.row_at) == known.count and len(lists.place_of) == len(values)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 
 from danlu.errors import DataError
+from danlu.recall.manifest import Metric
 from danlu.recall.rows.bits import Array
 from danlu.recall.vectors.kernels import kernels
 
-Metric = Literal["inner_product", "cosine", "l2"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+# In the order that kernels.c knows them by.
+METRICS: tuple[Metric, ...] = ("inner_product", "cosine", "l2")
 # Sums of codes are whole numbers of 32 bits.
 MOST_DIM = 1 << 16
 

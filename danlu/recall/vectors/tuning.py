@@ -2,34 +2,34 @@
 
 Asked are rows of the index (or queries that are given) under no filter, and under filters that pass more or fewer rows,
 drawn anywhere, near the queries, and far from them. A walk ends by what it has found, so one reach does for all places;
-for each share of rows the reach is the least with which all of them have the recall.
+for each share of rows the reach is the least with which each of some regions has the recall, not only their average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from danlu.recall.rows.bits import Array, Bits
-from danlu.recall.vectors.index import FEW_ROWS, SHARES, Search, Tuned, VectorIndex
+from danlu.recall.vectors.index import FEW_ROWS, SHARES, Search, Tuned, VectorIndex, Walk
 from danlu.recall.vectors.plain import bounds
 
 K = 10
 # Where the rows of a filter lie: near are those of lists with a few times as many, far those of the farther half.
 PLACES = ("anywhere", "near", "far")
 _NEAR = 3
-_QUERIES = 96
+_QUERIES = 256
 # Queries with one filter near them, or far from them, are neighbours.
-_REGIONS = 4
+_REGIONS = 16
 _SEED = 21
 # What is aimed at lies above what is wanted, since the queries are a sample.
 _MARGIN = 0.01
 # The reach is sought between nothing and this, halving so many times.
 _MOST_REACH = 2.0
 _HALVINGS = 7
-_SPARES = (2.0, 4.0, 8.0, 16.0)
+_SPARES = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -40,46 +40,43 @@ class Trial:
     true: Array
 
 
-def tuned(index: VectorIndex, recall: float, asked: Array | None = None) -> VectorIndex:
-    """The index with what this recall of the 10 best takes.
+def tuned(index: VectorIndex, recall: float, asked: Array | None = None) -> Tuned:
+    """What this recall of the 10 best takes.
 
     Args:
         asked: (queries, dim) as they will be asked, `checked`; rows of the index without it.
     """
     if index.lists is None:
-        return index
-    trials = _Trials(index, asked)
-    aim = min(recall + _MARGIN, 1.0)
-    whole = list(trials.of(1.0, "anywhere"))
-    spare = next((spare for spare in _SPARES if _met(index, whole, _MOST_REACH, spare) >= (1 + aim) / 2), _SPARES[-1])
-    reaches: list[float] = []
+        return index.tuned
+    trials, found = _Trials(index, asked), list[Walk]()
     for share in SHARES:
-        if reaches and share * index.known.count <= FEW_ROWS:
-            reaches.append(reaches[-1])
-        else:
-            places = PLACES if share < 1 else PLACES[:1]
-            reaches.append(max(_least(index, list(trials.of(share, place)), spare, aim) for place in places))
-    return replace(index, tuned=Tuned(tuple(reaches), spare))
+        if found and share * index.known.count <= FEW_ROWS:
+            found.append(found[-1])
+            continue
+        places = PLACES if share < 1 else PLACES[:1]
+        each = [_least(index, trial, recall) for place in places for trial in trials.of(share, place)]
+        found.append(Walk(max(walk.reach for walk in each), max(walk.spare for walk in each)))
+    return Tuned(tuple(found))
 
 
-def _least(index: VectorIndex, trials: list[Trial], spare: float, aim: float) -> float:
-    """The least reach with this recall."""
+def _least(index: VectorIndex, trial: Trial, recall: float) -> Walk:
+    """The least spare with which a walk through all lists comes close enough, then the least reach with that."""
+    aim = min(recall + _MARGIN, 1.0)
+    spare = next((one for one in _SPARES if _met(index, trial, Walk(_MOST_REACH, one)) >= (1 + aim) / 2), _SPARES[-1])
     low, high = 0.0, _MOST_REACH
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if _met(index, trials, middle, spare) >= aim else (middle, high)
-    return high
+        low, high = (low, middle) if _met(index, trial, Walk(middle, spare)) >= aim else (middle, high)
+    return Walk(high, spare)
 
 
-def _met(index: VectorIndex, trials: list[Trial], reach: float, spare: float) -> float:
-    """Recall of these trials."""
-    met = wanted = 0
-    for trial in trials:
-        asked = replace(trial.search.queries, reach=reach, spare=int(spare * K) + 8)
-        Search(index, asked, None).answer(0, len(trial.true))
-        is_met = (asked.rows[:, :, None] == trial.true[:, None, :]).any(1) & (trial.true >= 0)
-        met, wanted = met + int(is_met.sum()), wanted + int((trial.true >= 0).sum())
-    return met / wanted if wanted else 1.0
+def _met(index: VectorIndex, trial: Trial, walk: Walk) -> float:
+    """Its recall."""
+    asked = walk.told(trial.search.queries)
+    Search(index, asked, None).answer(0, len(trial.true))
+    is_true = trial.true >= 0
+    is_met = (asked.rows[:, :, None] == trial.true[:, None, :]).any(1) & is_true
+    return float(is_met.sum() / max(is_true.sum(), 1))
 
 
 class _Trials:
