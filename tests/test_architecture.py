@@ -36,8 +36,8 @@ INNER = {
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "vectors",
-               "derived", "options", "where", "fitted", "sources", "planning", "building", "segment", "profile",
-               "tables", "writing", "exporting", "query", "channels", "fusing", "candidates", "collection"],
+               "derived", "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment",
+               "profile", "tables", "writing", "exporting", "query", "channels", "fusing", "candidates", "collection"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip

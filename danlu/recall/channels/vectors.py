@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from danlu.errors import ConfigError
 from danlu.recall.channels.base import Opened
 from danlu.recall.columns.vectors import Vectors
+from danlu.recall.embedding import question_vector
 from danlu.recall.query import Found, Query, given_for
 from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
@@ -43,7 +44,7 @@ class Nearest:
             return None if given is None else self._checked(given)
         if query.like is None or self._column.embedder is None:
             return None
-        return embedded(self._column.embedder, query.like)
+        return question_vector(self._column.embedder, query.like)
 
     def _checked(self, given: Any) -> Array:
         wanted = np.asarray(given, np.float32)
@@ -60,19 +61,6 @@ class Nearest:
             assert isinstance(column, Vectors)
             made.append(segment.derived("near", self._at).over(column.values, column.known))
         return made
-
-
-@cache
-def _embedder(name: str) -> Any:
-    from danlu.recall.embed import Embedder
-
-    return Embedder(name)
-
-
-def embedded(embedder: str, text: str) -> Array:
-    """The vector of a question. Loads torch."""
-    vector: Array = _embedder(embedder).embed([text], "query", truncate=True)[0]
-    return vector
 
 
 def vector_channels(opened: Opened) -> Iterator[Nearest]:
