@@ -184,7 +184,7 @@ def test_compiled_and_plain_answer_bit_for_bit_alike(metric, dim, monkeypatch):
         whole = nearest([built.over(values)], [Bits.whole(700, FULL)], values[:9], 5)
         monkeypatch.setattr(index, "FEW_ROWS", 10**6)
         each = nearest([built.over(values)], parts, values[:9], 5)
-        answers.append([built.inverses, *vars(built.lists).values()])
+        answers.append([built.inverses, *(getattr(built.lists, name) for name in index._LISTED)])
         answers[-1] += [array for one in (listed, whole, each) for array in (one.rows, one.scores, one.seen)]
     for a, b in zip(*answers, strict=True):
         assert np.array_equal(a, b)
@@ -265,7 +265,7 @@ def test_lists_hold_every_row_once_and_are_the_same_again():
     first, again = (Index.made(values, "inner_product", lists=600).lists for _ in range(2))
     assert np.array_equal(np.sort(first.row_at), np.arange(3000))
     assert np.array_equal(first.place_of[first.row_at], np.arange(3000))
-    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in vars(first))
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in index._LISTED)
 
 
 def test_grouped_middles_are_nearly_always_the_nearest():

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from danlu.native import LONG, POINTER
 from danlu.recall.rows.bits import Array
 
 ALL, BY_PLACE, BY_ROW = range(3)
 LANES = 16
+
+
+def address(array: Array) -> int | None:
+    return int(array.ctypes.data) if len(array) else None
+
+
+class NativeVectors(ctypes.Structure):
+    """As kernels.c has them."""
+
+    _fields_ = [(name, POINTER) for name in ("values", "inverses")] + [
+        (name, LONG) for name in ("rows", "dim", "metric")
+    ]
+
+
+class NativeLists(ctypes.Structure):
+    """As kernels.c has them."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("codes", "centres", "scales", "biases", "centre_scales", "centre_biases")),
+        *((name, POINTER) for name in ("means", "spreads", "row_at", "starts")),
+        *((name, LONG) for name in ("places", "lists")),
+    ]
 
 
 @dataclass(frozen=True)
@@ -24,6 +49,10 @@ class Vectors:
     values: Array
     metric: int
     inverses: Array
+
+    @cached_property
+    def native(self) -> NativeVectors:
+        return NativeVectors(address(self.values), address(self.inverses), *self.values.shape, self.metric)
 
 
 @dataclass(frozen=True)
@@ -55,6 +84,12 @@ class Lists:
     means: Array
     spreads: Array
     centre: Array
+
+    @cached_property
+    def native(self) -> NativeLists:
+        first = (self.codes, self.centres, self.scales, self.biases, self.centre_scales, self.centre_biases)
+        arrays = (*first, self.means, self.spreads, self.row_at, self.starts)
+        return NativeLists(*map(address, arrays), len(self.row_at), len(self.starts) - 1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from danlu.native import FLOAT, LONG, POINTER, agreeing, declared
 from danlu.recall.rows.bits import Array
-from danlu.recall.vectors.forms import BY_ROW, Lists, Queries, Vectors
+from danlu.recall.vectors.forms import BY_ROW, Lists, Queries, Vectors, address
 from danlu.recall.vectors.plain import Plain
 
 
@@ -31,20 +31,6 @@ class Kernels(Protocol):
         """Set the bits of the places of these rows."""
 
 
-class _Vectors(ctypes.Structure):
-    _fields_ = [(name, POINTER) for name in ("values", "inverses")] + [
-        (name, LONG) for name in ("rows", "dim", "metric")
-    ]
-
-
-class _Lists(ctypes.Structure):
-    _fields_ = [
-        *((name, POINTER) for name in ("codes", "centres", "scales", "biases", "centre_scales", "centre_biases")),
-        *((name, POINTER) for name in ("means", "spreads", "row_at", "starts")),
-        *((name, LONG) for name in ("places", "lists")),
-    ]
-
-
 class _Queries(ctypes.Structure):
     _fields_ = [
         *((name, POINTER) for name in ("values", "scales", "lengths", "codes")),
@@ -52,6 +38,9 @@ class _Queries(ctypes.Structure):
         *(("reach", FLOAT), ("mask", POINTER), ("mask_kind", LONG)),
         *((name, POINTER) for name in ("rows", "seen", "scores")),
     ]
+
+
+_address = ctypes.addressof
 
 
 class Compiled:
@@ -69,13 +58,13 @@ class Compiled:
         return made
 
     def exact(self, vectors: Vectors, queries: Queries, rows: Array, first: int, last: int) -> None:
-        given = (_vectors(vectors), _queries(queries))
-        if self._exact(*map(ctypes.addressof, given), rows.ctypes.data, len(rows), first, last) < 0:
+        given = _queries(queries)
+        if self._exact(_address(vectors.native), _address(given), rows.ctypes.data, len(rows), first, last) < 0:
             raise MemoryError
 
     def listed(self, vectors: Vectors, lists: Lists, queries: Queries, first: int, last: int) -> None:
-        given = (_vectors(vectors), _lists(lists), _queries(queries))
-        if self._listed(*map(ctypes.addressof, given), first, last) < 0:
+        given = _queries(queries)
+        if self._listed(_address(vectors.native), _address(lists.native), _address(given), first, last) < 0:
             raise MemoryError
 
     def marked(self, rows: Array, lists: Lists, mask: Array) -> None:
@@ -83,24 +72,10 @@ class Compiled:
         self._marked(rows.ctypes.data, len(rows), *where)
 
 
-def _at(array: Array) -> int | None:
-    return int(array.ctypes.data) if len(array) else None
-
-
-def _vectors(given: Vectors) -> _Vectors:
-    return _Vectors(_at(given.values), _at(given.inverses), *given.values.shape, given.metric)
-
-
-def _lists(given: Lists) -> _Lists:
-    first = (given.codes, given.centres, given.scales, given.biases, given.centre_scales, given.centre_biases)
-    arrays = (*first, given.means, given.spreads, given.row_at, given.starts)
-    return _Lists(*map(_at, arrays), len(given.row_at), len(given.starts) - 1)
-
-
 def _queries(given: Queries) -> _Queries:
-    asked = map(_at, (given.values, given.scales, given.lengths, given.codes))
-    out = map(_at, (given.rows, given.seen, given.scores))
-    return _Queries(*asked, given.k, given.spare, given.reach, _at(given.mask), given.mask_kind, *out)
+    asked = map(address, (given.values, given.scales, given.lengths, given.codes))
+    out = map(address, (given.rows, given.seen, given.scores))
+    return _Queries(*asked, given.k, given.spare, given.reach, address(given.mask), given.mask_kind, *out)
 
 
 @cache
