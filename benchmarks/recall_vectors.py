@@ -1,7 +1,7 @@
 """The nearest of 10^5 or 10^6 vectors of 128 numbers under filters: queries a second at recall 0.95, beside others.
 
-    make bench-recall-vectors                   (10^5 vectors)
-    make bench-recall-vectors ROWS=1000000      (half an hour, most of it building the others' graphs)
+    make bench-recall-vectors ROWS=100000       (minutes)
+    make bench-recall-vectors                   (10^6 vectors: half an hour, most of it building the others' graphs)
     .venv/bin/python benchmarks/recall_vectors.py --rows 1000000 --folder build/vectors --build-only
 
 Vectors of length 1 lie in clusters of varied size and width, 24 directions in each, with noise in all. A filter passes

@@ -97,14 +97,15 @@ app.command(recall)
 _RECALL = {
     "build": "Make a collection out of tables: rows of any number, in memory that does not grow with them.",
     "append": "Add rows to a collection.",
-    "query": "Rows that qualify, as JSON lines or into a file; or only how many.",
+    "query": "Rows that qualify, as JSON lines or into a file; or only how many; or the best of them for a text.",
     "profile": "Who the rows are: of every attribute, how its values are spread, and beside it among all.",
     "audience": "Keep a where-clause under a name, which others may use as audience('name'); without one, list them.",
     "check": "Read every file of a collection and compare it with its checksums.",
     "compact": "Merge small segments, let deleted rows go, and write damaged indexes anew.",
 }
 for _name, _help in _RECALL.items():
-    recall.command(f"danlu.commands.recalling:{_name}", name=_name, help=_help)
+    _module = "finding" if _name == "query" else "recalling"
+    recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
           "recall": tuple(_RECALL)}  # fmt: skip
