@@ -32,7 +32,7 @@ def main():
         def work(effort):
             index.set_ef(effort)
             if passes is None:
-                return index.knn_query(queries, k)[0].astype(np.int64)
+                return index.knn_query(queries, k, num_threads=1)[0].astype(np.int64)
             return index.knn_query(queries, k, num_threads=1, filter=passes.__contains__)[0].astype(np.int64)
 
         return [("HNSW", EFFORTS, refusing(work, len(queries), k))]

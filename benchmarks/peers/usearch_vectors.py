@@ -36,7 +36,7 @@ def main():
 
         def work(effort):
             fetched, index.expansion_search = effort
-            keys = index.search(queries, fetched).keys.reshape(len(queries), -1).astype(np.int64)
+            keys = index.search(queries, fetched, threads=1).keys.reshape(len(queries), -1).astype(np.int64)
             return [row[passes[row]][:k] for row in keys]
 
         if rows is None:

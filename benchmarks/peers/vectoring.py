@@ -1,7 +1,7 @@
 """What the sides of benchmarks/recall_vectors.py share: the same file in each environment, with NumPy alone.
 
 A side gives, for each case, its methods with their efforts in rising order; the first with the recall that is wanted is
-timed.
+timed, in seconds of processor time on one thread: what else the machine does then counts for little.
 """
 
 import json
@@ -59,9 +59,9 @@ def quickest(methods, truth, asked):
 
 def tried(name, efforts, work, truth, asked):
     for effort in efforts:
-        begun = time.perf_counter()
+        begun = time.process_time()
         met = recall(work(effort), truth)
-        seconds = [time.perf_counter() - begun]
+        seconds = [time.process_time() - begun]
         is_slow = seconds[0] > asked["patience"]
         if met >= asked["recall"] or effort == efforts[-1] or is_slow:
             seconds += [] if is_slow else [timed(work, effort) for _ in range(asked["repeats"])]
@@ -70,9 +70,9 @@ def tried(name, efforts, work, truth, asked):
 
 
 def timed(work, effort):
-    begun = time.perf_counter()
+    begun = time.process_time()
     work(effort)
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def told(version, build, found, **more):

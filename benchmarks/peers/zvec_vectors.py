@@ -1,7 +1,6 @@
 """zvec's side of benchmarks/recall_vectors.py: each case is a column with an index, asked for by a condition."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import zvec
 from vectoring import answered, cases, request, told, vectors
 
 BATCH = 1000
+EFFORTS = [10, 20, 40, 80, 160, 320, 640]
 
 
 def built(place, asked, values):
@@ -46,22 +46,17 @@ def main():
     index, took = (zvec.open(str(place)), None) if place.exists() else built(place, asked, values)
     if asked["build_only"]:
         return
-    with ThreadPoolExecutor() as pool:
 
-        def methods_for(at, rows, queries):
-            condition = {} if rows is None else {"filter": f"case{at} = 1"}
+    def methods_for(at, rows, queries):
+        condition = {} if rows is None else {"filter": f"case{at} = 1"}
 
-            def work(effort):
-                def one(query):
-                    how = zvec.HnswQueryParam(ef=effort)
-                    asking = zvec.Query(field_name="vector", vector=query, param=how)
-                    return [int(doc.id) for doc in index.query(asking, topk=k, **condition)]
+        def one(query, effort):
+            asking = zvec.Query(field_name="vector", vector=query, param=zvec.HnswQueryParam(ef=effort))
+            return [int(doc.id) for doc in index.query(asking, topk=k, **condition)]
 
-                return list(pool.map(one, queries.tolist()))
+        return [("HNSW", EFFORTS, lambda effort: [one(query, effort) for query in queries.tolist()])]
 
-            return [("HNSW", [10, 20, 40, 80, 160, 320, 640], work)]
-
-        told(version("zvec"), took, answered(methods_for, asked))
+    told(version("zvec"), took, answered(methods_for, asked))
 
 
 main()
