@@ -33,12 +33,17 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY, GROUPS, QUESTIONS = 200_000, 100, 500
 SIDES = {"danlu": "Danlu", "plain": "Danlu, no compiler", "bm25s": "bm25s (numba)", "tantivy": "tantivy"}
 LABELS = {
-    "en": {"texts": "texts", "all": "all rows, questions a CPU second", "some": "one row in a hundred, questions a CPU second",
-           "build": "build, CPU s", "size": "on the disk, MB", "same": "the same ten", "same some": "the same ten of them",
-           "under": "one thread; best of {repeats} rounds over {questions} questions"},
-    "zh": {"texts": "篇文本", "all": "全部行，每 CPU 秒查询数", "some": "筛选出 1% 的行，每 CPU 秒查询数", "build": "建库，CPU 秒",
-           "size": "磁盘占用，MB", "same": "前十相同的查询占比", "same some": "筛选后前十相同的占比",
-           "under": "单线程；{questions} 个查询，{repeats} 轮取最快"},
+    "en": {
+        "texts": "texts", "all": "all rows, questions a CPU second",
+        "some": "one row in a hundred, questions a CPU second", "build": "build, CPU s", "size": "on the disk, MB",
+        "same": "the same ten", "same some": "the same ten of them",
+        "under": "one thread; best of {repeats} rounds over {questions} questions",
+    },
+    "zh": {
+        "texts": "篇文本", "all": "全部行，每 CPU 秒查询数", "some": "筛选出 1% 的行，每 CPU 秒查询数",
+        "build": "建库，CPU 秒", "size": "磁盘占用，MB", "same": "前十相同的查询占比",
+        "same some": "筛选后前十相同的占比", "under": "单线程；{questions} 个查询，{repeats} 轮取最快",
+    },
 }  # fmt: skip
 
 

@@ -31,7 +31,9 @@ class Fuse(Options):
         default_factory=dict,
         description="channel=rows that it brings in at least, its best ones, whatever the others say",
     )
-    depth: int = Field(100, ge=1, description="rows that each channel is asked for, and at least those that are wanted")
+    depth: int = Field(
+        100, ge=1, description="rows that each channel is asked for first; more where they do not suffice"
+    )
     distinct: str | None = Field(None, description="a column: of rows with one value in it only the best is kept")
 
     @model_validator(mode="after")

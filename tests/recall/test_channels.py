@@ -190,6 +190,34 @@ def test_of_rows_with_one_value_only_the_best_is_kept(built):
     assert built.recall(Query(text="tea", fuse=Fuse(distinct="_source"), top=5)).rows.tolist() == [0]
 
 
+def test_asking_for_more_results_adds_to_them(tmp_path):
+    """Neither a larger top nor one result a value changes what came first."""
+    rng = np.random.default_rng(0)
+    bios = [" ".join(rng.choice(["tea", "hiking", "yoga", "x", "y"], rng.integers(1, 9))) for _ in range(300)]
+    given = {"id": np.arange(300), "bio": bios, "v": list(rng.normal(size=(300, 2))), "of": np.arange(300) // 7}
+    made = Collection.build(tmp_path / "m", pa.table(given), options())
+
+    def found(top, **how):
+        asked = Query(like="tea hiking", vector=[1.0, 0.3], top=top, fuse=Fuse(depth=10, **how))
+        return made.recall(asked).rows.tolist()
+
+    for how in ({}, {"distinct": "of"}, {"fuse": "convex"}):
+        longest = found(300, **how)
+        assert len(longest) == (43 if "distinct" in how else 300)
+        assert all(found(top, **how) == longest[:top] for top in (1, 7, 10, 25, 40))
+
+
+def test_a_filter_comes_before_ranks_and_pieces_are_fused_once(tmp_path, built):
+    """Ranks are those among the rows that qualify, however many segments they lie in."""
+    asked = Query(like="tea", vector=[0.0, 1.0], where="id in (0, 3, 4)")
+    pieces = Collection.build(tmp_path / "p", table(VECTORS[:2], BIOS[:2]), options())
+    for at in range(2, 6):
+        pieces = pieces.append(table(VECTORS[at : at + 1], BIOS[at : at + 1], at))
+    whole = [(one.id, one.score, one.places) for one in built.recall(asked)]
+    assert [(one.id, one.score, one.places) for one in pieces.recall(asked)] == whole
+    assert {place.rank for _, _, places in whole for place in places.values()} == {1, 2, 3}
+
+
 FAULTS = {
     "nothing": (Query(where="true"), "nothing is asked for"),
     "no such channel": (Query(text="tea", channels=("words:bia",)), "did you mean 'words:bio'"),

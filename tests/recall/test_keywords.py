@@ -144,6 +144,20 @@ def test_what_is_rare_is_told_from_all_rows_or_from_those_that_qualify(built):
     assert few == pytest.approx({at: alone[at] for at in among})
 
 
+def test_a_word_within_a_run_of_chinese_is_found_however_long_it_is(tmp_path):
+    texts = ["把機器推論洗成權威事實", "incident tickets", "收據"]
+    made = Collection.build(tmp_path / "r", table(texts), BuildOptions(id="id", text=("bio",)))
+    for question, wanted in [("權威事實", 0), ("洗成權威事實", 0), ("機器推論", 0), ("incident", 1), ("收據", 2)]:
+        assert set(scores_of(made, question)) == {wanted}
+
+
+def test_rows_without_a_text_count_for_nothing(tmp_path):
+    """Neither in how many rows there are, nor in how long they are."""
+    texts = ["tea", "tea hiking", None, "", None]
+    made = Collection.build(tmp_path / "n", table(texts), BuildOptions(id="id", text=("bio",)))
+    assert scores_of(made, "tea") == pytest.approx(by_hand(texts[:2], "tea"))
+
+
 def random_postings(rng, rows, vocabulary):
     chances = 1 / np.arange(1, vocabulary + 1)
     lengths = rng.integers(0, 12, rows)
