@@ -6,10 +6,10 @@
 
 Vectors of length 1 lie in clusters of varied size and width, 24 directions in each, with noise in all. A filter passes
 100 %, 10 %, 1 %, 0.1 % or 0.01 % of them: drawn anywhere; from the clusters around the queries (near); from those that
-are farthest from them (far). Each side is a process of its own and answers all queries of a case in one call, on one thread;
-seconds are those of the processor. Of a side's settings the quickest with the recall is taken, and where none has it,
-the best recall is said. Danlu has no setting: its index is told the recall when it is made. --write puts the table into
-the guide; --kept takes what earlier runs in the folder have measured.
+are farthest from them (far). Each side is a process of its own and answers all queries of a case in one call, on one
+thread; seconds are those of the processor. Of a side's settings the quickest with the recall is taken, and where none
+has it, the best recall is said. Danlu has no setting: its index is told the recall when it is made. --write puts the
+table into the guide; --kept takes what earlier runs in the folder have measured.
 """
 
 from __future__ import annotations
