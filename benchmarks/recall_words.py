@@ -37,12 +37,12 @@ LABELS = {
         "texts": "texts", "all": "all rows, questions a CPU second",
         "some": "one row in a hundred, questions a CPU second", "build": "build, CPU s", "size": "on the disk, MB",
         "same": "the same ten", "same some": "the same ten of them",
-        "under": "one thread; best of {repeats} rounds over {questions} questions",
+        "under": "{cpu}; one thread; best of {repeats} rounds over {questions} questions",
     },
     "zh": {
         "texts": "篇文本", "all": "全部行，每 CPU 秒查询数", "some": "筛选出 1% 的行，每 CPU 秒查询数",
         "build": "建库，CPU 秒", "size": "磁盘占用，MB", "same": "前十相同的查询占比",
-        "same some": "筛选后前十相同的占比", "under": "单线程；{questions} 个查询，{repeats} 轮取最快",
+        "same some": "筛选后前十相同的占比", "under": "{cpu}；单线程；{questions} 个查询，{repeats} 轮取最快",
     },
 }  # fmt: skip
 
@@ -120,8 +120,9 @@ def main() -> None:
 
     def block(language: str) -> str:
         label = LABELS[language]
+        under = label["under"].format(cpu=cpu_name(), repeats=given.repeats, questions=QUESTIONS)
         text = "\n\n".join("\n".join(lines(found, rows, label)) for rows, found in tables.items())
-        return f"{text}\n\n{cpu_name()}; {label['under'].format(repeats=given.repeats, questions=QUESTIONS)}.\n"
+        return f"{text}\n\n{under}.\n"
 
     print(block("en"))
     if given.write:
