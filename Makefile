@@ -15,6 +15,7 @@
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
+#   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
 #   make bench-memory memory of a server, round after round
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
@@ -32,7 +33,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats \
-	bench-recall bench-words bench-passages clean
+	bench-recall bench-recall-vectors bench-words bench-passages clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -118,6 +119,10 @@ bench-words: $(INSTALLED)
 
 bench-passages: $(INSTALLED)
 	$(BIN)/python benchmarks/recall_passages.py $(CMRC) $(WRITE)
+
+bench-recall-vectors: $(INSTALLED)
+	benchmarks/peers.sh recall-vectors
+	$(BIN)/python benchmarks/recall_vectors.py --rows $(ROWS) $(WRITE)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

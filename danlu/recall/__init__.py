@@ -8,6 +8,7 @@ sources.py       files -> batches; building.py -> segments; writing.py -> a comm
 disk.py files.py manifest.py  what lies on the disk, safe from a loss of power
 profile.py       who the rows of a set are
 keywords/        words of texts, and BM25; derived.py: what is made of columns for channels
+vectors/         the nearest vectors of a set of rows: exactly, or by inverted lists that are tuned to a recall
 channels/        ways to find the best rows of a set; query.py: what is asked of them
 fusing.py        ranked rows of several channels -> one list; candidates.py: a query -> what is found
 embed.py         texts -> vectors; needs torch, nothing else here does

@@ -6,13 +6,19 @@ A new kind is one line in the table.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from danlu.recall.columns.lists import PlainTexts
+from danlu.recall.columns.vectors import Vectors
 from danlu.recall.files import ArrayFile, ArrayWriter
 from danlu.recall.keywords.postings import Postings
 from danlu.recall.manifest import Column
+from danlu.recall.vectors.index import Index
+from danlu.recall.vectors.tuning import tuned
+
+# Of the 10 nearest rows, how many are found at least, on average over queries and whatever the filter.
+RECALL = 0.95
 
 
 class Made(Protocol):
@@ -39,8 +45,16 @@ def _postings(_: Column, kept: PlainTexts) -> Postings:
     return Postings.of(kept.texts)
 
 
+def _near(column: Column, kept: Vectors) -> Index:
+    index = Index.made(kept.values, column.metric, kept.known)
+    return replace(index, tuned=tuned(index.over(kept.values, kept.known), RECALL))
+
+
 # What its files are called, before a dash and the column's place -> what it is.
-DERIVED = {"words": Derived("the words", lambda column: column.keywords, _postings, Postings.read)}
+DERIVED = {
+    "words": Derived("the words", lambda column: column.keywords, _postings, Postings.read),
+    "near": Derived("the index", lambda column: column.kind == "vector", _near, Index.read),
+}
 
 
 def derived_files(columns: Sequence[Column]) -> list[tuple[str, str, int]]:

@@ -63,8 +63,16 @@ def _as_vectors(array: pa.Array, column: Column) -> pa.Array:
     if (wrong := np.flatnonzero(~np.isfinite(flat))).size:
         row = rows[wrong[0] // column.dim]
         raise pa.ArrowInvalid(f"row {row + 1} of them has a vector with a number that is not finite in 32 bits")
+    listed = flat.reshape(-1, column.dim)
+    with np.errstate(over="ignore"):
+        squares = np.square(listed).sum(1)
+    if (wrong := np.flatnonzero(np.isinf(squares))).size:
+        raise pa.ArrowInvalid(f"row {rows[wrong[0]] + 1} of them has a vector so long that its square is not finite")
+    if column.metric == "cosine" and (wrong := np.flatnonzero(squares < np.finfo(np.float32).tiny)).size:
+        seen = f"row {rows[wrong[0]] + 1} of them has a vector of zeros"
+        raise pa.ArrowInvalid(f"{seen}, which has no direction; cosine compares directions")
     values = np.zeros((len(array), column.dim), np.float32)
-    values[there] = flat.reshape(-1, column.dim)
+    values[there] = listed
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.dim, mask=pa.array(~there))
 
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from danlu.errors import ConfigError
-from danlu.recall.channels.base import Opened, joined
+from danlu.recall.channels.base import Opened
 from danlu.recall.columns.vectors import Vectors
 from danlu.recall.embedding import question_vector
 from danlu.recall.query import Found, Query, given_for
-from danlu.recall.rows.bits import Array, Bits
-from danlu.recall.rows.kernels import answered
-from danlu.recall.rows.kernels import kernels as set_kernels
-from danlu.recall.rows.tree import And, Question
+from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
+from danlu.recall.vectors.index import VectorIndex
+from danlu.recall.vectors.search import nearest
 
-_BLOCK_ROWS = 1 << 14
 _LEAST = {"cosine": -1.0}
 
 
 class Nearest:
-    """The vectors of one column, each compared with the one that is asked for."""
+    """The vectors of one column."""
 
     def __init__(self, opened: Opened, at: int) -> None:
         self._column = opened.columns[at]
@@ -32,7 +31,12 @@ class Nearest:
 
     def find(self, query: Query, rows: RowSet, k: int) -> Found | None:
         wanted = self._wanted(query)
-        return None if wanted is None else joined(self._scored(wanted, rows), k, _LEAST.get(self._column.metric))
+        if wanted is None:
+            return None
+        found = nearest(self._indexes, rows.parts, wanted[None], min(k, max(len(rows), 1)))
+        there = found.rows[0] >= 0
+        least = _LEAST.get(self._column.metric)
+        return Found(found.rows[0][there], found.scores[0][there].astype(np.float64), least)
 
     def _wanted(self, query: Query) -> Array | None:
         if query.vector is not None:
@@ -49,34 +53,14 @@ class Nearest:
             raise ConfigError(seen, allowed=f"{self._column.dim} finite numbers")
         return wanted
 
-    def _scored(self, wanted: Array, rows: RowSet) -> Iterator[tuple[int, Array, Array]]:
-        for start, segment, part in zip(rows.snapshot.starts[:-1], self._opened.segments, rows.parts, strict=True):
+    @cached_property
+    def _indexes(self) -> list[VectorIndex]:
+        made = []
+        for segment in self._opened.segments:
             column = segment.columns[self._at]
             assert isinstance(column, Vectors)
-            here = _places(column.known, part)
-            scores = [
-                _scores(column.values[here[at : at + _BLOCK_ROWS]], wanted, self._column.metric)
-                for at in range(0, len(here), _BLOCK_ROWS)
-            ]
-            yield start, here, np.concatenate([np.empty(0), *scores])
-
-
-def _places(known: Bits, part: Bits) -> Array:
-    (both,) = answered([Question(part.rows, And((part, known)))])
-    return set_kernels().places(both, 0, len(both.kinds), both.rows)
-
-
-def _scores(values: Array, wanted: Array, metric: str) -> Array:
-    """The larger the nearer; minus the square of the distance for l2."""
-    values, wanted = values.astype(np.float64), wanted.astype(np.float64)
-    if metric == "l2":
-        squares: Array = -np.square(values - wanted).sum(1)
-        return squares
-    products: Array = values @ wanted
-    if metric == "inner_product":
-        return products
-    lengths = np.sqrt(np.square(values).sum(1)) * np.sqrt(np.square(wanted).sum())
-    return products / np.where(lengths > 0, lengths, np.inf)
+            made.append(segment.derived("near", self._at).over(column.values, column.known))
+        return made
 
 
 def vector_channels(opened: Opened) -> Iterator[Nearest]:

@@ -115,15 +115,15 @@ def _agrees(compiled: Kernels) -> bool:
 def counted(questions: Sequence[Question]) -> list[int]:
     """How many rows each question has; segments and shards are shared among threads."""
     counts = [np.zeros(shards_of(question.rows), np.int64) for question in questions]
-    _shared(questions, lambda at, first, last: kernels().evaluate(questions[at], first, last, counts[at], None))
+    shared(_parts(questions), lambda at, first, last: kernels().evaluate(questions[at], first, last, counts[at], None))
     return [int(one.sum()) for one in counts]
 
 
 def answered(questions: Sequence[Question]) -> list[Bits]:
     """The rows of each question."""
     answers = [Answer.of(question.rows) for question in questions]
-    _shared(
-        questions,
+    shared(
+        _parts(questions),
         lambda at, first, last: kernels().evaluate(
             questions[at], first, last, np.empty(len(answers[at].counts), np.int64), answers[at]
         ),
@@ -131,13 +131,17 @@ def answered(questions: Sequence[Question]) -> list[Bits]:
     return [answer.bits(question.rows) for question, answer in zip(questions, answers, strict=True)]
 
 
-def _shared(questions: Sequence[Question], work: Callable[[int, int, int], None]) -> None:
-    parts = [
+def _parts(questions: Sequence[Question]) -> list[tuple[int, int, int]]:
+    return [
         (at, first, min(first + _SHARDS_A_THREAD, shards))
         for at, question in enumerate(questions)
         for shards in [shards_of(question.rows)]
         for first in range(0, shards, _SHARDS_A_THREAD)
     ]
+
+
+def shared(parts: Sequence[tuple[int, int, int]], work: Callable[[int, int, int], None]) -> None:
+    """Do the work of each part, on as many threads as there are processors."""
     if len(parts) < 2 or _threads() < 2:
         for part in parts:
             work(*part)
