@@ -13,11 +13,16 @@ under .quantize/; remove that to begin anew.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import os
+import random
 import sys
+import sysconfig
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,7 @@ from guides import QUANTIZATION, ROOT
 from machine import cpu_name
 
 KEPT = ROOT / ".quantize"
-MODELS = ("smollm2-135m", "gemma3-270m", "smollm2-135m, tuned")
+MODELS = ("smollm2-135m", "smollm2-135m, tuned", "20 M, from nothing", "gemma3-270m")
 WINDOW = 512  # tokens
 BLOCK, LEVELS = 32, 16  # of a 4-bit grid
 
@@ -39,24 +44,77 @@ FORMS: dict[str, dict[str, Any]] = {
     "awq 4, groups of 32": {"method": "awq", "bits": 4, "group_size": 32},
     "nf4": {"method": "nf4"},
 }
-# The whole of a model, as its stage of training has it: far enough off what it was to lie on no grid.
-TUNED = {
-    "model": {"name": "smollm2-135m"},
-    "data": {"source": "danlu.data.stdlib:docstring_pairs", "max_examples": 512, "held_out": 64},
-    "lora": None, "train": {"learning_rate": 3e-5, "batch_size": 8, "max_steps": 48, "save_steps": 1000},
-    "prove": None, "merge": None,
+# Models that lie on no grid: the whole of one trained on, at a rate that takes weights steps of a grid away, and one
+# from nothing.
+TRAINED: dict[str, dict[str, Any]] = {
+    "smollm2-135m, tuned": {
+        "model": {"name": "smollm2-135m"},
+        "data": {"source": "danlu.data.stdlib:docstring_pairs", "max_examples": 1024, "held_out": 64},
+        "lora": None, "train": {"learning_rate": 1e-3, "batch_size": 8, "max_steps": 120, "save_steps": 1000},
+        "prove": None, "merge": None,
+    },
+    "20 M, from nothing": {
+        "kind": "pretrain",
+        "model": {"name": "smollm2-135m"},
+        "data": {"path": "", "held_out": 64, "max_length": 512},
+        "pretrain": {"weights": "random", "config": {
+            "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 10, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 64,
+        }},
+        "train": {"learning_rate": 3e-3, "batch_size": 2, "max_steps": 200, "save_steps": 1000},
+        "prove": None, "merge": None,
+    },
 }  # fmt: skip
+LEARNT_FROM = ("numpy", "torch", "transformers")  # packages whose documentation the model from nothing reads
+CORPUS_LETTERS = 6_000_000
 
 
 def directory_of(model: str) -> Path:
     """The model's files, trained first where it is one that is."""
     from danlu.hub import cache_directory, resolve
 
-    if not model.endswith(", tuned"):
+    if model not in TRAINED:
         return resolve(model, cache=cache_directory(), accept_licence=True)
-    kept_runs.found(KEPT, model, TUNED)
+    recipe = TRAINED[model]
+    if "path" in recipe["data"]:
+        recipe = kept_runs.merged(recipe, {"data": {"path": str(corpus())}})
+    kept_runs.found(KEPT, model, recipe)
     (made,) = (KEPT / _file(model)).rglob("model.safetensors")
     return made.parent
+
+
+def corpus() -> Path:
+    """What Python and some packages say of themselves: a document a file of theirs, none that says what another did."""
+    place = KEPT / "documentation.jsonl"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        documents = sorted(set(_documentation()))
+        random.Random(0).shuffle(documents)
+        letters = 0
+        with place.open("w") as file:
+            for text in documents:
+                if letters < CORPUS_LETTERS:
+                    letters += len(text)
+                    file.write(json.dumps({"text": text}) + "\n")
+    return place
+
+
+def _documentation() -> Iterator[str]:
+    site = Path(sysconfig.get_path("purelib"))
+    for root in (Path(sysconfig.get_path("stdlib")), *(site / name for name in LEARNT_FROM)):
+        for path in sorted(root.rglob("*.py")):
+            if root in site.parents and site in path.parents:
+                continue
+            with suppress(SyntaxError, ValueError), warnings.catch_warnings(action="ignore"):
+                said = [
+                    ast.get_docstring(node) or "" for node in ast.walk(ast.parse(path.read_bytes())) if _tells(node)
+                ]
+                if text := "\n\n".join(one for one in said if len(one) > 200):
+                    yield text
+
+
+def _tells(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
 
 
 def texts(language: str) -> Iterator[str]:
