@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the environments of the peers we measure against, one each, never mixed with ours.
-#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp recall
+#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp xllamacpp recall
 # llama-cpp is compiled for this processor: that takes a C++ compiler and about ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +28,8 @@ for peer in "$@"; do
         ;;
     openvino) make_peer openvino "openvino-genai==2026.4.1.0" ;;
     llama-cpp) make_peer llama-cpp "llama-cpp-python==0.3.36" ;;
+    xllamacpp) make_peer xllamacpp "xllamacpp==2026.10.11549" "$(pin numpy)" ;; # llama.cpp that is compiled already
     recall) make_peer recall "duckdb==2.0.1" "polars==2.1.0" ;;
-    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, recall)" >&2 && exit 2 ;;
+    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, xllamacpp, recall)" >&2 && exit 2 ;;
     esac
 done

@@ -102,12 +102,12 @@ def _rows(texts: Iterable[list[int]], most: int, length: int) -> tuple[list[list
     row: list[int] = []
     seen = 0
     for ids in texts:
-        if len(rows) >= most:
-            break
         seen, row = seen + len(ids), [*row, *ids]
         while len(row) >= length:
             rows.append(row[:length])
             row = row[length:] if len(row) >= 2 * length else []
+        if len(rows) >= most:
+            break
     return rows[:most], seen
 
 

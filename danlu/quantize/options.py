@@ -181,7 +181,7 @@ class AskedOptions(Few):
             for method in methods:
                 try:
                     one = self.settled(method, bits)
-                    format_of(one)
+                    format_of(one).check(one.scheme, {})
                     found.append(one)
                 except ConfigError as error:
                     refused = error

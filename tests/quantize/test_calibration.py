@@ -22,7 +22,7 @@ def rows_of(ids, tokens=12, length=4):
 
 
 def test_a_row_begins_where_a_text_does():
-    """3 + 3 tokens fill a row of 4; what is left of the second text fills none, so the next row begins with the third."""
+    """3 + 3 tokens fill a row of 4; the 2 that are left fill none, so the next row begins with the third text."""
     assert rows_of([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]) == [[1, 2, 3, 4], [7, 8, 9, 10]]
 
 
