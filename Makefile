@@ -136,7 +136,7 @@ bench-bits: $(INSTALLED)
 # It installs the peers itself: one that cannot be installed is a cell that says why.
 bench-formats: $(INSTALLED)
 	-benchmarks/peers.sh vllm
-	-benchmarks/peers.sh llama-cpp
+	-benchmarks/peers.sh xllamacpp
 	$(BIN)/python benchmarks/formats.py $(ARGS) $(WRITE)
 
 bench-replay: $(INSTALLED)

@@ -2,9 +2,10 @@
 
     make bench-bits
 
-What benchmarks/quantize.py found of every form, window by window, is dealt at random into three: windows to compare forms
-on, windows to look at the chosen one again on, as `danlu quantize --bits auto` does, and windows that nobody has seen,
-which judge. A trial is a model, a budget and a dealing. Nothing is computed again; run `make bench-quantize` first.
+What benchmarks/quantize.py found of every form, window by window, is dealt at random into three: windows to compare
+forms on, windows to look at the chosen one again on, as `danlu quantize --bits auto` does, and windows that nobody has
+seen, which judge. A trial is a model, a budget and a dealing. Nothing is computed again: `make bench-quantize` comes
+first.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import guides
 from guides import QUANTIZATION
-from quantize import FORMS, TEXTS, found
+from quantize import TEXTS, found
 from quantize_models import MODELS
+
+if TYPE_CHECKING:
+    from danlu.quantize.choose import Scores
 
 BUDGETS = (0.02, 0.1, 0.3)
 DEALINGS = 20
@@ -35,34 +39,35 @@ class Outcome(NamedTuple):
     judged: float
 
 
+def scores_of(model: str, form: str | None, tokens: int) -> Scores:
+    """Of every window of every text."""
+    from danlu.quantize.choose import Scores
+
+    one = found(model, form, tokens)
+    columns = [[value for text in TEXTS for value in one[text][name]] for name in ("losses", "tokens", "divergences")]
+    return Scores(*columns, same=columns[1])
+
+
 def outcome(model: str, budget: float, tokens: int, seed: int) -> Outcome:
-    from danlu.quantize.choose import Scores, Trial, choose, rise
+    from danlu.evaluate.bootstrap import Interval
+    from danlu.quantize.choose import Trial, choose, rise
 
-    columns = {
-        form: {name: sum((found(model, form, tokens)[text][name] for text in TEXTS), []) for name in _COLUMNS}
-        for form in (None, *(form for form in TRIED if form in FORMS))
-    }
-    scores = {form: Scores(one["losses"], one["tokens"], one["divergences"], []) for form, one in columns.items()}
-    order = list(range(len(scores[None].tokens)))
+    original, forms = scores_of(model, None, tokens), {form: scores_of(model, form, tokens) for form in TRIED}
+    order = list(range(len(original.tokens)))
     random.Random(seed).shuffle(order)
-    sides = [order[at::3] for at in range(3)]
+    compared, again, judged = (order[at::3] for at in range(3))
 
-    def rises(form: str, side: int):  # type: ignore[no-untyped-def]
-        own, other = (
-            Scores(*([column[at] for at in sides[side]] for column in scores[one][:3]), []) for one in (None, form)
-        )
-        return rise(own, other)
+    def rises(form: str, on: Sequence[int]) -> Interval:
+        return rise(original.only(on), forms[form].only(on))
 
     trials = [
-        Trial(form, found(model, form, tokens)["bytes"], scores[form].perplexity, rises(form, 0))
-        for form in columns
-        if form is not None
+        Trial(form, found(model, form, tokens)["bytes"], scores.perplexity, rises(form, compared))
+        for form, scores in forms.items()
     ]
-    taken = choose(trials, budget, lambda form: rises(form, 1)).taken
-    return Outcome(taken, rises(taken, 1).value, rises(taken, 2).value) if taken else Outcome("", 0.0, 0.0)
+    taken = choose(trials, budget, lambda form: rises(form, again)).taken
+    return Outcome(taken, rises(taken, again).value, rises(taken, judged).value) if taken else Outcome("", 0.0, 0.0)
 
 
-_COLUMNS = ("losses", "tokens", "divergences")
 HEADS = {
     "en": "| model | budget | trials | taken | none fits | over it where looked at again | over it on new text, "
     "and by how much at most |",
@@ -92,7 +97,7 @@ def block(models: Sequence[str], tokens: int, language: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
-    parser.add_argument("--tokens", type=int, default=2048, help="as benchmarks/quantize.py was run")
+    parser.add_argument("--tokens", type=int, default=1024, help="as benchmarks/quantize.py was run")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()
     models = asked.model or MODELS

@@ -31,7 +31,7 @@ from guides import QUANTIZATION, ROOT
 from machine import cpu_name
 from quantize_models import KEPT, MODELS, directory_of, file_name, off_the_grid
 
-WINDOW = 256  # tokens
+WINDOW = 128  # tokens
 TEXTS = ("en", "zh", "talk")
 ANSWER = 48  # tokens of an answer of the model
 PEER = ROOT / ".peers" / "xllamacpp" / "bin" / "python"
@@ -277,8 +277,8 @@ GRIDS = {
     "zh": "权重与每 32 个一块的 4 bit 网格的均方根距离，以步长为单位（0 为在网格上，0.29 为任意处）：\n",
 }
 HOW = {
-    "en": """KL in nats a token, ± half of a 95 % interval over windows of {window} tokens; {tokens:,} tokens of the guides
-in each language, and {talks} answers of the model; awq and gptq calibrated on {calibrated:,} tokens of Python's
+    "en": """KL in nats a token, ± half of a 95 % interval over windows of {window} tokens; {tokens:,} tokens of the
+guides in each language, and {talks} answers of the model; awq and gptq calibrated on {calibrated:,} tokens of Python's
 documentation; groups of 64, of llama.cpp 32; {cores} cores of {kind};
 written by `make bench-quantize WRITE=--write`.""",
     "zh": """KL 的单位是 nat/token，± 后为 95% 区间的一半（按 {window} 个 token 的窗口）；两种语言的文档各
@@ -322,7 +322,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
     parser.add_argument("--only", action="append", choices=ALL, help="a form by its name; more than once")
-    parser.add_argument("--tokens", type=int, default=2048, help="of text in each language")
+    parser.add_argument("--tokens", type=int, default=1024, help="of text in each language")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second as well")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()

@@ -83,9 +83,10 @@ class Parts(NamedTuple):
 
 
 def part(texts: Texts, judged_tokens: int) -> Parts:
-    """Of four texts one is compared on and one looked at again on, until that is `judged_tokens`.
+    """Of four texts one is for comparing and one for looking again, until these are `judged_tokens` each.
 
-    The rest calibrates. Long texts are cut into pieces, which stay together unless there are few texts. Raises DataError for too few.
+    The rest calibrates. Long texts are cut into pieces, which stay together unless there are few texts. Raises
+    DataError for too few.
     """
     whole = [[ids[at : at + LENGTH] for at in range(0, len(ids), LENGTH)] for ids in texts.ids if len(ids) > 1]
     dealt = whole if len(whole) >= SHARE * LEAST else [[piece] for pieces in whole for piece in pieces]
