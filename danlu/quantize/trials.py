@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ from danlu.quantize.driver import Quantized, check_quantizable, quantize
 from danlu.quantize.gate import computed_dtype, read_quantized
 from danlu.quantize.merge import engine_around
 from danlu.quantize.options import LOOKING, AskedOptions, QuantizeOptions
+from danlu.quantize.parity import Closeness
 
 LENGTH = 512  # tokens of a text that forms are compared on; longer ones are several
 LEAST = 16  # texts in each of the two parts
@@ -151,6 +152,7 @@ class _Choosing:
         self.parts = part(Texts(ids, self.source), asked.judged_tokens)
         self.made: dict[str, Quantized] = {}
         self.measured: dict[str, dict[str, Any]] = {}
+        self.identity = ""
 
     def run(self) -> Chosen:
         self._begin()
@@ -171,21 +173,26 @@ class _Choosing:
     # -- what is kept ----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        shaping = self.asked.model_dump(mode="json", exclude={"max_loss", "max_kl", "least_same", "prompts"})
-        identity = of_value([of_weights(self.directory), shaping, list(self.parts)])
+        """Take up what another process has made and measured of the same; what is left of anything else goes."""
+        shaping = self.asked.model_dump(mode="json", exclude={"max_loss"})
+        self.identity = of_value([of_weights(self.directory), shaping, list(self.parts), str(self.conversations)])
         with disk_faults(self.folder, "choosing"):
-            with suppress(OSError, ValueError, KeyError):
+            told: dict[str, Any] = {}
+            with suppress(OSError, ValueError):
                 told = json.loads((self.folder / REPORT).read_text("utf-8"))
-                if told["identity"] == identity:
-                    self.measured = told["measured"]
-                    self.say("going on with what was measured")
-            if not self.measured:
+            if told.get("identity") != self.identity:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.identity = identity
+                self.folder.mkdir(parents=True)
+                self._keep()
+                return
+        self.measured = told["measured"]
+        self.made = {name: _remembered(one) for name, one in told["made"].items() if self._place(name).exists()}
+        if self.measured or self.made:
+            self.say("going on with what was made and measured")
 
     def _keep(self) -> None:
-        document = {"identity": self.identity, "measured": self.measured}
+        made = {name: asdict(one) for name, one in self.made.items()}
+        document = {"identity": self.identity, "made": made, "measured": self.measured}
         with disk_faults(self.folder, "keeping what was measured"):
             write_atomic(self.folder / REPORT, json.dumps(document))
 
@@ -203,6 +210,7 @@ class _Choosing:
         texts = Texts(self.parts.calibration, self.source) if options.method in LOOKING else None
         place = self._place(name)
         self.made[name] = quantize(self.directory, place, options, self.device, self.say, self.conversations, texts)
+        self._keep()
 
     def _measure(self) -> None:
         """All that is not measured yet; then the original lies in memory beside one form after the other."""
@@ -292,7 +300,11 @@ class _Choosing:
         """What was measured stays, so that another budget is answered at once; the forms do not."""
         for name in self.forms:
             shutil.rmtree(self._place(name), ignore_errors=True)
-        bounds = {one.name: max(one.loss.high, _value(one.again)) for one in choice.trials if one.loss is not None}
+        bounds = {
+            one.name: max(one.loss.high, self._look_again(one.name).value)
+            for one in choice.trials
+            if one.loss is not None
+        }
         if not bounds:
             found = "none could be made: " + "; ".join(f"{one.name}: {one.why}" for one in choice.trials)
             fix = "take more bits or other groups, or allow more with max_kl"
@@ -310,8 +322,8 @@ class _Choosing:
         )
 
 
-def _value(interval: Interval | None) -> float:
-    return -math.inf if interval is None else interval.value
+def _remembered(told: dict[str, Any]) -> Quantized:
+    return Quantized(**{**told, "closeness": Closeness(**told["closeness"]), "said": tuple(told["said"])})
 
 
 # -- measuring -----------------------------------------------------------------------------------------------

@@ -24,14 +24,17 @@ ASKED = {
 }  # fmt: skip
 
 
+def lines_in(folder):
+    """A file with lines of a page, each a text."""
+    with open(TEXT) as file:
+        lines = [line[:120] for line in file if len(line) > 40][:80]
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return folder / "lines.jsonl"
+
+
 @pytest.fixture
 def text(tmp_path):
-    """Lines of a page, each a text."""
-    path = tmp_path / "lines.jsonl"
-    with open(TEXT) as file:
-        lines = [line for line in file if len(line) > 40][:160]
-    path.write_text("".join(json.dumps({"text": line[:120]}) + "\n" for line in lines))
-    return path
+    return lines_in(tmp_path)
 
 
 def interval(value, high):
@@ -111,10 +114,7 @@ def chosen(base, tmp_path_factory):
     """A directory in which a form was chosen, what was told, and what was said."""
     folder = tmp_path_factory.mktemp("chosen")
     said = []
-    path = folder / "lines.jsonl"
-    with open(TEXT) as file:
-        lines = [line for line in file if len(line) > 40][:160]
-    path.write_text("".join(json.dumps({"text": line[:120]}) + "\n" for line in lines))
+    path = lines_in(folder)
     told = quantize_as_asked(base, folder / "out", asked(calibration=str(path), max_loss="5%"), DEVICE, said.append)
     return folder, told, said
 
@@ -159,6 +159,26 @@ def test_where_nothing_fits_what_was_measured_is_used_again(base, text, tmp_path
     monkeypatch.setattr(trials, "scored", lambda *_: pytest.fail("measured twice"))
     again = tight.model_copy(update={"max_loss": enough})
     assert quantize_as_asked(base, tmp_path / "out", again, DEVICE, lambda _: None).report["taken"]
+    assert names_in(tmp_path) == ["lines.jsonl", "out"]
+
+
+def test_a_process_that_ended_in_between_is_taken_up(base, text, tmp_path, monkeypatch):
+    wanted = asked(calibration=str(text), max_loss="90%", method="rtn")
+    own, made = trials.quantize, []
+
+    def quantize(*given):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(given[1].name)
+        return own(*given)
+
+    monkeypatch.setattr(trials, "quantize", quantize)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_as_asked(base, tmp_path / "out", wanted, DEVICE, lambda _: None)
+    monkeypatch.setattr(trials, "quantize", lambda *given: made.append(given[1].name) or own(*given))
+    told = quantize_as_asked(base, tmp_path / "out", wanted, DEVICE, lambda _: None)
+    assert made == ["rtn-8", "rtn-4", "rtn-3"]
+    assert told.quantized.method == "rtn"
     assert names_in(tmp_path) == ["lines.jsonl", "out"]
 
 
