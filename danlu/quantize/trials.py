@@ -148,8 +148,8 @@ class _Choosing:
         self.conversations = conversations
         self.folder = out.with_name(f".{out.name}.choosing")
         self.tokenizer = load_tokenizer(directory)
-        self.source, ids = texts_of(asked.calibration, Chat.of(self.tokenizer, None))[::-1]
-        self.parts = part(Texts(ids, self.source), asked.judged_tokens)
+        texts = texts_of(asked.calibration, Chat.of(self.tokenizer, None))
+        self.source, self.parts = texts.source, part(texts, asked.judged_tokens)
         self.made: dict[str, Quantized] = {}
         self.measured: dict[str, dict[str, Any]] = {}
         self.identity = ""
