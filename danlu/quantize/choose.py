@@ -44,9 +44,8 @@ class Scores(NamedTuple):
 
 def rise(original: Scores, form: Scores) -> Interval:
     """By which share perplexity is above the original's."""
-    pairs = [list(zip(one.losses, one.tokens, strict=True)) for one in (original, form)]
-    found = bootstrap_difference(*pairs, level=LEVEL)
-    return _of(found, math.expm1)
+    before, after = (list(zip(one.losses, one.tokens, strict=True)) for one in (original, form))
+    return _of(bootstrap_difference(before, after, level=LEVEL), math.expm1)
 
 
 def divergence_of(form: Scores) -> Interval:
