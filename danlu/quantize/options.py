@@ -162,7 +162,7 @@ class AskedOptions(Few):
         """By which share perplexity may rise."""
         return loss_of(self.max_loss)
 
-    def settled(self, method: str, bits: int) -> QuantizeOptions:
+    def settled(self, method: str, bits: int | Literal["auto"]) -> QuantizeOptions:
         """With this method and width. Raises ConfigError for what cannot be."""
         given = {name: getattr(self, name) for name in Few.model_fields if name not in _OF_TEXT or method in LOOKING}
         return validate(QuantizeOptions, given | {"method": method, "bits": bits}, where="auto")
