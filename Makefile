@@ -21,6 +21,7 @@
 #   make bench-length memory of training on ever longer texts
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
 #   make bench-quantize  every method at every width: bytes, perplexity, divergence
+#   make bench-bits   whether a form that was chosen for a budget keeps it on new text
 #   make bench-recipe the recipe that is planned, beside a small grid around it
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
@@ -32,8 +33,8 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats \
-	bench-recall bench-recall-vectors bench-words bench-passages clean
+	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
+	bench-formats bench-recall bench-recall-vectors bench-words bench-passages clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -85,8 +86,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-replay \
-	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall bench-words
+bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
+	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall \
+	bench-recall-vectors bench-words
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -140,12 +142,16 @@ bench-qlora: $(INSTALLED)
 	$(BIN)/python benchmarks/qlora.py $(WRITE)
 
 bench-quantize: $(INSTALLED)
+	benchmarks/peers.sh xllamacpp
 	$(BIN)/python benchmarks/quantize.py $(ARGS) $(WRITE)
+
+bench-bits: $(INSTALLED)
+	$(BIN)/python benchmarks/bits.py $(ARGS) $(WRITE)
 
 # It installs the peers itself: one that cannot be installed is a cell that says why.
 bench-formats: $(INSTALLED)
 	-benchmarks/peers.sh vllm
-	-benchmarks/peers.sh llama-cpp
+	-benchmarks/peers.sh xllamacpp
 	$(BIN)/python benchmarks/formats.py $(ARGS) $(WRITE)
 
 bench-replay: $(INSTALLED)

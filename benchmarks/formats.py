@@ -37,7 +37,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "gguf-q8_0": ("export", "--type", "q8_0"),
     "gguf-q4_0": ("export", "gptq-4"),
 }
-PEERS = {"vllm": "vllm", "llama-cpp": "llama_cpp", "transformers": "transformers"}
+PEERS = {"vllm": "vllm", "xllamacpp": "xllamacpp", "transformers": "transformers"}
 QUESTIONS = (
     "What is the capital of France?",
     "Name three colours.",
@@ -71,7 +71,7 @@ class Row:
 
 
 def fits(form: str, peer: str) -> bool:
-    return form.startswith("gguf") == (peer == "llama-cpp")
+    return form.startswith("gguf") == (peer == "xllamacpp")
 
 
 def place_of(form: str, folder: Path) -> Path:

@@ -44,7 +44,8 @@ WORDS = {
         "ratios": "Ratios, Danlu to peer (a target is for bfloat16):",
         "price": "KL of the next token's distribution to float32, mean over {positions} positions of the model's own "
         "text (share of equal first choices): {list}. The model was made from a Q4_1 file, so Q4_1 weights lose "
-        "nothing against float32 ones.",
+        "nothing against float32 ones, and int4, which finds most of that grid again, less than it does elsewhere: see "
+        "the guide to quantization.",
         "settings": "Best settings: {list}.",
         "why": "Refused or failed: {list}.",
     },
@@ -66,7 +67,8 @@ WORDS = {
         "{date}。命令：`make bench-generate`。",
         "ratios": "Danlu 与各对手之比（目标针对 bfloat16）：",
         "price": "下一个 token 的分布相对 float32 的 KL 散度，在模型自己生成的文本的 {positions} 个位置上取平均"
-        "（括号内为首选 token 相同的比例）：{list}。模型本由 Q4_1 文件而来，故 Q4_1 权重相对 float32 没有损失。",
+        "（括号内为首选 token 相同的比例）：{list}。模型本由 Q4_1 文件而来，故 Q4_1 权重相对 float32 没有损失，"
+        "int4 也大致落回同一网格，比在别的模型上好看：见量化指南。",
         "settings": "各自的最佳设置：{list}。",
         "why": "拒绝或失败的原因：{list}。",
     },

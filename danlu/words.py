@@ -156,6 +156,11 @@ CHINESE = {
     "Reward model": "奖励模型",
     "Sureness against being right": "把握与判断正确率",
     "sureness": "把握",
+    "Loss by size": "损失与大小",
+    "Loss by speed": "损失与速度",
+    "perplexity over the original's in %; pale: the upper end of its interval, and what is allowed": (
+        "困惑度比原模型高多少（%）；浅色为置信区间的上限，以及允许的损失"
+    ),
     "Search for the learning rate": "学习率搜索",
     "{steps} steps": "{steps} 步",
     "log10 of the rate": "学习率的 log10",

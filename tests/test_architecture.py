@@ -10,7 +10,7 @@ import danlu
 ROOT = Path(danlu.__file__).parent
 ROWS = [
     "errors", "fingerprint", "words", "config", "processes", "device", "journal", "track", "spec", "hub", "native",
-    "plan", "data", "model", "generate", "train", "quantize", "recall", "evaluate", "serve", "report", "ui", "recipe",
+    "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve", "report", "ui", "recipe",
     "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "commands", "cli", "__main__",
 ]  # fmt: skip
 

@@ -14,14 +14,15 @@ from danlu.flags import as_flags, from_flags
 from danlu.hub import cache_directory, resolve
 from danlu.journal import check_free
 from danlu.quantize.driver import Quantized
-from danlu.quantize.driver import quantize as quantize_model
-from danlu.quantize.options import QuantizeOptions
+from danlu.quantize.options import AskedOptions
+from danlu.quantize.trials import quantize_as_asked
+from danlu.report.forms import draw_forms
 from danlu.steps.merge import asked_of
 
 if TYPE_CHECKING:
-    Quantizing = QuantizeOptions
+    Quantizing = AskedOptions
 else:
-    Quantizing = as_flags(QuantizeOptions)
+    Quantizing = as_flags(AskedOptions)
 
 
 def quantize(
@@ -46,12 +47,15 @@ def quantize(
     accept_licence
         accept the licence of a model that asks for it
     """
-    chosen = from_flags(QuantizeOptions, options)
+    chosen = from_flags(AskedOptions, options)
     check_free(out)
     talks = read_conversations(prompts_path) if prompts_path else []
     directory = resolve(model, cache=cache_directory(), say=say, accept_licence=accept_licence)
-    made = quantize_model(directory, out, chosen, read_device(), say, asked_of(talks))
-    say(summary(out, made))
+    made = quantize_as_asked(directory, out, chosen, read_device(), say, asked_of(talks))
+    if made.report:
+        draw_forms(made.report, out)
+        say(f"what was tried: {out / 'choice.json'}, drawn in choice-bytes.svg and choice-speed.svg beside it")
+    say(summary(out, made.quantized))
     say(f'use it: danlu generate {shlex.quote(str(out))} "…"')
 
 

@@ -1,15 +1,21 @@
 """The text that a method looks at: a data file's, or what is on every machine with Python, as rows of tokens.
 
 Conversations are written as the model's template writes them, answers and all; documents as they are. They stand end
-to end, in an order drawn once, and are cut into rows of one length. Knows no method.
+to end, in an order drawn once, and are cut into rows of one length. A row begins where a text does, as everything does
+that a model is asked: its first token is what all others attend to, and what a method fits to that token has to be
+what it will be. Without texts of the user's own, a model with a template gets conversations by turns with documents:
+codes that were fitted to documents alone were measured to be no nearer than rounded ones where it is talked with.
+Knows no method.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +23,12 @@ from torch import Tensor
 from danlu.data.chat import Chat
 from danlu.data.formats import read_records
 from danlu.data.records import Conversation, Preference, Record, Text
-from danlu.data.stdlib import docstring_texts
+from danlu.data.stdlib import docstring_pairs, docstring_texts
 from danlu.errors import DataError
 from danlu.fingerprint import of_value
 
 SEED = 0
+TALKS = 5  # after each document: about as many tokens
 OWN = "Python's documentation, which is English; give texts of your own with calibration"
 
 
@@ -46,36 +53,62 @@ class Calibration:
         return of_value([row.tolist() for row in self.rows])
 
 
-def read_calibration(path: Path | None, chat: Chat, *, tokens: int, length: int, at_least: int) -> Calibration:
+class Texts(NamedTuple):
+    """Token ids of each text, in an order drawn once, to be gone through once; and what they are, in words."""
+
+    ids: Iterable[list[int]]
+    source: str
+
+
+def texts_of(path: str | None, chat: Chat) -> Texts:
+    """The records of a data file; None is Python's documentation. Raises DataError for one that cannot be read."""
+    records = _own_records(chat) if path is None else _shuffled(read_records(Path(path)))
+    return Texts((_ids(one, chat) for one in records), OWN if path is None else path)
+
+
+def in_rows(ids: Iterable[list[int]], source: str, *, tokens: int, length: int, at_least: int) -> Calibration:
     """Rows of `length` tokens, `tokens` in all where there are so many.
 
-    Args:
-        path: a data file; None is Python's documentation.
-        at_least: how many tokens are needed.
-
-    Raises DataError for a file that holds fewer, or cannot be read.
+    Raises DataError for fewer than `at_least`.
     """
-    records: list[Record] = list(_own_records()) if path is None else list(read_records(path))
-    random.Random(SEED).shuffle(records)
-    ids: list[int] = []
-    for one in records:
-        if len(ids) >= tokens:
-            break
-        ids += _ids(one, chat)
-    source = OWN if path is None else str(path)
-    count = min(len(ids), tokens) // length
-    if count * length < at_least or count == 0:
+    rows, seen = _rows(ids, tokens // length, length)
+    if not rows or len(rows) * length < at_least:
         raise DataError(
-            f"{source}: {len(ids):,} tokens, which are {count} rows of {length}: too little to calibrate on",
+            f"{source}: {seen:,} tokens, which are {len(rows)} rows of {length}: too little to calibrate on",
             allowed=f"at least {at_least:,} tokens in whole rows: as many as the widest layer has inputs",
             fix="give more text, or shorter rows with calibration_length; or round without any: method=rtn",
         )
-    rows = torch.tensor(ids[: count * length]).view(count, length)
-    return Calibration(tuple(rows), source)
+    return Calibration(tuple(map(torch.tensor, rows)), source)
 
 
-def _own_records() -> Iterator[Record]:
-    return (Text(row["text"], row["group"]) for row in docstring_texts())
+def _shuffled(records: Iterable[Record]) -> list[Record]:
+    found = list(records)
+    random.Random(SEED).shuffle(found)
+    return found
+
+
+def _own_records(chat: Chat) -> list[Record]:
+    """Python's documentation; by turns asked for and answered, where there is a template to write that."""
+    texts = _shuffled(Text(row["text"], row["group"]) for row in docstring_texts())
+    if not chat.has_template:
+        return texts
+    talks = iter(_shuffled(Conversation(tuple(row["messages"]), row["group"]) for row in docstring_pairs()))
+    return [one for text in texts for one in (text, *islice(talks, TALKS))]
+
+
+def _rows(texts: Iterable[list[int]], most: int, length: int) -> tuple[list[list[int]], int]:
+    """Rows, and how many tokens were looked through. What a row leaves of a text goes on if it fills the next one."""
+    rows: list[list[int]] = []
+    row: list[int] = []
+    seen = 0
+    for ids in texts:
+        seen, row = seen + len(ids), [*row, *ids]
+        while len(row) >= length:
+            rows.append(row[:length])
+            row = row[length:] if len(row) >= 2 * length else []
+        if len(rows) >= most:
+            break
+    return rows[:most], seen
 
 
 def _ids(record: Record, chat: Chat) -> list[int]:

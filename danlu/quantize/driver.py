@@ -27,7 +27,7 @@ from danlu.model.adapters import move_into_place
 from danlu.model.formats.format import Format
 from danlu.model.load import language_document, load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.quantize.blocks import Blocks
-from danlu.quantize.calibration import Calibration, read_calibration
+from danlu.quantize.calibration import Calibration, Texts, in_rows, texts_of
 from danlu.quantize.gate import hold_against
 from danlu.quantize.layers import Layer, file_names, layers_of
 from danlu.quantize.methods import METHODS, check_finite
@@ -143,8 +143,12 @@ def quantize(
     device: Device,
     say: Say,
     conversations: Sequence[Sequence[Message] | str] = (),
+    texts: Texts | None = None,
 ) -> Quantized:
     """Write the model in `directory` in few bits to `out`, compared with the original on `conversations`.
+
+    Args:
+        texts: to calibrate on, in the place of those that the options name.
 
     What a process that ended in between had done is used again. Raises what `check_quantizable` does; ModelError for
     weights that are no numbers and kinds whose blocks cannot be run by hand; DataError for too little text; ConfigError
@@ -157,7 +161,7 @@ def quantize(
             layers, closeness = write_nf4(directory, out, options, device, say, conversations)
         return Quantized("nf4", 4, "bitsandbytes", layers, _source_bytes(directory), _bytes(out), closeness)
     with claimed(out, say):
-        made = _Making(directory, out, options, device, say)
+        made = _Making(directory, out, options, device, say, texts)
         made.check()
         try:
             return made.run(conversations)
@@ -181,7 +185,9 @@ def _bytes(directory: Path) -> int:
 class _Making:
     """One model that is quantized."""
 
-    def __init__(self, directory: Path, out: Path, options: QuantizeOptions, device: Device, say: Say) -> None:
+    def __init__(
+        self, directory: Path, out: Path, options: QuantizeOptions, device: Device, say: Say, texts: Texts | None
+    ) -> None:
         self.directory, self.out, self.options, self.say = directory, out, options, say
         self.device = Device("cpu", device.cores, 0, device.has_bfloat16)  # what is free was looked at
         self.dtype, self.scheme = stored_dtype(directory), options.scheme
@@ -193,6 +199,7 @@ class _Making:
         self.work = Work(out)
         self.shapes: dict[str, tuple[int, int]] = {}
         self.calibration = Calibration((), "")
+        self._texts = texts
 
     def check(self) -> None:
         """All that can be wrong with model, options and text."""
@@ -207,10 +214,11 @@ class _Making:
             )
         self.format.check(self.scheme, self.shapes)
         if self.options.method in LOOKING:
-            path = None if self.options.calibration is None else Path(self.options.calibration)
-            self.calibration = read_calibration(
-                path,
-                Chat.of(self.tokenizer, self.model.generation_config),
+            texts = self._texts or texts_of(
+                self.options.calibration, Chat.of(self.tokenizer, self.model.generation_config)
+            )
+            self.calibration = in_rows(
+                *texts,
                 tokens=self.options.calibration_tokens,
                 length=self.options.calibration_length,
                 at_least=max(inputs for _, inputs in self.shapes.values()),

@@ -44,12 +44,12 @@ def hold_against(
     chosen = (list(conversations) or own_prompts(tokenizer))[: options.prompts]
     say(f"comparing original and result on {len(chosen)} prompts")
     with TemporaryDirectory(dir=quantized.parent) as folder, disk_faults(folder, "keeping logits"):
-        model = load_model(original, device=device, dtype=_dtype(original))
+        model = load_model(original, device=device, dtype=computed_dtype(original))
         with engine_around(model, tokenizer) as engine:
             asked = ask(engine, chosen, options.max_new_tokens, Path(folder))
         del engine, model
         release_memory()
-        found = _read(original, quantized, device) if again is None else again()
+        found = read_quantized(original, quantized, device) if again is None else again()
         with engine_around(found, load_tokenizer(quantized)) as engine:
             return compare_lossy(
                 asked,
@@ -61,16 +61,16 @@ def hold_against(
             )
 
 
-def _dtype(directory: Path) -> torch.dtype:
+def computed_dtype(directory: Path) -> torch.dtype:
     document = language_document(directory)
     return torch.bfloat16 if str(document.get("dtype") or document.get("torch_dtype")) == "bfloat16" else torch.float32
 
 
-def _read(original: Path, quantized: Path, device: Device) -> Any:
+def read_quantized(original: Path, quantized: Path, device: Device) -> Any:
     """As anybody reads it; experts, which no layer of the model's own stands for, as plain weights."""
     if has_experts(quantized):
         return read_whole(original, quantized, device)
-    return load_model(quantized, device=device, dtype=_dtype(original))
+    return load_model(quantized, device=device, dtype=computed_dtype(original))
 
 
 def has_experts(quantized: Path) -> bool:
@@ -87,7 +87,7 @@ def _files(quantized: Path) -> QuantizedFiles:
 @torch.no_grad()
 def read_whole(original: Path, quantized: Path, device: Device) -> Any:
     """The quantized model, what its codes say as plain weights: every weight is the files', and none the original's."""
-    model = load_model(original, device=device, dtype=_dtype(original))
+    model = load_model(original, device=device, dtype=computed_dtype(original))
     files, names = _files(quantized), file_names(model)
     name, blocks = blocks_of(model)
     for number, block in enumerate(blocks):

@@ -76,6 +76,12 @@ def draw(
     return svg
 
 
+def alone(svg: str) -> str:
+    """What `draw` gives as a file of its own: it brings the colours of the light page along."""
+    names = ("--ink: #24292f", "--line: #d8dee4", "--accent: #0969da", "--second: #bc4c00", "background: #ffffff")
+    return svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" style="{"; ".join(names)}" ', 1) + "\n"
+
+
 def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
     """At most `most` of the points: the lowest and the highest of each stretch, so a spike stays visible."""
     if len(y) <= most:

@@ -20,6 +20,7 @@ from danlu import __version__
 from danlu.errors import DataError
 from danlu.journal import Journal, write_atomic
 from danlu.report.charts import charts, column, reliability, search
+from danlu.report.forms import forms
 from danlu.report.numbers import duration, fixed, is_figure, large, plain
 from danlu.report.verdict import MEASURES, Measure, figure, interval_decimals, interval_of, judge, spread
 from danlu.words import ENGLISH, Words, words
@@ -216,7 +217,11 @@ def _measure_row(run: Run, key: str) -> str:
 
 
 def _training(run: Run) -> str:
-    others = [search(run.events, run.words), reliability(run.part("reward").get("bins") or [], run.words)]
+    others = [
+        search(run.events, run.words),
+        reliability(run.part("reward").get("bins") or [], run.words),
+        *forms(run.part("choice"), run.words).values(),
+    ]
     drawn = [*charts(run.metrics, run.words), *(chart for chart in others if chart)]
     title = run.words("Training")
     if not drawn:

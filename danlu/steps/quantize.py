@@ -13,14 +13,14 @@ from danlu.errors import DataError
 from danlu.fingerprint import of_path
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal
-from danlu.quantize.driver import check_quantizable, quantize
-from danlu.quantize.options import QuantizeOptions
+from danlu.quantize.options import AskedOptions
+from danlu.quantize.trials import check_asked, quantize_as_asked
 from danlu.steps.directory import opened
 from danlu.steps.merge import asked_of
 from danlu.steps.step import Kind, Place, Product, Show, StepOptions
 
 
-class QuantizeStep(QuantizeOptions, StepOptions):
+class QuantizeStep(AskedOptions, StepOptions):
     """The model of a step before, in few bits."""
 
     prompts_path: PathText | None = Field(
@@ -43,7 +43,7 @@ def _leaves(options: QuantizeStep, place: Place, start: Product) -> Product:
 def _check(options: QuantizeStep, place: Place, start: Product, is_made: bool) -> None:
     _asked(options)
     if is_made:
-        check_quantizable(_source(start), Journal(place.directory).model, options, read_device())
+        check_asked(_source(start), Journal(place.directory).model, options, read_device())
 
 
 def _asked(options: QuantizeStep) -> list[tuple[dict[str, object], ...]]:
@@ -52,7 +52,11 @@ def _asked(options: QuantizeStep) -> list[tuple[dict[str, object], ...]]:
 
 def _run(options: QuantizeStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
     with opened(place, options, show, go_on) as journal:
-        made = quantize(_source(start), journal.model, options, read_device(), show.say, _asked(options))
+        chosen = quantize_as_asked(_source(start), journal.model, options, read_device(), show.say, _asked(options))
+        made = chosen.quantized
+        if chosen.report:
+            journal.event("chosen", chosen.report["reason"])
+            journal.result("choice", chosen.report)
         for said in made.said:
             journal.event("rounded plainly", said)
         journal.result("closeness", made.closeness.to_dict())

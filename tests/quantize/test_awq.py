@@ -12,7 +12,7 @@ from danlu.model.load import load_model
 from danlu.quantize import awq
 from danlu.quantize.blocks import Blocks
 from danlu.quantize.clip import SHARES, grams_of, shares
-from danlu.quantize.layers import file_names, layers_of
+from danlu.quantize.layers import file_names, layers_of, listening
 from danlu.quantize.methods import by_awq
 from danlu.quantize.readers import fold, readers_of, spread_over
 from danlu.quantize.rtn import error, rounded
@@ -117,6 +117,18 @@ def test_searching_changes_nothing(stage):
     for at, readers in enumerate(stage.groups):
         awq.best_scale(readers, seen[at], SCHEME)
         assert all(torch.equal(one, before[name]) for name, one in stage.weights().items())
+
+
+def test_every_row_counts(stage):
+    """Of texts that are read one after the other none may stand for all."""
+    heard = []
+    for row in stage.hidden:
+        with listening(stage.group("down_proj").layers, lambda _, inputs: heard.append(inputs.clone())):
+            stage.run(row)
+    seen, _ = awq.seen_by(stage.groups, stage.hidden, stage.run)
+    found = seen[stage.groups.index(stage.group("down_proj"))]
+    torch.testing.assert_close(found.size, torch.cat(heard).abs().mean(0))
+    assert len(found.rows) == len(torch.cat(heard))
 
 
 def test_a_scale_is_no_worse_than_none(stage):

@@ -60,6 +60,20 @@ def test_as_a_step(base, tmp_path):
     assert any("nothing has changed" in one for one in again.said)
 
 
+def test_a_step_chooses(base, tmp_path):
+    (tmp_path / "lines.jsonl").write_text(
+        "".join(json.dumps({"text": f"line {at} of a text"}) + "\n" for at in range(64))
+    )
+    told = {"bits": "auto", "calibration": str(tmp_path / "lines.jsonl"), "max_loss": "50%", "judged_tokens": 256}
+    journal = Journal(run(chain(base, tmp_path, **told), Lines(), "") / "quantize")
+    choice = journal.results()["choice"]
+    assert [one["name"] for one in choice["trials"] if "again" in one][-1] == choice["taken"]
+    assert next(event for event in journal.events() if event["kind"] == "chosen")["reason"] == choice["reason"]
+    page = (journal.directory / "report.html").read_text()
+    assert "Loss by size" in page
+    assert "Loss by speed" in page
+
+
 def test_a_step_that_cannot_work_is_refused_before_it_begins(base, tmp_path):
     with pytest.raises(ConfigError, match="awq does not hold 8 bits"):
         run(chain(base, tmp_path, bits=8, format="awq"), Lines(), "")

@@ -1,0 +1,28 @@
+"""llama.cpp's side of benchmarks/formats.py: prompts on standard input -> greedy answers, in its own environment.
+
+xllamacpp is llama.cpp's server as a library, compiled already.
+"""
+
+import json
+import sys
+from importlib.metadata import version
+
+
+def main():
+    import xllamacpp
+
+    job = json.load(sys.stdin)
+    params = xllamacpp.CommonParams()
+    params.model.path = job["model"]
+    params.n_ctx = 2048
+    server = xllamacpp.Server(params)
+    answers = []
+    for ids in job["prompts"]:
+        asked = {"prompt": ids, "max_tokens": job["new_tokens"], "temperature": 0, "logprobs": 1}
+        (choice,) = server.handle_completions(asked)["choices"]
+        answers.append([token["id"] for token in choice["logprobs"]["content"]])
+    print("ANSWERS" + json.dumps({"version": version("xllamacpp"), "answers": answers}))
+
+
+if __name__ == "__main__":
+    main()
