@@ -514,6 +514,7 @@ CHINESE = {
     "{known} of {rows} known": "{rows} 行中有值的 {known} 行",
     "rows": "行数",
     "where-clause": "条件",
+    "Recall at k, over {questions} questions": "recall@k，共 {questions} 个查询",
     "when it was made": "创建时",
     "on": "日期",
     "value": "值",

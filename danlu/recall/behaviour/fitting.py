@@ -86,7 +86,7 @@ def user_cf(users: Matrix, options: UserCFOptions | None = None) -> UserCF:
     capped = users.latest(options.user_items)
     items = capped.turned()
     says = (1.0 / np.log2(1.0 + np.maximum(items.sizes, 1)))[items.rows]
-    length = np.sqrt(np.bincount(capped.rows, capped.values.astype(np.float64) ** 2, len(capped)))
+    length = np.sqrt(_sums(capped.rows, capped.values.astype(np.float64) ** 2, len(capped)))
     scale = np.divide(1.0, length, out=np.zeros(len(capped)), where=length > 0)
     return UserCF(
         capped, items.weighed(says).latest(options.item_users), scale, options.neighbours, options.recency_days
@@ -99,7 +99,7 @@ def hot(users: Matrix, options: HotOptions | None = None, *, is_timed: bool = Tr
     weights = users.values.astype(np.float64)
     if half is not None and len(users.times):
         weights /= 1.0 + (users.times.max() - users.times) / half
-    scores = np.bincount(users.columns, weights, users.width).astype(np.float32)
+    scores = _sums(users.columns, weights, users.width).astype(np.float32)
     return Hot(scores, np.lexsort((np.arange(users.width), -scores))[: np.count_nonzero(scores)].astype(np.int32))
 
 
@@ -128,9 +128,14 @@ def _all(users: Matrix) -> Array:
     return np.arange(users.width, dtype=np.int32)
 
 
+def _sums(places: Array, weights: Array, size: int) -> Array:
+    """float64 a place; bincount alone gives whole numbers where there is nothing to count."""
+    return np.bincount(places, weights, size).astype(np.float64)
+
+
 def _norms(users: Matrix) -> Array:
     """Of each item the sum of its squared values."""
-    return np.bincount(users.columns, users.values.astype(np.float64) ** 2, users.width)
+    return _sums(users.columns, users.values.astype(np.float64) ** 2, users.width)
 
 
 def _item_cf(users: Matrix, norms: Array, rows: Array, options: ItemCFOptions) -> Matrix:
@@ -214,4 +219,4 @@ def _largest(weights: Array, most: int) -> Matrix:
         columns[rows] = np.sort(places, axis=1)
     starts = np.arange(width + 1) * columns.shape[1]
     values = np.take_along_axis(weights, columns.astype(np.int64), axis=1).reshape(-1).astype(np.float32)
-    return Matrix(starts, columns.reshape(-1), values, np.zeros(len(values)), width)
+    return Matrix(starts, columns.reshape(-1), values, np.zeros(len(values)), width).only(values != 0)
