@@ -75,16 +75,15 @@ class Learned:
         asked, vectors = self.user_vectors(histories, known), self.item_vectors
         made = Top.empty(len(histories), n)
         given = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed[: len(vectors)])
-        chosen = vectors[given]
+        chosen, place = vectors[given], np.full(max(histories.width, len(vectors)), -1)
+        place[given] = np.arange(len(given))
         for start in range(0, len(histories), _AT_ONCE):
             scores = asked[start : start + _AT_ONCE] @ chosen.T
             for row in range(start, min(start + _AT_ONCE, len(histories))):
                 own = scores[row - start]
                 if not seen:
                     mine = histories.columns[histories.starts[row] : histories.starts[row + 1]]
-                    places = np.searchsorted(given, mine)
-                    places = places[(places < len(given)) & (given[np.minimum(places, len(given) - 1)] == mine)]
-                    own[places] = -np.inf
+                    own[place[mine[place[mine] >= 0]]] = -np.inf
                 few = np.argpartition(-own, n)[:n] if n < len(own) else np.arange(len(own))
                 few = np.flatnonzero(own >= own[few].min()) if len(few) else few  # with those that are level
                 few = few[own[few] > -np.inf]
