@@ -20,6 +20,7 @@ import numpy as np
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.journal import claimed
 from danlu.recall import manifest as manifests
+from danlu.recall.acting import Acts, Behaviour, add_events
 from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.disk import Disk
 from danlu.recall.files import Damaged
@@ -37,6 +38,8 @@ from danlu.recall.where import parse
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from danlu.recall.behaviour.events import EventOptions
+    from danlu.recall.behaviour.options import BehaviourOptions
     from danlu.recall.sources import Given, Source
 
 Sources: TypeAlias = "Given | Source | Sequence[Given | Source]"
@@ -68,6 +71,7 @@ class Collection:
     snapshot: Snapshot
     _disk: Disk
     _say: Say
+    _acts: Acts
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -98,7 +102,7 @@ class Collection:
             OpenSegment(disk, stored, state.columns, id_column, state.bytes_per_row, say) for stored in state.segments
         )
         snapshot = Snapshot(str(path.resolve()), state.number, tuple(segment.live for segment in segments))
-        return cls(path, state, segments, snapshot, disk, say)
+        return cls(path, state, segments, snapshot, disk, say, Acts.of(disk, state))
 
     @classmethod
     def build(
@@ -121,7 +125,7 @@ class Collection:
         from danlu.recall.sources import batches, schema_of
         from danlu.recall.writing import changing
 
-        place, options, given = Path(path), options or BuildOptions(), _sources(sources)
+        place, options, given = Path(path), options or BuildOptions(), listed_sources(sources)
         disk = disk or Disk(place)
         columns = schema_of(given, options)
         state = Manifest(number=0, columns=columns, id=options.id, bytes_per_row=options.bytes_per_row)
@@ -166,7 +170,7 @@ class Collection:
     @property
     def size_bytes(self) -> int:
         """What it takes on the disk, manifests apart."""
-        return sum(file.size for segment in self.manifest.segments for file in segment.files.values())
+        return sum(file.size for one in self.manifest.folders for file in one.files.values())
 
     @cached_property
     def _plans(self) -> Callable[[str], tuple[Question, ...]]:
@@ -271,6 +275,11 @@ class Collection:
         self._check(rows)
         return profile(self.columns, self.id_column, self.segments, rows.parts)
 
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        """Who did what with the rows, and what was learnt of it."""
+        return Behaviour(self, self._acts)
+
     def check(self) -> list[str]:
         """What is wrong with its files, all of which are read for it."""
         found = []
@@ -279,7 +288,7 @@ class Collection:
                 manifests.read(self._disk, number)
             except DataError as error:
                 found.append(error.seen)
-        return [*found, *(seen for segment in self.segments for seen in segment.damage())]
+        return [*found, *(seen for segment in self.segments for seen in segment.damage()), *self._acts.damage()]
 
     # -- changing -----------------------------------------------------------------------------------------
 
@@ -306,7 +315,7 @@ class Collection:
     ) -> Collection:
         from danlu.recall.sources import batches
 
-        given = _sources(sources)
+        given = listed_sources(sources)
         self._places(columns)
         with self._newest_state() as (now, change):
             rows = (batch for one in given for batch in batches(one, now.columns, take=columns, separator=separator))
@@ -328,6 +337,17 @@ class Collection:
             if len(chosen):
                 change.commit()
         return self._again()
+
+    def add_events(
+        self,
+        sources: Sources,
+        columns: EventOptions | None = None,
+        options: BehaviourOptions | None = None,
+        *,
+        now: float | None = None,
+    ) -> Collection:
+        """Who did what with the rows is stored, and learnt from; as acting.py's `add_events`."""
+        return add_events(self, sources, columns, options, now=now)
 
     def compact(self, *, progress: Callable[[int], None] = _nothing) -> Collection:
         """Small segments become one, deleted rows are gone, damaged indexes are written anew. Row numbers change."""
@@ -386,7 +406,7 @@ class Collection:
                 yield now, change
 
 
-def _sources(given: Sources) -> list[Source]:
+def listed_sources(given: Sources) -> list[Source]:
     from danlu.recall.sources import Source
 
     listed = list(given) if isinstance(given, (list, tuple)) else [given]

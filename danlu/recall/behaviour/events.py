@@ -43,6 +43,9 @@ class EventOptions(Options):
     )
     kind: str = Field("kind", description="the column of what was done, such as view or buy; none is needed")
     weight: str = Field("weight", description="the column of how much an event counts, above 0; 1 without it")
+    rows: Literal["item", "user"] = Field(
+        "item", description="which of the two a row of the collection is; with user, persons are recommended to items"
+    )
     time_unit: TimeUnit = Field("s", description="what times that are numbers count, since 1970: s, ms or us")
 
 
@@ -158,6 +161,8 @@ def read(sources: Sequence[Source], options: EventOptions | None = None, now: fl
     """
     options = options or EventOptions()
     roles = _roles(sources, options)
+    if options.rows == "user":
+        roles = {**roles, "user": roles["item"], "item": roles["user"]}
     columns = [Column(name=name, kind=kind) for name, kind in roles.values()]
     gathered: dict[str, list[Any]] = {role: [] for role in ("user", "item", "kind", "weight", "time")}
     latest = (time.time() / DAY_SECONDS if now is None else now) + _EARLY_DAYS

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from danlu.recall.columns.ids import keys_of
 from danlu.recall.columns.texts import Texts
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
 from danlu.recall.rows.bits import Array
@@ -32,7 +33,7 @@ class Names:
         """Ids that differ, as Arrow has them."""
         if pa.types.is_integer(array.type):
             return cls(array.to_numpy(zero_copy_only=False).astype(np.int64))
-        return cls(Texts.of(text.encode() for text in array.to_pylist()))
+        return cls(_texts(array.to_pylist()))
 
     @property
     def is_whole(self) -> bool:
@@ -49,11 +50,32 @@ class Names:
     def find(self, ids: Sequence[Any] | Array) -> Array:
         """The code (int64) of each id; -1 where none has it, as for an id of the other type."""
         listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        return np.array([self._codes.get(one, -1) for one in listed], np.int64)
+        found = np.full(len(listed), -1, np.int64)
+        fits = [
+            at for at, one in enumerate(listed) if isinstance(one, int if self.is_whole else str) and one is not True
+        ]
+        wanted = [listed[at] for at in fits]
+        if not self.is_whole:
+            keys, order = self._sorted
+            for at, text, key in zip(fits, wanted, keys_of(_texts(wanted)), strict=True):
+                start, stop = np.searchsorted(keys, key, "left"), np.searchsorted(keys, key, "right")
+                same = [code for code in order[start:stop].tolist() if self.values[code] == text]
+                found[at] = same[0] if same else -1
+            return found
+        small = [(at, one) for at, one in zip(fits, wanted, strict=True) if -(1 << 63) <= one < 1 << 63]
+        if small and len(self):
+            keys, order = self._sorted
+            wanted_keys = np.array([one for _, one in small], np.int64)
+            places = np.minimum(np.searchsorted(keys, wanted_keys), len(keys) - 1)
+            found[[at for at, _ in small]] = np.where(keys[places] == wanted_keys, order[places], -1)
+        return found
 
     @cached_property
-    def _codes(self) -> dict[Any, int]:
-        return {one: code for code, one in enumerate(self.ids(np.arange(len(self))))}
+    def _sorted(self) -> tuple[Array, Array]:
+        """(keys in order, the code of each)"""
+        keys = keys_of(self.values)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
 
     def array(self) -> pa.Array:
         if isinstance(self.values, np.ndarray):
@@ -78,6 +100,10 @@ class Names:
         if not len(starts) or starts[0] != 0 or starts[-1] != len(data):
             raise Damaged(f"{file.name}: its ids do not fit together")
         return cls(Texts(starts, data))
+
+
+def _texts(listed: Sequence[str]) -> Texts:
+    return Texts.of(text.encode("utf-8", "surrogatepass") for text in listed)
 
 
 def coded(array: pa.ChunkedArray) -> tuple[Array, Names]:

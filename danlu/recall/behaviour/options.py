@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from danlu.config import Options
@@ -72,3 +74,30 @@ class HotOptions(Options):
     half_days: float | None = Field(
         30.0, gt=0, description="age at which an event counts half; none counts all alike. Without times all do"
     )
+
+
+Channel = Literal["item_cf", "swing", "user_cf", "ease", "hot"]
+
+
+class BehaviourOptions(Options):
+    """What is learnt of events when they are stored, and how."""
+
+    channels: tuple[Channel, ...] = Field(
+        ("item_cf", "swing", "user_cf", "hot"),
+        description="ways of recommending that are made ready; ease is for few items",
+    )
+    counts: dict[str, float] = Field(
+        default_factory=dict, description="what an event of a kind counts, as in buy=3; 0 leaves it out, others count 1"
+    )
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="how far the popularity of an item may have moved before item_cf finds its neighbours anew after "
+        "further events; 0 makes it what a new fit would be",
+    )
+    item_cf: ItemCFOptions = Field(default_factory=ItemCFOptions)
+    swing: SwingOptions = Field(default_factory=SwingOptions)
+    user_cf: UserCFOptions = Field(default_factory=UserCFOptions)
+    ease: EaseOptions = Field(default_factory=EaseOptions)
+    hot: HotOptions = Field(default_factory=HotOptions)

@@ -58,7 +58,7 @@ class TowerTrainOptions(TrainOptions):
     num_train_epochs: float = Field(30.0, gt=0, le=1000, description="passes over all histories; small data want many")
     batch_size: int = Field(256, ge=1, description="histories of one optimizer step")
     micro_batch_tokens: Annotated[int, Field(ge=1)] = Field(
-        4096, description="events of one forward pass at most; lower it when memory is short, results stay"
+        1024, description="events of one forward pass at most; lower it when memory is short, results stay"
     )
     weight_decay: float = Field(0.0, ge=0, lt=1, description=TrainOptions.model_fields["weight_decay"].description)
     save_steps: int = Field(1000, ge=1, description="steps between two checkpoints")

@@ -17,7 +17,8 @@ from danlu.recall.learned.options import TowerOptions
 
 EPSILON = 1e-6
 # Positions whose scores of all items are in memory at once.
-_AT_ONCE = 512
+_AT_ONCE = 128
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,15 @@ class Layer(nn.Module):
         self.wide, self.narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.norm_1, self.norm_2 = nn.LayerNorm(dim, EPSILON), nn.LayerNorm(dim, EPSILON)
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows, time, dim = x.shape
-        q, k, v = self.qkv(x).view(rows, time, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:
+        """(N, D) -> (N, D), of the places where `there` (B, T) is true; for others attention alone is computed."""
+        own = self.qkv(x)
+        padded = own.new_zeros(*there.shape, own.shape[1])
+        padded[there] = own
+        q, k, v = padded.view(*there.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         kept = self.dropout if self.training else 0.0
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=kept)
-        seen = self.out(seen.transpose(1, 2).reshape(rows, time, dim))
+        seen = self.out(seen.transpose(1, 2).reshape(*there.shape, -1)[there])
         x = self.norm_1(x + F.dropout(seen, self.dropout, self.training))
         more = self.narrow(F.gelu(self.wide(x), approximate="tanh"))
         made: Tensor = self.norm_2(x + F.dropout(more, self.dropout, self.training))
@@ -139,35 +143,41 @@ class Towers(nn.Module):
         """(I, D)"""
         return self.item_states(torch.arange(self.items, device=self.start.device))
 
-    def encoded(self, users: Tensor, items: Tensor, states: Tensor | None) -> Tensor:
-        """(B, T, D) what each place leads to expect, of length 1.
+    def encoded(self, users: Tensor, items: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """((N, D) what each place leads to expect, of length 1; (B, T) which places those are, row after row).
 
         Args:
             states: (I, D), by `all_states`; None looks only at the items that are there.
         """
-        padded = items == self.items
+        met = items != self.items
+        there = F.pad(met, (1, 0), value=True)
+        own = items[met]
         if states is None:
-            there, places = torch.unique(items[~padded], return_inverse=True)
-            x = torch.zeros(*items.shape, self.options.dim, dtype=self.start.dtype, device=items.device)
-            x[~padded] = self.item_states(there)[places]
+            different, places = torch.unique(own, return_inverse=True)
+            behind = self.item_states(different)[places]
         else:
-            x = F.embedding(items.masked_fill(padded, 0), states).masked_fill(padded[..., None], 0)
-        first, known = self.start.expand(len(items), 1, -1), self.of_users(users)
-        x = torch.cat([first if known is None else first + known[:, None], x], 1)
-        x = F.dropout(self.norm(x + self.places.weight[: x.shape[1]]), self.options.dropout, self.training)
-        for layer in self.layers:
-            x = layer(x)
-        return F.normalize(x.float(), dim=-1)
+            behind = F.embedding(own, states)
+        known = self.of_users(users)
+        first = self.start.expand(len(items), -1) if known is None else self.start + known
+        x = torch.empty(*there.shape, self.options.dim, dtype=behind.dtype, device=items.device)
+        x[:, 0], x[:, 1:][met] = first, behind
+        at = torch.arange(there.shape[1], device=items.device).expand(there.shape)[there]
+        x = F.dropout(self.norm(x[there] + self.places(at)), self.options.dropout, self.training)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and _has_bfloat16(x.device)):
+            for layer in self.layers:
+                x = layer(x, there)
+        return F.normalize(x.float(), dim=-1), there
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed cross-entropy over what counts."""
         counted = batch.targets >= 0
         wanted = batch.targets[counted]
+        states = self.all_states() if self.chances is None else None
+        found, there = self.encoded(batch.users, batch.items, states)
+        asked = found[counted[there]] / self.options.temperature
         if self.chances is None:
-            states = self.all_states()
-            asked = self.encoded(batch.users, batch.items, states)[counted] / self.options.temperature
+            assert states is not None
             return full_softmax(asked, F.normalize(states.float(), dim=-1), wanted)
-        asked = self.encoded(batch.users, batch.items, None)[counted] / self.options.temperature
         drawn = torch.multinomial(self.chances, self.options.negatives, replacement=True)
         there, places = torch.unique(torch.cat([wanted.cpu(), drawn]), return_inverse=True)
         vectors = F.normalize(self.item_states(there.to(wanted.device)).float(), dim=-1)
@@ -218,14 +228,18 @@ class _FullSoftmax(torch.autograd.Function):
         dtype = torch.bfloat16 if _has_bfloat16(asked.device) else torch.float32
         short = vectors.to(dtype)
         for start in range(0, len(asked), _AT_ONCE):
-            some, own = asked[start : start + _AT_ONCE].to(dtype), wanted[start : start + _AT_ONCE]
-            rows = torch.arange(len(own), device=own.device)
+            own = wanted[start : start + _AT_ONCE]
+            count = len(own)
+            # Rows of zeros up to a multiple: a product is compiled for each number of rows, and kept.
+            some = F.pad(asked[start : start + _AT_ONCE].to(dtype), (0, 0, 0, -count % _ROWS))
+            rows = torch.arange(count, device=own.device)
             shares = torch.softmax((some @ short.T).float(), 1)
             right = shares[rows, own]
             total -= right.clamp_min(torch.finfo(torch.float32).tiny).log().sum()
             shares = shares.to(dtype)
             shares[rows, own] = (right - 1).to(dtype)
-            of_asked[start : start + _AT_ONCE] = shares @ short
+            shares[count:] = 0
+            of_asked[start : start + _AT_ONCE] = (shares @ short)[:count]
             of_vectors += shares.T @ some
         ctx.save_for_backward(of_asked, of_vectors)
         return total
