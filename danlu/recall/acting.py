@@ -18,7 +18,6 @@ from danlu.recall.behaviour import fitting
 from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.behaviour.models import ItemToItem, Model
 from danlu.recall.behaviour.options import BehaviourOptions
-from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, Damaged
 from danlu.recall.manifest import DATA, Folder, Manifest
@@ -27,6 +26,7 @@ from danlu.recall.rows.bits import Array
 if TYPE_CHECKING:
     from danlu.recall.behaviour.events import EventOptions, Events
     from danlu.recall.collection import Collection, Sources
+    from danlu.recall.towering import ServedTowers
 
 HISTORIES = "histories"
 # Channels whose lists are kept.
@@ -155,6 +155,19 @@ class Behaviour:
                 self._collection._say(f"{error.seen}; {channel} is learnt anew in memory")
         return _LISTS[channel](self.histories, getattr(self.options, channel))
 
+    @cached_property
+    def towers(self) -> ServedTowers | None:
+        """The learned channel; None where none was trained, or it is damaged, which is said."""
+        from danlu.recall.towering import TOWERS, ServedTowers
+
+        if TOWERS not in self._acts.learnt:
+            return None
+        try:
+            return ServedTowers(self._collection, whole(self._acts.learnt[TOWERS]))
+        except Damaged as error:
+            self._collection._say(f"{error.seen}; train it anew: danlu recall train {self._collection.path}")
+            return None
+
     def history(self, user: Any) -> Matrix:
         """One row: what a user did; empty for one who is not known."""
         code = int(self.events.user_names.find([user])[0])
@@ -209,8 +222,8 @@ def add_events(
 
 
 def _check_ids(collection: Collection, new: Events) -> None:
-    whole_ids = all(isinstance(segment.id_column, PlainNumbers) for segment in collection.segments)
-    if collection.segments and new.item_names.is_whole != whole_ids:
+    whole_ids = collection.id_type is int
+    if new.item_names.is_whole != whole_ids:
         kinds = ["texts", "whole numbers"]
         seen = f"items are {kinds[new.item_names.is_whole]} in the events, and ids {kinds[whole_ids]} in the collection"
         raise DataError(seen, fix="write them alike; if the users are its rows, say so: rows=user")

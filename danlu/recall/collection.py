@@ -168,6 +168,12 @@ class Collection:
         return self.manifest.id or ROW
 
     @property
+    def id_type(self) -> type:
+        """int or str."""
+        kind = next(column.kind for column in self.columns if column.name == self.id_column)
+        return int if kind == "integer" else str
+
+    @property
     def size_bytes(self) -> int:
         """What it takes on the disk, manifests apart."""
         return sum(file.size for one in self.manifest.folders for file in one.files.values())

@@ -17,9 +17,10 @@ from danlu.journal import Journal
 from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.learned import towers
 from danlu.recall.learned.attributes import Attributes
-from danlu.recall.learned.options import TowerOptions, TowerTrainOptions
+from danlu.recall.learned.options import TowerOptions
 from danlu.recall.learned.serving import Learned, unit
 from danlu.recall.learned.towers import Batch, Towers, full_softmax, sampled_softmax
+from danlu.recall.learned.train_options import TowerTrainOptions
 from danlu.recall.learned.training import Learnt, _bags, histories, learn, served
 
 SMALL = TowerOptions(dim=16, layers=2, heads=2, history=6, dropout=0.0, temperature=0.1)

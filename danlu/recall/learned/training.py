@@ -20,9 +20,10 @@ from danlu.errors import DataError
 from danlu.journal import Journal
 from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.learned.attributes import Known
-from danlu.recall.learned.options import TowerOptions, TowerTrainOptions
+from danlu.recall.learned.options import TowerOptions
 from danlu.recall.learned.serving import Learned
 from danlu.recall.learned.towers import Bags, Batch, Towers
+from danlu.recall.learned.train_options import TowerTrainOptions
 from danlu.recall.rows.bits import Array
 from danlu.train.batches import Shuffled
 from danlu.train.checkpoint import DIGEST
