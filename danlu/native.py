@@ -25,34 +25,39 @@ _T = TypeVar("_T")
 
 # Compilers use half of an AVX-512 register unless they are told.
 _WIDEST = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-FLAGS = (
-    *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp"),
-    # Sums may be reordered; what is not a number stays so.
-    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
-    *_WIDEST,
-)
+_ALWAYS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", *_WIDEST)
+# Sums may be reordered; what is not a number stays so.
+FLAGS = (*_ALWAYS, "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
+# Every product and every sum is rounded as it stands.
+EXACT_FLAGS = (*_ALWAYS, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 COMPILE_SECONDS = 120
 
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 
 
-def library(source: Path) -> ctypes.CDLL | None:
-    """The functions of a .c file; headers (.h) of its folder count as parts of it."""
+def library(source: Path, *, exact: bool = False) -> ctypes.CDLL | None:
+    """The functions of a .c file; headers (.h) of its folder count as parts of it.
+
+    Args:
+        exact: sums of floats are neither reordered nor fused with products.
+    """
     if os.environ.get("DANLU_NATIVE") == "0" or sys.platform != "linux":
         return None
     try:
-        return ctypes.CDLL(str(_compiled(source)), mode=os.RTLD_NOW)
+        return ctypes.CDLL(str(_compiled(source, EXACT_FLAGS if exact else FLAGS)), mode=os.RTLD_NOW)
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def agreeing(source: Path, make: Callable[[Any], _T], agrees: Callable[[_T], bool]) -> _T | None:
+def agreeing(
+    source: Path, make: Callable[[Any], _T], agrees: Callable[[_T], bool], *, exact: bool = False
+) -> _T | None:
     """What `make` makes of the functions of a .c file; None where there are none, or they answer otherwise.
 
     Args:
         agrees: whether they answer as the plain forms do.
     """
-    functions = library(source)
+    functions = library(source, exact=exact)
     if functions is None:
         return None
     found = make(functions)
@@ -65,15 +70,16 @@ def declared(function: Any, arguments: Sequence[type], result: type | None = Non
     return function
 
 
-def _compiled(source: Path) -> Path:
+def _compiled(source: Path, flags: Sequence[str]) -> Path:
     """The library for this source, compiler and processor; made on first use. Raises OSError, SubprocessError."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("no C compiler")
     text = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
     cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    flags = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
-    key = hashlib.sha256(b"\0".join([text, compiler.encode(), " ".join(FLAGS).encode(), flags.encode()])).hexdigest()
+    abilities = next((line for line in cpu.splitlines() if line.startswith(("flags", "Features"))), platform.machine())
+    parts = [text, compiler.encode(), " ".join(flags).encode(), abilities.encode()]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     target = cache_directory() / "native" / f"{key[:20]}.so"
     if target.is_file():
         return target
@@ -83,7 +89,7 @@ def _compiled(source: Path) -> Path:
     try:
         # Linked without OpenMP's library, of which a process should have one: its functions are found in torch's.
         for words in (
-            [*FLAGS, "-c", source, "-o", object_file],
+            [*flags, "-c", source, "-o", object_file],
             ["-shared", object_file, "-o", staging, "-lm"],
         ):
             command = [compiler, *map(str, words)]

@@ -35,9 +35,10 @@ INNER = {
     "track": ["event_files", "trackers", "tracking"],
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
-    "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds",
-               "options", "where", "sources", "planning", "building", "segment", "profile", "tables", "writing",
-               "exporting", "collection"],
+    "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "derived",
+               "options", "where", "fitted", "sources", "planning", "building", "segment", "profile", "tables",
+               "writing", "exporting", "query", "behaviour", "measure", "learned", "towering", "acting", "channels",
+               "fusing", "candidates", "collection", "teaching"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows of a large collection that qualify, in milliseconds and as a set; and texts as vectors.
+"""Rows of a large collection that qualify, in milliseconds and as a set; the best of them, found in several ways.
 
 collection.py    build, open, ask, change: the face
 where.py         where-clause -> tests of columns; planning.py -> a tree for each segment
@@ -7,11 +7,16 @@ columns/         a column as it is kept, its index, its ids
 sources.py       files -> batches; building.py -> segments; writing.py -> a commit
 disk.py files.py manifest.py  what lies on the disk, safe from a loss of power
 profile.py       who the rows of a set are
+keywords/        words of texts, and BM25; derived.py: what is made of columns for channels
+channels/        ways to find the best rows of a set; query.py: what is asked of them
+fusing.py        ranked rows of several channels -> one list; candidates.py: a query -> what is found
 embed.py         texts -> vectors; needs torch, nothing else here does
 """
 
+from danlu.recall.candidates import Candidate, Candidates
 from danlu.recall.collection import Collection
 from danlu.recall.options import BuildOptions
+from danlu.recall.query import Bm25, Fuse, Query
 from danlu.recall.rowset import RowSet
 
-__all__ = ["BuildOptions", "Collection", "RowSet"]
+__all__ = ["Bm25", "BuildOptions", "Candidate", "Candidates", "Collection", "Fuse", "Query", "RowSet"]

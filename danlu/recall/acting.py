@@ -6,29 +6,32 @@ ids of both, so rows may be written anew and come later than what was done with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from danlu.errors import ConfigError, DataError, nearest
+from danlu.errors import ConfigError, DanluError, DataError, nearest
 from danlu.recall.behaviour import fitting
 from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.behaviour.models import ItemToItem, Model
 from danlu.recall.behaviour.options import BehaviourOptions
 from danlu.recall.disk import Disk
-from danlu.recall.files import ArrayFile, Damaged
+from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
 from danlu.recall.manifest import DATA, Folder, Manifest
 from danlu.recall.rows.bits import Array
+from danlu.recall.rowset import RowSet, Snapshot
 
 if TYPE_CHECKING:
-    from danlu.recall.behaviour.events import EventOptions, Events
-    from danlu.recall.collection import Collection, Sources
+    import pyarrow as pa
+
+    from danlu.recall.behaviour.events import Events
     from danlu.recall.towering import ServedTowers
 
-HISTORIES = "histories"
+HISTORIES, TOWERS = "histories", "towers"
 # Channels whose lists are kept.
 _LISTS: dict[str, Callable[..., ItemToItem]] = {
     "item_cf": fitting.item_cf,
@@ -71,15 +74,45 @@ def whole(file: ArrayFile | Damaged) -> ArrayFile:
     return file
 
 
+class Opened(Protocol):
+    """What is asked of a collection here."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+    @property
+    def id_column(self) -> str: ...
+
+    @property
+    def id_type(self) -> type: ...
+
+    def everything(self) -> RowSet: ...
+
+    def rows(self, numbers: Array) -> RowSet: ...
+
+    def find(self, ids: Sequence[Any] | Array) -> Array: ...
+
+    def table(self, rows: Array, columns: Sequence[str] | None = None) -> pa.Table: ...
+
+
 class Behaviour:
     """Events of one state of a collection, and the channels that are learnt of them.
 
     Args:
-        acts: the files. collection: whose rows are the items.
+        opened: the collection whose rows are the items. acts: the files.
+        say: told of what is made anew. another: opens the collection at a path.
     """
 
-    def __init__(self, collection: Collection, acts: Acts) -> None:
-        self._collection, self._acts = collection, acts
+    def __init__(
+        self, opened: Opened, acts: Acts, say: Callable[[str], None], another: Callable[[str], Opened]
+    ) -> None:
+        self._opened, self._acts, self._say, self._another = opened, acts, say, another
         self._models: dict[str, Model] = {}
 
     @cached_property
@@ -89,9 +122,17 @@ class Behaviour:
         from danlu.recall.behaviour.stored import read_events
 
         if not self._acts.events:
-            seen = f"{self._collection.path} has no events"
-            raise DataError(seen, fix=f"store some: danlu recall events {self._collection.path} FILE")
+            seen = f"{self._opened.path} has no events"
+            raise DataError(seen, fix=f"store some: danlu recall events {self._opened.path} FILE")
         return together([read_events(whole(file)) for file in self._acts.events])
+
+    @property
+    def has_events(self) -> bool:
+        return bool(self._acts.events)
+
+    @property
+    def has_towers(self) -> bool:
+        return TOWERS in self._acts.learnt
 
     @property
     def options(self) -> BehaviourOptions:
@@ -113,24 +154,14 @@ class Behaviour:
             matrix, about = read_histories(whole(self._acts.learnt[HISTORIES]))
             return matrix, BehaviourOptions.model_validate(about["options"])
         except Damaged as error:
-            self._collection._say(
-                f"{error.seen}; histories are made anew in memory, with what channels count by default"
-            )
+            self._say(f"{error.seen}; histories are made anew in memory, with what channels count by default")
             return self.events.matrix(), BehaviourOptions()
 
     @cached_property
     def item_rows(self) -> Array:
         """int64 a item, its row; -1 for those that the collection has not, or no more."""
         names = self.events.item_names
-        return self._collection.find(names.ids(np.arange(len(names))))
-
-    @cached_property
-    def row_items(self) -> Array:
-        """int64 a row, its item; -1 for those with which nothing was done."""
-        made = np.full(self._collection.snapshot.starts[-1], -1, np.int64)
-        there = np.flatnonzero(self.item_rows >= 0)
-        made[self.item_rows[there]] = there
-        return made
+        return self._opened.find(names.ids(np.arange(len(names))))
 
     def model(self, channel: str) -> Model:
         """Raises ConfigError for a channel that does not stand ready."""
@@ -152,20 +183,28 @@ class Behaviour:
             try:
                 return read_lists(whole(self._acts.learnt[channel]))[0]
             except Damaged as error:
-                self._collection._say(f"{error.seen}; {channel} is learnt anew in memory")
+                self._say(f"{error.seen}; {channel} is learnt anew in memory")
         return _LISTS[channel](self.histories, getattr(self.options, channel))
 
     @cached_property
     def towers(self) -> ServedTowers | None:
         """The learned channel; None where none was trained, or it is damaged, which is said."""
-        from danlu.recall.towering import TOWERS, ServedTowers
+        from danlu.recall.towering import ServedTowers
 
         if TOWERS not in self._acts.learnt:
             return None
         try:
-            return ServedTowers(self._collection, whole(self._acts.learnt[TOWERS]))
+            return ServedTowers(self._opened, self.item_rows, whole(self._acts.learnt[TOWERS]), self._people)
         except Damaged as error:
-            self._collection._say(f"{error.seen}; train it anew: danlu recall train {self._collection.path}")
+            self._say(f"{error.seen}; train it anew: danlu recall train {self._opened.path}")
+            return None
+
+    def _people(self, path: str) -> Opened | None:
+        """The collection of users; what is wrong with it is said, and nothing is then known of users."""
+        try:
+            return self._another(path)
+        except DanluError as error:
+            self._say(f"attributes of users are not read: {error.seen}")
             return None
 
     def history(self, user: Any) -> Matrix:
@@ -173,10 +212,10 @@ class Behaviour:
         code = int(self.events.user_names.find([user])[0])
         return self.histories.taken(np.array([code])) if code >= 0 else Matrix.listed([[]], self.histories.width)
 
-    def seeds(self, rows: Array) -> Matrix:
-        """One row: the items of these rows, as if a user had done something with each."""
-        items = self.row_items[rows]
-        return Matrix.listed([items[items >= 0]], self.histories.width)
+    def given(self, ids: Sequence[Any]) -> Array:
+        """int32, the items with these ids; those with which nothing was done are passed over."""
+        items = self.events.item_names.find(ids)
+        return items[items >= 0].astype(np.int32)
 
     def allowed(self, is_allowed: Callable[[Array], Array]) -> Array:
         """uint8 an item: whether the collection has it, and its row may be given.
@@ -190,72 +229,60 @@ class Behaviour:
         return flags
 
 
-def add_events(
-    collection: Collection,
-    sources: Sources,
-    columns: EventOptions | None = None,
-    options: BehaviourOptions | None = None,
-    *,
-    now: float | None = None,
-) -> Collection:
-    """The next state, with further events and what channels have learnt of all. One commit: all of it or nothing.
+def learnt_of(
+    opened: Opened,
+    before: Behaviour,
+    new: Events,
+    options: BehaviourOptions | None,
+    write: Callable[[Callable[[ArrayWriter], None], int], Folder],
+) -> dict[str, Any]:
+    """What a manifest says after further events: they are written, and what channels learn of all of them.
 
     Args:
-        columns: which columns say who did what. options: how channels learn; None goes on as before.
-        now: days since 1970, after which nothing can have happened; by default the clock's.
+        before: of the state that they are added to. options: None goes on as before.
 
-    Raises DataError for what is no event and for items that no row has, ConfigError for options that do not fit.
+    Raises DataError for events that do not belong to the collection.
     """
-    from danlu.recall.behaviour.events import read
-    from danlu.recall.behaviour.stored import write_events
-    from danlu.recall.collection import listed_sources
-
-    new = read(listed_sources(sources), columns, now)
-    if not len(new):
-        raise DataError("there is no event in what was given", fix="name a file that has some")
-    with collection._newest_state() as (state, change):
-        _check_ids(state, new)
-        folder = change.write(lambda writer: write_events(writer, new), len(new))
-        learnt = _learnt(state, new, options, change.write)
-        change.commit(events=[*state.manifest.events, folder], learnt={**state.manifest.learnt, **learnt})
-    return collection._again()
-
-
-def _check_ids(collection: Collection, new: Events) -> None:
-    whole_ids = collection.id_type is int
-    if new.item_names.is_whole != whole_ids:
-        kinds = ["texts", "whole numbers"]
-        seen = f"items are {kinds[new.item_names.is_whole]} in the events, and ids {kinds[whole_ids]} in the collection"
-        raise DataError(seen, fix="write them alike; if the users are its rows, say so: rows=user")
-    found = collection.find(new.item_names.ids(np.arange(len(new.item_names))))
-    if (found < 0).all():
-        seen = f"none of the {len(found):,} items of the events is an id of {collection.path}"
-        raise DataError(seen, fix="name the column of its ids as item; if the users are its rows, say so: rows=user")
-
-
-def _learnt(
-    collection: Collection, new: Events, options: BehaviourOptions | None, write: Callable[..., Folder]
-) -> dict[str, Folder]:
-    """Folders of what was learnt of all events together."""
     from danlu.recall.behaviour.events import together
-    from danlu.recall.behaviour.stored import write_histories, write_lists
+    from danlu.recall.behaviour.stored import write_events, write_histories, write_lists
 
-    before = Behaviour(collection, collection._acts)
-    has_events = bool(collection.manifest.events)
+    _check_ids(opened, new)
+    folder = write(partial(write_events, events=new), len(new))
+    has_events = bool(opened.manifest.events)
     events = together([before.events, new]) if has_events else new
     was = before.options if has_events else None
     options = options or was or BehaviourOptions()
     users = events.matrix(options.counts)
-    of, goes_on = len(events), was is not None and was.counts == options.counts
     about = {"options": options.model_dump(mode="json")}
-    made = {HISTORIES: write(lambda writer: write_histories(writer, users, about), of)}
+    made = {HISTORIES: write(partial(write_histories, users=users, about=about), len(events))}
     for channel in options.channels:
-        if channel not in _LISTS:
-            continue
-        same = goes_on and was is not None and getattr(was, channel) == getattr(options, channel)
-        lists = _lists(channel, users, options, before if same and channel in before.options.channels else None)
-        made[channel] = write(lambda writer, lists=lists: write_lists(writer, lists, {}), of)
-    return made
+        if channel in _LISTS:
+            goes_on = was is not None and _goes_on(was, options, channel)
+            lists = _lists(channel, users, options, before if goes_on else None)
+            made[channel] = write(partial(write_lists, model=lists, about={}), len(events))
+    kept = {TOWERS: opened.manifest.learnt[TOWERS]} if TOWERS in opened.manifest.learnt else {}
+    return {"events": [*opened.manifest.events, folder], "learnt": {**kept, **made}}
+
+
+def _goes_on(was: BehaviourOptions, options: BehaviourOptions, channel: str) -> bool:
+    """Whether what a channel has learnt is of use for learning on."""
+    same = was.counts == options.counts and getattr(was, channel) == getattr(options, channel)
+    return same and channel in was.channels
+
+
+def _check_ids(opened: Opened, new: Events) -> None:
+    """Raise DataError for events without any item of the collection."""
+    if not len(new):
+        raise DataError("there is no event in what was given", fix="name a file that has some")
+    is_whole, fix = opened.id_type is int, "if the users are its rows, say so: rows=user"
+    if new.item_names.is_whole != is_whole:
+        kinds = ["texts", "whole numbers"]
+        seen = f"items are {kinds[new.item_names.is_whole]} in the events, and ids {kinds[is_whole]} in the collection"
+        raise DataError(seen, fix=f"write them alike; {fix}")
+    found = opened.find(new.item_names.ids(np.arange(len(new.item_names))))
+    if (found < 0).all():
+        seen = f"none of the {len(found):,} items of the events is an id of {opened.path}"
+        raise DataError(seen, fix=f"name the column of its ids as item; {fix}")
 
 
 def _lists(channel: str, users: Matrix, options: BehaviourOptions, before: Behaviour | None) -> ItemToItem:

@@ -20,6 +20,7 @@ from danlu.recall.columns import encoding
 from danlu.recall.columns.base import Column as StoredColumn
 from danlu.recall.columns.ids import Ids
 from danlu.recall.columns.sets import Sets
+from danlu.recall.derived import DERIVED, derived_files
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayWriter
 from danlu.recall.manifest import DATA, IDS, Column, Folder, Segment, StoredFile, column_file, index_file
@@ -28,6 +29,8 @@ from danlu.recall.sources import ROW, Batch
 
 SEGMENT_ROWS = 1 << 24
 SEGMENT_BYTES = 3 << 29
+# What finding the words of a text takes while a segment is made, for each byte of it.
+_WORD_BYTES = 8
 
 
 def new_segment_name() -> str:
@@ -44,12 +47,12 @@ class Gathered:
     def __init__(self, columns: Sequence[Column], id_column: str, first_row: int | None) -> None:
         self._columns, self._id, self._first_row = columns, id_column, first_row
         self._parts: dict[str, _Values] = {
-            column.name: _GATHERERS.get(column.kind, _Numbers)(column.kind)
+            column.name: _GATHERERS.get(column.kind, _Numbers)(column)
             for column in columns
             if column.name != ROW or first_row is None
         }
         if isinstance(self._parts.get(id_column), _Words):
-            self._parts[id_column] = _Texts("text")
+            self._parts[id_column] = _Texts(Column(name=id_column, kind="text"))
         self.rows = 0
 
     @property
@@ -81,9 +84,9 @@ class Gathered:
 class _Values:
     """Values of one column, gathered."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, column: Column) -> None:
         self.bytes = 0
-        self._kind = kind
+        self._column = column
         self._masks: list[Array] = []
 
     def add(self, array: Any) -> None:
@@ -101,23 +104,23 @@ class _Values:
 
 
 class _Numbers(_Values):
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
         self._numbers: list[Array] = []
 
     def _add(self, array: Any) -> None:
-        if self._kind == "boolean":
+        if self._column.kind == "boolean":
             array = array.cast(pa.uint8())
-        elif self._kind == "date":
+        elif self._column.kind == "date":
             array = array.cast(pa.int32())
-        elif self._kind == "time":
+        elif self._column.kind == "time":
             array = array.cast(pa.int64())
         numbers = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
         self._numbers.append(numbers)
         self.bytes += numbers.nbytes
 
     def made(self, *, as_id: bool) -> StoredColumn:
-        dtype = np.float64 if self._kind == "real" else np.int64
+        dtype = np.float64 if self._column.kind == "real" else np.int64
         values = np.concatenate([np.empty(0, dtype), *self._numbers]).astype(dtype, copy=False)
         self._numbers.clear()
         return (encoding.plain_numbers if as_id else encoding.numbers)(values, self._mask())
@@ -148,8 +151,8 @@ class _Dictionary:
 
 
 class _Words(_Values):
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
         self._dictionary, self._codes = _Dictionary(), [np.empty(0, np.uint32)]
 
     def _add(self, array: Any) -> None:
@@ -161,8 +164,8 @@ class _Words(_Values):
 
 
 class _Tags(_Values):
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
         self._dictionary, self._codes, self._lengths = _Dictionary(), [np.empty(0, np.uint32)], [np.empty(0, np.int64)]
 
     def _add(self, array: Any) -> None:
@@ -182,8 +185,8 @@ class _Tags(_Values):
 
 
 class _Texts(_Values):
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
         self._data, self._lengths = [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
 
     def _add(self, array: Any) -> None:
@@ -193,14 +196,29 @@ class _Texts(_Values):
         kept = np.frombuffer(data or b"", np.uint8)[starts[0] : starts[-1]].copy()
         self._data.append(kept)
         self._lengths.append(np.diff(starts))
-        self.bytes += len(kept) + 9 * len(array)
+        self.bytes += len(kept) * (1 + self._column.keywords * _WORD_BYTES) + 9 * len(array)
 
     def made(self, *, as_id: bool) -> StoredColumn:
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(self._lengths))])
         return encoding.texts(starts, np.concatenate(self._data), self._mask())
 
 
-_GATHERERS: dict[str, type[_Values]] = {"word": _Words, "tags": _Tags, "text": _Texts}
+class _Vectors(_Values):
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
+        self._vectors = [np.empty((0, column.dim), np.float32)]
+
+    def _add(self, array: Any) -> None:
+        values = np.zeros((len(array), self._column.dim), np.float32)
+        values[self._masks[-1]] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, self._column.dim)
+        self._vectors.append(values)
+        self.bytes += values.nbytes
+
+    def made(self, *, as_id: bool) -> StoredColumn:
+        return encoding.vectors(np.concatenate(self._vectors), self._mask())
+
+
+_GATHERERS: dict[str, type[_Values]] = {"word": _Words, "tags": _Tags, "text": _Texts, "vector": _Vectors}
 
 
 # -- on the disk ------------------------------------------------------------------------------------------
@@ -234,6 +252,10 @@ def write_segment(
                 with ArrayWriter(disk, f"{name}/{index_file(at)}") as writer:
                     index.write(writer)
                 files[index_file(at)] = StoredFile(size=writer.size, checksum=writer.checksum)
+        for file, kind, at in derived_files(columns):
+            with ArrayWriter(disk, f"{name}/{file}") as writer:
+                DERIVED[kind].make(columns[at], stored[columns[at].name]).write(writer)
+            files[file] = StoredFile(size=writer.size, checksum=writer.checksum)
         with ArrayWriter(disk, f"{name}/{IDS}") as writer:
             ids.write(writer)
         files[IDS] = StoredFile(size=writer.size, checksum=writer.checksum)

@@ -20,19 +20,22 @@ import numpy as np
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.journal import claimed
 from danlu.recall import manifest as manifests
-from danlu.recall.acting import Acts, Behaviour, add_events
-from danlu.recall.columns.stored import PlainNumbers
+from danlu.recall.acting import Acts, Behaviour, learnt_of
+from danlu.recall.candidates import Candidates, recall, tune
+from danlu.recall.channels.base import Channel
+from danlu.recall.channels.kinds import channels_of
 from danlu.recall.disk import Disk
 from danlu.recall.files import Damaged
 from danlu.recall.manifest import Audience, Column, Manifest
 from danlu.recall.options import BuildOptions, Conflict
 from danlu.recall.planning import question
 from danlu.recall.profile import Attribute, profile
+from danlu.recall.query import Fuse, Query
 from danlu.recall.rows.bits import Array
 from danlu.recall.rows.kernels import answered, counted
 from danlu.recall.rows.tree import Question
 from danlu.recall.rowset import RowSet, Snapshot, everything, of_rows
-from danlu.recall.segment import OpenSegment, wanted_ids
+from danlu.recall.segment import OpenSegment, checked_ids
 from danlu.recall.where import parse
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ class Collection:
         from danlu.recall.sources import batches, schema_of
         from danlu.recall.writing import changing
 
-        place, options, given = Path(path), options or BuildOptions(), listed_sources(sources)
+        place, options, given = Path(path), options or BuildOptions(), _sources(sources)
         disk = disk or Disk(place)
         columns = schema_of(given, options)
         state = Manifest(number=0, columns=columns, id=options.id, bytes_per_row=options.bytes_per_row)
@@ -207,20 +210,9 @@ class Collection:
         """The row number (int64) of each external id; -1 where no live row has it."""
         found = np.full(len(ids), -1, np.int64)
         for start, segment in zip(self.snapshot.starts[:-1], self.segments, strict=True):
-            rows = segment.find(self._as_ids(ids, segment))
+            rows = segment.find(checked_ids(self.id_column, segment.id_column, ids))
             found[rows >= 0] = rows[rows >= 0] + start
         return found
-
-    def _as_ids(self, ids: Sequence[Any] | Array, segment: OpenSegment) -> Any:
-        listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        is_whole = isinstance(segment.id_column, PlainNumbers)
-        wrong = [one for one in listed if isinstance(one, bool) or not isinstance(one, int if is_whole else str)]
-        if wrong:
-            kind = "a whole number" if is_whole else "text"
-            raise DataError(f"{wrong[0]!r} is no id: {self.id_column} is {kind}", allowed=kind)
-        if is_whole and any(not -(1 << 63) <= one < 1 << 63 for one in listed):
-            raise DataError(f"an id has more than 64 bits: {self.id_column}", allowed="-2^63 to 2^63 - 1")
-        return wanted_ids(segment.id_column, listed)
 
     def ids(self, rows: RowSet | Array, limit: int | None = None) -> pa.Array:
         """External ids, in the order of the rows."""
@@ -230,7 +222,7 @@ class Collection:
         """Values of these rows: of a set in its order, of numbers in theirs; the first `limit` of them."""
         import pyarrow as pa
 
-        from danlu.recall.sources import ARROW
+        from danlu.recall.fitted import arrow_type
 
         places = self._places(columns)
         numbers = self._numbers(rows, limit)
@@ -243,7 +235,7 @@ class Collection:
                 here = np.flatnonzero(owners == owner)
                 order.append(here)
                 parts.append(self._array(at, owner, numbers[here] - self.snapshot.starts[owner]))
-            array = pa.concat_arrays(parts) if parts else pa.array([], ARROW[column.kind])
+            array = pa.concat_arrays(parts) if parts else pa.array([], arrow_type(column))
             back = np.argsort(np.concatenate(order), kind="stable") if order else np.empty(0, np.int64)
             made.append(array if len(parts) < 2 else array.take(pa.array(back)))
         return pa.table(made, names=[self.columns[at].name for at in places])
@@ -251,7 +243,7 @@ class Collection:
     def _array(self, at: int, owner: int, rows: Array) -> pa.Array:
         from danlu.recall.tables import arrow_of
 
-        return arrow_of(self.columns[at].kind, self.segments[owner].columns[at], rows)
+        return arrow_of(self.columns[at], self.segments[owner].columns[at], rows)
 
     def _numbers(self, rows: RowSet | Array, limit: int | None) -> Array:
         if not isinstance(rows, RowSet):
@@ -284,7 +276,20 @@ class Collection:
     @cached_property
     def behaviour(self) -> Behaviour:
         """Who did what with the rows, and what was learnt of it."""
-        return Behaviour(self, self._acts)
+        return Behaviour(self, self._acts, self._say, lambda path: Collection.open(path, say=self._say))
+
+    @cached_property
+    def channels(self) -> Mapping[str, Channel]:
+        """What finds rows by a query: words:COLUMN, vector:COLUMN."""
+        return channels_of(self)
+
+    def recall(self, query: Query) -> Candidates:
+        """The best rows of those that qualify, and what found them. Raises ConfigError for a query that is wrong."""
+        return recall(self, query)
+
+    def tune(self, labels: Sequence[tuple[Query, Sequence[Any]]]) -> Fuse:
+        """How to fuse, with weights from labels: queries, and for each the ids of rows that are relevant."""
+        return tune(self, labels)
 
     def check(self) -> list[str]:
         """What is wrong with its files, all of which are read for it."""
@@ -321,7 +326,7 @@ class Collection:
     ) -> Collection:
         from danlu.recall.sources import batches
 
-        given = listed_sources(sources)
+        given = _sources(sources)
         self._places(columns)
         with self._newest_state() as (now, change):
             rows = (batch for one in given for batch in batches(one, now.columns, take=columns, separator=separator))
@@ -352,8 +357,20 @@ class Collection:
         *,
         now: float | None = None,
     ) -> Collection:
-        """Who did what with the rows is stored, and learnt from; as acting.py's `add_events`."""
-        return add_events(self, sources, columns, options, now=now)
+        """Who did what with the rows is stored, and learnt from: one commit, all of it or nothing.
+
+        Args:
+            columns: which columns say who did what. options: how channels learn; None goes on as before.
+            now: days since 1970, after which nothing can have happened; by default the clock's.
+
+        Raises DataError for what is no event and for items that no row has, ConfigError for options that do not fit.
+        """
+        from danlu.recall.behaviour.events import read
+
+        new = read(_sources(sources), columns, now)
+        with self._newest_state() as (state, change):
+            change.commit(**learnt_of(state, state.behaviour, new, options, change.write))
+        return self._again()
 
     def compact(self, *, progress: Callable[[int], None] = _nothing) -> Collection:
         """Small segments become one, deleted rows are gone, damaged indexes are written anew. Row numbers change."""
@@ -412,7 +429,7 @@ class Collection:
                 yield now, change
 
 
-def listed_sources(given: Sources) -> list[Source]:
+def _sources(given: Sources) -> list[Source]:
     from danlu.recall.sources import Source
 
     listed = list(given) if isinstance(given, (list, tuple)) else [given]

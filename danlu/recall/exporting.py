@@ -24,7 +24,7 @@ def _parquet(path: Path, tables: Iterator[pa.Table]) -> None:
 
 
 def _csv(path: Path, tables: Iterator[pa.Table]) -> None:
-    """Tags as one text, with commas between."""
+    """Tags and vectors as one text, with commas between."""
     from pyarrow import csv
 
     first = _flat(next(tables))
@@ -35,8 +35,8 @@ def _csv(path: Path, tables: Iterator[pa.Table]) -> None:
 
 def _flat(table: pa.Table) -> pa.Table:
     for at, one in enumerate(table.schema):
-        if pa.types.is_large_list(one.type):
-            joined = [None if tags is None else ",".join(tags) for tags in table.column(at).to_pylist()]
+        if pa.types.is_large_list(one.type) or pa.types.is_fixed_size_list(one.type):
+            joined = [None if tags is None else ",".join(map(str, tags)) for tags in table.column(at).to_pylist()]
             table = table.set_column(at, one.name, pa.array(joined, pa.large_string()))
     return table
 

@@ -22,7 +22,8 @@ WRITTEN: dict[Kind, str] = {
     "time": "a time in quotes, as in '2024-02-29 18:30:00'; without a zone it is UTC",
     "word": "text in quotes, as in 'Rome'",
     "tags": "text in quotes, as in 'yoga'",
-    "text": "nothing; it is kept, not filtered",
+    "text": "nothing; it is not filtered",
+    "vector": "nothing; it is not filtered",
 }
 NUMERIC: tuple[Kind, ...] = ("integer", "real", "boolean", "date", "time")
 _EPOCH_DAY = date(1970, 1, 1).toordinal()

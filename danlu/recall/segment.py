@@ -7,11 +7,12 @@ what cannot (columns, which rows live) is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import TypeVar
+from functools import cache, cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 
+from danlu.errors import DataError
 from danlu.recall.columns import encoding
 from danlu.recall.columns.asked import OneOf, Value
 from danlu.recall.columns.base import Column as StoredColumn
@@ -21,6 +22,7 @@ from danlu.recall.columns.ids import IdColumn, Ids
 from danlu.recall.columns.sets import Sets
 from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.columns.texts import Texts
+from danlu.recall.derived import DERIVED, derived_file, derived_files
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, Damaged
 from danlu.recall.manifest import IDS, Column, Segment, column_file, index_file
@@ -56,6 +58,17 @@ class OpenSegment:
         self.is_damaged = False
         self.live = self._live()
         self.columns = [self._column(at) for at in range(len(columns))]
+        self._made = {
+            file: cache(
+                self._derived(
+                    file,
+                    f"{DERIVED[kind].what} of {self._names[at]}",
+                    DERIVED[kind].read,
+                    partial(DERIVED[kind].make, columns[at], self.columns[at]),
+                )
+            )
+            for file, kind, at in derived_files(columns)
+        }
         self._ids = self._derived(IDS, "what ids are found by", Ids.read, self._made_ids)
 
     def passing(self, atom: Atom) -> Tree:
@@ -87,6 +100,10 @@ class OpenSegment:
     def ids(self) -> Ids:
         return self._ids()
 
+    def derived(self, kind: str, at: int) -> Any:
+        """What a channel finds rows of this column by (derived.py); read, or made anew, when first asked for."""
+        return self._made[derived_file(kind, at)]()
+
     def _made_ids(self) -> Ids:
         rows = np.arange(self.rows)
         return Ids.of(self.id_column).only(self.is_live(rows))
@@ -97,6 +114,8 @@ class OpenSegment:
         for at, column in enumerate(self.columns):
             if index_file(at) in self.stored.files:
                 column.probe()
+        for get in self._made.values():
+            get()
 
     def damage(self) -> list[str]:
         """What is wrong with the files, all of which are read for it."""
@@ -157,7 +176,9 @@ class OpenSegment:
         return get
 
     def _file(self, name: str) -> ArrayFile:
-        stored = self.stored.files[name]
+        stored = self.stored.files.get(name)
+        if stored is None:
+            raise Damaged(f"{self._disk.root / self.stored.name} has no file {name}")
         return ArrayFile(self._disk, f"{self.stored.name}/{name}", stored.size, stored.checksum)
 
 
@@ -165,6 +186,19 @@ def _index(column: StoredColumn, bytes_per_row: float) -> Index:
     made = column.made_index(bytes_per_row)
     assert made is not None
     return made
+
+
+def checked_ids(name: str, column: IdColumn, ids: Sequence[Any] | Array) -> Array | Texts:
+    """Ids as the column has them. Raises DataError for what no id of it can be."""
+    listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    is_whole = isinstance(column, PlainNumbers)
+    wrong = [one for one in listed if isinstance(one, bool) or not isinstance(one, int if is_whole else str)]
+    if wrong:
+        kind = "a whole number" if is_whole else "text"
+        raise DataError(f"{wrong[0]!r} is no id: {name} is {kind}", allowed=kind)
+    if is_whole and any(not -(1 << 63) <= one < 1 << 63 for one in listed):
+        raise DataError(f"an id has more than 64 bits: {name}", allowed="-2^63 to 2^63 - 1")
+    return wanted_ids(column, listed)
 
 
 def wanted_ids(column: IdColumn, values: Sequence[Value]) -> Array | Texts:

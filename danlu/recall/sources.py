@@ -16,6 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from danlu.errors import ConfigError, DataError, nearest
+from danlu.recall.fitted import (
+    ARROW,
+    arrow_type,
+    first_line,
+    fitted,
+    is_list,
+    is_list_of_texts,
+    is_number,
+    is_text,
+    padded,
+)
 from danlu.recall.manifest import Column, Kind
 from danlu.recall.options import BuildOptions
 
@@ -82,6 +93,8 @@ def schema_of(sources: Sequence[Source], options: BuildOptions) -> list[Column]:
     named = {
         *options.tags,
         *options.text,
+        *options.embed,
+        *options.vector,
         *options.kinds,
         *(options.columns or ()),
         *([options.id] if options.id else []),
@@ -89,7 +102,7 @@ def schema_of(sources: Sequence[Source], options: BuildOptions) -> list[Column]:
     if missing := sorted(named - found.keys()):
         fix = nearest(missing[0], found)
         raise ConfigError(f"no source has a column {missing[0]!r}", allowed=", ".join(found) or "(none)", fix=fix)
-    columns = [Column(name=name, kind=kind) for name, (kind, _) in found.items()]
+    columns = [_column(name, kind, sources, options) for name, (kind, _) in found.items()]
     _check_id(columns, options.id)
     return [*([] if options.id else [Column(name=ROW, kind="integer")]), *columns, Column(name=SOURCE, kind="word")]
 
@@ -110,9 +123,39 @@ def _add_kind(
 def _kind(name: str, type_: pa.DataType, where: str, options: BuildOptions) -> Kind:
     if name in options.tags:
         return "tags"
-    if name in options.text:
+    if name in (*options.text, *options.embed):
         return "text"
+    if name in options.vector:
+        if not (is_list(type_) and is_number(type_.value_type)):
+            raise DataError(
+                f"{where}: column {name} is of type {type_}, which is no vector", allowed="lists of numbers"
+            )
+        return "vector"
     return options.kinds[name] if name in options.kinds else _kind_of(type_, name, where)
+
+
+def _column(name: str, kind: Kind, sources: Sequence[Source], options: BuildOptions) -> Column:
+    if kind != "vector":
+        return Column(name=name, kind=kind, keywords=name in options.text)
+    dims = (_dim(part, _theirs(source.names, name)) for source in sources for _, part in source.parts())
+    dim = next((dim for dim in dims if dim), 0)
+    if not dim:
+        raise DataError(f"column {name}: no row of any source has a vector", fix="leave the column out")
+    return Column(name=name, kind="vector", dim=dim, metric=options.metric)
+
+
+def _dim(part: Given, name: str) -> int:
+    """Numbers in a vector, as the type says, or else the first row that has one; 0 if none has."""
+    schema = _peeked(part)
+    if name not in schema.names:
+        return 0
+    if pa.types.is_fixed_size_list(schema.field(name).type):
+        return int(schema.field(name).type.list_size)
+    for batch in _batches(part, (), {}):
+        lengths = pc.max(pc.list_value_length(batch.column(name))).as_py() if name in batch.schema.names else None
+        if lengths:
+            return int(lengths)
+    return 0
 
 
 def _check_id(columns: Sequence[Column], id_column: str | None) -> None:
@@ -141,7 +184,7 @@ def _kind_of(type_: pa.DataType, name: str, where: str) -> Kind:
     tests: list[tuple[Any, Kind]] = [
         (pa.types.is_boolean, "boolean"), (pa.types.is_integer, "integer"), (pa.types.is_floating, "real"),
         (pa.types.is_decimal, "real"), (pa.types.is_date, "date"), (pa.types.is_timestamp, "time"),
-        (_is_text, "word"), (pa.types.is_null, "word"), (_is_list_of_texts, "tags"),
+        (is_text, "word"), (pa.types.is_null, "word"), (is_list_of_texts, "tags"),
     ]  # fmt: skip
     for is_so, kind in tests:
         if is_so(type_):
@@ -149,26 +192,12 @@ def _kind_of(type_: pa.DataType, name: str, where: str) -> Kind:
     raise DataError(
         f"{where}: column {name} is of type {type_}, which has no kind here",
         allowed="numbers, text, booleans, dates, times, lists of text",
-        fix="leave it out: name the columns to take",
+        fix=f"name it as a vector: vector={name}" if is_list(type_) else "leave it out: name the columns to take",
     )
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _is_list_of_texts(type_: pa.DataType) -> bool:
-    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
-    return bool(is_list and (_is_text(type_.value_type) or pa.types.is_null(type_.value_type)))
 
 
 # -- batches ----------------------------------------------------------------------------------------------
 
-ARROW: dict[Kind, pa.DataType] = {
-    "integer": pa.int64(), "real": pa.float64(), "boolean": pa.bool_(), "date": pa.date32(),
-    "time": pa.timestamp("us", "UTC"), "word": pa.large_string(), "text": pa.large_string(),
-    "tags": pa.large_list(pa.large_string()),
-}  # fmt: skip
 # What a file without types is told; of dates, times and tags it shows itself how they are written.
 _SAID: tuple[Kind, ...] = ("integer", "real", "boolean", "word", "text")
 
@@ -206,10 +235,10 @@ def batches(
                         f"{where}: the collection has no column {name!r}", allowed=", ".join(known), fix=fix
                     )
                 given = batch.column(batch.schema.get_field_index(_theirs(source.names, name)))
-                arrays[name] = _fitted(given, known[name], separator, where, type_)
+                arrays[name] = fitted(given, known[name], separator, where, type_)
             for column in columns:
                 if column.name not in arrays and column.name not in (SOURCE, ROW):
-                    arrays[column.name] = pa.nulls(batch.num_rows, ARROW[column.kind])
+                    arrays[column.name] = pa.nulls(batch.num_rows, arrow_type(column))
             arrays[SOURCE] = pa.array([label] * batch.num_rows, pa.large_string()).dictionary_encode()
             yield Batch(where, arrays, batch.num_rows)
             at += batch.num_rows
@@ -217,50 +246,6 @@ def batches(
 
 def _theirs(names: Mapping[str, str], ours: str) -> str:
     return next((theirs for theirs, name in names.items() if name == ours), ours)
-
-
-def _fitted(array: pa.Array, column: Column, separator: str, where: str, type_: pa.DataType) -> pa.Array:
-    """The values as the column's kind has them; NaN is null."""
-    try:
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
-        if column.kind == "tags" and _is_text(array.type):
-            array = _split(array, separator)
-        elif column.kind == "integer" and _is_text(array.type):
-            if (code := _padded(array)) is not None:
-                raise pa.ArrowInvalid(f"{code} begins with a zero, which a number would lose; as text it is kept")
-        elif column.kind in ("word", "text") and not (_is_text(array.type) or pa.types.is_null(array.type)):
-            raise pa.ArrowInvalid("it is no text")
-        elif column.kind == "time" and not pa.types.is_null(array.type):
-            array = array.cast(pa.timestamp("us")) if _is_text(array.type) else array
-            array = pc.assume_timezone(array, "UTC") if array.type.tz is None else array
-            array = array.cast(ARROW["time"], safe=False)  # nanoseconds are dropped
-        fitted = array.cast(ARROW[column.kind])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        seen = f"{where}: column {column.name} is of kind {column.kind}, and here of type {type_}"
-        fix = "mend these values, name the column's kind when building, or leave the column out"
-        raise DataError(f"{seen}: {_first_line(error)}", fix=fix) from error
-    if column.kind == "real":
-        fitted = pc.if_else(pc.is_nan(fitted), pa.scalar(None, pa.float64()), fitted)
-    return fitted
-
-
-def _padded(array: pa.Array) -> str | None:
-    """A number that is written with a zero before it, as codes of places and of accounts are; None if there is none."""
-    padded = pc.fill_null(pc.match_substring_regex(array, r"^[+-]?0[0-9]"), False)
-    at = pc.index(padded, True).as_py()
-    return None if at < 0 else str(array[at])
-
-
-def _split(array: pa.Array, separator: str) -> pa.Array:
-    """Tags out of texts; what is empty is no tag."""
-    listed = pc.split_pattern(array.cast(pa.large_string()), separator)
-    made = [None if one is None else [tag for tag in map(str.strip, one) if tag] for one in listed.to_pylist()]
-    return pa.array(made, pa.large_list(pa.large_string()))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _batches(part: Given, columns: Sequence[Column], names: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
@@ -279,9 +264,9 @@ def _batches(part: Given, columns: Sequence[Column], names: Mapping[str, str]) -
             yield from _READERS[_ENDINGS[path.suffix]](path, types)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
             fix = "the kind of a column is seen from the first rows: name it if later ones differ, as in kinds age=real"
-            raise DataError(f"{path}: {_first_line(error)}", fix=fix) from error
+            raise DataError(f"{path}: {first_line(error)}", fix=fix) from error
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
+            raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _parquet(path: Path, _types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
@@ -338,7 +323,7 @@ def _with_codes(path: Path, schema: pa.Schema) -> pa.Schema:
     whole = {one.name: one.type for one in schema if pa.types.is_integer(one.type)}
     read = next(_csv(path, whole))
     for at, one in enumerate(schema):
-        if one.name in whole and _padded(read.column(at)) is not None:
+        if one.name in whole and padded(read.column(at)) is not None:
             schema = schema.set(at, pa.field(one.name, pa.large_string()))
     return schema
 
@@ -360,7 +345,7 @@ def _peeked(part: Given) -> pa.Schema:
         if first is not None and kind == "csv":
             return _with_codes(path, first.schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     if first is None:
         raise DataError(f"{path} holds no rows", fix="leave it out")
     return first.schema

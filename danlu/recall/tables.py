@@ -8,16 +8,21 @@ import numpy as np
 import pyarrow as pa
 
 from danlu.recall.columns.base import Column as StoredColumn
-from danlu.recall.manifest import Column, Kind
+from danlu.recall.fitted import ARROW
+from danlu.recall.manifest import Column
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.rows.kernels import kernels
 from danlu.recall.segment import OpenSegment
-from danlu.recall.sources import ARROW, BATCH_ROWS, SOURCE, Batch
+from danlu.recall.sources import BATCH_ROWS, SOURCE, Batch
 
 
-def arrow_of(kind: Kind, stored: StoredColumn, rows: Array) -> pa.Array:
+def arrow_of(column: Column, stored: StoredColumn, rows: Array) -> pa.Array:
     """The values of these rows (int64)."""
     values, there = stored.taken(rows)
+    kind = column.kind
+    if kind == "vector":
+        assert isinstance(values, np.ndarray)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.dim, mask=pa.array(~there))
     if isinstance(values, np.ndarray):
         plain = pa.array(values, mask=~there)
         if kind == "boolean":
@@ -32,6 +37,6 @@ def batches_of(segment: OpenSegment, columns: Sequence[Column], live: Bits) -> I
     rows = kernels().places(live, 0, len(live.kinds), live.rows)
     for start in range(0, len(rows), BATCH_ROWS):
         some = rows[start : start + BATCH_ROWS].astype(np.int64)
-        arrays = {one.name: arrow_of(one.kind, segment.columns[at], some) for at, one in enumerate(columns)}
+        arrays = {one.name: arrow_of(one, segment.columns[at], some) for at, one in enumerate(columns)}
         arrays[SOURCE] = arrays[SOURCE].dictionary_encode()
         yield Batch(segment.stored.name, arrays, len(some))

@@ -169,8 +169,9 @@ class _Reader:
         return Atom(at, self._one_of(node, column, node.expressions), negated)
 
     def _one_of(self, node: exp.Expression, column: Column, values: Sequence[exp.Expression]) -> Test:
-        if column.kind == "text":
-            raise _wrong(node, f"{column.name} is text, which is kept and not filtered", allowed="is null, is not null")
+        if column.kind in ("text", "vector"):
+            what = "text, which is" if column.kind == "text" else "vectors, which are"
+            raise _wrong(node, f"{column.name} is {what} not filtered", allowed="is null, is not null")
         return OneOf(tuple(self._value(column, value) for value in values))
 
     def _like(self, node: exp.Like | exp.ILike, negated: bool) -> Clause:
@@ -201,7 +202,7 @@ class _Reader:
         return Atom(at, self._ordered(node, column, asked), negated)
 
     def _ordered(self, node: exp.Expression, column: Column, asked: Range) -> Range:
-        if column.kind in ("tags", "text", "boolean") or (column.kind == "word" and column.name == self._id):
+        if column.kind in ("tags", "text", "vector", "boolean") or (column.kind == "word" and column.name == self._id):
             reason = "the id" if column.name == self._id else f"of kind {column.kind}"
             raise _wrong(node, f"{_sql(node)}: {column.name} is {reason}, which has no order", allowed="=, <>, in")
         return asked

@@ -92,14 +92,13 @@ def test_rows_and_items_find_each_other_whatever_becomes_of_rows(shop):
         assert made.find([sku])[0] == row
     assert (ids["s3"], ids["s32"]) == (-1, -1)
     assert ids["s33"] >= 0
-    assert (behaviour.row_items[behaviour.item_rows[behaviour.item_rows >= 0]] >= 0).all()
     red = made.where("colour = 'red'")
     allowed = behaviour.allowed(lambda rows: np.array([row in red for row in rows.tolist()]))
     top = behaviour.model("swing").recommend(behaviour.history("u1"), 20, allowed=allowed)
     found = made.table(behaviour.item_rows[top.columns[0, : top.counts[0]]])
     assert set(found["colour"].to_pylist()) == {"red"}
     assert behaviour.history("nobody").sizes.tolist() == [0]
-    assert behaviour.seeds(made.find(["s1", "s2"])).columns.tolist() == names.find(["s1", "s2"]).tolist()
+    assert behaviour.given(["s1", "s2", "x"]).tolist() == names.find(["s1", "s2"]).tolist()
 
 
 def test_events_that_do_not_belong_to_the_collection(shop):

@@ -13,8 +13,9 @@ from danlu.device import read_device
 from danlu.errors import ConfigError, DataError
 from danlu.journal import Journal
 from danlu.recall import BuildOptions, Collection
+from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.learned.train_options import TowerTrainOptions
-from danlu.recall.towering import LearnOptions, train_towers
+from danlu.recall.teaching import LearnOptions, train_towers
 
 SMALL = {"dim": 16, "layers": 1, "history": 5, "dropout": 0.0, "temperature": 0.1}
 HOW = TowerTrainOptions(num_train_epochs=10, batch_size=16, learning_rate=1e-2)
@@ -65,7 +66,7 @@ def test_it_is_kept_and_says_what_comes_next(trained):
     assert again.check() == []
     behaviour = again.behaviour
     for sku in (100, 103, 110):
-        history = behaviour.seeds(again.find([sku]))
+        history = Matrix.listed([behaviour.given([sku])], 18)
         rows, _ = behaviour.towers.nearest(history, 1, anything)
         assert skus(again, rows) == [100 + (sku - 100 + 2) % 18]
     assert len(asked(again, "u1", 30)) == 20 - 5

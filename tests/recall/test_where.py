@@ -144,7 +144,7 @@ ERRORS = {
     "age = 1 = 2": "is no column",
     "interests > 'a'": "interests is of kind tags, which has no order",
     "is_member > false": "of kind boolean, which has no order",
-    "bio = 'x'": "bio is text, which is kept and not filtered",
+    "bio = 'x'": "bio is text, which is not filtered",
     "bio like 'x%'": "bio is of kind text",
     "age like 'x%'": "age is of kind integer",
     "has_any(age, 1)": "has_any asks for tags; age is of kind integer",

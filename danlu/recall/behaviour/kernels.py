@@ -79,7 +79,7 @@ def _pointers(out: Top) -> tuple[int, ...]:
 @cache
 def kernels() -> Kernels:
     """Compiled where that is possible and answers as the plain forms do."""
-    return agreeing(Path(__file__).with_name("kernels.c"), Compiled, _agrees) or Plain()
+    return agreeing(Path(__file__).with_name("kernels.c"), Compiled, _agrees, exact=True) or Plain()
 
 
 def _agrees(compiled: Kernels) -> bool:

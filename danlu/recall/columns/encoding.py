@@ -11,6 +11,7 @@ from danlu.recall.columns.lists import PlainTexts, TagLists
 from danlu.recall.columns.sets import Sets
 from danlu.recall.columns.stored import MOST_CODES, CodedNumbers, CodedWords, PlainNumbers, zones_of
 from danlu.recall.columns.texts import Dictionary, Texts
+from danlu.recall.columns.vectors import Vectors
 from danlu.recall.files import ArrayFile, Damaged
 from danlu.recall.rows.bits import FULL, Array, Bits
 
@@ -106,6 +107,13 @@ def texts(starts: Array, data: Array, mask: Array) -> PlainTexts:
     return PlainTexts(known_rows(mask), Texts(starts, data))
 
 
+def vectors(values: Array, mask: Array) -> Vectors:
+    """Args:
+    values: (rows, dim) float32.
+    """
+    return Vectors(known_rows(mask), values)
+
+
 # -- from a file ------------------------------------------------------------------------------------------
 
 
@@ -129,6 +137,10 @@ def _read(file: ArrayFile, rows: int) -> Column:
         starts, codes = file["places"], file["codes"]
         _check(file, len(starts) == rows + 1 and starts[0] == 0 and starts[-1] == len(codes))
         return TagLists(known, starts, codes, Dictionary(Texts.read(file)))
+    if "vectors" in file:
+        vectors = file["vectors"]
+        _check(file, vectors.ndim == 2 and len(vectors) == rows and vectors.dtype == np.float32)
+        return Vectors(known, vectors)
     kept = Texts.read(file)
     _check(file, len(kept) == rows)
     return PlainTexts(known, kept)

@@ -1,0 +1,92 @@
+"""Texts -> words, as numbers of 64 bits: what is written with blanks in runs of letters, what is not in pieces.
+
+Letters, digits and marks are kept, whatever their language; case and width are evened out (NFKC, case folded). Scripts
+that are written without blanks (Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese) are taken character by character
+and pair by pair: pairs find words without a dictionary that may lack them, and one rule cuts text and question alike.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from itertools import groupby
+
+import numpy as np
+
+from danlu.recall.rows.bits import Array
+from danlu.recall.rows.kernels import kernels
+
+BETWEEN, LETTER, PIECE, UNSEEN = range(4)
+_UNSPACED = (
+    (0x0E00, 0x0EFF), (0x1000, 0x11FF), (0x1780, 0x17FF), (0x2E80, 0x31FF), (0x3400, 0x9FFF), (0xA960, 0xA97F),
+    (0xAC00, 0xD7FF), (0xF900, 0xFAFF), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+# Runs of letters have this bit, so that none is taken for a piece.
+_RUN = np.uint64(1 << 63)
+_POINT_BITS = np.uint64(21)
+# Class of each code point, found when it is first met.
+_CLASSES = np.full(0x110000, UNSEEN, np.uint8)
+
+
+def folded(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def class_of(character: str) -> int:
+    if unicodedata.category(character)[0] not in "LNM":
+        return BETWEEN
+    return PIECE if any(low <= ord(character) <= high for low, high in _UNSPACED) else LETTER
+
+
+def keys(text: str) -> tuple[Array, Array]:
+    """(uint64 words, int64 number of the text that each is in) of texts with U+0000 between them."""
+    points = np.frombuffer(folded(text).encode("utf-32-le", "surrogatepass"), "<u4")
+    classes = _classes(points)
+    numbers = np.cumsum(points == 0)
+    letters, pieces = classes == LETTER, classes == PIECE
+    begins = letters & ~np.concatenate([[False], letters[:-1]])
+    pairs = np.flatnonzero(pieces[:-1] & pieces[1:])
+    high = points.astype(np.uint64)
+    found = [_runs(points[letters], begins[letters]), high[pieces], high[pairs] << _POINT_BITS | high[pairs + 1]]
+    owners = [numbers[begins], numbers[pieces], numbers[pairs]]
+    return np.concatenate(found), np.concatenate(owners)
+
+
+def _classes(points: Array) -> Array:
+    classes = _CLASSES[points]
+    if len(unseen := np.unique(points[classes == UNSEEN])):
+        _CLASSES[unseen] = [class_of(chr(point)) for point in unseen.tolist()]
+        classes = _CLASSES[points]
+    return classes
+
+
+def _runs(letters: Array, begins: Array) -> Array:
+    """The number of each run of letters."""
+    starts = np.append(np.flatnonzero(begins), len(letters)) * 4
+    data = np.ascontiguousarray(letters, "<u4").view(np.uint8)
+    return kernels().hashes(starts, data) | _RUN
+
+
+def asked(text: str) -> tuple[Array, Array]:
+    """(uint64 words in order, int64 how often each is asked for) of a question."""
+    found, _ = keys(text.replace("\0", " "))
+    return np.unique(found, return_counts=True)
+
+
+def words(text: str) -> list[str]:
+    """The words as they are seen: what `keys` gives numbers to, in another order."""
+    made: list[str] = []
+    for kind, group in groupby(folded(text), class_of):
+        run = "".join(group)
+        if kind == LETTER:
+            made.append(run)
+        elif kind == PIECE:
+            made += [*run, *(run[at : at + 2] for at in range(len(run) - 1))]
+    return made
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Texts as `keys` takes them."""
+    return "\0".join(text.replace("\0", " ") for text in texts)
