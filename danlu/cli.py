@@ -103,11 +103,17 @@ _RECALL = {
     "check": "Read every file of a collection and compare it with its checksums.",
     "compact": "Merge small segments, let deleted rows go, and write damaged indexes anew.",
 }
-for _name, _help in _RECALL.items():
-    recall.command(f"danlu.commands.recalling:{_name}", name=_name, help=_help)
+_ACTS = {
+    "events": "Store who did what with the rows of a collection, and learn from it whom to recommend what.",
+    "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
+    "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
+}
+for _name, _help in {**_RECALL, **_ACTS}.items():
+    _module = "recalling" if _name in _RECALL else "towers" if _name == "train" else "recall_acts"
+    recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
-          "recall": tuple(_RECALL)}  # fmt: skip
+          "recall": (*_RECALL, *_ACTS)}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -44,6 +44,7 @@ def train_towers(
     *,
     seed: int = 0,
     resume: bool = False,
+    how_to_resume: str = "run the same again with resume=True",
     on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
 ) -> Collection:
     """The next state, with towers trained on its events. Metrics and checkpoints go to the run directory.
@@ -62,7 +63,9 @@ def train_towers(
     users = None if people is None else _known(people, options.user_attributes, who)
     what = Learnt(behaviour.histories, items[1] if items else None, users[1] if users else None)
     towers = TowerOptions(**{name: getattr(options, name) for name in TowerOptions.model_fields})
-    learned = learn(what, towers, how, journal, device, seed=seed, resume=resume, on_step=on_step)
+    learned = learn(
+        what, towers, how, journal, device, seed=seed, resume=resume, how_to_resume=how_to_resume, on_step=on_step
+    )
     sides = Sides(items[0] if items else None, users[0] if users else None, options.users)
 
     def write(writer: ArrayWriter) -> None:

@@ -74,6 +74,7 @@ def learn(
     seed: int = 0,
     held_out: int = HELD_OUT,
     resume: bool = False,
+    how_to_resume: str = "run the same again with resume=True",
     on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
 ) -> Learned:
     """Train towers; metrics, events and checkpoints go to the run directory.
@@ -98,7 +99,7 @@ def learn(
     saved = resumable(journal.checkpoints, identity, seed, how, batches.per_epoch) if resume else None
     run = Run(
         batches=batches, held_out=looked_at, seed=seed, identity=identity, is_fresh=True, saved=saved,
-        how_to_resume="run the same command again with --resume", on_step=on_step,
+        how_to_resume=how_to_resume, on_step=on_step,
     )  # fmt: skip
     train(_stage(what.users.width, device), model, run, how, journal, device)
     return served(model)
