@@ -12,6 +12,7 @@ PLAN = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
 LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}
 RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md"}
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
+RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md"}
 
 
 def written(text: str, block: str, name: str) -> str:

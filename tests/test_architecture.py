@@ -36,7 +36,7 @@ INNER = {
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "derived",
-               "options", "where", "fitted", "sources", "planning", "building", "segment", "profile", "tables",
+               "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment", "profile", "tables",
                "writing", "exporting", "query", "behaviour", "measure", "learned", "towering", "acting", "channels",
                "fusing", "candidates", "collection", "teaching", "labels"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",

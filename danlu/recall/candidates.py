@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 
 from danlu.errors import ConfigError, nearest
+from danlu.recall.channels import base
 from danlu.recall.channels.base import Channel
 from danlu.recall.fusing import Fused, Place, check, fused, tuned
 from danlu.recall.query import Found, Fuse, Query
 from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
+from danlu.recall.segment import ids_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Opened(Protocol):
+class Opened(base.Opened, Protocol):
     """What is asked of a collection."""
 
     @property
@@ -31,8 +33,6 @@ class Opened(Protocol):
     def everything(self) -> RowSet: ...
 
     def find(self, ids: Sequence[Any] | Array) -> Array: ...
-
-    def ids(self, rows: RowSet | Array, limit: int | None = None) -> pa.Array: ...
 
     def table(
         self, rows: RowSet | Array, columns: Sequence[str] | None = None, limit: int | None = None
@@ -98,7 +98,7 @@ def recall(opened: Opened, query: Query) -> Candidates:
             break
         depth *= 4  # the rows of a value that was there already have taken the place of others
     kept = kept[: query.top]
-    ids = opened.ids(np.array([one.row for one in kept], np.int64)).to_pylist()
+    ids = ids_at(opened.segments, opened.snapshot.starts, np.array([one.row for one in kept], np.int64))
     found = tuple(Candidate(id, one.row, one.score, one.places) for id, one in zip(ids, kept, strict=True))
     return Candidates(found, len(rows), seconds)
 

@@ -125,12 +125,13 @@ class Collection:
 
         Raises DataError for what cannot be read, ConfigError for options that do not fit, InUse, DiskError.
         """
+        from danlu.recall.embedding import columns_with, with_vectors
         from danlu.recall.sources import batches, schema_of
         from danlu.recall.writing import changing
 
         place, options, given = Path(path), options or BuildOptions(), _sources(sources)
         disk = disk or Disk(place)
-        columns = schema_of(given, options)
+        columns = columns_with(schema_of(given, options), options)
         state = Manifest(number=0, columns=columns, id=options.id, bytes_per_row=options.bytes_per_row)
         with claimed(place, say):
             is_new = not place.exists()
@@ -145,7 +146,7 @@ class Collection:
                         for one in given
                         for batch in batches(one, columns, take=options.columns, separator=options.separator)
                     )
-                    change.add(rows, options.on_conflict, progress)
+                    change.add(with_vectors(rows, columns, say), options.on_conflict, progress)
                     change.commit()
             except BaseException:
                 if is_new and not any(place.iterdir()):
@@ -324,13 +325,14 @@ class Collection:
         separator: str = ",",
         progress: Callable[[int], None] = _nothing,
     ) -> Collection:
+        from danlu.recall.embedding import with_vectors
         from danlu.recall.sources import batches
 
         given = _sources(sources)
         self._places(columns)
         with self._newest_state() as (now, change):
             rows = (batch for one in given for batch in batches(one, now.columns, take=columns, separator=separator))
-            change.add(rows, on_conflict, progress)
+            change.add(with_vectors(rows, now.columns, self._say), on_conflict, progress)
             change.commit()
         return self._again()
 

@@ -40,9 +40,9 @@ class Fused:
 def fused(lists: Mapping[str, Found], how: Fuse, top: int) -> list[Fused]:
     """The best rows, the best first; of equal ones the first row. Raises ConfigError for unknown channels."""
     check(how, lists, top)
-    rows, scores = _added(lists, how)
-    order = np.lexsort((rows, -scores))
-    chosen = _with_quotas(lists, how, rows[order], top)
+    asked = {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
+    rows, scores = _added(asked, how)
+    chosen = _with_quotas(lists, how, rows.tolist(), top) if how.quotas else rows[:top].tolist()
     places = _places(lists, set(chosen))
     score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
     return [Fused(row, score_of[row], places[row]) for row in chosen]
@@ -62,15 +62,21 @@ def check(how: Fuse, channels: Collection[str], top: int) -> None:
 
 
 def _added(lists: Mapping[str, Found], how: Fuse) -> tuple[Array, Array]:
-    """(rows, scores): channels are added in the order of their names."""
-    asked = {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
-    rows = np.unique(np.concatenate([np.empty(0, np.int64), *(found.rows for found in asked.values())]))
+    """(rows, scores), the best first: channels are added in the order of their names."""
+    gains = {name: how.weights.get(name, 1.0) * _gains(found, how) for name, found in lists.items()}
+    if len(lists) == 1:
+        ((name, found),) = lists.items()
+        return found.rows, gains[name]
+    rows = np.unique(np.concatenate([np.empty(0, np.int64), *(found.rows for found in lists.values())]))
     scores = np.zeros(len(rows))
-    for name, found in asked.items():
-        ranks = np.arange(1, len(found.rows) + 1)
-        gains = 1 / (how.rrf_k + ranks) if how.fuse == "rrf" else normal(found)
-        scores[np.searchsorted(rows, found.rows)] += how.weights.get(name, 1.0) * gains
-    return rows, scores
+    for name, found in lists.items():
+        scores[np.searchsorted(rows, found.rows)] += gains[name]
+    order = np.lexsort((rows, -scores))
+    return rows[order], scores[order]
+
+
+def _gains(found: Found, how: Fuse) -> Array:
+    return 1 / (how.rrf_k + np.arange(1, len(found.rows) + 1)) if how.fuse == "rrf" else normal(found)
 
 
 def normal(found: Found) -> Array:
@@ -82,12 +88,12 @@ def normal(found: Found) -> Array:
     return (found.scores - least) / spread if spread > 0 else np.ones(len(found.scores))
 
 
-def _with_quotas(lists: Mapping[str, Found], how: Fuse, ranked: Array, top: int) -> list[int]:
+def _with_quotas(lists: Mapping[str, Found], how: Fuse, ranked: Sequence[int], top: int) -> list[int]:
     """The first rows, and those that a quota brings in; in the order in which they are ranked."""
     wanted = {row for name, least in how.quotas.items() for row in lists[name].rows[:least].tolist()}
     free = top - len(wanted)
     chosen = []
-    for row in ranked.tolist():
+    for row in ranked:
         if row in wanted or free > 0:
             chosen.append(row)
             free -= row not in wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -46,6 +46,7 @@ class Bm25(Options):
     )
 
 
+_FUSE, _BM25 = Fuse(), Bm25()
 # A value for every column that it fits, or for the columns that are named.
 ForColumns: TypeAlias = "Any | Mapping[str, Any]"
 
@@ -75,8 +76,8 @@ class Query:
     seen: bool = False
     top: int = 10
     channels: tuple[str, ...] | None = None
-    fuse: Fuse = field(default_factory=Fuse)
-    bm25: Bm25 = field(default_factory=Bm25)
+    fuse: Fuse = _FUSE
+    bm25: Bm25 = _BM25
 
     def __post_init__(self) -> None:
         if self.top < 1:

@@ -188,6 +188,19 @@ def _index(column: StoredColumn, bytes_per_row: float) -> Index:
     return made
 
 
+def ids_at(segments: Sequence[OpenSegment], starts: Sequence[int], rows: Array) -> list[Any]:
+    """The ids of these row numbers, in their order; numbers of segments begin at `starts`."""
+    owners = (np.searchsorted(starts, rows, side="right") - 1).tolist()
+    places = rows.tolist()
+    columns = {owner: segments[owner].id_column for owner in set(owners)}
+    made = dict.fromkeys(places)
+    for owner, column in columns.items():
+        here = [row for row, its in zip(places, owners, strict=True) if its == owner]
+        values, _ = column.taken(np.array(here, np.int64) - starts[owner])
+        made.update(zip(here, values.tolist() if isinstance(values, np.ndarray) else values, strict=True))
+    return [made[row] for row in places]
+
+
 def checked_ids(name: str, column: IdColumn, ids: Sequence[Any] | Array) -> Array | Texts:
     """Ids as the column has them. Raises DataError for what no id of it can be."""
     listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)

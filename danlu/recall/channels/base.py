@@ -47,9 +47,15 @@ class Channel(Protocol):
         """
 
 
-def joined(parts: Iterable[tuple[int, Array, Array]], k: int, least: float | None) -> Found:
-    """The k best of what segments give: (number of the segment's first row, rows in it, scores)."""
-    listed = [(rows.astype(np.int64) + start, scores.astype(np.float64)) for start, rows, scores in parts]
+def joined(parts: Iterable[tuple[int, Array, Array]], k: int, least: float | None, *, is_ranked: bool = False) -> Found:
+    """The k best of what segments give: (number of the segment's first row, rows in it, scores).
+
+    Args:
+        is_ranked: each part is ranked already, and has k at most.
+    """
+    listed = [(rows.astype(np.int64) + start, scores.astype(np.float64)) for start, rows, scores in parts if len(rows)]
+    if len(listed) == 1 and is_ranked:
+        return Found(*listed[0], least)
     rows = np.concatenate([np.empty(0, np.int64), *(one for one, _ in listed)])
     scores = np.concatenate([np.empty(0), *(one for _, one in listed)])
     order = np.lexsort((rows, -scores))[:k]

@@ -55,7 +55,7 @@ class Keywords:
         among = self._opened.snapshot.live if query.bm25.idf == "collection" else rows.parts
         size = self._size if query.bm25.idf == "collection" else self._sized(among)
         weights = _idf(self._counted(ranges, among), size.rows) * times
-        return joined(self._best(ranges, weights, size, query.bm25, rows, k), k, 0.0)
+        return joined(self._best(ranges, weights, size, query.bm25, rows, k), k, 0.0, is_ranked=True)
 
     def _best(
         self, ranges: list[Array], weights: Array, size: Size, how: Bm25, rows: RowSet, k: int
@@ -69,7 +69,7 @@ class Keywords:
             floor = float(best[-1]) if len(best) == k else 0.0
             words = Words(here, weights, base, slope)
             found, scores = kernels().best(postings, part, words, k, floor)
-            best = -np.sort(-np.concatenate([best, scores]))[:k]
+            best = -np.sort(-np.concatenate([best, scores]))[:k] if len(best) else scores
             yield start, found, scores
 
     def _counted(self, ranges: list[Array], among: tuple[Bits, ...]) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from danlu.errors import ConfigError
 from danlu.recall.channels.base import Opened, joined
 from danlu.recall.columns.vectors import Vectors
+from danlu.recall.embedding import question_vector
 from danlu.recall.query import Found, Query, given_for
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.rows.kernels import answered
@@ -40,7 +40,7 @@ class Nearest:
             return None if given is None else self._checked(given)
         if query.like is None or self._column.embedder is None:
             return None
-        return embedded(self._column.embedder, query.like)
+        return question_vector(self._column.embedder, query.like)
 
     def _checked(self, given: Any) -> Array:
         wanted = np.asarray(given, np.float32)
@@ -77,19 +77,6 @@ def _scores(values: Array, wanted: Array, metric: str) -> Array:
         return products
     lengths = np.sqrt(np.square(values).sum(1)) * np.sqrt(np.square(wanted).sum())
     return products / np.where(lengths > 0, lengths, np.inf)
-
-
-@cache
-def _embedder(name: str) -> Any:
-    from danlu.recall.embed import Embedder
-
-    return Embedder(name)
-
-
-def embedded(embedder: str, text: str) -> Array:
-    """The vector of a question. Loads torch."""
-    vector: Array = _embedder(embedder).embed([text], "query", truncate=True)[0]
-    return vector
 
 
 def vector_channels(opened: Opened) -> Iterator[Nearest]:

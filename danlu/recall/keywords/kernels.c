@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define SHARD_ROWS (1L << 20)
-#define WINDOW (1L << 14)
+#define WINDOW (1L << 12)
 #define WINDOW_WORDS (WINDOW / 64)
 #define BLOCK 128
 /* A bound is rounded as well; so much it is raised. */
@@ -48,9 +48,22 @@ typedef struct {
 } query;
 
 typedef struct {
-    long from, to;    /* of the list: what lies in the window */
-    double bound;
+    long from, to; /* of the list: what lies in the window */
+    double bound;  /* of what the word adds to a row of the window */
+    int needed;    /* rows that no such word is in are not among the best */
 } part;
+
+/* What one window is worked on with. */
+typedef struct {
+    part *parts;
+    long *left_out;   /* words that are not needed, those that add least first */
+    double *rests;    /* what the words before each of them add together at most */
+    long left_outs;
+    double sums[WINDOW];
+    uint64_t seen[WINDOW_WORDS], chosen[WINDOW_WORDS];
+    double scores[WINDOW];
+    uint16_t near[WINDOW]; /* rows that may be among the best, and what they have so far */
+} desk;
 
 static inline long count_of(const lists *x, long at) {
     return x->width == 1 ? ((const uint8_t *)x->counts)[at] : ((const uint16_t *)x->counts)[at];
@@ -152,114 +165,175 @@ static double bound_of(const lists *x, const query *q, double weight, long from,
     return most * SLACK;
 }
 
-/* The score of a row, summed over the words in their order; `parts` go on from there. */
-static double exact(const lists *x, const query *q, part *parts, long row, int move) {
+/* The score of a row, summed over the words in their order. Rows are asked for in order: `from` goes along. */
+static double exact(const lists *x, const query *q, part *parts, long row) {
     double sum = 0;
     for (long t = 0; t < q->words; t++) {
-        const long at = seek(x->rows, parts[t].from, parts[t].to, row);
-        if (move) parts[t].from = at;
+        const long at = parts[t].from = seek(x->rows, parts[t].from, parts[t].to, row);
         if (at < parts[t].to && x->rows[at] == row) sum += gain(q, q->weights[t], count_of(x, at), x->lengths[row]);
     }
     return sum;
 }
 
 /* Each row of a small set is looked up. */
-static long looked_up(const lists *x, const query *q, part *parts, long start, long rows, const uint64_t *words, long size) {
+static long looked_up(const lists *x, const query *q, desk *d, long start, long rows, const uint64_t *words, long size) {
     for (long w = 0; w < (rows + 63) / 64; w++)
         for (uint64_t left = words[w]; left; left &= left - 1) {
             const long row = start + w * 64 + __builtin_ctzll(left);
-            const double score = exact(x, q, parts, row, 1);
+            const double score = exact(x, q, d->parts, row);
             if (score > q->floor) size = offer(q, size, score, (uint32_t)row);
         }
     return size;
 }
 
-/* Rows that are brought near the best by `needed` words; of the others, all together add `rest` at most. */
-static long walked(const lists *x, const query *q, part *parts, const uint8_t *needed, double rest, long start, long rows,
-                   const uint64_t *words, int is_few, double *sums, long size) {
+static inline double least_of(const query *q, long size) {
+    return size == q->k && q->scores[0] > q->floor ? q->scores[0] : q->floor;
+}
+
+/* Lists of needed words are added up. */
+static void add_up(const lists *x, const query *q, desk *d, long start, long rows, const uint64_t *words, int is_few) {
     for (long t = 0; t < q->words; t++) {
-        if (!needed[t]) continue;
+        if (!d->parts[t].needed) continue;
         const double weight = q->weights[t];
-        for (long at = parts[t].from; at < parts[t].to; at++) {
+        for (long at = d->parts[t].from; at < d->parts[t].to; at++) {
             const long row = x->rows[at], off = row - start;
             if (off < 0 || off >= rows || (is_few && !has(words, off))) continue;
-            sums[off] += gain(q, weight, count_of(x, at), x->lengths[row]);
+            d->sums[off] += gain(q, weight, count_of(x, at), x->lengths[row]);
+            d->seen[off / 64] |= 1ULL << off % 64;
         }
     }
-    for (long t = 0; t < q->words; t++) {
-        if (!needed[t]) continue;
-        for (long at = parts[t].from; at < parts[t].to; at++) {
-            const long row = x->rows[at], off = row - start;
-            if (off < 0 || off >= rows) continue;
-            double score = sums[off];
-            if (score == 0) continue;
-            sums[off] = 0;
-            const double least = size == q->k && q->scores[0] > q->floor ? q->scores[0] : q->floor;
-            if ((score + rest) * SLACK < least || !has(words, off)) continue;
-            if (rest > 0) score = exact(x, q, parts, row, 0);
-            if (score > q->floor) size = offer(q, size, score, (uint32_t)row);
+}
+
+/* Rows of the window that needed words are in and that may be among the best; the others are let go one word at a time. */
+static long walked(const lists *x, const query *q, desk *d, long start, const uint64_t *words, long size) {
+    double rest = d->left_outs ? d->rests[d->left_outs] : 0;
+    long near = 0;
+    for (long w = 0; w < WINDOW_WORDS; w++) {
+        for (uint64_t left = d->seen[w]; left; left &= left - 1) {
+            const long off = w * 64 + __builtin_ctzll(left);
+            const double score = d->sums[off];
+            d->sums[off] = 0;
+            if ((score + rest) * SLACK < least_of(q, size) || !has(words, off)) continue;
+            if (!d->left_outs) { /* it is summed already, and in order */
+                if (score > q->floor) size = offer(q, size, score, (uint32_t)(start + off));
+                continue;
+            }
+            d->near[near] = (uint16_t)off;
+            d->scores[near++] = score;
         }
+        d->seen[w] = 0;
+    }
+    for (long out = d->left_outs - 1; out >= 0 && near; out--) {
+        const long t = d->left_out[out];
+        const double weight = q->weights[t], least = least_of(q, size);
+        long at = d->parts[t].from, kept = 0;
+        rest = d->rests[out];
+        for (long i = 0; i < near; i++) {
+            const long row = start + d->near[i];
+            double score = d->scores[i];
+            at = seek(x->rows, at, d->parts[t].to, row);
+            if (at < d->parts[t].to && x->rows[at] == row) score += gain(q, weight, count_of(x, at), x->lengths[row]);
+            if ((score + rest) * SLACK < least) continue;
+            d->near[kept] = d->near[i];
+            d->scores[kept++] = score;
+        }
+        near = kept;
+    }
+    for (long i = 0; i < near; i++) {
+        if (d->scores[i] * SLACK < least_of(q, size)) continue;
+        const double score = exact(x, q, d->parts, start + d->near[i]);
+        if (score > q->floor) size = offer(q, size, score, (uint32_t)(start + d->near[i]));
     }
     return size;
 }
 
 /* -- all of them -------------------------------------------------------------------------------------------------- */
 
-/* The k best rows of the set with a score above the floor, the best first. Returns how many; -1: no memory. */
-long danlu_best(const lists *x, const set *s, const query *q) {
-    part *parts = malloc(q->words * sizeof(part));
-    uint8_t *needed = malloc(q->words);
-    double *sums = calloc(WINDOW, sizeof(double));
-    uint64_t *into = malloc(WINDOW_WORDS * 8);
+/* What each word can add in the window; the sum of it. */
+static double bounds(const lists *x, const query *q, desk *d, long end) {
+    double all = 0;
+    for (long t = 0; t < q->words; t++) {
+        part *one = d->parts + t;
+        one->from = one->to;
+        one->to = seek(x->rows, one->from, q->ranges[2 * t + 1], end);
+        one->needed = one->to > one->from;
+        one->bound = one->needed ? bound_of(x, q, q->weights[t], one->from, one->to) : 0;
+        all += one->bound;
+    }
+    return all;
+}
+
+/* Words that add least are left out, as long as all of them together stay below the worst of the best. Returns how long
+   the lists of the others are. */
+static long leave_out(const query *q, desk *d, double least) {
+    double rest = 0;
+    d->left_outs = 0;
+    for (;;) {
+        long next = -1;
+        for (long t = 0; t < q->words; t++)
+            if (d->parts[t].needed && (next < 0 || d->parts[t].bound < d->parts[next].bound)) next = t;
+        if (next < 0 || (rest + d->parts[next].bound) * SLACK >= least) break;
+        d->rests[d->left_outs] = rest;
+        d->left_out[d->left_outs++] = next;
+        rest += d->parts[next].bound;
+        d->parts[next].needed = 0;
+    }
+    d->rests[d->left_outs] = rest;
+    long entries = 0;
+    for (long t = 0; t < q->words; t++)
+        if (d->parts[t].needed) entries += d->parts[t].to - d->parts[t].from;
+    return entries;
+}
+
+static long windows(const lists *x, const set *s, const query *q, desk *d) {
     long size = 0;
-    if ((q->words && (!parts || !needed)) || !sums || !into) size = -1;
-    for (long t = 0; t < q->words && size == 0; t++) parts[t].to = q->ranges[2 * t];
-    for (long start = 0; start < s->rows && size >= 0 && q->k > 0; start += WINDOW) {
+    for (long t = 0; t < q->words; t++) d->parts[t].to = q->ranges[2 * t];
+    for (long start = 0; start < s->rows; start += WINDOW) {
         const long rows = s->rows - start < WINDOW ? s->rows - start : WINDOW;
-        const double least = size == q->k && q->scores[0] > q->floor ? q->scores[0] : q->floor;
+        const double least = least_of(q, size);
+        if (bounds(x, q, d, start + rows) * SLACK <= least) continue;
         const uint64_t *words;
-        double all = 0;
-        long entries = 0;
-        for (long t = 0; t < q->words; t++) {
-            parts[t].from = parts[t].to;
-            parts[t].to = seek(x->rows, parts[t].from, q->ranges[2 * t + 1], start + rows);
-            const int is_there = parts[t].to > parts[t].from;
-            parts[t].bound = is_there ? bound_of(x, q, q->weights[t], parts[t].from, parts[t].to) : 0;
-            all += parts[t].bound;
-            entries += parts[t].to - parts[t].from;
-            needed[t] = is_there;
-        }
-        if (all * SLACK <= least) continue;
-        const long count = chosen(s, start, rows, into, &words);
+        const long count = chosen(s, start, rows, d->chosen, &words);
         if (count == 0) continue;
-        /* Words that add least are left out, as long as all of them together stay below the worst of the best. */
-        double rest = 0;
-        for (;;) {
-            long next = -1;
-            for (long t = 0; t < q->words; t++)
-                if (needed[t] && (next < 0 || parts[t].bound < parts[next].bound)) next = t;
-            if (next < 0 || (rest + parts[next].bound) * SLACK >= least) break;
-            rest += parts[next].bound;
-            needed[next] = 0;
-            entries -= parts[next].to - parts[next].from;
-        }
+        const long entries = leave_out(q, d, least);
         if (words && count * q->words * LOOK_UP < entries) {
-            size = looked_up(x, q, parts, start, rows, words, size);
+            size = looked_up(x, q, d, start, rows, words, size);
         } else {
-            size = walked(x, q, parts, needed, rest, start, rows, words, count * 4 < rows, sums, size);
+            add_up(x, q, d, start, rows, words, count * 4 < rows);
+            size = walked(x, q, d, start, words, size);
         }
     }
-    free(parts);
-    free(needed);
-    free(sums);
-    free(into);
-    for (long left = size; left > 1; left--) { /* the worst goes to the end, time and again */
+    return size;
+}
+
+/* The best first: the worst goes to the end, time and again. */
+static void sort(const query *q, long size) {
+    for (long left = size; left > 1; left--) {
         const double score = q->scores[left - 1];
         const uint32_t row = q->rows[left - 1];
         q->scores[left - 1] = q->scores[0];
         q->rows[left - 1] = q->rows[0];
         sink(q, left - 1, 0, score, row);
     }
+}
+
+/* The k best rows of the set with a score above the floor, the best first. Returns how many; -1: no memory. */
+long danlu_best(const lists *x, const set *s, const query *q) {
+    if (!q->words || !q->k) return 0;
+    desk *d = calloc(1, sizeof(desk));
+    if (d) {
+        d->parts = malloc(q->words * sizeof(part));
+        d->left_out = malloc(q->words * sizeof(long));
+        d->rests = malloc((q->words + 1) * sizeof(double));
+    }
+    const long size = d && d->parts && d->left_out && d->rests ? windows(x, s, q, d) : -1;
+    if (d) {
+        free(d->parts);
+        free(d->left_out);
+        free(d->rests);
+    }
+    free(d);
+    sort(q, size);
     return size;
 }
 

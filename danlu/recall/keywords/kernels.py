@@ -79,8 +79,7 @@ def _address(structure: Any) -> Any:
 
 
 def _lists(postings: Postings) -> _Lists:
-    arrays = (postings.rows, postings.counts, postings.lengths, postings.most, postings.least)
-    return _Lists(*map(_at, arrays), postings.counts.itemsize, len(postings.rows))
+    return _Lists(*postings.addresses, postings.counts.itemsize, len(postings.rows))
 
 
 def _set(rows: Bits) -> _Set:

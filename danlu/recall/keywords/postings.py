@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class Postings:
         if counts.max(initial=0) < 256:
             counts = counts.astype(np.uint8)
         return cls(words, starts, rows, counts, lengths, *_bounds(rows, counts, lengths))
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Of rows, counts, lengths, most and least, as kernels.c reads them."""
+        return tuple(int(getattr(self, name).ctypes.data) for name in ("rows", "counts", "lengths", "most", "least"))
 
     def write(self, writer: ArrayWriter) -> None:
         for name in _ARRAYS:

@@ -8,7 +8,9 @@ and pair by pair: pairs find words without a dictionary that may lack them, and 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from functools import cache, lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -24,6 +26,8 @@ _UNSPACED = (
 # Runs of letters have this bit, so that none is taken for a piece.
 _RUN = np.uint64(1 << 63)
 _POINT_BITS = np.uint64(21)
+# Words of questions whose numbers are remembered.
+_KEPT = 1 << 16
 # Class of each code point, found when it is first met.
 _CLASSES = np.full(0x110000, UNSEEN, np.uint8)
 
@@ -34,6 +38,7 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
+@cache
 def class_of(character: str) -> int:
     if unicodedata.category(character)[0] not in "LNM":
         return BETWEEN
@@ -71,8 +76,18 @@ def _runs(letters: Array, begins: Array) -> Array:
 
 def asked(text: str) -> tuple[Array, Array]:
     """(uint64 words in order, int64 how often each is asked for) of a question."""
-    found, _ = keys(text.replace("\0", " "))
-    return np.unique(found, return_counts=True)
+    counts = sorted(Counter(map(_key, words(text))).items())
+    made = np.array([key for key, _ in counts], np.uint64)
+    return made, np.array([count for _, count in counts], np.int64)
+
+
+@lru_cache(maxsize=_KEPT)
+def _key(word: str) -> int:
+    """The number of one word as it is seen."""
+    if class_of(word[0]) == PIECE:
+        return ord(word) if len(word) == 1 else ord(word[0]) << int(_POINT_BITS) | ord(word[1])
+    points = np.frombuffer(word.encode("utf-32-le", "surrogatepass"), "<u4")
+    return int(_runs(points, np.arange(len(points)) == 0)[0])
 
 
 def words(text: str) -> list[str]:

@@ -1,0 +1,40 @@
+"""Danlu's side of benchmarks/recall_words.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from recalling import best, request, size_bytes
+
+from danlu.recall import BuildOptions, Collection, Fuse, Query
+
+
+def main() -> None:
+    asked = request()
+    place = Path(asked["folder"])
+    begun = time.perf_counter()
+    made = Collection.build(place, asked["table"], BuildOptions(id="id", text=("text",)))
+    built = time.perf_counter() - begun
+
+    def ask(where: str | None) -> list[list[float]]:
+        how = Fuse(depth=10)
+        answers = [made.recall(Query(where=where, text=text, fuse=how)) for text in asked["questions"]]
+        return [[one.places["words:text"].score for one in answer] for answer in answers]
+
+    seconds, scores = best(lambda: ask(None), asked["repeats"])
+    some_seconds, some_scores = best(lambda: ask("\"group\" = 'group 7'"), asked["repeats"])
+    count = len(asked["questions"])
+    print(
+        json.dumps(
+            {
+                "version": "", "build": built, "size": size_bytes(place), "all": count / seconds,
+                "some": count / some_seconds, "scores": scores, "some scores": some_scores,
+            }
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
