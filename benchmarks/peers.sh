@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the environments of the peers we measure against, one each, never mixed with ours.
-#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp recall
+#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp recall behaviour
 # llama-cpp is compiled for this processor: that takes a C++ compiler and about ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,6 +29,7 @@ for peer in "$@"; do
     openvino) make_peer openvino "openvino-genai==2026.4.1.0" ;;
     llama-cpp) make_peer llama-cpp "llama-cpp-python==0.3.36" ;;
     recall) make_peer recall "duckdb==2.0.1" "polars==2.1.0" ;;
-    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, recall)" >&2 && exit 2 ;;
+    behaviour) make_peer behaviour "implicit==0.7.3" "similaripy==0.7.0" "recfarm==0.2.1" ;;
+    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, recall, behaviour)" >&2 && exit 2 ;;
     esac
 done

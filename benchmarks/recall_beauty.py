@@ -172,16 +172,17 @@ def block(rows: dict[str, dict[str, float]], weights: dict[str, float], users: i
         timed = "seconds" in row
         alone = "–" if name == "fused" else f"{row['alone']:.2%}"
         cells = [
-            NAMES[name][at], *(f"{row[key]:.4f}" for key in ("hit_rate", "ndcg", "mrr")), f"{row['coverage']:.0%}", alone,
+            NAMES[name][at], *(f"{row[key]:.4f}" for key in ("hit_rate", "ndcg", "mrr")),
+            f"{row['coverage']:.0%}", alone,
             f"{row['seconds']:,.1f}" if timed else "–", f"{row['p50']:.2f}, {row['p99']:.2f}" if timed else "–",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     listed = ", ".join(f"{NAMES[name][at]} {weight:g}" for name, weight in weights.items())
     note = (
-        f"{users:,} users of Amazon Beauty, the last item of each, all items ranked; fused by reciprocal ranks with the "
-        f"weights {listed}, chosen by the last item but one. {cpu_name()}, while it did other work as well.",
-        f"Amazon Beauty 的 {users:,} 个用户，预测各自的最后一个物品，对全部物品排序；融合采用加权倒数排名，权重为 {listed}，"
-        f"由倒数第二个物品选定。{cpu_name()}，同时运行着其他任务。",
+        f"{users:,} users of Amazon Beauty, the last item of each, all items ranked; fused by reciprocal ranks with "
+        f"the weights {listed}, chosen by the last item but one. {cpu_name()}, while it did other work as well.",
+        f"Amazon Beauty 的 {users:,} 个用户，预测各自的最后一个物品，对全部物品排序；融合采用加权倒数排名，"
+        f"权重为 {listed}，由倒数第二个物品选定。{cpu_name()}，同时运行着其他任务。",
     )[at]
     return "\n".join([*lines, "", note, ""])
 
