@@ -105,6 +105,7 @@ _RECALL = {
 }
 _ACTS = {
     "events": "Store who did what with the rows of a collection, and learn from it whom to recommend what.",
+    "recommend": "Rows for a user, by what was done; or rows that go with others. As JSON lines, with what found each.",
     "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
 }

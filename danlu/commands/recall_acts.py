@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from rich.table import Table
@@ -18,7 +18,7 @@ from danlu.recall.behaviour.plain import Top
 from danlu.recall.collection import Collection
 from danlu.recall.fusing import fused
 from danlu.recall.measure.measuring import Measured
-from danlu.recall.query import Found, Fuse
+from danlu.recall.query import Found, Fuse, Query
 from danlu.words import words
 
 if TYPE_CHECKING:
@@ -74,6 +74,81 @@ def events(
     )
     if told.duplicates:
         news(words()("{count} events stood there twice and count once", count=f"{told.duplicates:,}"))
+
+
+def recommend(
+    collection: GivenPath,
+    user: str | None = None,
+    /,
+    *,
+    items: Annotated[list[str] | None, Several] = None,
+    where: str | None = None,
+    traits: Annotated[list[str] | None, Several] = None,
+    channels: Annotated[list[str] | None, Several] = None,
+    columns: Annotated[list[str] | None, Several] = None,
+    top: int = 10,
+    seen: bool = False,
+) -> None:
+    """Rows for a user, by what was done; or rows that go with others. As JSON lines, with what found each.
+
+    Parameters
+    ----------
+    collection
+        a folder with events, stored by danlu recall events
+    user
+        who is asked for, by the id in the events
+    items
+        ids of rows, as if a user had done something with each; beside a user, after what the user did
+    where
+        a where-clause that results pass
+    traits
+        name=value of what is known of the user, for towers that were trained with attributes of users
+    channels
+        the channels to ask; without it all
+    columns
+        columns to show of each row; without it none
+    top
+        results at most
+    seen
+        give also what the user has met already
+    """
+    opened = Collection.open(collection, say=news)
+    names = opened.behaviour.events.user_names
+    query = Query(
+        where=where,
+        user=_as_id(user, names.is_whole),
+        items=tuple(_as_id(one, opened.id_type is int) for one in items or ()),
+        traits=dict(_trait(one) for one in traits) if traits else None,
+        channels=tuple(channels) if channels else None,
+        seen=seen,
+        top=top,
+    )
+    found = opened.recall(query)
+    shown = opened.table(found.rows, columns).to_pylist() if columns else [{} for _ in found]
+    for one, more in zip(found, shown, strict=True):
+        ranks = {name: place.rank for name, place in one.places.items()}
+        row = {"id": one.id, "score": round(one.score, 6), "found_by": ranks, **more}
+        say(dumps(row, ensure_ascii=False, default=str))
+
+
+def _as_id(word: str | None, is_whole: bool) -> Any:
+    """An id as it is in the data. Raises ConfigError for a text where ids are numbers."""
+    if word is None or not is_whole:
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise ConfigError(f"{word!r} is no id", allowed="a whole number") from None
+
+
+def _trait(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"--traits {word}", allowed="name=value")
+    try:
+        return name, loads(value)
+    except ValueError:
+        return name, value
 
 
 def measure(

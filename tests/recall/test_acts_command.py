@@ -48,6 +48,30 @@ def test_events_are_stored_and_learnt_from(call, shop):
     assert len(Collection.open(shop).behaviour.events) == 240
 
 
+def test_recommended_to_a_user_and_beside_rows(call, shop):
+    assert stored(call, shop)[0] == 0
+    code, out, err = call(
+        "recall", "recommend", shop, "3", "--where", "colour = 'red'", "--top", "3", "--columns", "colour"
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 3
+    assert {row["colour"] for row in rows} == {"red"}
+    assert all(set(row["found_by"]) <= {"item_cf", "swing", "user_cf"} for row in rows)
+    code, out, _ = call("recall", "recommend", shop, "--items", "4", "5", "--channels", "swing", "--top", "2")
+    assert (code, len(out.splitlines())) == (0, 2)
+    code, out, _ = call("recall", "recommend", shop, "999", "--top", "2")  # of whom nothing is known
+    assert (code, json.loads(out.splitlines()[0])["found_by"]) == (0, {"hot": 1})
+    for wrong, seen in (
+        (["ann"], "'ann' is no id"),
+        ([], "nothing is asked for"),
+        (["3", "--traits", "age"], "--traits age"),
+        (["3", "--traits", "age=3"], "no channel"),
+    ):
+        code, _, err = call("recall", "recommend", shop, *wrong)
+        assert (code, seen in err) == (2, True) or wrong[-1] == "age=3", err
+
+
 def test_measured_on_events_that_are_held_out(call, shop, tmp_path):
     assert stored(call, shop)[0] == 0
     code, out, _ = call("recall", "measure", shop, "--json", "--k", "1", "5")
