@@ -97,7 +97,7 @@ app.command(recall)
 _RECALL = {
     "build": "Make a collection out of tables: rows of any number, in memory that does not grow with them.",
     "append": "Add rows to a collection.",
-    "query": "Rows that qualify, as JSON lines or into a file; or only how many.",
+    "query": "Rows that qualify, as JSON lines or into a file; or only how many; or the best of them for a text.",
     "profile": "Who the rows are: of every attribute, how its values are spread, and beside it among all.",
     "audience": "Keep a where-clause under a name, which others may use as audience('name'); without one, list them.",
     "check": "Read every file of a collection and compare it with its checksums.",
@@ -109,8 +109,9 @@ _ACTS = {
     "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
 }
+_MODULE_OF = {"query": "finding", "train": "towers", **dict.fromkeys(("events", "recommend", "measure"), "recall_acts")}
 for _name, _help in {**_RECALL, **_ACTS}.items():
-    _module = "recalling" if _name in _RECALL else "towers" if _name == "train" else "recall_acts"
+    _module = _MODULE_OF.get(_name, "recalling")
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),

@@ -127,7 +127,7 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 def _pair(name: str, value: Any) -> Any:
     """key=value as a mapping of one key."""
     key, equals, text = value.partition("=") if isinstance(value, str) else ("", "", "")
-    if not equals or not re.fullmatch(r"\w+", key):
+    if not equals or not re.fullmatch(r"[\w:]+", key):
         return value
     try:
         return {key: from_yaml(text)}

@@ -7,29 +7,24 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from itertools import islice
 from json import dumps
-from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from danlu.commands.shared import ERRORS, OUT, Flat, GivenPath, Several, news, say
+from danlu.commands.shared import ERRORS, OUT, Flat, GivenPath, news, say
 from danlu.config import Options
-from danlu.errors import ConfigError, DataError, disk_faults, size_in_words
+from danlu.errors import ConfigError, DataError, size_in_words
 from danlu.flags import as_flags, from_flags
 from danlu.recall.collection import Collection
 from danlu.recall.options import BuildOptions
 from danlu.recall.profile import Attribute, Share
-from danlu.recall.rowset import RowSet
 from danlu.words import words
 
 if TYPE_CHECKING:
     BuildFlags = Options
 else:
     BuildFlags = as_flags(BuildOptions)
-
-_CHUNK_ROWS = 1 << 17
 
 
 def build(
@@ -74,61 +69,6 @@ def append(collection: GivenPath, /, *files: GivenPath, upsert: bool = False) ->
     _tell(made)
 
 
-def query(
-    collection: GivenPath,
-    where: str,
-    /,
-    *,
-    count: bool = False,
-    columns: Annotated[list[str] | None, Several] = None,
-    limit: int | None = None,
-    out: GivenPath | None = None,
-) -> None:
-    """Rows that qualify, as JSON lines or into a file; or only how many.
-
-    Parameters
-    ----------
-    collection
-        a folder that danlu recall build has made
-    where
-        a where-clause: sex = 'F' and age > 25 and interests in ('yoga', 'travel')
-    count
-        print how many rows there are, and nothing else
-    columns
-        the columns to show; without it all that came from files
-    limit
-        rows at most; without it 20, and into a file all
-    out
-        a .parquet, .csv or .jsonl file to write, which must not be there
-    """
-    if limit is not None and limit < 0:
-        raise ConfigError(f"--limit {limit}", allowed="0 or more")
-    if count:
-        if given := [
-            name for name, value in (("columns", columns), ("limit", limit), ("out", out)) if value is not None
-        ]:
-            raise ConfigError(f"--{given[0]} has no effect beside --count", fix="leave one of them out")
-        say(str(Collection.open(collection, say=news).count(where)))
-        return
-    opened = Collection.open(collection, say=news)
-    begun = perf_counter()
-    rows = opened.where(where)
-    milliseconds = 1000 * (perf_counter() - begun)
-    told = words()(
-        "{count} of {all} rows, in {time} ms",
-        count=f"{len(rows):,}",
-        all=f"{len(opened):,}",
-        time=f"{milliseconds:,.1f}",
-    )
-    names = _shown_columns(opened, columns)
-    if out is None:
-        for row in opened.table(rows, names, 20 if limit is None else limit).to_pylist():
-            say(dumps(row, ensure_ascii=False, default=_as_text))
-    else:
-        _write(opened, rows, names, limit, out)
-    news(told)
-
-
 def profile(collection: GivenPath, where: str, /, *, top: int = 10, json: bool = False) -> None:
     """Who the rows are: of every attribute, how its values are spread, and beside it among all.
 
@@ -148,7 +88,7 @@ def profile(collection: GivenPath, where: str, /, *, top: int = 10, json: bool =
     opened = Collection.open(collection, say=news)
     attributes = opened.profile(opened.where(where))
     if json:
-        say(dumps([_figures(one) for one in attributes], ensure_ascii=False, indent=2, default=_as_text))
+        say(dumps([_figures(one) for one in attributes], ensure_ascii=False, indent=2, default=as_text))
         return
     for attribute in attributes:
         _show(attribute, top)
@@ -246,41 +186,7 @@ def _progress() -> Iterator[Callable[[int], None]]:
         yield lambda rows: bar.update(task, completed=rows)
 
 
-def _shown_columns(opened: Collection, asked: list[str] | None) -> list[str]:
-    if asked is not None:
-        return [name for word in asked for name in word.split(",")]
-    return [column.name for column in opened.columns if not column.name.startswith("_")]
-
-
-def _write(opened: Collection, rows: RowSet, names: list[str], limit: int | None, out: Path) -> None:
-    """All rows into a file, some at a time; the file is there when it is whole."""
-    from danlu.recall.exporting import WRITERS
-
-    if out.suffix not in WRITERS:
-        raise ConfigError(f"--out {out}: no kind of file that is written", allowed=", ".join(WRITERS))
-    if out.exists():
-        raise ConfigError(f"--out {out} exists", fix="choose another name, or remove it")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}", fix="make it, or choose another")
-    opened.table(rows, names, 0)  # names that are not there are said before anything is written
-    with disk_faults(out, "writing the rows"):
-        WRITERS[out.suffix](out, _tables(opened, rows, names, limit))
-    say(str(out))
-
-
-def _tables(opened: Collection, rows: RowSet, names: list[str], limit: int | None) -> Iterator[Any]:
-    left = len(rows) if limit is None else limit
-    yield opened.table(rows, names, 0)
-    for chunk in rows.chunks():
-        for start in range(0, len(chunk), _CHUNK_ROWS):
-            if left <= 0:
-                return
-            some = chunk[start : start + min(_CHUNK_ROWS, left)]
-            left -= len(some)
-            yield opened.table(some, names)
-
-
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     return value.isoformat() if isinstance(value, (date, datetime)) else str(value)
 
 
@@ -313,5 +219,5 @@ def _show(attribute: Attribute, top: int) -> None:
 
 def _value(share: Share) -> str:
     if isinstance(share.value, tuple):
-        return " – ".join(map(_as_text, share.value))
-    return _as_text(share.value)
+        return " – ".join(map(as_text, share.value))
+    return as_text(share.value)
