@@ -14,6 +14,7 @@
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
+#   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
 #   make bench-memory memory of a server, round after round
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
@@ -31,7 +32,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats \
-	bench-recall clean
+	bench-recall bench-behaviour clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -108,6 +109,11 @@ ROWS ?= 1000000
 bench-recall: $(INSTALLED)
 	benchmarks/peers.sh recall
 	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS)
+
+EVENTS ?= 1000000
+bench-behaviour: $(INSTALLED)
+	-benchmarks/peers.sh behaviour
+	$(BIN)/python benchmarks/recall_behaviour.py --events $(EVENTS) $(ARGS) $(WRITE)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

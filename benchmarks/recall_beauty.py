@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[name for name in NAMES if name != "fused"])
     parser.add_argument("--epochs", type=float, default=30)
     parser.add_argument("--folder", type=Path, default=ROOT / ".recall")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/recall")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/behaviour")
     given = parser.parse_args()
     given.folder.mkdir(exist_ok=True)
     lists = sequences(given.sequences)
@@ -202,7 +202,7 @@ def main() -> None:
     rows, weights = table(lists, given.folder)
     print(block(rows, weights, len(lists), "en"))
     if given.write:
-        guides.write(guides.RECALL, "beauty", lambda language: block(rows, weights, len(lists), language))
+        guides.write(guides.BEHAVIOUR, "beauty", lambda language: block(rows, weights, len(lists), language))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10**6)
     parser.add_argument("--limit", type=int, default=600, help="seconds that a side may take")
     parser.add_argument("--only", nargs="*", help="names of sides; all without it: danlu, librecommender, …")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/recall")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/behaviour")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         pairs = Path(name) / "pairs.npz"
@@ -116,7 +116,7 @@ def main() -> None:
             print(SIDES[key][0], rows[key], flush=True)
     print(block(rows, count, "en"))
     if given.write:
-        guides.write(guides.RECALL, "behaviour", lambda language: block(rows, count, language))
+        guides.write(guides.BEHAVIOUR, "behaviour", lambda language: block(rows, count, language))
 
 
 if __name__ == "__main__":
