@@ -117,3 +117,42 @@ def test_rows_among_a_set(shop):
     numbers = np.array([29, 0, 1, 20, 21, 0])
     assert among(red, numbers).tolist() == [int(one) in red for one in numbers]
     assert among(red, np.empty(0, np.int64)).tolist() == []
+
+
+# -- what users of other tools have reported ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", ["item_cf", "swing", "user_cf", "hot"])
+def test_as_many_as_are_asked_for_and_no_more_whatever_is_left_out(shop, channel):
+    """implicit 736 gave more where items were left out, implicit 345 fewer, and items that were liked already."""
+    for where in (None, "colour = 'red'", "sku in ('s0', 's1', 's2', 's3', 's4', 's5', 's6')"):
+        qualify = set(shop.ids(shop.everything() if where is None else shop.where(where)).to_pylist())
+        found = shop.recall(Query(user="u3", where=where, channels=(channel,), top=4))
+        everything = shop.recall(Query(user="u3", channels=(channel,), top=30))
+        wanted = [one for one in ids(everything) if one in qualify][:4]
+        assert ids(found) == wanted
+        assert not met(shop, "u3") & set(ids(found))
+
+
+def test_the_first_item_of_all_is_one_as_others_are(shop):
+    """implicit 316: the item in the first row was never recommended."""
+    first = shop.behaviour.events.item_names.ids(np.array([0]))[0]
+    who = [f"u{at}" for at in range(20) if first not in met(shop, f"u{at}")]
+    assert any(first in ids(shop.recall(Query(user=user, channels=("swing",), top=30))) for user in who)
+
+
+def test_what_is_hot_is_filtered_as_all_is_and_ids_are_those_of_the_data(shop):
+    """gorse 392 and 764: hidden items in popular ones; LibRecommender 169: inner numbers for those who are new."""
+    found = shop.recall(Query(user="nobody", where="colour = 'blue'", top=30))
+    assert found
+    assert all(isinstance(one.id, str) and int(one.id[1:]) % 2 == 1 for one in found)
+
+
+def test_what_a_user_has_just_done_is_not_recommended_any_more(shop, tmp_path):
+    """gorse 833."""
+    shutil.copytree(shop.path, tmp_path / "shop.recall")
+    here = Collection.open(tmp_path / "shop.recall")
+    first = ids(here.recall(Query(user="u3", top=1)))[0]
+    click = pa.table({"user": ["u3"], "item": [first], "time": [10**9 + 10**8]})
+    later = here.add_events(click, now=NOW)
+    assert first not in ids(later.recall(Query(user="u3", top=30)))
