@@ -149,6 +149,9 @@ def table(lists: list[list[int]], folder: Path) -> tuple[dict[str, dict[str, flo
     for found in (measure(asks, wanted, (K,), 1), measure({"fused": _answers(both)}, wanted, (K,), 1)):
         for one in found.channels:
             about = json.loads((folder / f"{one.name}.json").read_text()) if one.name != "fused" else {}
+            if one.name == "towers":  # also of a run that was resumed
+                steps = Journal(folder / "towers").metrics()
+                about |= {"seconds": sum(row["seconds"] for row in steps), "steps": len(steps)}
             quality = one.at[K]
             rows[one.name] = {
                 "hit_rate": quality.hit_rate, "ndcg": quality.ndcg, "mrr": quality.mrr, "coverage": quality.coverage,
@@ -177,12 +180,14 @@ def block(rows: dict[str, dict[str, float]], weights: dict[str, float], users: i
             f"{row['seconds']:,.1f}" if timed else "–", f"{row['p50']:.2f}, {row['p99']:.2f}" if timed else "–",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    steps = f"{rows['towers']['steps']:,}" if "towers" in rows else "0"
     listed = ", ".join(f"{NAMES[name][at]} {weight:g}" for name, weight in weights.items())
     note = (
         f"{users:,} users of Amazon Beauty, the last item of each, all items ranked; fused by reciprocal ranks with "
-        f"the weights {listed}, chosen by the last item but one. {cpu_name()}, while it did other work as well.",
+        f"the weights {listed}, chosen by the last item but one; towers of {steps} steps. {cpu_name()}, which did other "
+        "work at the same time, so times are what they are at most.",
         f"Amazon Beauty 的 {users:,} 个用户，预测各自的最后一个物品，对全部物品排序；融合采用加权倒数排名，"
-        f"权重为 {listed}，由倒数第二个物品选定。{cpu_name()}，同时运行着其他任务。",
+        f"权重为 {listed}，由倒数第二个物品选定；双塔训练 {steps} 步。{cpu_name()}，同时运行着其他任务，耗时仅为上限。",
     )[at]
     return "\n".join([*lines, "", note, ""])
 

@@ -221,30 +221,10 @@ class Collection:
 
     def table(self, rows: RowSet | Array, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Values of these rows: of a set in its order, of numbers in theirs; the first `limit` of them."""
-        import pyarrow as pa
+        from danlu.recall.tables import table_of
 
-        from danlu.recall.fitted import arrow_type
-
-        places = self._places(columns)
-        numbers = self._numbers(rows, limit)
-        owners = np.searchsorted(self.snapshot.starts, numbers, side="right") - 1
-        made = []
-        for at in places:
-            column = self.columns[at]
-            parts, order = [], []
-            for owner in np.unique(owners).tolist():
-                here = np.flatnonzero(owners == owner)
-                order.append(here)
-                parts.append(self._array(at, owner, numbers[here] - self.snapshot.starts[owner]))
-            array = pa.concat_arrays(parts) if parts else pa.array([], arrow_type(column))
-            back = np.argsort(np.concatenate(order), kind="stable") if order else np.empty(0, np.int64)
-            made.append(array if len(parts) < 2 else array.take(pa.array(back)))
-        return pa.table(made, names=[self.columns[at].name for at in places])
-
-    def _array(self, at: int, owner: int, rows: Array) -> pa.Array:
-        from danlu.recall.tables import arrow_of
-
-        return arrow_of(self.columns[at], self.segments[owner].columns[at], rows)
+        places, numbers = self._places(columns), self._numbers(rows, limit)
+        return table_of(self.columns, places, self.segments, self.snapshot.starts, numbers)
 
     def _numbers(self, rows: RowSet | Array, limit: int | None) -> Array:
         if not isinstance(rows, RowSet):
