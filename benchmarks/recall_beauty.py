@@ -184,8 +184,8 @@ def block(rows: dict[str, dict[str, float]], weights: dict[str, float], users: i
     listed = ", ".join(f"{NAMES[name][at]} {weight:g}" for name, weight in weights.items())
     note = (
         f"{users:,} users of Amazon Beauty, the last item of each, all items ranked; fused by reciprocal ranks with "
-        f"the weights {listed}, chosen by the last item but one; towers of {steps} steps. {cpu_name()}, which did other "
-        "work at the same time, so times are what they are at most.",
+        f"the weights {listed}, chosen by the last item but one; towers of {steps} steps. {cpu_name()}, which did "
+        "other work at the same time, so times are what they are at most.",
         f"Amazon Beauty 的 {users:,} 个用户，预测各自的最后一个物品，对全部物品排序；融合采用加权倒数排名，"
         f"权重为 {listed}，由倒数第二个物品选定；双塔训练 {steps} 步。{cpu_name()}，同时运行着其他任务，耗时仅为上限。",
     )[at]
