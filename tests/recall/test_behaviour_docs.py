@@ -26,9 +26,9 @@ def write_files(folder):
     write(folder / "shop.jsonl", [{"sku": at, "price": at % 100 + 0.5, "about": "for hiking"} for at in range(40)])
     users = ["ann", *(f"u{at}" for at in range(30))]
     clicks = [
-        {"user": user, "item": int((begin + at) % 40), "time": 10**9 + 100 * at, "kind": ["view", "buy"][at % 2]}
-        for user, begin in zip(users, rng.integers(0, 40, len(users)), strict=True)
-        for at in range(6)
+        {"user": user, "item": int(item), "time": 10**9 + 100 * at, "kind": ["view", "buy"][at % 2]}
+        for user in users
+        for at, item in enumerate(rng.choice(14, 6, replace=False))
     ]
     write(folder / "clicks.jsonl", clicks)
     write(folder / "labels.jsonl", [{"query": {"like": "hiking", "where": "price < 50"}, "relevant": [17, 23]}])
