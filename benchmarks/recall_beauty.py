@@ -155,7 +155,8 @@ def table(lists: list[list[int]], folder: Path) -> tuple[dict[str, dict[str, flo
             quality = one.at[K]
             rows[one.name] = {
                 "hit_rate": quality.hit_rate, "ndcg": quality.ndcg, "mrr": quality.mrr, "coverage": quality.coverage,
-                "alone": one.alone[K], **about,
+                "alone": one.alone[K],
+                **{key: about[key] for key in ("seconds", "p50", "p99", "steps") if key in about},
             }  # fmt: skip
     return rows, weights
 
