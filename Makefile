@@ -15,6 +15,7 @@
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
 #   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
+#   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
 #   make bench-memory memory of a server, round after round
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
@@ -32,7 +33,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-replay bench-doctor bench-parameters bench-plan bench-recipe bench-formats \
-	bench-recall bench-behaviour clean
+	bench-recall bench-words bench-passages bench-behaviour clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -85,7 +86,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-replay \
-	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall
+	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall bench-words
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -109,6 +110,15 @@ ROWS ?= 1000000
 bench-recall: $(INSTALLED)
 	benchmarks/peers.sh recall
 	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS)
+
+# `SIZES="1000000"` and `WRITE=--write` as elsewhere.
+SIZES ?= 10000 100000
+bench-words: $(INSTALLED)
+	benchmarks/peers.sh words
+	$(BIN)/python benchmarks/recall_words.py --plain --sizes $(SIZES) $(WRITE)
+
+bench-passages: $(INSTALLED)
+	$(BIN)/python benchmarks/recall_passages.py $(CMRC) $(WRITE)
 
 EVENTS ?= 1000000
 bench-behaviour: $(INSTALLED)

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import guides
@@ -263,29 +264,41 @@ def row_of_healthy(name: str, language: str) -> str:
     return f"| {name} | {without['held_out']:.3f} | {answer} | {watched['steps'] / without['steps']:.2f} x |"
 
 
-def block(names: Sequence[str], language: str) -> str:
-    """Both tables."""
-    faults, healthy = ([one for one in names if one in some] for some in (FAULTS, HEALTHY))
-    how = HOW[language].format(steps=STEPS, cores=os.cpu_count(), kind=cpu_name())
-    tables = ((HEADS[language][0], [row_of_fault(name)[0] for name in faults]),
-              (HEADS[language][1], [row_of_healthy(name, language) for name in healthy]))  # fmt: skip
-    return "\n\n".join("\n".join([head, *rows]) for head, rows in tables if rows) + f"\n\n{how}\n"
+def faults(names: Sequence[str], language: str) -> str:
+    """What became of them."""
+    return "\n".join([HEADS[language][0], *(row_of_fault(name)[0] for name in names), "", how(language)])
+
+
+def healthy(names: Sequence[str], language: str) -> str:
+    """What became of those."""
+    return "\n".join([HEADS[language][1], *(row_of_healthy(name, language) for name in names), "", how(language)])
+
+
+def how(language: str) -> str:
+    return HOW[language].format(steps=STEPS, cores=os.cpu_count(), kind=cpu_name()) + "\n"
+
+
+TABLES = {"doctor": (FAULTS, faults), "doctor-healthy": (HEALTHY, healthy)}  # its block in the guides -> what it shows
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", help="a fault or a healthy run by its name; more than once")
-    parser.add_argument("--write", action="store_true", help="put the tables into the guides to training")
+    parser.add_argument("--write", action="store_true", help="put what was asked into the guides to training")
     parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.here:
         return run_here(*asked.here)
     names = asked.only or [*FAULTS, *HEALTHY]
     failed = [name for name in names if not (row_of_fault(name)[1] if name in FAULTS else is_left_alone(name))]
-    print(block(names, "en"))
+    shown = {block: [name for name in names if name in some] for block, (some, _) in TABLES.items()}
+    for block, some in shown.items():
+        print(TABLES[block][1](some, "en") if some else "")
     print(f"not within {NEAR:.0%} and {LONGER:g} x the steps, or not left alone: {', '.join(failed) or 'none'}")
     if asked.write:
-        guides.write(TRAINING, "doctor", lambda language: block(names, language))
+        for block, some in shown.items():
+            if some:
+                guides.write(TRAINING, block, partial(TABLES[block][1], some))
     return int(bool(failed))
 
 

@@ -1,7 +1,7 @@
 """Training speed beside TRL's: same model, data, LoRA, optimizer and schedule, in one run on one machine.
 
     make bench-sft                       (about 20 minutes on two cores)
-    .venv/bin/python benchmarks/sft.py --steps 8 --trial-steps 2
+    .venv/bin/python benchmarks/sft.py --steps 8 --trial-steps 4
 
 First TRL's settings are tried, each in a process of its own: float32 weights, bfloat16 autocast, bfloat16
 weights, small and large batches, batches sorted by length, packing. Its fastest then trains for the full
@@ -136,7 +136,7 @@ def write_data(folder: Path, train_rows: int, held_out_rows: int) -> tuple[Path,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the full runs")
-    parser.add_argument("--trial-steps", type=int, default=3, help="optimizer steps of each TRL setting's trial")
+    parser.add_argument("--trial-steps", type=int, default=4, help="optimizer steps of each TRL setting's trial")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:

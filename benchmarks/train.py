@@ -1,11 +1,12 @@
 """Every kind of training beside TRL's, on the same work, and the losses of both on one batch; in one run.
 
     make bench-train                                  (about a quarter of an hour on two quiet cores)
-    .venv/bin/python benchmarks/train.py --stages dpo,reward --steps 3 --trial-steps 2
+    .venv/bin/python benchmarks/train.py --stages dpo,reward --steps 5 --trial-steps 3
 
 Works, and what TRL is tried with, stand in training_works.py. TRL's number formats are tried first, the rest on the
 fastest so far, each in a process of its own; its fastest then makes the full number of steps, and Danlu, at its
-defaults, with it. Tokens are those of examples, or of answers; padding counts for nobody. The first step is left out.
+defaults, with it. Tokens are those of examples, or of answers; padding counts for nobody. The first two steps are left
+out: in the second the optimizer's state first takes its room.
 
 The losses come first (training_losses.py); where one is further from TRL's than rounding explains, the exit status
 is 1.
@@ -24,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from training_losses import compare
-from training_sides import PEERS, TRL_PYTHON, Refused, run_side, speed
+from training_sides import PEERS, TRL_PYTHON, WARMUP_STEPS, Refused, run_side, speed
 from training_table import HEADS, Measured, cells, write_guides
 from training_works import COMMON, FORMATS, WORKS, Work, in_order_of_rollouts, rows_of, tokens_of_steps
 
@@ -150,8 +151,8 @@ def main() -> None:
     names = [work.name for work in WORKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(names), help="some of them, with commas between")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of the full runs")
-    parser.add_argument("--trial-steps", type=int, default=2, help="optimizer steps of each trial of TRL's settings")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps of the full runs")
+    parser.add_argument("--trial-steps", type=int, default=3, help="optimizer steps of each trial of TRL's settings")
     parser.add_argument(
         "--known", type=Path, help="TRL's fastest settings: read where the file is there, else found and written"
     )
@@ -162,8 +163,8 @@ def main() -> None:
     chosen = asked.stages.split(",")
     if unknown := sorted(set(chosen) - set(names)):
         parser.error(f"--stages: {', '.join(unknown)}; there are {', '.join(names)}")
-    if not 2 <= asked.trial_steps <= asked.steps:
-        parser.error("--trial-steps: 2 or more, since the first is left out, and no more than --steps")
+    if not WARMUP_STEPS < asked.trial_steps <= asked.steps:
+        parser.error(f"--trial-steps: more than {WARMUP_STEPS}, which are left out, and no more than --steps")
     if asked.write and set(chosen) != set(names):
         parser.error("--write: the table is of all stages")
     outside: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks/peers"
 TRL_PYTHON = str(ROOT / ".peers/trl/bin/python")
-WARMUP_STEPS = 1  # left out of every speed, on both sides
+WARMUP_STEPS = 2  # left out of every speed, on both sides
 
 
 class Refused(Exception):

@@ -25,11 +25,11 @@ HEADS = {
 }  # fmt: skip
 HOW = {
     "en": "SmolLM2-135M beside TRL 1.16 with PEFT, in one run on {cores} cores of {name}, {threads} threads on each "
-    "side; {steps} optimizer steps each, the first left out; the same rows in the same order, tokens of examples "
+    "side; {steps} optimizer steps each, the first two left out; the same rows in the same order, tokens of examples "
     "without padding (GRPO: of answers); {settings} settings of TRL were tried; {day}. "
     "Command: `make bench-train WRITE=--write`.",
     "zh": "SmolLM2-135M，与 TRL 1.16 + PEFT 在同一次运行中比较；{cores} 核 {name}，双方各 {threads} 个线程；各 {steps} "
-    "个优化步，第一步不计；双方数据与顺序相同，只计样本的 token，不含填充（GRPO 计回答的 token）；"
+    "个优化步，前两步不计；双方数据与顺序相同，只计样本的 token，不含填充（GRPO 计回答的 token）；"
     "TRL 试了 {settings} 种设置；{day}。命令：`make bench-train WRITE=--write`。",
 }
 

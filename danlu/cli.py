@@ -39,6 +39,7 @@ _COMMANDS = {
     "train": "Train with options given as flags instead of a recipe.",
     "generate": "Answer one prompt.",
     "chat": "Talk with a model.",
+    "ask": "Answer a question from the passages of a collection, and name them.",
     "serve": "Answer over HTTP as OpenAI's API does.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
     "quantize": "Write a model in few bits, compared with the original.",
@@ -52,6 +53,7 @@ _MODULES = {
     "running": ("run", "train", "merge", "export-adapter", "report"),
     "quantizing": ("quantize",),
     "answering": ("generate", "chat", "serve"),
+    "asking": ("ask",),
     "exporting": ("export",),
     "looking": ("models", "options"),
 }

@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,17 +183,39 @@ def memory_faults(seen: str, fix: str) -> Iterator[None]:
         raise
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+
+
 def keep_freed_memory() -> None:
     """Let the process keep what it frees for what it allocates next, where its allocator is glibc's.
 
     By default blocks of some megabytes, such as the activations of a long prompt, go back to the system and are taken
     anew, page by page. The most memory in use at once stays the same.
     """
-    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
+    _tell_allocator({_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 2**31 - 1})  # the most that glibc takes
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """In here the process keeps the largest blocks as well, and nothing is given back before the end.
+
+    A training step frees and takes gigabytes. Where each page is a matter of the system's (and on a virtual machine of
+    the host's), that is up to a third of the step.
+    """
+    keep_freed_memory()
+    _tell_allocator({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1})
+    try:
+        yield
+    finally:
+        _tell_allocator({_MMAP_MAX: 2**16, _TRIM_THRESHOLD: 2**31 - 1})
+        give_back_memory()
+
+
+def _tell_allocator(settings: Mapping[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
-        mallopt(trim_threshold, 2**31 - 1)
+        for name, value in settings.items():
+            mallopt(name, value)
 
 
 def bound_compiled_products() -> None:

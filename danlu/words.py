@@ -508,6 +508,7 @@ CHINESE = {
     # -- errors: what kind, with the name that can be searched
     # -- collections
     "{count} of {all} rows, in {time} ms": "{all} 行中的 {count} 行，用时 {time} 毫秒",
+    "passages:": "引用的段落：",
     "{channel}: {rows} of the rows found, in {time} ms": "{channel}：召回结果中的 {rows} 行，用时 {time} 毫秒",
     "{count} of {all} rows that qualify": "符合条件的 {all} 行中的 {count} 行",
     "{path}: {rows} rows, {columns} columns, {segments} segment(s), {size}": (

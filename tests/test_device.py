@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import resource
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from danlu.device import (
     _cpu_has_bfloat16,
     bound_compiled_products,
     heap_bytes,
+    kept_memory,
     memory_parts,
     peak_memory_bytes,
     process_memory_bytes,
@@ -118,6 +120,21 @@ def test_importing_reads_nothing():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the mark never falls")
+@pytest.mark.skipif(not heap_bytes(), reason="the allocator is not glibc's")
+def test_memory_is_kept_while_a_run_trains_and_given_back_after_it():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16, 2**20)  # float32, 64 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = 64 * 2**20 // resource.getpagesize()
+    before = process_memory_bytes("cpu")
+    with kept_memory():
+        assert min(faults() for _ in range(12)) < pages / 10  # the first find no room that is aligned
+    assert process_memory_bytes("cpu") < before + 32 * 2**20
+    assert faults() > pages / 2
+
+
 def test_the_peak_is_that_of_the_portion_of_work():
     peak = PeakMemory("cpu")
     peak.begin()

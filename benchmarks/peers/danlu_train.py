@@ -116,7 +116,7 @@ def rollouts(
     )
     policy = ModelPolicy(
         model,
-        Engine.around(model, chat),
+        Engine.around(model, chat, in_place=True),
         device,
         temperature=1.0,
         max_new_tokens=job["max_new_tokens"],

@@ -78,7 +78,7 @@ def generate(
     kv_dtype
         what keys and values are held in: auto is the model's own format, int8 takes about half of it
     """
-    knobs = _knobs(params)
+    knobs = knobs_of(params)
     check_prefill(prefill)
     for flag, given in (("--system", system), ("--prefill", prefill)):
         if raw and given is not None:
@@ -86,10 +86,10 @@ def generate(
     if show_tokens is not None and not (show and show_tokens > 0):
         raise ConfigError(f"--show_tokens {show_tokens}", allowed="1 or more, beside --show")
     text = _standard_input() if prompt == "-" else prompt
-    adapter, engine = _engine(model, held, kv_dtype)
+    adapter, engine = engine_of(model, held, kv_dtype)
     asked = text if raw else prompt_for(engine, adapter or model, text, system, news, prefill)
     if not (show or show_json):
-        _stream(engine, asked, knobs, prefill or "")
+        streamed(engine, asked, knobs, prefill or "")
         return
     trace = engine.trace(asked, knobs)
     for answer in trace.answers:
@@ -102,7 +102,7 @@ def generate(
         show_trace(OUT, trace, show_tokens or TOKENS)
 
 
-def _engine(model: str, held: Options, kv_dtype: KvDtype) -> tuple[str | None, Engine]:
+def engine_of(model: str, held: Options, kv_dtype: KvDtype) -> tuple[str | None, Engine]:
     """The adapter that is named, and the engine with it."""
     chosen = from_flags(HeldOptions, held).model_dump()
     return chosen["adapter"], Engine(model, say=news, kv_dtype=kv_dtype, **chosen)
@@ -131,9 +131,9 @@ def chat(
     kv_dtype
         what keys and values are held in: auto is the model's own format, int8 takes about half of it
     """
-    knobs = _knobs(params)
+    knobs = knobs_of(params)
     check_prefill(prefill)
-    adapter, engine = _engine(model, held, kv_dtype)
+    adapter, engine = engine_of(model, held, kv_dtype)
     if (finding := engine.kind()).is_base:
         raise no_talk(adapter or model, finding)
     news("an empty line or Ctrl-D ends the talk; /new starts another")
@@ -144,7 +144,7 @@ def chat(
             continue
         messages.append({"role": "user", "content": line})
         asked = begun(engine, messages, prefill)
-        messages.append({"role": "assistant", "content": _stream(engine, asked, knobs, prefill or "")})
+        messages.append({"role": "assistant", "content": streamed(engine, asked, knobs, prefill or "")})
 
 
 def serve(
@@ -189,14 +189,14 @@ def _standard_input() -> str:
     return sys.stdin.read()
 
 
-def _knobs(flags: GenerationParams) -> GenerationParams:
+def knobs_of(flags: GenerationParams) -> GenerationParams:
     params = from_flags(GenerationParams, flags)
     if params.max_new_tokens is None and params.max_length is None:
         return params.model_copy(update={"max_new_tokens": ANSWER_TOKENS})
     return params
 
 
-def _stream(engine: Engine, prompt: Any, params: GenerationParams, prefill: str = "") -> str:
+def streamed(engine: Engine, prompt: Any, params: GenerationParams, prefill: str = "") -> str:
     """Print an answer as it grows, after what it begins with; returns the whole."""
     answers = []
     if params.num_return_sequences == 1:

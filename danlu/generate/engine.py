@@ -25,7 +25,7 @@ from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.batch.verdict import Verdict
-from danlu.generate.batch.worker import Worker, in_a_thread, next_of
+from danlu.generate.batch.worker import InPlace, Worker, in_a_thread
 from danlu.generate.kinds import Kinds, recorded_of
 from danlu.generate.outcomes import Scorer, generation_of, load_of
 from danlu.generate.params import GenerationParams
@@ -132,7 +132,13 @@ class Engine:
 
     @classmethod
     def around(
-        cls, model: Any, chat: Chat, kv_budget_bytes: int | None = None, *, weights_change: bool = True
+        cls,
+        model: Any,
+        chat: Chat,
+        kv_budget_bytes: int | None = None,
+        *,
+        weights_change: bool = True,
+        in_place: bool = False,
     ) -> Engine:
         """An engine around a model that is in memory already.
 
@@ -140,20 +146,28 @@ class Engine:
             weights_change: the model may be trained between two requests, never during one. False is faster (keys
                 that older weights made are wrong, so only then is there a prefix cache), and takes the model over:
                 it cannot be run or saved by itself any more.
+            in_place: answers are computed in the thread that waits for them, which is faster where it also trains the
+                model. Nothing goes on while nobody waits, so what is for asyncio is not to be had.
         """
         engine = cls.__new__(cls)
         engine._chats = {}
         budget = kv_budget_bytes or int(KV_SHARE * read_device().memory_bytes)
         with _making():
             core = Core(model, budget, weights_change=weights_change, prefix_cache=not weights_change)
-        engine._set_up(model, chat, core)
+        engine._set_up(model, chat, core, worker=InPlace if in_place else Worker)
         return engine
 
     def _set_up(
-        self, model: Any, chat: Chat, core: Core, told: Kind | None = None, recorded: Kind | None = None
+        self,
+        model: Any,
+        chat: Chat,
+        core: Core,
+        told: Kind | None = None,
+        recorded: Kind | None = None,
+        worker: type[Worker] = Worker,
     ) -> None:
         self._model, self.chat, self.core = model.eval(), chat, core
-        self._worker = Worker(core)
+        self._worker = worker(core)
         self._scorer = Scorer(core, self._worker)
         self._adapters = Adapters(core, self._worker, inside=hasattr(model, "get_base_model"))
         self._kinds = Kinds(chat, core, self._worker, told, recorded)
@@ -285,6 +299,8 @@ class Engine:
         Args:
             form: of the answers, beyond what the knobs say.
         """
+        if not self._worker.goes_by_itself:
+            raise ConfigError("this engine answers in the thread that waits", fix="ask it with generate or stream")
         self._model.eval()
         loop = asyncio.get_running_loop()
         knobs = params or GenerationParams()
@@ -385,11 +401,11 @@ class Engine:
         return self._maker.job(self.token_ids(prompt, adapter), params, self._adapters.named(adapter), form)
 
     def _generation(self, job: Job) -> Generation:
-        return generation_of(job, self._scorer)
+        return generation_of(job, self._worker, self._scorer)
 
     def _events(self, job: Job) -> Iterator[Event]:
         growth = Growth(job)
-        while progress := next_of(job.steps):
+        while progress := self._worker.next_of(job.steps):
             yield from growth.events(progress)
         yield from growth.last(self._generation(job))
 

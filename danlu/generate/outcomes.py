@@ -7,7 +7,7 @@ from functools import partial
 
 from danlu.generate.answers import Answer, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
-from danlu.generate.batch.worker import Worker, next_of
+from danlu.generate.batch.worker import Worker
 from danlu.generate.logprobs import report
 from danlu.generate.requests import Job
 from danlu.generate.scores.logits import log_softmax
@@ -41,9 +41,9 @@ class Scorer:
         return report(logprobs, token_ids[start:], top, ranked=True)
 
 
-def generation_of(job: Job, scorer: Scorer) -> Generation:
+def generation_of(job: Job, worker: Worker, scorer: Scorer) -> Generation:
     """What a request has come to, once it has ended. Raises the error that ended it."""
-    error = next_of(job.ended)
+    error = worker.next_of(job.ended)
     if error is not None:
         raise error
     return Generation(job.prompt, tuple(_answers(job, scorer)))

@@ -337,7 +337,7 @@ def own_prompts(tokenizer: Any) -> list[Sequence[Message] | str]:
 @contextmanager
 def engine_around(model: Any, tokenizer: Any) -> Iterator[Engine]:
     """An engine that ends with the block."""
-    engine = Engine.around(model, Chat.of(tokenizer, model.generation_config))
+    engine = Engine.around(model, Chat.of(tokenizer, model.generation_config), in_place=True)
     try:
         yield engine
     finally:

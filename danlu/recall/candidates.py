@@ -85,18 +85,24 @@ class Candidates(Sequence[Candidate]):
 
 
 def recall(opened: Opened, query: Query) -> Candidates:
-    """Raises ConfigError for a query that is wrong or that no channel has an answer to."""
+    """Where channels have to be asked for more rows, what was first stays first: asking for more results adds to them.
+
+    Raises ConfigError for a query that is wrong or that no channel has an answer to.
+    """
     rows = opened.everything() if query.where is None else opened.where(query.where)
     seconds: dict[str, float] = {}
-    depth = max(query.fuse.depth, query.top)
+    how = query.fuse
+    depth = max(how.depth, query.top) if how.quotas else how.depth
+    ranked: dict[int, Fused] = {}
     while True:
         lists = asked(opened, query, rows, depth, seconds)
-        first = fused(lists, query.fuse, query.top if query.fuse.distinct is None else depth)
-        is_all = all(len(found.rows) < depth for found in lists.values())
-        kept = _apart(opened, first, query)
-        if is_all or len(kept) >= query.top:
+        most = query.top if how.distinct is None else sum(len(found.rows) for found in lists.values())
+        for one in fused(lists, how, most):
+            ranked.setdefault(one.row, one)
+        kept = _apart(opened, list(ranked.values()), query)
+        if len(kept) >= query.top or all(len(found.rows) < depth for found in lists.values()):
             break
-        depth *= 4  # the rows of a value that was there already have taken the place of others
+        depth *= 4
     kept = kept[: query.top]
     ids = ids_at(opened.segments, opened.snapshot.starts, np.array([one.row for one in kept], np.int64))
     found = tuple(Candidate(id, one.row, one.score, one.places) for id, one in zip(ids, kept, strict=True))

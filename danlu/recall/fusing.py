@@ -38,8 +38,7 @@ class Fused:
 
 
 def fused(lists: Mapping[str, Found], how: Fuse, top: int) -> list[Fused]:
-    """The best rows, the best first; of equal ones the first row. Raises ConfigError for unknown channels."""
-    check(how, lists, top)
+    """The best rows, the best first; of equal ones the first row. `how` is one that passes `check`."""
     asked = {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
     rows, scores = _added(asked, how)
     chosen = _with_quotas(lists, how, rows.tolist(), top) if how.quotas else rows[:top].tolist()
@@ -49,6 +48,7 @@ def fused(lists: Mapping[str, Found], how: Fuse, top: int) -> list[Fused]:
 
 
 def check(how: Fuse, channels: Collection[str], top: int) -> None:
+    """Raises ConfigError for channels that are not asked, and for numbers that cannot be."""
     for option in ("weights", "quotas"):
         for name in getattr(how, option):
             if name not in channels:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.config import Options
 from danlu.errors import ConfigError
@@ -31,8 +31,18 @@ class Fuse(Options):
         default_factory=dict,
         description="channel=rows that it brings in at least, its best ones, whatever the others say",
     )
-    depth: int = Field(100, ge=1, description="rows that each channel is asked for, and at least those that are wanted")
+    depth: int = Field(
+        100, ge=1, description="rows that each channel is asked for first; more where they do not suffice"
+    )
     distinct: str | None = Field(None, description="a column: of rows with one value in it only the best is kept")
+
+    @model_validator(mode="after")
+    def _either(self) -> Fuse:
+        if self.quotas and self.distinct is not None:
+            raise ValueError(
+                "quotas and distinct: a row of a quota may be one that distinct leaves out; give one of them"
+            )
+        return self
 
 
 class Bm25(Options):

@@ -126,7 +126,7 @@ def _kind(name: str, type_: pa.DataType, where: str, options: BuildOptions) -> K
     if name in (*options.text, *options.embed):
         return "text"
     if name in options.vector:
-        if not (is_list(type_) and is_number(type_.value_type)):
+        if not (pa.types.is_null(type_) or (is_list(type_) and is_number(type_.value_type))):
             raise DataError(
                 f"{where}: column {name} is of type {type_}, which is no vector", allowed="lists of numbers"
             )
@@ -152,9 +152,10 @@ def _dim(part: Given, name: str) -> int:
     if pa.types.is_fixed_size_list(schema.field(name).type):
         return int(schema.field(name).type.list_size)
     for batch in _batches(part, (), {}):
-        lengths = pc.max(pc.list_value_length(batch.column(name))).as_py() if name in batch.schema.names else None
-        if lengths:
-            return int(lengths)
+        if name in batch.schema.names and is_list(batch.schema.field(name).type):
+            length = pc.max(pc.list_value_length(batch.column(name))).as_py()
+            if length:
+                return int(length)
     return 0
 
 

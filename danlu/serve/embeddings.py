@@ -19,6 +19,7 @@ from pydantic import Field
 
 from danlu.config import Options, Some
 from danlu.errors import DataError, DownloadError, ResourceError
+from danlu.generate.batch.worker import in_a_thread
 from danlu.recall.embed import Embedder, Kind, Tokens, Vectors, batches
 from danlu.serve.faults import ApiFault, as_fault, queue_full
 from danlu.serve.options import ServeOptions
@@ -105,7 +106,8 @@ class Embeddings:
         return await asyncio.to_thread(self._worded, body, vectors, tokens)
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """`work` in its turn. It leaves no pool of threads behind beside the engine's."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, in_a_thread, work)
 
     def _loaded(self) -> Embedder:
         try:

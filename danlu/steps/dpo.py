@@ -146,7 +146,7 @@ def _proof(
     if options is None:
         return None
     model, max_new_tokens = ready.model, options.max_new_tokens
-    engine = Engine.around(model, ready.base.chat)
+    engine = Engine.around(model, ready.base.chat, in_place=True)
     of_policy = partial(pair_log_probs, model, mean=recipe.dpo.loss_type == "ipo")
     said_of = partial(for_each_pair, held_out, recipe.train.most_tokens, device.name)
 

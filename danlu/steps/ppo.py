@@ -198,7 +198,7 @@ def _judged(judge: Judge, name: str, answers: Sequence[Answered]) -> list[float]
 def _policy(recipe: PpoRecipe, ready: Ready, device: Device) -> ModelPolicy:
     return ModelPolicy(
         ready.model,
-        Engine.around(ready.model, ready.base.chat),
+        Engine.around(ready.model, ready.base.chat, in_place=True),
         device,
         temperature=recipe.rollout.temperature,
         max_new_tokens=recipe.rollout.max_new_tokens,

@@ -205,7 +205,7 @@ def _look(
     )
     refuse_unknown_tokens(examples, loaded.model, loaded.tokenizer)
     prepare(loaded.model)
-    engine = Engine.around(loaded.model, chat)
+    engine = Engine.around(loaded.model, chat, in_place=True)
     try:
         return examples, measure(
             loaded.model,

@@ -149,7 +149,7 @@ class _Judge:
             return
         show.say(f"{options.samples} answers of the model before training, to measure scores in")
         chat = self.ready.base.chat
-        engine = Engine.around(self.ready.model, chat)
+        engine = Engine.around(self.ready.model, chat, in_place=True)
         try:
             write_atomic(path, json.dumps(_sampled(engine, chat, prompts, options, self.recipe.seed)))
         finally:

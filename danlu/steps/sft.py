@@ -72,7 +72,7 @@ def _proof(
     look = partial(
         measure,
         ready.model,
-        Engine.around(ready.model, ready.base.chat),
+        Engine.around(ready.model, ready.base.chat, in_place=True),
         held_out,
         questions,
         device,

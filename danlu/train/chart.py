@@ -18,8 +18,13 @@ FLAT = 0.01  # of the loss: less than that, over four looks, is no progress
 RISEN = 0.02  # of the loss: held out, above the best
 LEARNT = 0.05  # of the loss: in training, below what it was at the best
 EXPLODED = 0.5  # of what was learnt, lost again
+PAIRS = (
+    20.0  # times chance: what is a share of the loss elsewhere; that of eight pairs varies by chance and more by itself
+)
 OUTLIER = 8.0  # times the median: the norm of a gradient that nothing is learnt from
 REMEMBERED = 64  # steps
+FIRST = 3  # of them, whose loss is that at the start
+SLOW = 0.15  # of the loss at the start: who has gained that much soon after the warmup did not start too slowly
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Chart:
         factor: of every planned rate.
         ceiling: the factor that was last left for a lower one; none from it on is tried again.
         ramp: (position where a rate begins to rise again, steps of the rise).
-        first: the first loss of training.
+        first: the first losses of training.
         losses: (position, loss, norm of the gradient) of the last steps.
         treated: the position of the last trial or treatment.
         backs: times that it went back.
@@ -66,12 +71,13 @@ class Chart:
         came_back: whether other rates are to be tried at the weights that it went back to.
         still: times that nothing moved and no other rate helped.
         said: kinds of findings that are told once.
+        least: what differences are measured against, where the loss itself is less.
     """
 
     factor: float = 1.0
     ceiling: float = math.inf
     ramp: tuple[int, int] = (0, 0)
-    first: float = math.nan
+    first: list[float] = field(default_factory=list)
     losses: list[tuple[int, float, float]] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     treated: int = 0
@@ -82,6 +88,11 @@ class Chart:
     came_back: bool = False
     still: int = 0
     said: set[str] = field(default_factory=set)
+    least: float = 0.0
+
+    def unit(self, loss: float) -> float:
+        """What a share of it is a share of."""
+        return max(abs(loss), self.least)
 
     def rise(self, position: int) -> float:
         """Share of the rate at that position, after it went back."""
@@ -94,8 +105,8 @@ class Chart:
 
     def add(self, position: int, found: Gradient) -> None:
         """A step that was made."""
-        if not self.losses:
-            self.first = found.loss
+        if len(self.first) < FIRST:
+            self.first = [*self.first, found.loss]
         self.losses = [*self.losses[1 - REMEMBERED :], (position, found.loss, found.norm)]
 
     def note(self, now: Where, loss: float, around: int) -> Look:
@@ -122,20 +133,21 @@ class Chart:
         if len(self.losses) < 5 or found.norm <= OUTLIER * self.usual_norm:
             return False
         losses = [loss for _, loss, _ in self.losses[-16:]]
-        return found.loss > median(losses) + max(8 * deviation(losses), 0.5 * abs(median(losses)))
+        return found.loss > median(losses) + max(8 * deviation(losses), 0.5 * abs(median(losses)), 0.1 * self.least)
 
     def is_suspicious(self) -> bool:
         """Whether the last losses stand above those before by more than these differ."""
         losses = [loss for _, loss, _ in self.losses]
         before, last = losses[-16:-2], losses[-2:]
         if len(before) < 3:
-            return losses[-1] > 1.5 * max([losses[0], *(look.loss for look in self.looks[:1])])
-        return min(last) > median(before) + max(6 * deviation(before), 0.2 * abs(median(before)))
+            first = max([losses[0], *(look.loss for look in self.looks[:1])])
+            return losses[-1] > first + 0.5 * self.unit(first)
+        return min(last) > median(before) + max(6 * deviation(before), 0.2 * self.unit(median(before)))
 
     def has_exploded(self, look: Look) -> bool:
         """Whether half of what was learnt is lost again, in training as well."""
         first, calm = self.looks[0].loss, min(self.looks[:-1] or self.looks, key=lambda one: one.loss)
-        limit = max(calm.loss + EXPLODED * (first - calm.loss), calm.loss * 1.1)
+        limit = calm.loss + max(EXPLODED * (first - calm.loss), 0.1 * self.unit(calm.loss))
         learnt_worse = not look.losses <= calm.losses  # nothing was learnt yet, or it is learnt worse
         return look.loss > limit and learnt_worse
 
@@ -143,8 +155,17 @@ class Chart:
         """Whether the held-out loss goes on rising while that of training falls."""
         best, last = self.best, self.looks[-1]
         since = [look.loss for look in self.looks if look.at.position > best.at.position]
-        rises = len(since) >= 3 and since[-3] <= since[-2] <= since[-1] and since[-2] >= best.loss * (1 + RISEN)
+        rises = (
+            len(since) >= 3
+            and since[-3] <= since[-2] <= since[-1]
+            and since[-2] >= best.loss + RISEN * self.unit(best.loss)
+        )
         return rises and last.losses < (1 - LEARNT) * best.losses
+
+    def has_begun(self, look: Look) -> bool:
+        """Whether something is learnt, in training or of what is held out; a few held-out pairs say little alone."""
+        pairs = [(median(self.first), look.losses), (self.looks[0].loss, look.loss)]
+        return any(first - last >= SLOW * abs(first) for first, last in pairs)
 
     def is_flat(self) -> bool:
         """Whether the last two looks are hardly better than the two before."""

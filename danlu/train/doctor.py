@@ -21,7 +21,7 @@ from torch import Tensor
 
 from danlu.errors import TrainingError
 from danlu.journal import Journal
-from danlu.train.chart import Chart, Look, Where
+from danlu.train.chart import PAIRS, Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
 from danlu.train.trials import Compared, Fork, Move, Order, Trials, down_or_up, spread, up_or_down
@@ -29,7 +29,6 @@ from danlu.train.trials import Compared, Fork, Move, Order, Trials, down_or_up, 
 Mode = Literal["off", "observe", "act"]
 
 LOOKS = 20  # a run at most, of as many held-out examples as a step has, three steps apart: a ninth of its time
-SLOW = 0.15  # of the first loss: who has gained that much by then did not start too slowly
 MORE_PAYS = (
     0.005  # of the loss: what a higher rate has to be better by at the end of a fork; its use lies further ahead
 )
@@ -76,7 +75,7 @@ class Doctor:
         self._trials = Trials(learner, take, self._held_out)
         self._interval = max(3, steps // LOOKS)
         self._short = min(12, max(4, steps // LOOKS))  # steps of a fork
-        self._chart = Chart()
+        self._chart = Chart(least=PAIRS * (learner.stage.chance or 0.0))
         self._best: tuple[Where, dict[str, Tensor]] | None = None
 
     # -- what the loop asks ---------------------------------------------------------------------------
@@ -240,7 +239,8 @@ class Doctor:
             return None
         if not self._chart.start_is_seen:
             return self._on_start(look, now)
-        if 0.2 * self._steps <= now.position <= 0.8 * self._steps:
+        has_pairs = self._learner.stage.chance is not None  # too few to tell a plateau from noise
+        if 0.2 * self._steps <= now.position <= 0.8 * self._steps and not has_pairs:
             return self._on_flat(now)
         return None
 
@@ -260,13 +260,10 @@ class Doctor:
         chart = self._chart
         if now.position < self._warmup + max(2, self._interval):
             return None
-        first, last = chart.looks[0].loss, look.loss
-        if self._mode != "act":  # nobody looked at the weights as they came
-            first, last = chart.first, look.losses
-        if first - last >= SLOW * abs(first) and chart.factor == 1.0:
+        if chart.has_begun(look) and chart.factor == 1.0:
             chart.start_is_seen = True
             return None
-        figures = {"step": now.step, "held_out": look.loss, "loss": last, "at_first": first}
+        figures = {"step": now.step, "held_out": look.loss, "loss": look.losses, "at_first": chart.first[0]}
         if self._mode != "act":
             chart.start_is_seen = True
             self._tell("slow start", "the loss hardly falls: five or ten times the rate may help", **figures)
@@ -332,6 +329,7 @@ class Doctor:
             left,
             at_once,
             chart.ceiling / chart.factor,
+            self._learner.stage.chance,
         )
         order(tried)
         chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run

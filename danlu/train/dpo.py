@@ -110,6 +110,7 @@ def dpo_stage(
         counted="pairs",
         collate=lambda pairs: collate_pairs(pairs, device.name),
         loss=loss,
+        chance=float(dpo_losses(torch.zeros(1, 2), torch.zeros(1, 2), options)),
     )
 
 

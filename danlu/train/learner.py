@@ -52,6 +52,7 @@ class Stage(Generic[Example, Batch]):
         counted: the name, in the metrics, of what an example teaches.
         count: that number; None is its weight.
         loss_falls: whether less of it is better; that of answers that are judged says nothing of progress.
+        chance: the loss of who scores everything alike, where there is such a thing.
         collate: examples -> one micro-batch on the device.
         loss: (model, batch) -> Loss, differentiable.
     """
@@ -64,6 +65,7 @@ class Stage(Generic[Example, Batch]):
     counted: str = "learnt_tokens"
     count: Callable[[Example], float] | None = None
     loss_falls: bool = True
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Generic
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from danlu.device import Device, PeakMemory, memory_faults, process_memory_bytes
+from danlu.device import Device, PeakMemory, kept_memory, memory_faults, process_memory_bytes
 from danlu.errors import DanluError, Interrupted
 from danlu.journal import Journal
 from danlu.train.batches import Batches, BatchOptions
@@ -151,7 +151,7 @@ def train(
     Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
     """
     noise = noisy_embeddings(model, options.neftune_noise_alpha)
-    with Master(model, run.seed) as master, noise, stop_requests() as stop, _memory_faults(options):
+    with kept_memory(), Master(model, run.seed) as master, noise, stop_requests() as stop, _memory_faults(options):
         loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
         while not loop.is_over:

@@ -51,6 +51,7 @@ def reward_stage(device: Device) -> Stage[Pair, PairBatch]:
         counted="pairs",
         collate=lambda pairs: collate_pairs(pairs, device.name),
         loss=loss,
+        chance=math.log(2),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from danlu.train.chart import Where
+from danlu.train.chart import PAIRS, Where
 from danlu.train.learner import Gradient, Learner, State
 
 
@@ -93,6 +93,9 @@ class Trials:
 # Of the loss: what a lower rate has to be better by at the end of a fork. It looks better by 2 % in a run that is well,
 # since noise comes to rest; less is asked where the run's rate is near the highest one that it bears.
 LESS_PAYS, LESS_PAYS_AT_EDGE = 0.04, 0.01
+# Of the loss of who scores everything alike: what a higher rate has to be below. A rate that is far too high ends
+# there at once, and a run whose first scores are wild stands above it for a while.
+BELOW_CHANCE = 0.05
 TENFOLD = 10.0
 BROKE_OUT = 1.5  # times the loss at the run's own rate
 
@@ -105,6 +108,7 @@ class Compared:
         left: how many forks there may be beside the run's own.
         more_pays: what a higher rate has to be better by than the run's own, of its loss.
         below: only factors below it are tried.
+        chance: the loss of who scores everything alike; None where there is no such thing.
 
     Attributes:
         below: as given.
@@ -113,9 +117,16 @@ class Compared:
     """
 
     def __init__(
-        self, fork: Callable[[float], Fork], left: int, more_pays: float = 0.0, below: float = math.inf
+        self,
+        fork: Callable[[float], Fork],
+        left: int,
+        more_pays: float = 0.0,
+        below: float = math.inf,
+        chance: float | None = None,
     ) -> None:
         self._fork, self._left, self._more_pays, self.below = fork, left, more_pays, below
+        self._highest = math.inf if chance is None else (1 - BELOW_CHANCE) * chance
+        self._least = PAIRS * (chance or 0.0)
         self.best = 1.0
         self.forks = {1.0: fork(1.0)}
 
@@ -138,11 +149,12 @@ class Compared:
     def _limit(self, factor: float) -> float:
         """The loss that it has to reach; each lower rate looks better than the last by itself."""
         own = self.forks[1.0].loss
+        unit = max(abs(own), self._least)
         if factor > 1:
             is_second_try = TENFOLD in self.forks and self.best == 1.0  # ten times as much did not help
-            return own - self._more_pays * (2 if is_second_try else 1) * abs(own)
+            return min(own - self._more_pays * (2 if is_second_try else 1) * unit, self._highest)
         is_at_edge = any(fork.loss > BROKE_OUT * own for other, fork in self.forks.items() if other > 1)
-        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * abs(own)
+        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * unit
 
     def climb(self) -> bool:
         """Ten times as much, as long as it helps; and at last what lies between that and what does not."""

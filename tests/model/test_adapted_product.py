@@ -41,7 +41,7 @@ def assert_answers(block, tolerance=1e-5, of_kernels=None):
 def test_some_layers_have_an_adapter(targets):
     product = assert_answers(adapted(targets))
     assert isinstance(product, Adapted)
-    assert len(product.parts) == len(targets)
+    assert len(product.low_rank.plan) == len(targets)
 
 
 @pytest.mark.parametrize("of_kernels", [None, kernels()], ids=["plain", "compiled"])

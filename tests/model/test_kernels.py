@@ -136,10 +136,11 @@ def test_swiglu_equals_its_definition(dtype, tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-@pytest.mark.parametrize("chunk", [3, 256])
+@pytest.mark.parametrize(("chunk", "block"), [(3, 5), (2, 4), (256, 1024)])
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_head_loss_equals_its_definition(dtype, tolerance, chunk, is_trained, monkeypatch):
+def test_head_loss_equals_its_definition(dtype, tolerance, chunk, block, is_trained, monkeypatch):
     monkeypatch.setattr(kernels, "LOSS_CHUNK", chunk)
+    monkeypatch.setattr(kernels, "WEIGHT_BLOCK", block)
     hidden, weight = random(8, 16, dtype=dtype), random(50, 16, dtype=dtype, seed=1, grad=is_trained)
     targets = torch.tensor([0, 49, 7, 7, 12, 3, 31, 8])
     for loss in (lambda each: each, lambda each: each.sum().expand(8) / 3):  # rows that count otherwise, and alike
@@ -155,6 +156,12 @@ def test_a_trained_head_makes_no_logits_twice_where_all_rows_count_alike(monkeyp
     hidden, weight = random(8, 16), random(50, 16, seed=1)
     (kernels.fast_head_loss(hidden, weight, torch.arange(8)).sum() / 8).backward()
     assert weight.grad.abs().sum() > 0
+
+
+def test_a_trained_head_of_no_rows_learns_nothing():
+    hidden, weight = random(0, 16), random(50, 16, seed=1)
+    kernels.fast_head_loss(hidden, weight, torch.arange(0)).sum().backward()
+    assert not weight.grad.any()
 
 
 def test_head_loss_of_equal_logits_is_the_log_of_the_vocabulary():

@@ -9,7 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from danlu.model.compute import native
-from danlu.model.compute.native import kernels, plain_add_low_rank, plain_add_norm, plain_rotate, plain_swiglu
+from danlu.model.compute.native import (
+    LowRank,
+    kernels,
+    plain_adapt,
+    plain_add_norm,
+    plain_head_loss,
+    plain_rotate,
+    plain_swiglu,
+)
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler here, or no OpenMP runtime to share")
 
@@ -46,15 +54,42 @@ def test_swiglu(rows):
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(1, 8), (7, 300), (64, 1536)])
-def test_what_a_low_rank_adds(rows, dim):
-    """Of the third to the seventh of nine columns, to a part of a wider tensor."""
-    wide, up = drawn(rows, 9, dtype=torch.float32), drawn(5, dim, dtype=torch.float32, seed=1)
-    found = drawn(rows, dim + 6, seed=2)
-    wanted = found.clone()
-    kernels().add_low_rank(wide[:, 2:7], up, found[:, 3:-3])
-    plain_add_low_rank(wide[:, 2:7], up, wanted[:, 3:-3])
+def test_what_adapters_add(rows, dim):
+    """Two of three layers side by side have one, of other ranks; inputs and outputs are parts of wider tensors."""
+    x, out = drawn(rows, dim + 4), drawn(rows, 2 * dim + 20, seed=2)
+    sizes = ((3, 5, dim), (dim + 9, 2, dim + 7))  # where, of which rank, how many columns
+    parts = [
+        (at, *(drawn(rank, size, dtype=torch.float32, seed=at) / 16 for size in (dim, columns)))
+        for at, rank, columns in sizes
+    ]
+    found, wanted = out.clone(), out.clone()
+    kernels().adapt(x[:, 2:-2], LowRank.of(parts), found)
+    plain_adapt(x[:, 2:-2], LowRank.of(parts), wanted)
+    for at, a, up in parts:
+        inner = (x[:, 2:-2].double() @ a.T.double()) @ up.double()
+        assert_near(found[:, at : at + up.shape[1]], out[:, at : at + up.shape[1]].double() + inner)
     assert_near(found, wanted)
-    assert not torch.equal(found[:, 3:-3], drawn(rows, dim + 6, seed=2)[:, 3:-3])
+    untouched = [*range(3), *range(dim + 3, dim + 9), *range(2 * dim + 16, 2 * dim + 20)]
+    assert torch.equal(found[:, untouched], out[:, untouched])
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (7, 300), (40, 5000)])
+def test_the_loss_at_the_head_and_its_gradient(shape):
+    logits = drawn(*shape) * 8
+    targets = torch.arange(shape[0]) * 7 % shape[1]
+    losses, pull = kernels().head_loss(logits.clone(), targets)
+    wanted, gradient = plain_head_loss(logits.double(), targets)
+    assert torch.allclose(losses.double(), wanted.double(), rtol=1e-5, atol=1e-5)
+    assert_near(pull, gradient)
+    assert pull.double().sum(1).abs().max() < 0.02
+
+
+def test_the_loss_where_a_token_is_out_of_the_question():
+    logits = torch.tensor([[0.0, -math.inf, 300.0], [math.nan, 0.0, 1.0]], dtype=torch.bfloat16)
+    losses, pull = kernels().head_loss(logits.clone(), torch.tensor([2, 0]))
+    assert losses[0] == 0
+    assert pull[0].tolist() == [0.0, 0.0, 0.0]
+    assert losses[1].isnan()
 
 
 def test_swiglu_far_out():

@@ -21,7 +21,7 @@ from people import OPTIONS, SCHEMA, people, table
 
 from danlu.errors import ConfigError, DanluError, DataError, DiskError, InUse
 from danlu.journal import claimed
-from danlu.recall import BuildOptions, Collection, building, sources
+from danlu.recall import BuildOptions, Collection, Query, building, sources
 from danlu.recall.disk import Disk
 from danlu.recall.files import Damaged
 from danlu.recall.sources import Source
@@ -412,27 +412,31 @@ def changed_in_all_ways(collection):
 
 
 def summary(collection):
-    return (held(collection, ["user_id", "age", "interests"]), tuple(collection.manifest.audiences))
+    likely = {one.id: one.score for one in collection.recall(Query(text="老师 tea", top=50))}
+    return (held(collection, FEW), likely, tuple(collection.manifest.audiences))
+
+
+FEW = ["user_id", "age", "interests", "bio"]
 
 
 @pytest.fixture
 def small(tmp_path):
     """Few columns, so that there are few operations."""
-    rows = table(people(12)).select(["user_id", "age", "interests"])
-    return Collection.build(tmp_path / "small.recall", rows, BuildOptions(id="user_id"))
+    rows = table(people(12)).select(FEW)
+    return Collection.build(tmp_path / "small.recall", rows, BuildOptions(id="user_id", text=("bio",)))
 
 
 def only_few(monkeypatch):
     full = people
 
     def few(*arguments, **more):
-        return [{key: row[key] for key in ("user_id", "age", "interests")} for row in full(*arguments, **more)]
+        return [{key: row[key] for key in FEW} for row in full(*arguments, **more)]
 
     monkeypatch.setattr(sys.modules[__name__], "people", few)
     monkeypatch.setattr(
         sys.modules[__name__],
         "table",
-        lambda rows: pa.Table.from_pylist(rows, pa.schema([SCHEMA.field(n) for n in ("user_id", "age", "interests")])),
+        lambda rows: pa.Table.from_pylist(rows, pa.schema([SCHEMA.field(n) for n in FEW])),
     )
 
 
@@ -601,6 +605,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_derived_files_are_made_anew(buil
     """Of each file one bit in its middle and one near its end."""
     now = built.append(table(people(30, 300))).delete([3, 310])
     rows, count = held(now), now.count("age > 25 and interests in ('tea')")
+    likely = now.recall(Query(text="老师 tea")).found
     files = [path for segment in now.segments for path in sorted((now.path / segment.stored.name).iterdir())]
     assert len(files) > 40
     for path in files:
@@ -609,7 +614,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_derived_files_are_made_anew(buil
             flipped(path, at)
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                is_derived = path.name.startswith(("idx", "ids"))
+                is_derived = path.name.startswith(("idx", "ids", "words"))
                 again = opened(now.path)
                 if isinstance(again, Damaged):
                     assert not is_derived
@@ -620,6 +625,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_derived_files_are_made_anew(buil
                         assert again.find([5, 305]).tolist() == now.find([5, 305]).tolist()
                     if is_derived and at == len(whole) - 60:
                         assert again.count("age > 25 and interests in ('tea')") == count
+                        assert again.recall(Query(text="老师 tea")).found == likely
                         assert held(again) == rows
             assert not told or (is_derived and "is made anew in memory" in str(told[0].message))
             path.write_bytes(whole)

@@ -201,6 +201,15 @@ def test_the_server_goes_on_meanwhile(ask, embedder, monkeypatch):
     assert f"danlu_embedded_tokens_total {count:.1f}" in metrics
 
 
+def test_no_thread_that_has_made_vectors_stays(post, embedder, monkeypatch):
+    """Its pool of threads for products would stay with it, and the engine's would sleep between any two of its own."""
+    batch, threads = embedder.batch, []
+    monkeypatch.setattr(embedder, "batch", lambda ids: threads.append(threading.current_thread()) or batch(ids))
+    assert len(vectors(post(input=["one", "two"]))) == 2
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
 def test_time_is_up(ask, embedder, monkeypatch):
     held = threading.Event()
     monkeypatch.setattr(embedder, "batch", lambda ids: held.wait(PATIENCE_SECONDS))

@@ -15,9 +15,11 @@ from danlu.errors import DiskError, TrainingError
 from danlu.recipe import check_disk
 from danlu.train.batches import Shuffled
 from danlu.train.doctor import Doctor, Where
+from danlu.train.dpo import DpoOptions, dpo_stage
 from danlu.train.learner import Gradient, Learner
 from danlu.train.loop import TrainOptions, _Loop
 from danlu.train.master import Master
+from danlu.train.reward import reward_losses, reward_stage
 from danlu.train.trials import Compared, Fork, Move, Trials, down_or_up, spread, up_or_down
 
 STEPS = TUNED["max_steps"]
@@ -154,6 +156,21 @@ def test_a_rate_that_was_left_is_not_tried_again():
     tried = in_trials({1.0: 4.0, math.sqrt(5): 3.0, 0.2: 9.0}, below=5.0)
     assert up_or_down(tried)
     assert list(tried.forks) == [1.0, math.sqrt(5)]
+
+
+def test_a_higher_rate_that_scores_everything_alike_helps_nobody():
+    up = {1.0: 0.99, 10.0: 0.68, 100.0: 0.6935}
+    assert not in_trials(up, chance=math.log(2)).helps(10.0)
+    assert not in_trials(up, chance=math.log(2)).helps(100.0)
+    assert in_trials({**up, 10.0: 0.65}, chance=math.log(2)).helps(10.0)
+    assert in_trials({1.0: 2.0, 0.2: 0.69}, chance=math.log(2)).helps(0.2)
+    assert not in_trials({1.0: 0.25, 0.2: 0.17}, chance=math.log(2)).helps(0.2)
+
+
+def test_chance_is_the_loss_of_pairs_whose_answers_score_alike():
+    assert reward_stage(CPU).chance == pytest.approx(float(reward_losses(torch.ones(1, 2), torch.zeros(1))))
+    losses = {kind: dpo_stage(DpoOptions(loss_type=kind), CPU, None).chance for kind in ("sigmoid", "hinge", "ipo")}
+    assert losses == pytest.approx({"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0})
 
 
 def test_no_more_forks_are_made_than_there_may_be():

@@ -67,7 +67,13 @@ def in_a_thread(function: Callable[[], T]) -> T:
 
 
 class Worker:
-    """Starts with the first request; ends when it is closed, or when nobody holds it any more."""
+    """Starts with the first request; ends when it is closed, or when nobody holds it any more.
+
+    Attributes:
+        goes_by_itself: whether requests go on while nobody waits for them.
+    """
+
+    goes_by_itself = True
 
     def __init__(self, core: Core) -> None:
         self.core = core
@@ -96,6 +102,10 @@ class Worker:
         self._hand_in(partial(_run, function, outcome))
         return outcome
 
+    def next_of(self, box: queue.SimpleQueue[T]) -> T:
+        """The next thing in a queue that a request fills."""
+        return next_of(box)
+
     def close(self) -> None:
         """End the thread; what still runs ends with Interrupted."""
         with self._handing_in:
@@ -112,6 +122,61 @@ class Worker:
                 self._threads.append(thread)
                 thread.start()
             self._inbox.put(job)
+
+
+class InPlace(Worker):
+    """A worker without a thread: whoever waits for something steps the core until it is there.
+
+    For a model that the same thread trains. Each of two threads would keep a pool for its products (`in_a_thread`):
+    of two cores, four threads, which sleep between any two products of a step.
+    """
+
+    goes_by_itself = False
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core)
+        self._stepping = threading.RLock()  # of two that wait, one steps for both
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        outcome = super().begin(function)
+        with self._stepping:
+            self._take_in()
+        return outcome
+
+    def next_of(self, box: queue.SimpleQueue[T]) -> T:
+        while True:
+            with self._stepping:
+                if not box.empty():
+                    return box.get()
+                self._take_in()
+                if self.core.is_idle and box.empty():
+                    raise _closed()
+                self._step()
+
+    def close(self) -> None:
+        with self._stepping:
+            self._take_in()
+            super().close()
+            self.core.fail(_closed())
+
+    def _hand_in(self, job: Job) -> None:
+        if not self._stop.alive:
+            raise _closed()
+        self._inbox.put(job)
+
+    def _take_in(self) -> None:
+        while not self._inbox.empty():
+            if (job := self._inbox.get()) is not None:
+                job()
+
+    def _step(self) -> None:
+        try:
+            self.core.step()
+        except Exception as error:
+            self.core.fail(error)
+        except BaseException:  # Ctrl-C, in the middle of a step
+            self.core.fail(Interrupted("the step was stopped", fix="ask again"))
+            raise
 
 
 class Spare:

@@ -21,12 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danlu.model.compute import token_rows
+from danlu.model.compute import native, token_rows
 from danlu.model.compute.lora_kernel import SharedInput, sharing_groups
 from danlu.model.compute.packed import inputs, is_packed_weight, number_format
 
 # Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
 LOSS_CHUNK = 256
+# Rows of the logits' gradient that go into one product for a trained weight: as bfloat16, twice as much. Four products
+# of a quarter take three times as long, and each is added up in float32.
+WEIGHT_BLOCK = 1024
 
 
 def apply(operation: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -116,18 +119,18 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for rows in _chunks(len(hidden)):
-            target = targets[rows].unsqueeze(1)
-            log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
-            losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
-            if grad is None and of_weight is None:
-                continue
-            pull = _pull(log_probabilities, target, hidden.dtype)
-            if grad is not None:
-                grad[rows] = pull @ weight
-            if of_weight is not None:
-                of_weight += pull.T @ hidden[rows]
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and not len(hidden) else None
+        for block in _slices(0, len(hidden), WEIGHT_BLOCK):
+            pulls = hidden.new_empty(block.stop - block.start, len(weight)) if ctx.needs_input_grad[1] else None
+            for rows in _slices(block.start, block.stop, LOSS_CHUNK):
+                losses[rows], pull = _loss_and_pull(hidden[rows] @ weight.T, targets[rows])
+                if grad is not None:
+                    grad[rows] = pull @ weight
+                if pulls is not None:
+                    pulls[rows.start - block.start :][: len(pull)] = pull
+            if pulls is not None:
+                product = pulls.T @ hidden[block]
+                of_weight = product if of_weight is None else of_weight.float().add_(product)
         ctx.save_for_backward(grad, of_weight, *((hidden, weight, targets) if of_weight is not None else (None,) * 3))
         return losses
 
@@ -146,21 +149,21 @@ class _HeadLoss(torch.autograd.Function):
 def _of_weight(hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
     """The gradient of a head's weight where each row's loss counts as its factor says: (vocabulary, dim) float32."""
     total = torch.zeros_like(weight, dtype=torch.float32)
-    for rows in _chunks(len(hidden)):
-        log_probabilities = torch.log_softmax((hidden[rows] @ weight.T).float(), -1)
-        pull = _pull(log_probabilities, targets[rows].unsqueeze(1), torch.float32)
-        total += pull.mul_(factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
+    for rows in _slices(0, len(hidden), LOSS_CHUNK):
+        _, pull = _loss_and_pull(hidden[rows] @ weight.T, targets[rows])
+        total += (pull * factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
     return total
 
 
-def _chunks(rows: int) -> Iterator[slice]:
-    return (slice(start, start + LOSS_CHUNK) for start in range(0, rows, LOSS_CHUNK))
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
-def _pull(log_probabilities: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """The loss's gradient at the logits: their probabilities, less one at the target. Written over its input."""
-    probabilities = log_probabilities.exp_()
-    return probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0)).to(dtype)
+def _loss_and_pull(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`native.plain_head_loss` in its fastest form; `logits` may be written over."""
+    is_short = logits.device.type == "cpu" and logits.dtype == torch.bfloat16
+    compiled = native.kernels() if is_short else None
+    return (native.plain_head_loss if compiled is None else compiled.head_loss)(logits, targets)
 
 
 def fast_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -179,16 +182,13 @@ class _HeadLossOfRows(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad, own = torch.empty_like(hidden), rows.to(hidden.dtype)
         of_rows = hidden.new_empty(len(hidden), len(indices))  # the loss's gradient at these tokens' scores
-        for part in _chunks(len(hidden)):
-            target = targets[part].unsqueeze(1)
+        for part in _slices(0, len(hidden), LOSS_CHUNK):
             logits = hidden[part] @ weight.T
             logits[:, indices] = hidden[part] @ own.T
-            log_probabilities = torch.log_softmax(logits.float(), -1)
-            losses[part] = -log_probabilities.gather(1, target).squeeze(1)
-            pull = _pull(log_probabilities, target, torch.float32)
-            of_rows[part] = pull[:, indices].to(hidden.dtype)
+            losses[part], pull = _loss_and_pull(logits, targets[part])
+            of_rows[part] = pull[:, indices]
             pull[:, indices] = 0
-            grad[part] = torch.addmm(of_rows[part] @ own, pull.to(hidden.dtype), weight)
+            grad[part] = torch.addmm(of_rows[part] @ own, pull, weight)
         ctx.save_for_backward(grad, of_rows, hidden)
         ctx.dtype = rows.dtype
         return losses

@@ -77,20 +77,64 @@ void danlu_swiglu(const bf16 *gate_up, bf16 *out, long rows, long dim, int threa
     }
 }
 
-/* out += inner up: inner (rows, rank) and up (rank, dim) float32; the rows of inner and of out lie apart. */
-void danlu_add_low_rank(const float *inner, long inner_stride, const float *up, bf16 *out, long stride, long rows,
-                        long rank, long dim, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * rank * dim > 65536)
+/* losses = -log softmax(logits)[target] of each row; then logits become the gradient of that, the probabilities less one
+   at the target. */
+int danlu_head_loss(bf16 *logits, const int64_t *targets, float *losses, long rows, long vocabulary, int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (rows * vocabulary > 65536)
+    {
+        float *raised = malloc(vocabulary * sizeof(float));
+#pragma omp for
+        for (long row = 0; row < rows; row++) {
+            if (!raised) {
+                failed = 1;
+                continue;
+            }
+            bf16 *x = logits + row * vocabulary;
+            float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+            for (long d = 0; d < vocabulary; d++) largest = wide(x[d]) > largest ? wide(x[d]) : largest;
+#pragma omp simd reduction(+ : sum)
+            for (long d = 0; d < vocabulary; d++) sum += raised[d] = exponential(wide(x[d]) - largest);
+            losses[row] = logf(sum) + largest - wide(x[targets[row]]);
+            float scale = 1.0f / sum;
+            for (long d = 0; d < vocabulary; d++) x[d] = narrow(raised[d] * scale);
+            x[targets[row]] = narrow(raised[targets[row]] * scale - 1.0f);
+        }
+        free(raised);
+    }
+    return failed;
+}
+
+/* What adapters add to the product of x (rows, inputs): inner = x down^T, down (ranks, inputs), and to some columns of
+   out a part of it times an up of theirs (ranks of the part, columns). plan has five numbers a part: its first column,
+   how many, its first rank, how many, and where its up begins. Rows of x and of out lie apart. */
+void danlu_adapt(const bf16 *x, long x_stride, const float *down, const float *up, const int64_t *plan, bf16 *out,
+                 long stride, long rows, long inputs, long ranks, long parts, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * ranks * inputs > 65536)
     for (long row = 0; row < rows; row++) {
-        const float *from = inner + row * inner_stride;
-        bf16 *to = out + row * stride;
-        for (long start = 0; start < dim; start += PART) {
-            long size = dim - start < PART ? dim - start : PART;
-            float sum[PART];
-            for (long d = 0; d < size; d++) sum[d] = wide(to[start + d]);
-            for (long r = 0; r < rank; r++)
-                for (long d = 0; d < size; d++) sum[d] += from[r] * up[r * dim + start + d];
-            for (long d = 0; d < size; d++) to[start + d] = narrow(sum[d]);
+        const bf16 *from = x + row * x_stride;
+        float given[inputs], inner[ranks];
+        for (long d = 0; d < inputs; d++) given[d] = wide(from[d]);
+        for (long r = 0; r < ranks; r++) {
+            const float *weights = down + r * inputs;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (long d = 0; d < inputs; d++) sum += given[d] * weights[d];
+            inner[r] = sum;
+        }
+        for (const int64_t *part = plan; part < plan + 5 * parts; part += 5) {
+            long dim = part[1], rank = part[3];
+            const float *factors = inner + part[2], *of_part = up + part[4];
+            bf16 *to = out + row * stride + part[0];
+            for (long start = 0; start < dim; start += PART) {
+                long size = dim - start < PART ? dim - start : PART;
+                float sum[PART];
+                for (long d = 0; d < size; d++) sum[d] = wide(to[start + d]);
+                for (long r = 0; r < rank; r++)
+                    for (long d = 0; d < size; d++) sum[d] += factors[r] * of_part[r * dim + start + d];
+                for (long d = 0; d < size; d++) to[start + d] = narrow(sum[d]);
+            }
         }
     }
 }

@@ -7,6 +7,8 @@ contiguous bfloat16 on a CPU.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -36,9 +38,46 @@ def plain_swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def plain_add_low_rank(inner: Tensor, up: Tensor, out: Tensor) -> None:
-    """out += inner up: inner (tokens, rank) and up (rank, dim) float32, out (tokens, dim), which may be a part."""
-    out.add_(inner @ up)
+def plain_head_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (rows, vocabulary), targets (rows,) int64 -> losses (rows,) float32, and their gradient at the logits."""
+    log_probabilities = torch.log_softmax(logits.float(), -1)
+    losses = -log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1)
+    pull = log_probabilities.exp_()
+    pull.scatter_add_(1, targets.unsqueeze(1), pull.new_full((len(targets), 1), -1.0))
+    return losses, pull.to(logits.dtype)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What adapters add to a product whose answers lie side by side.
+
+    Attributes:
+        down: (ranks, inputs) float32, of all parts.
+        up: float32, one behind the other: of each part (its ranks, its columns).
+        plan: (parts, 5) int64: the first column, how many, the first rank, how many, where the part's up begins.
+    """
+
+    down: Tensor
+    up: Tensor
+    plan: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, Tensor, Tensor]]) -> LowRank:
+        """From (first column, A (rank, inputs), B^T (rank, columns)) of each part."""
+        rows, rank, start = [], 0, 0
+        for column, a, up in parts:
+            rows.append([column, up.shape[1], rank, len(a), start])
+            rank, start = rank + len(a), start + up.numel()
+        down, ups = torch.cat([a for _, a, _ in parts]), torch.cat([up.reshape(-1) for _, _, up in parts])
+        return cls(down.contiguous(), ups, torch.tensor(rows, dtype=torch.int64))
+
+
+def plain_adapt(x: Tensor, low_rank: LowRank, out: Tensor) -> None:
+    """Add to out (tokens, outputs) what the adapters make of x (tokens, inputs)."""
+    inner = x.to(low_rank.down.dtype) @ low_rank.down.T
+    for column, columns, first, ranks, start in low_rank.plan.tolist():
+        up = low_rank.up[start : start + ranks * columns].view(ranks, columns)
+        out[:, column : column + columns].add_(inner[:, first : first + ranks] @ up)
 
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -72,8 +111,8 @@ class Kernels:
         self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
-        low_rank = [POINTER, LONG, POINTER, POINTER, LONG]
-        self._add_low_rank = declared(functions.danlu_add_low_rank, [*low_rank, *(3 * [LONG]), INT])
+        self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
+        self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
         places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
         self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
         self._threads = torch.get_num_threads()
@@ -101,10 +140,20 @@ class Kernels:
         self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
         return out
 
-    def add_low_rank(self, inner: Tensor, up: Tensor, out: Tensor) -> None:
-        """`plain_add_low_rank`; the numbers of a token lie together, tokens may lie apart."""
-        pointers = (inner.data_ptr(), inner.stride(0), up.data_ptr(), out.data_ptr(), out.stride(0))
-        self._add_low_rank(*pointers, len(out), *up.shape, self._threads)
+    def head_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`plain_head_loss`; the gradient is written over the logits."""
+        losses = torch.empty(len(logits), dtype=torch.float32)
+        pointers = (logits.data_ptr(), targets.data_ptr(), losses.data_ptr())
+        if self._head_loss(*pointers, *logits.shape, self._threads):
+            raise MemoryError("no memory for the logits of one token")
+        return losses, logits
+
+    def adapt(self, x: Tensor, low_rank: LowRank, out: Tensor) -> None:
+        """`plain_adapt`; the numbers of a token lie together, tokens may lie apart."""
+        pointers = (low_rank.down.data_ptr(), low_rank.up.data_ptr(), low_rank.plan.data_ptr(), out.data_ptr())
+        ranks, inputs = low_rank.down.shape
+        sizes = (out.stride(0), len(out), inputs, ranks, len(low_rank.plan))
+        self._adapt(x.data_ptr(), x.stride(0), *pointers, *sizes, self._threads)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, dim) -> the largest number of each row, float32 (rows,), and its place, int64 (rows,)."""
@@ -167,12 +216,15 @@ def _agree(found: Kernels) -> bool:
     weight, cos, sin = (torch.randn(shape, generator=generator) for shape in ((64,), (3, 1, 16), (3, 1, 16)))
     heads, cos, sin = x.view(3, 4, 16), cos.bfloat16(), sin.bfloat16()
     some = cos[..., :8].contiguous(), sin[..., :8].contiguous()
-    inner, up = (torch.randn(shape, generator=generator) for shape in ((3, 5), (5, 64)))
+    a, up = (torch.randn(shape, generator=generator) / 8 for shape in ((5, 64), (5, 64)))
     added, wanted = x.clone(), x.clone()
-    found.add_low_rank(inner, up, added)
-    plain_add_low_rank(inner, up, wanted)
+    low_rank = LowRank.of([(0, a[:2], up[:2, :20].contiguous()), (24, a[2:], up[2:, :40].contiguous())])
+    found.adapt(y, low_rank, added)
+    plain_adapt(y, low_rank, wanted)
+    targets = torch.tensor([0, 63, 5])
     pairs = [
         (added, wanted),
+        *zip(found.head_loss(x.clone(), targets), plain_head_loss(x, targets), strict=True),
         (found.rotate(heads, *some), plain_rotate(heads, *some)),
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
         (found.swiglu(gate_up), plain_swiglu(gate_up)),
