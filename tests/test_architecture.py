@@ -36,9 +36,9 @@ INNER = {
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "derived",
-               "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment", "profile", "tables",
-               "writing", "exporting", "query", "behaviour", "measure", "learned", "towering", "acting", "channels",
-               "fusing", "candidates", "collection", "passages", "teaching", "labels"],
+               "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment", "profile",
+               "tables", "writing", "exporting", "query", "behaviour", "measure", "learned", "towering", "acting",
+               "channels", "fusing", "candidates", "collection", "passages", "teaching", "labels"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip
