@@ -14,6 +14,7 @@
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
+#   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
 #   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
 #   make bench-memory memory of a server, round after round
@@ -34,7 +35,8 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
-	bench-formats bench-recall bench-recall-vectors bench-words bench-passages clean
+	bench-formats bench-recall bench-recall-vectors bench-words bench-passages \
+	bench-behaviour clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -88,7 +90,7 @@ format: $(INSTALLED)
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
 	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall \
-	bench-recall-vectors bench-words
+	bench-recall-vectors bench-words bench-behaviour
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -125,6 +127,11 @@ bench-passages: $(INSTALLED)
 bench-recall-vectors: $(INSTALLED)
 	benchmarks/peers.sh recall-vectors
 	$(BIN)/python benchmarks/recall_vectors.py --rows $(ROWS) $(WRITE)
+
+EVENTS ?= 1000000
+bench-behaviour: $(INSTALLED)
+	-benchmarks/peers.sh behaviour
+	$(BIN)/python benchmarks/recall_behaviour.py --events $(EVENTS) $(ARGS) $(WRITE)
 
 bench-serve: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py --write

@@ -105,12 +105,19 @@ _RECALL = {
     "check": "Read every file of a collection and compare it with its checksums.",
     "compact": "Merge small segments, let deleted rows go, and write damaged indexes anew.",
 }
-for _name, _help in _RECALL.items():
-    _module = "finding" if _name == "query" else "recalling"
+_ACTS = {
+    "events": "Store who did what with the rows of a collection, and learn from it whom to recommend what.",
+    "recommend": "Rows for a user, by what was done; or rows that go with others. As JSON lines, with what found each.",
+    "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
+    "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
+}
+_MODULE_OF = {"query": "finding", "train": "towers", **dict.fromkeys(("events", "recommend", "measure"), "recall_acts")}
+for _name, _help in {**_RECALL, **_ACTS}.items():
+    _module = _MODULE_OF.get(_name, "recalling")
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
-          "recall": tuple(_RECALL)}  # fmt: skip
+          "recall": (*_RECALL, *_ACTS)}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,8 +37,8 @@ INNER = {
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "vectors",
                "derived", "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment",
-               "profile", "tables", "writing", "exporting", "query", "channels", "fusing", "candidates", "collection",
-               "passages"],
+               "profile", "tables", "writing", "exporting", "query", "behaviour", "measure", "learned", "towering",
+               "acting", "channels", "fusing", "candidates", "collection", "passages", "teaching", "labels"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip

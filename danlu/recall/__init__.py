@@ -10,8 +10,11 @@ profile.py       who the rows of a set are
 keywords/        words of texts, and BM25; derived.py: what is made of columns for channels
 vectors/         the nearest vectors of a set of rows: exactly, or by inverted lists that are tuned to a recall
 channels/        ways to find the best rows of a set; query.py: what is asked of them
+behaviour/       events, and what is alike by them, on arrays; acting.py: events of a collection, as they are kept
+learned/         two towers; towering.py: those of a collection, asked; teaching.py: trained (torch)
+measure/         how good ranked answers are; labels.py: of the channels of a collection
 fusing.py        ranked rows of several channels -> one list; candidates.py: a query -> what is found
-embed.py         texts -> vectors; needs torch, nothing else here does
+embed.py         texts -> vectors; this, learned/training.py and teaching.py need torch, nothing else here does
 """
 
 from danlu.recall.candidates import Candidate, Candidates

@@ -7,7 +7,7 @@ bounded memory. Its values are written column by column, the indexes beside them
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from danlu.recall.columns.sets import Sets
 from danlu.recall.derived import DERIVED, derived_files
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayWriter
-from danlu.recall.manifest import IDS, Column, Segment, StoredFile, column_file, index_file
+from danlu.recall.manifest import DATA, IDS, Column, Folder, Segment, StoredFile, column_file, index_file
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.sources import ROW, Batch
 
@@ -267,6 +267,20 @@ def write_segment(
     except BaseException:
         remove_segment(disk, name)
         raise
+
+
+def write_folder(disk: Disk, write: Callable[[ArrayWriter], None], events: int) -> Folder:
+    """A folder with one file of arrays, certain to be there when this returns; nothing is left after an error."""
+    name = new_segment_name()
+    try:
+        disk.make(name)
+        with ArrayWriter(disk, f"{name}/{DATA}") as writer:
+            write(writer)
+        disk.flush(name)
+    except BaseException:
+        remove_segment(disk, name)
+        raise
+    return Folder(name=name, events=events, files={DATA: StoredFile(size=writer.size, checksum=writer.checksum)})
 
 
 def with_live(disk: Disk, segment: Segment, live: Bits) -> Segment:

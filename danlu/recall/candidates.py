@@ -134,16 +134,17 @@ def asked(
 
 def _unasked(query: Query, known: Mapping[str, Channel]) -> str:
     if not known:
-        return "the collection has no channel: neither words nor vectors are found in it"
-    if query.like is None and query.text is None and query.vector is None:
+        return "the collection has no channel: neither words nor vectors are found in it, and it has no events"
+    given = (query.like, query.text, query.vector, query.user, query.traits)
+    if all(one is None for one in given) and not query.items:
         return "nothing is asked for"
     return f"no channel has an answer to what is asked: {', '.join(query.channels or known)}"
 
 
 def _what_to_do(known: Mapping[str, Channel]) -> str:
     if not known:
-        return "build it with text=COLUMN, vector=COLUMN or embed=COLUMN"
-    return "give a text (like), words (text) or a vector"
+        return "build it with text=COLUMN, vector=COLUMN or embed=COLUMN, or store events: danlu recall events"
+    return "give a text (like), words (text), a vector, or a user"
 
 
 def _apart(opened: Opened, ranked: list[Fused], query: Query) -> list[Fused]:

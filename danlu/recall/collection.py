@@ -20,6 +20,7 @@ import numpy as np
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.journal import claimed
 from danlu.recall import manifest as manifests
+from danlu.recall.acting import Acts, Behaviour, learnt_of
 from danlu.recall.candidates import Candidates, recall, tune
 from danlu.recall.channels.base import Channel
 from danlu.recall.channels.kinds import channels_of
@@ -40,6 +41,8 @@ from danlu.recall.where import parse
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from danlu.recall.behaviour.events import EventOptions
+    from danlu.recall.behaviour.options import BehaviourOptions
     from danlu.recall.sources import Given, Source
 
 Sources: TypeAlias = "Given | Source | Sequence[Given | Source]"
@@ -71,6 +74,7 @@ class Collection:
     snapshot: Snapshot
     _disk: Disk
     _say: Say
+    _acts: Acts
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Collection:
             OpenSegment(disk, stored, state.columns, id_column, state.bytes_per_row, say) for stored in state.segments
         )
         snapshot = Snapshot(str(path.resolve()), state.number, tuple(segment.live for segment in segments))
-        return cls(path, state, segments, snapshot, disk, say)
+        return cls(path, state, segments, snapshot, disk, say, Acts.of(disk, state))
 
     @classmethod
     def build(
@@ -168,9 +172,15 @@ class Collection:
         return self.manifest.id or ROW
 
     @property
+    def id_type(self) -> type:
+        """int or str."""
+        kind = next(column.kind for column in self.columns if column.name == self.id_column)
+        return int if kind == "integer" else str
+
+    @property
     def size_bytes(self) -> int:
         """What it takes on the disk, manifests apart."""
-        return sum(file.size for segment in self.manifest.segments for file in segment.files.values())
+        return sum(file.size for one in self.manifest.folders for file in one.files.values())
 
     @cached_property
     def _plans(self) -> Callable[[str], tuple[Question, ...]]:
@@ -211,30 +221,10 @@ class Collection:
 
     def table(self, rows: RowSet | Array, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Values of these rows: of a set in its order, of numbers in theirs; the first `limit` of them."""
-        import pyarrow as pa
+        from danlu.recall.tables import table_of
 
-        from danlu.recall.fitted import arrow_type
-
-        places = self._places(columns)
-        numbers = self._numbers(rows, limit)
-        owners = np.searchsorted(self.snapshot.starts, numbers, side="right") - 1
-        made = []
-        for at in places:
-            column = self.columns[at]
-            parts, order = [], []
-            for owner in np.unique(owners).tolist():
-                here = np.flatnonzero(owners == owner)
-                order.append(here)
-                parts.append(self._array(at, owner, numbers[here] - self.snapshot.starts[owner]))
-            array = pa.concat_arrays(parts) if parts else pa.array([], arrow_type(column))
-            back = np.argsort(np.concatenate(order), kind="stable") if order else np.empty(0, np.int64)
-            made.append(array if len(parts) < 2 else array.take(pa.array(back)))
-        return pa.table(made, names=[self.columns[at].name for at in places])
-
-    def _array(self, at: int, owner: int, rows: Array) -> pa.Array:
-        from danlu.recall.tables import arrow_of
-
-        return arrow_of(self.columns[at], self.segments[owner].columns[at], rows)
+        places, numbers = self._places(columns), self._numbers(rows, limit)
+        return table_of(self.columns, places, self.segments, self.snapshot.starts, numbers)
 
     def _numbers(self, rows: RowSet | Array, limit: int | None) -> Array:
         if not isinstance(rows, RowSet):
@@ -265,6 +255,11 @@ class Collection:
         return profile(self.columns, self.id_column, self.segments, rows.parts)
 
     @cached_property
+    def behaviour(self) -> Behaviour:
+        """Who did what with the rows, and what was learnt of it."""
+        return Behaviour(self, self._acts, self._say, lambda path: Collection.open(path, say=self._say))
+
+    @cached_property
     def channels(self) -> Mapping[str, Channel]:
         """What finds rows by a query: words:COLUMN, vector:COLUMN."""
         return channels_of(self)
@@ -285,7 +280,7 @@ class Collection:
                 manifests.read(self._disk, number)
             except DataError as error:
                 found.append(error.seen)
-        return [*found, *(seen for segment in self.segments for seen in segment.damage())]
+        return [*found, *(seen for segment in self.segments for seen in segment.damage()), *self._acts.damage()]
 
     # -- changing -----------------------------------------------------------------------------------------
 
@@ -334,6 +329,29 @@ class Collection:
                 change.delete(at, part)
             if len(chosen):
                 change.commit()
+        return self._again()
+
+    def add_events(
+        self,
+        sources: Sources,
+        columns: EventOptions | None = None,
+        options: BehaviourOptions | None = None,
+        *,
+        now: float | None = None,
+    ) -> Collection:
+        """Who did what with the rows is stored, and learnt from: one commit, all of it or nothing.
+
+        Args:
+            columns: which columns say who did what. options: how channels learn; None goes on as before.
+            now: days since 1970, after which nothing can have happened; by default the clock's.
+
+        Raises DataError for what is no event and for items that no row has, ConfigError for options that do not fit.
+        """
+        from danlu.recall.behaviour.events import read
+
+        new = read(_sources(sources), columns, now)
+        with self._newest_state() as (state, change):
+            change.commit(**learnt_of(state, state.behaviour, new, options, change.write))
         return self._again()
 
     def compact(self, *, progress: Callable[[int], None] = _nothing) -> Collection:

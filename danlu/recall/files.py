@@ -130,6 +130,9 @@ class ArrayFile:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    def names(self) -> list[str]:
+        return list(self._arrays)
+
     def get(self, name: str) -> Array | None:
         return self._arrays.get(name)
 

@@ -33,6 +33,8 @@ Metric = Literal["cosine", "inner_product", "l2"]
 
 # Files of a segment: ids -> rows; and of each column its values, its index, and what channels find by (derived.py).
 IDS = "ids"
+# The one file of another folder.
+DATA = "data"
 
 
 def column_file(at: int) -> str:
@@ -85,6 +87,18 @@ class Segment(Stored):
     files: dict[str, StoredFile]
 
 
+class Folder(Stored):
+    """Files that belong to no rows: events that were stored together, or what a channel has learnt of them.
+
+    Attributes:
+        events: how many they are; of what was learnt, of how many it was.
+    """
+
+    name: Annotated[str, Field(pattern=_SEGMENT.pattern)]
+    events: int
+    files: dict[str, StoredFile]
+
+
 class Audience(Stored):
     """A named where-clause; `rows` is how many it had when it was last counted, at this snapshot."""
 
@@ -101,6 +115,7 @@ class Manifest(Stored):
         id: the column that holds the external ids; None where rows are numbered as they come.
         next_id: of those numbers.
         bytes_per_row: what the indexes of one column may take.
+        events: in the order in which they were stored. learnt: channel -> what it has learnt of them.
     """
 
     format: int = FORMAT
@@ -111,6 +126,13 @@ class Manifest(Stored):
     bytes_per_row: float
     segments: list[Segment] = []
     audiences: dict[str, Audience] = {}
+    events: list[Folder] = []
+    learnt: dict[str, Folder] = {}
+
+    @property
+    def folders(self) -> list[Segment | Folder]:
+        """All that have files."""
+        return [*self.segments, *self.events, *self.learnt.values()]
 
 
 def numbers(disk: Disk) -> list[int]:
@@ -200,7 +222,7 @@ def prune(disk: Disk) -> None:
             except DataError:
                 continue  # it is left for whoever wants to look at it
             kept.append(number)
-            used |= {f"{one.name}/{name}" for one in manifest.segments for name in one.files}
+            used |= {f"{one.name}/{name}" for one in manifest.folders for name in one.files}
         else:
             disk.remove(name_of(number))
     if not kept:

@@ -68,6 +68,10 @@ class Query:
     like: a text; what it means is looked for in every way that the collection has.
     text: words, looked for in texts alone. vector: numbers, looked for among vectors alone. Each for every column that
         it fits, or for those that are named: {"bio": "climbing"}.
+    user: who is asked for, by the id in the events: what the user did leads to what else there is.
+    items: ids of rows, as if a user had done something with each; beside a user, after what the user did.
+    traits: of the user, for the learned channel, over those that are known: {"sex": "F"}.
+    seen: whether rows that the user has met already may be given.
     top: results at most.
     channels: the channels to ask; None asks all that have an answer.
     """
@@ -76,6 +80,10 @@ class Query:
     like: str | None = None
     text: ForColumns = None
     vector: ForColumns = None
+    user: Any = None
+    items: tuple[Any, ...] = ()
+    traits: Mapping[str, Any] | None = None
+    seen: bool = False
     top: int = 10
     channels: tuple[str, ...] | None = None
     fuse: Fuse = _FUSE

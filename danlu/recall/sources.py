@@ -71,6 +71,11 @@ class Source:
             raise DataError(f"{path}: no kind of file that is read here", allowed=", ".join(_ENDINGS))
         return [(self.label or file.name, file) for file in files]
 
+    def columns(self) -> list[str]:
+        """Names of the columns of all its parts, as the collection has them."""
+        there = (self.names.get(name, name) for _, part in self.parts() for name in _peeked(part).names)
+        return list(dict.fromkeys(there))
+
 
 def schema_of(sources: Sequence[Source], options: BuildOptions) -> list[Column]:
     """The columns of a new collection: those of all sources together. Raises DataError where kinds differ."""

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from danlu.recall.columns.base import Column as StoredColumn
-from danlu.recall.fitted import ARROW
+from danlu.recall.fitted import ARROW, arrow_type
 from danlu.recall.manifest import Column
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.rows.kernels import kernels
@@ -30,6 +30,31 @@ def arrow_of(column: Column, stored: StoredColumn, rows: Array) -> pa.Array:
         return (plain.cast(pa.int32()) if kind == "date" else plain).cast(ARROW[kind])
     listed = [value if is_there else None for value, is_there in zip(values, there.tolist(), strict=True)]
     return pa.array(listed, ARROW[kind])
+
+
+def table_of(
+    columns: Sequence[Column],
+    places: Sequence[int],
+    segments: Sequence[OpenSegment],
+    starts: Sequence[int],
+    numbers: Array,
+) -> pa.Table:
+    """The values of rows (int64, of all segments together) in these columns.
+
+    Args:
+        places: of the columns among all. starts: number of the first row of each segment, and one past the last.
+    """
+    owners = np.searchsorted(starts, numbers, side="right") - 1
+    met = [(owner, np.flatnonzero(owners == owner)) for owner in np.unique(owners).tolist()]
+    back = pa.array(np.argsort(np.concatenate([here for _, here in met]), kind="stable")) if len(met) > 1 else None
+    made = []
+    for at in places:
+        parts = [
+            arrow_of(columns[at], segments[owner].columns[at], numbers[here] - starts[owner]) for owner, here in met
+        ]
+        array = pa.concat_arrays(parts) if parts else pa.array([], arrow_type(columns[at]))
+        made.append(array if back is None else array.take(back))
+    return pa.table(made, names=[columns[at].name for at in places])
 
 
 def batches_of(segment: OpenSegment, columns: Sequence[Column], live: Bits) -> Iterator[Batch]:

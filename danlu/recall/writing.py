@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from danlu.errors import DanluError, DataError, InUse
-from danlu.recall.building import SEGMENT_ROWS, Gathered, remove_segment, with_live, write_segment
+from danlu.recall.building import SEGMENT_ROWS, Gathered, remove_segment, with_live, write_folder, write_segment
 from danlu.recall.columns.base import member
 from danlu.recall.columns.encoding import known_rows
 from danlu.recall.columns.ids import IdColumn, Ids, again
 from danlu.recall.columns.stored import PlainNumbers
 from danlu.recall.disk import Disk
-from danlu.recall.manifest import Manifest, Segment, commit, numbers, prune
+from danlu.recall.files import ArrayWriter
+from danlu.recall.manifest import Folder, Manifest, Segment, commit, numbers, prune
 from danlu.recall.options import Conflict
 from danlu.recall.rows.bits import FULL, Array, Bits
 from danlu.recall.rows.kernels import answered
@@ -86,23 +87,30 @@ class Change:
         for at in sorted(chosen, reverse=True):
             del self._opened[at], self._live[at]
 
+    def write(self, what: Callable[[ArrayWriter], None], events: int) -> Folder:
+        """A folder for what belongs to no rows; `commit` is to be told of it."""
+        folder = write_folder(self._disk, what, events)
+        self._new.append(folder.name)
+        return folder
+
     def commit(self, **changes: Any) -> None:
         """Make it the newest state; `changes` are further fields of the manifest."""
         segments = [self._with_live(at) for at in range(len(self._opened))]
         kept = [segment for segment in segments if segment.deleted < segment.rows]
         fields = {"number": self._number, "segments": kept, "next_id": self.next_id, **changes}
-        self._check_there(kept)
+        state = self._state.model_copy(update=fields)
+        self._check_there(state.folders)
         self._disk.flush()
-        commit(self._disk, self._state.model_copy(update=fields))
+        commit(self._disk, state)
         self._new.clear()
         try:
             prune(self._disk)
         except (DanluError, OSError) as error:
             self._warn(f"earlier states could not be removed: {error}")
 
-    def _check_there(self, segments: Sequence[Segment]) -> None:
+    def _check_there(self, folders: Sequence[Segment | Folder]) -> None:
         """Raise InUse if another writer has removed what is to be named, as may be where there are no locks."""
-        for segment in segments:
+        for segment in folders:
             there = set(self._disk.names(segment.name)) if segment.name in self._disk.names() else set()
             if missing := sorted(segment.files.keys() - there):
                 seen = f"{self._disk.root}: another writer has removed {segment.name}/{missing[0]}"

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from danlu.recall.acting import Behaviour
 from danlu.recall.manifest import Column
 from danlu.recall.query import Found, Query
 from danlu.recall.rows.bits import Array
@@ -25,6 +26,9 @@ class Opened(Protocol):
 
     @property
     def snapshot(self) -> Snapshot: ...
+
+    @property
+    def behaviour(self) -> Behaviour: ...
 
 
 class Channel(Protocol):

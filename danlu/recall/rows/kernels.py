@@ -142,7 +142,7 @@ def _parts(questions: Sequence[Question]) -> list[tuple[int, int, int]]:
 
 def shared(parts: Sequence[tuple[int, int, int]], work: Callable[[int, int, int], None]) -> None:
     """Do the work of each part, on as many threads as there are processors."""
-    if len(parts) < 2 or _threads() < 2:
+    if len(parts) < 2 or threads() < 2:
         for part in parts:
             work(*part)
         return
@@ -152,13 +152,13 @@ def shared(parts: Sequence[tuple[int, int, int]], work: Callable[[int, int, int]
         for part in waiting:  # a list's iterator gives each part to one thread
             work(*part)
 
-    helpers = [_pool(os.getpid()).submit(help_out) for _ in range(_threads() - 1)]
+    helpers = [_pool(os.getpid()).submit(help_out) for _ in range(threads() - 1)]
     help_out()
     for helper in helpers:
         helper.cancel() or helper.result()
 
 
-def _threads() -> int:
+def threads() -> int:
     """What OMP_NUM_THREADS says, as elsewhere; else the processors that this process may use."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given) > 0:
@@ -169,4 +169,4 @@ def _threads() -> int:
 @cache
 def _pool(_process: int) -> ThreadPoolExecutor:
     """One a process: threads do not outlive a fork."""
-    return ThreadPoolExecutor(max(1, _threads() - 1), thread_name_prefix="danlu-recall")
+    return ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="danlu-recall")

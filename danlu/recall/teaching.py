@@ -1,0 +1,99 @@
+"""Events and attributes of a collection -> trained towers, kept with it. Importing it loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from danlu.config import PathText
+from danlu.device import Device
+from danlu.errors import ConfigError, nearest
+from danlu.journal import Journal
+from danlu.recall.acting import TOWERS
+from danlu.recall.collection import Collection
+from danlu.recall.files import ArrayWriter
+from danlu.recall.learned.attributes import Attributes, Known
+from danlu.recall.learned.options import TowerOptions
+from danlu.recall.learned.train_options import TowerTrainOptions
+from danlu.recall.learned.training import Learnt, learn
+from danlu.recall.towering import Sides, of_ids
+
+# Kinds of columns whose values tell rows apart.
+_TELLING = ("word", "tags", "boolean", "integer", "real", "date", "time")
+
+
+class LearnOptions(TowerOptions):
+    """Towers of a collection: what is known of rows and users beside what was done."""
+
+    attributes: tuple[str, ...] | None = Field(
+        None, description="columns that the items' tower reads; without it all but texts, vectors and ids, [] for none"
+    )
+    users: PathText | None = Field(None, description="a collection whose ids are the users, for their attributes")
+    user_attributes: tuple[str, ...] | None = Field(None, description="columns of that collection; without it as above")
+
+
+def train_towers(
+    collection: Collection,
+    options: LearnOptions,
+    how: TowerTrainOptions,
+    journal: Journal,
+    device: Device,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    how_to_resume: str = "run the same again with resume=True",
+    on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
+) -> Collection:
+    """The next state, with towers trained on its events. Metrics and checkpoints go to the run directory.
+
+    Raises DataError where there are no events, ConfigError for columns that are not there, and what training raises.
+    """
+    behaviour = collection.behaviour
+    events = behaviour.events
+    items = _known(collection, options.attributes, events.item_names.ids(np.arange(len(events.item_names))))
+    people = None if options.users is None else Collection.open(options.users, say=collection._say)
+    if options.user_attributes is not None and people is None:
+        raise ConfigError(
+            "user_attributes has no effect without users", fix="name a collection whose ids are the users"
+        )
+    who = events.user_names.ids(np.arange(len(events.user_names)))
+    users = None if people is None else _known(people, options.user_attributes, who)
+    what = Learnt(behaviour.histories, items[1] if items else None, users[1] if users else None)
+    towers = TowerOptions(**{name: getattr(options, name) for name in TowerOptions.model_fields})
+    learned = learn(
+        what, towers, how, journal, device, seed=seed, resume=resume, how_to_resume=how_to_resume, on_step=on_step
+    )
+    sides = Sides(items[0] if items else None, users[0] if users else None, options.users)
+
+    def write(writer: ArrayWriter) -> None:
+        learned.write(writer)
+        writer.add("sides", np.frombuffer(sides.dumped(), np.uint8))
+
+    with collection._newest_state() as (state, change):
+        folder = change.write(write, len(events))
+        change.commit(learnt={**state.manifest.learnt, TOWERS: folder})
+    return collection._again()
+
+
+def _known(collection: Collection, names: Sequence[str] | None, ids: Sequence[Any]) -> tuple[Attributes, Known] | None:
+    """Places of what the collection knows of all its rows, and what it knows of these ids; None for no columns."""
+    columns = _telling(collection, names)
+    if not columns:
+        return None
+    attributes = Attributes.of(collection.table(collection.everything(), columns))
+    return attributes, attributes.known(of_ids(collection, columns, ids))
+
+
+def _telling(collection: Collection, names: Sequence[str] | None) -> list[str]:
+    known = {column.name: column.kind for column in collection.columns}
+    if names is None:
+        own = (collection.id_column, "_source")
+        return [name for name, kind in known.items() if kind in _TELLING and name not in own]
+    for name in names:
+        if known.get(name) not in _TELLING:
+            seen = f"{name!r} is of kind {known[name]}" if name in known else f"there is no column {name!r}"
+            raise ConfigError(seen, allowed=f"kinds {', '.join(_TELLING)}", fix=nearest(name, known))
+    return list(names)
