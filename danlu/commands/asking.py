@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -12,6 +13,7 @@ from danlu.commands.shared import DEFAULT_MODEL, Flat, GivenPath, news, say
 from danlu.config import Options
 from danlu.errors import ConfigError
 from danlu.flags import as_flags
+from danlu.generate.batch.worker import in_a_thread
 from danlu.generate.params import GenerationParams
 from danlu.recall import Collection, Query, passages
 from danlu.words import words
@@ -59,7 +61,8 @@ def ask(
         print what the model is asked, before its answer
     """
     opened = Collection.open(collection, say=news)
-    found = passages.found(opened, Query(where=where, like=question, top=top), column)
+    query = Query(where=where, like=question, top=top)
+    found = in_a_thread(partial(passages.found, opened, query, column))  # an embedder's threads end with it
     if not found:
         raise ConfigError(
             "no passage has any of the words that are asked for", fix="ask in other words, or leave out --where"
