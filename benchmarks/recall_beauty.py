@@ -1,6 +1,6 @@
 """What comes next on Amazon Beauty: every channel of behaviour, the learned one, and all fused.
 
-    .venv/bin/python benchmarks/recall_beauty.py ../shared/data/beauty_sequences.txt --write
+    .venv/bin/python benchmarks/recall_beauty.py FILE --write
     .venv/bin/python benchmarks/recall_beauty.py FILE --only item_cf swing --epochs 20 --folder .recall
 
 A line of the file is a user and items in order. Of each user the last item is to be found and the one before it is what

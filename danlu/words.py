@@ -258,6 +258,7 @@ CHINESE = {
         "选项就是配方的字段；最终的配方保存在运行目录中。"
     ),
     "Answer one prompt.": "回答一个提示词。",
+    "Answer a question from the passages of a collection, and name them.": "根据集合中的段落回答问题，并注明出处。",
     "Talk with a model.": "与模型对话。",
     "Answer over HTTP as OpenAI's API does.": "启动兼容 OpenAI 接口的 HTTP 服务。",
     "Fold an adapter into its base model, and prove that both answer alike.": (

@@ -54,7 +54,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
 
 
 def test_a_library_that_cannot_be_loaded_is_none():
-    native._compiled(NATIVE).write_bytes(b"not a library")
+    native._compiled(NATIVE, native.FLAGS).write_bytes(b"not a library")
     assert library(NATIVE) is None
 
 

@@ -37,8 +37,8 @@ TRIED = ("rtn", "awq", "gptq")
 class Few(Options):
     """Weights in few bits: how they are kept, what they are found with, and what they may lose."""
 
-    method: Any
-    bits: Any
+    method: Any = Field(description="how codes are found")
+    bits: Any = Field(description="of a weight: 8, 4, 3 or 2")
     group_size: int | None = Field(
         GROUP, ge=8, description="neighbouring inputs that share a scale; null is all of a row"
     )

@@ -146,7 +146,7 @@ def test_one_answer_whatever_the_threads_and_the_company(made, monkeypatch):
     found, values, _, _ = made
     parts = [Bits.of(ROWS, np.arange(0, ROWS, 3))]
     together = nearest([found], parts, values[ROWS:], K)
-    monkeypatch.setattr(set_kernels, "_threads", lambda: 3)
+    monkeypatch.setattr(set_kernels, "threads", lambda: 3)
     threaded = nearest([found], parts, values[ROWS:], K)
     alone = [nearest([found], parts, values[ROWS + at : ROWS + at + 1], K) for at in range(QUERIES)]
     for other in (threaded.rows, np.vstack([one.rows for one in alone])):
