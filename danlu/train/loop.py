@@ -232,6 +232,7 @@ class _Loop(Generic[Example, Batch]):
             spread(self.run.held_out, max(LEAST_LOOKED_AT, 2 * self.options.batch_size)),
             advised=self.run.advised_rate,
             steps=self.steps,
+            has_adapter=hasattr(self.model, "get_base_model"),
         )
         self.rate = Rate(self.options, self.steps, self.run.batches.per_epoch, found.rate)
         tried = [{"learning_rate": rate, "steps": steps, "eval_loss": loss} for rate, steps, loss in found.tried]

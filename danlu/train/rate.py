@@ -6,8 +6,9 @@ worse than the one before, and the two best are run again, twice as long. A test
 from above, and only that: where a loss falls fastest is no good rate for transformers.
 
 A short fork likes a higher rate than a long run: the best one falls with the length of a run as its power HORIZON
-(Bjorck et al. 2024, arXiv:2409.19913), and the choice is moved by that. A run too short for a search takes the advised
-rate.
+(Bjorck et al. 2024, arXiv:2409.19913), and the choice is moved by that. An adapter's falls by less: of four settings of
+`make bench-rate` a fork's best and a run's lay apart as the half of that power says. A run too short for a search takes
+the advised rate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SHORTEST = 4  # steps of a fork
 FORKS = 7  # shortest ones, that a search is paid with
 RISING = 6  # steps of the bounding test
 WORSE = 1.1  # times the lowest loss: where the bounding test has gone too far
-HORIZON = 0.32
+HORIZON, HORIZON_OF_ADAPTERS = 0.32, 0.16
 
 
 @dataclass
@@ -56,12 +57,14 @@ def find_rate(
     *,
     advised: float,
     steps: int,
+    has_adapter: bool = False,
 ) -> Search:
     """The rate for a run of so many steps from the learner's state, to which it returns.
 
     Args:
         take: position -> examples of that step.
         held_out: examples that forks are measured on; with none, the advised rate stands.
+        has_adapter: whether one is trained, and not the model's own weights.
     """
     short = int(COST * steps) // (FORKS + 2)
     if not held_out:
@@ -69,7 +72,8 @@ def find_rate(
     if short < SHORTEST:
         least = math.ceil(SHORTEST * (FORKS + 2) / COST)
         return Search(advised, f"a search costs too much in {steps} steps; it needs {least}: the advised one")
-    return _Ladder(learner, Trials(learner, take, held_out), advised, short, steps).climb()
+    horizon = HORIZON_OF_ADAPTERS if has_adapter else HORIZON
+    return _Ladder(learner, Trials(learner, take, held_out), advised, short, steps, horizon).climb()
 
 
 class _Ladder:
@@ -82,8 +86,9 @@ class _Ladder:
         advised: float,
         short: int,
         steps: int,
+        horizon: float,
     ) -> None:
-        self._learner, self._trials = learner, trials
+        self._learner, self._trials, self._horizon = learner, trials, horizon
         self._advised, self._short, self._steps = advised, short, steps
         self._start: State = learner.snapshot()
         self._found = Search(advised, "")
@@ -99,7 +104,7 @@ class _Ladder:
             best = min(longer, key=lambda rung: longer[rung])
         self._learner.restore(self._start, 0)
         length = max(steps for _, steps, _ in found.tried)
-        shift = (length / self._steps) ** HORIZON
+        shift = (length / self._steps) ** self._horizon
         found.rate = float(f"{self._rate(best) * shift:.2g}")
         found.why = (
             f"of {len(self._losses)} rates, {self._rate(best):.2g} is best within {length} steps; "
