@@ -162,10 +162,16 @@ class Chart:
         )
         return rises and last.losses < (1 - LEARNT) * best.losses
 
-    def has_begun(self, look: Look) -> bool:
-        """Whether something is learnt, in training or of what is held out; a few held-out pairs say little alone."""
-        pairs = [(median(self.first), look.losses), (self.looks[0].loss, look.loss)]
-        return any(first - last >= SLOW * abs(first) for first, last in pairs)
+    def has_begun(self, look: Look, has_first_look: bool) -> bool:
+        """Whether something is learnt: of what is held out, and in training where a few pairs say too little of that.
+
+        Args:
+            has_first_look: whether the weights were looked at as they came.
+        """
+        fallen = [(self.looks[0].loss, look.loss)] if has_first_look else []
+        if self.least or not has_first_look:
+            fallen.append((median(self.first), look.losses))
+        return any(first - last >= SLOW * abs(first) for first, last in fallen)
 
     def is_flat(self) -> bool:
         """Whether the last two looks are hardly better than the two before."""

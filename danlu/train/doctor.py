@@ -260,7 +260,7 @@ class Doctor:
         chart = self._chart
         if now.position < self._warmup + max(2, self._interval):
             return None
-        if chart.has_begun(look) and chart.factor == 1.0:
+        if chart.has_begun(look, self._mode == "act") and chart.factor == 1.0:
             chart.start_is_seen = True
             return None
         figures = {"step": now.step, "held_out": look.loss, "loss": look.losses, "at_first": chart.first[0]}
