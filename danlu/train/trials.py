@@ -153,8 +153,13 @@ class Compared:
         if factor > 1:
             is_second_try = TENFOLD in self.forks and self.best == 1.0  # ten times as much did not help
             return min(own - self._more_pays * (2 if is_second_try else 1) * unit, self._highest)
-        is_at_edge = any(fork.loss > BROKE_OUT * own for other, fork in self.forks.items() if other > 1)
-        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if is_at_edge else LESS_PAYS) * unit
+        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if self.is_at_edge else LESS_PAYS) * unit
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether a higher rate broke out: the run's own is near the highest that it bears."""
+        own = self.forks[1.0].loss
+        return any(fork.loss > BROKE_OUT * own for factor, fork in self.forks.items() if factor > 1)
 
     def climb(self) -> bool:
         """Ten times as much, as long as it helps; and at last what lies between that and what does not."""
@@ -189,8 +194,8 @@ def up_or_down(tried: Compared) -> bool:
 
 
 def down_or_up(tried: Compared) -> bool:
-    """Less, and where that does not help, more."""
-    return down(tried) or up(tried)
+    """Less, and where that does not help, more; where that breaks out, less once more, of which less is asked then."""
+    return down(tried) or up(tried) or (tried.is_at_edge and down(tried))
 
 
 def spread(examples: Sequence[Any], most: int) -> list[Any]:

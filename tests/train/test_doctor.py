@@ -152,6 +152,14 @@ def test_less_is_asked_of_a_lower_rate_where_higher_ones_break_out():
     assert up_or_down(in_trials({**losses, 5.0: 7.0, 0.2 / 5: 3.89}))
 
 
+def test_less_is_tried_again_where_more_broke_out():
+    losses = {1.0: 4.0, 0.2: 3.9, 10.0: 9.0, 5.0: 8.0, 0.2 / 5: 3.89}
+    tried = in_trials(losses)
+    assert down_or_up(tried)
+    assert tried.best == 0.2
+    assert not down_or_up(in_trials({**losses, 10.0: 5.0, 5.0: 5.0}))
+
+
 def test_a_rate_that_was_left_is_not_tried_again():
     tried = in_trials({1.0: 4.0, math.sqrt(5): 3.0, 0.2: 9.0}, below=5.0)
     assert up_or_down(tried)
