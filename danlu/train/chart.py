@@ -71,7 +71,7 @@ class Chart:
         came_back: whether other rates are to be tried at the weights that it went back to.
         still: times that nothing moved and no other rate helped.
         said: kinds of findings that are told once.
-        least: what differences are measured against, where the loss itself is less.
+        chance: the loss of who scores everything alike; None where there is no such thing.
     """
 
     factor: float = 1.0
@@ -88,11 +88,11 @@ class Chart:
     came_back: bool = False
     still: int = 0
     said: set[str] = field(default_factory=set)
-    least: float = 0.0
+    chance: float | None = None
 
     def unit(self, loss: float) -> float:
-        """What a share of it is a share of."""
-        return max(abs(loss), self.least)
+        """`unit`, of this run's losses."""
+        return unit(loss, self.chance)
 
     def rise(self, position: int) -> float:
         """Share of the rate at that position, after it went back."""
@@ -133,7 +133,7 @@ class Chart:
         if len(self.losses) < 5 or found.norm <= OUTLIER * self.usual_norm:
             return False
         losses = [loss for _, loss, _ in self.losses[-16:]]
-        return found.loss > median(losses) + max(8 * deviation(losses), 0.5 * abs(median(losses)), 0.1 * self.least)
+        return found.loss > median(losses) + max(8 * deviation(losses), 0.5 * abs(median(losses)), 0.1 * self.unit(0.0))
 
     def is_suspicious(self) -> bool:
         """Whether the last losses stand above those before by more than these differ."""
@@ -169,7 +169,7 @@ class Chart:
             has_first_look: whether the weights were looked at as they came.
         """
         fallen = [(self.looks[0].loss, look.loss)] if has_first_look else []
-        if self.least or not has_first_look:
+        if self.chance is not None or not has_first_look:
             fallen.append((median(self.first), look.losses))
         return any(first - last >= SLOW * abs(first) for first, last in fallen)
 
@@ -219,6 +219,11 @@ class Chart:
         return cls(
             **{**state, "looks": looks, "losses": losses, "ramp": tuple(state["ramp"]), "said": set(state["said"])}
         )
+
+
+def unit(loss: float, chance: float | None) -> float:
+    """What a share of a loss is a share of: itself, or what a few pairs vary by where that is more."""
+    return max(abs(loss), PAIRS * (chance or 0.0))
 
 
 def deviation(values: Sequence[float]) -> float:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from danlu.errors import TrainingError
 from danlu.journal import Journal
-from danlu.train.chart import PAIRS, Chart, Look, Where
+from danlu.train.chart import Chart, Look, Where
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
-from danlu.train.trials import Compared, Fork, Move, Order, Trials, down_or_up, spread, up_or_down
+from danlu.train.trials import Compared, Fork, Move, Order, Trials, calmed, down_or_up, spread, up_or_down
 
 Mode = Literal["off", "observe", "act"]
 
@@ -75,7 +75,7 @@ class Doctor:
         self._trials = Trials(learner, take, self._held_out)
         self._interval = max(3, steps // LOOKS)
         self._short = min(12, max(4, steps // LOOKS))  # steps of a fork
-        self._chart = Chart(least=PAIRS * (learner.stage.chance or 0.0))
+        self._chart = Chart(chance=learner.stage.chance)
         self._best: tuple[Where, dict[str, Tensor]] | None = None
 
     # -- what the loop asks ---------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class Doctor:
             return None
         if not self._chart.start_is_seen:
             return self._on_start(look, now)
-        has_pairs = self._learner.stage.chance is not None  # too few to tell a plateau from noise
+        has_pairs = self._chart.chance is not None  # too few to tell a plateau from noise
         if 0.2 * self._steps <= now.position <= 0.8 * self._steps and not has_pairs:
             return self._on_flat(now)
         return None
@@ -301,7 +301,7 @@ class Doctor:
             )
             return None
         words = "the loss swings" if swings else "the loss is flat"
-        order = down_or_up if swings else up_or_down
+        order = calmed if swings else up_or_down
         return self._try(order, now, loss, symptom, words, at_once=MORE_PAYS, lost=3 * self._interval)
 
     def _try(
@@ -329,7 +329,7 @@ class Doctor:
             left,
             at_once,
             chart.ceiling / chart.factor,
-            self._learner.stage.chance,
+            chart.chance,
         )
         order(tried)
         chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run

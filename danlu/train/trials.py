@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from danlu.train.chart import PAIRS, Where
+from danlu.train.chart import Where, unit
 from danlu.train.learner import Gradient, Learner, State
 
 
@@ -125,8 +125,7 @@ class Compared:
         chance: float | None = None,
     ) -> None:
         self._fork, self._left, self._more_pays, self.below = fork, left, more_pays, below
-        self._highest = math.inf if chance is None else (1 - BELOW_CHANCE) * chance
-        self._least = PAIRS * (chance or 0.0)
+        self._chance = chance
         self.best = 1.0
         self.forks = {1.0: fork(1.0)}
 
@@ -149,11 +148,12 @@ class Compared:
     def _limit(self, factor: float) -> float:
         """The loss that it has to reach; each lower rate looks better than the last by itself."""
         own = self.forks[1.0].loss
-        unit = max(abs(own), self._least)
+        whole = unit(own, self._chance)
         if factor > 1:
             is_second_try = TENFOLD in self.forks and self.best == 1.0  # ten times as much did not help
-            return min(own - self._more_pays * (2 if is_second_try else 1) * unit, self._highest)
-        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if self.is_at_edge else LESS_PAYS) * unit
+            highest = math.inf if self._chance is None else (1 - BELOW_CHANCE) * self._chance
+            return min(own - self._more_pays * (2 if is_second_try else 1) * whole, highest)
+        return self.forks[self.best].loss - (LESS_PAYS_AT_EDGE if self.is_at_edge else LESS_PAYS) * whole
 
     @property
     def is_at_edge(self) -> bool:
@@ -194,8 +194,13 @@ def up_or_down(tried: Compared) -> bool:
 
 
 def down_or_up(tried: Compared) -> bool:
-    """Less, and where that does not help, more; where that breaks out, less once more, of which less is asked then."""
-    return down(tried) or up(tried) or (tried.is_at_edge and down(tried))
+    """Less, and where that does not help, more."""
+    return down(tried) or up(tried)
+
+
+def calmed(tried: Compared) -> bool:
+    """`down_or_up`; where more breaks out, less once more, of which less is asked then."""
+    return down_or_up(tried) or (tried.is_at_edge and down(tried))
 
 
 def spread(examples: Sequence[Any], most: int) -> list[Any]:

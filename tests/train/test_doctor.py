@@ -20,7 +20,7 @@ from danlu.train.learner import Gradient, Learner
 from danlu.train.loop import TrainOptions, _Loop
 from danlu.train.master import Master
 from danlu.train.reward import reward_losses, reward_stage
-from danlu.train.trials import Compared, Fork, Move, Trials, down_or_up, spread, up_or_down
+from danlu.train.trials import Compared, Fork, Move, Trials, calmed, down_or_up, spread, up_or_down
 
 STEPS = TUNED["max_steps"]
 NEAR = 1.05  # of the held-out loss of the run that is well tuned
@@ -155,9 +155,9 @@ def test_less_is_asked_of_a_lower_rate_where_higher_ones_break_out():
 def test_less_is_tried_again_where_more_broke_out():
     losses = {1.0: 4.0, 0.2: 3.9, 10.0: 9.0, 5.0: 8.0, 0.2 / 5: 3.89}
     tried = in_trials(losses)
-    assert down_or_up(tried)
+    assert calmed(tried)
     assert tried.best == 0.2
-    assert not down_or_up(in_trials({**losses, 10.0: 5.0, 5.0: 5.0}))
+    assert not calmed(in_trials({**losses, 10.0: 5.0, 5.0: 5.0}))
 
 
 def test_a_rate_that_was_left_is_not_tried_again():
