@@ -39,12 +39,28 @@ class Fused:
 
 def fused(lists: Mapping[str, Found], how: Fuse, top: int) -> list[Fused]:
     """The best rows, the best first; of equal ones the first row. `how` is one that passes `check`."""
-    asked = {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
-    rows, scores = _added(asked, how)
+    rows, scores = _added(_asked(lists, how), how)
     chosen = _with_quotas(lists, how, rows.tolist(), top) if how.quotas else rows[:top].tolist()
     places = _places(lists, set(chosen))
     score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
     return [Fused(row, score_of[row], places[row]) for row in chosen]
+
+
+def ranks(lists: Mapping[str, Found], how: Fuse, top: int) -> tuple[Array, Array]:
+    """(int64 rows, float64 scores) of `fused`, without quotas."""
+    rows, scores = _added(_asked(lists, how), how)
+    return rows[:top], scores[:top]
+
+
+def places_of(lists: Mapping[str, Found], rows: Array) -> list[dict[str, Place]]:
+    """Channel -> place there, of each row."""
+    places = _places(lists, set(rows.tolist()))
+    return [places[row] for row in rows.tolist()]
+
+
+def _asked(lists: Mapping[str, Found], how: Fuse) -> dict[str, Found]:
+    """Lists that count, in the order of their names."""
+    return {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
 
 
 def check(how: Fuse, channels: Collection[str], top: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,20 @@ class Channel(Protocol):
 
         Raises ConfigError for a query that does not fit.
         """
+
+
+@runtime_checkable
+class Bulk(Protocol):
+    """A channel that answers many queries in less time than one after the other."""
+
+    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+        """`find` of each."""
+
+
+def found_all(channel: Channel, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+    if isinstance(channel, Bulk):
+        return channel.find_all(queries, rows, k)
+    return [channel.find(query, rows, k) for query in queries]
 
 
 def joined(parts: Iterable[tuple[int, Array, Array]], k: int, least: float | None, *, is_ranked: bool = False) -> Found:
