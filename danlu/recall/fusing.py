@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log2
 
 import numpy as np
@@ -65,6 +66,8 @@ def _asked(lists: Mapping[str, Found], how: Fuse) -> dict[str, Found]:
 
 def check(how: Fuse, channels: Collection[str], top: int) -> None:
     """Raises ConfigError for channels that are not asked, and for numbers that cannot be."""
+    if not (how.weights or how.quotas):
+        return
     for option in ("weights", "quotas"):
         for name in getattr(how, option):
             if name not in channels:
@@ -92,7 +95,15 @@ def _added(lists: Mapping[str, Found], how: Fuse) -> tuple[Array, Array]:
 
 
 def _gains(found: Found, how: Fuse) -> Array:
-    return 1 / (how.rrf_k + np.arange(1, len(found.rows) + 1)) if how.fuse == "rrf" else normal(found)
+    return _reciprocals(how.rrf_k, len(found.rows)) if how.fuse == "rrf" else normal(found)
+
+
+@lru_cache(maxsize=64)
+def _reciprocals(rrf_k: float, count: int) -> Array:
+    """Of the first ranks; to be read alone."""
+    made: Array = 1 / (rrf_k + np.arange(1, count + 1))
+    made.flags.writeable = False
+    return made
 
 
 def normal(found: Found) -> Array:

@@ -61,17 +61,13 @@ def found_all(channel: Channel, queries: Sequence[Query], rows: RowSet, k: int) 
     return [channel.find(query, rows, k) for query in queries]
 
 
-def joined(parts: Iterable[tuple[int, Array, Array]], k: int, least: float | None, *, is_ranked: bool = False) -> Found:
-    """The k best of what segments give: (number of the segment's first row, rows in it, scores).
-
-    Args:
-        is_ranked: each part is ranked already, and has k at most.
-    """
-    listed = [(rows.astype(np.int64) + start, scores.astype(np.float64)) for start, rows, scores in parts if len(rows)]
-    if len(listed) == 1 and is_ranked:
-        return Found(*listed[0], least)
-    rows = np.concatenate([np.empty(0, np.int64), *(one for one, _ in listed)])
-    scores = np.concatenate([np.empty(0), *(one for _, one in listed)])
+def ranked(parts: Sequence[tuple[Array, Array]], k: int, least: float | None) -> Found:
+    """The k best of what segments give: (int64 rows, float64 scores), the best first, and k at most."""
+    there = [part for part in parts if len(part[0])] if len(parts) > 1 else parts
+    if len(there) == 1:
+        return Found(*there[0], least)
+    rows = np.concatenate([np.empty(0, np.int64), *(one for one, _ in there)])
+    scores = np.concatenate([np.empty(0), *(one for _, one in there)])
     order = np.lexsort((rows, -scores))[:k]
     return Found(rows[order], scores[order], least)
 

@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from danlu.errors import ConfigError
-from danlu.recall.channels.base import Opened, joined
+from danlu.recall.channels.base import Opened, ranked
 from danlu.recall.keywords.kernels import kernels
 from danlu.recall.keywords.plain import Words
 from danlu.recall.keywords.postings import Postings
@@ -83,13 +83,12 @@ class Keywords:
                 highest = -np.sort(-np.hstack([highest, np.where(there, best.scores, 0.0)]), axis=1)[:, :k]
                 floors = highest[:, k - 1].copy() if highest.shape[1] == k else floors
         begins = rows.snapshot.starts[:-1]
+        each = [
+            (best.rows.astype(np.int64) + start, best.scores, best.sizes.tolist())
+            for start, best in zip(begins, parts, strict=True)
+        ]
         for at in range(len(texts)):
-            sizes = [int(best.sizes[at]) for best in parts]
-            found = zip(begins, parts, sizes, strict=True)
-            yield joined(
-                ((start, best.rows[at, :count], best.scores[at, :count]) for start, best, count in found),
-                k, 0.0, is_ranked=True,
-            )  # fmt: skip
+            yield ranked([(found[at, : sizes[at]], scores[at, : sizes[at]]) for found, scores, sizes in each], k, 0.0)
 
     def _counted(self, ranges: list[Array], among: tuple[Bits, ...]) -> Array:
         """How many of these rows have each word."""
