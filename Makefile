@@ -113,7 +113,7 @@ bench-data: $(INSTALLED)
 ROWS ?= 1000000
 bench-recall: $(INSTALLED)
 	benchmarks/peers.sh recall
-	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS)
+	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS) $(WRITE)
 
 # `SIZES="1000000"` and `WRITE=--write` as elsewhere.
 SIZES ?= 10000 100000
