@@ -110,8 +110,12 @@ _ACTS = {
     "recommend": "Rows for a user, by what was done; or rows that go with others. As JSON lines, with what found each.",
     "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
+    "pick": "Pick training examples: rows that qualify, like some that are given, none of which says another again.",
 }
-_MODULE_OF = {"query": "finding", "train": "towers", **dict.fromkeys(("events", "recommend", "measure"), "recall_acts")}
+_MODULE_OF = {
+    "query": "finding", "train": "towers", "pick": "picking",
+    **dict.fromkeys(("events", "recommend", "measure"), "recall_acts"),
+}  # fmt: skip
 for _name, _help in {**_RECALL, **_ACTS}.items():
     _module = _MODULE_OF.get(_name, "recalling")
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)

@@ -13,7 +13,7 @@ from rich.table import Table
 from danlu.commands.recalling import as_text
 from danlu.commands.shared import OUT, Flat, GivenPath, Several, news, say
 from danlu.config import Options
-from danlu.errors import ConfigError, disk_faults
+from danlu.errors import ConfigError
 from danlu.flags import as_flags, from_flags
 from danlu.recall.candidates import Candidate, Candidates
 from danlu.recall.collection import Collection
@@ -194,17 +194,11 @@ def _shown_columns(opened: Collection, asked: list[str] | None) -> list[str]:
 
 def _write(opened: Collection, names: list[str], out: Path, tables: Iterator[Any]) -> None:
     """Tables into a file, one after the other; the file is there when it is whole."""
-    from danlu.recall.exporting import WRITERS
+    from danlu.recall.exporting import WRITERS, check_new, write
 
-    if out.suffix not in WRITERS:
-        raise ConfigError(f"--out {out}: no kind of file that is written", allowed=", ".join(WRITERS))
-    if out.exists():
-        raise ConfigError(f"--out {out} exists", fix="choose another name, or remove it")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}", fix="make it, or choose another")
+    check_new(out, list(WRITERS))
     opened.table(opened.everything(), names, 0)  # names that are not there are said before anything is written
-    with disk_faults(out, "writing the rows"):
-        WRITERS[out.suffix](out, tables)
+    write(out, tables)
     say(str(out))
 
 

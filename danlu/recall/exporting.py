@@ -5,13 +5,31 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from danlu.errors import ConfigError, disk_faults
+
+
+def check_new(path: Path, endings: Sequence[str], flag: str = "--out") -> None:
+    """Raises ConfigError unless the path is one of a new file with one of these endings, in a folder that is there."""
+    if path.suffix not in endings:
+        raise ConfigError(f"{flag} {path}: no kind of file that is written", allowed=", ".join(endings))
+    if path.exists():
+        raise ConfigError(f"{flag} {path} exists", fix="choose another name, or remove it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}", fix="make it, or choose another")
+
+
+def write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """The tables as one file of the kind that its name ends in; the first says the columns. Raises DiskError."""
+    with disk_faults(path, "writing the rows"):
+        WRITERS[path.suffix](path, tables)
 
 
 def _parquet(path: Path, tables: Iterator[pa.Table]) -> None:
