@@ -31,7 +31,7 @@ INNER = {
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "outcomes",
                  "watching", "adapters", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
-              "response_events", "embeddings", "backends", "others", "keys", "server", "api", "command"],
+              "response_events", "embeddings", "recalls", "backends", "others", "keys", "server", "api", "command"],
     "track": ["event_files", "trackers", "tracking"],
     "foreign": ["values", "table", "shell", "python_source", "making", "writing", "sources", "hugging_face",
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],

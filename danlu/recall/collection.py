@@ -396,6 +396,10 @@ class Collection:
         for name in texts:
             parse(f"audience({_quoted(name)})", self.columns, self.id_column, texts)
 
+    def newest(self) -> Collection:
+        """The newest state; this very object where it is that. Raises as `open` does."""
+        return self if manifests.numbers(self._disk)[:1] == [self.manifest.number] else self._again()
+
     def _again(self) -> Collection:
         return Collection.open(self.path, say=self._say, disk=self._disk)
 
