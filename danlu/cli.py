@@ -99,6 +99,7 @@ app.command(recall)
 _RECALL = {
     "build": "Make a collection out of tables: rows of any number, in memory that does not grow with them.",
     "append": "Add rows to a collection.",
+    "delete": "Delete rows from a collection, in one step: all of them or none.",
     "query": "Rows that qualify, as JSON lines or into a file; or only how many; or the best of them for a text.",
     "profile": "Who the rows are: of every attribute, how its values are spread, and beside it among all.",
     "audience": "Keep a where-clause under a name, which others may use as audience('name'); without one, list them.",

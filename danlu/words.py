@@ -515,6 +515,9 @@ CHINESE = {
     # -- collections
     "{count} of {all} rows, in {time} ms": "{all} 行中的 {count} 行，用时 {time} 毫秒",
     "passages:": "引用的段落：",
+    "{count} ids": "{count} 个 id",
+    "{count} rows deleted": "已删除 {count} 行",
+    "{count} ids that no row has were passed over": "跳过 {count} 个不存在的 id",
     "{channel}: {rows} of the rows found, in {time} ms": "{channel}：召回结果中的 {rows} 行，用时 {time} 毫秒",
     "{count} of {all} rows that qualify": "符合条件的 {all} 行中的 {count} 行",
     "{count} of {all} rows that qualify; of {looked} that were compared, {empty} have no text and {repeats} repeat "

@@ -38,7 +38,8 @@ INNER = {
     "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "vectors",
                "derived", "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment",
                "profile", "tables", "writing", "exporting", "query", "behaviour", "measure", "learned", "towering",
-               "acting", "channels", "fusing", "candidates", "collection", "passages", "picking", "teaching", "labels"],
+               "acting", "channels", "fusing", "candidates", "collection", "ids_out", "passages", "picking",
+               "teaching", "labels"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip

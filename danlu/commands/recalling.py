@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from itertools import islice
 from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from danlu.commands.shared import ERRORS, OUT, Flat, GivenPath, news, say
+from danlu.commands.shared import ERRORS, OUT, Flat, GivenPath, Several, news, say
 from danlu.config import Options
 from danlu.errors import ConfigError, DataError, size_in_words
 from danlu.flags import as_flags, from_flags
@@ -67,6 +68,65 @@ def append(collection: GivenPath, /, *files: GivenPath, upsert: bool = False) ->
     with _progress() as progress:
         made = (before.upsert if upsert else before.append)(list(files), progress=progress)
     _tell(made)
+
+
+def delete(
+    collection: GivenPath,
+    where: str | None = None,
+    /,
+    *,
+    ids: Annotated[list[str] | None, Several] = None,
+    ids_from: GivenPath | None = None,
+) -> None:
+    """Delete rows from a collection, in one step: all of them or none.
+
+    Parameters
+    ----------
+    collection
+        a folder that danlu recall build has made
+    where
+        a where-clause: the rows that pass it are deleted; danlu recall query shows them before
+    ids
+        the ids of the rows to delete; those that no row has are passed over, and counted
+    ids_from
+        a file with the column of ids, of any kind that danlu recall build reads
+    """
+    if sum(one is not None for one in (where, ids, ids_from)) != 1:
+        raise ConfigError("rows are named by a where-clause, --ids or --ids_from", fix="give one of them")
+    opened = Collection.open(collection, say=news)
+    if where is not None:
+        made, wanted = opened.delete(opened.where(where)), 0
+    else:
+        named = (
+            _ids_of(opened, ids_from)
+            if ids_from is not None
+            else [as_id(one, opened.id_type is int) for one in ids or ()]
+        )
+        made, wanted = opened.delete(named), len(set(named))
+    gone = len(opened) - len(made)
+    news(words()("{count} rows deleted", count=f"{gone:,}"))
+    if wanted > gone:
+        news(words()("{count} ids that no row has were passed over", count=f"{wanted - gone:,}"))
+    _tell(made)
+
+
+def _ids_of(opened: Collection, path: Path) -> list[Any]:
+    """Raises DataError for a file without the column of ids, or with other ones."""
+    from danlu.recall.sources import Source, batches
+
+    name = opened.id_column
+    if name not in (there := Source(path).columns()):
+        raise DataError(f"{path} has no column {name!r}", allowed=", ".join(there))
+    some = batches(Source(path), opened.columns, take=[name], separator=",")
+    return [one for batch in some for one in batch.arrays[name].to_pylist() if one is not None]
+
+
+def as_id(word: str, is_whole: bool) -> Any:
+    """An id as it is in the data. Raises ConfigError for a text where ids are numbers."""
+    try:
+        return int(word) if is_whole else word
+    except ValueError:
+        raise ConfigError(f"{word!r} is no id", allowed="a whole number") from None
 
 
 def profile(collection: GivenPath, where: str, /, *, top: int = 10, json: bool = False) -> None:

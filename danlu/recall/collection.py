@@ -232,10 +232,11 @@ class Collection:
             if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.snapshot.starts[-1]):
                 raise DataError("there is no row of such a number", allowed=f"0 to {self.snapshot.starts[-1] - 1}")
             return numbers
-        self._check(rows)
+        self.check_of_here(rows)
         return rows.rows(limit)
 
-    def _check(self, rows: RowSet) -> None:
+    def check_of_here(self, rows: RowSet) -> None:
+        """Raises DataError for a set of another state."""
         if rows.snapshot != self.snapshot:
             seen = (
                 f"a row set of snapshot {rows.snapshot.number} of {rows.snapshot.place}; this is {self.snapshot.number}"
@@ -251,7 +252,7 @@ class Collection:
 
     def profile(self, rows: RowSet) -> list[Attribute]:
         """Of every attribute, how its values are spread in the set and among all."""
-        self._check(rows)
+        self.check_of_here(rows)
         return profile(self.columns, self.id_column, self.segments, rows.parts)
 
     @cached_property
@@ -323,7 +324,7 @@ class Collection:
                 found = now.find(rows)
                 chosen = now.rows(found[found >= 0])
             else:
-                now._check(rows)
+                now.check_of_here(rows)
                 chosen = rows
             for at, part in enumerate(chosen.parts):
                 change.delete(at, part)

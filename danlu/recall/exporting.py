@@ -36,7 +36,7 @@ def _parquet(path: Path, tables: Iterator[pa.Table]) -> None:
     from pyarrow import parquet
 
     first = next(tables)
-    with _whole(path) as place, parquet.ParquetWriter(place, first.schema) as writer:
+    with whole(path) as place, parquet.ParquetWriter(place, first.schema) as writer:
         for table in chain([first], tables):
             writer.write_table(table)
 
@@ -46,7 +46,7 @@ def _csv(path: Path, tables: Iterator[pa.Table]) -> None:
     from pyarrow import csv
 
     first = _flat(next(tables))
-    with _whole(path) as place, csv.CSVWriter(place, first.schema) as writer:
+    with whole(path) as place, csv.CSVWriter(place, first.schema) as writer:
         for table in chain([first], map(_flat, tables)):
             writer.write_table(table)
 
@@ -60,7 +60,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def _jsonl(path: Path, tables: Iterator[pa.Table]) -> None:
-    with _whole(path) as place, place.open("w", encoding="utf-8") as file:
+    with whole(path) as place, place.open("w", encoding="utf-8") as file:
         for table in tables:
             file.writelines(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n" for row in table.to_pylist())
 
@@ -71,7 +71,7 @@ def _as_text(value: Any) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what stands there in the end has the path's name, after an error nothing has."""
     place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
