@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from itertools import islice
@@ -18,6 +18,7 @@ from danlu.config import Options
 from danlu.errors import ConfigError, DataError, size_in_words
 from danlu.flags import as_flags, from_flags
 from danlu.recall.collection import Collection
+from danlu.recall.databases import ENDINGS, Database, is_database
 from danlu.recall.options import BuildOptions
 from danlu.recall.profile import Attribute, Share
 from danlu.words import words
@@ -31,6 +32,7 @@ else:
 def build(
     *files: GivenPath,
     out: GivenPath,
+    sql: str | None = None,
     how: Annotated[BuildFlags, Flat] = BuildFlags(),  # noqa: B008 - frozen
 ) -> None:
     """Make a collection out of tables: rows of any number, in memory that does not grow with them.
@@ -38,19 +40,21 @@ def build(
     Parameters
     ----------
     files
-        .parquet, .csv, .tsv, .jsonl, .arrow, or folders of them
+        .parquet, .csv, .tsv, .jsonl, .arrow, or folders of them; or a database of DuckDB or SQLite
     out
         the folder to make; it must not be there, or be empty
+    sql
+        a query of the database whose rows are taken; without it the only table
     """
     if not files:
         raise ConfigError("no file is given", fix="danlu recall build FILE --out FOLDER")
     options = from_flags(BuildOptions, how)
     with _progress() as progress:
-        made = Collection.build(out, list(files), options, progress=progress, say=news)
+        made = Collection.build(out, _given(files, sql), options, progress=progress, say=news)
     _tell(made)
 
 
-def append(collection: GivenPath, /, *files: GivenPath, upsert: bool = False) -> None:
+def append(collection: GivenPath, /, *files: GivenPath, upsert: bool = False, sql: str | None = None) -> None:
     """Add rows to a collection.
 
     Parameters
@@ -58,16 +62,28 @@ def append(collection: GivenPath, /, *files: GivenPath, upsert: bool = False) ->
     collection
         a folder that danlu recall build has made
     files
-        .parquet, .csv, .tsv, .jsonl, .arrow, or folders of them
+        .parquet, .csv, .tsv, .jsonl, .arrow, or folders of them; or a database of DuckDB or SQLite
     upsert
         rows whose id is there already take the place of the earlier ones; without it they are an error
+    sql
+        a query of the database whose rows are taken; without it the only table
     """
     if not files:
         raise ConfigError("no file is given", fix="danlu recall append COLLECTION FILE")
     before = Collection.open(collection, say=news)
     with _progress() as progress:
-        made = (before.upsert if upsert else before.append)(list(files), progress=progress)
+        made = (before.upsert if upsert else before.append)(_given(files, sql), progress=progress)
     _tell(made)
+
+
+def _given(files: Sequence[Path], sql: str | None) -> list[Any]:
+    """The files as sources; the query goes with those that are databases."""
+    if sql is None:
+        return list(files)
+    if others := [file for file in files if not is_database(file)]:
+        seen = f"--sql has no effect on {others[0]}"
+        raise ConfigError(seen, allowed=f"databases of DuckDB and SQLite: {', '.join(ENDINGS)}")
+    return [Database(file, sql) for file in files]
 
 
 def delete(

@@ -4,7 +4,7 @@ collection.py    build, open, ask, change: the face
 where.py         where-clause -> tests of columns; planning.py -> a tree for each segment
 rows/ rowset.py  sets of rows, and what is computed with them
 columns/         a column as it is kept, its index, its ids
-sources.py       files -> batches; building.py -> segments; writing.py -> a commit
+sources.py       files, and queries of databases.py, -> batches; building.py -> segments; writing.py -> a commit
 disk.py files.py manifest.py  what lies on the disk, safe from a loss of power
 profile.py       who the rows of a set are
 keywords/        words of texts, and BM25; derived.py: what is made of columns for channels

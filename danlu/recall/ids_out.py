@@ -106,8 +106,10 @@ def write_roaring(file: BinaryIO, ids: Array) -> None:
     Args:
         ids: uint32, in order; they differ.
     """
-    keys = np.unique(ids >> np.uint32(16)) if len(ids) else np.empty(0, np.uint32)
-    cuts = np.append(np.searchsorted(ids, keys << np.uint32(16)), len(ids))
+    high = ids >> np.uint32(16)
+    begins = np.append(np.flatnonzero(high[1:] != high[:-1]) + 1, len(ids)) if len(ids) else np.empty(0, np.int64)
+    cuts = np.concatenate([np.zeros(1, np.int64), begins])
+    keys = high[cuts[:-1]]
     counts = np.diff(cuts)
     sizes = np.where(counts > _MOST_LISTED, _CONTAINER // 8, 2 * counts)
     head = np.stack([keys, counts - 1], 1).astype("<u2")
