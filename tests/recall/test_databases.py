@@ -56,9 +56,8 @@ def test_a_query_says_what_is_taken(sqlite, tmp_path):
 def test_many_rows_come_in_batches(tmp_path):
     path = tmp_path / "n.db"
     with sqlite3.connect(path) as base:
-        base.execute(
-            "create table n as with recursive m(i) as (select 0 union all select i + 1 from m limit 200000) select * from m"
-        )
+        numbers = "with recursive m(i) as (select 0 union all select i + 1 from m limit 200000) select i from m"
+        base.execute(f"create table n as {numbers}")
     base.close()
     assert [batch.num_rows for batch in Database(path).batches()] == [1 << 17, 200_000 - (1 << 17)]
     assert len(Collection.build(tmp_path / "c", path, BuildOptions(id="i"))) == 200_000
