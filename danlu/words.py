@@ -515,6 +515,7 @@ CHINESE = {
     # -- collections
     "{count} of {all} rows, in {time} ms": "{all} 行中的 {count} 行，用时 {time} 毫秒",
     "passages:": "引用的段落：",
+    "tag in": "写入标签列",
     "{count} ids": "{count} 个 id",
     "{count} rows deleted": "已删除 {count} 行",
     "{count} ids that no row has were passed over": "跳过 {count} 个不存在的 id",

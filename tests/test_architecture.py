@@ -37,9 +37,9 @@ INNER = {
                 "llama_factory", "axolotl", "ms_swift", "trl", "reading"],
     "recall": ["embed", "rows", "rowset", "disk", "files", "manifest", "columns", "kinds", "keywords", "vectors",
                "derived", "options", "where", "fitted", "databases", "sources", "embedding", "planning",
-               "building", "segment", "profile", "tables", "writing", "exporting", "query", "behaviour", "measure",
-               "learned", "towering", "acting", "channels", "fusing", "candidates", "collection", "ids_out",
-               "passages", "picking", "teaching", "labels"],
+               "building", "segment", "profile", "tables", "tagging", "writing", "exporting", "query", "behaviour",
+               "measure", "learned", "towering", "acting", "channels", "fusing", "candidates", "collection",
+               "ids_out", "passages", "picking", "teaching", "labels"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip

@@ -171,7 +171,13 @@ def profile(collection: GivenPath, where: str, /, *, top: int = 10, json: bool =
 
 
 def audience(
-    collection: GivenPath, name: str | None = None, where: str | None = None, /, *, remove: bool = False
+    collection: GivenPath,
+    name: str | None = None,
+    where: str | None = None,
+    /,
+    *,
+    tags: str | None = None,
+    remove: bool = False,
 ) -> None:
     """Keep a where-clause under a name, which others may use as audience('name'); without one, list them.
 
@@ -183,25 +189,30 @@ def audience(
         of the audience; without it all are listed
     where
         a where-clause, which may be made of other audiences
+    tags
+        a column of tags: rows of the audience have its name in it and no others do, also when rows are added
     remove
-        take the name away
+        take the name away, and its tag
     """
     opened = Collection.open(collection, say=news)
     if name is not None:
         if (where is None) is not remove:
             raise ConfigError("an audience takes a where-clause, or --remove", fix="give one of them")
-        opened = opened.name_audience(name, where)
-    elif remove:
-        raise ConfigError("--remove has no effect without a name", fix="name the audience")
+        if remove and tags is not None:
+            raise ConfigError("--tags has no effect beside --remove", fix="leave it out")
+        opened = opened.name_audience(name, where, tags=tags)
+    elif remove or tags is not None:
+        flag = "remove" if remove else "tags"
+        raise ConfigError(f"--{flag} has no effect without a name", fix="name the audience")
     said, table = words(), Table()
-    for heading in ("name", "where-clause"):
+    for heading in ("name", "where-clause", "tag in"):
         table.add_column(said(heading), overflow="fold")
     for heading in ("rows", "when it was made", "on"):
         table.add_column(said(heading), justify="right", no_wrap=True)
     for key, kept in opened.manifest.audiences.items():
         quoted = key.replace("'", "''")
         now = opened.count(f"audience('{quoted}')")
-        table.add_row(key, kept.where, f"{now:,}", f"{kept.rows:,}", kept.made)
+        table.add_row(key, kept.where, kept.tags or "–", f"{now:,}", f"{kept.rows:,}", kept.made)
     OUT.print(table)
 
 

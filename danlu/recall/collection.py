@@ -368,27 +368,34 @@ class Collection:
                 change.commit()
         return self._again()
 
-    def name_audience(self, name: str, where: str | None) -> Collection:
+    def name_audience(self, name: str, where: str | None, *, tags: str | None = None) -> Collection:
         """Keep a where-clause under a name; in others it is audience('name'). None takes the name away.
+
+        Args:
+            tags: a column of tags: those rows have the name in it, and no others, also when rows are added.
 
         Raises ConfigError for a clause that is wrong, and for taking away a name that another audience is made of.
         """
+        from danlu.recall.tagging import rules_of, without
+
         if not name.strip():
             raise ConfigError("an audience without a name")
         with self._newest_state() as (now, change):
-            audiences = dict(now.manifest.audiences)
+            before = dict(now.manifest.audiences)
+            audiences = {key: one for key, one in before.items() if key != name}
             if where is None:
-                if name not in audiences:
-                    raise ConfigError(f"there is no audience {name!r}", fix=nearest(name, audiences))
-                del audiences[name]
+                if name not in before:
+                    raise ConfigError(f"there is no audience {name!r}", fix=nearest(name, before))
             else:
-                made = {**audiences, name: Audience(where=where, rows=0, number=0, made="")}
-                now._check_audiences(made)
-                rows = now.count(where)
-                audiences[name] = Audience(
-                    where=where, rows=rows, number=now.manifest.number, made=date.today().isoformat()
-                )
+                made = Audience(where=where, rows=0, number=0, made="", tags=tags)
+                now._check_audiences({**audiences, name: made})
+                counted = {"rows": now.count(where), "number": now.manifest.number, "made": date.today().isoformat()}
+                audiences[name] = made.model_copy(update=counted)
             now._check_audiences(audiences)
+            rules = rules_of(now.columns, now.id_column, audiences)
+            if name in before and before[name].tags != tags:
+                rules = [*without(before[name], name, now.columns), *rules]
+            change.retag(rules)
             change.commit(audiences=audiences)
         return self._again()
 
