@@ -39,7 +39,7 @@ INNER = {
                "derived", "options", "where", "fitted", "databases", "sources", "embedding", "planning",
                "building", "segment", "profile", "tables", "tagging", "writing", "exporting", "query", "behaviour",
                "measure", "learned", "towering", "acting", "channels", "fusing", "candidates", "collection",
-               "ids_out", "passages", "picking", "teaching", "labels"],
+               "clickhouse", "ids_out", "passages", "picking", "teaching", "labels"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip
