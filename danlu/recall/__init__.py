@@ -13,6 +13,9 @@ channels/        ways to find the best rows of a set; query.py: what is asked of
 behaviour/       events, and what is alike by them, on arrays; acting.py: events of a collection, as they are kept
 learned/         two towers; towering.py: those of a collection, asked; teaching.py: trained (torch)
 measure/         how good ranked answers are; labels.py: of the channels of a collection
+tagging.py       named audiences, and those that tag their rows
+picking.py       training examples; passages.py: what a model is asked with; ids_out.py: ids for other programs
+clickhouse.py    the same questions of a table in ClickHouse
 fusing.py        ranked rows of several channels -> one list; candidates.py: a query -> what is found
 embed.py         texts -> vectors; this, learned/training.py and teaching.py need torch, nothing else here does
 """

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,7 +25,7 @@ from danlu.recall.channels.base import Channel
 from danlu.recall.channels.kinds import channels_of
 from danlu.recall.disk import Disk
 from danlu.recall.files import Damaged
-from danlu.recall.manifest import Audience, Column, Manifest
+from danlu.recall.manifest import Column, Manifest
 from danlu.recall.options import BuildOptions, Conflict
 from danlu.recall.planning import question
 from danlu.recall.profile import Attribute, profile
@@ -376,33 +375,13 @@ class Collection:
 
         Raises ConfigError for a clause that is wrong, and for taking away a name that another audience is made of.
         """
-        from danlu.recall.tagging import rules_of, without
+        from danlu.recall.tagging import named
 
-        if not name.strip():
-            raise ConfigError("an audience without a name")
         with self._newest_state() as (now, change):
-            before = dict(now.manifest.audiences)
-            audiences = {key: one for key, one in before.items() if key != name}
-            if where is None:
-                if name not in before:
-                    raise ConfigError(f"there is no audience {name!r}", fix=nearest(name, before))
-            else:
-                made = Audience(where=where, rows=0, number=0, made="", tags=tags)
-                now._check_audiences({**audiences, name: made})
-                counted = {"rows": now.count(where), "number": now.manifest.number, "made": date.today().isoformat()}
-                audiences[name] = made.model_copy(update=counted)
-            now._check_audiences(audiences)
-            rules = rules_of(now.columns, now.id_column, audiences)
-            if name in before and before[name].tags != tags:
-                rules = [*without(before[name], name, now.columns), *rules]
+            audiences, rules = named(now, name, where, tags)
             change.retag(rules)
             change.commit(audiences=audiences)
         return self._again()
-
-    def _check_audiences(self, audiences: Mapping[str, Audience]) -> None:
-        texts = {name: audience.where for name, audience in audiences.items()}
-        for name in texts:
-            parse(f"audience({_quoted(name)})", self.columns, self.id_column, texts)
 
     def newest(self) -> Collection:
         """The newest state; this very object where it is that. Raises as `open` does."""
@@ -430,7 +409,3 @@ def _sources(given: Sources) -> list[Source]:
     if not listed:
         raise ConfigError("no source is given")
     return [one if isinstance(one, Source) else Source(one) for one in listed]
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from danlu.config import Options
-from danlu.data.look.duplicates import near_duplicates, signatures
+from danlu.data.look.duplicates import Signatures, near_duplicates, signatures
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.recall.candidates import asked
 from danlu.recall.collection import Collection
@@ -262,6 +262,18 @@ def _unrepeated(
     rows = np.concatenate(kept)
     if near is None:
         return rows, len(order) - len(rows), 0
-    pairs = near_duplicates(np.concatenate(signed), near)
-    again = np.array([pair.later - len(examples) for pair in pairs if pair.later >= len(examples)], np.int64)
-    return np.delete(rows, again), len(order) - len(rows), len(again)
+    left = _first_of_each(np.concatenate(signed), near)
+    chosen = left[left >= len(examples)] - len(examples)
+    return rows[chosen], len(order) - len(rows), len(rows) - len(chosen)
+
+
+def _first_of_each(signed: Signatures, near: float) -> Array:
+    """Places of the texts that nearly repeat none that is left before them.
+
+    What repeats a text that goes itself is looked at again without it: likeness is not handed on.
+    """
+    left = np.arange(len(signed))
+    while pairs := near_duplicates(signed[left], near):
+        repeats = {pair.later for pair in pairs}
+        left = np.delete(left, [pair.later for pair in pairs if pair.earlier not in repeats])
+    return left

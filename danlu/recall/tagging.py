@@ -1,6 +1,6 @@
-"""Rules that tag rows: an audience whose name stands as a tag in every row that it is for, and in no other.
+"""Named audiences, and rules that tag: an audience whose name is a tag of every row that it is for, and of no other.
 
-It holds for rows that are there, and for those that come later: their tags are settled before they are written. A rule
+A rule holds for rows that are there, and for those that come later: their tags are settled before they are written. It
 asks for no column that rules write, so that none depends on what another has written.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from danlu.recall.columns.base import member
 from danlu.recall.columns.forms import Index
 from danlu.recall.columns.ids import IdColumn, Ids
 from danlu.recall.columns.lists import TagLists
-from danlu.recall.manifest import Audience, Column
+from danlu.recall.manifest import Audience, Column, Manifest
 from danlu.recall.planning import question
 from danlu.recall.rows.bits import Bits
 from danlu.recall.rows.kernels import answered, kernels
@@ -60,9 +62,52 @@ def rules_of(columns: Sequence[Column], id_column: str, audiences: Mapping[str, 
     return made
 
 
-def without(audience: Audience, name: str, columns: Sequence[Column]) -> list[Rule]:
-    """What takes the tag of an audience away, where it wrote one."""
-    return [Rule(at, name, NOTHING) for at, column in enumerate(columns) if column.name == audience.tags]
+class Opened(Protocol):
+    """What is asked of a collection here."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def columns(self) -> list[Column]: ...
+
+    @property
+    def id_column(self) -> str: ...
+
+    def count(self, text: str) -> int: ...
+
+
+def named(opened: Opened, name: str, where: str | None, tags: str | None) -> tuple[dict[str, Audience], list[Rule]]:
+    """(the audiences after one was named, or its name taken away for None; the rules that then hold).
+
+    Raises ConfigError for a clause that is wrong, and for taking away a name that another audience is made of.
+    """
+    if not name.strip():
+        raise ConfigError("an audience without a name")
+    before = opened.manifest.audiences
+    audiences = {key: one for key, one in before.items() if key != name}
+    if where is None:
+        if name not in before:
+            raise ConfigError(f"there is no audience {name!r}", fix=nearest(name, before))
+    else:
+        made = Audience(where=where, rows=0, number=0, made="", tags=tags)
+        _check({**audiences, name: made}, opened)
+        counted = {"rows": opened.count(where), "number": opened.manifest.number, "made": date.today().isoformat()}
+        audiences[name] = made.model_copy(update=counted)
+    _check(audiences, opened)
+    rules = rules_of(opened.columns, opened.id_column, audiences)
+    earlier = before[name].tags if name in before else None
+    if earlier != tags:  # the tag goes from where it stood
+        gone = [Rule(at, name, NOTHING) for at, column in enumerate(opened.columns) if column.name == earlier]
+        rules = [*gone, *rules]
+    return audiences, rules
+
+
+def _check(audiences: Mapping[str, Audience], opened: Opened) -> None:
+    texts = {name: audience.where for name, audience in audiences.items()}
+    for name in texts:
+        quoted = name.replace("'", "''")
+        parse(f"audience('{quoted}')", opened.columns, opened.id_column, texts)
 
 
 def retagged(

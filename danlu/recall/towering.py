@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,8 @@ from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.files import ArrayFile
 from danlu.recall.learned.attributes import Attributes
 from danlu.recall.learned.serving import Learned, unit
+from danlu.recall.opened import Opened
 from danlu.recall.rows.bits import Array
-from danlu.recall.rowset import RowSet
 
 TOWERS = "towers"
 _ITEMS, _USERS = "known.attributes.weight", "of_users.attributes.weight"
@@ -46,21 +46,6 @@ class Sides:
         items, users, path = json.loads(text)
         loaded = [None if one is None else Attributes.loaded(one.encode()) for one in (items, users)]
         return cls(loaded[0], loaded[1], path)
-
-
-class Opened(Protocol):
-    """What is asked of a collection here."""
-
-    @property
-    def id_type(self) -> type: ...
-
-    def everything(self) -> RowSet: ...
-
-    def rows(self, numbers: Array) -> RowSet: ...
-
-    def find(self, ids: Sequence[Any] | Array) -> Array: ...
-
-    def table(self, rows: Array, columns: Sequence[str] | None = None) -> pa.Table: ...
 
 
 def of_ids(opened: Opened, columns: Sequence[str], ids: Sequence[Any]) -> pa.Table:

@@ -23,6 +23,7 @@ from danlu.data.records import Message
 from danlu.errors import DanluError, DownloadError, ResourceError
 from danlu.generate.batch.worker import in_a_thread
 from danlu.recall import Bm25, Collection, Fuse, Query, passages
+from danlu.recall.rows.bits import Array
 from danlu.serve.faults import ApiFault, as_fault, queue_full
 from danlu.serve.options import ServeOptions
 from danlu.serve.wire.schema import Ask, read_body
@@ -179,13 +180,13 @@ class Recalls:
                 raise ApiFault(400, message, None, "invalid_value")
             return {**head, **_passing(opened, body, columns)}
         found = opened.recall(body.query)
-        rows = opened.table(found.rows, columns).to_pylist()
+        rows = _listed(opened, found.rows, columns)
         data = [
             {
                 "id": one.id,
                 "score": one.score,
                 "found_by": {name: {"rank": at.rank, "score": at.score} for name, at in one.places.items()},
-                "row": _plain(row),
+                "row": row,
             }
             for one, row in zip(found, rows, strict=True)
         ]
@@ -200,14 +201,17 @@ def _passing(opened: Collection, body: RecallBody, columns: Sequence[str]) -> di
     assert body.where is not None
     rows = opened.where(body.where)
     numbers = rows.rows(body.top)
-    ids, table = opened.ids(numbers).to_pylist(), opened.table(numbers, columns).to_pylist()
-    data = [{"id": id, "row": _plain(row)} for id, row in zip(ids, table, strict=True)]
+    rows_of = zip(opened.ids(numbers).to_pylist(), _listed(opened, numbers, columns), strict=True)
+    data = [{"id": id, "row": row} for id, row in rows_of]
     return {"among": len(rows), "data": data}
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it: dates and times as text, and numbers that are not finite."""
-    return {name: _as_json(value) for name, value in row.items()}
+def _listed(opened: Collection, numbers: Array, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows as JSON has them: dates and times as text, and numbers that are not finite."""
+    if not columns:
+        return [{} for _ in numbers]
+    rows = opened.table(numbers, columns).to_pylist()
+    return [{name: _as_json(value) for name, value in row.items()} for row in rows]
 
 
 def _as_json(value: Any) -> Any:

@@ -63,6 +63,20 @@ def test_many_rows_come_in_batches(tmp_path):
     assert len(Collection.build(tmp_path / "c", path, BuildOptions(id="i"))) == 200_000
 
 
+def test_nulls_first_and_nulls_alone_lose_nothing(tmp_path):
+    path = tmp_path / "n.db"
+    with sqlite3.connect(path) as base:
+        base.execute("create table n (id integer, name text, half, blank text)")
+        base.executemany("insert into n values (?, ?, ?, null)", [(1, None, 1), (2, "Steven", None), (3, "x", 0.5)])
+    base.close()
+    made = Collection.build(tmp_path / "c", path, BuildOptions(id="id"))
+    assert made.table(made.everything(), ["name", "half", "blank"]).to_pylist() == [
+        {"name": None, "half": 1.0, "blank": None},
+        {"name": "Steven", "half": None, "blank": None},
+        {"name": "x", "half": 0.5, "blank": None},
+    ]
+
+
 WRONG = {
     "syntax": ("selec * from people", DataError, 'near "selec"'),
     "a table": ("select * from peple", DataError, "no such table: peple"),

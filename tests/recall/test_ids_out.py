@@ -192,3 +192,20 @@ def test_a_file_without_ids_deletes_nothing(call, built, tmp_path):
     path.write_text("id\n1\n")
     code, _, err = call("recall", "delete", built.path, "--ids_from", path)
     assert (code, "has no column 'user_id'" in err) == (1, True)
+
+
+def test_no_ids_delete_nothing_and_no_id_is_a_clause(call, tmp_path):
+    rows = pa.table(
+        {"id": ["O'Brien", "x' OR 1=1 --", 'say "hi"', "d"], "order": [0, 1, 0, 1], "name": ["a", "b", "c", "d"]}
+    )
+    built = Collection.build(tmp_path / "t", rows, BuildOptions(id="id"))
+    assert len(built.delete([])) == 4
+    (tmp_path / "none.csv").write_text("id\n\n")
+    assert call("recall", "delete", built.path, "--ids_from", tmp_path / "none.csv")[0] in (0, 1)
+    assert len(Collection.open(built.path)) == 4
+    code, _, err = call("recall", "delete", built.path, "--ids", "x' OR 1=1 --", "O'Brien")
+    assert (code, "2 rows deleted" in err) == (0, True)
+    code, _, err = call("recall", "delete", built.path, '"order" = 1')
+    assert (code, "1 rows deleted" in err) == (0, True)
+    left = Collection.open(built.path)
+    assert left.ids(left.everything()).to_pylist() == ['say "hi"']

@@ -97,6 +97,27 @@ def test_rows_without_text_are_like_others_by_their_vectors(tmp_path):
     assert all(25 <= one < 50 for one in built.ids(found.rows).to_pylist())
 
 
+def test_likeness_is_not_handed_on(tmp_path):
+    """Of a chain in which each says nearly what the one before says, not the first alone is left."""
+    draw, text = random.Random(0), [random.Random(1).choice("abcdefgh") for _ in range(600)]
+    chain = []
+    for at in range(12):
+        text[at * 48 : at * 48 + 48] = draw.choices("ijklmnop", k=48)
+        chain.append("".join(text))
+    built = Collection.build(
+        tmp_path / "c", pa.table({"id": range(12), "bio": chain}), BuildOptions(id="id", text=("bio",))
+    )
+    left = built.ids(picked(built).rows).to_pylist()
+    assert left[0] == 0
+    assert 3 < len(left) < 12
+
+
+def test_of_rows_that_are_all_alike_one_is_left(tmp_path):
+    rows = pa.table({"id": range(50), "bio": ["just the same words again and again"] * 50})
+    built = Collection.build(tmp_path / "c", rows, BuildOptions(id="id", text=("bio",)))
+    assert built.ids(picked(built).rows).to_pylist() == [0]
+
+
 WRONG = {
     "no top": ({"like_where": "id = 1"}, "top is needed"),
     "two kinds": ({"like_where": "id = 1", "like": "x", "top": 1}, "give one of them"),

@@ -102,6 +102,13 @@ def test_the_best_of_them_in_every_way(post, body, wanted):
         assert one["found_by"]
 
 
+def test_a_row_may_be_shown_without_columns(post):
+    for how in ({"where": "true"}, {"vector": [1, 0]}):
+        response = post({"collection": "docs", "columns": [], "top": 2, **how})
+        assert [one["row"] for one in response.json()["data"]] == [{}, {}]
+    assert "2 finite numbers" in error(post({"collection": "docs", "vector": [1e300, 1]}), 400)["message"]
+
+
 def test_what_json_has_no_number_for_is_text(post):
     response = post({"collection": "docs", "where": "id = 2", "columns": ["score", "v"]})
     assert response.json()["data"] == [{"id": 2, "row": {"score": "inf", "v": [0.0, 1.0]}}]
