@@ -18,7 +18,6 @@ from danlu.config import Options
 from danlu.errors import ConfigError, DataError, size_in_words
 from danlu.flags import as_flags, from_flags
 from danlu.recall.collection import Collection
-from danlu.recall.databases import ENDINGS, Database, is_database
 from danlu.recall.options import BuildOptions
 from danlu.recall.profile import Attribute, Share
 from danlu.words import words
@@ -80,6 +79,8 @@ def _given(files: Sequence[Path], sql: str | None) -> list[Any]:
     """The files as sources; the query goes with those that are databases."""
     if sql is None:
         return list(files)
+    from danlu.recall.databases import ENDINGS, Database, is_database
+
     if others := [file for file in files if not is_database(file)]:
         seen = f"--sql has no effect on {others[0]}"
         raise ConfigError(seen, allowed=f"databases of DuckDB and SQLite: {', '.join(ENDINGS)}")
