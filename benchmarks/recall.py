@@ -105,6 +105,7 @@ LABELS = {
         "six conditions with tags": "带标签的六个条件", "all row numbers of it": "其全部行号",
         "its first 1,000 rows, all columns": "前 1,000 行及全部列", "its profile": "其画像",
         "1,000 ids to rows": "1,000 个 id 查行号", "all its ids to Parquet": "其全部 id 写成 Parquet",
+        "all its ids to Roaring": "其全部 id 写成 Roaring 位图",
         "sex and age, from disk": "性别和年龄，从磁盘", "200 filters from disk, each": "轮换 200 个条件，从磁盘，每个",
     },
 }  # fmt: skip

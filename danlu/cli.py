@@ -99,6 +99,7 @@ app.command(recall)
 _RECALL = {
     "build": "Make a collection out of tables: rows of any number, in memory that does not grow with them.",
     "append": "Add rows to a collection.",
+    "delete": "Delete rows from a collection, in one step: all of them or none.",
     "query": "Rows that qualify, as JSON lines or into a file; or only how many; or the best of them for a text.",
     "profile": "Who the rows are: of every attribute, how its values are spread, and beside it among all.",
     "audience": "Keep a where-clause under a name, which others may use as audience('name'); without one, list them.",
@@ -110,8 +111,12 @@ _ACTS = {
     "recommend": "Rows for a user, by what was done; or rows that go with others. As JSON lines, with what found each.",
     "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
+    "pick": "Pick training examples: rows that qualify, like some that are given, none of which says another again.",
 }
-_MODULE_OF = {"query": "finding", "train": "towers", **dict.fromkeys(("events", "recommend", "measure"), "recall_acts")}
+_MODULE_OF = {
+    "query": "finding", "train": "towers", "pick": "picking",
+    **dict.fromkeys(("events", "recommend", "measure"), "recall_acts"),
+}  # fmt: skip
 for _name, _help in {**_RECALL, **_ACTS}.items():
     _module = _MODULE_OF.get(_name, "recalling")
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)

@@ -515,8 +515,17 @@ CHINESE = {
     # -- collections
     "{count} of {all} rows, in {time} ms": "{all} 行中的 {count} 行，用时 {time} 毫秒",
     "passages:": "引用的段落：",
+    "tag in": "写入标签列",
+    "{count} ids": "{count} 个 id",
+    "{count} rows deleted": "已删除 {count} 行",
+    "{count} ids that no row has were passed over": "跳过 {count} 个不存在的 id",
     "{channel}: {rows} of the rows found, in {time} ms": "{channel}：召回结果中的 {rows} 行，用时 {time} 毫秒",
     "{count} of {all} rows that qualify": "符合条件的 {all} 行中的 {count} 行",
+    "{count} of {all} rows that qualify; of {looked} that were compared, {empty} have no text and {repeats} repeat "
+    "another": (
+        "符合条件的 {all} 行中选出 {count} 行；比较过 {looked} 行，其中 {empty} 行无文本，{repeats} 行与前面的近似重复"
+    ),
+    "like {count} examples, taking turns": "与 {count} 条样例相近，各样例轮流选取",
     "{path}: {rows} rows, {columns} columns, {segments} segment(s), {size}": (
         "{path}：{rows} 行，{columns} 列，{segments} 个段，{size}"
     ),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from recalling import best, forget, once, peak_bytes, request, size_bytes
 
-from danlu.recall import BuildOptions, Collection
+from danlu.recall import BuildOptions, Collection, RowSet
+from danlu.recall.ids_out import write_ids
 
 # More filters than fit into a core's caches, asked in turn: what a service sees.
 ROTATING = 200
@@ -50,12 +51,20 @@ def warm(place: Path, questions: dict[str, str], every: list[str], repeats: int)
         "its first 1,000 rows, all columns": best(lambda: made.table(rows, limit=1000), repeats)[0],
         "its profile": best(lambda: made.profile(rows), repeats)[0],
         "1,000 ids to rows": best(lambda: made.find(np.arange(1000)), repeats)[0],
+        "all its ids to Parquet": best(lambda: taken_out(made, rows, place.with_suffix(".parquet")), repeats)[0],
+        "all its ids to Roaring": best(lambda: taken_out(made, rows, place.with_suffix(".roaring")), repeats)[0],
     }
     return {
         "open": opened, "more": more,
         "counts": {name: count for name, (_, count) in timed.items()},
         "seconds": {name: seconds for name, (seconds, _) in timed.items()},
     }  # fmt: skip
+
+
+def taken_out(made: Collection, rows: RowSet, path: Path) -> None:
+    """Its ids as a file, which goes again."""
+    write_ids(made, rows, path)
+    path.unlink()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
 from danlu.model.named import ModelOptions
 from danlu.report.decoding import TOKENS, show_trace
-from danlu.serve.options import BackendOptions, ServeOptions, adapters_named
+from danlu.serve.options import BackendOptions, ServeOptions, adapters_named, collections_named
 from danlu.terminal import show
 
 # A command line wants a whole answer where the engine, like transformers, would stop after 20 tokens.
@@ -155,6 +155,7 @@ def serve(
     backend: Annotated[Backends, Flat] = Backends(),  # noqa: B008 - frozen
     held: Annotated[ServedFlags, Flat] = ServedFlags(),  # noqa: B008 - frozen
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    collection: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
 
@@ -166,6 +167,9 @@ def serve(
     adapter
         NAME=DIRECTORY serves a LoRA adapter beside the model, as a model of that name; may be given several times.
         DIRECTORY alone puts a PEFT adapter on the model itself; the model without it is then served as "base"
+    collection
+        NAME=FOLDER lets clients ask that collection, at /v1/recall and in chats; may be given several times.
+        Others are not to be reached
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
@@ -173,7 +177,8 @@ def serve(
     chosen = from_flags(ServedOptions, held).model_dump()
     loading = ModelOptions(name=model or "", adapter=own, **chosen)
     listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
-    serve_model(loading, named, listening, answering, say=say, news=news)
+    shelves = collections_named(collection or ())
+    serve_model(loading, named, listening, answering, shelves, say=say, news=news)
 
 
 def _ask() -> str:

@@ -12,9 +12,10 @@ from danlu.commands.answering import ANSWER_TOKENS, HeldOptions, engine_of, knob
 from danlu.commands.shared import DEFAULT_MODEL, Flat, GivenPath, news, say
 from danlu.config import Options
 from danlu.errors import ConfigError
-from danlu.flags import as_flags
+from danlu.flags import as_flags, from_flags
 from danlu.generate.batch.worker import in_a_thread
 from danlu.generate.params import GenerationParams
+from danlu.hub import silent
 from danlu.recall import Collection, Query, passages
 from danlu.words import words
 
@@ -68,10 +69,20 @@ def ask(
             "no passage has any of the words that are asked for", fix="ask in other words, or leave out --where"
         )
     adapter, engine = engine_of(model, held, "auto")
+    knobs, given = knobs_of(params), from_flags(GenerationParams, params)
+
+    def length(text: str) -> int:
+        return len(engine.token_ids(prompt_for(engine, adapter or model, text, None, silent)))
+
+    most = passages.room(engine.context_length, given.max_new_tokens, given.max_length, ANSWER_TOKENS)
+    found = passages.within(question, found, most, length)
     asked = passages.prompt(question, found)
+    if engine.context_length is not None and given.max_new_tokens is None and given.max_length is None:
+        left = engine.context_length - length(asked)
+        knobs = knobs.model_copy(update={"max_new_tokens": min(ANSWER_TOKENS, left)})
     if show_prompt:
         say(asked)
-    streamed(engine, prompt_for(engine, adapter or model, asked, None, news), knobs_of(params))
+    streamed(engine, prompt_for(engine, adapter or model, asked, None, news), knobs)
     news(words()("passages:"))
     for one in found:
         text = " ".join(one.text.split())

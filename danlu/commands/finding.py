@@ -13,7 +13,7 @@ from rich.table import Table
 from danlu.commands.recalling import as_text
 from danlu.commands.shared import OUT, Flat, GivenPath, Several, news, say
 from danlu.config import Options
-from danlu.errors import ConfigError, disk_faults
+from danlu.errors import ConfigError
 from danlu.flags import as_flags, from_flags
 from danlu.recall.candidates import Candidate, Candidates
 from danlu.recall.collection import Collection
@@ -49,6 +49,7 @@ def query(
     explain: bool = False,
     fuse: Annotated[FuseFlags, Flat] = FuseFlags(),  # noqa: B008 - frozen
     bm25: Annotated[Bm25Flags, Flat] = Bm25Flags(),  # noqa: B008 - frozen
+    ids_to: GivenPath | None = None,
 ) -> None:
     """Rows that qualify, as JSON lines or into a file; or only how many; or the best of them for a text.
 
@@ -76,6 +77,8 @@ def query(
         the channels to ask, as in words:bio and vector:bio_vector; without it all that have an answer
     explain
         a table of which channel has found each row, at which rank and with which score
+    ids_to
+        write the ids of all rows that qualify into this .parquet, .roaring or .roaring64 file, and show none
     """
     how = {"like": like, "words": words, "top": top, "channels": channels, "explain": explain or None}
     flags = [*fuse.model_fields_set, *bm25.model_fields_set]
@@ -83,18 +86,18 @@ def query(
         _refuse([name for name, value in how.items() if value is not None] + flags, "without --like or --words")
         if where is None:
             raise ConfigError("nothing is asked for", fix="give a where-clause, or a text with --like")
+        rest = [n for n, v in (("columns", columns), ("limit", limit), ("out", out)) if v is not None]
         if count:
-            _refuse(
-                [n for n, v in (("columns", columns), ("limit", limit), ("out", out)) if v is not None],
-                "beside --count",
-            )
+            _refuse(rest + ["ids_to"] * (ids_to is not None), "beside --count")
             say(str(Collection.open(collection, say=news).count(where)))
+        elif ids_to is not None:
+            _refuse(rest, "beside --ids_to")
+            _ids(Collection.open(collection, say=news), where, ids_to)
         else:
             _qualifying(Collection.open(collection, say=news), where, columns, limit, out)
         return
-    _refuse(
-        [name for name, given in (("count", count), ("limit", limit is not None)) if given], "beside --like and --words"
-    )
+    vain = {"count": count, "limit": limit is not None, "ids_to": ids_to is not None}
+    _refuse([name for name, given in vain.items() if given], "beside --like and --words")
     asked = Query(
         where=where, like=like, text=words, top=_SHOWN_TOP if top is None else top,
         channels=None if channels is None else tuple(name for word in channels for name in word.split(",")),
@@ -106,6 +109,17 @@ def query(
 def _refuse(flags: list[str], why: str) -> None:
     if flags:
         raise ConfigError(f"--{flags[0]} has no effect {why}", fix="leave one of them out")
+
+
+def _ids(opened: Collection, where: str, path: Path) -> None:
+    from danlu.recall.exporting import check_new
+    from danlu.recall.ids_out import ID_WRITERS, write_ids
+
+    check_new(path, list(ID_WRITERS), "--ids_to")
+    rows = opened.where(where)
+    write_ids(opened, rows, path)
+    say(str(path))
+    news(language()("{count} ids", count=f"{len(rows):,}"))
 
 
 def _qualifying(opened: Collection, where: str, columns: list[str] | None, limit: int | None, out: Path | None) -> None:
@@ -194,17 +208,11 @@ def _shown_columns(opened: Collection, asked: list[str] | None) -> list[str]:
 
 def _write(opened: Collection, names: list[str], out: Path, tables: Iterator[Any]) -> None:
     """Tables into a file, one after the other; the file is there when it is whole."""
-    from danlu.recall.exporting import WRITERS
+    from danlu.recall.exporting import WRITERS, check_new, write
 
-    if out.suffix not in WRITERS:
-        raise ConfigError(f"--out {out}: no kind of file that is written", allowed=", ".join(WRITERS))
-    if out.exists():
-        raise ConfigError(f"--out {out} exists", fix="choose another name, or remove it")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}", fix="make it, or choose another")
+    check_new(out, list(WRITERS))
     opened.table(opened.everything(), names, 0)  # names that are not there are said before anything is written
-    with disk_faults(out, "writing the rows"):
-        WRITERS[out.suffix](out, tables)
+    write(out, tables)
     say(str(out))
 
 

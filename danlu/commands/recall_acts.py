@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from rich.table import Table
 
+from danlu.commands.recalling import as_id
 from danlu.commands.shared import OUT, Flat, GivenPath, Several, news, say
 from danlu.errors import ConfigError, disk_faults
 from danlu.flags import as_flags, from_flags
@@ -116,8 +117,8 @@ def recommend(
     names = opened.behaviour.events.user_names
     query = Query(
         where=where,
-        user=_as_id(user, names.is_whole),
-        items=tuple(_as_id(one, opened.id_type is int) for one in items or ()),
+        user=None if user is None else as_id(user, names.is_whole),
+        items=tuple(as_id(one, opened.id_type is int) for one in items or ()),
         traits=dict(_trait(one) for one in traits) if traits else None,
         channels=tuple(channels) if channels else None,
         seen=seen,
@@ -129,16 +130,6 @@ def recommend(
         ranks = {name: place.rank for name, place in one.places.items()}
         row = {"id": one.id, "score": round(one.score, 6), "found_by": ranks, **more}
         say(dumps(row, ensure_ascii=False, default=str))
-
-
-def _as_id(word: str | None, is_whole: bool) -> Any:
-    """An id as it is in the data. Raises ConfigError for a text where ids are numbers."""
-    if word is None or not is_whole:
-        return word
-    try:
-        return int(word)
-    except ValueError:
-        raise ConfigError(f"{word!r} is no id", allowed="a whole number") from None
 
 
 def _trait(word: str) -> tuple[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +21,10 @@ from danlu.recall.behaviour.options import BehaviourOptions
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
 from danlu.recall.manifest import DATA, Folder, Manifest
+from danlu.recall.opened import Opened
 from danlu.recall.rows.bits import Array
-from danlu.recall.rowset import RowSet, Snapshot
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from danlu.recall.behaviour.events import Events
     from danlu.recall.towering import ServedTowers
 
@@ -72,33 +69,6 @@ def whole(file: ArrayFile | Damaged) -> ArrayFile:
     if isinstance(file, Damaged):
         raise file
     return file
-
-
-class Opened(Protocol):
-    """What is asked of a collection here."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    @property
-    def snapshot(self) -> Snapshot: ...
-
-    @property
-    def id_column(self) -> str: ...
-
-    @property
-    def id_type(self) -> type: ...
-
-    def everything(self) -> RowSet: ...
-
-    def rows(self, numbers: Array) -> RowSet: ...
-
-    def find(self, ids: Sequence[Any] | Array) -> Array: ...
-
-    def table(self, rows: Array, columns: Sequence[str] | None = None) -> pa.Table: ...
 
 
 class Behaviour:

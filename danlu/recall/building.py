@@ -294,6 +294,19 @@ def with_live(disk: Disk, segment: Segment, live: Bits) -> Segment:
     return segment.model_copy(update=changes)
 
 
+def with_column(disk: Disk, segment: Segment, at: int, column: StoredColumn, bytes_per_row: float) -> Segment:
+    """The segment with other values in a column, in files of their own. Its folder is to be flushed yet."""
+    mark, files, renewed = secrets.token_hex(8), dict(segment.files), dict(segment.renewed)
+    for file, write in ((column_file(at), column), (index_file(at), column.made_index(bytes_per_row))):
+        files.pop(segment.named(file), None)
+        if write is not None:
+            renewed[file] = f"{file}-{mark}"
+            with ArrayWriter(disk, f"{segment.name}/{renewed[file]}") as writer:
+                write.write(writer)
+            files[renewed[file]] = StoredFile(size=writer.size, checksum=writer.checksum)
+    return segment.model_copy(update={"files": files, "renewed": renewed})
+
+
 def remove_segment(disk: Disk, name: str) -> None:
     """As far as the disk lets us: whatever is left is pruned by the next writer."""
     with suppress(DanluError, OSError):

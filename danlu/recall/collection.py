@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,7 +25,7 @@ from danlu.recall.channels.base import Channel
 from danlu.recall.channels.kinds import channels_of
 from danlu.recall.disk import Disk
 from danlu.recall.files import Damaged
-from danlu.recall.manifest import Audience, Column, Manifest
+from danlu.recall.manifest import Column, Manifest
 from danlu.recall.options import BuildOptions, Conflict
 from danlu.recall.planning import question
 from danlu.recall.profile import Attribute, profile
@@ -232,10 +231,11 @@ class Collection:
             if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.snapshot.starts[-1]):
                 raise DataError("there is no row of such a number", allowed=f"0 to {self.snapshot.starts[-1] - 1}")
             return numbers
-        self._check(rows)
+        self.check_of_here(rows)
         return rows.rows(limit)
 
-    def _check(self, rows: RowSet) -> None:
+    def check_of_here(self, rows: RowSet) -> None:
+        """Raises DataError for a set of another state."""
         if rows.snapshot != self.snapshot:
             seen = (
                 f"a row set of snapshot {rows.snapshot.number} of {rows.snapshot.place}; this is {self.snapshot.number}"
@@ -251,7 +251,7 @@ class Collection:
 
     def profile(self, rows: RowSet) -> list[Attribute]:
         """Of every attribute, how its values are spread in the set and among all."""
-        self._check(rows)
+        self.check_of_here(rows)
         return profile(self.columns, self.id_column, self.segments, rows.parts)
 
     @cached_property
@@ -327,7 +327,7 @@ class Collection:
                 found = now.find(rows)
                 chosen = now.rows(found[found >= 0])
             else:
-                now._check(rows)
+                now.check_of_here(rows)
                 chosen = rows
             for at, part in enumerate(chosen.parts):
                 change.delete(at, part)
@@ -371,34 +371,25 @@ class Collection:
                 change.commit()
         return self._again()
 
-    def name_audience(self, name: str, where: str | None) -> Collection:
+    def name_audience(self, name: str, where: str | None, *, tags: str | None = None) -> Collection:
         """Keep a where-clause under a name; in others it is audience('name'). None takes the name away.
+
+        Args:
+            tags: a column of tags: those rows have the name in it, and no others, also when rows are added.
 
         Raises ConfigError for a clause that is wrong, and for taking away a name that another audience is made of.
         """
-        if not name.strip():
-            raise ConfigError("an audience without a name")
+        from danlu.recall.tagging import named
+
         with self._newest_state() as (now, change):
-            audiences = dict(now.manifest.audiences)
-            if where is None:
-                if name not in audiences:
-                    raise ConfigError(f"there is no audience {name!r}", fix=nearest(name, audiences))
-                del audiences[name]
-            else:
-                made = {**audiences, name: Audience(where=where, rows=0, number=0, made="")}
-                now._check_audiences(made)
-                rows = now.count(where)
-                audiences[name] = Audience(
-                    where=where, rows=rows, number=now.manifest.number, made=date.today().isoformat()
-                )
-            now._check_audiences(audiences)
+            audiences, rules = named(now, name, where, tags)
+            change.retag(rules)
             change.commit(audiences=audiences)
         return self._again()
 
-    def _check_audiences(self, audiences: Mapping[str, Audience]) -> None:
-        texts = {name: audience.where for name, audience in audiences.items()}
-        for name in texts:
-            parse(f"audience({_quoted(name)})", self.columns, self.id_column, texts)
+    def newest(self) -> Collection:
+        """The newest state; this very object where it is that. Raises as `open` does."""
+        return self if manifests.numbers(self._disk)[:1] == [self.manifest.number] else self._again()
 
     def _again(self) -> Collection:
         return Collection.open(self.path, say=self._say, disk=self._disk)
@@ -422,7 +413,3 @@ def _sources(given: Sources) -> list[Source]:
     if not listed:
         raise ConfigError("no source is given")
     return [one if isinstance(one, Source) else Source(one) for one in listed]
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

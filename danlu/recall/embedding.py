@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from danlu.recall.embed import Embedder
     from danlu.recall.sources import Batch
+
+# Encoders and their tokenizers are not safe for several threads.
+_ONE_AT_A_TIME = Lock()
 
 
 def columns_with(columns: Sequence[Column], options: BuildOptions) -> list[Column]:
@@ -76,8 +80,9 @@ def _filled(vectors: pa.Array, texts: pa.Array, column: Column, where: str, say:
 
 
 def question_vector(embedder: str, text: str) -> Array:
-    """(dim) float32, as the texts that answer it have been made vectors of."""
-    vector: Array = _embedder(embedder).embed([text], "query", truncate=True)[0]
+    """(dim) float32, as the texts that answer it have been made vectors of. Several threads may ask."""
+    with _ONE_AT_A_TIME:
+        vector: Array = _embedder(embedder).embed([text], "query", truncate=True)[0]
     return vector
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,12 +13,30 @@ from typing import Any
 
 import pyarrow as pa
 
+from danlu.errors import ConfigError, disk_faults
+
+
+def check_new(path: Path, endings: Sequence[str], flag: str = "--out") -> None:
+    """Raises ConfigError unless the path is one of a new file with one of these endings, in a folder that is there."""
+    if path.suffix not in endings:
+        raise ConfigError(f"{flag} {path}: no kind of file that is written", allowed=", ".join(endings))
+    if path.exists():
+        raise ConfigError(f"{flag} {path} exists", fix="choose another name, or remove it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}", fix="make it, or choose another")
+
+
+def write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """The tables as one file of the kind that its name ends in; the first says the columns. Raises DiskError."""
+    with disk_faults(path, "writing the rows"):
+        WRITERS[path.suffix](path, tables)
+
 
 def _parquet(path: Path, tables: Iterator[pa.Table]) -> None:
     from pyarrow import parquet
 
     first = next(tables)
-    with _whole(path) as place, parquet.ParquetWriter(place, first.schema) as writer:
+    with whole(path) as place, parquet.ParquetWriter(place, first.schema) as writer:
         for table in chain([first], tables):
             writer.write_table(table)
 
@@ -28,7 +46,7 @@ def _csv(path: Path, tables: Iterator[pa.Table]) -> None:
     from pyarrow import csv
 
     first = _flat(next(tables))
-    with _whole(path) as place, csv.CSVWriter(place, first.schema) as writer:
+    with whole(path) as place, csv.CSVWriter(place, first.schema) as writer:
         for table in chain([first], map(_flat, tables)):
             writer.write_table(table)
 
@@ -42,7 +60,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def _jsonl(path: Path, tables: Iterator[pa.Table]) -> None:
-    with _whole(path) as place, place.open("w", encoding="utf-8") as file:
+    with whole(path) as place, place.open("w", encoding="utf-8") as file:
         for table in tables:
             file.writelines(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n" for row in table.to_pylist())
 
@@ -53,7 +71,7 @@ def _as_text(value: Any) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what stands there in the end has the path's name, after an error nothing has."""
     place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

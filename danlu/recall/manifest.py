@@ -78,6 +78,7 @@ class Segment(Stored):
         live: the file that says which of them are not deleted; None where all are.
         deleted: how many are.
         files: name below the segment's folder -> size and checksum.
+        renewed: what a file is for -> its name, where it was written anew after the segment.
     """
 
     name: Annotated[str, Field(pattern=_SEGMENT.pattern)]
@@ -85,6 +86,11 @@ class Segment(Stored):
     live: str | None = None
     deleted: int = 0
     files: dict[str, StoredFile]
+    renewed: dict[str, str] = {}
+
+    def named(self, file: str) -> str:
+        """What the file for a column, an index and the like is called."""
+        return self.renewed.get(file, file)
 
 
 class Folder(Stored):
@@ -100,12 +106,17 @@ class Folder(Stored):
 
 
 class Audience(Stored):
-    """A named where-clause; `rows` is how many it had when it was last counted, at this snapshot."""
+    """A named where-clause; `rows` is how many it had when it was last counted, at this snapshot.
+
+    Attributes:
+        tags: the column of tags in which its rows have its name.
+    """
 
     where: str
     rows: int
     number: int
     made: str
+    tags: str | None = None
 
 
 class Manifest(Stored):

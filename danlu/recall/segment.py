@@ -112,7 +112,7 @@ class OpenSegment:
         """Look at what may have to be made anew, so that `is_damaged` is known."""
         _ = self.ids
         for at, column in enumerate(self.columns):
-            if index_file(at) in self.stored.files:
+            if self.stored.named(index_file(at)) in self.stored.files:
                 column.probe()
         for get in self._made.values():
             get()
@@ -136,7 +136,7 @@ class OpenSegment:
 
     def _column(self, at: int) -> StoredColumn:
         column = encoding.read(self._file(column_file(at)), self.rows)
-        if self._names[at] == self._id or index_file(at) not in self.stored.files:
+        if self._names[at] == self._id or self.stored.named(index_file(at)) not in self.stored.files:
             column.use(lambda: Index(Sets.of(self.rows, []), {}))
             return column
 
@@ -176,6 +176,7 @@ class OpenSegment:
         return get
 
     def _file(self, name: str) -> ArrayFile:
+        name = self.stored.named(name)
         stored = self.stored.files.get(name)
         if stored is None:
             raise Damaged(f"{self._disk.root / self.stored.name} has no file {name}")

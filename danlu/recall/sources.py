@@ -1,7 +1,8 @@
 """Files and tables -> batches of rows with the columns of a collection.
 
-Parquet, CSV, JSONL and Arrow files, a folder of them, or what pyarrow holds in memory; read in batches, so a source may
-be larger than memory. What does not fit the columns is an error that names file and column. Knows nothing of segments.
+Parquet, CSV, JSONL and Arrow files, a folder of them, a query of a database file, or what pyarrow holds in memory; read
+in batches, so a source may be larger than memory. What does not fit the columns is an error that names file and column.
+Knows nothing of segments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from danlu.errors import ConfigError, DataError, nearest
+from danlu.recall.databases import ENDINGS, Database, is_database
 from danlu.recall.fitted import (
     ARROW,
     arrow_type,
@@ -39,7 +41,7 @@ _ENDINGS = {
     ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 
-Given: TypeAlias = "str | Path | pa.Table | pa.RecordBatch"
+Given: TypeAlias = "str | Path | pa.Table | pa.RecordBatch | Database"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        given: a file, a folder of files, or a table.
+        given: a file, a folder of files, a table, or a query of a database.
         names: column there -> column of the collection, where they are called differently.
         label: what stands in the column _source of its rows; by default the file's name.
     """
@@ -58,9 +60,13 @@ class Source:
 
     def parts(self) -> list[tuple[str, Given]]:
         """(name, file or table) of each part. Raises DataError for a file that is not there or of an unknown kind."""
+        if isinstance(self.given, Database):
+            return [(self.label or Path(self.given.path).name, self.given)]
         if not isinstance(self.given, (str, Path)):
             return [(self.label or "table", self.given)]
         path = Path(self.given)
+        if path.is_file() and is_database(path):
+            return [(self.label or path.name, Database(path))]
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if file.suffix in _ENDINGS]
         elif path.is_file():
@@ -68,7 +74,7 @@ class Source:
         else:
             raise DataError(f"{path}: no such file or folder")
         if not files or any(file.suffix not in _ENDINGS for file in files):
-            raise DataError(f"{path}: no kind of file that is read here", allowed=", ".join(_ENDINGS))
+            raise DataError(f"{path}: no kind of file that is read here", allowed=", ".join([*_ENDINGS, *ENDINGS]))
         return [(self.label or file.name, file) for file in files]
 
     def columns(self) -> list[str]:
@@ -254,6 +260,8 @@ def _batches(part: Given, columns: Sequence[Column], names: Mapping[str, str]) -
         yield part
     elif isinstance(part, pa.Table):
         yield from part.to_batches(max_chunksize=BATCH_ROWS)
+    elif isinstance(part, Database):
+        yield from part.batches()
     else:
         path = Path(part)
         types = {

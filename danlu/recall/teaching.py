@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from danlu.recall.learned.attributes import Attributes, Known
 from danlu.recall.learned.options import TowerOptions
 from danlu.recall.learned.train_options import TowerTrainOptions
 from danlu.recall.learned.training import Learnt, learn
-from danlu.recall.towering import Sides, of_ids
+from danlu.recall.towering import Sides, found, of_ids, text_vectors
 
 # Kinds of columns whose values tell rows apart.
 _TELLING = ("word", "tags", "boolean", "integer", "real", "date", "time")
@@ -30,6 +31,9 @@ class LearnOptions(TowerOptions):
 
     attributes: tuple[str, ...] | None = Field(
         None, description="columns that the items' tower reads; without it all but texts, vectors and ids, [] for none"
+    )
+    text_vector: str | None = Field(
+        None, description="a column of vectors that the items' tower reads too, as bio_vector of --embed bio"
     )
     users: PathText | None = Field(None, description="a collection whose ids are the users, for their attributes")
     user_attributes: tuple[str, ...] | None = Field(None, description="columns of that collection; without it as above")
@@ -53,7 +57,13 @@ def train_towers(
     """
     behaviour = collection.behaviour
     events = behaviour.events
-    items = _known(collection, options.attributes, events.item_names.ids(np.arange(len(events.item_names))))
+    what_for = events.item_names.ids(np.arange(len(events.item_names)))
+    items = _known(collection, options.attributes, what_for)
+    read = items[1] if items else None
+    if options.text_vector is not None:
+        texts = text_vectors(collection, options.text_vector, found(collection, what_for))
+        none = Known(np.zeros(len(what_for) + 1, np.int64), np.empty(0, np.int32), 0)
+        read = replace(read or none, texts=texts)
     people = None if options.users is None else Collection.open(options.users, say=collection._say)
     if options.user_attributes is not None and people is None:
         raise ConfigError(
@@ -61,12 +71,12 @@ def train_towers(
         )
     who = events.user_names.ids(np.arange(len(events.user_names)))
     users = None if people is None else _known(people, options.user_attributes, who)
-    what = Learnt(behaviour.histories, items[1] if items else None, users[1] if users else None)
+    what = Learnt(behaviour.histories, read, users[1] if users else None)
     towers = TowerOptions(**{name: getattr(options, name) for name in TowerOptions.model_fields})
     learned = learn(
         what, towers, how, journal, device, seed=seed, resume=resume, how_to_resume=how_to_resume, on_step=on_step
     )
-    sides = Sides(items[0] if items else None, users[0] if users else None, options.users)
+    sides = Sides(items[0] if items else None, users[0] if users else None, options.users, options.text_vector)
 
     def write(writer: ArrayWriter) -> None:
         learned.write(writer)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,47 +20,48 @@ from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.files import ArrayFile
 from danlu.recall.learned.attributes import Attributes
 from danlu.recall.learned.serving import Learned, unit
+from danlu.recall.opened import Opened
 from danlu.recall.rows.bits import Array
-from danlu.recall.rowset import RowSet
 
 TOWERS = "towers"
-_ITEMS, _USERS = "known.attributes.weight", "of_users.attributes.weight"
+_ITEMS, _USERS, _TEXT = "known.attributes.weight", "of_users.attributes.weight", "known.text"
 
 
 @dataclass(frozen=True)
 class Sides:
     """Attributes:
     items, users: places of what is known, or None where nothing is read.
+    text_vector: the column of vectors of items that is read, if one is.
     """
 
     items: Attributes | None
     users: Attributes | None
     users_path: str | None
+    text_vector: str | None = None
 
     def dumped(self) -> bytes:
         read = [None if one is None else one.dumped().decode() for one in (self.items, self.users)]
-        return json.dumps([*read, self.users_path], ensure_ascii=False).encode()
+        return json.dumps([*read, self.users_path, self.text_vector], ensure_ascii=False).encode()
 
     @classmethod
     def loaded(cls, text: bytes) -> Sides:
-        items, users, path = json.loads(text)
+        items, users, path, text_vector = json.loads(text)
         loaded = [None if one is None else Attributes.loaded(one.encode()) for one in (items, users)]
-        return cls(loaded[0], loaded[1], path)
+        return cls(loaded[0], loaded[1], path, text_vector)
 
 
-class Opened(Protocol):
-    """What is asked of a collection here."""
-
-    @property
-    def id_type(self) -> type: ...
-
-    def everything(self) -> RowSet: ...
-
-    def rows(self, numbers: Array) -> RowSet: ...
-
-    def find(self, ids: Sequence[Any] | Array) -> Array: ...
-
-    def table(self, rows: Array, columns: Sequence[str] | None = None) -> pa.Table: ...
+def text_vectors(opened: Opened, column: str, rows: Array) -> Array:
+    """float32 (rows, dim), zeros where a row is -1 or has no vector. Raises ConfigError for another column."""
+    known = {one.name: one for one in opened.manifest.columns if one.kind == "vector"}
+    if column not in known:
+        seen = f"text_vector: {column!r} is no column of vectors"
+        raise ConfigError(seen, allowed=", ".join(known) or "(there is none)", fix=nearest(column, known))
+    made = np.zeros((len(rows), known[column].dim), np.float32)
+    there = np.flatnonzero(rows >= 0)
+    values = opened.table(rows[there], [column]).column(0).combine_chunks()
+    has_one = values.is_valid().to_numpy(zero_copy_only=False)
+    made[there[has_one]] = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, known[column].dim)
+    return made
 
 
 def of_ids(opened: Opened, columns: Sequence[str], ids: Sequence[Any]) -> pa.Table:
@@ -103,14 +104,25 @@ class ServedTowers:
         rows = self._item_rows[: len(self.learned.states)]
         learnt = np.flatnonzero(rows >= 0)
         vectors, of = self.learned.item_vectors[learnt], rows[learnt]
-        if self.sides.items is None:
+        if self.sides.items is None and self.sides.text_vector is None:
             return vectors, of
-        columns = [place.column for place in self.sides.items.places]
         others = (self._opened.everything() - self._opened.rows(of)).rows()
-        known = self.sides.items.known(self._opened.table(others, columns))
-        states = known.sums(self.learned.weights[_ITEMS])
-        told = np.diff(known.starts) > 0
+        states, told = self._states_of(others)
         return np.concatenate([vectors, unit(states[told])]), np.concatenate([of, others[told]])
+
+    def _states_of(self, rows: Array) -> tuple[Array, Array]:
+        """(float32 (rows, dim), whether anything is known of each), by attributes and the vector of a text."""
+        states, told = np.zeros((len(rows), self.learned.dim), np.float32), np.zeros(len(rows), np.bool_)
+        if self.sides.items is not None:
+            columns = [place.column for place in self.sides.items.places]
+            known = self.sides.items.known(self._opened.table(rows, columns))
+            states += known.sums(self.learned.weights[_ITEMS])
+            told |= np.diff(known.starts) > 0
+        if self.sides.text_vector is not None:
+            texts = text_vectors(self._opened, self.sides.text_vector, rows)
+            states += texts @ self.learned.weights[f"{_TEXT}.weight"].T + self.learned.weights[f"{_TEXT}.bias"]
+            told |= texts.any(1)
+        return states, told
 
     def nearest(
         self,

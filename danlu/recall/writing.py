@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from danlu.errors import DanluError, DataError, InUse
-from danlu.recall.building import SEGMENT_ROWS, Gathered, remove_segment, with_live, write_folder, write_segment
+from danlu.recall.building import (
+    SEGMENT_ROWS,
+    Gathered,
+    remove_segment,
+    with_column,
+    with_live,
+    write_folder,
+    write_segment,
+)
+from danlu.recall.columns.base import Column as StoredColumn
 from danlu.recall.columns.base import member
 from danlu.recall.columns.encoding import known_rows
 from danlu.recall.columns.ids import IdColumn, Ids, again
@@ -29,6 +39,7 @@ from danlu.recall.rows.tree import And, Not, Question
 from danlu.recall.segment import OpenSegment
 from danlu.recall.sources import ROW, Batch
 from danlu.recall.tables import batches_of
+from danlu.recall.tagging import Rule, passing_in_memory, retagged, rules_of
 
 # Ids that an error names.
 _NAMED = 5
@@ -45,6 +56,7 @@ class Change:
     def __init__(self, disk: Disk, state: Manifest, opened: Sequence[OpenSegment], warn: Callable[[str], None]) -> None:
         self._disk, self._state, self._warn = disk, state, warn
         self._opened, self._live = list(opened), [segment.live for segment in opened]
+        self._stored = [segment.stored for segment in opened]
         self._new: list[str] = []
         # Settled now: what another writer commits in between, where there are no locks, has this number too.
         self._number = max(numbers(disk), default=0) + 1
@@ -85,7 +97,16 @@ class Change:
                 gathered = Gathered(self._state.columns, self._id, None)
         self._write(gathered, None)
         for at in sorted(chosen, reverse=True):
-            del self._opened[at], self._live[at]
+            del self._opened[at], self._live[at], self._stored[at]
+
+    def retag(self, rules: Sequence[Rule]) -> None:
+        """Columns of tags as the rules have them, where they differ."""
+        for at, segment in enumerate(self._opened):
+            stored = self._stored[at]
+            for place, column in retagged(segment.columns, rules, self._live[at], segment.passing):
+                self._stored[at] = with_column(self._disk, self._stored[at], place, column, self._state.bytes_per_row)
+            if self._stored[at] is not stored:
+                self._disk.flush(stored.name)
 
     def write(self, what: Callable[[ArrayWriter], None], events: int) -> Folder:
         """A folder for what belongs to no rows; `commit` is to be told of it."""
@@ -124,12 +145,12 @@ class Change:
             prune(self._disk)
 
     def _with_live(self, at: int) -> Segment:
-        segment, live = self._opened[at], self._live[at]
+        segment, live, stored = self._opened[at], self._live[at], self._stored[at]
         if live.count == segment.live.count:
-            return segment.stored
+            return stored
         if live.count == 0:  # it goes as a whole
-            return segment.stored.model_copy(update={"deleted": segment.rows})
-        made = with_live(self._disk, segment.stored, live)
+            return stored.model_copy(update={"deleted": segment.rows})
+        made = with_live(self._disk, stored, live)
         self._disk.flush(made.name)
         return made
 
@@ -138,6 +159,8 @@ class Change:
         if not gathered.rows:
             return
         rows, stored = gathered.rows, gathered.columns()
+        if self._rules:
+            self._tag(stored, rows)
         column = stored[self._id]
         assert isinstance(column, IdColumn)
         ids, live = Ids.of(column), Bits.whole(rows, FULL)
@@ -150,8 +173,21 @@ class Change:
         opened = OpenSegment(self._disk, segment, self._state.columns, self._id, budget, self._warn)
         self._opened.append(opened)
         self._live.append(opened.live)
+        self._stored.append(segment)
         if on_conflict is not None and self._state.id is None:
             self.next_id += rows
+
+    @cached_property
+    def _rules(self) -> list[Rule]:
+        return rules_of(self._state.columns, self._id, self._state.audiences)
+
+    def _tag(self, stored: dict[str, StoredColumn], rows: int) -> None:
+        """Settle the tags of rows that are to be written."""
+        names = [column.name for column in self._state.columns]
+        columns = [stored[name] for name in names]
+        passing = partial(passing_in_memory, columns, names.index(self._id))
+        for place, column in retagged(columns, self._rules, Bits.whole(rows, FULL), passing):
+            stored[names[place]] = column
 
     def _settled(self, column: IdColumn, ids: Ids, on_conflict: Conflict) -> Array:
         """Which of the new rows live (a flag each), after ids that are there twice; earlier rows may go for them."""

@@ -1,4 +1,4 @@
-"""Routes: OpenAI's, /health and /metrics, over one backend and, beside it, an embedder."""
+"""Routes: OpenAI's, /v1/recall, /health and /metrics, over one backend and, beside it, an embedder and collections."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from danlu.serve.backends import Backend, OwnEngine
 from danlu.serve.embeddings import EmbeddingBody, Embeddings
 from danlu.serve.faults import ApiFault, as_fault
 from danlu.serve.options import ServeOptions
+from danlu.serve.recalls import RecallBody, Recalls
 from danlu.serve.replies.replies import Written, rendered
 from danlu.serve.response_events import told
 from danlu.serve.service import Receive, Service, while_wanted
@@ -37,7 +38,11 @@ _Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
-    engine: Engine, options: ServeOptions, model_name: str = "danlu", embeddings: Embeddings | None = None
+    engine: Engine,
+    options: ServeOptions,
+    model_name: str = "danlu",
+    embeddings: Embeddings | None = None,
+    recalls: Recalls | None = None,
 ) -> FastAPI:
     """The application over an engine of this process.
 
@@ -46,18 +51,19 @@ def make_app(
         model_name: what clients call the model where options.served_model_name says nothing.
     """
     service = Service(engine, options, options.served_model_name or model_name)
-    app = make_app_over(OwnEngine(service), embeddings)
+    app = make_app_over(OwnEngine(service), embeddings, recalls)
     app.state.service = service
     return app
 
 
-def make_app_over(backend: Backend, embeddings: Embeddings | None = None) -> FastAPI:
-    """The application over any backend; it closes neither of the two."""
+def make_app_over(backend: Backend, embeddings: Embeddings | None = None, recalls: Recalls | None = None) -> FastAPI:
+    """The application over any backend; it closes none of what it is given."""
     options = backend.options
     # Neither pages whose scripts lie on another server, nor redirects that repeat what a client said of our name.
     app = FastAPI(title="Danlu", version=danlu.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.backend = backend
-    _add_answers(app, backend)
+    _add_answers(app, backend, recalls)
+    _add_recall(app, backend, recalls)
     _add_responses(app, backend)
     _add_embeddings(app, backend, embeddings)
     _add_tokens(app, backend)
@@ -114,7 +120,7 @@ class Gate:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def _add_answers(app: FastAPI, backend: Backend) -> None:
+def _add_answers(app: FastAPI, backend: Backend, recalls: Recalls | None) -> None:
     bodies = {}
     for path, read, model in (
         ("/v1/chat/completions", read_chat, ChatBody),
@@ -123,7 +129,7 @@ def _add_answers(app: FastAPI, backend: Backend) -> None:
         schema, definitions = schema_of(model)
         bodies.update(definitions)
         extra = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-        handler = _handler(backend, read, chat=read is read_chat)
+        handler = _handler(backend, read, recalls, chat=read is read_chat)
         app.add_api_route(path, handler, methods=["POST"], name=path[4:], openapi_extra=extra, response_model=None)
 
     def described() -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _add_answers(app: FastAPI, backend: Backend) -> None:
     app.openapi = described  # type: ignore[method-assign]
 
 
-def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
+def _handler(backend: Backend, read: _Reader, recalls: Recalls | None, *, chat: bool) -> _Handler:
     async def answer(request: Request) -> Response:
         arrived = time.monotonic()
 
@@ -145,6 +151,9 @@ def _handler(backend: Backend, read: _Reader, *, chat: bool) -> _Handler:
 
         try:
             ask = await _read(read, await _document(request, backend), request)
+            if ask.recall is not None:
+                work = _there(recalls).grounded(ask, backend.room(ask), backend.length)
+                ask = await while_wanted(work, request.receive, backend, _seconds_left(backend, arrived))
             return await backend.reply(ask, chat, arrived, request.receive, ended)
         except Exception as error:  # as_fault words what it knows; a fault of ours is an answer, and counted, too
             fault = as_fault(error)
@@ -193,6 +202,45 @@ def _count(backend: Backend, fault: ApiFault | None, arrived: float) -> None:
     backend.metrics.duration.observe(time.monotonic() - arrived)
 
 
+def _seconds_left(backend: Backend, arrived: float) -> float:
+    return arrived + backend.options.request_timeout_seconds - time.monotonic()
+
+
+# -- rows of collections ---------------------------------------------------------------------------
+
+
+def _there(recalls: Recalls | None) -> Recalls:
+    if recalls is None:
+        message = "no collections: this server was started without --collection NAME=FOLDER"
+        raise ApiFault(501, message, code="not_implemented")
+    return recalls
+
+
+def _add_recall(app: FastAPI, backend: Backend, recalls: Recalls | None) -> None:
+    async def answer(request: Request) -> Response:
+        arrived = time.monotonic()
+        try:
+            work = _there(recalls).answer(await _document(request, backend))
+            body = await while_wanted(work, request.receive, backend, _seconds_left(backend, arrived))
+        except Exception as error:  # as above
+            fault = as_fault(error)
+            _count(backend, fault, arrived)
+            return _response(fault)
+        _count(backend, None, arrived)
+        return await asyncio.to_thread(JSONResponse, body)
+
+    async def listed() -> Response:
+        try:
+            return JSONResponse({"object": "list", "data": [] if recalls is None else await recalls.cards()})
+        except Exception as error:  # as above
+            return _response(as_fault(error))
+
+    content = {"application/json": {"schema": RecallBody.model_json_schema()}}
+    extra = {"requestBody": {"required": True, "content": content}}
+    app.add_api_route("/v1/recall", answer, methods=["POST"], openapi_extra=extra, response_model=None)
+    app.add_api_route("/v1/recall", listed, methods=["GET"], response_model=None)
+
+
 # -- embeddings ------------------------------------------------------------------------------------
 
 
@@ -205,8 +253,7 @@ def _add_embeddings(app: FastAPI, backend: Backend, embeddings: Embeddings | Non
                     501, "no embeddings: this server was started with --embedder none", code="not_implemented"
                 )
             work = embeddings.answer(await _document(request, backend))
-            seconds = arrived + backend.options.request_timeout_seconds - time.monotonic()
-            body = await while_wanted(work, request.receive, backend, seconds)
+            body = await while_wanted(work, request.receive, backend, _seconds_left(backend, arrived))
         except Exception as error:  # as above
             fault = as_fault(error)
             _count(backend, fault, arrived)
@@ -291,8 +338,8 @@ async def _on_fault(_request: Request, error: Exception) -> Response:
 async def _on_http_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it alone"
     known = (
-        "POST /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, /tokenize, /detokenize, "
-        "GET /v1/models, /version, /health, /metrics"
+        "POST /v1/chat/completions, /v1/responses, /v1/completions, /v1/embeddings, /v1/recall, /tokenize, "
+        "/detokenize, GET /v1/models, /v1/recall, /version, /health, /metrics"
     )
     message = f"{error.detail}: {request.method} {request.url.path}; there is {known}"
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)

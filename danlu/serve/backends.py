@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fastapi.responses import Response
 
+from danlu.recall.passages import room
 from danlu.serve.faults import ApiFault
 from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
@@ -57,6 +58,12 @@ class Backend(Protocol):
     async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
         """The answer to a body of /tokenize, or of /detokenize (`spelt`). Raises ApiFault."""
 
+    def room(self, ask: Ask) -> int | None:
+        """Tokens that the prompt of a chat may have; None where nothing is known of it before it is asked."""
+
+    async def length(self, ask: Ask) -> int:
+        """Tokens that it has, where there is a room. Raises ApiFault and DanluError."""
+
     async def check_health(self) -> None:
         """Raise ApiFault unless requests can be answered."""
 
@@ -90,6 +97,14 @@ class OwnEngine:
 
     async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
         return await (detokenized if spelt else tokenized)(self.service, document)
+
+    def room(self, ask: Ask) -> int | None:
+        limits = (ask.params.max_new_tokens, ask.params.max_length) if ask.limited else (None, None)
+        return room(self.service.engine.context_length, *limits, self.options.default_max_tokens)
+
+    async def length(self, ask: Ask) -> int:
+        (prompt,) = ask.prompts
+        return len((await self.service.read(prompt, ask))[0])
 
     async def check_health(self) -> None:
         """The engine is in this process: if one answers, so does the other."""

@@ -20,6 +20,7 @@ from danlu.serve.keys import with_key
 from danlu.serve.options import BackendOptions, ServeOptions
 from danlu.serve.others.remote import KEY_VARIABLE, Remote, only_model
 from danlu.serve.others.vllm import START_TIMEOUT_SECONDS, vllm_server
+from danlu.serve.recalls import Recalls
 from danlu.serve.server import listen, serve
 from danlu.serve.service import Service
 
@@ -31,6 +32,7 @@ def serve_model(
     named: Mapping[str, str],
     options: ServeOptions,
     chosen: BackendOptions,
+    collections: Mapping[str, Path],
     *,
     say: Say,
     news: Say,
@@ -40,6 +42,7 @@ def serve_model(
     Args:
         loading: which model; its name is empty where none was given.
         named: further adapters, name -> directory.
+        collections: those that clients may ask, name -> folder.
         say: hears when the server is ready.
         news: hears of slow work before.
 
@@ -48,14 +51,16 @@ def serve_model(
     _check(loading, named, chosen)
     options = with_key(options, os.environ)
     embeddings = _embeddings(chosen, options, news)
+    recalls = Recalls(collections, options) if collections else None  # a slip in a path shows now
     try:
         with listen(options) as taken, _backend(loading, named, options, chosen, news) as backend:
             if embeddings is not None and embeddings.name not in EMBEDDERS:
                 embeddings.load()  # a slip in a name or a path shows now
-            serve(make_app_over(backend, embeddings), options, taken, say)
+            serve(make_app_over(backend, embeddings, recalls), options, taken, say)
     finally:
-        if embeddings is not None:
-            embeddings.close()
+        for one in (embeddings, recalls):
+            if one is not None:
+                one.close()
 
 
 def _check(loading: ModelOptions, named: Mapping[str, str], chosen: BackendOptions) -> None:

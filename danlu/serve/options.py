@@ -120,3 +120,21 @@ def adapters_named(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
             raise ConfigError(f"--adapter {name} is given twice", fix="choose two names")
         named[name] = directory
     return own, named
+
+
+def collections_named(words: Sequence[str]) -> dict[str, Path]:
+    """Name -> folder of the collections that clients may ask. Raises ConfigError.
+
+    A word is NAME=FOLDER, or FOLDER, whose name is then that of the folder without its ending.
+    """
+    named: dict[str, Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        path = Path(folder if equals and "/" not in name else word).expanduser()
+        name = name if equals and "/" not in name else path.stem
+        if not name or not str(path):
+            raise ConfigError(f"--collection {word!r}", allowed="NAME=FOLDER, or FOLDER")
+        if name in named:
+            raise ConfigError(f"--collection {name} is given twice", fix="choose two names: NAME=FOLDER")
+        named[name] = path
+    return named

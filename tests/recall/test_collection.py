@@ -404,7 +404,7 @@ def changed_in_all_ways(collection):
         lambda c: c.append(table(people(3, 300))),
         lambda c: c.upsert(table(people(4, 301, seed=5))),
         lambda c: c.delete([1, 2, 304]),
-        lambda c: c.name_audience("old", "age > 50"),
+        lambda c: c.name_audience("old", "age > 50", tags="interests"),
         lambda c: c.compact(),
     ):
         collection = change(collection)

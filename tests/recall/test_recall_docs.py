@@ -21,7 +21,7 @@ def test_the_commands_and_the_program_run(call, tmp_path, monkeypatch, capsys):
     write_files(tmp_path)
     written = blocks("recall.md")
     lines = written["bash"].splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 14
     for line in lines:
         program, *words = shlex.split(line)
         code, _, err = call(*words)

@@ -139,3 +139,33 @@ def test_asking_loads_no_torch(trained):
         "assert len(rows) == 3; one.model('swing'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- vectors of texts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attributes", [(), ("parity",)])
+def test_texts_tell_rows_that_nobody_met(tmp_path, attributes):
+    """Two kinds of things by their texts alone; those that came later are found by them."""
+    draw = np.random.default_rng(0)
+    sides = np.where(np.arange(40)[:, None] % 2, [[1.0, 0, 0, 0]], [[0, 1.0, 0, 0]]) + draw.normal(size=(40, 4)) / 20
+    vectors = [None if at == 39 else one for at, one in enumerate(sides.tolist())]
+    things = pa.table({"sku": range(40), "parity": ["same"] * 40, "v": pa.array(vectors, pa.list_(pa.float32()))})
+    rows = [
+        {"user": user, "item": int(2 * draw.integers(15) + user % 2), "time": 10**9 + at}
+        for user in range(120)
+        for at in range(5)
+    ]
+    shop = Collection.build(tmp_path / "shop", things, BuildOptions(id="sku", vector=("v",)))
+    shop = shop.add_events(pa.Table.from_pylist(rows), now=NOW)
+    (tmp_path / "run").mkdir()
+    options = LearnOptions(**SMALL, attributes=attributes, text_vector="v")
+    made = train_towers(shop, options, HOW, Journal(tmp_path / "run"), read_device())
+    behaviour = made.behaviour
+    for begun in (4, 5):
+        history = Matrix.listed([behaviour.given([begun, begun + 2])], behaviour.histories.width)
+        found, _ = behaviour.towers.nearest(history, 4, lambda numbers: (numbers >= 30) & (numbers < 39))
+        assert {sku % 2 for sku in made.table(found, ["sku"]).column(0).to_pylist()} == {begun % 2}
+    for wrong, seen in (("parity", "no column of vectors"), ("w", "allowed: v")):
+        with pytest.raises(ConfigError, match=seen):
+            train_towers(made, LearnOptions(**SMALL, text_vector=wrong), HOW, Journal(tmp_path / "run"), read_device())

@@ -47,7 +47,8 @@ class Nearest:
         return question_vector(self._column.embedder, query.like)
 
     def _checked(self, given: Any) -> Array:
-        wanted = np.asarray(given, np.float32)
+        with np.errstate(over="ignore"):  # what is too large is said below
+            wanted = np.asarray(given, np.float32)
         if wanted.shape != (self._column.dim,) or not np.isfinite(wanted).all():
             seen = f"a vector of shape {wanted.shape} for {self._column.name}"
             raise ConfigError(seen, allowed=f"{self._column.dim} finite numbers")

@@ -89,6 +89,12 @@ class Remote:
     async def tokens(self, document: dict[str, Any], *, spelt: bool) -> dict[str, Any]:
         raise ApiFault(501, "tokens are the other server's matter; ask it", code="not_implemented")
 
+    def room(self, ask: Ask) -> None:
+        """The other server counts tokens, and says where they are too many."""
+
+    async def length(self, ask: Ask) -> int:
+        raise AssertionError("there is no room to be compared with")
+
     async def close(self) -> None:
         await self.client.aclose()
 
@@ -158,7 +164,7 @@ class _Call:
         self.deadline = arrived + remote.options.request_timeout_seconds
         self._path, self._body, self._arrived = path, {"model": remote.upstream_name, **body}, arrived
         self._response: httpx.Response | None = None
-        self._told_first = False
+        self._told_first = self._told_citations = False
         self._prefix = _repeated(ask, remote.flavour)
         self._places = len(ask.prompts)
         remote.places_taken += self._places
@@ -213,7 +219,9 @@ class _Call:
         for message in _messages(answer):
             if thought := message.get("reasoning_content") or message.get("reasoning"):
                 message |= {"reasoning_content": thought, "reasoning": thought}
-        return {**answer, "model": self.remote.model_name}
+        cited = {} if self._told_citations or not self.ask.citations else {"citations": list(self.ask.citations)}
+        self._told_citations = True
+        return {**answer, "model": self.remote.model_name, **cited}
 
     def _count(self, answer: dict[str, Any]) -> None:
         metrics = self.remote.metrics

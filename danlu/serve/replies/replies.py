@@ -94,7 +94,13 @@ class Replies:
                 logprobs = {key: echoed[key] + own[key] for key in own} if echoed and own else own
             choices.append({"index": index, **said, "logprobs": logprobs, **self._ending(index, answer)})
         head = self._head("chat.completion" if self.chat else "text_completion")
-        return {**head, "choices": choices, "usage": self._usage(usage), **self._of_prompts(choices, befores)}
+        beside = {**self._of_prompts(choices, befores), **self._cited}
+        return {**head, "choices": choices, "usage": self._usage(usage), **beside}
+
+    @property
+    def _cited(self) -> dict[str, Any]:
+        """Passages that the question came with, where it came with some."""
+        return {"citations": list(self.ask.citations)} if self.ask.citations else {}
 
     def _of_prompts(self, choices: list[dict[str, Any]], befores: Sequence[Before | None]) -> dict[str, Any]:
         """Reports of prompts, where vLLM has them: beside the choices of a chat, in each choice of texts."""
@@ -113,9 +119,10 @@ class Replies:
     # -- in pieces
 
     def beginning(self, index: int, before: Before | None) -> bytes:
-        """The first piece of a choice: whose turn it is, or the prompt that is echoed."""
+        """The first piece of a choice: whose turn it is, or the prompt that is echoed; of the first also citations."""
         if self.chat:
-            return self._piece(index, {"role": "assistant", "content": "", "refusal": None})
+            beside = {} if index else self._cited
+            return self._piece(index, {"role": "assistant", "content": "", "refusal": None}, beside=beside)
         opening, logprobs = self._open(index, before)
         return self._piece(index, opening, logprobs) if opening or logprobs else b""
 
@@ -151,10 +158,12 @@ class Replies:
     def counts(self, usage: Usage) -> bytes:
         return event_of({**self._head(self._kind), "choices": [], "usage": self._usage(usage)})
 
-    def _piece(self, index: int, said: Any, logprobs: dict[str, Any] | None = None, **more: Any) -> bytes:
+    def _piece(
+        self, index: int, said: Any, logprobs: dict[str, Any] | None = None, beside: Any = None, **more: Any
+    ) -> bytes:
         choice = {"index": index, "delta" if self.chat else "text": said, "logprobs": logprobs, "finish_reason": None}
         usage = {"usage": None} if self.counted else {}
-        return event_of({**self._head(self._kind), "choices": [{**choice, **more}], **usage})
+        return event_of({**self._head(self._kind), "choices": [{**choice, **more}], **usage, **(beside or {})})
 
     @property
     def _kind(self) -> str:

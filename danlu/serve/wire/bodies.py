@@ -90,6 +90,17 @@ class Body(VllmNames):
     )
 
 
+class RecallWish(Options):
+    """Passages that the last question of a chat comes with, and the answer's citations."""
+
+    collection: str = Field(description="the name of one of the server's collections")
+    query: str | None = Field(None, min_length=1, description="what is looked for; by default the last message")
+    where: str | None = Field(None, description="a where-clause: passages come from the rows that pass it")
+    column: str | None = Field(None, description="the column of text that holds the passages, where there are several")
+    top: int = Field(3, ge=1, le=100, description="passages at most")
+    channels: Some[str] | None = Field(None, description="the channels to ask; by default all that have an answer")
+
+
 class ChatBody(Body):
     """What /v1/chat/completions reads; besides these, every knob of GenerationParams."""
 
@@ -113,6 +124,9 @@ class ChatBody(Body):
     )
     continue_final_message: bool = Field(
         False, description="the last message is the assistant's and unfinished: the answer goes on with it"
+    )
+    recall: RecallWish | None = Field(
+        None, description="answer from passages of a collection of the server, which the answer's citations name"
     )
 
 

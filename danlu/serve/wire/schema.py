@@ -24,7 +24,7 @@ from danlu.errors import nearest
 from danlu.generate.engine import Prompt
 from danlu.generate.params import GenerationParams
 from danlu.serve.faults import ApiFault, blamed
-from danlu.serve.wire.bodies import Body, ChatBody, CompletionBody
+from danlu.serve.wire.bodies import Body, ChatBody, CompletionBody, RecallWish
 from danlu.serve.wire.body import parse
 from danlu.serve.wire.habits import knobs_of, plain_message, without_habits
 from danlu.serve.wire.messages import (
@@ -81,6 +81,7 @@ class Ask:
         kept: of each prompt's answers so many are told, those with the highest log p a token; None: all.
         prompt_logprobs: tell log p of the prompt's tokens, and of so many of the likeliest in their places.
         talk: of a chat, how its messages become a prompt.
+        recall: the passages that a chat asks for. citations: those that it has got, as they are told.
     """
 
     model: str
@@ -97,6 +98,8 @@ class Ask:
     kept: int | None = None
     prompt_logprobs: int | None = None
     talk: Talk | None = None
+    recall: RecallWish | None = None
+    citations: tuple[dict[str, Any], ...] = ()
 
     @property
     def told(self) -> int:
@@ -145,7 +148,7 @@ def read_chat(document: dict[str, Any]) -> Ask:
         continue_final_message=body.continue_final_message,
         given=_of_talk(given),
     )
-    return replace(_ask(body, (messages,), knobs, names, given), talk=talk)
+    return replace(_ask(body, (messages,), knobs, names, given), talk=talk, recall=body.recall)
 
 
 def _of_talk(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,8 +234,9 @@ def _validate(model: type[_AnyOptions], values: dict[str, Any], names: Mapping[s
 
 def read_body(model: type[_AnyOptions], document: dict[str, Any]) -> _AnyOptions:
     """A body without knobs. Raises ApiFault."""
+    inert = INERT - model.model_fields.keys()
     return _validate(
-        model, {key: value for key, value in document.items() if value is not None and key not in INERT}, {}
+        model, {key: value for key, value in document.items() if value is not None and key not in inert}, {}
     )
 
 
