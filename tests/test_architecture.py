@@ -29,7 +29,7 @@ INNER = {
         "lora_sum", "lora_in_place", "lean", "likelihood", "score_head", "turns",
     ],
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "outcomes",
-                 "watching", "adapters", "kinds", "engine"],
+                 "watching", "adapters", "glance", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
               "response_events", "embeddings", "backends", "others", "keys", "server", "api", "command"],
     "track": ["event_files", "trackers", "tracking"],

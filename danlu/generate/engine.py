@@ -19,13 +19,14 @@ import torch
 from danlu.config import validate
 from danlu.data.chat import Chat
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, memory_faults, read_device
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.batch.verdict import Verdict
 from danlu.generate.batch.worker import InPlace, Worker, in_a_thread
+from danlu.generate.glance import glances
 from danlu.generate.kinds import Kinds, recorded_of
 from danlu.generate.outcomes import Scorer, generation_of, load_of
 from danlu.generate.params import GenerationParams
@@ -365,6 +366,28 @@ class Engine:
         """
         self._model.eval()
         return self._worker.run(partial(self.core.logits, list(token_ids), 0, self._adapters.named(adapter)))
+
+    def next_logprobs(
+        self, prompts: Sequence[Prompt], tokens: Sequence[int], adapter: str | None = None
+    ) -> list[torch.Tensor | DanluError]:
+        """log p of each of `tokens` right after each prompt, (tokens,) float64; the error of a prompt in its place.
+
+        All in one batch, each read once; what prompts begin with in common only once for all of them.
+        """
+        self._model.eval()
+        self._maker.check(tokens)
+        ids = [self.token_ids(prompt, adapter) for prompt in prompts]
+        named = self._adapters.named(adapter)
+        return glances(self._worker, ids, tokens, named, self.context_length)
+
+    def logprobs_of(self, token_ids: Sequence[int], start: int, adapter: str | None = None) -> tuple[float, ...]:
+        """log p of each of token_ids[start:] after those before it, in nats. Raises FaultyScores.
+
+        Read anew, between two steps of what else is running.
+        """
+        self._model.eval()
+        entries = self._scorer.of(token_ids, start, 0, self._adapters.named(adapter))
+        return tuple(entry.logprob for entry in entries)
 
     def prompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.
