@@ -26,7 +26,7 @@ from danlu.generate.batch.core import Core
 from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.batch.verdict import Verdict
 from danlu.generate.batch.worker import InPlace, Worker, in_a_thread
-from danlu.generate.glance import glances
+from danlu.generate.glance import Glance, Next, Told, looked
 from danlu.generate.kinds import Kinds, recorded_of
 from danlu.generate.outcomes import Scorer, generation_of, load_of
 from danlu.generate.params import GenerationParams
@@ -372,19 +372,33 @@ class Engine:
     ) -> list[torch.Tensor | DanluError]:
         """log p of each of `tokens` right after each prompt, (tokens,) float64; the error of a prompt in its place.
 
-        All in one batch, each read once; what prompts begin with in common only once for all of them.
+        All in one batch; what prompts begin with in common is read once.
         """
-        self._model.eval()
         self._maker.check(tokens)
+        wanted = torch.tensor(list(tokens), dtype=torch.int64)
         ids = [self.token_ids(prompt, adapter) for prompt in prompts]
-        named = self._adapters.named(adapter)
-        return glances(self._worker, ids, tokens, named, self.context_length)
+        return self._looked(ids, [Next(wanted) for _ in ids], adapter)
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]], adapter: str | None = None
+    ) -> list[torch.Tensor | DanluError]:
+        """log p of each token of each continuation after its prompt, (tokens,) float64; an error in its place.
+
+        As `next_logprobs`, a step a token: fast where prompts are long and shared, and continuations short.
+        """
+        for tokens in continuations:
+            self._maker.check(tokens)
+        ids = [self.token_ids(prompt, adapter) for prompt in prompts]
+        return self._looked(ids, [Told(tokens) for tokens in continuations], adapter)
+
+    def _looked(
+        self, prompts: Sequence[Sequence[int]], strategies: Sequence[Glance], adapter: str | None
+    ) -> list[torch.Tensor | DanluError]:
+        self._model.eval()
+        return looked(self._worker, prompts, strategies, self._adapters.named(adapter), self.context_length)
 
     def logprobs_of(self, token_ids: Sequence[int], start: int, adapter: str | None = None) -> tuple[float, ...]:
-        """log p of each of token_ids[start:] after those before it, in nats. Raises FaultyScores.
-
-        Read anew, between two steps of what else is running.
-        """
+        """log p in nats of each of token_ids[start:] after those before it, in one pass. Raises FaultyScores."""
         self._model.eval()
         entries = self._scorer.of(token_ids, start, 0, self._adapters.named(adapter))
         return tuple(entry.logprob for entry in entries)

@@ -1,4 +1,4 @@
-"""What a model gives a few tokens as the next one, after each of many prompts: one pass each, in the engine's batch.
+"""What a model gives to tokens that are known beforehand: many prompts and continuations, in the engine's batch.
 
 A prompt that cannot be read is its own failure, and no other's. What prompts have in common is read once where there is
 a prefix cache.
@@ -20,22 +20,15 @@ from danlu.generate.search.strategies import Hypothesis, Limits, Row, Step, Stra
 
 
 class Glance(Strategy):
-    """Looks at the scores of the first place, and chooses nothing.
+    """Looks at scores and chooses nothing of its own.
 
     Attributes:
-        logprobs: of the wanted tokens, (tokens,) float64, once it has looked.
+        logprobs: what it has seen, float64.
     """
 
-    def __init__(self, wanted: Tensor) -> None:
-        super().__init__(1, Limits(1, frozenset()))
-        self._wanted = wanted
+    def __init__(self, steps: int) -> None:
+        super().__init__(1, Limits(steps, frozenset()))
         self.logprobs = torch.empty(0, dtype=torch.float64)
-
-    def choose(self, scores: Tensor) -> Step:
-        if bool(faulty_rows(scores).any()):
-            raise FaultyScores
-        self.logprobs = log_softmax(scores)[0, self._wanted].double()
-        return Step([], [])
 
     def results(self) -> list[Hypothesis]:
         return []
@@ -47,28 +40,65 @@ class Glance(Strategy):
         return []
 
 
-def glances(
+class Next(Glance):
+    """log p of each wanted token as the next one."""
+
+    def __init__(self, wanted: Tensor) -> None:
+        super().__init__(1)
+        self._wanted = wanted
+
+    def choose(self, scores: Tensor) -> Step:
+        self.logprobs = _logprobs(scores)[self._wanted].double()
+        return Step([], [])
+
+
+class Told(Glance):
+    """log p of each token of a continuation, each after those before it."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__(len(tokens))
+        self._tokens = tuple(tokens)
+        self.logprobs = torch.zeros(len(tokens), dtype=torch.float64)
+
+    def choose(self, scores: Tensor) -> Step:
+        made = self.made
+        token = self._tokens[made]
+        self.logprobs[made] = _logprobs(scores)[token]
+        if made + 1 == len(self._tokens):
+            return Step([], [])
+        self.sequences = [self._tokens[: made + 1]]
+        return Step([0], [token])
+
+
+def _logprobs(scores: Tensor) -> Tensor:
+    """(vocabulary,) of one row."""
+    if bool(faulty_rows(scores).any()):
+        raise FaultyScores
+    return log_softmax(scores)[0]
+
+
+def looked(
     worker: Worker,
     prompts: Sequence[Sequence[int]],
-    wanted: Sequence[int],
+    strategies: Sequence[Glance],
     adapter: str | None,
     longest: int | None,
 ) -> list[Tensor | DanluError]:
-    """log p of each wanted token right after each prompt, (tokens,) float64, or why that prompt has none.
+    """What each strategy has seen after its prompt, or why it has seen nothing.
 
     Args:
         longest: tokens that the model reads at most.
     """
-    tokens = torch.tensor(list(wanted), dtype=torch.int64)
-    found: list[Tensor | DanluError] = []
     asked: list[tuple[Glance, Request, queue.SimpleQueue[BaseException | None]]] = []
+    found: list[Tensor | DanluError] = []
     try:
-        for at, prompt in enumerate(prompts):
-            strategy, ended = Glance(tokens), queue.SimpleQueue[BaseException | None]()
+        for at, (prompt, strategy) in enumerate(zip(prompts, strategies, strict=True)):
+            ended = queue.SimpleQueue[BaseException | None]()
             request = Request(tuple(prompt), strategy, lambda scores: scores, on_end=ended.put, adapter=adapter)
             asked.append((strategy, request, ended))
-            if longest is not None and len(prompt) > longest:
-                ended.put(DanluError(f"{len(prompt)} tokens; the model reads {longest}"))
+            tokens = len(prompt) + strategy.max_new_tokens - 1
+            if longest is not None and tokens > longest:
+                ended.put(DanluError(f"{tokens} tokens; the model reads {longest}"))
                 continue
             worker.submit(request)
             if at == 0 and len(prompts) > 1:  # so that the others find what they begin with
