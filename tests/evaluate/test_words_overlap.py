@@ -45,6 +45,7 @@ def test_token_f1_by_hand():
         ("the cat sat on the mat", "the cat is on the mat", 10 / 12),
         ("police killed the gunman", "the gunman killed police", 4 / 8),
         ("a b c d e", "a c e", 6 / 8),
+        ("The 3.5 GB model's answer, in full!", "A model's answer: 3.5 GB in full.", 10 / 18),
         ("", "x", 0.0),
     ],
 )
