@@ -111,13 +111,22 @@ _ACTS = {
     "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
 }
+_JUDGING = {
+    "check-judge": "Hold a judge against people's ratings, beside the cheap baseline; exit code 1 if it loses.",
+    "train-judge": "Fit a judge to a few hundred rows that people have rated.",
+}
+app.command(
+    "danlu.commands.evaluating:app",
+    name="evaluate",
+    help="Judge answers: integers with their doubt, beside a cheap baseline.",
+)
 _MODULE_OF = {"query": "finding", "train": "towers", **dict.fromkeys(("events", "recommend", "measure"), "recall_acts")}
 for _name, _help in {**_RECALL, **_ACTS}.items():
     _module = _MODULE_OF.get(_name, "recalling")
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
-          "recall": (*_RECALL, *_ACTS)}  # fmt: skip
+          "recall": (*_RECALL, *_ACTS), "evaluate": tuple(_JUDGING)}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

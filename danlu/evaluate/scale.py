@@ -23,10 +23,12 @@ class Reading:
     Attributes:
         masses: probability of each score of the scale, lowest first; they need not sum to one.
         outside: probability of everything else.
+        interval: of the true score, where the judge knows better than its distribution; else None.
     """
 
     masses: tuple[float, ...]
     outside: float
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,16 @@ def calibrated(masses: Sequence[float], prior: Sequence[float]) -> list[float]:
     return normalised([mass / max(before, 1e-9) for mass, before in zip(normalised(masses), prior, strict=True)])
 
 
-def judged(low: int, distribution: Sequence[float], outside: float = 0.0) -> Judged:
-    """A distribution over the scores from `low` on as a judgement."""
+def judged(
+    low: int, distribution: Sequence[float], outside: float = 0.0, interval: tuple[float, float] | None = None
+) -> Judged:
+    """A distribution over the scores from `low` on as a judgement; its interval is the distribution's if not given."""
     shares = normalised(distribution)
     mean = math.fsum((low + at) * share for at, share in enumerate(shares))
     variance = math.fsum((low + at - mean) ** 2 * share for at, share in enumerate(shares))
-    ends = (_quantile(low, shares, (1 - LEVEL) / 2), _quantile(low, shares, (1 + LEVEL) / 2))
-    return Judged(nearest_score(mean, low, len(shares)), mean, math.sqrt(variance), tuple(shares), ends, outside)
+    own = (_quantile(low, shares, (1 - LEVEL) / 2), _quantile(low, shares, (1 + LEVEL) / 2))
+    score = nearest_score(mean, low, len(shares))
+    return Judged(score, mean, math.sqrt(variance), tuple(shares), interval or own, outside)
 
 
 def nearest_score(value: float, low: int, count: int) -> int:

@@ -31,7 +31,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     if changed == 0:
         return 1.0
     tail: int = sum(math.comb(changed, count) for count in range(fewer + 1))
-    return float(min(1.0, Fraction(2 * tail, 2**changed)))
+    return min(1.0, float(Fraction(2 * tail, 2**changed)))
 
 
 def smallest_difference(interval: Interval, power: float = POWER) -> float:
