@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from danlu.errors import ConfigError
+from danlu.evaluate.client import Server, is_address
 from danlu.evaluate.judge import Judge, LocalJudge
 from danlu.evaluate.options import EvaluateOptions, JudgeOptions
+from danlu.evaluate.remote import RemoteJudge
 from danlu.evaluate.rows import FaultyRow, Row
 from danlu.evaluate.rubrics import Rubric, load_rubrics, rubric_names
 from danlu.hub import Say, silent
@@ -14,9 +16,25 @@ from danlu.hub import Say, silent
 
 def open_judge(options: JudgeOptions, say: Say = silent) -> Judge | None:
     """The judge; None where overlap alone is wanted. Raises ModelError and ConfigError."""
+    refuse_idle(options)
     if options.judge is None:
         return None
+    if is_address(options.judge):
+        return RemoteJudge(Server(options.judge, options.concurrency), options.judge_samples)
     return LocalJudge.open(options.judge, options.judge_dtype, options.judge_adapter, options.accept_licence, say)
+
+
+def refuse_idle(options: JudgeOptions) -> None:
+    """Raise ConfigError for what has no effect beside this judge."""
+    is_server = options.judge is not None and is_address(options.judge)
+    local = ("judge_dtype", "judge_adapter", "accept_licence")
+    remote = ("judge_samples", "concurrency", "price_in", "price_out")
+    idle = (*local, *remote, "calibrate") if options.judge is None else local if is_server else remote
+    fields = type(options).model_fields
+    given = [name for name in idle if getattr(options, name) != fields[name].default]
+    if given:
+        beside = "without a judge" if options.judge is None else f"beside the judge {options.judge}"
+        raise ConfigError(f"{', '.join(given)} has no effect {beside}", fix="leave it out")
 
 
 def rubrics_for(options: EvaluateOptions, rows: Sequence[Row | FaultyRow], say: Say = silent) -> dict[str, Rubric]:

@@ -16,7 +16,8 @@ from danlu.evaluate.judge import Judge
 from danlu.evaluate.opening import open_judge, rubrics_for
 from danlu.evaluate.options import EvaluateOptions
 from danlu.evaluate.overlap import OVERLAPS
-from danlu.evaluate.rows import FaultyRow, Row, read_rows
+from danlu.evaluate.remote import RemoteJudge, estimate
+from danlu.evaluate.rows import FaultyRow, Row, judgeable, read_rows
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.summary import summarise
 from danlu.hub import Say, silent
@@ -60,6 +61,9 @@ def evaluate_rows(
     Args:
         settings: what else the summary is to tell.
     """
+    if isinstance(judge, RemoteJudge):
+        for rubric in rubrics.values():
+            say(estimate(rubric, judgeable(rows), judge.samples, options.price_in, options.price_out))
     with claimed(out, say):
         found = evaluate(rows, rubrics, judge, written.kept_in(out), calibrate=options.calibrate, say=say)
         summary = {
