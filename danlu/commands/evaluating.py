@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
@@ -9,16 +10,22 @@ from rich.table import Table
 
 from danlu.commands.shared import OUT, Flat, GivenPath, news, say
 from danlu.config import Options
+from danlu.evaluate import people
 from danlu.evaluate.options import EvaluateOptions
+from danlu.evaluate.people import Checked, PeopleOptions, TrainOptions, in_words
+from danlu.evaluate.signals import Embed
 from danlu.evaluate.whole import Outcome, check, evaluate_file
 from danlu.flags import as_flags, from_flags
+from danlu.recall.embed import Embedder
 from danlu.report.evaluation import write_evaluation_report
 from danlu.words import words
 
 if TYPE_CHECKING:
     Evaluating = Options
+    Checking = Options
+    Training = Options
 else:
-    Evaluating = as_flags(EvaluateOptions)
+    Evaluating, Checking, Training = map(as_flags, (EvaluateOptions, PeopleOptions, TrainOptions))
 
 app = App(
     name="evaluate",
@@ -45,7 +52,7 @@ def evaluate(
         folder for the report; what it holds of the same judge and rows is used again
     """
     chosen = from_flags(EvaluateOptions, options)
-    outcome = evaluate_file(answers, out, chosen, news)
+    outcome = evaluate_file(answers, out, chosen, news, _embed)
     OUT.print(table(outcome))
     say(str(write_evaluation_report(out, outcome.summary)))
     check(outcome, chosen)
@@ -74,3 +81,65 @@ def _mean(one: dict[str, Any]) -> tuple[str, str]:
         return "–", "–"
     bounds = "–" if mean["low"] is None else f"{mean['low']:.3f} – {mean['high']:.3f}"
     return f"{mean['value']:.3f}", bounds
+
+
+@app.command(name="check-judge", help="Hold a judge against people's ratings, beside the cheap baseline.")
+def check_judge(
+    rated: GivenPath,
+    /,
+    *,
+    options: Annotated[Checking, Flat] = Checking(),  # noqa: B008 - frozen
+) -> None:
+    """Hold a judge against people's ratings, beside the cheap baseline; exit code 1 if it loses.
+
+    Parameters
+    ----------
+    rated
+        file of answers with people's ratings in a column
+    """
+    found = people.check_judge(rated, from_flags(PeopleOptions, options), news, _embed)
+    OUT.print(against_people({"": found}))
+    found.check()
+
+
+@app.command(name="train-judge", help="Fit a judge to a few hundred rows that people have rated.")
+def train_judge(
+    rated: GivenPath,
+    /,
+    *,
+    out: GivenPath,
+    options: Annotated[Training, Flat] = Training(),  # noqa: B008 - frozen
+) -> None:
+    """Fit a judge to a few hundred rows that people have rated.
+
+    Parameters
+    ----------
+    rated
+        file of answers with people's ratings in a column
+    out
+        folder of the trained judge, for --judge
+    """
+    made = people.train_judge(rated, out, from_flags(TrainOptions, options), news, _embed)
+    OUT.print(against_people(made.checked))
+    say(words()("fitted to: {names}", names=", ".join(made.figures)))
+    say(f"danlu evaluate answers.jsonl --judge {out} --measures {made.learnt.measure} --out report")
+
+
+def against_people(found: Mapping[str, Checked]) -> Table:
+    """Judge and baseline with people, by each correlation."""
+    said, made = words(), Table()
+    for heading in ("language", "correlation", "judge", "baseline", "judge minus baseline", "rows"):
+        made.add_column(said(heading), no_wrap=True, justify="left" if heading == "language" else "right")
+    for language, one in found.items():
+        for name, compared in one.compared.items():
+            cells = [in_words(interval) for interval in (compared.judge, compared.baseline, compared.difference)]
+            made.add_row(language, name, cells[0], f"{one.baseline} {cells[1]}", cells[2], f"{one.rows:,}")
+        covered = said("ratings in the 90 % interval: {share}", share=f"{one.coverage:.1%}")
+        error = said("calibration error: {error}", error=f"{one.calibration:.3f}")
+        made.add_row(language, "", covered, error, said("left out: {count}", count=f"{one.left_out:,}"), "")
+    return made
+
+
+def _embed(name: str) -> Embed:
+    embedder = Embedder(name, say=news)
+    return lambda texts: embedder.embed(texts, "query", truncate=True)

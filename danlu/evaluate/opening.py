@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
 
+from danlu.device import DtypeName
 from danlu.errors import ConfigError
 from danlu.evaluate.client import Server, is_address
 from danlu.evaluate.judge import Judge, LocalJudge
@@ -11,25 +14,52 @@ from danlu.evaluate.options import EvaluateOptions, JudgeOptions
 from danlu.evaluate.remote import RemoteJudge
 from danlu.evaluate.rows import FaultyRow, Row
 from danlu.evaluate.rubrics import Rubric, load_rubrics, rubric_names
+from danlu.evaluate.signals import Embed
+from danlu.evaluate.trained import FILE, Figures, Learnt, TrainedJudge
 from danlu.hub import Say, silent
 
+# A name of an encoder -> what embeds: recall's, which stands below this room.
+OpenEmbed = Callable[[str], Embed]
 
-def open_judge(options: JudgeOptions, say: Say = silent) -> Judge | None:
-    """The judge; None where overlap alone is wanted. Raises ModelError and ConfigError."""
+
+def open_judge(options: JudgeOptions, say: Say = silent, open_embed: OpenEmbed | None = None) -> Judge | None:
+    """The judge; None where overlap alone is wanted. Raises ModelError and ConfigError.
+
+    Args:
+        open_embed: for a trained judge that compares embeddings.
+    """
     refuse_idle(options)
     if options.judge is None:
         return None
     if is_address(options.judge):
         return RemoteJudge(Server(options.judge, options.concurrency), options.judge_samples)
+    if (folder := Path(options.judge).expanduser() / FILE).exists():
+        return open_trained(folder.parent, open_embed, say)
     return LocalJudge.open(options.judge, options.judge_dtype, options.judge_adapter, options.accept_licence, say)
+
+
+def open_trained(folder: Path, open_embed: OpenEmbed | None = None, say: Say = silent) -> TrainedJudge:
+    """A judge that `train-judge` has written, with the model that its figures come from."""
+    learnt = Learnt.read(folder)
+    embed = None
+    if learnt.embedder is not None:
+        if open_embed is None:
+            raise ConfigError(f"{folder} compares embeddings of {learnt.embedder}", fix="give open_embed")
+        embed = open_embed(learnt.embedder)
+    base = None if learnt.judge is None else LocalJudge.open(learnt.judge, cast(DtypeName, learnt.dtype), say=say)
+    rubric = Rubric.model_validate(learnt.rubric)
+    return TrainedJudge(learnt, Figures(base, rubric, learnt.asks, embed), str(folder))
 
 
 def refuse_idle(options: JudgeOptions) -> None:
     """Raise ConfigError for what has no effect beside this judge."""
     is_server = options.judge is not None and is_address(options.judge)
-    local = ("judge_dtype", "judge_adapter", "accept_licence")
+    is_trained = options.judge is not None and (Path(options.judge).expanduser() / FILE).exists()
+    local: tuple[str, ...] = ("judge_dtype", "judge_adapter", "accept_licence")
     remote = ("judge_samples", "concurrency", "price_in", "price_out")
-    idle = (*local, *remote, "calibrate") if options.judge is None else local if is_server else remote
+    idle = local if is_server else remote
+    if options.judge is None or is_trained:
+        idle = (*local, *remote, "calibrate")
     fields = type(options).model_fields
     given = [name for name in idle if getattr(options, name) != fields[name].default]
     if given:

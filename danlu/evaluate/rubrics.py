@@ -26,6 +26,7 @@ Input = Literal["question", "context", "truth", "answer"]
 Language = Literal["en", "zh"]
 Words = Annotated[str, Field(min_length=1)]
 Digit = Annotated[int, Field(ge=0, le=9, strict=True)]
+Anchored = Annotated[int, Field(ge=0, le=9)]  # JSON has no numbers as keys
 
 # A shorter scale says less, and a score is one digit: it is read at one place.
 LEAST_SCORES = 2
@@ -36,7 +37,7 @@ class RubricText(Options):
 
     title: Words = Field(description="what tables call the measure")
     task: Words = Field(description="what is judged, and what does not count")
-    anchors: dict[Digit, Words] = Field(description="what each score means; all of the scale, or none")
+    anchors: dict[Anchored, Words] = Field(description="what each score means; all of the scale, or none")
     labels: dict[Input, Words] = Field(description="what the prompt calls each input")
     score: Words = Field(description="how the line that asks for the score begins; the score comes right after it")
 

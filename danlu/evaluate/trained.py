@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from danlu.errors import ConfigError, DataError
 from danlu.evaluate.fitting import LEAST_ROWS, Fit, Unseen, checked_figures, fit
 from danlu.evaluate.judge import VERSION, Judge, LocalJudge
@@ -87,7 +89,7 @@ class Learnt:
     """What judge.json holds.
 
     Attributes:
-        measure: name of the rubric; scale: its scale.
+        measure: name of the rubric; scale: its scale; rubric: all of it.
         judge, dtype, embedder: whose figures these are.
         asks: whether the rubric is asked.
         fits: language -> fit; `POOLED` for all others.
@@ -96,6 +98,7 @@ class Learnt:
 
     measure: str
     scale: tuple[int, int]
+    rubric: Mapping[str, Any]
     judge: str | None
     dtype: str
     embedder: str | None
@@ -153,14 +156,8 @@ class TrainedJudge:
             return Failed(f"the judge was trained on no rows in {row.language}")
         if missing := [name for name in own.names if name not in figures]:
             return Failed(f"no {', no '.join(missing)}: the row lacks a text that the judge was trained with")
-        (shares,) = own.distributions(_table(figures, own.names))
+        (shares,) = own.distributions(np.array([[figures[name] for name in own.names]], dtype=np.float64))
         return Reading(tuple(shares.tolist()), 0.0, own.interval(shares))
-
-
-def _table(figures: Mapping[str, float], names: Sequence[str]) -> Any:
-    import numpy as np
-
-    return np.array([[figures[name] for name in names]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ def learn(rated: Rated, scale: tuple[int, int]) -> tuple[dict[str, Fit], dict[st
     fits, unseen = {}, {}
     for name, those in places.items():
         names, table = checked_figures([rated.figures[at] for at in those])
-        ratings, groups = [rated.ratings[at] for at in those], [rated.rows[at].group for at in those]
+        ratings, groups = [rated.ratings[at] for at in those], [group_of(rated.rows[at]) for at in those]
         fits[name], unseen[name] = fit(table, ratings, groups, names, scale)
     return fits, unseen, places
 
@@ -194,3 +191,8 @@ def learn(rated: Rated, scale: tuple[int, int]) -> tuple[dict[str, Fit], dict[st
 def document_of(row: Row) -> str:
     """What two rows of one document share: the passage, or the question where there is none."""
     return of_value(row.given("context") or row.given("question") or row.truth or row.answer)
+
+
+def group_of(row: Row) -> str:
+    """The group that a row names, or else its document."""
+    return document_of(row) if row.group == row.id else row.group

@@ -13,13 +13,14 @@ from typing import Any
 from danlu.evaluate import gates, written
 from danlu.evaluate.evaluating import Evaluated, evaluate
 from danlu.evaluate.judge import Judge
-from danlu.evaluate.opening import open_judge, rubrics_for
+from danlu.evaluate.opening import OpenEmbed, open_judge, rubrics_for
 from danlu.evaluate.options import EvaluateOptions
 from danlu.evaluate.overlap import OVERLAPS
 from danlu.evaluate.remote import RemoteJudge, estimate
 from danlu.evaluate.rows import FaultyRow, Row, judgeable, read_rows
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.summary import summarise
+from danlu.evaluate.trained import TrainedJudge
 from danlu.hub import Say, silent
 from danlu.journal import claimed
 
@@ -33,7 +34,9 @@ class Outcome:
     rubrics: Mapping[str, Rubric]
 
 
-def evaluate_file(answers: Path, out: Path, options: EvaluateOptions, say: Say = silent) -> Outcome:
+def evaluate_file(
+    answers: Path, out: Path, options: EvaluateOptions, say: Say = silent, open_embed: OpenEmbed | None = None
+) -> Outcome:
     """Judge the answers in a file, and write the folder `out`; what it holds of the same is used again.
 
     Raises ConfigError, DataError and ModelError before anything is judged; a row that fails raises nothing.
@@ -44,7 +47,7 @@ def evaluate_file(answers: Path, out: Path, options: EvaluateOptions, say: Say =
     if options.fail_if_worse_than is not None:
         written.read_evaluation(Path(options.fail_if_worse_than))
     written.check_out(out)
-    return evaluate_rows(rows, rubrics, open_judge(options, say), out, options, say)
+    return evaluate_rows(rows, rubrics, open_judge(options, say, open_embed), out, options, say)
 
 
 def evaluate_rows(
@@ -61,6 +64,9 @@ def evaluate_rows(
     Args:
         settings: what else the summary is to tell.
     """
+    if isinstance(judge, TrainedJudge):
+        for rubric in rubrics.values():
+            judge.check(rubric)
     if isinstance(judge, RemoteJudge):
         for rubric in rubrics.values():
             say(estimate(rubric, judgeable(rows), judge.samples, options.price_in, options.price_out))
