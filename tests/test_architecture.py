@@ -39,6 +39,10 @@ INNER = {
                "derived", "options", "where", "fitted", "sources", "embedding", "planning", "building", "segment",
                "profile", "tables", "writing", "exporting", "query", "behaviour", "measure", "learned", "towering",
                "acting", "channels", "fusing", "candidates", "collection", "passages", "teaching", "labels"],
+    "evaluate": ["bootstrap", "overlap", "held_out", "rubrics", "rows", "prompts", "scale", "judge", "kept", "prior",
+                 "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
+                 "options", "opening", "summary", "written", "gates", "whole", "answering", "pairwise", "models",
+                 "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
 }  # fmt: skip

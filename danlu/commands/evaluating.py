@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
@@ -10,8 +11,9 @@ from rich.table import Table
 
 from danlu.commands.shared import OUT, Flat, GivenPath, news, say
 from danlu.config import Options
+from danlu.errors import ConfigError
 from danlu.evaluate import people
-from danlu.evaluate.options import EvaluateOptions
+from danlu.evaluate.models import ModelsOptions, OfModels, evaluate_models
 from danlu.evaluate.people import Checked, PeopleOptions, TrainOptions, in_words
 from danlu.evaluate.signals import Embed
 from danlu.evaluate.whole import Outcome, check, evaluate_file
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     Checking = Options
     Training = Options
 else:
-    Evaluating, Checking, Training = map(as_flags, (EvaluateOptions, PeopleOptions, TrainOptions))
+    Evaluating, Checking, Training = map(as_flags, (ModelsOptions, PeopleOptions, TrainOptions))
 
 app = App(
     name="evaluate",
@@ -36,10 +38,11 @@ app = App(
 
 @app.default
 def evaluate(
-    answers: GivenPath,
+    answers: GivenPath | None = None,
     /,
     *,
     out: GivenPath,
+    data: GivenPath | None = None,
     options: Annotated[Evaluating, Flat] = Evaluating(),  # noqa: B008 - frozen
 ) -> None:
     """Judge answers: integers with their doubt, beside a cheap baseline.
@@ -50,12 +53,54 @@ def evaluate(
         file of answers (.jsonl, .json, .csv, .parquet), each with its question, context or truth
     out
         folder for the report; what it holds of the same judge and rows is used again
+    data
+        file of questions that --models answer, instead of a file of answers
     """
-    chosen = from_flags(EvaluateOptions, options)
+    chosen = from_flags(ModelsOptions, options)
+    if (answers is None) == (data is None):
+        raise ConfigError("give a file of answers, or --data with --models", allowed="one of the two")
+    if data is not None:
+        _of_models(evaluate_models(data, out, chosen, news, _embed), out, chosen)
+        return
+    assert answers is not None
+    for name in ("models", "max_new_tokens"):
+        if getattr(chosen, name) != ModelsOptions.model_fields[name].default:
+            raise ConfigError(f"{name} has no effect without data", fix="give the questions with --data")
     outcome = evaluate_file(answers, out, chosen, news, _embed)
     OUT.print(table(outcome))
     say(str(write_evaluation_report(out, outcome.summary)))
     check(outcome, chosen)
+
+
+def _of_models(found: OfModels, out: Path, options: ModelsOptions) -> None:
+    for at, (name, outcome) in enumerate(found.outcomes.items()):
+        say(name)
+        OUT.print(table(outcome))
+        beside = {"differences": {name: found.summary["differences"][name]}} if at else {}
+        folder = next(out.glob(f"{at + 1}-*"))
+        say(str(write_evaluation_report(folder, {**outcome.summary, **beside})))
+    if found.summary["differences"]:
+        OUT.print(beside_first(found.summary))
+    for outcome in found.outcomes.values():
+        check(outcome, options)
+
+
+def beside_first(summary: Mapping[str, Any]) -> Table:
+    """Every later model beside the first: differences of means, and wins in both orders."""
+    said = words()
+    made = Table(title=said("beside {model}", model=summary["models"][0]))
+    for heading in ("model", "measure", "difference", "95 % interval", "rows", "smallest that would show"):
+        made.add_column(said(heading), justify="left" if heading in ("model", "measure") else "right", no_wrap=True)
+    for name, found in summary["differences"].items():
+        for measure, one in found.items():
+            ends, p = f"{one['low']:+.3f} – {one['high']:+.3f}", f" (p {one['p']:.3f})" if "p" in one else ""
+            made.add_row(name, measure, f"{one['value']:+.3f}{p}", ends, f"{one['n']:,}", f"{one['smallest']:.3f}")
+    for name, one in summary["preferences"].items():
+        counts = said("{win} won, {tie} tied, {loss} lost; {flips} went with the order", **one)
+        rate = one["rate"]
+        shown = ("–", "–") if rate is None else (f"{rate['value']:.1%}", f"{rate['low']:.1%} – {rate['high']:.1%}")
+        made.add_row(name, said("win rate"), *shown, f"{one['n']:,}", counts)
+    return made
 
 
 def table(outcome: Outcome) -> Table:

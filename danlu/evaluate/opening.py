@@ -56,7 +56,9 @@ def refuse_idle(options: JudgeOptions) -> None:
     is_server = options.judge is not None and is_address(options.judge)
     is_trained = options.judge is not None and (Path(options.judge).expanduser() / FILE).exists()
     local: tuple[str, ...] = ("judge_dtype", "judge_adapter", "accept_licence")
-    remote = ("judge_samples", "concurrency", "price_in", "price_out")
+    remote: tuple[str, ...] = ("judge_samples", "price_in", "price_out")
+    if not any(map(is_address, getattr(options, "models", None) or ())):
+        remote += ("concurrency",)
     idle = local if is_server else remote
     if options.judge is None or is_trained:
         idle = (*local, *remote, "calibrate")

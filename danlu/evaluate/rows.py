@@ -40,7 +40,7 @@ class Row:
     Attributes:
         id: told in reports; the row's place where it has none.
         place: file and line.
-        group: rows of one document share it; they are drawn together.
+        group: rows of one document share it; they are drawn together. Its id if not given.
         language: of its rubric.
         others: what else the row holds, ratings by people among it.
     """
@@ -54,6 +54,10 @@ class Row:
     group: str = ""
     language: Language = "en"
     others: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
 
     def given(self, name: Input) -> str | None:
         """The text of an input; None where there is none, or nothing but white space (but for the answer)."""
