@@ -41,11 +41,24 @@ class LocalModel:
     def answer(self, texts: Sequence[str], max_new_tokens: int) -> list[str | Failed]:
         """One answer each. Of prompts that do not fit, those alone have none."""
         params = GenerationParams(max_new_tokens=max_new_tokens)
-        prompts = [self._prompt(text) for text in texts]
+        found = [self._ready(text, max_new_tokens) for text in texts]
+        ready = [one for one in found if not isinstance(one, Failed)]
         try:
-            return [one.text.strip() for one in self.engine.generate(prompts, params)]
+            said = iter([one.text.strip() for one in self.engine.generate(ready, params)])
         except DanluError:
-            return [self._alone(prompt, params) for prompt in prompts]
+            return [one if isinstance(one, Failed) else self._alone(one, params) for one in found]
+        return [one if isinstance(one, Failed) else next(said) for one in found]
+
+    def _ready(self, text: str, max_new_tokens: int) -> list[int] | Failed:
+        """The prompt in token ids; longer texts than the model knows are none."""
+        try:
+            ids = self.engine.token_ids(self._prompt(text))
+        except DanluError as error:
+            return Failed(error.seen)
+        longest = self.engine.context_length
+        if longest is not None and len(ids) + max_new_tokens > longest:
+            return Failed(f"{len(ids)} tokens, and {max_new_tokens} to come; the model reads {longest}")
+        return ids
 
     def _alone(self, prompt: Prompt, params: GenerationParams) -> str | Failed:
         try:
