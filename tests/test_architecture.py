@@ -44,7 +44,7 @@ INNER = {
                  "options", "opening", "summary", "written", "gates", "whole", "answering", "pairwise", "models",
                  "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
-              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
+              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "kinds"],
 }  # fmt: skip
 
 
