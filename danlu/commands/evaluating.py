@@ -117,6 +117,10 @@ def table(outcome: Outcome) -> Table:
         made.add_row(f"{titles[name]} ({low}–{high})", *_mean(one), f"{one['n']:,}", f"{one['failed']:,}", counts)
     for name, one in outcome.summary["overlaps"].items():
         made.add_row(name, *_mean(one), f"{one['n']:,}", "", "", style="dim")
+    if clean := outcome.summary.get("contamination"):
+        made.caption = said("without {hits} rows that share 13 words with the training data:", hits=clean["hits"])
+        for name, one in {**clean["measures"], **clean["overlaps"]}.items():
+            made.caption += f" {name} {_mean(one)[0]}"
     return made
 
 
@@ -144,6 +148,7 @@ def check_judge(
     """
     found = people.check_judge(rated, from_flags(PeopleOptions, options), news, _embed)
     OUT.print(against_people({"": found}))
+    OUT.print(probed(found))
     found.check()
 
 
@@ -182,6 +187,17 @@ def against_people(found: Mapping[str, Checked]) -> Table:
         covered = said("ratings in the 90 % interval: {share}", share=f"{one.coverage:.1%}")
         error = said("calibration error: {error}", error=f"{one.calibration:.3f}")
         made.add_row(language, "", covered, error, said("left out: {count}", count=f"{one.left_out:,}"), "")
+    return made
+
+
+def probed(found: Checked) -> Table:
+    """What moves the judge."""
+    said = words()
+    made = Table(title=said("the same answers, changed in one way"))
+    for heading in ("change", "the expectation changes by", "rows"):
+        made.add_column(said(heading), no_wrap=True, justify="left" if heading == "change" else "right")
+    for name, (interval, count) in found.probes.items():
+        made.add_row(said.if_known(name), "–" if interval is None else in_words(interval), f"{count:,}")
     return made
 
 

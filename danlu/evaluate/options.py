@@ -53,6 +53,11 @@ class EvaluateOptions(JudgeOptions):
         "given",
     )
     language: Language | None = Field(None, description="of all rows: en or zh; found out of each row if not given")
+    training_data: PathText | None = Field(
+        None,
+        description="rows that a model was trained on: means are also told without the rows that share 13 words in a "
+        "row with them",
+    )
     max_failed: float = Field(
         0.0, ge=0, le=1, description="share of rows that may fail to be judged; above it the exit code is 2"
     )

@@ -7,7 +7,7 @@ together, and a trained judge is never checked on a document that it was trained
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from danlu.evaluate.kept import Kept
 from danlu.evaluate.opening import OpenEmbed, open_judge
 from danlu.evaluate.options import JudgeOptions
 from danlu.evaluate.overlap import baseline
+from danlu.evaluate.probes import probe
 from danlu.evaluate.rows import FaultyRow, Row, read_rows
 from danlu.evaluate.rubrics import Language, Rubric, load_rubric
 from danlu.evaluate.scale import Failed, Judged, Reading, judged
@@ -67,6 +68,7 @@ class Checked:
         coverage: share of ratings in the judge's 90 % interval.
         calibration: expected calibration error of the likeliest score.
         rows: that count; left_out: that have no rating, or could not be judged.
+        probes: what moves the judge (probes.py).
     """
 
     baseline: str
@@ -75,6 +77,7 @@ class Checked:
     calibration: float
     rows: int
     left_out: int
+    probes: Mapping[str, tuple[Interval | None, int]] = field(default_factory=dict)
 
     @property
     def loses(self) -> bool:
@@ -103,8 +106,11 @@ def check_judge(path: Path, options: PeopleOptions, say: Say = silent, open_embe
     if isinstance(judge, TrainedJudge):
         judge.check(rubric)
         refuse_trained_on(judge, rows.rows)
-    readings = read(judge, rubric, rows.rows, Kept(None), lambda done, of: say(f"{done} of {of} rows"))
-    return checked(rubric, rows, readings)
+    kept = Kept(None)
+    readings = read(judge, rubric, rows.rows, kept, lambda done, of: say(f"{done} of {of} rows"))
+    found = checked(rubric, rows, readings)
+    say("probes: the same answers, changed in one way")
+    return replace(found, probes=probe(judge, rubric, rows.rows, kept))
 
 
 @dataclass(frozen=True)

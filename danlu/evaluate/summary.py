@@ -26,6 +26,14 @@ def summarise(found: Evaluated, rubrics: Mapping[str, Rubric]) -> dict[str, Any]
     return {"rows": len(found.rows), "measures": measures, "overlaps": _of_overlaps(found)}
 
 
+def without(found: Evaluated, rubrics: Mapping[str, Rubric], left_out: Sequence[bool]) -> dict[str, Any]:
+    """`summarise` of the rows that are not left out."""
+    kept = [at for at, is_out in enumerate(left_out) if not is_out]
+    judged = {name: [those[at] for at in kept] for name, those in found.judged.items()}
+    part = Evaluated([found.rows[at] for at in kept], judged, [found.overlaps[at] for at in kept])
+    return summarise(part, rubrics)
+
+
 def _of_measure(found: Evaluated, name: str, rubric: Rubric) -> dict[str, Any]:
     pairs = [(row, one) for row, one in zip(found.rows, found.judged[name], strict=True) if isinstance(one, Judged)]
     judged = [one for _, one in pairs]

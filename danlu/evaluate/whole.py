@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.evaluate import gates, written
+from danlu.evaluate.contamination import contaminated
 from danlu.evaluate.evaluating import Evaluated, evaluate
 from danlu.evaluate.judge import Judge
 from danlu.evaluate.opening import OpenEmbed, open_judge, rubrics_for
@@ -19,7 +20,7 @@ from danlu.evaluate.overlap import OVERLAPS
 from danlu.evaluate.remote import RemoteJudge, estimate
 from danlu.evaluate.rows import FaultyRow, Row, judgeable, read_rows
 from danlu.evaluate.rubrics import Rubric
-from danlu.evaluate.summary import summarise
+from danlu.evaluate.summary import summarise, without
 from danlu.evaluate.trained import TrainedJudge
 from danlu.hub import Say, silent
 from danlu.journal import claimed
@@ -79,6 +80,9 @@ def evaluate_rows(
             **(settings or {}),
             **summarise(found, rubrics),
         }
+        if options.training_data is not None:
+            hits = contaminated(rows, Path(options.training_data))
+            summary["contamination"] = {"hits": sum(hits), **without(found, rubrics, hits)}
         written.write(out, found, summary)
     return Outcome(found, summary, rubrics)
 
