@@ -29,8 +29,8 @@ def contaminated(rows: Sequence[Row | FaultyRow], training: Path) -> list[bool]:
             for gram in grams(text):
                 places.setdefault(gram, set()).add(at)
     hit: set[int] = set()
-    for _, row in placed_rows(training, lambda names: names, part="all") if places else ():
-        for text in () if isinstance(row, RowFault) else _texts(row):
+    for _, found in placed_rows(training, lambda names: names, part="all") if places else ():
+        for text in () if isinstance(found, RowFault) else _texts(found):
             for gram in grams(text):
                 hit |= places.get(gram, set())
     return [at in hit for at in range(len(rows))]
