@@ -84,6 +84,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd benchmarks && ../$(BIN)/mypy --config-file mypy.ini *.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -114,7 +115,7 @@ bench-data: $(INSTALLED)
 ROWS ?= 1000000
 bench-recall: $(INSTALLED)
 	benchmarks/peers.sh recall
-	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS)
+	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS) $(WRITE)
 
 # `SIZES="1000000"` and `WRITE=--write` as elsewhere.
 SIZES ?= 10000 100000
