@@ -41,7 +41,7 @@ INNER = {
                "acting", "channels", "fusing", "candidates", "collection", "passages", "teaching", "labels"],
     "evaluate": ["bootstrap", "overlap", "held_out", "rubrics", "rows", "prompts", "scale", "judge", "kept", "prior",
                  "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
-                 "options", "opening", "summary", "written", "gates", "contamination", "whole", "answering", "pairwise",
+                 "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices", "answering", "pairwise",
                  "models", "probes", "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "kinds"],

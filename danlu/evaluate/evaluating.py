@@ -50,6 +50,7 @@ def evaluate(
     kept: Kept | None = None,
     *,
     calibrate: bool = False,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
     say: Say = lambda text: None,
 ) -> Evaluated:
     """Judge every row by every rubric; a row that cannot be judged is Failed, and ends nothing.
@@ -58,6 +59,7 @@ def evaluate(
         judge: None measures overlap alone.
         kept: what was said before.
         calibrate: divide by what the judge says of answers that say nothing (prior.py).
+        figures: id of a row -> what else was measured of it, which stands with its overlaps.
     """
     kept = kept or Kept(None)
     good = [row for row in rows if isinstance(row, Row)]
@@ -69,7 +71,8 @@ def evaluate(
         readings = read(judge, rubric, good, kept, lambda done, of, name=name: say(f"{name}: {done} of {of} rows"))  # type: ignore[misc]
         ready = iter([_judgement(rubric, row, one, priors[name]) for row, one in zip(good, readings, strict=True)])
         found[name] = [next(ready) if isinstance(row, Row) else Failed(row.reason) for row in rows]
-    return Evaluated(rows, found, [_overlaps(row) for row in rows], priors)
+    more = figures or {}
+    return Evaluated(rows, found, [{**_overlaps(row), **more.get(row.id, {})} for row in rows], priors)
 
 
 def read(

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from danlu.errors import ConfigError
-from danlu.evaluate import gates, written
-from danlu.evaluate.answering import answered, open_model
+from danlu.evaluate import choices, gates, written
+from danlu.evaluate.answering import LocalModel, RemoteModel, answered, open_model
 from danlu.evaluate.evaluating import Evaluated
 from danlu.evaluate.judge import Judge
 from danlu.evaluate.kept import Kept
@@ -27,9 +27,11 @@ from danlu.evaluate.options import EvaluateOptions
 from danlu.evaluate.overlap import OVERLAPS
 from danlu.evaluate.pairwise import prefer
 from danlu.evaluate.rows import FaultyRow, Row, read_rows
+from danlu.evaluate.scale import Failed
 from danlu.evaluate.summary import differences
 from danlu.evaluate.trained import TrainedJudge
 from danlu.evaluate.whole import Outcome, evaluate_rows
+from danlu.fingerprint import of_value
 from danlu.hub import Say, silent
 from danlu.journal import claimed, write_atomic
 
@@ -68,18 +70,20 @@ def evaluate_models(
     names = options.models or ()
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"models: {', '.join(names) or 'none'}", allowed="one or several, each once")
-    questions = read_rows(data, options.language, answers=False)
+    questions = choices.checked(read_rows(data, options.language, answers=False))
     if not any(isinstance(row, Row) and row.given("question") for row in questions):
         raise ConfigError(f"{data}: no row has a question", fix="name the column question, query or prompt")
     with claimed(out, say):
         kept = written.kept_in(out)
         folders = {name: out / f"{at}-{_as_folder(name)}" for at, name in enumerate(names, 1)}
-        sets = {name: _answers(name, questions, options, kept, say) for name in names}
+        sets, picks = {}, {}
+        for name in names:
+            sets[name], picks[name] = _answers(name, questions, options, kept, say)
         rubrics = rubrics_for(options, next(iter(sets.values())), say)
-        gates.check_bounds(options.fail_under, {**rubrics, **OVERLAPS})
+        gates.check_bounds(options.fail_under, {**rubrics, **OVERLAPS, **dict.fromkeys(choices.WAYS)})
         judge = open_judge(options, say, open_embed)
         outcomes = {
-            name: evaluate_rows(rows, rubrics, judge, folders[name], options, say, {"model": name})
+            name: evaluate_rows(rows, rubrics, judge, folders[name], options, say, {"model": name}, picks[name])
             for name, rows in sets.items()
         }
         summary = _compared(outcomes, judge, kept, say)
@@ -89,13 +93,41 @@ def evaluate_models(
 
 def _answers(
     name: str, questions: Sequence[Row | FaultyRow], options: ModelsOptions, kept: Kept, say: Say
-) -> list[Row | FaultyRow]:
+) -> tuple[list[Row | FaultyRow], dict[str, dict[str, float]]]:
+    """Its answers; and, of rows with choices that it could weigh, id -> which it would pick."""
     model = open_model(name, options.accept_licence, options.concurrency, say)
     try:
         told = lambda done, of: say(f"{name}: {done} of {of} answers")  # noqa: E731 - one line
-        return answered(model, questions, options.max_new_tokens, kept, told)
+        rows = answered(model, questions, options.max_new_tokens, kept, told)
+        return rows, _picks(model, questions, kept, say)
     finally:
         model.close()
+
+
+def _picks(
+    model: LocalModel | RemoteModel, questions: Sequence[Row | FaultyRow], kept: Kept, say: Say
+) -> dict[str, dict[str, float]]:
+    rows = [row for row in questions if isinstance(row, Row) and choices.choices_of(row) is not None]
+    if not rows:
+        return {}
+    if isinstance(model, RemoteModel):
+        say(f"{model.server.name}: choices are not weighed: a server tells no likelihood of a text")
+        return {}
+    keys = [of_value(["choices", row.digest, row.others[choices.COLUMN], model.identity]) for row in rows]
+    engine = model.engine
+
+    def ask(places: Sequence[int]) -> list[dict[str, float] | Failed]:
+        return choices.picked(engine, [rows[at] for at in places])
+
+    found = kept.answers(keys, ask, _as_it_is, _as_it_is)
+    failed = [one for one in found if isinstance(one, Failed)]
+    if failed:
+        say(f"{len(failed)} of {len(rows)} rows with choices could not be weighed: {failed[0].reason}")
+    return {row.id: one for row, one in zip(rows, found, strict=True) if not isinstance(one, Failed)}
+
+
+def _as_it_is(figures: dict[str, float]) -> dict[str, float]:
+    return figures
 
 
 def _compared(outcomes: Mapping[str, Outcome], judge: Judge | None, kept: Kept, say: Say) -> dict[str, Any]:

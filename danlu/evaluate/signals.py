@@ -72,16 +72,16 @@ class Likelihoods:
         if not answer:
             return {}
         try:
-            ids = [token for sentence in sentences(answer) for token in self._ids(sentence)]
-            asked = {"with": self._prompt(row.given("context"), row.given("question"))}
+            ids = [token for sentence in sentences(answer) for token in self.ids(sentence)]
+            asked = {"with": self.prompt(row.given("context"), row.given("question"))}
             if row.given("context") is not None:
-                asked["without"] = self._prompt(None, row.given("question"))
+                asked["without"] = self.prompt(None, row.given("question"))
             found = {name: (prompt, ids) for name, prompt in asked.items()}
             if target := row.given("question") or row.given("context"):
-                wanted = self._ids(target)[:ASKED_TOKENS]
-                found["asked"] = (self._prompt(answer, None), wanted)
+                wanted = self.ids(target)[:ASKED_TOKENS]
+                found["asked"] = (self.prompt(answer, None), wanted)
                 if target not in self._apart:
-                    found["apart"] = (self._prompt(None, None), wanted)
+                    found["apart"] = (self.prompt(None, None), wanted)
         except DanluError as error:
             return Failed(error.seen)
         return found
@@ -99,7 +99,7 @@ class Likelihoods:
         found = {"likelihood": float(seen["with"].mean())}
         if "without" in seen:
             gains = seen["with"] - seen["without"]
-            sizes = [len(self._ids(sentence)) for sentence in sentences((row.answer or "").strip())]
+            sizes = [len(self.ids(sentence)) for sentence in sentences((row.answer or "").strip())]
             found["context_gain"] = float(gains.mean())
             found["least_supported"] = min(float(one.mean()) for one in gains.split(sizes))
         if target := row.given("question") or row.given("context"):
@@ -109,12 +109,12 @@ class Likelihoods:
                 found["asked_given_answer"] = float(seen["asked"].mean()) - self._apart[target]
         return found
 
-    def _prompt(self, *parts: str | None) -> list[int]:
+    def prompt(self, *parts: str | None) -> list[int]:
         """Paragraphs, and an open one."""
         text = "".join(f"{part.strip()}\n\n" for part in parts if part)
         return self.engine.chat.words_prompt(text or "\n\n")
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
         """Of words that go on with a text: without a beginning of their own."""
         ids, bos = self.engine.chat.words_prompt(text), self.engine.chat.tokenizer.bos_token_id
         return ids[1:] if ids and ids[0] == bos else ids

@@ -91,7 +91,7 @@ def differences(before: Evaluated, after: Evaluated) -> dict[str, dict[str, Any]
     """Of every measure and overlap that both have, after minus before on the rows that both have by id.
 
     With the rows' number, the interval, the smallest difference that so many would show, and, of what is right or
-    wrong (exact_match), McNemar's p.
+    wrong (exact_match, choices), McNemar's p.
     """
     places = [{row.id: at for at, row in enumerate(one.rows)} for one in (before, after)]
     shared = [id for id in places[0] if id in places[1]]
@@ -106,7 +106,7 @@ def differences(before: Evaluated, after: Evaluated) -> dict[str, dict[str, Any]
             [(one, 1.0) for one, _, _ in pairs], [(other, 1.0) for _, other, _ in pairs], groups
         )
         found[name] = {"n": len(pairs), **_bounds(interval), "smallest": smallest_difference(interval)}
-        if name == "exact_match":
+        if name == "exact_match" or name.startswith("choice_"):
             found[name]["p"] = mcnemar([one == 1 for one, _, _ in pairs], [other == 1 for _, other, _ in pairs])
     return found
 

@@ -59,11 +59,13 @@ def evaluate_rows(
     options: EvaluateOptions,
     say: Say = silent,
     settings: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Outcome:
     """`evaluate_file` of rows and a judge that are there already.
 
     Args:
         settings: what else the summary is to tell.
+        figures: id of a row -> what else was measured of it.
     """
     if isinstance(judge, TrainedJudge):
         for rubric in rubrics.values():
@@ -72,7 +74,8 @@ def evaluate_rows(
         for rubric in rubrics.values():
             say(estimate(rubric, judgeable(rows), judge.samples, options.price_in, options.price_out))
     with claimed(out, say):
-        found = evaluate(rows, rubrics, judge, written.kept_in(out), calibrate=options.calibrate, say=say)
+        kept, calibrate = written.kept_in(out), options.calibrate
+        found = evaluate(rows, rubrics, judge, kept, calibrate=calibrate, figures=figures, say=say)
         summary = {
             "judge": None if judge is None else judge.name,
             "identity": None if judge is None else judge.identity,

@@ -30,7 +30,7 @@ def engine(tmp_path_factory):
 
 def plain(engine, prompt, text):
     """log p of each token of a text after another."""
-    ids, own = engine.chat.words_prompt(prompt), Likelihoods(engine)._ids(text)
+    ids, own = engine.chat.words_prompt(prompt), Likelihoods(engine).ids(text)
     logprobs = engine.logits([*ids, *own])[len(ids) - 1 : -1].log_softmax(-1)
     return logprobs[range(len(own)), own].numpy()
 
@@ -44,7 +44,7 @@ def test_sentences():
 def test_signals_are_those_of_plain_passes(engine):
     one, *_ = Likelihoods(engine).of(ROWS)
     parts = ["Paris.", "In 1889."]
-    ids = [Likelihoods(engine)._ids(part) for part in parts]
+    ids = [Likelihoods(engine).ids(part) for part in parts]
     joined = [token for part in ids for token in part]
 
     def after(prompt):
