@@ -111,10 +111,7 @@ _ACTS = {
     "measure": "How good and how fast every way of finding rows is: against labels, or events that are held out.",
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
 }
-_JUDGING = {
-    "check-judge": "Hold a judge against people's ratings, beside the cheap baseline; exit code 1 if it loses.",
-    "train-judge": "Fit a judge to a few hundred rows that people have rated.",
-}
+_JUDGING = ("check-judge", "train-judge")
 app.command(
     "danlu.commands.evaluating:app",
     name="evaluate",
@@ -126,7 +123,7 @@ for _name, _help in {**_RECALL, **_ACTS}.items():
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
-          "recall": (*_RECALL, *_ACTS), "evaluate": tuple(_JUDGING)}  # fmt: skip
+          "recall": (*_RECALL, *_ACTS), "evaluate": _JUDGING}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
