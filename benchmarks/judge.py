@@ -43,10 +43,10 @@ LABELS = {
     "en": {"set": "ratings", "judge": "judge", "n": "rows", "baseline": "best baseline", "difference": "judge minus "
            "baseline", "cover": "in the 90 % interval", "error": "calibration error", "trained": "trained",
            "prompted": "prompted",
-           "under": "Spearman with people, 95 % intervals over documents; every {every}th document; {cpu}"},
+           "part": "{name}, one document of {every}", "under": "Spearman with people, 95 % intervals over documents; {cpu}"},
     "zh": {"set": "人工评分", "judge": "评审模型", "n": "行数", "baseline": "最好的基线", "difference": "评审减基线",
            "cover": "落在 90% 区间", "error": "校准误差", "trained": "训练后", "prompted": "直接提问",
-           "under": "与人工评分的 Spearman 相关，95% 区间按文档重采样；每 {every} 个文档取一个；{cpu}"},
+           "part": "{name}，每 {every} 个文档取一个", "under": "与人工评分的 Spearman 相关，95% 区间按文档重采样；{cpu}"},
 }  # fmt: skip
 
 
@@ -195,12 +195,12 @@ def lines(results: dict[str, Any], language: str) -> Iterator[str]:
     yield "| " + " | ".join(said.get(head, head) for head in heads) + " |"
     yield "|---|---" + "|--:" * (len(heads) - 2) + "|"
     for one in results.values():
-        cells = (one["set"], said[one["judge"]], f"{one['n']:,}", one["spearman"], one["baseline"], one["difference"],
+        name = one["set"] if one["every"] == 1 else said["part"].format(name=one["set"], every=one["every"])
+        cells = (name, said[one["judge"]], f"{one['n']:,}", one["spearman"], one["baseline"], one["difference"],
                  f"{one['coverage']:.1%}", f"{one['calibration']:.3f}")  # fmt: skip
         yield "| " + " | ".join(cells) + " |"
-    every = max((one["every"] for one in results.values()), default=1)
     yield ""
-    yield said["under"].format(every=every, cpu=cpu_name())
+    yield said["under"].format(cpu=cpu_name())
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ INNER = {
                "acting", "channels", "fusing", "candidates", "collection", "passages", "teaching", "labels"],
     "evaluate": ["bootstrap", "overlap", "held_out", "rubrics", "rows", "prompts", "scale", "judge", "kept", "prior",
                  "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
-                 "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices", "answering", "pairwise",
-                 "models", "probes", "people"],
+                 "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices",
+                 "answering", "pairwise", "models", "probes", "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "kinds"],
 }  # fmt: skip
