@@ -43,10 +43,12 @@ LABELS = {
     "en": {"set": "ratings", "judge": "judge", "n": "rows", "baseline": "best baseline", "difference": "judge minus "
            "baseline", "cover": "in the 90 % interval", "error": "calibration error", "trained": "trained",
            "prompted": "prompted",
-           "part": "{name}, one document of {every}", "under": "Spearman with people, 95 % intervals over documents; {cpu}"},
+           "part": "{name}, one document of {every}",
+           "under": "Spearman with people, 95 % intervals over documents; {cpu}"},
     "zh": {"set": "人工评分", "judge": "评审模型", "n": "行数", "baseline": "最好的基线", "difference": "评审减基线",
            "cover": "落在 90% 区间", "error": "校准误差", "trained": "训练后", "prompted": "直接提问",
-           "part": "{name}，每 {every} 个文档取一个", "under": "与人工评分的 Spearman 相关，95% 区间按文档重采样；{cpu}"},
+           "part": "{name}，每 {every} 个文档取一个",
+           "under": "与人工评分的 Spearman 相关，95% 区间按文档重采样；{cpu}"},
 }  # fmt: skip
 
 
