@@ -28,6 +28,7 @@
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 #   make bench-formats  whether vLLM, llama.cpp and transformers load what is written, and answer alike
+#   make bench-judge DATA=FOLDER  judges against people's ratings, beside the cheap baseline
 #   make bench-parameters  what a rate, a batch, a warmup, a schedule and a rank do to a run, in pictures
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,7 +38,7 @@ INSTALLED := .venv/.installed
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
-	bench-behaviour clean
+	bench-behaviour bench-judge clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -172,6 +173,10 @@ bench-replay: $(INSTALLED)
 bench-doctor: $(INSTALLED)
 	$(BIN)/python benchmarks/doctor.py $(WRITE)
 
+# `ARGS="--every 5 --sets ocnli"` takes less; stopped, it goes on where it was.
+bench-judge: $(INSTALLED)
+	$(BIN)/python benchmarks/judge.py $(DATA) $(ARGS) $(WRITE)
+
 bench-parameters: $(INSTALLED)
 	$(BIN)/python benchmarks/parameters.py $(WRITE)
 
@@ -189,4 +194,4 @@ bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(WRITE)
 
 clean:
-	rm -rf .venv .peers .everywhere .doctor .rates .parameters .planned runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .peers .everywhere .doctor .rates .parameters .planned .judge runs .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}
 RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md"}
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
 BEHAVIOUR = {"en": ROOT / "docs" / "behaviour.md", "zh": ROOT / "docs" / "behaviour.zh.md"}
+EVALUATION = {"en": ROOT / "docs" / "evaluation.md", "zh": ROOT / "docs" / "evaluation.zh.md"}
 
 
 def written(text: str, block: str, name: str) -> str:

@@ -113,6 +113,12 @@ _ACTS = {
     "train": "Train two towers on the events of a collection: rows and users as vectors, by what comes next.",
     "pick": "Pick training examples: rows that qualify, like some that are given, none of which says another again.",
 }
+_JUDGING = ("check-judge", "train-judge")
+app.command(
+    "danlu.commands.evaluating:app",
+    name="evaluate",
+    help="Judge answers: integers with their doubt, beside a cheap baseline.",
+)
 _MODULE_OF = {
     "query": "finding", "train": "towers", "pick": "picking",
     **dict.fromkeys(("events", "recommend", "measure"), "recall_acts"),
@@ -122,7 +128,7 @@ for _name, _help in {**_RECALL, **_ACTS}.items():
     recall.command(f"danlu.commands.{_module}:{_name}", name=_name, help=_help)
 # Commands that stand below another.
 _BELOW = {"data": ("check",), "plan": ("lora", "rate", "memory", "fit", "bits", "recipe"), "recipe": ("from",),
-          "recall": (*_RECALL, *_ACTS)}  # fmt: skip
+          "recall": (*_RECALL, *_ACTS), "evaluate": _JUDGING}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,8 @@
     ├── ParityError          two forms of one model do not answer alike
     ├── AllBanned            no token is left to choose
     ├── FaultyScores         a model's scores are not numbers
+    ├── GateFailed           an evaluation is not good enough
+    ├── NotJudged            rows could not be judged, so nobody knows
     └── Interrupted          the user asked to stop; what was saved is said
 
 Each says what was seen, what is allowed, and what to do next. `assert` is left for our own mistakes.
@@ -110,6 +112,16 @@ class FaultyScores(DanluError):
 
     def __init__(self) -> None:
         super().__init__("the model's scores are not numbers", fix="try dtype float32; check the model's weights")
+
+
+class GateFailed(DanluError):
+    """An evaluation is not good enough."""
+
+
+class NotJudged(DanluError):
+    """Rows could not be judged, so nobody knows how good they are."""
+
+    exit_code = 2
 
 
 class Interrupted(DanluError):

@@ -29,7 +29,7 @@ INNER = {
         "lora_sum", "lora_in_place", "lean", "likelihood", "score_head", "turns",
     ],
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "outcomes",
-                 "watching", "adapters", "kinds", "engine"],
+                 "watching", "adapters", "glance", "kinds", "engine"],
     "serve": ["faults", "options", "wire", "calls", "replies", "metrics", "continuing", "service", "stream", "tokenize",
               "response_events", "embeddings", "recalls", "backends", "others", "keys", "server", "api", "command"],
     "track": ["event_files", "trackers", "tracking"],
@@ -40,8 +40,12 @@ INNER = {
                "building", "segment", "profile", "tables", "tagging", "writing", "exporting", "query", "behaviour",
                "measure", "learned", "towering", "acting", "channels", "fusing", "candidates", "collection",
                "clickhouse", "ids_out", "passages", "picking", "teaching", "labels"],
+    "evaluate": ["bootstrap", "overlap", "held_out", "rubrics", "rows", "prompts", "scale", "judge", "kept", "prior",
+                 "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
+                 "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices",
+                 "answering", "pairwise", "models", "probes", "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
-              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "kinds"],
+              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "kinds"],
 }  # fmt: skip
 
 

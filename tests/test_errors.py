@@ -46,7 +46,7 @@ def test_an_error_says_what_was_seen_allowed_and_what_to_do():
 
 def test_exit_codes():
     codes = {cls.__name__: cls.exit_code for cls in CLASSES}
-    assert codes.pop("ConfigError") == 2
+    assert codes.pop("ConfigError") == codes.pop("NotJudged") == 2
     assert codes.pop("Interrupted") == 130
     assert set(codes.values()) == {1}
     assert (ConfigError("").exit_code, Interrupted("").exit_code) == (2, 130)

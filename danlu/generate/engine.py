@@ -19,13 +19,14 @@ import torch
 from danlu.config import validate
 from danlu.data.chat import Chat
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, memory_faults, read_device
-from danlu.errors import ConfigError
+from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
 from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.batch.verdict import Verdict
 from danlu.generate.batch.worker import InPlace, Worker, in_a_thread
+from danlu.generate.glance import Glance, Next, Told, looked
 from danlu.generate.kinds import Kinds, recorded_of
 from danlu.generate.outcomes import Scorer, generation_of, load_of
 from danlu.generate.params import GenerationParams
@@ -365,6 +366,42 @@ class Engine:
         """
         self._model.eval()
         return self._worker.run(partial(self.core.logits, list(token_ids), 0, self._adapters.named(adapter)))
+
+    def next_logprobs(
+        self, prompts: Sequence[Prompt], tokens: Sequence[int], adapter: str | None = None
+    ) -> list[torch.Tensor | DanluError]:
+        """log p of each of `tokens` right after each prompt, (tokens,) float64; the error of a prompt in its place.
+
+        All in one batch; what prompts begin with in common is read once.
+        """
+        self._maker.check(tokens)
+        wanted = torch.tensor(list(tokens), dtype=torch.int64)
+        ids = [self.token_ids(prompt, adapter) for prompt in prompts]
+        return self._looked(ids, [Next(wanted) for _ in ids], adapter)
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]], adapter: str | None = None
+    ) -> list[torch.Tensor | DanluError]:
+        """log p of each token of each continuation after its prompt, (tokens,) float64; an error in its place.
+
+        As `next_logprobs`, a step a token: fast where prompts are long and shared, and continuations short.
+        """
+        for tokens in continuations:
+            self._maker.check(tokens)
+        ids = [self.token_ids(prompt, adapter) for prompt in prompts]
+        return self._looked(ids, [Told(tokens) for tokens in continuations], adapter)
+
+    def _looked(
+        self, prompts: Sequence[Sequence[int]], strategies: Sequence[Glance], adapter: str | None
+    ) -> list[torch.Tensor | DanluError]:
+        self._model.eval()
+        return looked(self._worker, prompts, strategies, self._adapters.named(adapter), self.context_length)
+
+    def logprobs_of(self, token_ids: Sequence[int], start: int, adapter: str | None = None) -> tuple[float, ...]:
+        """log p in nats of each of token_ids[start:] after those before it, in one pass. Raises FaultyScores."""
+        self._model.eval()
+        entries = self._scorer.of(token_ids, start, 0, self._adapters.named(adapter))
+        return tuple(entry.logprob for entry in entries)
 
     def prompt_logprobs(self, prompt: Prompt, top: int = 0, adapter: str | None = None) -> tuple[Logprob, ...]:
         """What the model gives to each token of `prompt` after its first, and to the `top` likeliest in its place.

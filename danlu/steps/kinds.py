@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from danlu.steps.dpo import DPO
+from danlu.steps.evaluate import EVALUATE
 from danlu.steps.merge import MERGE
 from danlu.steps.ppo import PPO
 from danlu.steps.pretrain import PRETRAIN
@@ -23,4 +24,5 @@ KINDS: dict[str, Kind[Any]] = {
     "prove": PROVE,
     "merge": MERGE,
     "quantize": QUANTIZE,
+    "evaluate": EVALUATE,
 }

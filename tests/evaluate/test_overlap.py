@@ -60,3 +60,15 @@ def test_beta_one_weighs_both_sides_alike():
 
 def test_max_order_bounds_the_ngrams():
     assert chrf("abcd", "abce", max_order=1) == pytest.approx(75)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        # sacrebleu.metrics.CHRF().sentence_score(answer, [truth]).score, 2.6
+        ("The cat sat on the mat.", "A cat is on the mat.", 56.52510327349417),
+        ("short", "a much longer sentence here", 5.154639175257731),
+    ],
+)
+def test_as_sacrebleu_has_it(answer, truth, expected):
+    assert chrf(answer, truth) == pytest.approx(expected)

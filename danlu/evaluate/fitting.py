@@ -1,0 +1,204 @@
+"""Figures of rows and people's ratings -> a prediction with its distribution. Ridge and isotonic regression, in numpy.
+
+A weighted sum of standardised figures (ridge: Hoerl & Kennard 1970) puts rows in order. For each score of the scale a
+curve that only rises (isotonic: Barlow et al. 1972) says with which probability people give that score or more; the
+curves' differences are the distribution. What is learnt of doubt comes from rows that the fit has not seen: folds hold
+whole groups. Knows no rows and no judges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from danlu.errors import DataError
+from danlu.evaluate.bootstrap import Floats
+from danlu.evaluate.scale import LEVEL
+from danlu.evaluate.significance import conformal_quantile
+
+FOLDS = 5
+LEAST_ROWS = 30
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+_CLIP = 3.0  # standard deviations: beyond it a figure says no more
+_LEAST_DEVIATION = 0.1  # of a distribution, where its width is what an error is measured by
+_OWN = 2.0  # rows of the whole sample that each step of a curve is mixed with, so that nothing is certain
+
+Curve = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was learnt of one language.
+
+    Attributes:
+        names: of the figures.
+        centres, spreads: of each, on the rows that were learnt from.
+        weights: of each, standardised.
+        curves: for each score but the lowest, places on the weighted sum and the probability of that score or more.
+        low: the lowest score.
+        error: in standard deviations of the distribution, what `LEVEL` of unseen rows were off by at most.
+        rows: learnt from.
+    """
+
+    names: tuple[str, ...]
+    centres: tuple[float, ...]
+    spreads: tuple[float, ...]
+    weights: tuple[float, ...]
+    curves: tuple[Curve, ...]
+    low: int
+    error: float
+    rows: int
+
+    def sums(self, figures: Floats) -> Floats:
+        """(rows,) of (rows, figures)."""
+        standard = (figures - np.array(self.centres)) / np.array(self.spreads)
+        return np.asarray(np.clip(standard, -_CLIP, _CLIP) @ np.array(self.weights))
+
+    def distributions(self, figures: Floats) -> Floats:
+        """(rows, scores): they sum to one."""
+        return _distributions(self.curves, self.sums(figures))
+
+    def interval(self, distribution: Floats) -> tuple[float, float]:
+        """Around the mean of a distribution, within the scale."""
+        mean, deviation = _moments(distribution[None], self.low)
+        reach = self.error * deviation[0]
+        top = self.low + len(distribution) - 1
+        return max(float(self.low), float(mean[0] - reach)), min(float(top), float(mean[0] + reach))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Fit:
+        lists = {name: tuple(value[name]) for name in ("names", "centres", "spreads", "weights")}
+        curves = tuple((tuple(places), tuple(heights)) for places, heights in value["curves"])
+        return cls(**{**value, **lists, "curves": curves})
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What folds predicted of rows that they had not learnt from, in the order of the rows.
+
+    Attributes:
+        distributions: (rows, scores).
+    """
+
+    distributions: Floats
+    intervals: list[tuple[float, float]]
+
+
+def fit(
+    figures: Floats, ratings: Sequence[float], groups: Sequence[str], names: Sequence[str], scale: tuple[int, int]
+) -> tuple[Fit, Unseen]:
+    """Learn from rated rows: figures (rows, figures). Raises DataError for too few rows or groups, or equal ratings."""
+    rated = np.asarray(ratings, dtype=np.float64)
+    if len(rated) < LEAST_ROWS or len(set(groups)) < FOLDS or np.ptp(rated) == 0:
+        raise DataError(
+            f"{len(rated)} rated rows in {len(set(groups))} groups, with {len(set(rated.tolist()))} different ratings",
+            allowed=f"{LEAST_ROWS} rows in {FOLDS} groups, and ratings that differ; a few hundred are better",
+        )
+    folds = _folds(groups)
+    penalty = min(PENALTIES, key=lambda size: _error(figures, rated, folds, size))
+    sums = _unseen_sums(figures, rated, folds, penalty)
+    shares = np.zeros((len(rated), scale[1] - scale[0] + 1))
+    for fold in range(FOLDS):
+        others = folds != fold
+        shares[~others] = _distributions(_curves(sums[others], rated[others], scale), sums[~others])
+    means, deviations = _moments(shares, scale[0])
+    off = np.abs(rated - means) / deviations
+    centres, spreads, weights = _ridge(figures, rated, penalty)
+    made = Fit(
+        tuple(names), tuple(centres.tolist()), tuple(spreads.tolist()), tuple(weights.tolist()),
+        _curves(sums, rated, scale), scale[0], conformal_quantile(off.tolist(), LEVEL), len(rated),
+    )  # fmt: skip
+    bounds = [made_without.interval(one) for made_without, one in _bounded(made, off, folds, shares)]
+    return made, Unseen(shares, bounds)
+
+
+def _bounded(made: Fit, off: Floats, folds: Floats, shares: Floats) -> list[tuple[Fit, Floats]]:
+    """Each row's distribution, with the error that rows of other folds were off by."""
+    errors = [conformal_quantile(off[folds != fold].tolist(), LEVEL) for fold in range(FOLDS)]
+    fits = [Fit(**{**vars(made), "error": error}) for error in errors]
+    return [(fits[int(fold)], one) for fold, one in zip(folds, shares, strict=True)]
+
+
+def _folds(groups: Sequence[str]) -> Floats:
+    """A fold of each row: whole groups, dealt in turn by their size."""
+    names, counts = np.unique(np.asarray(groups, dtype=str), return_counts=True)
+    sizes, home = [0] * FOLDS, {}
+    for at in np.argsort(-counts, kind="stable"):
+        fold = sizes.index(min(sizes))
+        home[str(names[at])] = fold
+        sizes[fold] += int(counts[at])
+    return np.array([home[group] for group in groups], dtype=np.float64)
+
+
+def _ridge(figures: Floats, rated: Floats, penalty: float) -> tuple[Floats, Floats, Floats]:
+    """Centres, spreads and weights; ratings are centred, so there is no constant."""
+    centres, spreads = figures.mean(axis=0), figures.std(axis=0)
+    spreads = np.where(spreads < 1e-9, 1.0, spreads)
+    standard = np.clip((figures - centres) / spreads, -_CLIP, _CLIP)
+    inner = standard.T @ standard + penalty * np.eye(figures.shape[1])
+    return centres, spreads, np.linalg.solve(inner, standard.T @ (rated - rated.mean()))
+
+
+def _unseen_sums(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> Floats:
+    sums = np.zeros(len(rated))
+    for fold in range(FOLDS):
+        others = folds != fold
+        centres, spreads, weights = _ridge(figures[others], rated[others], penalty)
+        sums[~others] = np.clip((figures[~others] - centres) / spreads, -_CLIP, _CLIP) @ weights
+    return sums
+
+
+def _error(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> float:
+    sums = _unseen_sums(figures, rated, folds, penalty)
+    return float(np.mean((rated - rated.mean() - sums) ** 2))
+
+
+def _curves(sums: Floats, rated: Floats, scale: tuple[int, int]) -> tuple[Curve, ...]:
+    rounded = np.floor(rated + 0.5)
+    return tuple(isotonic(sums, (rounded >= score).astype(np.float64)) for score in range(scale[0] + 1, scale[1] + 1))
+
+
+def isotonic(places: Floats, heights: Floats) -> Curve:
+    """The rising steps nearest to the points (pool adjacent violators), each at its mean place; straight between."""
+    order = np.argsort(places, kind="stable")
+    blocks: list[list[float]] = []  # (sum of places, sum of heights, points)
+    for place, height in zip(places[order].tolist(), heights[order].tolist(), strict=True):
+        blocks.append([place, height, 1.0])
+        while len(blocks) > 1 and blocks[-2][1] / blocks[-2][2] >= blocks[-1][1] / blocks[-1][2]:
+            last = blocks.pop()
+            blocks[-1] = [one + other for one, other in zip(blocks[-1], last, strict=True)]
+    whole = float(heights.mean())
+    xs = tuple(block[0] / block[2] for block in blocks)
+    ys = tuple((block[1] + _OWN * whole) / (block[2] + _OWN) for block in blocks)
+    return xs, tuple(np.maximum.accumulate(ys).tolist())
+
+
+def _distributions(curves: Sequence[Curve], sums: Floats) -> Floats:
+    reached = np.stack([np.interp(sums, *curve) for curve in curves], axis=1)  # P(score or more)
+    reached = np.minimum.accumulate(reached, axis=1)  # a higher score is no likelier to be reached
+    ends = np.concatenate([np.ones((len(sums), 1)), reached, np.zeros((len(sums), 1))], axis=1)
+    return np.asarray(ends[:, :-1] - ends[:, 1:])
+
+
+def _moments(shares: Floats, low: int) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each distribution."""
+    scores = low + np.arange(shares.shape[1])
+    means = shares @ scores
+    deviations = np.sqrt(np.maximum((shares * (scores[None] - means[:, None]) ** 2).sum(axis=1), 0))
+    return means, np.maximum(deviations, _LEAST_DEVIATION)
+
+
+def checked_figures(rows: Sequence[Mapping[str, float]]) -> tuple[list[str], Floats]:
+    """The figures that all rows have, and a table of them (rows, figures). Raises DataError for none."""
+    shared = set.intersection(*(set(row) for row in rows)) if rows else set()
+    names = sorted(name for name in shared if all(math.isfinite(row[name]) for row in rows))
+    if not names:
+        raise DataError(f"{len(rows)} rows have no figure in common", fix="give rows with the same texts")
+    return names, np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
