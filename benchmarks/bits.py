@@ -97,7 +97,7 @@ def block(models: Sequence[str], tokens: int, language: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
-    parser.add_argument("--tokens", type=int, default=1024, help="as benchmarks/quantize.py was run")
+    parser.add_argument("--tokens", type=int, default=4096, help="as benchmarks/quantize.py was run")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()
     models = asked.model or MODELS

@@ -55,6 +55,8 @@ FORMS: dict[str, dict[str, Any]] = {
 GGML: dict[str, tuple[int, bool]] = {
     "llama.cpp Q8_0": (8, False),
     "llama.cpp Q5_0": (6, False),
+    "llama.cpp Q4_K": (12, False),
+    "llama.cpp Q4_K, imatrix": (12, True),
     "llama.cpp Q4_1": (3, False),
     "llama.cpp Q4_0": (2, False),
     "llama.cpp Q4_0, imatrix": (2, True),
@@ -139,12 +141,9 @@ def measured(model: str, form: str | None, tokens: int) -> dict[str, Any]:
 
 
 def wanted(model: str, text: str, tokens: int, at: int) -> torch.Tensor:
-    """The original's logits on a window, computed once."""
-    place = KEPT / "logits" / f"{file_name(model)}-{text}-{tokens}-{at}.pt"
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(original_of(model)(input_ids=windows(model, text, tokens)[at]).logits[0, :-1].clone(), place)
-    return torch.load(place)
+    """The original's logits on a window."""
+    found: torch.Tensor = original_of(model)(input_ids=windows(model, text, tokens)[at]).logits[0, :-1].float()
+    return found
 
 
 def made(model: str, form: str | None) -> tuple[Any, int]:
@@ -322,7 +321,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
     parser.add_argument("--only", action="append", choices=ALL, help="a form by its name; more than once")
-    parser.add_argument("--tokens", type=int, default=1024, help="of text in each language")
+    parser.add_argument("--tokens", type=int, default=4096, help="of text in each language")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second as well")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()
