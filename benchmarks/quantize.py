@@ -131,18 +131,19 @@ def measured(model: str, form: str | None, tokens: int) -> dict[str, Any]:
         figures["off the grid"] = off_the_grid(other)
     for text in TEXTS:
         columns: dict[str, list[float]] = {"losses": [], "tokens": [], "divergences": []}
-        for at, ids in enumerate(windows(model, text, tokens)):
-            q, p = other(input_ids=ids).logits[0, :-1].float(), wanted(model, text, tokens, at)
-            columns["losses"].append(float(torch.nn.functional.cross_entropy(q.double(), ids[0, 1:], reduction="sum")))
+        for ids in windows(model, text, tokens):
+            q = other(input_ids=ids).logits[0, :-1].float()
+            columns["losses"].append(float(torch.nn.functional.cross_entropy(q, ids[0, 1:], reduction="sum")))
             columns["tokens"].append(len(q))
-            columns["divergences"].append(0.0 if form is None else float(of_logits(p, q).sum()))
+            is_other = form is not None
+            columns["divergences"].append(float(of_logits(wanted(model, ids), q).sum()) if is_other else 0.0)
         figures[text] = columns
     return figures
 
 
-def wanted(model: str, text: str, tokens: int, at: int) -> torch.Tensor:
+def wanted(model: str, ids: torch.Tensor) -> torch.Tensor:
     """The original's logits on a window."""
-    found: torch.Tensor = original_of(model)(input_ids=windows(model, text, tokens)[at]).logits[0, :-1].float()
+    found: torch.Tensor = original_of(model)(input_ids=ids).logits[0, :-1].float()
     return found
 
 

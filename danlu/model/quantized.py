@@ -22,7 +22,7 @@ from torch import nn
 from danlu.errors import ModelError
 from danlu.hub import weight_files
 from danlu.model.compute.grouped_linear import GroupedLinear, grouped_layers
-from danlu.model.expert_codes import check_complete, is_expert, put, weights_of
+from danlu.model.expert_codes import check_complete, is_expert, own_name, put, weights_of
 from danlu.model.formats.format import FULL, Stored
 from danlu.model.formats.packing import WORD
 from danlu.model.formats.table import METHODS, stored
@@ -131,7 +131,7 @@ def quantized_files(directory: Path, said: Mapping[str, Any] | None, *, is_part:
     codes = {rule.format.parts[0] for rule in how.rules}
     names = {name.rpartition(".")[0] for name in places if name.rpartition(".")[2] in codes}
     names = {name for name in names if _has_scales(name, places)}
-    layers = {name: name for name in sorted(names)}
+    layers = {name: own_name(name) for name in sorted(names)}
     if is_part:
         own = language_names(f"{name}.weight" for name in layers)
         layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in own.items()}

@@ -84,7 +84,7 @@ def _of_six_bits(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _six_bits(steps: Tensor, least: Tensor) -> Tensor:
-    """(blocks, 12): the first four of each in the low 6 bits of a byte, and above them the high 2 bits of the last four,
-    whose low 4 bits share a byte."""
+    """(blocks, 12): the first four of each in the low 6 bits of a byte, and above them the high 2 bits of the last
+    four, whose low 4 bits share a byte."""
     first = [one[:, :4] | one[:, 4:] >> 4 << 6 for one in (steps, least)]
     return torch.cat([*first, steps[:, 4:] & 15 | (least[:, 4:] & 15) << 4], 1)
