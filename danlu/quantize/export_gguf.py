@@ -109,7 +109,8 @@ class _Weights:
         if self.files is None:
             own = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(self.config.dtype, "f32")
             return own if kind == "auto" else kind
-        bits = {self.files.stored.rule(name).scheme.bits for name in self.files.layers}
+        layers = [name for name, own in self.files.layers.items() if not _is_end(own)]
+        bits = {self.files.stored.rule(name).scheme.bits for name in layers}
         held = {8: "q8_0", 4: "q4_0"}.get(bits.pop() if len(bits) == 1 else 0)
         if held is None or kind not in ("auto", held):
             raise ModelError(
@@ -145,7 +146,7 @@ class _Weights:
             self.name(name)
         if self.files is not None:
             for own, grouped in self.files.read():
-                carried(own, grouped, self.type)
+                carried(own, grouped, self._blocks(own))
 
     def name(self, own: str) -> str:
         placed = self._names.get_name(own, try_suffixes=(".weight", ".bias"))
@@ -167,8 +168,13 @@ class _Weights:
         for own, name in self.codes.items():
             assert self.files is not None
             grouped, order = self.files.layer(name), order_of(own, self.config)
-            blocks = carried(name, grouped, self.type)
-            yield self.name(own), blocks if order is None else blocks[order.numpy()], _type(self.type)
+            kind = self._blocks(own)
+            blocks = carried(name, grouped, kind)
+            yield self.name(own), blocks if order is None else blocks[order.numpy()], _type(kind)
+
+    def _blocks(self, own: str) -> str:
+        """Those that the codes of this layer are carried over into."""
+        return "q8_0" if _is_end(own) else self.type
 
     def _held(self, own: str, weight: Tensor) -> tuple[np.ndarray, Any]:
         import gguf
@@ -179,12 +185,15 @@ class _Weights:
         if self.files is not None:  # what was left out of the codes stays as it is
             kind = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(weight.dtype, "f32")
         elif kind in ROUNDED:
-            is_end = own.startswith(("lm_head", "model.embed_tokens"))
-            kind = _divided(weight.shape[-1], "q8_0" if is_end else kind)
+            kind = _divided(weight.shape[-1], "q8_0" if _is_end(own) else kind)
         if kind == "q4_k":
             return q4_k(weight), _type(kind)
         found = weight.float().contiguous().numpy()
         return found if kind == "f32" else gguf.quants.quantize(found, _type(kind)), _type(kind)
+
+
+def _is_end(own: str) -> bool:
+    return own.startswith(("lm_head", "model.embed_tokens"))
 
 
 def _divided(columns: int, kind: str) -> str:

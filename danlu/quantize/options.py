@@ -48,6 +48,9 @@ class Few(Options):
     format: FormatName = Field(
         "auto", description="of the files: awq, gptq or compressed-tensors; by default the method's own that holds it"
     )
+    embeddings: Literal[8] | None = Field(
+        None, description="bits of embedding and head: 8, which compressed-tensors holds; by default as they are"
+    )
     calibration: PathText | None = Field(
         None, description="data file of texts like those that the model will see; by default Python's documentation"
     )
@@ -77,8 +80,16 @@ class Few(Options):
         told = {name for name in _OF_TEXT if self._is_set(name)}
         if told and self.bits != AUTO and self.method not in (*LOOKING, AUTO):
             raise ValueError(f"{self.method} looks at no text: {', '.join(sorted(told))} has no effect")
+        if self.embeddings and self.format not in ("auto", "compressed-tensors"):
+            raise ValueError(f"files of {self.format} hold no embedding in few bits: take compressed-tensors")
         if self.method == "nf4":
-            if self.bits != 4 or self.group_size != GROUP or self.symmetric is not None or self.format != "auto":
+            if (
+                self.embeddings
+                or self.bits != 4
+                or self.group_size != GROUP
+                or self.symmetric is not None
+                or self.format != "auto"
+            ):
                 raise ValueError("nf4 is 4 bits in blocks of 64, in bitsandbytes' form: say nothing else beside it")
         elif self.calibration_length > self.calibration_tokens:
             raise ValueError("calibration_length is more than calibration_tokens")
@@ -101,12 +112,17 @@ class QuantizeOptions(Few):
         return Scheme(self.bits, self.group_size, by_default if self.symmetric is None else self.symmetric)
 
     @property
+    def ends(self) -> Scheme | None:
+        """Of embedding and head; None where they stay as they are."""
+        return Scheme(self.embeddings, self.group_size, symmetric=True) if self.embeddings else None
+
+    @property
     def form(self) -> FormatName:
-        """The format by its name; awq's own holds 4 bits alone."""
+        """The format by its name; awq's own holds 4 bits alone, and no embedding."""
         if self.format != "auto":
             return self.format
         own = OWN_FORMAT[self.method]
-        return "compressed-tensors" if own == "awq" and self.bits != 4 else own
+        return "compressed-tensors" if self.embeddings or (own == "awq" and self.bits != 4) else own
 
     @property
     def allowed_kl(self) -> float:
