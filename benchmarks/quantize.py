@@ -46,9 +46,8 @@ FORMS: dict[str, dict[str, Any]] = {
     **{
         f"{method} {bits}": {"method": method, "bits": bits, **CALIBRATED}
         for bits in (4, 3)
-        for method in ("gptq", "awq")
+        for method in ("gptq", "awq", "awq+gptq")
     },
-    "gptq 4, asymmetric": {"method": "gptq", "bits": 4, "symmetric": False, **CALIBRATED},
     "rtn 3": {"method": "rtn", "bits": 3},
 }
 # llama.cpp's, by the number of the type in ggml.h, and whether columns count by their inputs (an importance matrix).
@@ -131,20 +130,24 @@ def measured(model: str, form: str | None, tokens: int) -> dict[str, Any]:
         figures["off the grid"] = off_the_grid(other)
     for text in TEXTS:
         columns: dict[str, list[float]] = {"losses": [], "tokens": [], "divergences": []}
-        for ids in windows(model, text, tokens):
+        for at, ids in enumerate(windows(model, text, tokens)):
             q = other(input_ids=ids).logits[0, :-1].float()
             columns["losses"].append(float(torch.nn.functional.cross_entropy(q, ids[0, 1:], reduction="sum")))
             columns["tokens"].append(len(q))
             is_other = form is not None
-            columns["divergences"].append(float(of_logits(wanted(model, ids), q).sum()) if is_other else 0.0)
+            columns["divergences"].append(float(of_logits(wanted(model, text, at, ids), q).sum()) if is_other else 0.0)
         figures[text] = columns
     return figures
 
 
-def wanted(model: str, ids: torch.Tensor) -> torch.Tensor:
-    """The original's logits on a window."""
-    found: torch.Tensor = original_of(model)(input_ids=ids).logits[0, :-1].float()
-    return found
+def wanted(model: str, text: str, at: int, ids: torch.Tensor) -> torch.Tensor:
+    """The original's logits on a window, computed once, in float16."""
+    place = KEPT / "logits" / f"{file_name(model)}-{text}-{at}.pt"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(original_of(model)(input_ids=ids).logits[0, :-1].half(), place.with_suffix(".unwritten"))
+        place.with_suffix(".unwritten").rename(place)
+    return torch.load(place).float()
 
 
 def made(model: str, form: str | None) -> tuple[Any, int]:
@@ -322,7 +325,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
     parser.add_argument("--only", action="append", choices=ALL, help="a form by its name; more than once")
-    parser.add_argument("--tokens", type=int, default=4096, help="of text in each language")
+    parser.add_argument("--tokens", type=int, default=2048, help="of text in each language")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second as well")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()

@@ -314,10 +314,14 @@ class _Making:
         kept = self.work.read(number)
         if not hidden:
             return kept, []
-        _, layers = self._in_float32(number)
-        if self.options.method == "gptq":  # whose next block sees what the codes answer
+        block, layers = self._in_float32(number)
+        if "gptq" in self.options.method:  # whose next block sees what the codes answer
             for layer in layers:
                 layer.weight.copy_(restored(kept.tensors, layer.name, self.format, self.scheme).weight())
+            prefix = f"{self.blocks.name}.{number}."
+            for name, one in block.named_parameters():
+                if (found := kept.tensors.get(self.names.get(prefix + name, ""))) is not None:
+                    one.detach().copy_(found)
         return kept, [self.blocks.run(number, row) for row in hidden]
 
     def _in_float32(self, number: int) -> tuple[nn.Module, list[Layer]]:

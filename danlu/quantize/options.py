@@ -13,14 +13,14 @@ from danlu.model.formats.table import chosen
 from danlu.model.grouped import Scheme
 from danlu.plan.quantization import loss_of
 
-Method = Literal["awq", "gptq", "rtn", "nf4"]
+Method = Literal["awq", "gptq", "awq+gptq", "rtn", "nf4"]
 AUTO: Literal["auto"] = "auto"
 FormatName = Literal["auto", "awq", "gptq", "compressed-tensors"]
 
 GROUP = 64
 # Methods that look at texts, and what each is written as where no format is named.
-LOOKING = ("awq", "gptq")
-OWN_FORMAT: dict[str, FormatName] = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
+LOOKING = ("awq", "gptq", "awq+gptq")
+OWN_FORMAT: dict[str, FormatName] = {"awq": "awq", "awq+gptq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
 
 # By width: mean divergence from the original that is refused, in nats a token, where none is named. What sound methods
 # lose on small models stays below; files in which codes, zeros or scales are not where they belong lie above.
@@ -31,7 +31,7 @@ _OF_TEXT = ("calibration", "calibration_tokens", "calibration_length")
 
 # What is tried where these are to be chosen. In 8 bits looking at text changes nothing that can be measured.
 WIDTHS = (8, 4, 3)
-TRIED = ("rtn", "awq", "gptq")
+TRIED = ("rtn", "awq", "gptq", "awq+gptq")
 
 
 class Few(Options):
@@ -135,7 +135,8 @@ class AskedOptions(Few):
     method: Method | Literal["auto"] = Field(
         "awq",
         description="awq scales columns by what the text makes large; gptq lets later columns answer for the errors of "
-        "earlier ones; rtn rounds; nf4 is what bitsandbytes reads; auto tries the first three on your text",
+        "earlier ones; awq+gptq does both; rtn rounds; nf4 is what bitsandbytes reads; auto tries all but nf4 on your "
+        "text",
     )
     bits: int | Literal["auto"] = Field(
         4, description="of a weight: 8, 4, 3 or 2; auto takes the fewest bytes that stay within max_loss on your text"

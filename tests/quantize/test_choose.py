@@ -219,7 +219,7 @@ def test_what_is_tried():
 
     assert tried() == [("awq", 4)]
     assert tried(bits="auto") == [("awq", 8), ("awq", 4), ("awq", 3)]
-    assert tried(method="auto") == [("rtn", 4), ("awq", 4), ("gptq", 4)]
-    assert len(tried(bits="auto", method="auto")) == 7
+    assert tried(method="auto") == [("rtn", 4), ("awq", 4), ("gptq", 4), ("awq+gptq", 4)]
+    assert len(tried(bits="auto", method="auto")) == 9
     assert tried(bits="auto", method="auto", format="awq", symmetric=False) == tried(method="auto")
     assert tried(method="nf4") == [("nf4", 4)]

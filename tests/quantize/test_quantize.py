@@ -25,7 +25,7 @@ from danlu.quantize.driver import quantize
 from danlu.quantize.options import QuantizeOptions
 from tiny import make_tiny_model
 
-METHODS = ("rtn", "awq", "gptq")
+METHODS = ("rtn", "awq", "gptq", "awq+gptq")
 LAYER = "model.layers.1.mlp.down_proj"
 
 
@@ -57,7 +57,9 @@ def test_a_directory_holds_all_that_a_model_needs(made, base, method):
     assert f"{LAYER}.weight" not in names
 
 
-@pytest.mark.parametrize(("method", "named"), [("rtn", "pack-quantized"), ("awq", "awq"), ("gptq", "gptq")])
+@pytest.mark.parametrize(
+    ("method", "named"), [("rtn", "pack-quantized"), ("awq", "awq"), ("gptq", "gptq"), ("awq+gptq", "awq")]
+)
 def test_each_method_has_its_own_format(made, method, named):
     assert made[method][1].format == named
 
@@ -77,7 +79,7 @@ def test_what_is_read_is_near_the_original(made, base, method):
 
 def test_methods_make_different_models(made, base):
     found = [weights(made[method][0])[f"{LAYER}.weight"] for method in METHODS]
-    assert not any(torch.equal(found[at], found[at - 1]) for at in range(3))
+    assert not any(torch.equal(found[at], found[at - 1]) for at in range(len(METHODS)))
 
 
 def test_more_bits_are_nearer(base, tmp_path):
