@@ -24,14 +24,12 @@ from danlu.hub import weight_files
 from danlu.model.compute.grouped_embedding import GroupedEmbedding, factor_of
 from danlu.model.compute.grouped_linear import GroupedLinear, grouped_layers
 from danlu.model.expert_codes import check_complete, is_expert, own_name, put, weights_of
-from danlu.model.formats.format import FULL, Stored
+from danlu.model.formats.format import EMBEDDINGS, FULL, Stored
 from danlu.model.formats.packing import WORD
 from danlu.model.formats.table import METHODS, stored
 from danlu.model.grouped import Grouped
 from danlu.model.language_part import language_names
 
-# What models call their embedding.
-EMBEDDINGS = ("embed_tokens", "wte")
 # Registered with transformers under this name.
 OWN = "danlu_grouped"
 

@@ -44,7 +44,7 @@ class Ends:
         self._scheme.groups(embedding.weight.shape[1])
         ends = (embedding, model.get_output_embeddings())
         own = [f"{name}.weight" for name, part in model.named_modules() if any(part is one for one in ends)]
-        self._names = [names[name].removesuffix(".weight") for name in own]
+        self._names = [names.get(name, name).removesuffix(".weight") for name in own]
 
     def tensors(self, name: str, weight: Tensor) -> dict[str, Tensor]:
         """What the files hold of the weight `name`; nothing where it stays as it is."""
@@ -56,7 +56,7 @@ class Ends:
         return FORMATS[FORM].tensors(layer, grouped, self._scheme)
 
     def told(self, config: dict[str, Any]) -> dict[str, Any]:
-        """`quantization_config`, with what is said of those that were written."""
+        """`quantization_config`, with what is said of both; a head that is tied is named as well, as others do."""
         if self._scheme is None:
             return config
-        return with_others(config, FORM, self._scheme, list(self.digests))
+        return with_others(config, FORM, self._scheme, self._names)

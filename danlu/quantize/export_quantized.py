@@ -24,12 +24,12 @@ from danlu.hub import quiet_transformers, weight_files
 from danlu.hub.cache import need_disk
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place
-from danlu.model.formats.format import Format
+from danlu.model.formats.format import EMBEDDINGS, Format
 from danlu.model.formats.table import chosen
 from danlu.model.grouped import Scheme
 from danlu.model.load import OLDER_QUANTIZATION, quantization_of, read_json
 from danlu.model.lora_targets import is_linear
-from danlu.model.quantized import EMBEDDINGS, QuantizedFiles, quantized_files
+from danlu.model.quantized import QuantizedFiles, quantized_files
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,8 @@ def test_what_is_read_is_what_the_codes_say(source, tmp_path):
     assert "model.embed_tokens.weight" not in weights
     assert ("lm_head.weight_packed" in weights) is not is_tied
     said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    names = ["model.embed_tokens"] if is_tied else ["model.embed_tokens", "lm_head"]
-    assert said["config_groups"]["group_1"]["targets"] == names
-    assert ("lm_head" in said["ignore"]) is is_tied
+    assert said["config_groups"]["group_1"]["targets"] == ["model.embed_tokens", "lm_head"]
+    assert "lm_head" not in said["ignore"]
 
     found = loaded(tmp_path / "out")
     embedding, head = found.get_input_embeddings(), found.get_output_embeddings()
@@ -67,6 +66,19 @@ def test_what_is_read_is_what_the_codes_say(source, tmp_path):
             for own, other in zip(original.model.layers, found.model.layers, strict=True):
                 own.get_submodule(name).weight.copy_(other.get_submodule(name).weight)
         torch.testing.assert_close(found(ids).logits, original(ids).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [["Embedding"], ["re:.*embed_tokens$"]])
+def test_an_embedding_that_others_wrote(tmp_path, targets):
+    """llm-compressor's targets, beside linear layers of other bits."""
+    source = make_tiny_model(tmp_path / "model", changes={"tie_word_embeddings": True, "hidden_size": 64})
+    run(source, tmp_path / "out", embeddings=8, group_size=32)
+    wanted = loaded(tmp_path / "out").get_input_embeddings().weight
+    path = tmp_path / "out" / "config.json"
+    said = json.loads(path.read_text())
+    said["quantization_config"]["config_groups"]["group_1"]["targets"] = targets
+    path.write_text(json.dumps(said))
+    assert torch.equal(loaded(tmp_path / "out").get_input_embeddings().weight, wanted)
 
 
 def test_the_engine_answers_by_it(source, tmp_path):
