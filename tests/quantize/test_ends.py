@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import gguf
 import pytest
@@ -31,25 +32,37 @@ def loaded(directory, dtype=torch.float32):
     return load_model(directory, device=DEVICE, dtype=dtype)
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "apart"])
-def source(request, tmp_path):
-    return make_tiny_model(tmp_path / "model", changes={"tie_word_embeddings": request.param, "hidden_size": 64})
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "apart"])
+def made(request, tmp_path_factory):
+    """(original, quantized, what was told)"""
+    folder = tmp_path_factory.mktemp("ends")
+    source = make_tiny_model(folder / "model", changes={"tie_word_embeddings": request.param, "hidden_size": 64})
+    return source, folder / "out", run(source, folder / "out", bits=8, embeddings=8, group_size=32, symmetric=True)
 
 
-def test_what_is_read_is_what_the_codes_say(source, tmp_path):
-    told = run(source, tmp_path / "out", bits=8, embeddings=8, group_size=32, symmetric=True)
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Layers in 4 bits, a tied embedding in 8."""
+    folder = tmp_path_factory.mktemp("mixed")
+    source = make_tiny_model(folder / "model", changes={"tie_word_embeddings": True, "hidden_size": 64})
+    run(source, folder / "out", embeddings=8, group_size=32, symmetric=True, format="compressed-tensors")
+    return folder / "out"
+
+
+def test_what_is_read_is_what_the_codes_say(made):
+    source, out, told = made
     assert told.format == "pack-quantized"
     assert told.closeness.mean_kl < 0.05
-    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights = load_file(out / "model.safetensors")
     original = loaded(source)
     is_tied = original.config.tie_word_embeddings
     assert "model.embed_tokens.weight" not in weights
     assert ("lm_head.weight_packed" in weights) is not is_tied
-    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    said = json.loads((out / "config.json").read_text())["quantization_config"]
     assert said["config_groups"]["group_1"]["targets"] == ["model.embed_tokens", "lm_head"]
     assert "lm_head" not in said["ignore"]
 
-    found = loaded(tmp_path / "out")
+    found = loaded(out)
     embedding, head = found.get_input_embeddings(), found.get_output_embeddings()
     assert isinstance(embedding, GroupedEmbedding)
     assert isinstance(head, GroupedLinear)
@@ -69,11 +82,10 @@ def test_what_is_read_is_what_the_codes_say(source, tmp_path):
 
 
 @pytest.mark.parametrize("targets", [["Embedding"], ["re:.*embed_tokens$"]])
-def test_an_embedding_that_others_wrote(tmp_path, targets):
+def test_an_embedding_that_others_wrote(mixed, tmp_path, targets):
     """llm-compressor's targets, beside linear layers of other bits."""
-    source = make_tiny_model(tmp_path / "model", changes={"tie_word_embeddings": True, "hidden_size": 64})
-    run(source, tmp_path / "out", embeddings=8, group_size=32)
-    wanted = loaded(tmp_path / "out").get_input_embeddings().weight
+    wanted = loaded(mixed).get_input_embeddings().weight
+    shutil.copytree(mixed, tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     said = json.loads(path.read_text())
     said["quantization_config"]["config_groups"]["group_1"]["targets"] = targets
@@ -81,28 +93,25 @@ def test_an_embedding_that_others_wrote(tmp_path, targets):
     assert torch.equal(loaded(tmp_path / "out").get_input_embeddings().weight, wanted)
 
 
-def test_the_engine_answers_by_it(source, tmp_path):
-    run(source, tmp_path / "out", bits=8, embeddings=8, group_size=32, symmetric=True)
-    engine = Engine(str(tmp_path / "out"), dtype="float32")
-    ids = (
-        engine.generate([[5, 9, 14, 3]], GenerationParams(max_new_tokens=6, eos_token_id=()))[0].sequences[0].token_ids
-    )
+def test_the_engine_answers_by_it(made):
+    _, out, _ = made
+    engine = Engine(str(out), dtype="float32")
+    [answer] = engine.generate([[5, 9, 14, 3]], GenerationParams(max_new_tokens=6, eos_token_id=()))
     engine.close()
-    model = loaded(tmp_path / "out")
-    asked = torch.tensor([[5, 9, 14, 3, *ids]])
+    ids = list(answer.sequences[0].token_ids)
     with torch.no_grad():
-        assert model(asked).logits[0, 3:-1].argmax(-1).tolist() == list(ids)
+        logits = loaded(out)(torch.tensor([[5, 9, 14, 3, *ids]])).logits[0, 3:-1]
+    assert logits.argmax(-1).tolist() == ids
 
 
-def test_as_gguf_the_codes_are_blocks_of_eight_bits(source, tmp_path):
-    run(source, tmp_path / "out", bits=4, embeddings=8, group_size=32, symmetric=True, format="compressed-tensors")
-    write_gguf(tmp_path / "out", tmp_path / "it.gguf", "auto", print)
+def test_as_gguf_the_codes_are_blocks_of_eight_bits(mixed, tmp_path):
+    write_gguf(mixed, tmp_path / "it.gguf", "auto", print)
     tensors = {one.name: one for one in gguf.GGUFReader(tmp_path / "it.gguf").tensors}
     held = tensors["token_embd.weight"]
     assert held.tensor_type.name == "Q8_0"
     assert tensors["blk.0.ffn_up.weight"].tensor_type.name == "Q4_0"
     found = torch.from_numpy(gguf.quants.dequantize(held.data, held.tensor_type))
-    assert torch.equal(found, loaded(tmp_path / "out").get_input_embeddings().weight)
+    assert torch.equal(found, loaded(mixed).get_input_embeddings().weight)
 
 
 def test_an_embedding_that_is_multiplied(tmp_path):
@@ -125,9 +134,8 @@ def test_what_cannot_be_said_with_it(tmp_path):
     assert options("awq", embeddings=8).form == "compressed-tensors"
 
 
-def test_other_formats_and_whole_layers_are_refused(source, tmp_path):
-    run(source, tmp_path / "out", bits=8, embeddings=8, group_size=32, symmetric=True)
+def test_other_formats_and_whole_layers_are_refused(mixed, tmp_path):
     with pytest.raises(ConfigError, match="embed_tokens is in few bits"):
-        export_quantized(tmp_path / "out", tmp_path / "other", "gptq", print)
+        export_quantized(mixed, tmp_path / "other", "gptq", print)
     with pytest.raises(ModelError, match="its embedding is in few bits"):
-        whole_layers(loaded(tmp_path / "out"))
+        whole_layers(loaded(mixed))
