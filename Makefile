@@ -14,6 +14,7 @@
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
 #   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
+#   make bench-recall-growth  10^6 to 10^8 rows, and 64 readers beside a writer
 #   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
 #   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
@@ -35,7 +36,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
-	bench-formats bench-recall bench-recall-vectors bench-words bench-passages \
+	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
 	bench-behaviour clean
 .DEFAULT_GOAL := test
 
@@ -83,6 +84,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd benchmarks && ../$(BIN)/mypy --config-file mypy.ini *.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -90,7 +92,7 @@ format: $(INSTALLED)
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
 	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall \
-	bench-recall-vectors bench-words bench-behaviour
+	bench-recall-growth bench-recall-vectors bench-words bench-behaviour
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -113,7 +115,10 @@ bench-data: $(INSTALLED)
 ROWS ?= 1000000
 bench-recall: $(INSTALLED)
 	benchmarks/peers.sh recall
-	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS)
+	$(BIN)/python benchmarks/recall.py --plain --rows $(ROWS) $(WRITE)
+
+bench-recall-growth: $(INSTALLED)
+	$(BIN)/python benchmarks/recall_growth.py $(WRITE)
 
 # `SIZES="1000000"` and `WRITE=--write` as elsewhere.
 SIZES ?= 10000 100000

@@ -64,8 +64,8 @@ def rows(run: Path, words: Words) -> Iterator[str]:
         if not measures:
             yield f"| {' | '.join([name, kind, '', '', '', '', f'{minutes:.1f}'])} |"
         for at, key in enumerate(measures):
-            first = (name, kind, minutes) if at == 0 else ("", "", 0.0)
-            yield row_of(*first, key, found, words)
+            shown, of_kind, taken = (name, kind, minutes) if at == 0 else ("", "", 0.0)
+            yield row_of(shown, of_kind, taken, key, found, words)
 
 
 def samples(run: Path, language: str) -> Iterator[str]:

@@ -213,7 +213,7 @@ def found(name: str, doctor: str) -> dict[str, Any]:
 
 def spent(event: Mapping[str, Any]) -> int:
     """Steps of trials that did not become the run's own."""
-    return int(event["steps"]) * (len(event["trials"]) - 1) if "trials" in event else 0
+    return int(event["steps"]) * int(event["made"]) if "trials" in event else 0
 
 
 def base_of(name: str) -> dict[str, Any]:

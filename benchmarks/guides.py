@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINING = {"en": ROOT / "docs" / "training.md", "zh": ROOT / "docs" / "training.zh.md"}
 PLAN = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
 LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}
-BEHAVIOUR = {"en": ROOT / "docs" / "behaviour.md", "zh": ROOT / "docs" / "behaviour.zh.md"}
+RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md"}
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
 BEHAVIOUR = {"en": ROOT / "docs" / "behaviour.md", "zh": ROOT / "docs" / "behaviour.zh.md"}
 

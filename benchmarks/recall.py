@@ -1,14 +1,14 @@
 """Rows that qualify out of 10^6, 10^7 or 10^8: build, open, where-clauses; beside DuckDB and Polars in the same run.
 
-    make bench-recall                        (10^6 rows; a minute)
-    make bench-recall ROWS=100000000         (20 GB of disk, 8 GiB of memory)
+    make bench-recall                             (10^6 rows; a minute)
+    make bench-recall ROWS=100000000 WRITE=--write  (20 GB of disk, 16 GiB of memory for Polars; ten minutes)
     .venv/bin/python benchmarks/recall.py --rows 1000000 --peers duckdb polars --plain
 
 The table is persons: id, sex, age (0 to 99), city (340 values, some common), the day of registration (3,650) and 20
 tags that 30 % down to 0.1 % of the rows have. Each side reads the same Parquet file into the form that it is fastest in
 (a collection, a native table, a frame in memory), in a process of its own, and answers the same questions with the same
-counts, or the run fails. Times are the best of so many, in milliseconds. --plain adds Danlu without its compiled
-functions.
+counts, or the run fails. Times are the best of so many, in milliseconds; "from disk" is the first answer after the
+files were dropped from memory. --plain adds Danlu without its compiled functions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import guides
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,28 +92,52 @@ def measured(side: str, table: Path, folder: Path, repeats: int) -> dict[str, An
     return answer
 
 
-def lines(found: dict[str, dict[str, Any]], rows: int) -> Iterator[str]:
-    """A table in Markdown. Raises SystemExit where counts differ: then nothing is worth comparing."""
-    first = next(iter(found.values()))
-    for side, answer in found.items():
+LABELS = {
+    "en": {
+        "rows": "rows", "build": "build, s", "open": "open, ms", "peak": "memory of the build at most, GiB",
+        "size": "on the disk, GB",
+    },
+    "zh": {
+        "rows": "行", "build": "建库，秒", "open": "打开，毫秒", "peak": "建库峰值内存，GiB", "size": "磁盘占用，GB",
+        "sex and age": "性别和年龄", "and city": "再加城市", "100 cities": "100 个城市", "a range of days": "一段日期",
+        "six conditions": "六个条件", "sex and age, as a row set": "性别和年龄，得到行集合",
+        "200 filters in turn, each": "轮换 200 个条件，每个", "a tag and sex": "标签和性别",
+        "six conditions with tags": "带标签的六个条件", "all row numbers of it": "其全部行号",
+        "its first 1,000 rows, all columns": "前 1,000 行及全部列", "its profile": "其画像",
+        "1,000 ids to rows": "1,000 个 id 查行号", "all its ids to Parquet": "其全部 id 写成 Parquet",
+        "sex and age, from disk": "性别和年龄，从磁盘", "200 filters from disk, each": "轮换 200 个条件，从磁盘，每个",
+    },
+}  # fmt: skip
+UNDER = {
+    "en": "{cpu}, {cores} cores; milliseconds, best of {repeats}, warm but where it says otherwise; the same counts on "
+    "all sides; written by `make bench-recall ROWS={rows} WRITE=--write`.",
+    "zh": "{cpu}，{cores} 核；单位毫秒，{repeats} 次取最快，除注明外均为热查询；各方计数一致；由\n"
+    "`make bench-recall ROWS={rows} WRITE=--write` 写入。",
+}
+
+
+def check(found: dict[str, dict[str, Any]]) -> None:
+    """Raises SystemExit where counts differ: then nothing is worth comparing."""
+    (name, first), *others = found.items()
+    for side, answer in others:
         if answer["counts"] != first["counts"]:
-            raise SystemExit(f"{side} counts {answer['counts']}, {next(iter(found))} {first['counts']}")
-    yield (
-        f"| {rows:,} rows | "
-        + " | ".join(SIDES[side] + " " + answer["version"] for side, answer in found.items())
-        + " |"
-    )
-    yield "|" + "---|" * (len(found) + 1)
-    for name, unit, scale in (("build", "s", 1), ("open", "ms", 1000)):
-        yield f"| {name}, {unit} | " + " | ".join(_figure(one.get(name), scale) for one in found.values()) + " |"
-    for name, scale in (("peak", 2**30), ("size", 10**9)):
-        heading = {"peak": "memory of the build at most, GiB", "size": "on the disk, GB"}[name]
-        yield f"| {heading} | " + " | ".join(_figure(one.get(name), 1 / scale) for one in found.values()) + " |"
-    for question, count in first["counts"].items():
+            raise SystemExit(f"{side} counts {answer['counts']}, {name} {first['counts']}")
+
+
+def lines(found: dict[str, dict[str, Any]], rows: int, label: dict[str, str]) -> Iterator[str]:
+    """A table in Markdown."""
+    heads = " | ".join(f"{SIDES[side]} {answer['version']}".strip() for side, answer in found.items())
+    yield f"| {rows:,} {label['rows']} | {heads} |"
+    yield "|---" + "|--:" * len(found) + "|"
+    for name, scale in (("build", 1), ("peak", 2**-30), ("size", 1e-9), ("open", 1000)):
+        yield f"| {label[name]} | " + " | ".join(_figure(one.get(name), scale) for one in found.values()) + " |"
+    counts = {key: count for one in found.values() for key, count in one["counts"].items()}
+    for question, count in counts.items():
         cells = [_figure(one["seconds"].get(question), 1000) for one in found.values()]
-        yield f"| {question}: {count:,}, ms | " + " | ".join(cells) + " |"
-    for name in sorted({key for one in found.values() for key in one["more"]}):
-        yield f"| {name}, ms | " + " | ".join(_figure(one["more"].get(name), 1000) for one in found.values()) + " |"
+        yield f"| {label.get(question, question)}: {count:,} | " + " | ".join(cells) + " |"
+    for name in dict.fromkeys(key for one in found.values() for key in one["more"]):
+        cells = [_figure(one["more"].get(name), 1000) for one in found.values()]
+        yield f"| {label.get(name, name)} | " + " | ".join(cells) + " |"
 
 
 def _figure(value: float | None, scale: float) -> str:
@@ -126,14 +151,23 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=["duckdb", "polars"])
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the table and the collections are put; temporary without it")
+    parser.add_argument("--write", action="store_true", help="put the table into the guide to recall")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         write(folder / "persons.parquet", given.rows)
         sides = ["danlu", *(["plain"] if given.plain else []), *given.peers]
         found = {side: measured(side, folder / "persons.parquet", folder, given.repeats) for side in sides}
-    print("\n".join(lines(found, given.rows)))
-    print(f"\n{cpu_name()}, {len(os.sched_getaffinity(0))} cores; best of {given.repeats}, warm.")
+    check(found)
+
+    def block(language: str) -> str:
+        cores = len(os.sched_getaffinity(0))
+        under = UNDER[language].format(cpu=cpu_name(), cores=cores, repeats=given.repeats, rows=given.rows)
+        return "\n".join([*lines(found, given.rows, LABELS[language]), "", under, ""])
+
+    print(block("en"))
+    if given.write:
+        guides.write(guides.RECALL, f"recall-{given.rows}", block)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PROBE = """
 import json, os, torch
 from danlu.device import read_device
 from danlu.model.compute.native import kernels
-from danlu.model.compute.tiles import has_tiles
+from danlu.model.compute.blocks import has_tiles
 if torch.backends.mkldnn.is_available():
     torch.relu(torch.ones(4).to_mkldnn())
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -33,7 +33,7 @@ def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O0"))  # the last counts, and -O3 takes ten times as long
 
 
-@pytest.mark.parametrize("source", ["native.c", "tiles.c"])
+@pytest.mark.parametrize("source", ["native.c", "blocks.c"])
 def test_it_is_compiled_once_and_leaves_nothing_else(tmp_path, monkeypatch, source):
     assert library(SOURCES / source) is not None
     (file,) = (tmp_path / "native").iterdir()

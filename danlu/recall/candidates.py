@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from danlu.errors import ConfigError, nearest
 from danlu.recall.channels import base
-from danlu.recall.channels.base import Channel
-from danlu.recall.fusing import Fused, Place, check, fused, tuned
+from danlu.recall.channels.base import Channel, found_all
+from danlu.recall.fusing import Fused, Place, check, fused, places_of, ranks, tuned
 from danlu.recall.query import Found, Fuse, Query
 from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
@@ -20,6 +21,8 @@ from danlu.recall.segment import ids_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_TOGETHER = 1024  # queries
 
 
 class Opened(base.Opened, Protocol):
@@ -53,17 +56,34 @@ class Candidate:
     places: dict[str, Place]
 
 
-@dataclass(frozen=True)
 class Candidates(Sequence[Candidate]):
     """What was found, the best first.
 
+    Args:
+        places: of each row, by channel; asked for once, if at all.
+
     Attributes:
+        ids: of the rows. rows: int64 row numbers. scores: float64, what they were ranked by.
         among: how many rows qualified. seconds: channel -> how long it took.
     """
 
-    found: tuple[Candidate, ...]
-    among: int
-    seconds: dict[str, float]
+    def __init__(
+        self,
+        ids: Sequence[Any],
+        rows: Array,
+        scores: Array,
+        places: Callable[[], Sequence[dict[str, Place]]],
+        among: int,
+        seconds: dict[str, float],
+    ) -> None:
+        self.ids, self.rows, self.scores = ids, rows, scores
+        self._places, self.among, self.seconds = places, among, seconds
+
+    @cached_property
+    def found(self) -> tuple[Candidate, ...]:
+        """One by one."""
+        parts = (self.ids, self.rows.tolist(), self.scores.tolist(), self._places())
+        return tuple(Candidate(*one) for one in zip(*parts, strict=True))
 
     @overload
     def __getitem__(self, at: int) -> Candidate: ...
@@ -73,15 +93,10 @@ class Candidates(Sequence[Candidate]):
         return self.found[at]
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.found)
-
-    @property
-    def rows(self) -> Array:
-        """int64 row numbers."""
-        return np.array([one.row for one in self.found], np.int64)
 
 
 def recall(opened: Opened, query: Query) -> Candidates:
@@ -100,34 +115,93 @@ def recall(opened: Opened, query: Query) -> Candidates:
         for one in fused(lists, how, most):
             ranked.setdefault(one.row, one)
         kept = _apart(opened, list(ranked.values()), query)
-        if len(kept) >= query.top or all(len(found.rows) < depth for found in lists.values()):
+        if len(kept) >= query.top or _are_all(lists, depth):
             break
         depth *= 4
     kept = kept[: query.top]
-    ids = ids_at(opened.segments, opened.snapshot.starts, np.array([one.row for one in kept], np.int64))
-    found = tuple(Candidate(id, one.row, one.score, one.places) for id, one in zip(ids, kept, strict=True))
-    return Candidates(found, len(rows), seconds)
+    numbers, scores = np.array([one.row for one in kept], np.int64), np.array([one.score for one in kept])
+    ids = ids_at(opened.segments, opened.snapshot.starts, numbers)
+    return Candidates(ids, numbers, scores, lambda: [one.places for one in kept], len(rows), seconds)
+
+
+def recall_all(opened: Opened, queries: Sequence[Query]) -> list[Candidates]:
+    """`recall` of each; those that differ only in what they look for are handed to the channels together."""
+    groups: dict[tuple[str | None, tuple[str, ...] | None, int], list[int]] = {}
+    for at, query in enumerate(queries):
+        groups.setdefault((query.where, query.channels, query.fuse.depth), []).append(at)
+    made: dict[int, Candidates] = {}
+    for (where, _, depth), places in groups.items():
+        rows = opened.everything() if where is None else opened.where(where)
+        for first in range(0, len(places), _TOGETHER):
+            part = places[first : first + _TOGETHER]
+            made |= zip(part, _together(opened, [queries[at] for at in part], rows, depth), strict=True)
+    return [made[at] for at in range(len(queries))]
+
+
+def _together(opened: Opened, queries: Sequence[Query], rows: RowSet, depth: int) -> list[Candidates]:
+    """Of queries for the same rows, whose channels are asked for so many each."""
+    begun = perf_counter()
+    lists = asked_all(opened, queries, rows, depth)
+    ranked = [ranks(found, query.fuse, query.top) for found, query in zip(lists, queries, strict=True)]
+    numbers = np.concatenate([np.empty(0, np.int64), *(one for one, _ in ranked)])
+    ids, among = ids_at(opened.segments, opened.snapshot.starts, numbers), len(rows)
+    seconds = (perf_counter() - begun) / len(queries)
+    made, start = [], 0
+    for query, found, (own, scores) in zip(queries, lists, ranked, strict=True):
+        stop = start + len(own)
+        how = query.fuse
+        if how.quotas or how.distinct is not None or (len(own) < query.top and not _are_all(found, depth)):
+            made.append(recall(opened, query))
+        else:
+            places = partial(places_of, found, own)
+            made.append(Candidates(ids[start:stop], own, scores, places, among, dict.fromkeys(found, seconds)))
+        start = stop
+    return made
+
+
+def _are_all(lists: Mapping[str, Found], depth: int) -> bool:
+    """Whether channels have no more than what they gave."""
+    return all(len(found.rows) < depth for found in lists.values())
 
 
 def asked(
     opened: Opened, query: Query, rows: RowSet, depth: int, seconds: dict[str, float] | None = None
 ) -> dict[str, Found]:
     """Channel -> what it finds, of those that the query asks. Raises ConfigError if it asks none."""
+    lists: dict[str, Found] = {}
+    for name in _names(opened, query):
+        begun = perf_counter()
+        found = opened.channels[name].find(query, rows, depth)
+        if found is not None:
+            lists[name] = found
+            if seconds is not None:
+                seconds[name] = seconds.get(name, 0.0) + perf_counter() - begun
+    return _checked(opened, query, lists)
+
+
+def asked_all(opened: Opened, queries: Sequence[Query], rows: RowSet, depth: int) -> list[dict[str, Found]]:
+    """`asked` of each, of queries that name the same channels."""
+    lists: list[dict[str, Found]] = [{} for _ in queries]
+    for name in _names(opened, queries[0]):
+        for own, found in zip(lists, found_all(opened.channels[name], queries, rows, depth), strict=True):
+            if found is not None:
+                own[name] = found
+    return [_checked(opened, query, own) for query, own in zip(queries, lists, strict=True)]
+
+
+def _names(opened: Opened, query: Query) -> Iterable[str]:
+    """Channels that it names, or all."""
     known = opened.channels
     for name in query.channels or ():
         if name not in known:
             allowed = ", ".join(known) or "(none)"
             raise ConfigError(f"there is no channel {name!r}", allowed=allowed, fix=nearest(name, known))
-    lists: dict[str, Found] = {}
-    for name in known if query.channels is None else query.channels:
-        begun = perf_counter()
-        found = known[name].find(query, rows, depth)
-        if found is not None:
-            lists[name] = found
-            if seconds is not None:
-                seconds[name] = seconds.get(name, 0.0) + perf_counter() - begun
+    return known if query.channels is None else query.channels
+
+
+def _checked(opened: Opened, query: Query, lists: dict[str, Found]) -> dict[str, Found]:
     if not lists:
-        raise ConfigError(_unasked(query, known), fix=_what_to_do(known))
+        raise ConfigError(_unasked(query, opened.channels), fix=_what_to_do(opened.channels))
     check(query.fuse, lists, query.top)
     return lists
 

@@ -21,7 +21,7 @@ from danlu.errors import ConfigError, DataError, nearest
 from danlu.journal import claimed
 from danlu.recall import manifest as manifests
 from danlu.recall.acting import Acts, Behaviour, learnt_of
-from danlu.recall.candidates import Candidates, recall, tune
+from danlu.recall.candidates import Candidates, recall, recall_all, tune
 from danlu.recall.channels.base import Channel
 from danlu.recall.channels.kinds import channels_of
 from danlu.recall.disk import Disk
@@ -267,6 +267,10 @@ class Collection:
     def recall(self, query: Query) -> Candidates:
         """The best rows of those that qualify, and what found them. Raises ConfigError for a query that is wrong."""
         return recall(self, query)
+
+    def recall_all(self, queries: Sequence[Query]) -> list[Candidates]:
+        """`recall` of each, in less time than one after the other."""
+        return recall_all(self, queries)
 
     def tune(self, labels: Sequence[tuple[Query, Sequence[Any]]]) -> Fuse:
         """How to fuse, with weights from labels: queries, and for each the ids of rows that are relevant."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log2
 
 import numpy as np
@@ -39,16 +40,34 @@ class Fused:
 
 def fused(lists: Mapping[str, Found], how: Fuse, top: int) -> list[Fused]:
     """The best rows, the best first; of equal ones the first row. `how` is one that passes `check`."""
-    asked = {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
-    rows, scores = _added(asked, how)
+    rows, scores = _added(_asked(lists, how), how)
     chosen = _with_quotas(lists, how, rows.tolist(), top) if how.quotas else rows[:top].tolist()
     places = _places(lists, set(chosen))
     score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
     return [Fused(row, score_of[row], places[row]) for row in chosen]
 
 
+def ranks(lists: Mapping[str, Found], how: Fuse, top: int) -> tuple[Array, Array]:
+    """(int64 rows, float64 scores) of `fused`, without quotas."""
+    rows, scores = _added(_asked(lists, how), how)
+    return rows[:top], scores[:top]
+
+
+def places_of(lists: Mapping[str, Found], rows: Array) -> list[dict[str, Place]]:
+    """Channel -> place there, of each row."""
+    places = _places(lists, set(rows.tolist()))
+    return [places[row] for row in rows.tolist()]
+
+
+def _asked(lists: Mapping[str, Found], how: Fuse) -> dict[str, Found]:
+    """Lists that count, in the order of their names."""
+    return {name: found for name, found in sorted(lists.items()) if how.weights.get(name, 1.0) > 0}
+
+
 def check(how: Fuse, channels: Collection[str], top: int) -> None:
     """Raises ConfigError for channels that are not asked, and for numbers that cannot be."""
+    if not (how.weights or how.quotas):
+        return
     for option in ("weights", "quotas"):
         for name in getattr(how, option):
             if name not in channels:
@@ -76,7 +95,15 @@ def _added(lists: Mapping[str, Found], how: Fuse) -> tuple[Array, Array]:
 
 
 def _gains(found: Found, how: Fuse) -> Array:
-    return 1 / (how.rrf_k + np.arange(1, len(found.rows) + 1)) if how.fuse == "rrf" else normal(found)
+    return _reciprocals(how.rrf_k, len(found.rows)) if how.fuse == "rrf" else normal(found)
+
+
+@lru_cache(maxsize=64)
+def _reciprocals(rrf_k: float, count: int) -> Array:
+    """Of the first ranks; to be read alone."""
+    made: Array = 1 / (rrf_k + np.arange(1, count + 1))
+    made.flags.writeable = False
+    return made
 
 
 def normal(found: Found) -> Array:

@@ -96,8 +96,7 @@ class Chart:
 
     def rise(self, position: int) -> float:
         """Share of the rate at that position, after it went back."""
-        start, length = self.ramp
-        return min(1.0, (position - start + 1) / (length + 1)) if length else 1.0
+        return risen(position, self.ramp)
 
     def has_come_back(self, now: Where) -> bool:
         """Whether the rate has risen again, and others are to be tried."""
@@ -162,6 +161,10 @@ class Chart:
         )
         return rises and last.losses < (1 - LEARNT) * best.losses
 
+    def is_worse(self) -> bool:
+        """Whether the last look is worse than the best one by more than noise."""
+        return self.looks[-1].loss >= self.best.loss + RISEN * self.unit(self.best.loss)
+
     def has_begun(self, look: Look, has_first_look: bool) -> bool:
         """Whether something is learnt: of what is held out, and in training where a few pairs say too little of that.
 
@@ -219,6 +222,12 @@ class Chart:
         return cls(
             **{**state, "looks": looks, "losses": losses, "ramp": tuple(state["ramp"]), "said": set(state["said"])}
         )
+
+
+def risen(position: int, ramp: tuple[int, int]) -> float:
+    """Share of the rate at that position, of a rise that begins at ramp[0] and takes ramp[1] steps."""
+    start, length = ramp
+    return min(1.0, (position - start + 1) / (length + 1)) if length else 1.0
 
 
 def unit(loss: float, chance: float | None) -> float:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from danlu.errors import TrainingError
 from danlu.journal import Journal
-from danlu.train.chart import Chart, Look, Where
+from danlu.train.chart import Chart, Look, Where, risen
 from danlu.train.learner import Gradient, Learner
 from danlu.train.precision import OTHER_FORMATS
-from danlu.train.trials import Compared, Fork, Move, Order, Trials, calmed, down_or_up, spread, up_or_down
+from danlu.train.trials import LESS, Compared, Fork, Move, Order, Trials, calmed, down_or_up, spread, up_or_down
 
 Mode = Literal["off", "observe", "act"]
 
@@ -185,16 +185,26 @@ class Doctor:
             raise TrainingError(f"step {now.step + 1}: {why}; nothing helped", fix="look at the data, and at the rate")
         chart, (best, weights) = self._chart, self._best
         warm = self._is_fresh and not self._warmup and not chart.backs
-        length = max(1, self._steps // (10 if warm else 20))
-        chart.factor *= 1.0 if warm else 0.1
-        chart.ramp, chart.backs, chart.treated = (best.position, length), chart.backs + 1, best.position
-        chart.spent += now.position - best.position
+        length = max(1, self._steps // 10) if warm else self._short_rise
+        self._undo(now, best, 1.0 if warm else 0.1, length)
         chart.start_is_seen, chart.came_back = False, True  # a tenth may be too little, or not enough
-        chart.forget_after(best.position)
         what = f"a warmup of {length} steps" if warm else f"a tenth of the rate, over {length} steps"
         self._tell("went back", f"{why}: back to the weights of step {best.step}, {what}", **figures)
         self._learner.begin_from(weights, now.step)
         return Move(Where(now.step, best.position))
+
+    @property
+    def _short_rise(self) -> int:
+        """Steps in which the rate rises again, once the run went back."""
+        return max(1, self._steps // 20)
+
+    def _undo(self, now: Where, best: Where, factor: float, length: int) -> None:
+        """What came after the best weights never was; the run goes on there, at a factor of its rate."""
+        chart = self._chart
+        chart.factor *= factor
+        chart.ramp, chart.backs, chart.treated = (best.position, length), chart.backs + 1, best.position
+        chart.spent += now.position - best.position
+        chart.forget_after(best.position)
 
     def _given_up(self, found: Gradient, now: Where) -> TrainingError:
         tenth = self._planned(min(self._warmup, self._steps - 1)) / 10
@@ -330,11 +340,16 @@ class Doctor:
             at_once,
             chart.ceiling / chart.factor,
             chart.chance,
+            self._from_best(now, count) if symptom == "swinging" else None,
         )
         order(tried)
-        chart.spent += count * (len(tried.forks) - 1)  # one fork becomes the run
+        chart.spent += count * tried.made  # one fork becomes the run
         trials = {f"{factor:.3g}": fork.loss for factor, fork in tried.forks.items()}
-        figures = {"step": now.step, "held_out": loss, "trials": trials, "steps": count}
+        figures = {"step": now.step, "held_out": loss, "trials": trials, "steps": count, "made": tried.made}
+        if tried.returned is not None:
+            figures["from_the_best"] = tried.returned.loss
+            if tried.returned.end is not None:
+                return self._returns(tried.returned, now, words, figures)
         if tried.best != 1.0:
             return self._changes(tried.forks[tried.best], tried.best, now, lost, symptom, words, figures)
         chart.start_is_seen = True
@@ -349,6 +364,32 @@ class Doctor:
             self._learner.restore(start, now.step)
             return None
         return self._follow(own, now)
+
+    def _from_best(self, now: Where, count: int) -> Callable[[float], Fork] | None:
+        """A fork of so many steps from the best weights on; None where the run is no worse, or no room is left."""
+        if self._best is None or not self._chart.is_worse():
+            return None
+        chart, (best, weights) = self._chart, self._best
+        if now.position - best.position + count > SPENT * self._steps - chart.spent:
+            return None
+
+        def fork(factor: float) -> Fork:
+            self._learner.begin_from(weights, now.step)
+            ramp, at = (best.position, self._short_rise), range(best.position, best.position + count)
+            rates = [self._planned(position) * chart.factor * factor * risen(position, ramp) for position in at]
+            return self._trials.fork(self._learner.snapshot(), now.step, best.position, rates)
+
+        return fork
+
+    def _returns(self, fork: Fork, now: Where, words: str, figures: Mapping[str, Any]) -> Move:
+        """Go on with a fork from the best weights."""
+        assert self._best is not None
+        best, _ = self._best
+        self._chart.ceiling = self._chart.factor
+        self._undo(now, best, LESS, self._short_rise)
+        what = f"back to the weights of step {best.step}, {LESS:g} times the rate is better"
+        self._tell("went back", f"{words} above what it was: {what}", **figures, factor=self._chart.factor)
+        return self._follow(fork, Where(now.step, best.position))
 
     def _follow(self, fork: Fork, now: Where) -> Move:
         """The run goes on where the fork ended."""

@@ -2,8 +2,10 @@
 
 From the advised rate the search goes up and down a ladder of threes. Each rung is a fork (trials.py) with a whole small
 schedule of its own, warmup and fall included, measured on held-out examples; a direction is left as soon as a rung is
-worse than the one before, and the two best are run again, twice as long. A test with a rising rate bounds the ladder
-from above, and only that: where a loss falls fastest is no good rate for transformers.
+worse than the one before, and the two best are run again, twice as long. What is taken lies between rungs, at the
+lowest point of a parabola through them, so that two that differ by chance alone do not move it by a factor of three. A
+test with a rising rate bounds the ladder from above, and only that: where a loss falls fastest is no good rate for
+transformers.
 
 A short fork likes a higher rate than a long run: the best one falls with the length of a run as its power HORIZON
 (Bjorck et al. 2024, arXiv:2409.19913), and the choice is moved by that. An adapter's falls by less: of four settings of
@@ -14,7 +16,7 @@ the advised rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,16 +100,18 @@ class _Ladder:
         found = self._found
         found.bound = self._bound()
         best = self._best_rung()
-        two = sorted(self._losses, key=lambda rung: self._losses[rung])[:2]
-        if len(two) == 2 and abs(two[0] - two[1]) == 1 and self._left() >= 4 * self._short:
-            longer = {rung: self._fork(rung, 2 * self._short) for rung in two}
-            best = min(longer, key=lambda rung: longer[rung])
+        lowest, bend = _lowest(self._losses, best)
+        two = sorted(sorted(self._losses, key=lambda rung: self._losses[rung])[:2])
+        if len(two) == 2 and two[1] - two[0] == 1 and self._left() >= 4 * self._short:
+            low, high = (self._fork(rung, 2 * self._short) for rung in two)
+            apart = (low - high) / bend if bend else 0.5 if high < low else -0.5
+            lowest = sum(two) / 2 + max(-0.5, min(apart, 0.5))
         self._learner.restore(self._start, 0)
         length = max(steps for _, steps, _ in found.tried)
         shift = (length / self._steps) ** self._horizon
-        found.rate = float(f"{self._rate(best) * shift:.2g}")
+        found.rate = float(f"{self._rate(lowest) * shift:.2g}")
         found.why = (
-            f"of {len(self._losses)} rates, {self._rate(best):.2g} is best within {length} steps; "
+            f"of {len(self._losses)} rates, about {self._rate(lowest):.2g} is best within {length} steps; "
             f"for {self._steps} steps {shift:.2g} times that"
         )
         return found
@@ -126,7 +130,7 @@ class _Ladder:
                 break
         return best
 
-    def _rate(self, rung: int) -> float:
+    def _rate(self, rung: float) -> float:
         return self._advised * math.pow(RUNG, rung)
 
     def _left(self) -> int:
@@ -150,6 +154,18 @@ class _Ladder:
             if loss > WORSE * min(losses[: at + 1]):
                 return rates[at - 1]  # which has done it
         return rates[len(losses) - 1]
+
+
+def _lowest(losses: Mapping[int, float], best: int) -> tuple[float, float]:
+    """(where the parabola through the best rung and its two neighbours is lowest, its second difference).
+
+    (the best rung, 0) where a neighbour was not tried, or broke.
+    """
+    below, above = losses.get(best - 1, math.inf), losses.get(best + 1, math.inf)
+    bend = below + above - 2 * losses[best]
+    if not (math.isfinite(bend) and bend > 0):
+        return best, 0.0
+    return best + (below - above) / (2 * bend), bend
 
 
 def _share(step: int, steps: int) -> float:

@@ -96,7 +96,7 @@ LESS_PAYS, LESS_PAYS_AT_EDGE = 0.04, 0.01
 # Of the loss of who scores everything alike: what a higher rate has to be below. A rate that is far too high ends
 # there at once, and a run whose first scores are wild stands above it for a while.
 BELOW_CHANCE = 0.05
-TENFOLD = 10.0
+TENFOLD, LESS = 10.0, 0.2
 BROKE_OUT = 1.5  # times the loss at the run's own rate
 
 
@@ -109,11 +109,14 @@ class Compared:
         more_pays: what a higher rate has to be better by than the run's own, of its loss.
         below: only factors below it are tried.
         chance: the loss of who scores everything alike; None where there is no such thing.
+        earlier: the fork at a factor from weights that were better than the run's are; None where there are none.
 
     Attributes:
         below: as given.
         best: the factor that helps most; 1 where none does.
         forks: factor -> its fork. Only the best one's and the run's own keep the state at their end.
+        made: forks beside the run's own.
+        returned: the fork from earlier weights, if that was tried; with the state at its end where it is to be kept.
     """
 
     def __init__(
@@ -123,27 +126,48 @@ class Compared:
         more_pays: float = 0.0,
         below: float = math.inf,
         chance: float | None = None,
+        earlier: Callable[[float], Fork] | None = None,
     ) -> None:
         self._fork, self._left, self._more_pays, self.below = fork, left, more_pays, below
-        self._chance = chance
-        self.best = 1.0
+        self._chance, self._earlier = chance, earlier
+        self.made, self.best = 0, 1.0
+        self.returned: Fork | None = None
         self.forks = {1.0: fork(1.0)}
 
     def helps(self, factor: float) -> bool:
         """Whether it is better than all that were tried before; no more is tried than may be."""
         own, best = self.forks[1.0], self.forks[self.best]
+
+        def is_better(fork: Fork) -> bool:
+            return fork.loss < best.loss and fork.loss <= self._limit(factor)
+
         # A fork that broke at the run's own rate says that something is wrong with the examples.
         if self._left < 1 or factor >= self.below or not math.isfinite(own.loss):
             return False
-        self._left -= 1
-        fork = self._fork(factor)
-        is_better = fork.loss < best.loss and fork.loss <= self._limit(factor)
-        if is_better and best is not own:
+        if factor in self.forks and not is_better(self.forks[factor]):
+            return False
+        fork = self._made(self._fork, factor)
+        helps = is_better(fork)
+        if helps and best is not own:
             self.forks[self.best] = replace(best, end=None)  # it holds as much as the run
-        self.forks[factor] = fork if is_better else replace(fork, end=None)
-        if is_better:
+        self.forks[factor] = fork if helps else replace(fork, end=None)
+        if helps:
             self.best = factor
-        return is_better
+        return helps
+
+    def goes_back(self, factor: float) -> bool:
+        """Whether less is better from the earlier weights on than the run at its own rate from where it is."""
+        own = self.forks[1.0]
+        if self._earlier is None or self._left < 1 or not math.isfinite(own.loss):
+            return False
+        fork = self._made(self._earlier, factor)
+        helps = fork.loss <= own.loss - LESS_PAYS * unit(own.loss, self._chance)
+        self.returned = fork if helps else replace(fork, end=None)
+        return helps
+
+    def _made(self, fork: Callable[[float], Fork], factor: float) -> Fork:
+        self._left, self.made = self._left - 1, self.made + 1
+        return fork(factor)
 
     def _limit(self, factor: float) -> float:
         """The loss that it has to reach; each lower rate looks better than the last by itself."""
@@ -182,7 +206,7 @@ def up(tried: Compared) -> bool:
 
 def down(tried: Compared) -> bool:
     """Less, by fives, as long as it helps."""
-    factor = 0.2
+    factor = LESS
     while tried.helps(factor):
         factor /= 5
     return tried.best < 1
@@ -199,8 +223,10 @@ def down_or_up(tried: Compared) -> bool:
 
 
 def calmed(tried: Compared) -> bool:
-    """`down_or_up`; where more breaks out, less once more, of which less is asked then."""
-    return down_or_up(tried) or (tried.is_at_edge and down(tried))
+    """Back to where it was better; else `down_or_up`; where more breaks out less again, of which less is asked then."""
+    if tried.goes_back(LESS) or down_or_up(tried):
+        return True
+    return tried.is_at_edge and down(tried)
 
 
 def spread(examples: Sequence[Any], most: int) -> list[Any]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.errors import ConfigError
-from danlu.recall import Bm25, BuildOptions, Collection, Query
+from danlu.recall import Bm25, BuildOptions, Collection, Fuse, Query
 from danlu.recall.channels import keywords as channel
 from danlu.recall.columns.texts import Texts
 from danlu.recall.files import Damaged
@@ -51,7 +51,8 @@ def test_texts_and_questions_are_cut_alike(texts):
     found, owners = keys(joined(texts))
     for at, text in enumerate(texts):
         here, counts = np.unique(found[owners == at], return_counts=True)
-        mine, times = asked(text)
+        mine, times, starts = asked([text])
+        assert starts.tolist() == [0, len(mine)]
         assert here.tolist() == mine.tolist()
         assert counts.tolist() == times.tolist()
         assert counts.sum() == len(words(text))
@@ -169,18 +170,43 @@ def random_postings(rng, rows, vocabulary):
 def test_compiled_and_plain_answers_are_the_same_bit_for_bit(rows):
     rng = np.random.default_rng(rows)
     postings = random_postings(rng, rows, 40)
-    for _ in range(60):
-        size = int(rng.integers(0, min(6, len(postings.keys)) + 1))
-        chosen = np.sort(rng.choice(len(postings.keys), size, replace=False))
-        ranges = np.stack([postings.starts[chosen], postings.starts[chosen + 1]], 1)
-        asked_for = Words(ranges, rng.choice([0.5, 1.0, rng.random()], size), *rng.choice([0.0, 0.3, 1.2], 2).tolist())
+    for _ in range(30):
+        sizes = rng.integers(0, min(6, len(postings.keys)) + 1, 3)
+        chosen = [np.sort(rng.choice(len(postings.keys), size, replace=False)) for size in sizes.tolist()]
+        starts, own = np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(chosen)
+        ranges = np.stack([postings.starts[own], postings.starts[own + 1]], 1)
+        weights = rng.choice([0.5, 1.0, rng.random()], len(own))
+        asked_for = Words(starts, ranges, weights, *rng.choice([0.0, 0.3, 1.2], 2).tolist())
         share = rng.choice([1, 0.9, 0.2, 0.01, 0])
         some = Bits.of(rows, np.flatnonzero(rng.random(rows) < share))
-        k, floor = int(rng.choice([1, 3, 50, 20_000])), float(rng.choice([0, 0.4]))
-        plain, fast = (side.best(postings, some, asked_for, k, floor) for side in (Plain(), kernels()))
-        assert np.array_equal(plain[0], fast[0])
-        assert np.array_equal(plain[1], fast[1])
+        k, floors = int(rng.choice([1, 3, 50, 20_000])), rng.choice([0, 0.4], 3)
+        plain, fast = (side.best(postings, some, asked_for, k, floors) for side in (Plain(), kernels()))
+        assert plain.sizes.tolist() == fast.sizes.tolist()
+        there = np.arange(plain.rows.shape[1]) < plain.sizes[:, None]
+        assert np.array_equal(plain.rows[there], fast.rows[there])
+        assert np.array_equal(plain.scores[there], fast.scores[there])
         assert np.array_equal(Plain().counted(postings, some, ranges), kernels().counted(postings, some, ranges))
+
+
+def test_many_questions_at_once_are_answered_as_one_by_one(built):
+    queries = [
+        Query(text=question, where=where, top=top, fuse=Fuse(depth=2))
+        for question in [*QUESTIONS, "", "nothing of it"]
+        for where in (None, "id > 2")
+        for top in (1, 5)
+    ]
+    queries += [Query(text="tea", bm25=Bm25(k1=0.0)), Query(text="tea", bm25=Bm25(idf="filter"), where="id > 2")]
+    together, alone = built.recall_all(queries), [built.recall(query) for query in queries]
+    assert [one.found for one in together] == [one.found for one in alone]
+    assert [one.among for one in together] == [one.among for one in alone]
+    assert [list(one.ids) for one in together] == [[row.id for row in one] for one in alone]
+    assert sum(map(len, together)) > 20
+
+
+def test_of_many_questions_one_that_asks_nothing_is_an_error(built):
+    with pytest.raises(ConfigError, match="nothing is asked for"):
+        built.recall_all([Query(text="tea"), Query()])
+    assert built.recall_all([]) == []
 
 
 def test_answers_are_the_same_without_a_compiler(built, monkeypatch):

@@ -160,6 +160,23 @@ def test_less_is_tried_again_where_more_broke_out():
     assert not calmed(in_trials({**losses, 10.0: 5.0, 5.0: 5.0}))
 
 
+def test_less_that_does_not_pay_is_not_computed_twice():
+    losses = {1.0: 4.0, 0.2: 3.99, 10.0: 9.0, 5.0: 8.0}
+    tried = in_trials(losses)
+    assert not calmed(tried)
+    assert tried.made == 3
+
+
+@pytest.mark.parametrize(("ends", "helps"), [(3.8, True), (3.9, False)])
+def test_a_loss_that_swings_above_what_it_was_goes_back_where_that_pays(ends, helps):
+    earlier = {0.2: Fork(ends, end={})}.__getitem__
+    tried = in_trials({1.0: 4.0, 0.2: 3.99, 10.0: 5.0, 5.0: 5.0}, earlier=earlier)
+    assert calmed(tried) == helps
+    assert (tried.returned.end is not None) == helps
+    assert list(tried.forks) == ([1.0] if helps else [1.0, 0.2, 10.0, 5.0])
+    assert tried.made == len(tried.forks)
+
+
 def test_a_rate_that_was_left_is_not_tried_again():
     tried = in_trials({1.0: 4.0, math.sqrt(5): 3.0, 0.2: 9.0}, below=5.0)
     assert up_or_down(tried)
@@ -199,6 +216,20 @@ def test_a_loss_that_swings_comes_to_rest_at_a_lower_rate(tmp_path, tuned, monke
     _, healed = read(tmp_path / "healed", doctor="act")
     assert final(without) > 1.2 * tuned
     assert final(healed) < NEAR * tuned
+
+
+def test_a_loss_that_swings_above_what_it_was_goes_on_from_there(tmp_path, tuned, monkeypatch):
+    later(monkeypatch, 6)
+    _, without = read(tmp_path / "without", doctor="off")
+    _, healed = read(tmp_path / "healed", doctor="act")
+    back = told(healed)[0]
+    assert back["kind"] == "went back"
+    assert back["from_the_best"] < back["trials"]["1"]
+    rows = healed.metrics()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) > STEPS, "steps that were taken back are made once more"
+    assert max(row["lr"] for row in rows[back["step"] :]) < max(row["lr"] for row in rows[: back["step"]])
+    assert final(healed) < NEAR * tuned < final(without)
 
 
 @pytest.mark.parametrize("rate", [4e-3, 1e-2])

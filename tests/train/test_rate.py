@@ -1,5 +1,8 @@
 """The rate that is found: where it lies, what it costs, and that the run after it is the one it would have been."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from reading import CPU, TUNED, Reader, read, reading, sentences
@@ -11,7 +14,7 @@ from danlu.train.batches import Shuffled
 from danlu.train.learner import Learner
 from danlu.train.loop import TrainOptions
 from danlu.train.master import Master
-from danlu.train.rate import COST, find_rate
+from danlu.train.rate import COST, HORIZON, find_rate
 
 STEPS = 400
 
@@ -64,6 +67,19 @@ def test_a_direction_is_left_as_soon_as_it_is_worse():
     rates = [rate for rate, steps, _ in search(5e-2).tried if steps == 4]
     assert rates[0] == 5e-2
     assert len(rates) <= 3
+
+
+def test_what_is_taken_is_the_lowest_point_of_a_parabola_through_the_rungs():
+    one = search(1e-2)
+    short = {math.log(rate, 3): loss for rate, steps, loss in one.tried if steps == 4}
+    longer = {math.log(rate, 3): loss for rate, steps, loss in one.tried if steps == 8}
+    best = sorted(short, key=short.get)[0]
+    around = [at for at in short if abs(at - best) < 1.5]
+    assert (len(around), len(longer)) == (3, 2)
+    bend, _, _ = np.polyfit(around, [short[at] for at in around], 2)
+    (low, one_loss), (high, other_loss) = sorted(longer.items())
+    lowest = min(max((low + high) / 2 + (one_loss - other_loss) / (2 * bend), low), high)
+    assert one.rate == pytest.approx(3**lowest * (8 / STEPS) ** HORIZON, rel=0.06)  # two digits are kept
 
 
 def test_rates_that_break_the_run_bound_the_search():

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.lora_kernel import is_at_work, is_vanilla_lora, layer_of
 from danlu.model.compute.native import Kernels, LowRank, plain_adapt
 from danlu.model.compute.products import Held, lent_product, live_product
-from danlu.model.compute.tiles import TileProduct
 
 # (x (tokens, inputs), what is added, out (tokens, outputs), which it is added to)
 Adapt = Callable[[Tensor, LowRank, Tensor], None]
@@ -27,7 +27,7 @@ Adapt = Callable[[Tensor, LowRank, Tensor], None]
 class Adapted:
     """The product of some layers, and what their adapters add."""
 
-    base: Held | TileProduct
+    base: Held | BlockProduct
     low_rank: LowRank
     adapt: Adapt
 
@@ -43,7 +43,7 @@ class Adapted:
 
 def adapted_product(
     layers: Sequence[Any], kernels: Kernels | None, *, is_paired: bool = False
-) -> Held | TileProduct | Adapted:
+) -> Held | BlockProduct | Adapted:
     """What `live_product` of these layers answers as long as neither their weights nor their adapters change."""
     bases = [layer.base_layer if is_vanilla_lora(layer) else layer for layer in layers]
     if not all(type(base) is nn.Linear for base in bases):

@@ -4,8 +4,8 @@
 or number format, and join layers that read the same input into one product. Tests compare each with the plain one.
 
 int8 and int4 round the weights. What they save is memory, and time to read them, which is most of a step of a few rows.
-Without tile registers (tiles.py) only products of a few rows gain, and rounded weights stand ready in bfloat16 as well
-for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
+On processors that multiply no blocks (blocks.py) only products of a few rows gain, and rounded weights stand ready in
+bfloat16 as well for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danlu.model.compute.blocks import BlockProduct, fits_blocks
 from danlu.model.compute.rounding import GROUP, MIDDLE, Rounded, to_int4, to_int8
-from danlu.model.compute.tiles import TileProduct, fits_tiles
 
 # x (tokens, inputs) -> (tokens, outputs)
 Product = Callable[[Tensor], Tensor]
@@ -50,14 +50,14 @@ def live_product(layers: Sequence[Any]) -> Product:
 
 def fixed_product(
     weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
-) -> Held | TileProduct:
+) -> Held | BlockProduct:
     """The product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
 
     Args:
-        is_paired: of two layers side by side, so that a TileProduct can gate the second with the first.
+        is_paired: of two layers side by side, so that a BlockProduct can gate the second with the first.
     """
-    if fits_tiles(weight) and not (is_paired and len(weight) % 32):
-        return TileProduct(weight, bias, rounded, is_paired=is_paired)
+    if fits_blocks(weight) and not (is_paired and len(weight) % 32):
+        return BlockProduct(weight, bias, rounded, is_paired=is_paired)
     if rounded == "int4" and _fits_int4(weight):
         return int4_product(weight, bias)
     if rounded is not None and weight.shape[1] % 32 == 0:
@@ -67,10 +67,10 @@ def fixed_product(
 
 def has_form(weight: Tensor) -> bool:
     """Whether another layout of this weight is faster than its own."""
-    return fits_tiles(weight) or (_is_short(weight) and has_layout())
+    return fits_blocks(weight) or (_is_short(weight) and has_layout())
 
 
-def lent_product(layers: Sequence[nn.Linear], *, is_paired: bool = False) -> Held | TileProduct:
+def lent_product(layers: Sequence[nn.Linear], *, is_paired: bool = False) -> Held | BlockProduct:
     """What `live_product` answers as long as no weight changes, by a copy in another layout where that is faster."""
     if has_form(layers[0].weight):
         return fixed_product(*joined(layers), is_paired=is_paired)

@@ -1,6 +1,6 @@
 """tile_attention.c on tensors: attention over slots of keys and values on tile registers, for bfloat16 on a CPU.
 
-`tile_attention()` is None where tiles.py has no tiles, or the answers are not those of torch.
+`tile_attention()` is None where blocks.py has no tiles, or the answers are not those of torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.model.compute.tiles import has_tiles
+from danlu.model.compute.blocks import has_tiles
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 QUERIES, KEYS = 16, 32  # in a tile; in two

@@ -1,4 +1,4 @@
-/* What tiles.c and tile_attention.c share: bfloat16 and 2^x in registers, and the shapes of tile registers. */
+/* What blocks.c and tile_attention.c share: bfloat16 and 2^x in registers, and the shapes of tile registers. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -24,6 +24,7 @@ INLINE __m512 power_of_two(__m512 x) {
     return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992869f)), n);
 }
 
+#ifdef __AMX_TILE__
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes_a_row[16];
@@ -37,3 +38,4 @@ INLINE void shape_tiles(long rows) {
     for (int tile = 0; tile < 8; tile++) shapes.bytes_a_row[tile] = 64;
     _tile_loadconfig(&shapes);
 }
+#endif

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from danlu.model.company.attention import Scoring
 from danlu.model.company.company import Company, Part
+from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.products import Product
-from danlu.model.compute.tiles import TileProduct
 
 Norm = Callable[[Tensor], Tensor]
 # (x, y or nothing) -> x + y, and its norm
@@ -78,7 +78,7 @@ class GatedUp:
     def __call__(self, x: Tensor, add: AddLora | None) -> Tensor:
         """x (tokens, hidden) -> (tokens, intermediate)."""
         product = self.joined.product
-        if add is None and isinstance(product, TileProduct) and product.is_paired:
+        if add is None and isinstance(product, BlockProduct) and product.is_paired:
             return product.gated(x)
         return self.activate(self.joined(x, add))
 

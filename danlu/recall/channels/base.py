@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,17 +47,27 @@ class Channel(Protocol):
         """
 
 
-def joined(parts: Iterable[tuple[int, Array, Array]], k: int, least: float | None, *, is_ranked: bool = False) -> Found:
-    """The k best of what segments give: (number of the segment's first row, rows in it, scores).
+@runtime_checkable
+class Bulk(Protocol):
+    """A channel that answers many queries in less time than one after the other."""
 
-    Args:
-        is_ranked: each part is ranked already, and has k at most.
-    """
-    listed = [(rows.astype(np.int64) + start, scores.astype(np.float64)) for start, rows, scores in parts if len(rows)]
-    if len(listed) == 1 and is_ranked:
-        return Found(*listed[0], least)
-    rows = np.concatenate([np.empty(0, np.int64), *(one for one, _ in listed)])
-    scores = np.concatenate([np.empty(0), *(one for _, one in listed)])
+    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+        """`find` of each."""
+
+
+def found_all(channel: Channel, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+    if isinstance(channel, Bulk):
+        return channel.find_all(queries, rows, k)
+    return [channel.find(query, rows, k) for query in queries]
+
+
+def ranked(parts: Sequence[tuple[Array, Array]], k: int, least: float | None) -> Found:
+    """The k best of what segments give: (int64 rows, float64 scores), the best first, and k at most."""
+    there = [part for part in parts if len(part[0])] if len(parts) > 1 else parts
+    if len(there) == 1:
+        return Found(*there[0], least)
+    rows = np.concatenate([np.empty(0, np.int64), *(one for one, _ in there)])
+    scores = np.concatenate([np.empty(0), *(one for _, one in there)])
     order = np.lexsort((rows, -scores))[:k]
     return Found(rows[order], scores[order], least)
 

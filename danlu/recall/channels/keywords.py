@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
 from danlu.errors import ConfigError
-from danlu.recall.channels.base import Opened, joined
+from danlu.recall.channels.base import Opened, ranked
 from danlu.recall.keywords.kernels import kernels
 from danlu.recall.keywords.plain import Words
 from danlu.recall.keywords.postings import Postings
@@ -45,32 +46,49 @@ class Keywords:
         return self._sized(self._opened.snapshot.live)
 
     def find(self, query: Query, rows: RowSet, k: int) -> Found | None:
-        text = given_for(query.text, self._column) if query.text is not None else query.like
-        if text is None:
-            return None
-        if not isinstance(text, str):
-            raise ConfigError(f"words of type {type(text).__name__} for {self._column}", allowed="text")
-        words, times = asked(text)
-        ranges = [postings.ranges(words) for postings in self._postings]
-        among = self._opened.snapshot.live if query.bm25.idf == "collection" else rows.parts
-        size = self._size if query.bm25.idf == "collection" else self._sized(among)
-        weights = _idf(self._counted(ranges, among), size.rows) * times
-        return joined(self._best(ranges, weights, size, query.bm25, rows, k), k, 0.0, is_ranked=True)
+        return self.find_all([query], rows, k)[0]
 
-    def _best(
-        self, ranges: list[Array], weights: Array, size: Size, how: Bm25, rows: RowSet, k: int
-    ) -> Iterator[tuple[int, Array, Array]]:
-        """Of each segment what is better than the k best before it."""
+    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+        texts = [self._text(query) for query in queries]
+        made: list[Found | None] = [None] * len(queries)
+        there = [at for at, text in enumerate(texts) if text is not None]
+        for _, group in groupby(there, lambda at: id(queries[at].bm25)):
+            places = list(group)
+            found = self._found([texts[at] or "" for at in places], queries[places[0]].bm25, rows, k)
+            for at, one in zip(places, found, strict=True):
+                made[at] = one
+        return made
+
+    def _text(self, query: Query) -> str | None:
+        text = given_for(query.text, self._column) if query.text is not None else query.like
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(f"words of type {type(text).__name__} for {self._column}", allowed="text")
+        return text
+
+    def _found(self, texts: Sequence[str], how: Bm25, rows: RowSet, k: int) -> Iterator[Found]:
+        """For each of some texts the k best."""
+        words, times, starts = asked(texts)
+        ranges = [postings.ranges(words) for postings in self._postings]
+        among = self._opened.snapshot.live if how.idf == "collection" else rows.parts
+        size = self._size if how.idf == "collection" else self._sized(among)
+        weights = _idf(self._counted(ranges, among), size.rows) * times
         base, slope = how.k1 * (1 - how.b), how.k1 * how.b * size.rows / max(size.words, 1)
-        best = np.empty(0)
-        for start, postings, here, part in zip(
-            rows.snapshot.starts[:-1], self._postings, ranges, rows.parts, strict=True
-        ):
-            floor = float(best[-1]) if len(best) == k else 0.0
-            words = Words(here, weights, base, slope)
-            found, scores = kernels().best(postings, part, words, k, floor)
-            best = -np.sort(-np.concatenate([best, scores]))[:k] if len(best) else scores
-            yield start, found, scores
+        parts = []
+        floors, highest = np.zeros(len(texts)), np.zeros((len(texts), 0))
+        for postings, here, part in zip(self._postings, ranges, rows.parts, strict=True):
+            best = kernels().best(postings, part, Words(starts, here, weights, base, slope), k, floors)
+            parts.append(best)
+            if len(self._postings) > 1:  # of each segment only what is better than the k best before it
+                there = np.arange(best.scores.shape[1]) < best.sizes[:, None]
+                highest = -np.sort(-np.hstack([highest, np.where(there, best.scores, 0.0)]), axis=1)[:, :k]
+                floors = highest[:, k - 1].copy() if highest.shape[1] == k else floors
+        begins = rows.snapshot.starts[:-1]
+        each = [
+            (best.rows.astype(np.int64) + start, best.scores, best.sizes.tolist())
+            for start, best in zip(begins, parts, strict=True)
+        ]
+        for at in range(len(texts)):
+            yield ranked([(found[at, : sizes[at]], scores[at, : sizes[at]]) for found, scores, sizes in each], k, 0.0)
 
     def _counted(self, ranges: list[Array], among: tuple[Bits, ...]) -> Array:
         """How many of these rows have each word."""

@@ -14,10 +14,12 @@
 #define WINDOW (1L << 12)
 #define WINDOW_WORDS (WINDOW / 64)
 #define BLOCK 128
+/* Entries that are compared with a row at once. */
+#define NEAR 16
 /* A bound is rounded as well; so much it is raised. */
 #define SLACK (1 + 1e-12)
 /* A row of a small set is looked up in the lists instead of walking them: what that costs, in entries walked. */
-#define LOOK_UP 4
+#define LOOK_UP 8
 
 enum { EMPTY, FULL, SPARSE, DENSE };
 
@@ -47,6 +49,17 @@ typedef struct {
     double *scores;
 } query;
 
+/* Questions whose words follow each other; of each so many are found, in rows of k. */
+typedef struct {
+    const int64_t *ranges, *starts;
+    const double *weights, *floors;
+    double base, slope;
+    long questions, k;
+    uint32_t *rows;
+    double *scores;
+    int64_t *sizes;
+} queries;
+
 typedef struct {
     long from, to; /* of the list: what lies in the window */
     double bound;  /* of what the word adds to a row of the window */
@@ -60,9 +73,8 @@ typedef struct {
     double *rests;    /* what the words before each of them add together at most */
     long left_outs;
     double sums[WINDOW];
-    uint64_t seen[WINDOW_WORDS], chosen[WINDOW_WORDS];
-    double scores[WINDOW];
-    uint16_t near[WINDOW]; /* rows that may be among the best, and what they have so far */
+    uint64_t seen[WINDOW_WORDS]; /* rows that may be among the best */
+    uint64_t chosen[WINDOW_WORDS];
 } desk;
 
 static inline long count_of(const lists *x, long at) {
@@ -73,21 +85,22 @@ static inline double gain(const query *q, double weight, long count, uint32_t le
     return weight * ((double)count / ((double)count + (q->base + q->slope * (double)length)));
 }
 
-/* The first entry from `at` on whose row is `row` or after it; `stop` if there is none. */
+/* The first entry from `at` on whose row is `row` or after it; `stop` if there is none. Most lie near. */
 static long seek(const uint32_t *rows, long at, long stop, long row) {
-    long step = 1, low = at;
-    while (at < stop && rows[at] < row) {
-        low = at + 1;
+    long step = NEAR;
+    while (at + step <= stop && rows[at + step - 1] < row) {
         at += step;
         step *= 2;
     }
-    if (at > stop) at = stop;
-    while (low < at) {
-        const long middle = low + (at - low) / 2;
-        if (rows[middle] < row) low = middle + 1;
-        else at = middle;
-    }
-    return low;
+    for (; step >= NEAR; step /= 2)
+        if (at + step <= stop && rows[at + step - 1] < row) at += step;
+    const long left = stop - at < NEAR ? stop - at : NEAR;
+    long before = 0;
+    if (left == NEAR)
+        for (long i = 0; i < NEAR; i++) before += rows[at + i] < row;
+    else
+        while (before < left && rows[at + before] < row) before++;
+    return at + before;
 }
 
 /* -- the best so far: a heap whose first is the worst ------------------------------------------------------------- */
@@ -190,59 +203,124 @@ static inline double least_of(const query *q, long size) {
     return size == q->k && q->scores[0] > q->floor ? q->scores[0] : q->floor;
 }
 
-/* Lists of needed words are added up. */
-static void add_up(const lists *x, const query *q, desk *d, long start, long rows, const uint64_t *words, int is_few) {
-    for (long t = 0; t < q->words; t++) {
-        if (!d->parts[t].needed) continue;
-        const double weight = q->weights[t];
-        for (long at = d->parts[t].from; at < d->parts[t].to; at++) {
-            const long row = x->rows[at], off = row - start;
-            if (off < 0 || off >= rows || (is_few && !has(words, off))) continue;
-            d->sums[off] += gain(q, weight, count_of(x, at), x->lengths[row]);
-            d->seen[off / 64] |= 1ULL << off % 64;
-        }
+/* Entries of a list that are taken together: where their rows lie in the window, and how often the word stands there. */
+typedef struct {
+    uint32_t offs[BLOCK], counts[BLOCK];
+    double gains[BLOCK];
+    long size;
+} handful;
+
+/* Up to BLOCK entries from `at` on whose rows are in the window, and in the set if one is given. */
+static void take(const lists *x, handful *h, long at, long count, long start, long rows, const uint64_t *words) {
+    const uint32_t *here = x->rows + at;
+    uint32_t furthest = 0;
+    for (long i = 0; i < count; i++) {
+        h->offs[i] = here[i] - (uint32_t)start;
+        furthest = h->offs[i] > furthest ? h->offs[i] : furthest;
+    }
+    h->size = count;
+    if (!words && furthest < rows) {
+        for (long i = 0; i < count; i++) h->counts[i] = (uint32_t)count_of(x, at + i);
+        return;
+    }
+    long kept = 0;
+    for (long i = 0; i < count; i++) {
+        const uint32_t off = h->offs[i], inside = off < rows ? off : 0;
+        h->counts[kept] = (uint32_t)i;
+        h->offs[kept] = off;
+        kept += (off < rows) & has(words, inside);
+    }
+    for (long i = 0; i < kept; i++) h->counts[i] = (uint32_t)count_of(x, at + h->counts[i]);
+    h->size = kept;
+}
+
+/* A word's entries in the window are added up; of a set, its rows alone. `notes` says whether these are noted. */
+static void add(const lists *x, const query *q, desk *d, long t, long start, long rows, const uint64_t *words, int notes) {
+    handful h;
+    const uint32_t *lengths = x->lengths + start;
+    const double weight = q->weights[t];
+    const long to = d->parts[t].to;
+    for (long at = d->parts[t].from; at < to; at += BLOCK) {
+        take(x, &h, at, to - at < BLOCK ? to - at : BLOCK, start, rows, words);
+        for (long i = 0; i < h.size; i++) h.gains[i] = gain(q, weight, h.counts[i], lengths[h.offs[i]]);
+        for (long i = 0; i < h.size; i++) d->sums[h.offs[i]] += h.gains[i];
+        if (notes)
+            for (long i = 0; i < h.size; i++) d->seen[h.offs[i] / 64] |= 1ULL << h.offs[i] % 64;
     }
 }
 
-/* Rows of the window that needed words are in and that may be among the best; the others are let go one word at a time. */
-static long walked(const lists *x, const query *q, desk *d, long start, const uint64_t *words, long size) {
-    double rest = d->left_outs ? d->rests[d->left_outs] : 0;
-    long near = 0;
+/* Rows of a word that have enough to be among the best are noted; of the others the sums are taken back. */
+static void sift(const lists *x, desk *d, const part *one, long start, long rows, const uint64_t *words, double least) {
+    const double rest = d->rests[d->left_outs];
+    for (long at = one->from; at < one->to; at++) {
+        const uint32_t off = x->rows[at] - (uint32_t)start;
+        if (off >= rows) continue;
+        if ((d->sums[off] + rest) * SLACK >= least && has(words, off)) d->seen[off / 64] |= 1ULL << off % 64;
+        else d->sums[off] = 0;
+    }
+}
+
+/* What the needed words bring together, and which rows it may bring among the best. */
+static void add_up(const lists *x, const query *q, desk *d, long start, long rows, const uint64_t *words, long count,
+                   double least) {
+    const int is_few = count * 4 < rows;
+    for (long t = 0; t < q->words; t++)
+        if (d->parts[t].needed) add(x, q, d, t, start, rows, is_few ? words : NULL, is_few);
+    for (long t = 0; t < q->words && !is_few; t++)
+        if (d->parts[t].needed) sift(x, d, d->parts + t, start, rows, words, least);
+}
+
+/* Noted rows that cannot be among the best with so much more are let go. Returns how many are left. */
+static long let_go(desk *d, double rest, double least) {
+    long count = 0;
+    for (long w = 0; w < WINDOW_WORDS; w++) {
+        uint64_t kept = 0;
+        double *sums = d->sums + w * 64;
+        for (uint64_t left = d->seen[w]; left; left &= left - 1) {
+            const long at = __builtin_ctzll(left);
+            const int stays = (sums[at] + rest) * SLACK >= least;
+            kept |= (uint64_t)stays << at;
+            sums[at] = stays ? sums[at] : 0;
+        }
+        d->seen[w] = kept;
+        count += __builtin_popcountll(kept);
+    }
+    return count;
+}
+
+/* The same as `add`, for few noted rows in a long list. */
+static void look_up(const lists *x, const query *q, desk *d, long t, long start) {
+    long at = d->parts[t].from;
+    const long to = d->parts[t].to;
+    for (long w = 0; w < WINDOW_WORDS; w++)
+        for (uint64_t left = d->seen[w]; left; left &= left - 1) {
+            const long off = w * 64 + __builtin_ctzll(left), row = start + off;
+            at = seek(x->rows, at, to, row);
+            if (at < to && x->rows[at] == row)
+                d->sums[off] += gain(q, q->weights[t], count_of(x, at), x->lengths[row]);
+        }
+}
+
+/* Words that were left out are added to noted rows, one after the other; what is left is offered. */
+static long walked(const lists *x, const query *q, desk *d, long start, long rows, long size) {
+    const double least = least_of(q, size);
+    long near = let_go(d, d->rests[d->left_outs], least);
+    for (long out = d->left_outs - 1; out >= 0 && near; out--) {
+        const long t = d->left_out[out], entries = d->parts[t].to - d->parts[t].from;
+        if (near * LOOK_UP < entries) look_up(x, q, d, t, start);
+        else add(x, q, d, t, start, rows, d->seen, 0);
+        near = let_go(d, d->rests[out], least);
+    }
     for (long w = 0; w < WINDOW_WORDS; w++) {
         for (uint64_t left = d->seen[w]; left; left &= left - 1) {
             const long off = w * 64 + __builtin_ctzll(left);
-            const double score = d->sums[off];
+            const double most = d->sums[off];
             d->sums[off] = 0;
-            if ((score + rest) * SLACK < least_of(q, size) || !has(words, off)) continue;
-            if (!d->left_outs) { /* it is summed already, and in order */
-                if (score > q->floor) size = offer(q, size, score, (uint32_t)(start + off));
-                continue;
-            }
-            d->near[near] = (uint16_t)off;
-            d->scores[near++] = score;
+            if (most * SLACK < least_of(q, size)) continue;
+            const double score = d->left_outs ? exact(x, q, d->parts, start + off) : most; /* summed in order already */
+            if (score > q->floor) size = offer(q, size, score, (uint32_t)(start + off));
         }
         d->seen[w] = 0;
-    }
-    for (long out = d->left_outs - 1; out >= 0 && near; out--) {
-        const long t = d->left_out[out];
-        const double weight = q->weights[t], least = least_of(q, size);
-        long at = d->parts[t].from, kept = 0;
-        rest = d->rests[out];
-        for (long i = 0; i < near; i++) {
-            const long row = start + d->near[i];
-            double score = d->scores[i];
-            at = seek(x->rows, at, d->parts[t].to, row);
-            if (at < d->parts[t].to && x->rows[at] == row) score += gain(q, weight, count_of(x, at), x->lengths[row]);
-            if ((score + rest) * SLACK < least) continue;
-            d->near[kept] = d->near[i];
-            d->scores[kept++] = score;
-        }
-        near = kept;
-    }
-    for (long i = 0; i < near; i++) {
-        if (d->scores[i] * SLACK < least_of(q, size)) continue;
-        const double score = exact(x, q, d->parts, start + d->near[i]);
-        if (score > q->floor) size = offer(q, size, score, (uint32_t)(start + d->near[i]));
     }
     return size;
 }
@@ -299,8 +377,8 @@ static long windows(const lists *x, const set *s, const query *q, desk *d) {
         if (words && count * q->words * LOOK_UP < entries) {
             size = looked_up(x, q, d, start, rows, words, size);
         } else {
-            add_up(x, q, d, start, rows, words, count * 4 < rows);
-            size = walked(x, q, d, start, words, size);
+            add_up(x, q, d, start, rows, words, count, least);
+            size = walked(x, q, d, start, rows, size);
         }
     }
     return size;
@@ -317,24 +395,36 @@ static void sort(const query *q, long size) {
     }
 }
 
-/* The k best rows of the set with a score above the floor, the best first. Returns how many; -1: no memory. */
-long danlu_best(const lists *x, const set *s, const query *q) {
-    if (!q->words || !q->k) return 0;
+/* Of each question the k best rows of the set with a score above its floor, the best first. -1: no memory. */
+long danlu_best(const lists *x, const set *s, const queries *all) {
+    long most = 0;
+    for (long i = 0; i < all->questions; i++) {
+        const long words = all->starts[i + 1] - all->starts[i];
+        most = words > most ? words : most;
+    }
     desk *d = calloc(1, sizeof(desk));
     if (d) {
-        d->parts = malloc(q->words * sizeof(part));
-        d->left_out = malloc(q->words * sizeof(long));
-        d->rests = malloc((q->words + 1) * sizeof(double));
+        d->parts = malloc((most + 1) * sizeof(part));
+        d->left_out = malloc((most + 1) * sizeof(long));
+        d->rests = malloc((most + 1) * sizeof(double));
     }
-    const long size = d && d->parts && d->left_out && d->rests ? windows(x, s, q, d) : -1;
+    const int has_memory = d && d->parts && d->left_out && d->rests;
+    for (long i = 0; has_memory && i < all->questions; i++) {
+        const long first = all->starts[i];
+        const query q = {
+            all->ranges + 2 * first, all->weights + first, all->starts[i + 1] - first, all->base, all->slope,
+            all->floors[i], all->k, all->rows + i * all->k, all->scores + i * all->k,
+        };
+        all->sizes[i] = q.words && q.k ? windows(x, s, &q, d) : 0;
+        sort(&q, all->sizes[i]);
+    }
     if (d) {
         free(d->parts);
         free(d->left_out);
         free(d->rests);
     }
     free(d);
-    sort(q, size);
-    return size;
+    return has_memory ? 0 : -1;
 }
 
 /* How many rows of the set each list has, into `out`. */

@@ -11,7 +11,7 @@ import numpy as np
 
 from danlu.native import LONG, POINTER, agreeing, declared
 from danlu.recall.columns.texts import Texts
-from danlu.recall.keywords.plain import Plain, Words
+from danlu.recall.keywords.plain import Best, Plain, Words
 from danlu.recall.keywords.postings import Postings
 from danlu.recall.rows.bits import Array, Bits
 
@@ -19,8 +19,8 @@ from danlu.recall.rows.bits import Array, Bits
 class Kernels(Protocol):
     """What is computed with postings, for one segment."""
 
-    def best(self, postings: Postings, rows: Bits, words: Words, k: int, floor: float) -> tuple[Array, Array]:
-        """(uint32 rows, float64 scores) of the k best of a set with a score above the floor, the best first."""
+    def best(self, postings: Postings, rows: Bits, words: Words, k: int, floors: Array) -> Best:
+        """For each question the k best rows of a set whose score is above its floor (float64)."""
 
     def counted(self, postings: Postings, rows: Bits, ranges: Array) -> Array:
         """How many rows of the set (int64) each list has."""
@@ -38,9 +38,10 @@ class _Set(ctypes.Structure):
     _fields_ = [*((name, POINTER) for name in ("words", "kinds", "offsets", "counts")), ("rows", LONG)]
 
 
-class _Query(ctypes.Structure):
-    _fields_ = [("ranges", POINTER), ("weights", POINTER), ("words", LONG), ("base", _DOUBLE), ("slope", _DOUBLE),
-                ("floor", _DOUBLE), ("k", LONG), ("rows", POINTER), ("scores", POINTER)]  # fmt: skip
+class _Queries(ctypes.Structure):
+    _fields_ = [*((name, POINTER) for name in ("ranges", "starts", "weights", "floors")), ("base", _DOUBLE),
+                ("slope", _DOUBLE), ("questions", LONG), ("k", LONG),
+                *((name, POINTER) for name in ("rows", "scores", "sizes"))]  # fmt: skip
 
 
 class Compiled:
@@ -50,17 +51,16 @@ class Compiled:
         self._best = declared(functions.danlu_best, 3 * [POINTER], LONG)
         self._counted = declared(functions.danlu_counted, [POINTER, POINTER, POINTER, LONG, POINTER], LONG)
 
-    def best(self, postings: Postings, rows: Bits, words: Words, k: int, floor: float) -> tuple[Array, Array]:
-        k = min(k, rows.count)
-        found, scores = np.empty(k, np.uint32), np.empty(k)
-        query = _Query(
-            _at(words.ranges), _at(words.weights), len(words.weights), words.base, words.slope, floor, k,
-            _at(found), _at(scores),
+    def best(self, postings: Postings, rows: Bits, words: Words, k: int, floors: Array) -> Best:
+        k, count = min(k, rows.count), len(floors)
+        best = Best(np.empty((count, k), np.uint32), np.empty((count, k)), np.empty(count, np.int64))
+        asked = _Queries(
+            *map(_at, (words.ranges, words.starts, words.weights, floors)), words.base, words.slope, count, k,
+            *map(_at, (best.rows, best.scores, best.sizes)),
         )  # fmt: skip
-        count = self._best(_address(_lists(postings)), _address(_set(rows)), _address(query))
-        if count < 0:
+        if self._best(_address(_lists(postings)), _address(_set(rows)), _address(asked)) < 0:
             raise MemoryError
-        return found[:count], scores[:count]
+        return best
 
     def counted(self, postings: Postings, rows: Bits, ranges: Array) -> Array:
         made = np.empty(len(ranges), np.int64)
@@ -98,13 +98,18 @@ def _agrees(compiled: Kernels) -> bool:
     texts = [" ".join(letters[at * step % 10] for step in range(1 + at % 7)) for at in range(1000)]
     postings = Postings.of(Texts.of(text.encode() for text in texts))
     ranges = np.stack([postings.starts[:-1], postings.starts[1:]], 1)
-    words = Words(ranges, 1 / (1.0 + np.arange(len(ranges))), 0.3, 0.25)
+    starts = np.array([0, len(ranges) // 2, len(ranges)])
+    words = Words(starts, ranges, 1 / (1.0 + np.arange(len(ranges))), 0.3, 0.25)
     sets = [Bits.of(1000, np.arange(0, 1000, step)) for step in (1, 2, 150)]
-    for rows in sets:
-        plain, fast = (
-            [*side.best(postings, rows, words, 20, 0.1), side.counted(postings, rows, ranges)]
-            for side in (Plain(), compiled)
-        )
-        if not all(map(np.array_equal, plain, fast)):
-            return False
-    return True
+    floors = np.array([0.1, 0.0])
+
+    def answers(side: Kernels, rows: Bits) -> list[Array]:
+        best = side.best(postings, rows, words, 20, floors)
+        there = np.arange(best.rows.shape[1]) < best.sizes[:, None]
+        return [best.rows[there], best.scores[there], best.sizes, side.counted(postings, rows, ranges)]
+
+    return all(
+        np.array_equal(plain, fast)
+        for rows in sets
+        for plain, fast in zip(answers(Plain(), rows), answers(compiled, rows), strict=True)
+    )

@@ -7,6 +7,7 @@ and pair by pair: pairs find words without a dictionary that may lack them, and 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -26,6 +27,8 @@ _UNSPACED = (
 # Runs of letters have this bit, so that none is taken for a piece.
 _RUN = np.uint64(1 << 63)
 _POINT_BITS = np.uint64(21)
+# Runs of letters, where there are no others.
+_ASCII = re.compile("[0-9a-z]+")
 # Words of questions whose numbers are remembered.
 _KEPT = 1 << 16
 # Class of each code point, found when it is first met.
@@ -74,11 +77,20 @@ def _runs(letters: Array, begins: Array) -> Array:
     return kernels().hashes(starts, data) | _RUN
 
 
-def asked(text: str) -> tuple[Array, Array]:
-    """(uint64 words in order, int64 how often each is asked for) of a question."""
-    counts = sorted(Counter(map(_key, words(text))).items())
-    made = np.array([key for key, _ in counts], np.uint64)
-    return made, np.array([count for _, count in counts], np.int64)
+def asked(texts: Iterable[str]) -> tuple[Array, Array, Array]:
+    """Questions -> (uint64 words, each question's in order; int64 how often each is asked for; int64 starts).
+
+    starts: (questions + 1,), where the words of each begin, and the end of the last's.
+    """
+    made: list[int] = []
+    times: list[int] = []
+    starts = [0]
+    for text in texts:
+        counts = Counter(map(_key, words(text)))
+        made += (own := sorted(counts))
+        times += map(counts.__getitem__, own)
+        starts.append(len(made))
+    return np.array(made, np.uint64), np.array(times, np.int64), np.array(starts, np.int64)
 
 
 @lru_cache(maxsize=_KEPT)
@@ -92,6 +104,8 @@ def _key(word: str) -> int:
 
 def words(text: str) -> list[str]:
     """The words as they are seen: what `keys` gives numbers to, in another order."""
+    if text.isascii():
+        return _ASCII.findall(text.lower())
     made: list[str] = []
     for kind, group in groupby(folded(text), class_of):
         run = "".join(group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Learned:
         """Latest items that are read."""
         return len(self.weights["places.weight"]) - 1
 
-    @property
+    @cached_property
     def item_vectors(self) -> Array:
         """float32 (items, dim)"""
         return unit(self.states)

@@ -1,4 +1,4 @@
-"""Products on tile registers beside the plain ones; and a machine that has none."""
+"""Products in blocks, on tile registers and in vectors, beside the plain ones; and a machine that has neither."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from danlu.model.compute import products, tiles
+from danlu.model.compute import blocks, products
+from danlu.model.compute.blocks import BlockProduct, fits_blocks, has_blocks, has_tiles
 from danlu.model.compute.native import plain_swiglu
 from danlu.model.compute.products import fixed_product, joined
 from danlu.model.compute.rounding import to_int4, to_int8
-from danlu.model.compute.tiles import TileProduct, fits_tiles, has_tiles
 
-on_tiles = pytest.mark.skipif(not has_tiles(), reason="this processor has no tile registers, or there is no C compiler")
+in_blocks = pytest.mark.skipif(not has_blocks(), reason="neither tile registers nor AVX-512-BF16, or no C compiler")
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def form(request, monkeypatch):
+    if request.param == "tiles" and not has_tiles():
+        pytest.skip("this processor has no tile registers")
+    monkeypatch.setattr(blocks, "has_tiles", lambda: request.param == "tiles")
+
 
 FORMATS = [None, "int8", "int4"]
-# Rows of one tile, of two, of several groups of 32, and of each with a rest.
-ROWS = (1, 7, 16, 17, 32, 33, 100)
+# Rows of one tile, of two, of several groups of 32, and of each with a rest; of one group of vectors, and of several.
+ROWS = (1, 2, 5, 7, 11, 12, 13, 16, 17, 32, 33, 100)
 
 
 def drawn(*shape, seed=0):
@@ -36,28 +44,31 @@ def relative(found, wanted):
     return float((found.float() - wanted).norm() / wanted.norm())
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("rounded", FORMATS)
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 32), (64, 576), (16, 96)])
 def test_it_is_the_product_of_the_weights_it_holds(outputs, inputs, rounded, rows):
     weight, bias, x = drawn(outputs, inputs), drawn(outputs, seed=1), drawn(rows, inputs, seed=2)
     wanted = F.linear(x.float(), held(weight, rounded), bias.float())
-    assert relative(TileProduct(weight, bias, rounded)(x), wanted) < 0.004
+    assert relative(BlockProduct(weight, bias, rounded)(x), wanted) < 0.004
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("rounded", FORMATS)
 def test_a_pair_of_layers_is_gated_in_the_product(rounded, rows):
     weight, bias, x = drawn(2 * 48, 64) * 0.3, drawn(2 * 48, seed=1), drawn(rows, 64, seed=2)
-    product = TileProduct(weight, bias, rounded, is_paired=True)
+    product = BlockProduct(weight, bias, rounded, is_paired=True)
     side_by_side = F.linear(x.float(), held(weight, rounded), bias.float())
     assert relative(product(x), side_by_side) < 0.004
     assert relative(product.gated(x), plain_swiglu(side_by_side)) < 0.006
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_gating_far_out():
     """silu(-200) is as good as 0, silu(200) is 200; what is not a number stays so."""
     weight = torch.zeros(32, 32, dtype=torch.bfloat16)
@@ -65,61 +76,77 @@ def test_gating_far_out():
     x = torch.zeros(6, 32, dtype=torch.bfloat16)
     x[:, 0] = torch.tensor([-200.0, -90.0, 0.0, 90.0, 200.0, math.nan])
     x[:, 1] = 1
-    found = TileProduct(weight, None, is_paired=True).gated(x)[:, 0].tolist()
+    found = BlockProduct(weight, None, is_paired=True).gated(x)[:, 0].tolist()
     assert found[:3] == pytest.approx([0, 0, 0], abs=1e-30)
     assert found[3:5] == [90, 200]
     assert math.isnan(found[5])
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_one_row_that_is_no_number_leaves_the_others_alone():
     weight, x = drawn(32, 64), drawn(40, 64, seed=1)
-    clean = TileProduct(weight, None)(x)
+    clean = BlockProduct(weight, None)(x)
     x[3] = math.nan
-    found = TileProduct(weight, None)(x)
+    found = BlockProduct(weight, None)(x)
     assert found[3].isnan().all()
     others = [row for row in range(40) if row != 3]
     assert torch.equal(found[others], clean[others])
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_the_same_row_has_the_same_answer_among_any_others():
-    """Sums go over the inputs in one order, however many rows there are."""
-    for rounded in FORMATS:
-        product, x = TileProduct(drawn(80, 96), None, rounded), drawn(70, 96, seed=1)
+    """Sums go over the inputs in one order, however many rows there are; but for int4 in vectors, which has two ways."""
+    for rounded in FORMATS if blocks.has_tiles() else FORMATS[:2]:
+        product, x = BlockProduct(drawn(80, 96), None, rounded), drawn(70, 96, seed=1)
         whole = product(x)
         assert all(torch.equal(product(x[at : at + 1])[0], whole[at]) for at in (0, 20, 69))
+        assert all(torch.equal(product(x[:count]), whole[:count]) for count in (2, 11, 12, 13, 25, 40))
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_rounded_weights_take_the_memory_of_their_format():
     weight = drawn(256, 512)
-    eight, four = TileProduct(weight, None, "int8"), TileProduct(weight, None, "int4")
+    eight, four = BlockProduct(weight, None, "int8"), BlockProduct(weight, None, "int4")
     assert eight.bytes == 256 * 512 + 256 * 4
     assert four.bytes == 256 * 512 // 2 + 2 * 2 * 256 * 512 // 32
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_no_tokens_are_no_answer():
-    assert TileProduct(drawn(32, 64), None)(drawn(0, 64)).shape == (0, 32)
+    assert BlockProduct(drawn(32, 64), None)(drawn(0, 64)).shape == (0, 32)
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_what_fits():
-    assert fits_tiles(drawn(48, 64))
-    assert not fits_tiles(drawn(40, 64))
-    assert not fits_tiles(drawn(48, 48))
-    assert not fits_tiles(drawn(48, 64).float())
+    assert fits_blocks(drawn(48, 64))
+    assert not fits_blocks(drawn(40, 64))
+    assert not fits_blocks(drawn(48, 48))
+    assert not fits_blocks(drawn(48, 64).float())
 
 
-@on_tiles
+@in_blocks
+@pytest.mark.usefixtures("form")
 def test_layers_whose_halves_are_no_blocks_are_not_paired():
     layers = [nn.Linear(64, 24, bias=False).bfloat16() for _ in range(2)]
     x = drawn(3, 64)
     found = fixed_product(*joined(layers), is_paired=True)
-    assert not isinstance(found, TileProduct)
+    assert not isinstance(found, BlockProduct)
     wanted = torch.cat([layer(x) for layer in layers], 1).detach().float()
     assert relative(found(x), wanted) < 0.004
+
+
+@in_blocks
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("size", [576, 960, 1536, 2048, 3072, 4096, 8192])
+def test_layers_of_known_models(size):
+    """Their inputs, and one block of outputs more than a thread has."""
+    weight, x = drawn(160, size) * 0.1, drawn(13, size, seed=1)
+    assert relative(BlockProduct(weight, None)(x), F.linear(x.float(), weight.float())) < 0.004
 
 
 # --- where there are none
@@ -127,32 +154,34 @@ def test_layers_whose_halves_are_no_blocks_are_not_paired():
 
 @pytest.fixture
 def anew(monkeypatch):
-    monkeypatch.setattr(tiles, "_function", tiles._function.__wrapped__)
-    return has_tiles.__wrapped__
+    monkeypatch.setattr(blocks, "_functions", blocks._functions.__wrapped__)
+    monkeypatch.setattr(blocks, "has_tiles", has_tiles.__wrapped__)
+    return has_blocks.__wrapped__
 
 
-def test_a_machine_without_tiles(anew, monkeypatch):
-    monkeypatch.setattr(tiles, "library", lambda _name: None)
+def test_a_machine_without_blocks(anew, monkeypatch):
+    monkeypatch.setattr(blocks, "library", lambda _name: None)
     assert not anew()
+    assert not blocks.has_tiles()
 
 
 def test_a_machine_that_shall_not_use_its_tiles(anew, monkeypatch):
     monkeypatch.setenv("DANLU_TILES", "0")
-    monkeypatch.setattr(tiles, "library", None)  # nothing is compiled either
-    assert not anew()
+    monkeypatch.setattr(blocks, "library", None)  # nothing is compiled to find that out
+    assert not blocks.has_tiles()
 
 
 def test_products_that_are_wrong_are_not_taken(anew, monkeypatch):
-    monkeypatch.setattr(TileProduct, "__call__", lambda _self, x: torch.ones(len(x), 48))
-    monkeypatch.setattr(tiles, "_function", lambda: object())
+    monkeypatch.setattr(BlockProduct, "__call__", lambda _self, x: torch.ones(len(x), 48))
+    monkeypatch.setattr(blocks, "_functions", lambda: object())
     assert not anew()
 
 
 @pytest.mark.parametrize("rounded", FORMATS)
-def test_products_without_tiles(monkeypatch, rounded):
-    monkeypatch.setattr(products, "fits_tiles", lambda _weight: False)
+def test_products_without_blocks(monkeypatch, rounded):
+    monkeypatch.setattr(products, "fits_blocks", lambda _weight: False)
     layer, x = nn.Linear(64, 48).bfloat16(), drawn(3, 64)
     found = fixed_product(*joined([layer]), rounded)
-    assert not isinstance(found, TileProduct)
+    assert not isinstance(found, BlockProduct)
     wanted = F.linear(x.float(), held(layer.weight.detach(), rounded), layer.bias.detach().float())
     assert relative(found(x), wanted) < 0.01

@@ -1,7 +1,8 @@
-"""Products x W^T by tiles.c: bfloat16 on the tile registers of a processor with AMX, weights rounded or not.
+"""Products x W^T by blocks.c: bfloat16, weights rounded or not, packed in the order in which they are read.
 
-`has_tiles()` says whether this machine can, and DANLU_TILES=0 that it shall not. Weights are packed once, in the order
-in which the kernel reads them; rounded ones are held in no other form.
+On a processor with tile registers (AMX) they are multiplied there, on others with AVX-512-BF16 in vectors;
+`has_tiles()` says whether this machine has the former, and DANLU_TILES=0 that they shall not be used. Rounded weights
+are held in no other form. In vectors a row is the same, bit for bit, whatever rows it comes with.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from danlu.native import INT, LONG, POINTER, declared, library
 TILE = 16  # outputs in one
 BLOCK = 2 * TILE
 CHUNK = 32  # inputs
-assert GROUP == CHUNK, "tiles.c has one step and middle a chunk"
+assert GROUP == CHUNK, "blocks.c has one step and middle a chunk"
 _FORMATS = {None: 0, "int8": 1, "int4": 2}
 
 
-def fits_tiles(weight: Tensor) -> bool:
-    """Whether `TileProduct` can take this weight (outputs, inputs)."""
+def fits_blocks(weight: Tensor) -> bool:
+    """Whether `BlockProduct` can take this weight (outputs, inputs)."""
     outputs, inputs = weight.shape
     fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not (outputs % TILE or inputs % CHUNK)
-    return fits and has_tiles()
+    return fits and has_blocks()
 
 
-class TileProduct:
+class BlockProduct:
     """x (tokens, inputs) -> x W^T + b (tokens, outputs), all bfloat16.
 
     Args:
@@ -83,8 +84,8 @@ class TileProduct:
         x = x.contiguous()
         out = x.new_empty(len(x), self._outputs // 2 if is_gated else self._outputs)
         pointers = (self._weights.data_ptr(), _pointer(self._scales), _pointer(self._bias), out.data_ptr())
-        sizes = (self._outputs, self._inputs, self._format, self.is_paired, is_gated, self._threads)
-        failed = _function()(x.data_ptr(), len(x), *pointers, *sizes)
+        sizes = (self._outputs, self._inputs, self._format, self.is_paired, is_gated, has_tiles(), self._threads)
+        failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes)
         if failed:
             raise MemoryError("no memory to widen the weights of one product")
         return out
@@ -115,20 +116,27 @@ def _by_chunk(numbers: Tensor, is_paired: bool) -> Tensor:
 
 
 @cache
-def _function() -> Any:
-    """tiles.c's function; None where the processor has no tiles, or the system does not let us use them."""
-    functions = None if os.environ.get("DANLU_TILES") == "0" else library(Path(__file__).with_name("tiles.c"))
-    if functions is None or not functions.danlu_tiles():
+def _functions() -> Any:
+    """Those of blocks.c; None where the processor lacks what they take."""
+    functions = library(Path(__file__).with_name("blocks.c"))
+    if functions is None or not functions.danlu_blocks():
         return None
-    return declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(4 * [INT])], INT)
+    declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(5 * [INT])], INT)
+    return functions
 
 
 @cache
 def has_tiles() -> bool:
-    """Whether this machine has tile registers that we may use, and the products are right."""
-    if _function() is None:
+    """Whether this machine has tile registers that we may use."""
+    return os.environ.get("DANLU_TILES") != "0" and _functions() is not None and bool(_functions().danlu_tiles())
+
+
+@cache
+def has_blocks() -> bool:
+    """Whether this machine multiplies in blocks, and the products are right."""
+    if _functions() is None:
         return False
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, 64, generator=generator).bfloat16() for rows in (35, 48))
-    found, wanted = TileProduct(weight, None)(x).float(), F.linear(x.float(), weight.float())
+    found, wanted = BlockProduct(weight, None)(x).float(), F.linear(x.float(), weight.float())
     return torch.allclose(found, wanted, rtol=2e-2, atol=2e-2)

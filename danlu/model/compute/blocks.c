@@ -1,0 +1,351 @@
+/* Products x W^T in bfloat16, of weights in bfloat16, int8 and int4: on the processor's tile registers (AMX), or by products
+ * of pairs in vectors (AVX-512-BF16).
+ *
+ * A step of a few rows does little but read weights: they lie in the order in which they are read, and int8 and int4 are
+ * widened to bfloat16 on their way. The same loops serve prompts of thousands of tokens. blocks.py packs the weights and
+ * calls.
+ */
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
+#include "tiles.h"
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { BF16, INT8, INT4, OPENED };
+
+#define CHUNK 1024 /* bfloat16 weights of 32 outputs and 32 inputs */
+#define AHEAD 4096 /* bytes that are fetched before they are widened */
+
+/* One layer. Its outputs come in blocks of 32, a block's inputs in chunks of 32, a chunk as two tiles of 16 outputs: 16
+ * pairs of inputs x 16 outputs x 2, which is how both kinds of registers want them. */
+typedef struct {
+    const char *weights;
+    const void *scales; /* int8: float (outputs, whole blocks); int4: bfloat16 (blocks, chunks, 2 tiles, step and middle, 16) */
+    const float *bias;  /* (outputs, whole blocks), or NULL */
+    long outputs, inputs;
+    int is_paired;      /* a block's second tile has outputs of the second half: what it is multiplied with when gated */
+} Layer;
+
+INLINE void widen8(const char *from, bf16 *to) {
+    for (int pair = 0; pair < 16; pair++, from += 32, to += 32) {
+        __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+        __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + 16))));
+        _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
+/* The numbers -8 to 7 in bfloat16, twice. */
+#define SIXTEEN                                                                                                       \
+    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, \
+        0x40e0
+static const bf16 CODES[32] __attribute__((aligned(64))) = {SIXTEEN, SIXTEEN};
+
+/* (code - 8) * step + middle, rounded. A byte has the code of pair p below, and of pair p + 8 above. */
+INLINE void widen4(const char *from, const bf16 *scales, bf16 *to) {
+    const __m512i codes = _mm512_load_si512(CODES), odd = _mm512_set1_epi32((int)0xffff0000);
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512 step = wide16(scales), middle = wide16(scales + 16);
+    for (int pair = 0; pair < 8; pair++, from += 32, to += 32) {
+        __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
+        for (int above = 0; above < 2; above++) {
+            __m512i code = above ? _mm512_srli_epi16(both, 4) : _mm512_and_si512(both, _mm512_set1_epi16(15));
+            __m512i steps = _mm512_permutexvar_epi16(code, codes);
+            __m512i first = (__m512i)_mm512_fmadd_ps((__m512)_mm512_slli_epi32(steps, 16), step, middle);
+            __m512i second = (__m512i)_mm512_fmadd_ps((__m512)_mm512_and_si512(steps, odd), step, middle);
+            first = _mm512_srli_epi32(_mm512_add_epi32(first, half), 16);
+            second = _mm512_add_epi32(second, half);
+            _mm512_store_si512(to + above * 256, _mm512_mask_blend_epi16(0xaaaaaaaa, first, second));
+        }
+    }
+}
+
+INLINE long chunk_bytes(const int format) { return format == BF16 ? 2048 : format == INT8 ? 1024 : 512; }
+
+/* Both tiles of a chunk in bfloat16. */
+INLINE void widen(const Layer *layer, long chunk, bf16 *to, const int format) {
+    const char *from = layer->weights + chunk * chunk_bytes(format);
+    for (int line = 0; line < chunk_bytes(format); line += 64) _mm_prefetch(from + AHEAD + line, _MM_HINT_T0);
+    for (int tile = 0; tile < 2; tile++) {
+        if (format == INT8) widen8(from + tile * 512, to + tile * 512);
+        if (format == INT4) widen4(from + tile * 256, (const bf16 *)layer->scales + (chunk * 2 + tile) * 32, to + tile * 512);
+    }
+}
+
+/* Sums of up to 32 rows, scaled and with the bias, as bfloat16; gated: silu(first tile) * second tile. sums: rows 0 to 15
+   of either tile, then the others. */
+INLINE void write_out(const Layer *layer, long block, float (*sums)[256], bf16 *out, long rows, const int is_gated,
+                      const int format) {
+    const long second = layer->is_paired ? layer->outputs / 2 + block * 16 : block * 32 + 16;
+    const long columns[2] = {layer->is_paired ? block * 16 : block * 32, second};
+    __m512 scale[2], bias[2];
+    for (int tile = 0; tile < 2; tile++) {
+        long at = block * 32 + tile * 16;
+        scale[tile] = format == INT8 ? _mm512_loadu_ps((const float *)layer->scales + at) : _mm512_set1_ps(1.0f);
+        bias[tile] = layer->bias ? _mm512_loadu_ps(layer->bias + at) : _mm512_setzero_ps();
+    }
+    for (long row = 0; row < rows; row++) {
+        __m512 made[2];
+        for (int tile = 0; tile < 2; tile++)
+            made[tile] = _mm512_fmadd_ps(_mm512_load_ps(sums[row / 16 * 2 + tile] + row % 16 * 16), scale[tile], bias[tile]);
+        if (is_gated) {
+            __m512 power = power_of_two(_mm512_mul_ps(made[0], _mm512_set1_ps(-LOG2_E)));
+            __m512 share = _mm512_rcp14_ps(_mm512_add_ps(power, _mm512_set1_ps(1.0f)));
+            __m512 product = _mm512_mul_ps(_mm512_mul_ps(made[0], share), made[1]);
+            bf16 *to = out + row * (layer->outputs / 2) + columns[0];
+            _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(product));
+            continue;
+        }
+        for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++) {
+            bf16 *to = out + row * layer->outputs + columns[tile];
+            _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(made[tile]));
+        }
+    }
+}
+
+/* -- on tile registers ------------------------------------------------------------------------------------------- */
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+
+#define REQUEST_PERMISSION 0x1023 /* arch_prctl's ARCH_REQ_XCOMP_PERM, for XFEATURE_XTILEDATA */
+#define TILE_DATA 18
+#define PANEL_BYTES 600000 /* of bfloat16 weights that a thread keeps in its cache while it goes over all rows */
+#define RING 4             /* chunks being widened: a tile cannot be loaded at once from what was just stored */
+
+/* Whether the system lets this process use tiles. */
+int danlu_tiles(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
+
+/* Tiles 0 to 3 become the products of up to 32 rows (`is_tall`: more than 16) with one block. */
+INLINE void block_product(const Layer *layer, long block, const bf16 *x, const bf16 *widened, bf16 *ring, const int is_tall,
+                          const int format) {
+    const long chunks = layer->inputs / 32, first = block * chunks;
+    const int in_flight = format != BF16 && !widened;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long c = 0; in_flight && c < RING - 1 && c < chunks; c++) widen(layer, first + c, ring + c * CHUNK, format);
+    for (long c = 0; c < chunks; c++) {
+        const bf16 *w;
+        if (in_flight) {
+            long next = c + RING - 1;
+            if (next < chunks) widen(layer, first + next, ring + next % RING * CHUNK, format);
+            w = ring + c % RING * CHUNK;
+        } else {
+            w = (format == BF16 ? (const bf16 *)layer->weights + first * CHUNK : widened) + c * CHUNK;
+            for (int line = 0; line < 2048; line += 64) _mm_prefetch((const char *)(w + CHUNK) + line, _MM_HINT_T0);
+        }
+        _tile_loadd(6, w, 64);
+        _tile_loadd(4, x + c * 32, layer->inputs * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w + 512, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        if (is_tall) {
+            _tile_loadd(5, x + 16 * layer->inputs + c * 32, layer->inputs * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+}
+
+INLINE void run_panel(const Layer *layer, long from, long to, const bf16 *x, bf16 *out, long rows, bf16 *widened,
+                      const int is_gated, const int format) {
+    float sums[4][256] __attribute__((aligned(64)));
+    bf16 ring[RING * CHUNK] __attribute__((aligned(64)));
+    const long chunks = layer->inputs / 32, width = is_gated ? layer->outputs / 2 : layer->outputs;
+    for (long c = from * chunks; widened && c < to * chunks; c++) widen(layer, c, widened + (c - from * chunks) * CHUNK, format);
+    long shaped = 0;
+    for (long row = 0; row < rows; row += 32) {
+        long some = rows - row < 32 ? rows - row : 32;
+        if (some != shaped) shape_tiles(shaped = some);
+        for (long block = from; block < to; block++) {
+            const bf16 *own = widened ? widened + (block - from) * chunks * CHUNK : NULL;
+            if (some > 16)
+                block_product(layer, block, x + row * layer->inputs, own, ring, 1, format);
+            else
+                block_product(layer, block, x + row * layer->inputs, own, ring, 0, format);
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            if (some > 16) {
+                _tile_stored(2, sums[2], 64);
+                _tile_stored(3, sums[3], 64);
+            }
+            write_out(layer, block, sums, out + row * width, some, is_gated, format);
+        }
+    }
+}
+
+static int on_tiles(const Layer *layer, const bf16 *x, long rows, bf16 *out, int format, int is_gated, int threads) {
+    const long inputs = layer->inputs, blocks = (layer->outputs + 31) / 32, each = (blocks + threads - 1) / threads;
+    long panel = PANEL_BYTES / (inputs * 64);
+    panel = panel < 1 ? 1 : panel > each ? each : panel;
+    panel = (each + (each + panel - 1) / panel - 1) / ((each + panel - 1) / panel); /* as many, of equal size */
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const int is_kept = format != BF16 && rows > 32;
+        bf16 *widened = is_kept ? aligned_alloc(64, panel * inputs * 64) : NULL;
+        if (is_kept && !widened) failed = 1;
+#pragma omp for schedule(static) nowait
+        for (long from = 0; from < blocks; from += panel) {
+            long to = from + panel < blocks ? from + panel : blocks;
+            if (is_kept && !widened) continue;
+#define CASE(GATED, FORMAT)                                                                                           \
+    if (is_gated == GATED && format == FORMAT) run_panel(layer, from, to, x, out, rows, widened, GATED, FORMAT);
+            CASE(0, BF16) CASE(1, BF16) CASE(0, INT8) CASE(1, INT8) CASE(0, INT4) CASE(1, INT4)
+        }
+        _tile_release();
+        free(widened);
+    }
+    return failed;
+}
+
+#else
+int danlu_tiles(void) { return 0; }
+
+static int on_tiles(const Layer *layer, const bf16 *x, long rows, bf16 *out, int format, int is_gated, int threads) {
+    return 1;
+}
+#endif
+
+/* -- in vectors --------------------------------------------------------------------------------------------------- */
+
+#define TALL 12   /* rows whose sums are in registers */
+#define FEW 8     /* rows for which codes of int4 are opened */
+#define FAR 12288 /* bytes of bfloat16 weights that are fetched ahead */
+
+typedef int32_t two __attribute__((may_alias)); /* neighbouring inputs */
+
+/* A chunk's products with rows are added: over the pairs of inputs in their order, however many rows there are. */
+INLINE void add_chunk(const bf16 *w, const bf16 *x, long inputs, __m512 sums[][2], const int rows) {
+    for (int pair = 0; pair < 16; pair++) {
+        const __m512bh low = (__m512bh)_mm512_load_si512(w + pair * 32);
+        const __m512bh high = (__m512bh)_mm512_load_si512(w + 512 + pair * 32);
+#pragma GCC unroll 12
+        for (int row = 0; row < rows; row++) {
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(((const two *)(x + row * inputs))[pair]);
+            sums[row][0] = _mm512_dpbf16_ps(sums[row][0], low, both);
+            sums[row][1] = _mm512_dpbf16_ps(sums[row][1], high, both);
+        }
+    }
+}
+
+/* Codes of int4 as 128 + code, which is one operation away from bfloat16. Of few rows that takes a third of the time that
+ * widening takes; of many, steps and middles that come for each row take more. */
+INLINE void open_codes(const char *from, bf16 *to) {
+    for (int line = 0; line < 512; line += 64) _mm_prefetch(from + AHEAD + line, _MM_HINT_T0);
+    const __m512i base = _mm512_set1_epi16(0x4300), nibble = _mm512_set1_epi16(15);
+    for (int pair = 0; pair < 16; pair++, from += 32) {
+        const __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
+        bf16 *at = to + pair / 8 * 512 + pair % 8 * 32;
+        _mm512_store_si512(at, _mm512_or_si512(_mm512_and_si512(both, nibble), base));
+        _mm512_store_si512(at + 256, _mm512_or_si512(_mm512_srli_epi16(both, 4), base));
+    }
+}
+
+/* What a chunk's opened codes have brought, with their steps and middles; what 128 is too much goes with the sum of the
+ * inputs. */
+INLINE void add_steps(const bf16 *scales, const float *totals, long chunks, __m512 own[][2], __m512 sums[][2], const int rows) {
+    for (int tile = 0; tile < 2; tile++, scales += 32) {
+        const __m512 step = wide16(scales), rest = _mm512_fmadd_ps(step, _mm512_set1_ps(-136.0f), wide16(scales + 16));
+        for (int row = 0; row < rows; row++) {
+            sums[row][tile] = _mm512_fmadd_ps(step, own[row][tile], sums[row][tile]);
+            sums[row][tile] = _mm512_fmadd_ps(rest, _mm512_set1_ps(totals[row * chunks]), sums[row][tile]);
+        }
+    }
+}
+
+/* Rows with a block. totals: of opened codes, the sum of each row's inputs of each chunk. */
+INLINE void add_rows(const Layer *layer, long block, const bf16 *x, const bf16 *widened, const float *totals,
+                     float (*sums)[256], int is_first, const int rows, const int format) {
+    bf16 own[CHUNK] __attribute__((aligned(64)));
+    const long chunks = layer->inputs / 32, first = block * chunks;
+    __m512 made[TALL][2];
+    for (int row = 0; row < rows; row++) made[row][0] = made[row][1] = _mm512_setzero_ps();
+    for (long c = 0; c < chunks; c++, x += 32) {
+        const bf16 *w = widened ? widened + c * CHUNK : own;
+        if (format == BF16) {
+            w = (const bf16 *)layer->weights + (first + c) * CHUNK;
+            for (int line = 0; is_first && line < 2048; line += 64) _mm_prefetch((const char *)w + FAR + line, _MM_HINT_T0);
+        } else if (format == OPENED) {
+            open_codes(layer->weights + (first + c) * 512, own);
+        } else if (!widened) {
+            widen(layer, first + c, own, format);
+        }
+        if (format == OPENED) {
+            __m512 codes[TALL][2];
+            for (int row = 0; row < rows; row++) codes[row][0] = codes[row][1] = _mm512_setzero_ps();
+            add_chunk(w, x, layer->inputs, codes, rows);
+            add_steps((const bf16 *)layer->scales + (first + c) * 64, totals + c, chunks, codes, made, rows);
+        } else {
+            add_chunk(w, x, layer->inputs, made, rows);
+        }
+    }
+    for (int row = 0; row < rows; row++)
+        for (int tile = 0; tile < 2; tile++) _mm512_store_ps(sums[tile] + row * 16, made[row][tile]);
+}
+
+/* All rows with a block, as many at a time as are the same to one. */
+INLINE void run_block(const Layer *layer, long block, const bf16 *x, bf16 *out, long rows, bf16 *widened,
+                      const float *totals, int is_gated, const int format) {
+    float sums[4][256] __attribute__((aligned(64)));
+    const long chunks = layer->inputs / 32, width = is_gated ? layer->outputs / 2 : layer->outputs;
+    for (long c = 0; widened && c < chunks; c++) widen(layer, block * chunks + c, widened + c * CHUNK, format);
+    for (long row = 0, left = (rows + TALL - 1) / TALL, some; row < rows; row += some, left--) {
+        some = (rows - row + left - 1) / left;
+        const bf16 *from = x + row * layer->inputs;
+        switch (some) {
+#define ROWS(COUNT)                                                            \
+    case COUNT:                                                                \
+        add_rows(layer, block, from, widened, totals + row * chunks, sums, row == 0, COUNT, format);  \
+        break;
+            ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+        }
+        if (is_gated) write_out(layer, block, sums, out + row * width, some, 1, format);
+        else write_out(layer, block, sums, out + row * width, some, 0, format);
+    }
+}
+
+/* The sum of each row's inputs of each chunk. */
+static float *totals_of(const bf16 *x, long rows, long inputs) {
+    float *totals = malloc(rows * (inputs / 32) * sizeof(float) + 1);
+    for (long at = 0; totals && at < rows * (inputs / 32); at++)
+        totals[at] = _mm512_reduce_add_ps(_mm512_add_ps(wide16(x + at * 32), wide16(x + at * 32 + 16)));
+    return totals;
+}
+
+static int in_vectors(const Layer *layer, const bf16 *x, long rows, bf16 *out, int format, int is_gated, int threads) {
+    const long blocks = (layer->outputs + 31) / 32;
+    const int is_opened = format == INT4 && rows <= FEW;
+    float *totals = is_opened ? totals_of(x, rows, layer->inputs) : NULL;
+    int failed = is_opened && !totals;
+#pragma omp parallel num_threads(threads)
+    {
+        const int is_kept = format != BF16 && rows > TALL;
+        bf16 *widened = is_kept ? aligned_alloc(64, layer->inputs * 64) : NULL;
+        if (is_kept && !widened) failed = 1;
+#pragma omp for schedule(static) nowait
+        for (long block = 0; block < blocks; block++) {
+            if (failed) continue;
+            if (format == BF16) run_block(layer, block, x, out, rows, NULL, NULL, is_gated, BF16);
+            if (format == INT8) run_block(layer, block, x, out, rows, widened, NULL, is_gated, INT8);
+            if (format == INT4 && !is_opened) run_block(layer, block, x, out, rows, widened, NULL, is_gated, INT4);
+            if (is_opened) run_block(layer, block, x, out, rows, NULL, totals, is_gated, OPENED);
+        }
+        free(widened);
+    }
+    free(totals);
+    return failed;
+}
+
+/* out (rows, outputs, or half of them when gated) = x (rows, inputs) W^T, scaled, + bias. Returns 1 when there was no
+ * memory. outputs is a multiple of 16, inputs of 32; weights begin at a multiple of 64 bytes. */
+int danlu_product(const bf16 *x, long rows, const char *weights, const void *scales, const float *bias, bf16 *out,
+                  long outputs, long inputs, int format, int is_paired, int is_gated, int is_tiled, int threads) {
+    const Layer layer = {weights, scales, bias, outputs, inputs, is_paired};
+    return (is_tiled ? on_tiles : in_vectors)(&layer, x, rows, out, format, is_gated, threads);
+}
+
+int danlu_blocks(void) { return 1; }
+#else
+int danlu_blocks(void) { return 0; }
+int danlu_tiles(void) { return 0; }
+#endif
