@@ -124,7 +124,7 @@ def test_the_chosen_form_stands_alone(chosen):
     assert names_in(folder) == ["lines.jsonl", "out"]
     report = json.loads((folder / "out" / trials.REPORT).read_text())
     assert report == told.report
-    assert len(report["trials"]) == 7
+    assert len(report["trials"]) == 9
     (refused,) = (one for one in report["trials"] if "why" in one)
     assert "gptq at 3 bits packs 32 of them together" in refused["why"]  # of 16
     by_name = {one["name"]: one for one in report["trials"] if one is not refused}
