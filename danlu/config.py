@@ -298,7 +298,7 @@ def _describe(model: type[BaseModel] | None, path: tuple[Any, ...], faults: list
     if fault["type"] == "extra_forbidden":
         key = str(path[-1])
         names = _field_names(model, path[:-1]) if model else []
-        hint = RENAMED.get(key) or nearest(key, names)
+        hint = RENAMED.get(key) or _elsewhere(model, key) or nearest(key, names)
         return f"{place}: unknown key; {hint or 'allowed: ' + ', '.join(names)}"
     if fault["type"] == "missing":
         section = _inner_model(field.annotation) if field else None
@@ -380,6 +380,16 @@ def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
         inner = _inner_model(field.annotation) if field else None
         model = inner or model
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _elsewhere(model: type[BaseModel] | None, key: str) -> str:
+    """Where a recipe has such a key, in words: at its top, or in one of its groups; empty where it has none."""
+    if model is None:
+        return ""
+    groups = {name: _inner_model(field.annotation) for name, field in model.model_fields.items()}
+    places = [key] if key in groups else []
+    places += [f"{name}.{key}" for name, inner in groups.items() if inner is not None and key in inner.model_fields]
+    return f"there is {' and '.join(places)}" if places else ""
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

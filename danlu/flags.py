@@ -163,7 +163,10 @@ def _read(name: str, word: Any) -> Any:
 _NAME = r"(?P<name>[a-z]\w*(?:\.[a-z]\w*)*)"
 _TOLD = re.compile(rf"(?<![\w./'\"=-]){_NAME}(?:=(?P<value>\{{[^{{}}\n]*\}}|\[[^][\n]*\]|[^\s;,)]+))?(?![\w/=]|\.\w)")
 _HEAD = re.compile(rf"^{_NAME}(?P<value>(?!))?(?=:)", re.MULTILINE)
-_COMMAND = re.compile(r"(danlu run [^`\n]*)")
+# What stays as it is: a command, to be typed; a key that there is none of, as it was given, and what stands beside it.
+_VERBATIM = re.compile(
+    r"(danlu run [^`\n]*|^ *[^\s:]+: unknown key(?:; (?:there is|allowed|did you mean).*)?)", re.MULTILINE
+)
 _ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "md", "parquet")  # "data.json:3" is a place, and no option
 _IDLE = re.compile(r"^[a-z_]+(, [a-z_]+)*(?= has no effect)", re.MULTILINE)
 
@@ -197,7 +200,7 @@ def spelt(text: str, names: Iterable[str], spell: Callable[[str, str | None], st
     def write_all(part: str) -> str:
         return _TOLD.sub(write, _HEAD.sub(write, _IDLE.sub(write_idle, part)))
 
-    parts = _COMMAND.split(text)  # every second one is a command, which stays as it is to be typed
+    parts = _VERBATIM.split(text)
     return "".join(part if at % 2 else write_all(part) for at, part in enumerate(parts))
 
 

@@ -36,6 +36,8 @@ def test_overrides_reach_into_groups_and_read_numbers(tmp_path):
     ("text", "overrides", "said"),
     [
         ("name: a\ntrain: {learning_rat: 1}", [], r"train.learning_rat: unknown key; did you mean 'learning_rate'\?"),
+        ("name: a\nsteps: 3", [], "steps: unknown key; there is train.steps"),
+        ("name: a\ntrain: {name: b}", [], "train.name: unknown key; there is name"),
         ("name: a", ["maybe.step=1"], r"maybe.step: unknown key; did you mean 'steps'\?"),
         ("name: a", ["train.lr=1"], "train.lr: unknown key; the key is learning_rate"),
         ("train: {}", [], "name: required, but not given"),

@@ -218,5 +218,8 @@ def test_messages_name_options_as_they_are_written():
         "a data.json",
     ):
         assert spelt(place, ["json", "data.path"], as_flag) == place
+    unknown = "  train.seed: unknown key; there is seed\n  model.lr: unknown key; the key is learning_rate"
+    told = unknown.replace("is learning_rate", "is train.learning_rate")
+    assert spelt(unknown, ["seed", "train.learning_rate"], as_key) == told
     assert spelt("set accept_licence=true", names, as_key) == "set model.accept_licence=true"
     assert spelt("keep float32 (merge.dtype=float32), or", ["dtype"], as_flag) == "keep float32 (--dtype float32), or"

@@ -97,7 +97,7 @@ def test_one_row_that_is_no_number_leaves_the_others_alone():
 @in_blocks
 @pytest.mark.usefixtures("form")
 def test_the_same_row_has_the_same_answer_among_any_others():
-    """Sums go over the inputs in one order, however many rows there are; but for int4 in vectors, which has two ways."""
+    """Sums go over the inputs in one order, however many rows there are; int4 in vectors alone has two ways."""
     for rounded in FORMATS if blocks.has_tiles() else FORMATS[:2]:
         product, x = BlockProduct(drawn(80, 96), None, rounded), drawn(70, 96, seed=1)
         whole = product(x)
