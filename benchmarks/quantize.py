@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,16 @@ GGML: dict[str, tuple[int, bool]] = {
 ALL = (*FORMS, *GGML)
 
 
-def texts(language: str) -> Iterator[str]:
-    """The guides in one language."""
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        if path.name.endswith(".zh.md") == (language == "zh"):
-            yield path.read_text("utf-8")
+def guides_in(language: str) -> str:
+    """The guides in one language, as they were when the first form was measured: they change, not least by this."""
+    place = KEPT / f"guides-{language}.txt"
+    if not place.exists():
+        paths = [
+            one for one in sorted((ROOT / "docs").glob("*.md")) if one.name.endswith(".zh.md") == (language == "zh")
+        ]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("\n\n".join(one.read_text("utf-8") for one in paths), "utf-8")
+    return place.read_text("utf-8")
 
 
 @cache
@@ -80,7 +85,8 @@ def windows(model: str, text: str, tokens: int) -> list[torch.Tensor]:
     if text == "talk":
         return talks(model)
     tokenizer = load_tokenizer(directory_of(model))
-    ids = tokenizer("\n\n".join(texts(text)), add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    letters = guides_in(text)[: 16 * tokens]
+    ids = tokenizer(letters, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
     return [torch.tensor([ids[at : at + WINDOW]]) for at in range(0, len(ids) - WINDOW + 1, WINDOW)]
 
 
