@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BUDGETS = (0.02, 0.1, 0.3)
 DEALINGS = 20
 # What `danlu quantize --bits auto --method auto` tries.
-TRIED = ("rtn 8", "rtn 4", "awq 4", "gptq 4", "rtn 3", "awq 3", "gptq 3")
+TRIED = ("rtn 8", *(f"{method} {bits}" for bits in (4, 3) for method in ("rtn", "awq", "gptq", "awq+gptq")))
 
 
 class Outcome(NamedTuple):
@@ -97,7 +97,7 @@ def block(models: Sequence[str], tokens: int, language: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
-    parser.add_argument("--tokens", type=int, default=1024, help="as benchmarks/quantize.py was run")
+    parser.add_argument("--tokens", type=int, default=2048, help="as benchmarks/quantize.py was run")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()
     models = asked.model or MODELS

@@ -36,6 +36,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "gguf-f16": ("export", "--type", "f16"),
     "gguf-q8_0": ("export", "--type", "q8_0"),
     "gguf-q4_0": ("export", "gptq-4"),
+    "gguf-q4_k": ("export", "--type", "q4_k"),
 }
 PEERS = {"vllm": "vllm", "xllamacpp": "xllamacpp", "transformers": "transformers"}
 QUESTIONS = (

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,16 @@ FORMS: dict[str, dict[str, Any]] = {
     **{
         f"{method} {bits}": {"method": method, "bits": bits, **CALIBRATED}
         for bits in (4, 3)
-        for method in ("gptq", "awq")
+        for method in ("gptq", "awq", "awq+gptq")
     },
-    "gptq 4, asymmetric": {"method": "gptq", "bits": 4, "symmetric": False, **CALIBRATED},
     "rtn 3": {"method": "rtn", "bits": 3},
 }
 # llama.cpp's, by the number of the type in ggml.h, and whether columns count by their inputs (an importance matrix).
 GGML: dict[str, tuple[int, bool]] = {
     "llama.cpp Q8_0": (8, False),
     "llama.cpp Q5_0": (6, False),
+    "llama.cpp Q4_K": (12, False),
+    "llama.cpp Q4_K, imatrix": (12, True),
     "llama.cpp Q4_1": (3, False),
     "llama.cpp Q4_0": (2, False),
     "llama.cpp Q4_0, imatrix": (2, True),
@@ -64,11 +65,16 @@ GGML: dict[str, tuple[int, bool]] = {
 ALL = (*FORMS, *GGML)
 
 
-def texts(language: str) -> Iterator[str]:
-    """The guides in one language."""
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        if path.name.endswith(".zh.md") == (language == "zh"):
-            yield path.read_text("utf-8")
+def guides_in(language: str) -> str:
+    """The guides in one language, as they were when the first form was measured: they change, not least by this."""
+    place = KEPT / f"guides-{language}.txt"
+    if not place.exists():
+        paths = [
+            one for one in sorted((ROOT / "docs").glob("*.md")) if one.name.endswith(".zh.md") == (language == "zh")
+        ]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("\n\n".join(one.read_text("utf-8") for one in paths), "utf-8")
+    return place.read_text("utf-8")
 
 
 @cache
@@ -79,7 +85,8 @@ def windows(model: str, text: str, tokens: int) -> list[torch.Tensor]:
     if text == "talk":
         return talks(model)
     tokenizer = load_tokenizer(directory_of(model))
-    ids = tokenizer("\n\n".join(texts(text)), add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    letters = guides_in(text)[: 16 * tokens]
+    ids = tokenizer(letters, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
     return [torch.tensor([ids[at : at + WINDOW]]) for at in range(0, len(ids) - WINDOW + 1, WINDOW)]
 
 
@@ -130,21 +137,23 @@ def measured(model: str, form: str | None, tokens: int) -> dict[str, Any]:
     for text in TEXTS:
         columns: dict[str, list[float]] = {"losses": [], "tokens": [], "divergences": []}
         for at, ids in enumerate(windows(model, text, tokens)):
-            q, p = other(input_ids=ids).logits[0, :-1].float(), wanted(model, text, tokens, at)
-            columns["losses"].append(float(torch.nn.functional.cross_entropy(q.double(), ids[0, 1:], reduction="sum")))
+            q = other(input_ids=ids).logits[0, :-1].float()
+            columns["losses"].append(float(torch.nn.functional.cross_entropy(q, ids[0, 1:], reduction="sum")))
             columns["tokens"].append(len(q))
-            columns["divergences"].append(0.0 if form is None else float(of_logits(p, q).sum()))
+            is_other = form is not None
+            columns["divergences"].append(float(of_logits(wanted(model, text, at, ids), q).sum()) if is_other else 0.0)
         figures[text] = columns
     return figures
 
 
-def wanted(model: str, text: str, tokens: int, at: int) -> torch.Tensor:
-    """The original's logits on a window, computed once."""
-    place = KEPT / "logits" / f"{file_name(model)}-{text}-{tokens}-{at}.pt"
+def wanted(model: str, text: str, at: int, ids: torch.Tensor) -> torch.Tensor:
+    """The original's logits on a window, computed once, in float16."""
+    place = KEPT / "logits" / f"{file_name(model)}-{text}-{at}.pt"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(original_of(model)(input_ids=windows(model, text, tokens)[at]).logits[0, :-1].clone(), place)
-    return torch.load(place)
+        torch.save(original_of(model)(input_ids=ids).logits[0, :-1].half(), place.with_suffix(".unwritten"))
+        place.with_suffix(".unwritten").rename(place)
+    return torch.load(place).float()
 
 
 def made(model: str, form: str | None) -> tuple[Any, int]:
@@ -322,7 +331,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="more than once")
     parser.add_argument("--only", action="append", choices=ALL, help="a form by its name; more than once")
-    parser.add_argument("--tokens", type=int, default=1024, help="of text in each language")
+    parser.add_argument("--tokens", type=int, default=2048, help="of text in each language")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second as well")
     parser.add_argument("--write", action="store_true", help="put the table into the guides to quantization")
     asked = parser.parse_args()

@@ -21,7 +21,7 @@ import kept_runs
 from guides import ROOT
 
 KEPT = ROOT / ".quantize"
-MODELS = ("smollm2-135m", "smollm2-135m, tuned", "20 M, from nothing", "gemma3-270m")
+MODELS = ("smollm2-135m, tuned", "20 M, from nothing", "smollm2-135m", "gemma3-270m")
 BLOCK, LEVELS = 32, 16  # of a 4-bit grid
 
 # Models that lie on no grid: the whole of one trained on, at a rate that takes weights steps of a grid away, and one

@@ -16,7 +16,7 @@ QUICK = {"group_size": 16, "prompts": 2, "max_new_tokens": 4, "max_kl": 20.0}
 
 
 def options(method, **more):
-    looking = LOOKING if method in ("awq", "gptq") else {}
+    looking = LOOKING if method not in ("rtn", "nf4") else {}
     return QuantizeOptions(method=method, **{**QUICK, **looking, **more})
 
 

@@ -19,6 +19,14 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w3|
 _PLACES = {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1), "down_proj": ("down_proj", None)}
 _PLACES |= {"w1": _PLACES["gate_proj"], "w3": _PLACES["up_proj"], "w2": _PLACES["down_proj"]}
 
+# Files of Mixtral's kind call the place of their experts so.
+_OLD_PLACE = re.compile(r"\.block_sparse_moe\.(?=experts\.\d+\.w[123]$)")
+
+
+def own_name(name: str) -> str:
+    """What a layer of the files is called in the model: of Mixtral's experts, another place than there."""
+    return _OLD_PLACE.sub(".mlp.", name)
+
 
 def is_expert(model: nn.Module, name: str) -> bool:
     """Whether a layer of this name is a part of a block of experts that can be filled."""

@@ -21,9 +21,10 @@ from torch import nn
 
 from danlu.errors import ModelError
 from danlu.hub import weight_files
+from danlu.model.compute.grouped_embedding import GroupedEmbedding, factor_of
 from danlu.model.compute.grouped_linear import GroupedLinear, grouped_layers
-from danlu.model.expert_codes import check_complete, is_expert, put, weights_of
-from danlu.model.formats.format import FULL, Stored
+from danlu.model.expert_codes import check_complete, is_expert, own_name, put, weights_of
+from danlu.model.formats.format import EMBEDDINGS, FULL, Stored
 from danlu.model.formats.packing import WORD
 from danlu.model.formats.table import METHODS, stored
 from danlu.model.grouped import Grouped
@@ -131,7 +132,7 @@ def quantized_files(directory: Path, said: Mapping[str, Any] | None, *, is_part:
     codes = {rule.format.parts[0] for rule in how.rules}
     names = {name.rpartition(".")[0] for name in places if name.rpartition(".")[2] in codes}
     names = {name for name in names if _has_scales(name, places)}
-    layers = {name: name for name in sorted(names)}
+    layers = {name: own_name(name) for name in sorted(names)}
     if is_part:
         own = language_names(f"{name}.weight" for name in layers)
         layers = {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in own.items()}
@@ -148,11 +149,13 @@ def taking(files: QuantizedFiles, config: Any) -> dict[str, Any]:
 
     The configuration is changed: it says nothing of quantization any more.
     """
+    last = {name.split(".")[-1] for name in files.layers}
+    is_shared = bool(config.tie_word_embeddings) and "lm_head" not in last and not last.isdisjoint(EMBEDDINGS)
     for one in (config, config.get_text_config()):
         one.__dict__.pop("quantization_config", None)
-        if any(name.split(".")[-1] == "lm_head" for name in files.layers):
+        if is_shared or "lm_head" in last:
             one.tie_word_embeddings = False
-    return {"quantization_config": _description()(tuple(files.layers.values()))}
+    return {"quantization_config": _description()(tuple(files.layers.values()), is_shared=is_shared)}
 
 
 def settle_grouped(model: Any, files: QuantizedFiles) -> Any:
@@ -169,14 +172,17 @@ def settle_grouped(model: Any, files: QuantizedFiles) -> Any:
             put(model, name, grouped.weight())
             continue
         layer = model.get_submodule(name)
-        seen = tuple(grouped.codes.shape)
-        if seen != (layer.out_features, layer.in_features):
+        is_embedding = isinstance(layer, GroupedEmbedding)
+        own = (layer.num_embeddings, layer.embedding_dim) if is_embedding else (layer.out_features, layer.in_features)
+        if (seen := tuple(grouped.codes.shape)) != own:
             raise ModelError(
-                f"{files.directory}: {name} is {seen} in the files, and the model has "
-                f"{(layer.out_features, layer.in_features)}",
+                f"{files.directory}: {name} is {seen} in the files, and the model has {own}",
                 fix="fetch the model again; config.json and the weights must be of one",
             )
         layer.fill(grouped)
+        head = model.get_output_embeddings()
+        if is_embedding and isinstance(head, GroupedLinear) and "lm_head" not in files.layers.values():
+            head.fill(layer.grouped)  # the same codes, held once
     return model
 
 
@@ -198,7 +204,15 @@ def refuse_training(model: Any, name: str) -> None:
 
 
 def whole_layers(model: Any) -> Any:
-    """The same model with plain float32 layers of what the codes say, one after the other; all else in float32 too."""
+    """The same model with plain float32 layers of what the codes say, one after the other; all else in float32 too.
+
+    Raises ModelError for an embedding in few bits.
+    """
+    if isinstance(model.get_input_embeddings(), GroupedEmbedding):
+        raise ModelError(
+            f"{type(model).__name__}: its embedding is in few bits, and is not made whole",
+            fix="take the model that it was quantized from, or quantize that without --embeddings",
+        )
     for name, layer in grouped_layers(model).items():
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(layer.whole(torch.float32), requires_grad=False)
@@ -230,8 +244,14 @@ def _opened(paths: Iterable[Path]) -> Iterator[dict[Path, Any]]:
         yield {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
 
 
-def _emptied(model: nn.Module, names: Iterable[str]) -> None:
-    """Put empty layers in the places of these linear ones. Raises ModelError for what is none."""
+def _emptied(model: Any, names: Iterable[str], *, is_shared: bool) -> None:
+    """Put empty layers in the places of these linear ones, and of an embedding; of the head too if it is shared.
+
+    Raises ModelError for what is neither.
+    """
+    if is_shared:
+        head = next(name for name, part in model.named_modules() if part is model.get_output_embeddings())
+        names = [*names, head]
     for name in names:
         if is_expert(model, name):
             continue
@@ -243,6 +263,11 @@ def _emptied(model: nn.Module, names: Iterable[str]) -> None:
                 seen += ": its experts are one block of weights"
             raise ModelError(seen, fix=FULL) from error
         weight: Any = layer.weight
+        if isinstance(layer, nn.Embedding):
+            with torch.device("meta"):
+                rows, width = weight.shape
+                model.set_submodule(name, GroupedEmbedding(rows, width, weight.dtype, factor_of(layer)))
+            continue
         if isinstance(layer, nn.Linear):
             sizes = layer.in_features, layer.out_features
         elif type(layer).__name__ == "Conv1D":
@@ -264,12 +289,13 @@ def _description() -> Any:
 
     @register_quantization_config(OWN)
     class Description(QuantizationConfigMixin):  # type: ignore[misc]
-        def __init__(self, layers: tuple[str, ...] = (), **_: Any) -> None:
-            self.quant_method, self.layers = OWN, layers
+        def __init__(self, layers: tuple[str, ...] = (), *, is_shared: bool = False, **_: Any) -> None:
+            self.quant_method, self.layers, self.is_shared = OWN, layers, is_shared
 
     class Quantizer(HfQuantizer):  # type: ignore[misc]
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-            _emptied(model, self.quantization_config.layers)
+            told = self.quantization_config
+            _emptied(model, told.layers, is_shared=told.is_shared)
             return model
 
         def is_serializable(self) -> bool:

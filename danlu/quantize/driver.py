@@ -28,6 +28,7 @@ from danlu.model.formats.format import Format
 from danlu.model.load import language_document, load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.quantize.blocks import Blocks
 from danlu.quantize.calibration import Calibration, Texts, in_rows, texts_of
+from danlu.quantize.ends import Ends
 from danlu.quantize.gate import hold_against
 from danlu.quantize.layers import Layer, file_names, layers_of
 from danlu.quantize.methods import METHODS, check_finite
@@ -192,6 +193,7 @@ class _Making:
         self.device = Device("cpu", device.cores, 0, device.has_bfloat16)  # what is free was looked at
         self.dtype, self.scheme = stored_dtype(directory), options.scheme
         self.format: Format = format_of(options)
+        self.ends = Ends(options.ends)
         self.model: Any = load_model(directory, device=self.device, dtype=self.dtype, say=say)
         self.tokenizer = load_tokenizer(directory)
         self.blocks = Blocks(self.model)
@@ -204,6 +206,7 @@ class _Making:
     def check(self) -> None:
         """All that can be wrong with model, options and text."""
         self.blocks.check()
+        self.ends.find(self.model, self.names)
         for number in range(len(self.blocks)):
             layers = self._layers(number)
             check_finite(layers)
@@ -234,7 +237,7 @@ class _Making:
         del self.model, self.blocks
         release_memory()
         try:
-            check_written(unverified, digests)
+            check_written(unverified, digests | self.ends.digests)
             closeness = hold_against(self.directory, unverified, conversations, self.options, self.device, self.say)
         except Exception:
             shutil.rmtree(unverified, ignore_errors=True)
@@ -311,10 +314,14 @@ class _Making:
         kept = self.work.read(number)
         if not hidden:
             return kept, []
-        _, layers = self._in_float32(number)
-        if self.options.method == "gptq":  # whose next block sees what the codes answer
+        block, layers = self._in_float32(number)
+        if "gptq" in self.options.method:  # whose next block sees what the codes answer
             for layer in layers:
                 layer.weight.copy_(restored(kept.tensors, layer.name, self.format, self.scheme).weight())
+            prefix = f"{self.blocks.name}.{number}."
+            for name, one in block.named_parameters():
+                if (found := kept.tensors.get(self.names.get(prefix + name, ""))) is not None:
+                    one.detach().copy_(found)
         return kept, [self.blocks.run(number, row) for row in hidden]
 
     def _in_float32(self, number: int) -> tuple[nn.Module, list[Layer]]:
@@ -333,16 +340,17 @@ class _Making:
         shutil.rmtree(place, ignore_errors=True)
         with disk_faults(place, "writing the quantized model"):
             write_model(place, self.directory, self.model, self.tokenizer, self.work, len(self.blocks), self._rest())
-            say_quantized(place, self.format, self.scheme, self._left_out())
+            say_quantized(place, self.ends.told(self.format.config(self.scheme, self._left_out())))
         return place
 
     def _rest(self) -> dict[str, Tensor]:
         """Weights outside of blocks, each once: a head that is tied to the embedding is not written."""
-        inside, seen, found = f"{self.blocks.name}.", set(), {}
+        inside, seen = f"{self.blocks.name}.", set()
+        found: dict[str, Tensor] = {}
         for name, one in self.model.state_dict().items():
             if not name.startswith(inside) and one.data_ptr() not in seen:
                 seen.add(one.data_ptr())
-                found[self.names[name]] = as_stored(one, self.dtype)
+                found |= self.ends.tensors(self.names[name], one) or {self.names[name]: as_stored(one, self.dtype)}
         return found
 
     def _left_out(self) -> list[str]:

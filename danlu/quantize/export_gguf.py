@@ -1,7 +1,8 @@
 """A model -> a GGUF file, which llama.cpp runs: weights, tokenizer and chat template.
 
-Weights are read and written one after the other. `q8_0` and `q4_0` round each 32 of a row as llama.cpp does, embedding
-and head to q8_0 at most; norms and biases stay float32. Of a model in few bits the codes are carried over, where they
+Weights are read and written one after the other. `q8_0` and `q4_0` round each 32 of a row as llama.cpp does, `q4_k`
+each 256 (k_blocks.py), and rows that 256 does not divide become q5_0; embedding and head q8_0 at the least; norms and
+biases stay float32. Of a model in few bits the codes are carried over, where they
 lie on the same numbers: symmetric ones of 8 or 4 bits in groups of 32 or a multiple of it. At the end the file is read
 again: its tokenizer must cut texts as the model's own does. What each kind's keys mean is gguf_keys.py's.
 """
@@ -27,13 +28,16 @@ from danlu.model.grouped import Grouped
 from danlu.model.language_part import language_names
 from danlu.model.load import load_tokenizer, quantization_of, read_json
 from danlu.model.quantized import QuantizedFiles, quantized_files
+from danlu.quantize import k_blocks
 from danlu.quantize.gguf_file import check_place, finish, language_config
 from danlu.quantize.gguf_keys import is_off_by_one, keys_of, kind_of, order_of, rope_factors
 from danlu.quantize.gguf_tokens import Tokens, tokens_of
+from danlu.quantize.k_blocks import q4_k
 
-GgufType = Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0"]
+GgufType = Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k"]
 BLOCK = 32
-BITS = {"q8_0": 8, "q4_0": 4}
+BITS = {"q8_0": 8, "q4_0": 4}  # of blocks that codes are carried over into
+ROUNDED = (*BITS, "q4_k")
 # Texts on which the file's tokenizer has to agree with the model's own.
 TEXTS = (PROBE, "Hello, world! 1234567", "  two  spaces\n\n\nand lines", "天地玄黄，宇宙洪荒。", "naïve café → 🙂🙃")
 
@@ -105,7 +109,8 @@ class _Weights:
         if self.files is None:
             own = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(self.config.dtype, "f32")
             return own if kind == "auto" else kind
-        bits = {self.files.stored.rule(name).scheme.bits for name in self.files.layers}
+        layers = [name for name, own in self.files.layers.items() if not _is_end(own)]
+        bits = {self.files.stored.rule(name).scheme.bits for name in layers}
         held = {8: "q8_0", 4: "q4_0"}.get(bits.pop() if len(bits) == 1 else 0)
         if held is None or kind not in ("auto", held):
             raise ModelError(
@@ -141,7 +146,7 @@ class _Weights:
             self.name(name)
         if self.files is not None:
             for own, grouped in self.files.read():
-                carried(own, grouped, self.type)
+                carried(own, grouped, self._blocks(own))
 
     def name(self, own: str) -> str:
         placed = self._names.get_name(own, try_suffixes=(".weight", ".bias"))
@@ -163,8 +168,13 @@ class _Weights:
         for own, name in self.codes.items():
             assert self.files is not None
             grouped, order = self.files.layer(name), order_of(own, self.config)
-            blocks = carried(name, grouped, self.type)
-            yield self.name(own), blocks if order is None else blocks[order.numpy()], _type(self.type)
+            kind = self._blocks(own)
+            blocks = carried(name, grouped, kind)
+            yield self.name(own), blocks if order is None else blocks[order.numpy()], _type(kind)
+
+    def _blocks(self, own: str) -> str:
+        """Those that the codes of this layer are carried over into."""
+        return "q8_0" if _is_end(own) else self.type
 
     def _held(self, own: str, weight: Tensor) -> tuple[np.ndarray, Any]:
         import gguf
@@ -172,13 +182,25 @@ class _Weights:
         if weight.ndim < 2:
             return weight.float().numpy(), _type("f32")
         kind = self.type
-        if kind in BITS:
-            is_end = own.startswith(("lm_head", "model.embed_tokens"))
-            kind = "f16" if weight.shape[-1] % BLOCK else "q8_0" if is_end else kind
-            if self.files is not None:  # what was left out of the codes stays as it is
-                kind = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(weight.dtype, "f32")
+        if self.files is not None:  # what was left out of the codes stays as it is
+            kind = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(weight.dtype, "f32")
+        elif kind in ROUNDED:
+            kind = _divided(weight.shape[-1], "q8_0" if _is_end(own) else kind)
+        if kind == "q4_k":
+            return q4_k(weight), _type(kind)
         found = weight.float().contiguous().numpy()
         return found if kind == "f32" else gguf.quants.quantize(found, _type(kind)), _type(kind)
+
+
+def _is_end(own: str) -> bool:
+    return own.startswith(("lm_head", "model.embed_tokens"))
+
+
+def _divided(columns: int, kind: str) -> str:
+    """The blocks that rows of so many numbers take in the place of these, as llama-quantize has it."""
+    if kind == "q4_k" and columns % k_blocks.BLOCK:
+        kind = "q5_0"
+    return "f16" if columns % BLOCK else kind
 
 
 def carried(layer: str, grouped: Grouped, kind: str) -> np.ndarray:
@@ -244,6 +266,7 @@ _FILE_TYPES = {
     "bf16": "MOSTLY_BF16",
     "q8_0": "MOSTLY_Q8_0",
     "q4_0": "MOSTLY_Q4_0",
+    "q4_k": "MOSTLY_Q4_K_S",
 }
 
 

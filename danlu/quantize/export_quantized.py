@@ -24,7 +24,7 @@ from danlu.hub import quiet_transformers, weight_files
 from danlu.hub.cache import need_disk
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place
-from danlu.model.formats.format import Format
+from danlu.model.formats.format import EMBEDDINGS, Format
 from danlu.model.formats.table import chosen
 from danlu.model.grouped import Scheme
 from danlu.model.load import OLDER_QUANTIZATION, quantization_of, read_json
@@ -89,6 +89,12 @@ def _files(source: Path) -> QuantizedFiles:
 
 def _scheme(files: QuantizedFiles) -> Scheme:
     """The one that all layers share; symmetric if every zero is the middle, whatever the files say of it."""
+    if ends := [name for name in files.layers if name.rpartition(".")[2] in EMBEDDINGS]:
+        raise ConfigError(
+            f"{files.directory}: {ends[0]} is in few bits, which is not written in another format",
+            allowed="danlu export --format gguf, where the codes lie on llama.cpp's blocks",
+            fix="quantize the full-precision model anew, without --embeddings",
+        )
     schemes = {replace(files.stored.rule(name).scheme, symmetric=False) for name in files.layers}
     if len(schemes) > 1:
         raise ConfigError(

@@ -11,14 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from danlu.data.formats import Message
 from danlu.device import Device, release_memory
 from danlu.errors import disk_faults
-from danlu.model.load import language_document, load_model, load_tokenizer, read_json
-from danlu.model.quantized import QuantizedFiles, quantized_files
-from danlu.quantize.layers import blocks_of, file_names, layers_of
+from danlu.model.load import language_document, load_model, load_tokenizer
 from danlu.quantize.merge import engine_around, own_prompts
 from danlu.quantize.options import QuantizeOptions
 from danlu.quantize.parity import Closeness, ask, compare_lossy
@@ -67,34 +64,5 @@ def computed_dtype(directory: Path) -> torch.dtype:
 
 
 def read_quantized(original: Path, quantized: Path, device: Device) -> Any:
-    """As anybody reads it; experts, which no layer of the model's own stands for, as plain weights."""
-    if has_experts(quantized):
-        return read_whole(original, quantized, device)
+    """As anybody reads it, to be computed in the format of the original."""
     return load_model(quantized, device=device, dtype=computed_dtype(original))
-
-
-def has_experts(quantized: Path) -> bool:
-    """Whether experts are among the layers in few bits."""
-    return any(".experts." in name for name in _files(quantized).layers)
-
-
-def _files(quantized: Path) -> QuantizedFiles:
-    files = quantized_files(quantized, read_json(quantized / "config.json")["quantization_config"])
-    assert files is not None
-    return files
-
-
-@torch.no_grad()
-def read_whole(original: Path, quantized: Path, device: Device) -> Any:
-    """The quantized model, what its codes say as plain weights: every weight is the files', and none the original's."""
-    model = load_model(original, device=device, dtype=computed_dtype(original))
-    files, names = _files(quantized), file_names(model)
-    name, blocks = blocks_of(model)
-    for number, block in enumerate(blocks):
-        for layer in layers_of(block, f"{name}.{number}", names):
-            layer.weight.copy_(files.layer(layer.name).weight())
-    for own, one in model.state_dict().items():
-        if (place := files.places.get(names.get(own, ""))) is not None:
-            with safe_open(place, framework="pt") as file:
-                one.copy_(file.get_tensor(names[own]))
-    return model

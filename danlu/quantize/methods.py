@@ -1,13 +1,14 @@
 """A block and the text that came to it -> codes of each layer, and the text that goes on to the next block.
 
 One function a method, all of one form. GPTQ's blocks see what the quantized blocks before them answer, layer after
-layer; AWQ's scales are sought on what the original ones do. Knows no file.
+layer; AWQ's scales are sought on what the original ones do. Both can follow each other. Knows no file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,40 @@ def by_awq(
     block: nn.Module, layers: Sequence[Layer], hidden: Sequence[Tensor], run: Run, scheme: Scheme, stored: torch.dtype
 ) -> tuple[Made, list[Tensor]]:
     """Scales folded in, group by group; then codes, with extremes cut off."""
+    scaled = _scaled(block, layers, hidden, run, scheme, stored)
+    for at, readers in enumerate(scaled.groups):
+        if (of := scaled.seen.get(at)) is not None:
+            scaled.made.layers |= {layer.name: awq.cut(layer, of.rows, scheme) for layer in readers.layers}
+    _round_rest(scaled.made, layers, scheme)
+    return scaled.made, scaled.answers
+
+
+@torch.no_grad()
+def by_both(
+    block: nn.Module, layers: Sequence[Layer], hidden: Sequence[Tensor], run: Run, scheme: Scheme, stored: torch.dtype
+) -> tuple[Made, list[Tensor]]:
+    """Scales folded in as AWQ does; then codes as GPTQ finds them, for the columns as they are now."""
+    scaled = _scaled(block, layers, hidden, run, scheme, stored)
+    quantized = _quantized(layers)
+    for one in block.parameters():
+        if id(one) not in quantized:
+            one.copy_(one.to(stored))  # what the files will have is what the next block hears of
+    made, answers = by_gptq(block, layers, hidden, run, scheme, stored)
+    return Made(made.layers, scaled.made.changed, scaled.made.said + made.said), answers
+
+
+class _Scaled(NamedTuple):
+    """A block with AWQ's scales in it: which layers read what, what came to them, and what it answered before."""
+
+    made: Made
+    groups: list[Readers]
+    seen: dict[int, awq.Seen]
+    answers: list[Tensor]
+
+
+def _scaled(
+    block: nn.Module, layers: Sequence[Layer], hidden: Sequence[Tensor], run: Run, scheme: Scheme, stored: torch.dtype
+) -> _Scaled:
     probe = hidden[0]
     before = {name: one.detach().clone() for name, one in block.named_parameters()}
     groups = readers_of(block, layers, lambda: run(probe))
@@ -137,17 +172,18 @@ def by_awq(
                 made.said.append(f"no scale can be folded into what comes to {some(_names(readers))}")
             else:
                 of.rows.div_(taken)
-    for at, readers in enumerate(groups):
-        if (of := seen.get(at)) is not None:
-            made.layers |= {layer.name: awq.cut(layer, of.rows, scheme) for layer in readers.layers}
-    _round_rest(made, layers, scheme)
-    quantized = {id(getattr(layer.owner, layer.parameter)) for layer in layers}
+    quantized = _quantized(layers)
     made.changed = [
         name
         for name, one in block.named_parameters()
         if id(one) not in quantized and not torch.equal(one.detach(), before[name])
     ]
-    return made, answers
+    return _Scaled(made, groups, seen, answers)
+
+
+def _quantized(layers: Sequence[Layer]) -> set[int]:
+    """The parameters that become codes, by id."""
+    return {id(getattr(layer.owner, layer.parameter)) for layer in layers}
 
 
 def _names(readers: Readers) -> list[str]:
@@ -163,4 +199,5 @@ METHODS: dict[str, Callable[..., tuple[Made, list[Tensor]]]] = {
     "rtn": by_rounding,
     "awq": by_awq,
     "gptq": by_gptq,
+    "awq+gptq": by_both,
 }

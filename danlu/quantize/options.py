@@ -13,14 +13,14 @@ from danlu.model.formats.table import chosen
 from danlu.model.grouped import Scheme
 from danlu.plan.quantization import loss_of
 
-Method = Literal["awq", "gptq", "rtn", "nf4"]
+Method = Literal["awq", "gptq", "awq+gptq", "rtn", "nf4"]
 AUTO: Literal["auto"] = "auto"
 FormatName = Literal["auto", "awq", "gptq", "compressed-tensors"]
 
 GROUP = 64
 # Methods that look at texts, and what each is written as where no format is named.
-LOOKING = ("awq", "gptq")
-OWN_FORMAT: dict[str, FormatName] = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
+LOOKING = ("awq", "gptq", "awq+gptq")
+OWN_FORMAT: dict[str, FormatName] = {"awq": "awq", "awq+gptq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
 
 # By width: mean divergence from the original that is refused, in nats a token, where none is named. What sound methods
 # lose on small models stays below; files in which codes, zeros or scales are not where they belong lie above.
@@ -31,7 +31,7 @@ _OF_TEXT = ("calibration", "calibration_tokens", "calibration_length")
 
 # What is tried where these are to be chosen. In 8 bits looking at text changes nothing that can be measured.
 WIDTHS = (8, 4, 3)
-TRIED = ("rtn", "awq", "gptq")
+TRIED = ("rtn", "awq", "gptq", "awq+gptq")
 
 
 class Few(Options):
@@ -47,6 +47,9 @@ class Few(Options):
     )
     format: FormatName = Field(
         "auto", description="of the files: awq, gptq or compressed-tensors; by default the method's own that holds it"
+    )
+    embeddings: Literal[8] | None = Field(
+        None, description="bits of embedding and head: 8, which compressed-tensors holds; by default as they are"
     )
     calibration: PathText | None = Field(
         None, description="data file of texts like those that the model will see; by default Python's documentation"
@@ -77,8 +80,16 @@ class Few(Options):
         told = {name for name in _OF_TEXT if self._is_set(name)}
         if told and self.bits != AUTO and self.method not in (*LOOKING, AUTO):
             raise ValueError(f"{self.method} looks at no text: {', '.join(sorted(told))} has no effect")
+        if self.embeddings and self.format not in ("auto", "compressed-tensors"):
+            raise ValueError(f"files of {self.format} hold no embedding in few bits: take compressed-tensors")
         if self.method == "nf4":
-            if self.bits != 4 or self.group_size != GROUP or self.symmetric is not None or self.format != "auto":
+            if (
+                self.embeddings
+                or self.bits != 4
+                or self.group_size != GROUP
+                or self.symmetric is not None
+                or self.format != "auto"
+            ):
                 raise ValueError("nf4 is 4 bits in blocks of 64, in bitsandbytes' form: say nothing else beside it")
         elif self.calibration_length > self.calibration_tokens:
             raise ValueError("calibration_length is more than calibration_tokens")
@@ -101,12 +112,17 @@ class QuantizeOptions(Few):
         return Scheme(self.bits, self.group_size, by_default if self.symmetric is None else self.symmetric)
 
     @property
+    def ends(self) -> Scheme | None:
+        """Of embedding and head; None where they stay as they are."""
+        return Scheme(self.embeddings, self.group_size, symmetric=True) if self.embeddings else None
+
+    @property
     def form(self) -> FormatName:
-        """The format by its name; awq's own holds 4 bits alone."""
+        """The format by its name; awq's own holds 4 bits alone, and no embedding."""
         if self.format != "auto":
             return self.format
         own = OWN_FORMAT[self.method]
-        return "compressed-tensors" if own == "awq" and self.bits != 4 else own
+        return "compressed-tensors" if self.embeddings or (own == "awq" and self.bits != 4) else own
 
     @property
     def allowed_kl(self) -> float:
@@ -119,7 +135,8 @@ class AskedOptions(Few):
     method: Method | Literal["auto"] = Field(
         "awq",
         description="awq scales columns by what the text makes large; gptq lets later columns answer for the errors of "
-        "earlier ones; rtn rounds; nf4 is what bitsandbytes reads; auto tries the first three on your text",
+        "earlier ones; awq+gptq does both; rtn rounds; nf4 is what bitsandbytes reads; auto tries all but nf4 on your "
+        "text",
     )
     bits: int | Literal["auto"] = Field(
         4, description="of a weight: 8, 4, 3 or 2; auto takes the fewest bytes that stay within max_loss on your text"

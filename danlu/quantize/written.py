@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,10 @@ def _part(directory: Path, at: int) -> Path:
     return directory / f"part-{at}.safetensors"
 
 
-def say_quantized(directory: Path, form: Format, scheme: Scheme, left_out: Sequence[str]) -> None:
+def say_quantized(directory: Path, said: Mapping[str, Any]) -> None:
     """What config.json says of it."""
     path = directory / "config.json"
-    document = read_json(path) | {"quantization_config": form.config(scheme, left_out)}
+    document = read_json(path) | {"quantization_config": said}
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -267,12 +267,19 @@ def test_a_directory_without_quantized_layers(model, tmp_path):
         read(directory)
 
 
-def test_what_is_no_linear_layer(model, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.norm", "model.norm in few bits, which is no linear layer but"),
+        ("model.embed_tokens", "config.json does not say how model.embed_tokens is quantized"),
+    ],
+)
+def test_what_is_no_linear_layer(model, tmp_path, name, said):
     directory = make_quantized(model, tmp_path / "few", FORMATS["awq"], Scheme(4, 32))
     tensors = load_file(directory / "model.safetensors")
-    parts = {f"model.embed_tokens.{one}".replace(".", "__"): tensors[f"{LAYER}.{one}"] for one in ("qweight", "scales")}
+    parts = {f"{name}.{one}".replace(".", "__"): tensors[f"{LAYER}.{one}"] for one in ("qweight", "scales")}
     change(directory, **parts)
-    with pytest.raises(ModelError, match=r"model.embed_tokens in few bits, which is no linear layer but Embedding"):
+    with pytest.raises(ModelError, match=said):
         read(directory)
 
 

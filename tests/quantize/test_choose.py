@@ -124,7 +124,7 @@ def test_the_chosen_form_stands_alone(chosen):
     assert names_in(folder) == ["lines.jsonl", "out"]
     report = json.loads((folder / "out" / trials.REPORT).read_text())
     assert report == told.report
-    assert len(report["trials"]) == 7
+    assert len(report["trials"]) == 9
     (refused,) = (one for one in report["trials"] if "why" in one)
     assert "gptq at 3 bits packs 32 of them together" in refused["why"]  # of 16
     by_name = {one["name"]: one for one in report["trials"] if one is not refused}
@@ -219,7 +219,7 @@ def test_what_is_tried():
 
     assert tried() == [("awq", 4)]
     assert tried(bits="auto") == [("awq", 8), ("awq", 4), ("awq", 3)]
-    assert tried(method="auto") == [("rtn", 4), ("awq", 4), ("gptq", 4)]
-    assert len(tried(bits="auto", method="auto")) == 7
+    assert tried(method="auto") == [("rtn", 4), ("awq", 4), ("gptq", 4), ("awq+gptq", 4)]
+    assert len(tried(bits="auto", method="auto")) == 9
     assert tried(bits="auto", method="auto", format="awq", symmetric=False) == tried(method="auto")
     assert tried(method="nf4") == [("nf4", 4)]

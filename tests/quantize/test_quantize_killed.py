@@ -43,16 +43,17 @@ def _killed(base, out, method, left):
 def whole(base, tmp_path_factory):
     """What each method makes when nothing happens to it."""
     folder = tmp_path_factory.mktemp("whole")
-    for method in ("awq", "gptq"):
+    methods = ("awq", "gptq", "awq+gptq")
+    for method in methods:
         run(base, folder / method, method)
-    return {method: load_file(folder / method / "model.safetensors") for method in ("awq", "gptq")}
+    return {method: load_file(folder / method / "model.safetensors") for method in methods}
 
 
 # Renamed are: the identity, the first block, the second one, the file of weights, the model.
 @pytest.mark.parametrize(
     ("method", "left", "done"),
     [
-        ("awq", 2, 0), ("gptq", 3, 1), ("awq", 4, 2), ("gptq", 5, 2),
+        ("awq", 2, 0), ("gptq", 3, 1), ("awq", 4, 2), ("gptq", 5, 2), ("awq+gptq", 3, 1),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in
           (("gptq", 2, 0), ("awq", 3, 1), ("gptq", 4, 2), ("awq", 5, 2))),
     ],

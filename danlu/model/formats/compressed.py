@@ -18,19 +18,9 @@ def config_of(
     form: str, scheme: Scheme, left_out: Sequence[str], input_activations: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """`quantization_config` of a model whose linear layers are all held so, but those that are left out."""
-    weights = {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": "channel" if scheme.group_size is None else "group",
-        "group_size": scheme.group_size,
-        "dynamic": False,
-        "actorder": None,
-        "block_structure": None,
-    }
     group = {
         "targets": ["Linear"],
-        "weights": weights,
+        "weights": _weights(scheme),
         "input_activations": input_activations and dict(input_activations),
         "output_activations": None,
     }
@@ -41,6 +31,26 @@ def config_of(
         "config_groups": {"group_0": group},
         "ignore": list(left_out),
         "kv_cache_scheme": None,
+    }
+
+
+def with_others(config: Mapping[str, Any], form: str, scheme: Scheme, names: Sequence[str]) -> dict[str, Any]:
+    """The same, with a further group: these layers by their names, held in another way."""
+    group = {"targets": list(names), "format": form, "weights": _weights(scheme), "input_activations": None}
+    groups = {**config["config_groups"], "group_1": {**group, "output_activations": None}}
+    return {**config, "config_groups": groups, "ignore": [name for name in config["ignore"] if name not in names]}
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+        "actorder": None,
+        "block_structure": None,
     }
 
 

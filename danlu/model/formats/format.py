@@ -17,6 +17,8 @@ from danlu.errors import ConfigError, ModelError
 from danlu.model.grouped import Grouped, Scheme
 
 FULL = "use the model's full-precision release"
+# What models call their embedding.
+EMBEDDINGS = ("embed_tokens", "wte")
 
 
 class Format(Protocol):
@@ -57,19 +59,21 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """Which layers are held so: by their names, "re:" and a pattern, or "Linear" for all that no other rule names."""
+    """Which layers are held so: by their names, "re:" and a pattern, or "Linear" and "Embedding" for all of these that
+    no other rule names."""
 
     targets: tuple[str, ...]
     format: Format
     scheme: Scheme
 
     def names(self, layer: str) -> int:
-        """How closely: 3 by name, 2 by a pattern, 1 as any linear layer, 0 not at all."""
+        """How closely: 3 by name, 2 by a pattern, 1 as any layer of its kind, 0 not at all."""
         if layer in self.targets:
             return 3
         if any(target.startswith("re:") and re.match(target[3:], layer) for target in self.targets):
             return 2
-        return int("Linear" in self.targets)
+        kind = "Embedding" if layer.rpartition(".")[2] in EMBEDDINGS else "Linear"
+        return int(kind in self.targets)
 
 
 @dataclass(frozen=True)
