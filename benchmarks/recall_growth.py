@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -76,8 +76,7 @@ class Readers:
         return [f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{most:.1f}", f"{self.states:,}"]
 
 
-def best(work: object, repeats: int = 5) -> float:
-    assert callable(work)
+def best(work: Callable[[], object], repeats: int = 5) -> float:
     work()
     seconds = []
     for _ in range(repeats):

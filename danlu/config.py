@@ -87,38 +87,51 @@ _AS_WRITTEN = re.compile(
 )
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship inside the package."""
-    folder = resources.files("danlu") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def shipped(folder: str) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
+    place = resources.files("danlu") / folder
+    return sorted(entry.name.removesuffix(".yaml") for entry in place.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The mapping of a shipped recipe or of a YAML file.
+def read_named(name_or_path: str, folder: str, kind: str, called: str) -> dict[str, Any]:
+    """The mapping of a YAML file, or of one in a folder of the package by its name.
+
+    Args:
+        kind: what the files hold, as messages say it. called: what a name is a name of.
 
     Raises ConfigError for an unknown name, unreadable text, or a document that is no mapping.
     """
-    path = Path(name_or_path)
+    path, names = Path(name_or_path), shipped(folder)
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise ConfigError(f"no such recipe file: {path}", fix=f"shipped recipes: {', '.join(recipe_names())}")
-        text = _read_text(path)
-    elif name_or_path in recipe_names():
-        text = (resources.files("danlu") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
+            raise ConfigError(f"no such {kind} file: {path}", fix=f"shipped {kind}s: {', '.join(names)}")
+        text = _read_text(path, kind)
+    elif name_or_path in names:
+        text = (resources.files("danlu") / folder / f"{name_or_path}.yaml").read_text("utf-8")
     else:
         raise ConfigError(
-            f"unknown recipe: {name_or_path!r}",
-            allowed=f"{', '.join(recipe_names())}, or the path of a .yaml file",
-            fix=nearest(name_or_path, recipe_names()),
+            f"unknown {called}: {name_or_path!r}",
+            allowed=f"{', '.join(names)}, or the path of a .yaml file",
+            fix=nearest(name_or_path, names),
         )
     return parse_yaml(text, where=name_or_path)
 
 
-def _read_text(path: Path) -> str:
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship inside the package."""
+    return shipped("recipes")
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """The mapping of a shipped recipe or of a YAML file. Raises ConfigError, as `read_named`."""
+    return read_named(name_or_path, "recipes", "recipe", "recipe")
+
+
+def _read_text(path: Path, kind: str) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})", fix="save the recipe as UTF-8") from error
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})", fix=f"save the {kind} as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
 

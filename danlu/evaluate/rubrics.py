@@ -13,14 +13,13 @@ prompt is laid out, prompts.py says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from danlu.config import Options, parse_yaml, validate
-from danlu.errors import ConfigError, nearest
+from danlu.config import Options, read_named, shipped, validate
+from danlu.errors import ConfigError
 
 Input = Literal["question", "context", "truth", "answer"]
 Language = Literal["en", "zh"]
@@ -85,29 +84,13 @@ class Rubric(Options):
 
 def rubric_names() -> list[str]:
     """Names of the rubrics that ship inside the package."""
-    folder = resources.files("danlu") / "rubrics"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped("rubrics")
 
 
 def load_rubric(name_or_path: str) -> Rubric:
     """A shipped rubric by name, or that of a YAML file. Raises ConfigError for anything else, and for unknown keys."""
-    path = Path(name_or_path).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})", fix="save it as UTF-8") from error
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}", fix=f"shipped: {', '.join(rubric_names())}") from error
-    elif name_or_path in rubric_names():
-        text = (resources.files("danlu") / "rubrics" / f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        raise ConfigError(
-            f"unknown measure: {name_or_path!r}",
-            allowed=f"{', '.join(rubric_names())}, or the path of a .yaml file",
-            fix=nearest(name_or_path, rubric_names()),
-        )
-    return read_rubric(parse_yaml(text, where=name_or_path), where=name_or_path)
+    document = read_named(str(Path(name_or_path).expanduser()), "rubrics", "rubric", "measure")
+    return read_rubric(document, where=name_or_path)
 
 
 def read_rubric(document: Mapping[str, Any], where: str) -> Rubric:

@@ -19,10 +19,10 @@ from pydantic import Field, model_validator
 from danlu.config import Options
 from danlu.data.look.duplicates import Signatures, near_duplicates, signatures
 from danlu.errors import ConfigError, DataError, nearest
-from danlu.recall.candidates import asked
+from danlu.recall.candidates import asked_all
 from danlu.recall.collection import Collection
 from danlu.recall.embedding import with_vectors
-from danlu.recall.fusing import fused
+from danlu.recall.fusing import ranks
 from danlu.recall.query import Query
 from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
@@ -232,18 +232,14 @@ def _drawn(rows: RowSet, options: PickOptions) -> _Ranked:
 def _by_examples(opened: Collection, rows: RowSet, queries: Sequence[Query]) -> _Ranked:
     def ranked(number: int) -> tuple[Array, bool]:
         depth = -(-number // len(queries))
-        lists = [_alike(opened, query, rows, depth) for query in queries]
-        ranks = np.concatenate([np.arange(len(one)) for one in lists])
-        together = np.concatenate(lists)[np.argsort(ranks, kind="stable")]
+        found = asked_all(opened, queries, rows, depth)
+        lists = [ranks(one, query.fuse, depth)[0] for one, query in zip(found, queries, strict=True)]
+        turns = np.concatenate([np.arange(len(one)) for one in lists])
+        together = np.concatenate(lists)[np.argsort(turns, kind="stable")]
         _, first = np.unique(together, return_index=True)
         return together[np.sort(first)], all(len(one) < depth for one in lists)
 
     return ranked
-
-
-def _alike(opened: Collection, query: Query, rows: RowSet, depth: int) -> Array:
-    lists = asked(opened, query, rows, depth)
-    return np.array([one.row for one in fused(lists, query.fuse, depth)], np.int64)
 
 
 def _unrepeated(

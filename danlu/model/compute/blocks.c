@@ -292,10 +292,11 @@ INLINE void run_block(const Layer *layer, long block, const bf16 *x, bf16 *out, 
     for (long row = 0, left = (rows + TALL - 1) / TALL, some; row < rows; row += some, left--) {
         some = (rows - row + left - 1) / left;
         const bf16 *from = x + row * layer->inputs;
+        const float *own = totals ? totals + row * chunks : NULL;
         switch (some) {
 #define ROWS(COUNT)                                                            \
     case COUNT:                                                                \
-        add_rows(layer, block, from, widened, totals + row * chunks, sums, row == 0, COUNT, format);  \
+        add_rows(layer, block, from, widened, own, sums, row == 0, COUNT, format); \
         break;
             ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
         }
