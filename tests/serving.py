@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+
+import httpx
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "what is the capital of France?"}]
@@ -11,6 +14,18 @@ HELLO = [{"role": "user", "content": "what is the capital of France?"}]
 def is_idle(engine):
     load = engine.load
     return not (load.waiting or load.running or load.kv_bytes)
+
+
+def talked(app, talk):
+    """What `talk(client)` gives, with a client of the application."""
+
+    async def main():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
+            client.app = app
+            return await talk(client)
+
+    return asyncio.run(main())
 
 
 def chat(**more):

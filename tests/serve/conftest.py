@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import httpx
 import pytest
+from serving import talked
 from tooling import Told
 from upstreams import Fake
 from waiting import wait_until
@@ -41,15 +40,7 @@ def ask(engine):
     """`ask(talk, **options)`: run the coroutine function `talk(client)` against a fresh application."""
 
     def run(talk, **options):
-        app = make_app(engine, ServeOptions(**options), "tiny")
-
-        async def main():
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
-                client.app = app
-                return await talk(client)
-
-        return asyncio.run(main())
+        return talked(make_app(engine, ServeOptions(**options), "tiny"), talk)
 
     return run
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
-import httpx
 import pytest
 from adapting import make_adapter
-from serving import CHAT, HELLO, TEXT, chat, error, text
+from serving import CHAT, HELLO, TEXT, chat, error, talked, text
 
 from danlu import Engine
 from danlu.cli import call
@@ -41,13 +39,7 @@ def engine(directory, adapter):
 
 def asking(engine, talk):
     app = make_app(engine, ServeOptions(), "tiny")
-
-    async def main():
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
-            return await talk(client)
-
-    return asyncio.run(main()), app
+    return talked(app, talk), app
 
 
 def posted(engine, path, body):

@@ -6,11 +6,11 @@ import asyncio
 import base64
 import threading
 
-import httpx
 import numpy as np
 import openai
 import pytest
 from encoders import assert_near, make_tiny_encoder
+from serving import talked
 from waiting import PATIENCE_SECONDS, until
 
 from danlu.errors import DownloadError
@@ -36,14 +36,8 @@ def ask(engine, embedder):
         chosen = ServeOptions(**options)
         embeddings = Embeddings("enc", make, chosen)
         app = make_app(engine, chosen, "tiny", embeddings)
-
-        async def main():
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
-                return await talk(client)
-
         try:
-            return asyncio.run(main())
+            return talked(app, talk)
         finally:
             embeddings.close()
 

@@ -9,7 +9,7 @@ from datetime import date
 import httpx
 import pyarrow as pa
 import pytest
-from serving import CHAT, HELLO, chat, error, events
+from serving import CHAT, HELLO, chat, error, events, talked
 from upstreams import Fake
 
 from danlu.errors import ConfigError, DataError
@@ -40,14 +40,8 @@ def ask(engine, built):
         chosen = ServeOptions(**options)
         recalls = Recalls({"docs": built.path}, chosen)
         app = make_app_over(backend, None, recalls) if backend else make_app(engine, chosen, "tiny", None, recalls)
-
-        async def main():
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
-                return await talk(client)
-
         try:
-            return asyncio.run(main())
+            return talked(app, talk)
         finally:
             recalls.close()
 
