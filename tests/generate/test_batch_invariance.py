@@ -81,8 +81,8 @@ def test_it_is_the_same_in_any_company(tmp_path, architecture, dtype, count):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("mixtral", "experts"),
-        ("qwen3_next", "states"),
+        ("qwen3_moe", "experts"),
+        ("qwen3_5_text", "states"),
         ("gpt2", "layers are called"),
         ("gpt_oss", "attention is torch"),
     ],
