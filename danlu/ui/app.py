@@ -31,6 +31,7 @@ def make_pages(site: Site, listening: ServeOptions) -> FastAPI:
         room.add(app, site)
     app.add_exception_handler(DanluError, _on_error)
     app.add_exception_handler(HTTPException, _on_missing)
+    app.state.end = site.closing.set
     app.add_middleware(Guard, host=listening.host, allowed=site.options.allowed_hosts, key=listening.api_key)
     return app
 

@@ -95,7 +95,7 @@ def carded(shelves: Shelves, name: str) -> dict[str, Any]:
     """What there is to be asked: columns, with their values where they are few enough to be offered."""
     opened = shelves.newest(name)
     values = {one.name: [_literal(share.value) for share in one.shares[:_VALUES]] for one in shelves.spread(name)}
-    numbers = {one.name for one in opened.columns if one.kind in ("int", "float", "date", "datetime")}
+    numbers = {one.name for one in opened.columns if one.kind in ("integer", "real", "date", "time")}
     return {
         "rows": len(opened),
         "columns": [
@@ -164,7 +164,11 @@ def found(shelves: Shelves, body: RecallBody) -> dict[str, Any]:
     """Rows, with the channels that found each and what each channel took."""
     opened = shelves.newest(body.collection)
     where = body.where if body.where.strip() else None
-    columns = [one.name for one in opened.columns if one.kind != "vector" and not one.name.startswith("_")]
+    columns = [
+        one.name
+        for one in opened.columns
+        if one.kind != "vector" and not one.name.startswith("_") and one.name != opened.id_column
+    ]
     started = time.perf_counter()
     if body.like.strip():
         made = opened.recall(Query(where=where, like=body.like, top=body.top))

@@ -5,7 +5,7 @@ import { h, number, s, table, t } from "./dom.js";
 
 export const MOST = 1000;
 const COLOURS = 8;
-const TOP = 8, BOTTOM = 22, LEFT = 52, RIGHT = 8;
+const TOP = 8, BOTTOM = 22, LEFT = 52, RIGHT = 16;
 
 /** At most `most` points: the lowest and the highest of each stretch. */
 export function thinned({ x, y }, most = MOST) {

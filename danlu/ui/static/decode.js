@@ -56,7 +56,7 @@ function show(side, answer) {
   const { trace } = answer;
   const heading = `${trace.strategy.replaceAll("_", " ")}${Object.keys(answer.knobs).length ? `: ${Object.entries(answer.knobs).map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ")}` : ""}`;
   put(results[side],
-    h("p", { class: "soft" }, sides === 2 && h("b", {}, `${side.toUpperCase()}  `), heading, trace.seed !== null && ` · seed ${trace.seed}`, ` · ${duration(answer.seconds)}`),
+    h("p", { class: "soft" }, sides === 2 && h("b", {}, `${side.toUpperCase()}  `), heading, trace.seed !== null && !("seed" in answer.knobs) && ` · seed ${trace.seed}`, ` · ${duration(answer.seconds)}`),
     trace.has_beams && treeOf(trace, answer.forced),
     trace.answers.map((_, at) => oneAnswer(side, answer, at)),
     copies(answer));

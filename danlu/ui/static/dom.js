@@ -133,7 +133,7 @@ const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 export function number(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e7) ? value.toExponential(2).replace("e+", "e") : short.format(value);
+  const text = size !== 0 && (size < 1e-3 || size >= 1e7) ? value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e") : short.format(value);
   return text.replace("-", "−");
 }
 export const count = (value) => (value === null || value === undefined ? "–" : whole.format(value));

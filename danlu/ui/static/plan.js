@@ -31,7 +31,7 @@ function show(plan) {
       h("h2", {}, plan.model, " ", h("span", { class: "soft" }, t("plan.weights", { all: count(plan.parameters) }), plan.active ? ` · ${t("plan.active", { active: count(plan.active) })}` : "")),
       h("p", { id: "verdict", class: `tone ${isOver ? "worse" : "better"}` }, t(isOver ? "plan.over" : "plan.fits", { need: bytes(memory.total), room: bytes(plan.room) })),
       partsBar(parts, memory.total, plan.room, words),
-      h("p", { class: "legend-line" }, parts.map((part, at) => h("span", { class: `key c${at % 8}` }, `${part.name} ${part.shown}   `))),
+      h("p", { class: "keys" }, parts.map((part, at) => h("span", { class: `key c${at % 8}` }, `${part.name} ${part.shown}`))),
       h("p", { class: "soft" }, memory.moment, " · ", t("plan.longest", { tokens: count(plan.longest) }), " · ", t("plan.rule", { size: bytes(plan.rule) }),
         values.method === "lora" || values.method === "qlora" ? ` · ${t("plan.trained", { trained: count(plan.lora.trained), share: `${(100 * plan.lora.share).toFixed(2)}%` })}` : ""),
       h("details", { class: "twin" }, h("summary", {}, t("plan.how")),

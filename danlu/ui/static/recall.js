@@ -95,7 +95,7 @@ function rows(found) {
   const ranked = found.rows.some((row) => row.score !== null);
   put(out, h("section", { class: "card" }, h("h2", {}, t("recall.took", { time: duration(found.seconds.whole) })),
     partsBar(parts, found.seconds.whole, 0, parts.map((part) => `${part.name} ${part.shown}`).join(", ")),
-    h("p", {}, parts.map((part, at) => h("span", { class: `key c${at % 8}` }, `${part.name} ${part.shown}   `)))),
+    h("p", { class: "keys" }, parts.map((part, at) => h("span", { class: `key c${at % 8}` }, `${part.name} ${part.shown}`)))),
   h("section", {}, h("h2", {}, t("recall.rows", { shown: count(found.rows.length), all: count(found.among) })),
     table(["id", ...(ranked ? [`#${t("recall.score")}`, t("recall.found_by")] : []), ...found.columns],
       found.rows.map((row) => [String(row.id), ...(ranked ? [number(row.score), Object.entries(row.found_by).map(([name, at]) => h("span", { class: "channel" }, `${name} #${at.rank}`))] : []),

@@ -71,7 +71,7 @@ function some(fields) {
     const isOpen = Boolean(find) || field.name === "data" || Object.keys(typed).some((name) => name.startsWith(`${field.name}.`));
     const off = h("input", { type: "checkbox", checked: typed[field.name] === "null" || (field.is_out && !Object.keys(typed).some((name) => name.startsWith(`${field.name}.`)) && typed[field.name] !== "{}"), onchange: () => { for (const name of Object.keys(typed)) if (name.startsWith(`${field.name}.`)) delete typed[name]; if (off.checked === Boolean(field.is_out)) delete typed[field.name]; else typed[field.name] = off.checked ? "null" : "{}"; isOwn = false; draw(); check(); } });
     return h("details", { class: "group", open: isOpen }, h("summary", {}, field.name), field.meaning && h("p", { class: "soft" }, field.meaning),
-      OPTIONAL.has(field.name) && h("label", { class: "inline field" }, off, t("start.without")), inner);
+      OPTIONAL.has(field.name) && h("label", { class: "inline field" }, off, t("start.without")), h("div", { class: "fields" }, inner));
   });
 }
 const OPTIONAL = new Set(["lora", "prove", "merge", "data.replay"]);
@@ -83,7 +83,7 @@ function changed(name, text) {
   soon();
 }
 
-const draw = () => put(form, some(offered.fields));
+const draw = () => put(form, h("div", { class: "card fields" }, some(offered.fields)));
 
 async function start() {
   await working(said, async () => {
