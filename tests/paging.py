@@ -104,3 +104,30 @@ def streamed(app, query, last_id="", until=lambda events: True):
 
     asyncio.run(main())
     return events
+
+
+def make_evaluation(folder, rows=12):
+    """An evaluation of `rows` rows, the last of which could not be judged; what people said lies beside it."""
+    from danlu.evaluate import written
+    from danlu.evaluate.evaluating import Evaluated
+    from danlu.evaluate.rows import Row
+    from danlu.evaluate.rubrics import load_rubric
+    from danlu.evaluate.scale import Failed, judged
+    from danlu.evaluate.summary import summarise
+
+    made = [Row(f"r{at}", f"f:{at}", f"answer {HOSTILE if at == 1 else at}", f"question {at}") for at in range(rows)]
+    peaks = [[0.7 if score == at % 5 else 0.075 for score in range(5)] for at in range(rows)]
+    said = [judged(1, tuple(masses), 0.0, None) for masses in peaks]
+    said[-1] = Failed("it said nothing")
+    overlaps = [{"chrf": 0.1 * (at * 7 % 10)} for at in range(rows)]
+    found = Evaluated(made, {"relevance": said}, overlaps)
+    rubric = load_rubric("relevance")
+    folder.mkdir(parents=True)
+    written.write(folder, found, {**summarise(found, {"relevance": rubric}), "judge": "tiny"})
+    rated = folder.parent / "people.jsonl"
+    lines = [
+        {"id": row.id, "question": row.question, "answer": "x" * at, "relevance": 1 + at % 5 * 0.9}
+        for at, row in enumerate(made)
+    ]
+    rated.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return rated

@@ -42,7 +42,9 @@ def test_names_of_this_machine_are_answered(pages, host):
     assert Client(client.app, host).get("/ui/runs").status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", "192.168.1.5:8090", "localhost.evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", "192.168.1.5:8090", "localhost.evil"]
+)
 def test_a_foreign_name_that_leads_here_is_refused(pages, host):
     """DNS rebinding."""
     answer = Client(pages().app, host).get("/ui/api/runs")
@@ -57,7 +59,12 @@ def test_on_a_network_addresses_are_known_and_foreign_names_are_not():
 
 @pytest.mark.parametrize(
     "headers",
-    [{"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}],
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
 )
 def test_another_page_cannot_ask(pages, headers):
     client = pages(start_runs=True)
@@ -109,7 +116,9 @@ def test_a_key_that_is_typed_in_becomes_a_cookie_that_outlives_the_server(pages)
     assert again.get("/ui/api/runs", headers={"cookie": f"{COOKIE}={value[:-1]}0x"}).status_code == 401
 
 
-@pytest.mark.parametrize("place", ["https://evil.example/", "//evil.example", "/ui//evil.example", "/ui/\\evil", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "place", ["https://evil.example/", "//evil.example", "/ui//evil.example", "/ui/\\evil", "javascript:alert(1)"]
+)
 def test_the_key_leads_to_no_other_place(pages, place):
     entered = pages(listening=KEY).ask("POST", "/ui/key", data={"key": "secret word", "next": place})
     assert entered.headers["location"] == "/ui/runs"
@@ -139,4 +148,6 @@ def test_the_whole_front_end_is_small_and_fetches_nothing():
     for name, (data, _) in files.items():
         text = data.decode()
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg|127\.0\.0\.1:8000/)", text), name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            name
+        )

@@ -64,7 +64,9 @@ def test_steps_of_a_chain_are_runs_as_well(pages, runs):
     assert client.api("runs/detail?run=chain")["chain"] == ["chain/first"]
 
 
-@pytest.mark.parametrize("name", ["..", "../secret", "a/../../secret", "/etc", "a/b/c", ".hidden", "", "nope", "link", "a%00b"])
+@pytest.mark.parametrize(
+    "name", ["..", "../secret", "a/../../secret", "/etc", "a/b/c", ".hidden", "", "nope", "link", "a%00b"]
+)
 def test_nothing_outside_the_folder_is_a_run(pages, runs, tmp_path, name):
     make_run(tmp_path, "secret")
     make_run(runs, "a")
