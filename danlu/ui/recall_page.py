@@ -150,6 +150,7 @@ def profiled(shelves: Shelves, body: RecallBody) -> dict[str, Any]:
                 ],
             }
             for one in attributes
+            if not one.name.startswith("_")
         ],
     }
 

@@ -86,7 +86,7 @@ function oneAnswer(side, answer, at) {
     if (!next.classList.contains("kept")) next.click();
     event.preventDefault();
   });
-  if (buttons.length) queueMicrotask(() => open(firstInteresting(choices, made.tokens)));
+  if (buttons.length && at === 0) queueMicrotask(() => open(firstInteresting(choices, made.tokens)));
   const score = made.score === null ? "" : ` · ${t("decode.score", { score: number(made.score) })}`;
   return h("article", { class: "card" },
     h("h3", {}, t("decode.answer_head", { number: at + 1, tokens: count(made.tokens.length), reason: made.finish_reason }), score,

@@ -64,7 +64,7 @@ const WIDGETS = {
     const input = h("input", { type: "number", step: field.kind === "int" ? 1 : "any", min: min ?? above, max, ...named,
       placeholder: field.default === "null" ? t("form.off") : field.default, value: value ?? (field.default === "null" ? "" : shown),
       oninput: () => { if (slider) slider.value = input.value; say(input.value); } });
-    const slider = field.span && h("input", { type: "range", min: low, max: high, step, value: value ?? (shown === "null" ? high : shown), tabindex: 0, "aria-label": `${own(field)}, ${t("form.slider")}`,
+    const slider = field.span && h("input", { type: "range", min: low, max: high, step, value: value ?? (shown !== "null" ? shown : own(field).startsWith("min") ? low : high), tabindex: 0, "aria-label": `${own(field)}, ${t("form.slider")}`,
       oninput: () => { input.value = slider.value; say(slider.value); } });
     return [row(label, input), slider || ""];
   },

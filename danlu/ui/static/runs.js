@@ -72,7 +72,11 @@ class Live {
     on("whole", ({ run, series, events }) => { this.series.set(run, series); this.events.set(run, events); });
     on("rows", ({ run, rows }) => this.add(run, rows));
     on("events", ({ run, events }) => this.events.get(run).push(...events));
-    on("card", (card) => this.cards.set(card.run, card));
+    on("card", (card) => {
+      const before = this.cards.get(card.run);
+      this.cards.set(card.run, card);
+      if (before?.state === "running" && card.state !== "running") this.ended();
+    });
     source.addEventListener("open", () => document.body.classList.remove("away"));
     source.addEventListener("error", () => document.body.classList.add("away"));
     window.addEventListener("pagehide", () => source.close());
@@ -186,14 +190,16 @@ async function runs(names) {
   const found = await working(place, () => Promise.all([get("runs/charts"), ...names.map((name) => get(`runs/detail?run=${encodeURIComponent(name)}`))]));
   if (!found) return;
   const [charts, ...details] = found;
-  const live = new Live(names, charts);
+  const live = new Live(names, charts), answers = h("div");
   const steps = details.flatMap((one) => one.chain);
   put(page, names.length === 1 ? actions(details[0]) : h("div", { class: "bar" }, h("a", { class: "button", href: address("runs") }, t("runs.back"))),
     h("p", { class: "away-note", role: "status" }, t("fault.away")),
     live.heads,
     steps.length ? h("nav", { class: "bar", "aria-label": t("runs.chain") }, h("span", {}, t("runs.chain")), steps.map((one) => h("a", { class: "button", href: address("runs", { run: one }) }, one.split("/")[1]))) : null,
-    live.figures, live.decided, samples(details),
+    live.figures, live.decided, answers,
     details.map((one) => h("details", { class: "card" }, h("summary", {}, `${t("runs.recipe")}${names.length > 1 ? ` · ${one.run}` : ""}`), h("pre", {}, one.recipe))));
+  put(answers, samples(details));
+  live.ended = async () => put(answers, samples(await Promise.all(names.map((name) => get(`runs/detail?run=${encodeURIComponent(name)}`)))));
   live.follow();
 }
 

@@ -79,7 +79,8 @@ export function treeOf(trace, forced) {
   const hasGroups = "num_beam_groups" in trace.knobs;
   const right = Math.max(...all.map((piece) => piece.end), 0) + 210, bottom = leaves * LINE + 8;
   const svg = s("svg", { class: "tree", viewBox: `0 -16 ${right} ${bottom}`, role: "img", "aria-label": t("decode.tree_words", { count: trace.answers.length, steps: trace.steps.length }) });
-  svg.style.setProperty("min-width", `${Math.min(right, 2400) * 0.8}px`);
+  svg.setAttribute("width", right);
+  svg.setAttribute("height", bottom);
   const draw = (upto) => {
     svg.replaceChildren(s("circle", { cx: 6, cy: trunk.y, r: 4, class: "c7" }));
     for (const piece of all) {
