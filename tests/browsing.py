@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import uvicorn
 from waiting import wait_until
@@ -12,16 +13,18 @@ from waiting import wait_until
 from danlu.serve.options import ServeOptions
 from danlu.serve.server import listen
 from danlu.ui.app import make_pages
-from danlu.ui.command import _Server
+from danlu.ui.command import Server
 
 # Debian's, Ubuntu's and others' names; $DANLU_CHROMIUM is the path of another one.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_OF_MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 
 def chromium():
     """The path of a browser, or None."""
     named = os.environ.get("DANLU_CHROMIUM")
-    return named or next(filter(None, map(shutil.which, NAMES)), None)
+    found = named or next(filter(None, map(shutil.which, NAMES)), None)
+    return found or (_OF_MACOS if Path(_OF_MACOS).exists() else None)
 
 
 class Served:
@@ -38,7 +41,7 @@ class Served:
         self.port = self._taken.getsockname()[1]
         app = make_pages(self.site, options)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
-        self._server = _Server(config, self.site)
+        self._server = Server(config, self.site)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._taken]})
         self._thread.start()
         wait_until(lambda: self._server.started)

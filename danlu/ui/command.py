@@ -19,7 +19,7 @@ from danlu.ui.site import Site
 _PATIENCE_SECONDS = 3  # for requests that run when the pages are told to stop
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn, which says where the pages are, and ends their streams first."""
 
     def __init__(self, config: uvicorn.Config, site: Site) -> None:
@@ -52,6 +52,6 @@ def serve_pages(site: Site, listening: ServeOptions, say: Say) -> None:
                 lifespan="off",
                 timeout_graceful_shutdown=_PATIENCE_SECONDS,
             )
-            _Server(config, site).run(sockets=[taken])
+            Server(config, site).run(sockets=[taken])
     finally:
         site.close()

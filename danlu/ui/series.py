@@ -30,7 +30,9 @@ COLUMNS = (
     "loss", "eval_loss", *OF_STAGES, "lr", "grad_norm", "memory_bytes", "peak_memory_bytes", "seconds",
     "tokens_per_second",
 )  # fmt: skip
+_DRAWN = frozenset(COLUMNS)
 EVENTS = 500  # of a run, the newest, that a page holds
+NONE = ("nan", "inf", "-inf")  # as a journal spells what is no number; such a step is marked, not passed over
 _RUNS_KEPT = 16
 _AT_ONCE = 1 << 24  # bytes
 
@@ -81,6 +83,7 @@ class Series:
     journal: Journal
     columns: dict[str, array[float]] = field(default_factory=dict)
     steps: array[float] = field(default_factory=lambda: array("d"))
+    faulty: dict[str, list[int]] = field(default_factory=dict)  # column -> steps in which it was no number
     events: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -97,7 +100,7 @@ class Series:
         with self.lock:
             is_other, lines = self._metrics.news()
             if is_other:
-                self.columns, self.steps = {}, array("d")
+                self.columns, self.steps, self.faulty = {}, array("d"), {}
             for line in lines:
                 self._add(_row(line))
             is_other, lines = self._events.news()
@@ -106,17 +109,27 @@ class Series:
             self.events += [row for row in map(_row, lines) if row]
 
     def _add(self, row: dict[str, Any]) -> None:
+        """One row. A long run has a million: nothing is looked at twice."""
         if not row:
             return
-        figures = {name: float(value) for name, value in row.items() if is_figure(value)}
-        self.steps.append(figures.get("step", len(self.steps) + 1.0))
-        if "tokens" in figures and figures.get("seconds", 0.0) > 0:
-            figures["tokens_per_second"] = figures["tokens"] / figures["seconds"]
-        for name in COLUMNS:
-            if name not in self.columns and name in figures:
-                self.columns[name] = array("d", [math.nan] * (len(self.steps) - 1))
-            if name in self.columns:
-                self.columns[name].append(figures.get(name, math.nan))
+        steps, columns = self.steps, self.columns
+        step, tokens, seconds = row.get("step"), row.get("tokens"), row.get("seconds")
+        steps.append(float(step) if is_figure(step) else len(steps) + 1.0)  # type: ignore[arg-type]
+        if is_figure(tokens) and is_figure(seconds) and seconds > 0:  # type: ignore[operator]
+            row["tokens_per_second"] = tokens / seconds  # type: ignore[operator]
+        for name, value in row.items():
+            if name not in _DRAWN:
+                continue
+            if type(value) not in (float, int) or value - value != 0:  # the difference of what is infinite is no number
+                if _is_none(value):
+                    self.faulty.setdefault(name, []).append(int(steps[-1]))
+                continue
+            if name not in columns:
+                columns[name] = array("d", [math.nan] * (len(steps) - 1))
+            columns[name].append(value)
+        for column in columns.values():
+            if len(column) < len(steps):
+                column.append(math.nan)
 
     @property
     def last(self) -> int:
@@ -134,6 +147,12 @@ class Series:
             steps = np.array(self.steps)
             found = {name: _bucketed(steps, np.array(values), most) for name, values in self.columns.items()}
         return {name: {"x": x, "y": y} for name, (x, y) in found.items() if x}
+
+    def faulty_after(self, step: int) -> dict[str, list[int]]:
+        """Column -> the last steps after this one in which it was no number."""
+        with self.lock:
+            found = {name: [one for one in steps[-EVENTS:] if one > step] for name, steps in self.faulty.items()}
+        return {name: steps for name, steps in found.items() if steps}
 
     def after(self, step: int) -> dict[str, list[float | None]]:
         """Rows after a step: column -> values, and "step"."""
@@ -156,6 +175,10 @@ def _bucketed(x: Any, y: Any, most: int) -> tuple[list[float | None], list[float
         places = sorted(picked)
         x, y = x[places], y[places]
     return x.tolist(), y.tolist()
+
+
+def _is_none(value: Any) -> bool:
+    return value in NONE or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _number(value: float) -> float | None:
@@ -222,7 +245,10 @@ def told(name: str, series: Series, cursor: Cursor) -> tuple[list[tuple[str, dic
         rows = series.after(cursor.step) if now.version == cursor.version and now.step >= cursor.step else None
         if rows is None or len(rows["step"]) > POINTS or cursor.events > now.events:
             events = series.events[-EVENTS:]
-            return [("whole", {"run": name, "step": now.step, "series": series.whole(), "events": events})], now
-        found: list[tuple[str, dict[str, Any]]] = [("rows", {"run": name, "rows": rows})] if rows["step"] else []
+            whole = {"step": now.step, "series": series.whole(), "faulty": series.faulty_after(0), "events": events}
+            return [("whole", {"run": name, **whole})], now
+        found: list[tuple[str, dict[str, Any]]] = []
+        if rows["step"]:
+            found.append(("rows", {"run": name, "rows": rows, "faulty": series.faulty_after(cursor.step)}))
         new: Sequence[dict[str, Any]] = series.events[cursor.events :]
         return [*found, *([("events", {"run": name, "events": new[-EVENTS:]})] if new else [])], now

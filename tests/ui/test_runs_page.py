@@ -181,6 +181,20 @@ def test_columns_that_come_later_and_rows_that_lack_them(runs):
     assert series.after(1)["lr"] == [None, None]
 
 
+def test_what_is_no_number_is_marked_and_breaks_nothing(pages, runs):
+    journal = make_run(runs, "ill", steps=3, done=False)
+    journal.metric(step=4, loss=math.nan, grad_norm=math.inf)
+    with journal.metrics_path.open("a") as file:
+        file.write('{"step": 5, "loss": NaN}\n')
+    journal.results_path.write_text('{"before": {"loss": NaN}, "after": {"loss": Infinity}}')
+    client = pages()
+    assert client.api("runs")[0]["loss"] is None
+    assert client.api("runs/detail?run=ill")["figures"]["before"] == {"loss": None}
+    events = streamed(client.app, "run=ill", until=lambda events: "card" in kinds(events))
+    assert events[0][2]["series"]["loss"]["x"] == [1, 2, 3]
+    assert events[0][2]["faulty"] == {"loss": [4, 5], "grad_norm": [4]}
+
+
 def test_buckets_leave_out_what_is_no_number():
     import numpy as np
 

@@ -45,7 +45,7 @@ export function figure(chart, curves, marks = []) {
   const drawn = curves.filter((curve) => curve.x.length);
   if (!drawn.length) return null;
   const width = chart.wide ? 900 : 440, height = chart.wide ? 260 : 180;
-  const xs = drawn.flatMap((curve) => [curve.x[0], curve.x[curve.x.length - 1]]);
+  const xs = [...drawn.flatMap((curve) => [curve.x[0], curve.x[curve.x.length - 1]]), ...marks.map((mark) => mark.x)];
   let left = Math.min(...xs), right = Math.max(...xs);
   if (left === right) { left -= 1; right += 1; }
   let low = Infinity, high = -Infinity;

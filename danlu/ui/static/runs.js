@@ -6,6 +6,8 @@ import { figure, thinned, MOST } from "./chart.js";
 const STATES = { running: "running", done: "done", stopped: "stopped", "broken off": "broken", gone: "gone" };
 const TONES = { stopped: "bad", interrupted: "bad", nonfinite: "bad", damaged: "bad", resumed: "note", begun: "note", "held out": "note" };
 
+const EVENTS = 500; // of a run that are held
+
 const state = (card) => h("span", { class: `state ${STATES[card.state] || "gone"}` }, t(`state.${STATES[card.state] || "gone"}`));
 
 // -- the list ----------------------------------------------------------------------------------------------
@@ -56,6 +58,7 @@ class Live {
     this.names = names;
     this.charts = charts;
     this.series = new Map(names.map((name) => [name, {}]));
+    this.faulty = new Map(names.map((name) => [name, {}]));
     this.events = new Map(names.map((name) => [name, []]));
     this.heads = h("div", { class: "heads" });
     this.figures = h("div", { class: "figures" });
@@ -69,9 +72,12 @@ class Live {
     query.set("lang", document.documentElement.lang.slice(0, 2));
     const source = new EventSource(`/ui/api/runs/stream?${query}`);
     const on = (kind, take) => source.addEventListener(kind, (event) => { take(JSON.parse(event.data)); this.due(); });
-    on("whole", ({ run, series, events }) => { this.series.set(run, series); this.events.set(run, events); });
-    on("rows", ({ run, rows }) => this.add(run, rows));
-    on("events", ({ run, events }) => this.events.get(run).push(...events));
+    on("whole", ({ run, series, faulty, events }) => { this.series.set(run, series); this.faulty.set(run, faulty); this.events.set(run, events); });
+    on("rows", ({ run, rows, faulty }) => {
+      this.add(run, rows);
+      for (const [name, steps] of Object.entries(faulty)) this.faulty.get(run)[name] = [...(this.faulty.get(run)[name] || []), ...steps].slice(-EVENTS);
+    });
+    on("events", ({ run, events }) => this.events.set(run, [...this.events.get(run), ...events].slice(-EVENTS)));
     on("card", (card) => {
       const before = this.cards.get(card.run);
       this.cards.set(card.run, card);
@@ -91,17 +97,18 @@ class Live {
     }
   }
 
-  /** Drawn once for all that came together, and not while somebody reads a twin. */
-  due() {
+  /** Drawn once for all that came together; curves wait while somebody reads one or its twin. */
+  due(wait = 60) {
     if (this.isDue) return;
     this.isDue = true;
-    setTimeout(() => { this.isDue = false; this.draw(); }, 60);
+    setTimeout(() => { this.isDue = false; this.draw(); }, wait);
   }
 
   draw() {
     put(this.heads, this.names.map((name, at) => head(this.cards.get(name) || { run: name }, at, this.names.length > 1)));
-    if (!this.figures.querySelector("details[open]")) {
-      const drawn = this.charts.map((chart) => figure(chart, this.curves(chart), this.names.length === 1 && chart.wide ? this.marks() : []));
+    if (this.figures.querySelector("details[open], svg:hover")) this.due(1000);
+    else {
+      const drawn = this.charts.map((chart) => figure(chart, this.curves(chart), this.marks(chart)));
       const wide = drawn.filter((one) => one?.classList.contains("wide")), small = drawn.filter((one) => one && !one.classList.contains("wide"));
       put(this.figures, wide.length + small.length ? [wide, h("div", { class: "grid" }, small)] : h("p", { class: "soft" }, t("runs.no_steps")));
     }
@@ -122,9 +129,12 @@ class Live {
     })).filter(Boolean);
   }
 
-  marks() {
-    return this.events.get(this.names[0]).filter((one) => Number.isFinite(one.step) && one.step > 0)
-      .map((one) => ({ x: one.step, text: `${one.kind}: ${one.reason}`, tone: tone(one) }));
+  /** Steps in which a column was no number, and, on the loss of a run alone, what was decided. */
+  marks(chart) {
+    const faulty = this.names.flatMap((run) => chart.columns.flatMap((column) => (this.faulty.get(run)[column] || []).map((x) => ({ x, text: t("chart.none", { name: run }), tone: "bad" }))));
+    if (this.names.length > 1 || !chart.wide) return faulty;
+    return [...faulty, ...this.events.get(this.names[0]).filter((one) => Number.isFinite(one.step) && one.step > 0)
+      .map((one) => ({ x: one.step, text: `${one.kind}: ${one.reason}`, tone: tone(one) }))];
   }
 
   told() {
