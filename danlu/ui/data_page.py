@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -25,6 +26,7 @@ from danlu.ui.requests import as_json, at_work, read_body
 from danlu.ui.site import Site
 
 _EXAMPLES = 5  # on a page
+_AT_ONCE = 2  # files that are read through; other requests have threads left
 _NEAR_RECORDS = 50_000  # fewer than on the command line: somebody is waiting
 
 
@@ -40,6 +42,7 @@ def add(app: FastAPI, site: Site) -> None:
     """Routes below /ui/api/data."""
     files = Files(site.options.folders, site.options.max_upload_bytes)
     site.at_end.append(files.close)
+    free = asyncio.Semaphore(_AT_ONCE)
 
     def chat() -> Chat | None:
         return site.model.engine.chat if site.model.state == "ready" else None
@@ -56,7 +59,8 @@ def add(app: FastAPI, site: Site) -> None:
     @app.post(f"{ROOT}/api/data")
     async def look(request: Request) -> Response:
         body = await read_body(request, DataBody)
-        return as_json(await at_work(partial(looked_at, files.at(body.place), chat(), body)))
+        async with free:
+            return as_json(await at_work(partial(looked_at, files.at(body.place), chat(), body)))
 
     @app.post(f"{ROOT}/api/data/examples")
     async def examples(request: Request) -> Response:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from danlu.errors import ConfigError, DanluError
 from danlu.journal import Journal, holder, is_run
 from danlu.report.numbers import is_figure
 from danlu.report.verdict import judge
-from danlu.ui.series import Kept, Series
+from danlu.ui.series import Kept, Series, row_of
 from danlu.words import Words
 
 State = Literal["running", "done", "stopped", "broken off"]
-_NAME = re.compile(r"[^\W_.-][\w.-]*(/[\w][\w-]*)?")
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w-]*)?")
 _MOST = 1000  # runs in a list
+_TAIL_BYTES = 8192  # of metrics.jsonl, which say how a run stands
 _TURNS = ("begun", "resumed", "stopped", "interrupted")  # events after which a run stands otherwise
 
 
@@ -67,10 +68,10 @@ class Runs:
         """How a run stands, in few figures."""
         directory = self.at(name)
         journal = Journal(directory)
-        row, events = _last_row(journal.metrics_path), journal.events()
+        row, events = next(iter(_last_rows(journal.metrics_path)), {}), journal.events()
         results = _results(journal)
         plan: dict[str, Any] = next((event for event in reversed(events) if is_figure(event.get("steps"))), {})
-        recipe = _recipe(journal)
+        recipe = _read(journal.recipe_path, _stamp(journal.recipe_path))
         verdict = judge(results, words=said)
         state, reason = _state(directory, results, events)
         return {
@@ -93,12 +94,13 @@ class Runs:
         }
 
     def live(self, name: str, said: Words) -> dict[str, Any]:
-        """The card with how long it will still take."""
-        card, series = self.card(name, said), self.series(name)
-        mean = series.mean_seconds()
-        left = card["steps"] - series.last if is_figure(card["steps"]) else None
-        going = card["state"] == "running" and mean is not None and left is not None and left > 0
-        return {**card, "step": series.last or card["step"], "seconds_left": left * mean if going else None}  # type: ignore[operator]
+        """The card with how long it will still take, by its last steps."""
+        card = self.card(name, said)
+        rows = _last_rows(Journal(self.at(name)).metrics_path)
+        seconds = [row["seconds"] for row in rows if is_figure(row.get("seconds"))]
+        left = card["steps"] - card["step"] if is_figure(card["steps"]) and is_figure(card["step"]) else 0
+        going = card["state"] == "running" and seconds and left > 0
+        return {**card, "seconds_left": left * sum(seconds) / len(seconds) if going else None}
 
     def detail(self, name: str, said: Words) -> dict[str, Any]:
         """What does not change while a run goes on, and its samples side by side."""
@@ -123,22 +125,14 @@ def _newest(directory: Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime, default=directory / "recipe.yaml")
 
 
-def _last_row(path: Path) -> dict[str, Any]:
-    """The last whole row, from the end of the file."""
+def _last_rows(path: Path) -> list[dict[str, Any]]:
+    """The last whole rows, the newest first: those in the last few thousand bytes."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            lines = file.read().splitlines()
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return [row for line in reversed(file.read().splitlines()) if (row := row_of(line))]
     except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            return row
-    return {}
+        return []
 
 
 def _results(journal: Journal) -> dict[str, Any]:
@@ -149,10 +143,18 @@ def _results(journal: Journal) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _recipe(journal: Journal) -> dict[str, Any]:
-    """recipe.yaml, which somebody may have damaged."""
+def _stamp(path: Path) -> int:
     try:
-        found = from_yaml(journal.recipe_path.read_text("utf-8", "replace"))
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=4096)
+def _read(path: Path, _stamp: int) -> dict[str, Any]:
+    """A recipe.yaml, which somebody may have damaged; read again only when it was written again."""
+    try:
+        found = from_yaml(path.read_text("utf-8", "replace"))
     except (DanluError, OSError):
         return {}
     return found if isinstance(found, dict) else {}

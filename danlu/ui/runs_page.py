@@ -79,7 +79,9 @@ def add(app: FastAPI, site: Site) -> None:
             raise ConfigError("no run is named")
         for name in names:
             await at_work(partial(runs.at, name))
-        cursors = Cursor.read(request.headers.get("last-event-id", ""), len(names))
+        # A browser that comes back says it in a header; a page that was hidden meanwhile, in the address.
+        last = request.headers.get("last-event-id") or request.query_params.get("after", "")
+        cursors = Cursor.read(last, len(names))
         events = _events(runs, names, cursors, said_in(request), site, request)
         return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
@@ -98,30 +100,42 @@ async def _events(
     """What a page lacks, then what comes; each event's id is how far all its runs have been told."""
     yield "retry: 1000\n\n"
     shown: dict[str, str] = {}
-    quiet = 0.0
+    quiet, is_first = 0.0, True
     while not site.closing.is_set() and not await request.is_disconnected():
         quiet += LOOK_SECONDS
         for at, name in enumerate(names):
-            found, cursors[at] = await at_work(partial(_news, runs, name, cursors[at], said, shown))
-            for place, (kind, data) in enumerate(found, 1):
+            found: list[tuple[str, dict[str, Any]]] = []
+            if not is_first:  # reading a long run takes a moment: how each stands is told before
+                found, cursors[at] = await at_work(partial(_told, runs, name, cursors[at]))
+            for place, (kind, data) in enumerate(
+                [*found, *await at_work(partial(_stands, runs, name, said, shown))], 1
+            ):
                 quiet = 0.0
                 mark = f"id: {','.join(map(str, cursors))}\n" if place == len(found) else ""
                 yield f"{mark}event: {kind}\ndata: {written(data)}\n\n"
         if quiet >= _QUIET_SECONDS:
             quiet = 0.0
             yield ": still here\n\n"
-        await asyncio.sleep(LOOK_SECONDS)
+        if not is_first:
+            await asyncio.sleep(LOOK_SECONDS)
+        is_first = False
 
 
-def _news(
-    runs: Runs, name: str, cursor: Cursor, said: Words, shown: dict[str, str]
-) -> tuple[list[tuple[str, dict[str, Any]]], Cursor]:
-    """What is new of one run: its figures, and how it stands where that is not what is `shown`."""
+def _told(runs: Runs, name: str, cursor: Cursor) -> tuple[list[tuple[str, dict[str, Any]]], Cursor]:
+    """What is new of a run's figures."""
     try:
-        found, cursor = told(name, runs.series(name), cursor)
-        card = runs.live(name, said)
+        return told(name, runs.series(name), cursor)
     except ConfigError:  # it was moved or deleted
-        found, card = [], {"run": name, "state": "gone"}
-    if shown.get(name) != (text := written(card)):
-        found, shown[name] = [*found, ("card", card)], text
-    return found, cursor
+        return [], cursor
+
+
+def _stands(runs: Runs, name: str, said: Words, shown: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """How a run stands, where that is not what is `shown`."""
+    try:
+        card = runs.live(name, said)
+    except ConfigError:
+        card = {"run": name, "state": "gone"}
+    if shown.get(name) == (text := written(card)):
+        return []
+    shown[name] = text
+    return [("card", card)]

@@ -102,11 +102,11 @@ class Series:
             if is_other:
                 self.columns, self.steps, self.faulty = {}, array("d"), {}
             for line in lines:
-                self._add(_row(line))
+                self._add(row_of(line))
             is_other, lines = self._events.news()
             if is_other:
                 self.events = []
-            self.events += [row for row in map(_row, lines) if row]
+            self.events += [row for row in map(row_of, lines) if row]
 
     def _add(self, row: dict[str, Any]) -> None:
         """One row. A long run has a million: nothing is looked at twice."""
@@ -135,11 +135,6 @@ class Series:
     def last(self) -> int:
         """The last step; 0 before the first."""
         return int(self.steps[-1]) if self.steps else 0
-
-    def mean_seconds(self, rows: int = 50) -> float | None:
-        """Of the last steps."""
-        found = [value for value in self.columns.get("seconds", array("d"))[-rows:] if math.isfinite(value)]
-        return sum(found) / len(found) if found else None
 
     def whole(self, most: int = POINTS) -> dict[str, dict[str, list[float | None]]]:
         """Column -> {x: steps, y: values}, at most so many of each, without the rows that lack it."""
@@ -185,7 +180,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def row_of(line: bytes) -> dict[str, Any]:
     """A row; nothing for what a kill has left of one."""
     try:
         row = json.loads(line)

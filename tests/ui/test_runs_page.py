@@ -19,6 +19,11 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
+def has_told(events):
+    """Its figures: how a run stands comes before them."""
+    return {"whole", "rows"} & set(kinds(events))
+
+
 def kinds(events):
     return [kind for _, kind, _ in events]
 
@@ -82,7 +87,7 @@ def test_a_page_is_told_the_whole_run_then_what_comes(pages, runs):
     client, grown = pages(), []
 
     def until(events):
-        if "card" in kinds(events) and not grown:
+        if "whole" in kinds(events) and not grown:
             grown.append(True)
             add_steps(journal, 4, 5)
             journal.event("held out", "as planned", step=4)
@@ -102,23 +107,24 @@ def test_a_page_is_told_the_whole_run_then_what_comes(pages, runs):
 
 def test_after_a_restart_a_page_goes_on_where_it_left_off(pages, runs):
     journal = make_run(runs, "going", steps=3, done=False)
-    told = streamed(pages().app, "run=going", until=lambda events: "card" in kinds(events))
+    told = streamed(pages().app, "run=going", until=has_told)
     last_id = [id for id, _, _ in told if id][-1]
     add_steps(journal, 4, 4)
-    again = streamed(pages().app, "run=going", last_id, until=lambda events: "card" in kinds(events))
-    assert kinds(again) == ["rows", "card"]
-    assert again[0][2]["rows"]["step"] == [4]
+    for more in ({"query": "run=going", "last_id": last_id}, {"query": f"run=going&after={last_id}"}):
+        again = streamed(pages().app, **more, until=has_told)
+        assert kinds(again) == ["card", "rows"]
+        assert again[1][2]["rows"]["step"] == [4]
 
 
 def test_a_run_that_was_rewound_is_told_anew(pages, runs):
     journal = make_run(runs, "going", steps=9, done=False)
-    told = streamed(pages().app, "run=going", until=lambda events: "card" in kinds(events))
+    told = streamed(pages().app, "run=going", until=has_told)
     last_id = [id for id, _, _ in told if id][-1]
     journal.rewind(4)
     add_steps(journal, 5, 12)
-    again = streamed(pages().app, "run=going", last_id, until=lambda events: "card" in kinds(events))
-    assert kinds(again)[0] == "whole"
-    assert again[0][2]["series"]["loss"]["x"] == list(range(1, 13))
+    again = streamed(pages().app, "run=going", last_id, until=has_told)
+    assert kinds(again)[1] == "whole"
+    assert again[1][2]["series"]["loss"]["x"] == list(range(1, 13))
 
 
 def test_several_runs_come_in_one_stream(pages, runs):
@@ -126,7 +132,7 @@ def test_several_runs_come_in_one_stream(pages, runs):
     for name in "abcdefgh":
         make_run(runs, name)
     query = "&".join(f"run={name}" for name in "abcdefgh")
-    events = streamed(pages().app, query, until=lambda events: kinds(events).count("card") == 8)
+    events = streamed(pages().app, query, until=lambda events: kinds(events).count("whole") == 8)
     assert {data["run"] for _, _, data in events} == set("abcdefgh")
 
 
@@ -190,9 +196,9 @@ def test_what_is_no_number_is_marked_and_breaks_nothing(pages, runs):
     client = pages()
     assert client.api("runs")[0]["loss"] is None
     assert client.api("runs/detail?run=ill")["figures"]["before"] == {"loss": None}
-    events = streamed(client.app, "run=ill", until=lambda events: "card" in kinds(events))
-    assert events[0][2]["series"]["loss"]["x"] == [1, 2, 3]
-    assert events[0][2]["faulty"] == {"loss": [4, 5], "grad_norm": [4]}
+    events = streamed(client.app, "run=ill", until=has_told)
+    assert events[1][2]["series"]["loss"]["x"] == [1, 2, 3]
+    assert events[1][2]["faulty"] == {"loss": [4, 5], "grad_norm": [4]}
 
 
 def test_buckets_leave_out_what_is_no_number():

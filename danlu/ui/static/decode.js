@@ -19,7 +19,7 @@ function readKnobs(text) {
   } catch { return {}; }
 }
 
-const prompt = h("textarea", { id: "prompt", rows: 3, value: query.get("prompt") || t("decode.example") });
+const prompt = h("textarea", { id: "prompt", rows: 2, value: query.get("prompt") || t("decode.example") });
 const system = h("input", { type: "text", id: "system", value: query.get("system") || "" });
 const raw = h("input", { type: "checkbox", checked: query.get("raw") === "1" });
 const results = { a: h("section", { class: "side", "aria-live": "polite" }), b: h("section", { class: "side", "aria-live": "polite" }) };
@@ -199,7 +199,7 @@ async function start() {
         h("label", { class: "field" }, h("span", { class: "name" }, t("decode.system")), system), h("label", { class: "inline" }, raw, t("decode.raw"))),
       h("p", { class: "bar" }, h("button", { class: "main" }, t("decode.run")), h("span", { class: "soft" }, t("decode.model", { model: form.model, kind: form.kind }))));
     prompt.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) runAll(); });
-    put(page, ask, h("div", { class: "two" }, h("div", { class: "card sticky" }, tabs, knobPlace), out));
+    put(page, ask, h("div", { class: "two decode" }, h("div", { class: "card sticky" }, tabs, knobPlace), out));
     layout();
     for (const side of SIDES.slice(0, sides)) if (query.has("prompt")) run(side); else put(results[side], h("p", { class: "soft" }, t("decode.hint")));
   };

@@ -34,7 +34,7 @@ async function list() {
         card.kind, card.model,
         card.steps ? `${count(card.step)} / ${count(card.steps)}` : card.step ? count(card.step) : "",
         card.loss === undefined || card.loss === null ? "" : number(card.loss),
-        card.has_verdict ? h("span", { class: `tone ${card.tone}` }, card.verdict) : "",
+        card.has_verdict ? h("span", { class: `verdict tone ${card.tone}` }, card.verdict) : "",
         h("time", { title: clock(card.told) }, ago(card.told))]),
       { name: t("nav.runs") }));
   };
@@ -64,15 +64,32 @@ class Live {
     this.figures = h("div", { class: "figures" });
     this.decided = h("div");
     this.cards = new Map();
+    this.known = new Set();
     this.isDue = false;
   }
 
+  /** Hear what comes. A page that nobody sees hears nothing: a browser has six connections to a server for all its tabs. */
   follow() {
+    let source = null;
+    const turn = () => {
+      if (document.hidden) { source?.close(); source = null; } else source ||= this.hear();
+    };
+    document.addEventListener("visibilitychange", turn);
+    window.addEventListener("pagehide", () => source?.close());
+    turn();
+  }
+
+  hear() {
     const query = new URLSearchParams(this.names.map((name) => ["run", name]));
     query.set("lang", document.documentElement.lang.slice(0, 2));
+    if (this.last) query.set("after", this.last);
     const source = new EventSource(`/ui/api/runs/stream?${query}`);
-    const on = (kind, take) => source.addEventListener(kind, (event) => { take(JSON.parse(event.data)); this.due(); });
-    on("whole", ({ run, series, faulty, events }) => { this.series.set(run, series); this.faulty.set(run, faulty); this.events.set(run, events); });
+    const on = (kind, take) => source.addEventListener(kind, (event) => {
+      if (event.lastEventId) this.last = event.lastEventId;
+      take(JSON.parse(event.data));
+      this.due();
+    });
+    on("whole", ({ run, series, faulty, events }) => { this.known.add(run); this.series.set(run, series); this.faulty.set(run, faulty); this.events.set(run, events); });
     on("rows", ({ run, rows, faulty }) => {
       this.add(run, rows);
       for (const [name, steps] of Object.entries(faulty)) this.faulty.get(run)[name] = [...(this.faulty.get(run)[name] || []), ...steps].slice(-EVENTS);
@@ -85,7 +102,7 @@ class Live {
     });
     source.addEventListener("open", () => document.body.classList.remove("away"));
     source.addEventListener("error", () => document.body.classList.add("away"));
-    window.addEventListener("pagehide", () => source.close());
+    return source;
   }
 
   add(run, { step, ...columns }) {
@@ -110,7 +127,7 @@ class Live {
     else {
       const drawn = this.charts.map((chart) => figure(chart, this.curves(chart), this.marks(chart)));
       const wide = drawn.filter((one) => one?.classList.contains("wide")), small = drawn.filter((one) => one && !one.classList.contains("wide"));
-      put(this.figures, wide.length + small.length ? [wide, h("div", { class: "grid" }, small)] : h("p", { class: "soft" }, t("runs.no_steps")));
+      put(this.figures, wide.length + small.length ? [wide, h("div", { class: "grid" }, small)] : h("p", { class: "soft", role: "status" }, t(this.known.size < this.names.length ? "runs.reading" : "runs.no_steps")));
     }
     put(this.decided, this.told());
   }
