@@ -116,6 +116,7 @@ const bar = (p) => s("svg", { class: "bar-of", viewBox: "0 0 100 10", preserveAs
 function candidates(choice, token, place, take) {
   const shown = choice.candidates.filter((one) => one.is_chosen || one.p >= 0.0005 || one.after.some((after) => after.p >= 0.0005));
   const stages = choice.stages.map((stage, at) => ({ ...stage, at })).filter((stage) => stage.has_changed || stage.dropped);
+  const isAnyOut = shown.some((one) => one.dropped_by);
   const cell = (one, stage) => {
     const after = one.after[stage.at];
     if (after.score === null) return h("td", {}, one.dropped_by === stage.knob ? t("decode.out") : "");
@@ -125,8 +126,8 @@ function candidates(choice, token, place, take) {
     h("td", { class: "number" }, String(one.rank)),
     h("th", { scope: "row" }, h("button", { title: t("decode.go_on"), onclick: () => take(one.token.id) }, visible(one.token.text) || "∅"), one.token.id === token.id && ` ${t("decode.taken")}`),
     h("td", { class: "number" }, percent(one.p), bar(one.p)), stages.map((stage) => cell(one, stage)),
-    h("td", {}, one.dropped_by ? h("code", {}, one.dropped_by) : "")));
-  const heads = [`#`, t("decode.candidate"), t("decode.model_p"), ...stages.map((stage) => stage.knob), t("decode.dropped_by")];
+    isAnyOut && h("td", {}, one.dropped_by ? h("code", {}, one.dropped_by) : "")));
+  const heads = [`#`, t("decode.candidate"), t("decode.model_p"), ...stages.map((stage) => stage.knob), ...(isAnyOut ? [t("decode.dropped_by")] : [])];
   const also = stages.filter((stage) => stage.dropped).map((stage) => h("p", { class: "soft" }, t("decode.dropped", { knob: stage.knob, dropped: count(stage.dropped), left: count(stage.left) }), " ",
     stage.likeliest_dropped.length ? t("decode.likeliest", { tokens: stage.likeliest_dropped.map((one) => `“${visible(one.token.text)}” ${percent(one.p)}`).join(", ") }) : ""));
   return [h("p", { class: "soft" }, t("decode.token_at", { place: place + 1 }), choice.u !== null && ` · u ${choice.u.toFixed(4)}`, ` · ${t("decode.click")}`),

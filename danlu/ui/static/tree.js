@@ -43,7 +43,7 @@ function markForced(last, spans) {
 }
 
 /** Tokens up to the next fork are one piece. */
-function pieces(node, isAtStart, found, parent) {
+function pieces(node, found, parent) {
   for (const child of [...node.children].sort((a, b) => (b.leads - a.leads) || (a.row.group - b.row.group))) {
     const nodes = [child];
     for (let one = child; one.children.length === 1 && one.children[0].leads === child.leads && one.children[0].forced === child.forced;) {
@@ -53,7 +53,7 @@ function pieces(node, isAtStart, found, parent) {
     const piece = { nodes, parent, children: [], last: nodes[nodes.length - 1] };
     parent.children.push(piece);
     found.push(piece);
-    pieces(piece.last, false, found, piece);
+    pieces(piece.last, found, piece);
   }
   return found;
 }
@@ -64,7 +64,7 @@ const width = (text) => [...text].reduce((sum, one) => sum + (one.codePointAt(0)
 export function treeOf(trace, forced) {
   const root = grown(trace, forced);
   const trunk = { nodes: [], children: [], last: root, end: 8, y: 0 };
-  const all = pieces(root, true, [], trunk);
+  const all = pieces(root, [], trunk);
   let leaves = 0;
   const lay = (piece, x) => {
     piece.x = x;
