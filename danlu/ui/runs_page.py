@@ -20,6 +20,7 @@ from danlu.ui.site import Site
 from danlu.words import Words
 
 LOOK_SECONDS = 0.5  # between two looks at a run that goes on
+AGAIN_SECONDS = 5  # after which a page asks again about runs that do not go on
 _QUIET_SECONDS = 15  # after which a stream says that it is still there
 _MOST_RUNS = 8  # over each other
 # A report brings styles along, and no script; nothing in it may run or be fetched, whatever a run is called.
@@ -97,12 +98,16 @@ def add(app: FastAPI, site: Site) -> None:
 async def _events(
     runs: Runs, names: Sequence[str], cursors: list[Cursor], said: Words, site: Site, request: Request
 ) -> AsyncIterator[str]:
-    """What a page lacks, then what comes; each event's id is how far all its runs have been told."""
+    """What a page lacks, then what comes; each event's id is how far all its runs have been told.
+
+    It ends where none of the runs goes on and all is told.
+    """
     yield "retry: 1000\n\n"
-    shown: dict[str, str] = {}
+    shown: dict[str, dict[str, Any]] = {}
     quiet, is_first = 0.0, True
     while not site.closing.is_set() and not await request.is_disconnected():
         quiet += LOOK_SECONDS
+        is_news = is_first
         for at, name in enumerate(names):
             found: list[tuple[str, dict[str, Any]]] = []
             if not is_first:  # reading a long run takes a moment: how each stands is told before
@@ -110,9 +115,13 @@ async def _events(
             for place, (kind, data) in enumerate(
                 [*found, *await at_work(partial(_stands, runs, name, said, shown))], 1
             ):
-                quiet = 0.0
+                quiet, is_news = 0.0, True
                 mark = f"id: {','.join(map(str, cursors))}\n" if place == len(found) else ""
                 yield f"{mark}event: {kind}\ndata: {written(data)}\n\n"
+        if not is_news and all(card["state"] != "running" for card in shown.values()):
+            # A browser has six connections to a server, for all its tabs. It comes back by itself.
+            yield f"event: ended\ndata: {{}}\nretry: {AGAIN_SECONDS * 1000}\n\n"
+            return
         if quiet >= _QUIET_SECONDS:
             quiet = 0.0
             yield ": still here\n\n"
@@ -129,13 +138,13 @@ def _told(runs: Runs, name: str, cursor: Cursor) -> tuple[list[tuple[str, dict[s
         return [], cursor
 
 
-def _stands(runs: Runs, name: str, said: Words, shown: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+def _stands(runs: Runs, name: str, said: Words, shown: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """How a run stands, where that is not what is `shown`."""
     try:
         card = runs.live(name, said)
     except ConfigError:
         card = {"run": name, "state": "gone"}
-    if shown.get(name) == (text := written(card)):
+    if shown.get(name) == card:
         return []
-    shown[name] = text
+    shown[name] = card
     return [("card", card)]

@@ -219,12 +219,23 @@ def test_a_run_goes_on_before_the_reader_s_eyes_and_over_a_restart(see, served, 
         assert page.evaluate("document.body.dataset.same") == "yes"  # the same page: nobody has loaded it anew
         points = page.locator("figure.wide polyline").first.get_attribute("points")
         assert len(points.split()) == 12
-    journal.result("run", {"seconds": 3})
-    journal.result("examples", [{"prompt": "new", "reference": "", "before": "", "after": "fresh"}])
+        journal.result("run", {"seconds": 3})
+        journal.result("examples", [{"prompt": "new", "reference": "", "before": "", "after": "fresh"}])
     expect(head).to_contain_text("done")
     expect(page.get_by_text("fresh")).to_be_visible()
     again = see("runs?run=live")
     expect(again.locator(".run-head")).to_contain_text("step 12 of 40")
+
+
+def test_many_tabs_of_finished_runs_do_not_hold_each_other_up(browser, served):
+    context = browser.new_context()
+    try:
+        for _ in range(8):
+            page = context.new_page()
+            page.goto(f"{served.url}/runs?run=healed")
+            expect(page.locator("figure.wide polyline").first).to_be_visible()
+    finally:
+        context.close()
 
 
 # -- decode --------------------------------------------------------------------------------------------------
@@ -400,6 +411,8 @@ def test_a_run_is_started_from_the_form_and_stopped(see, served, place, monkeypa
     expect(page.locator(".run-head")).to_contain_text("running")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".run-head")).to_contain_text("the user asked to stop", timeout=15_000)
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(page.get_by_role("button", name="Resume")).to_be_enabled()
 
 
 def test_a_key_is_typed_in_once(browser, place):

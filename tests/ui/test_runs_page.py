@@ -93,7 +93,8 @@ def test_a_page_is_told_the_whole_run_then_what_comes(pages, runs):
             journal.event("held out", "as planned", step=4)
         return "rows" in kinds(events) and "events" in kinds(events)
 
-    events = streamed(client.app, "run=going", until=until)
+    with claimed(journal.directory, SILENT):
+        events = streamed(client.app, "run=going", until=until)
     whole = next(data for _, kind, data in events if kind == "whole")
     assert whole["series"]["loss"]["x"] == [1, 2, 3]
     assert [event["kind"] for event in whole["events"]] == ["begun", "plan"]
@@ -145,7 +146,16 @@ def test_a_run_that_is_gone_is_said_to_be(pages, runs):
             journal.recipe_path.unlink()
         return events[-1:] != [] and events[-1][2].get("state") == "gone"
 
-    streamed(client.app, "run=going", until=until)
+    events = streamed(client.app, "run=going", until=until)
+    assert events[-1][2]["state"] == "gone"
+
+
+def test_a_stream_of_runs_that_do_not_go_on_ends_by_itself(pages, runs):
+    """So that tabs of finished runs hold none of the browser's six connections."""
+    make_run(runs, "a")
+    make_run(runs, "b", steps=4, total=9, done=False)
+    events = streamed(pages().app, "run=a&run=b", until=lambda _: False)
+    assert kinds(events) == ["card", "card", "whole", "whole", "ended"]
 
 
 def test_a_long_run_is_a_thousand_points_with_its_spikes(runs):

@@ -17,6 +17,7 @@ from paging import Client, make_run
 from waiting import wait_until
 
 import danlu
+from danlu.journal import claimed
 from danlu.serve.api import make_app, make_app_over
 from danlu.serve.backends import OwnEngine
 from danlu.serve.options import ServeOptions
@@ -29,14 +30,15 @@ ROOT = Path(danlu.__file__).parent.parent
 
 
 def test_the_command_serves_pages_and_ends_with_its_streams(tmp_path):
-    make_run(tmp_path / "runs", "a", done=False)
+    journal = make_run(tmp_path / "runs", "a", done=False)
     command = [sys.executable, "-m", "danlu", "ui", str(tmp_path / "runs"), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
     try:
         url = re.search(r"http://127\.0\.0\.1:\d+/ui", process.stdout.readline())[0]
         assert httpx.get(f"{url}/api/runs").json()[0]["run"] == "a"
-        with httpx.stream("GET", f"{url}/api/runs/stream?run=a", timeout=20) as answer:
+        going = claimed(journal.directory, lambda _: None)
+        with going, httpx.stream("GET", f"{url}/api/runs/stream?run=a", timeout=20) as answer:
             lines = answer.iter_lines()
             assert "event: whole" in (next(lines) for _ in range(10))
             process.send_signal(signal.SIGINT)
@@ -119,7 +121,7 @@ def test_what_a_page_copies_as_curl_is_what_the_server_takes(beside):
 
 
 def test_a_server_that_is_stopped_does_not_wait_for_open_pages(beside, tmp_path):
-    make_run(tmp_path / "runs", "a", done=False)
+    journal = make_run(tmp_path / "runs", "a", done=False)
     options = ServeOptions(port=0)
     taken, lines = listen(options), []
     server = Server(beside(port=0), options, lines.append)
@@ -127,8 +129,10 @@ def test_a_server_that_is_stopped_does_not_wait_for_open_pages(beside, tmp_path)
     thread.start()
     wait_until(lambda: lines)
     url = lines[0].removeprefix("ready: ").removesuffix("/v1")
-    with httpx.stream("GET", f"{url}/ui/api/runs/stream?run=a", timeout=20) as answer:
+    going = claimed(journal.directory, lambda _: None)
+    with going, httpx.stream("GET", f"{url}/ui/api/runs/stream?run=a", timeout=20) as answer:
         parts = answer.iter_lines()
+        assert any(line.startswith("event: whole") for line in parts)
         assert any(line.startswith("data: ") and json.loads(line[6:])["run"] == "a" for line in parts)
         server.should_exit = True
         for _ in parts:

@@ -98,10 +98,17 @@ class Live {
     on("card", (card) => {
       const before = this.cards.get(card.run);
       this.cards.set(card.run, card);
+      if (before?.state !== card.state) this.stands?.(card);
       if (before?.state === "running" && card.state !== "running") this.ended();
     });
     source.addEventListener("open", () => document.body.classList.remove("away"));
-    source.addEventListener("error", () => document.body.classList.add("away"));
+    // A stream ends by itself where no run goes on; the browser asks again after a while.
+    let isOver = false;
+    source.addEventListener("ended", () => { isOver = true; });
+    source.addEventListener("error", () => {
+      if (!isOver) document.body.classList.add("away");
+      isOver = false;
+    });
     return source;
   }
 
@@ -170,9 +177,18 @@ class Live {
 
 const tone = (event) => TONES[event.kind] || (event.by === "doctor" ? "doctor" : "note");
 
+/** A value of an event as a reader wants it. */
+function plain(value) {
+  if (Number.isInteger(value)) return count(value);
+  if (typeof value === "number") return number(value);
+  if (typeof value === "string") return value;
+  const inner = value && typeof value === "object" && !Array.isArray(value) && Object.values(value).every((one) => typeof one !== "object");
+  return inner ? Object.entries(value).map(([name, one]) => `${name} ${plain(one)}`).join(", ") : JSON.stringify(value);
+}
+
 function evidence(values) {
   return Object.entries(values).filter(([name]) => name !== "by").map(([name, value]) =>
-    h("span", { class: "fact" }, h("code", {}, name), " ", typeof value === "number" ? number(value) : typeof value === "string" ? value : JSON.stringify(value)));
+    h("span", { class: "fact" }, h("code", {}, name), " ", plain(value)));
 }
 
 function head(card, at, several) {
@@ -189,13 +205,20 @@ function head(card, at, several) {
       card.model ? ` · ${card.model}` : ""));
 }
 
-function actions(detail) {
-  const out = h("div");
-  const act = (path, word) => h("button", { onclick: () => working(out, async () => { await post(`start/${path}`, { run: detail.run }); put(out, h("p", { role: "status" }, t(`runs.${path}_said`))); }) }, t(word));
+/** What can be done with a run; what it can be depends on how it stands, which `live` tells. */
+function actions(detail, live) {
+  const out = h("span", { role: "status" });
+  const act = (path) => h("button", { disabled: true, onclick: () => working(out, async () => { await post(`start/${path}`, { run: detail.run }); put(out, t(`runs.${path}_said`)); }) }, t(`runs.${path}`));
+  const stop = act("stop"), resume = act("resume");
+  live.stands = ({ state: now }) => {
+    stop.disabled = now !== "running";
+    resume.disabled = !["stopped", "broken off"].includes(now);
+    put(out);
+  };
   return h("div", { class: "bar" },
     h("a", { class: "button", href: address("runs") }, t("runs.back")),
     detail.has_report && h("a", { class: "button", href: `/ui/report/${detail.run}/report.html` }, t("runs.report")),
-    facts.canStart && [act("stop", "runs.stop"), act("resume", "runs.resume")], out);
+    facts.canStart && [stop, resume], out);
 }
 
 const side = (title, text) => h("div", {}, h("h3", {}, title), h("div", { class: "text", dir: "auto" }, text ?? "–"));
@@ -219,7 +242,7 @@ async function runs(names) {
   const [charts, ...details] = found;
   const live = new Live(names, charts), answers = h("div");
   const steps = details.flatMap((one) => one.chain);
-  put(page, names.length === 1 ? actions(details[0]) : h("div", { class: "bar" }, h("a", { class: "button", href: address("runs") }, t("runs.back"))),
+  put(page, names.length === 1 ? actions(details[0], live) : h("div", { class: "bar" }, h("a", { class: "button", href: address("runs") }, t("runs.back"))),
     h("p", { class: "away-note", role: "status" }, t("fault.away")),
     live.heads,
     steps.length ? h("nav", { class: "bar", "aria-label": t("runs.chain") }, h("span", {}, t("runs.chain")), steps.map((one) => h("a", { class: "button", href: address("runs", { run: one }) }, one.split("/")[1]))) : null,
