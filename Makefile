@@ -103,7 +103,7 @@ format: $(INSTALLED)
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
 	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall \
-	bench-recall-growth bench-recall-vectors bench-words bench-behaviour
+	bench-recall-growth bench-recall-vectors bench-words bench-behaviour bench-pages
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl

@@ -35,7 +35,7 @@ class DataBody(Options):
 
     place: str = Field(max_length=1000)
     max_length: int | None = Field(None, ge=1, le=2**20)
-    first: int = Field(0, ge=0)
+    first: int = Field(0, ge=0, le=10**9)
 
 
 def add(app: FastAPI, site: Site) -> None:

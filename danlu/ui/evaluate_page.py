@@ -35,7 +35,7 @@ class EvaluationBody(Options):
 
     name: str = Field(max_length=500)
     measure: str = Field("", max_length=200)
-    first: int = Field(0, ge=0)
+    first: int = Field(0, ge=0, le=10**9)
     place: str = Field("", max_length=1000)
     rating: str = Field("", max_length=200)
 

@@ -48,7 +48,7 @@ class Files:
         """Raises ConfigError for a place that is none of these, wherever it leads."""
         head, _, name = place.partition("/")
         folder = self._dropped if head == _DROPPED else None
-        if head.isdigit() and int(head) < len(self._folders):
+        if re.fullmatch("[0-9]{1,4}", head) and int(head) < len(self._folders):
             folder = self._folders[int(head)]
         if folder is not None and name and "\0" not in name:
             path = folder / name

@@ -117,12 +117,10 @@ class Guard:
 
 
 def _is_from_here(method: str, headers: dict[str, str], host: str) -> bool:
-    """Whether a request that changes or computes something was made by these pages, or by no page at all."""
-    if method in ("GET", "HEAD"):
-        return True
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    """Whether a request was made by these pages, or by no page at all."""
+    if method not in ("GET", "HEAD") and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return False
-    origin = headers.get("origin")
+    origin = headers.get("origin")  # a link to these pages has none
     return origin is None or origin.partition("://")[2].lower() == host.lower()
 
 

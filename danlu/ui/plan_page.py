@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from danlu.config import Options
 from danlu.device import free_memory_bytes
+from danlu.errors import ConfigError
 from danlu.hub import KNOWN
 from danlu.plan.cards import CARDS, memory_of
 from danlu.plan.fit import Way, most_tokens, ways
@@ -59,7 +61,20 @@ def add(app: FastAPI, site: Site) -> None:
     @app.post(f"{ROOT}/api/plan")
     async def plan(request: Request) -> Response:
         body = await read_body(request, PlanBody)
+        await at_work(partial(check_place, body.model, site))
         return as_json(await at_work(partial(planned, body, said_in(request))))
+
+
+def check_place(model: str, site: Site) -> None:
+    """Raise ConfigError for a path that these pages have not been told of: a model is named, or lies in a run."""
+    place = Path(model).expanduser()
+    is_path = place.suffix == ".json" or place.is_dir()
+    if is_path and model != site.model.name and site.runs.resolve() not in place.resolve().parents:
+        raise ConfigError(
+            f"model={model!r:.200}: a path outside of {site.runs}",
+            allowed="a known name, a hub id, a model of a run",
+            fix=f"danlu plan memory {model!r:.200}",
+        )
 
 
 def planned(body: PlanBody, said: Words) -> dict[str, Any]:

@@ -52,7 +52,7 @@ async def at_work(work: Callable[[], _T]) -> _T:
 
 def as_json(value: Any) -> Response:
     """An answer; numbers that JSON has not are null."""
-    return Response(written(value), media_type="application/json")
+    return Response(written(value).encode("utf-8", "replace"), media_type="application/json")
 
 
 def written(value: Any) -> str:

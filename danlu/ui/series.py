@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from array import array
 from collections import OrderedDict
@@ -226,7 +227,7 @@ class Cursor:
         """Of so many runs; the beginning of all where the text is not ours."""
         parts = [part.split(".") for part in text.split(",")]
         whole = len(parts) == count and all(
-            len(part) == 3 and part[0].isdigit() and part[1].isdigit() and len(part[0]) < 16 for part in parts
+            len(part) == 3 and all(re.fullmatch("[0-9]{1,15}", number) for number in part[:2]) for part in parts
         )
         return [cls(int(step), int(events), version) for step, events, version in parts] if whole else [cls()] * count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -83,7 +84,7 @@ def add(app: FastAPI, site: Site) -> None:
 
     @app.get(f"{ROOT}/api/start/printed")
     async def printed(name: str) -> Response:
-        if "/" in name or name.startswith("."):
+        if re.fullmatch(r"\w[\w.-]*", name) is None:
             raise ConfigError(f"no run is called {name!r:.100}")
         text = await at_work(partial(starting.printed, name, site.runs))
         return as_json({"text": text, "is_there": is_run(site.runs / name)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import sys
 import time
@@ -150,6 +151,16 @@ def test_plan_names_what_it_does_not_know(pages):
     assert "not known" in client.fault("plan", {"model": "no such thing"})["seen"]
     assert "neither a size nor a known card" in client.fault("plan", {"model": "Qwen2.5-7B", "gpu": "abc"})["seen"]
     assert "batch" in client.fault("plan", {"model": "Qwen2.5-7B", "batch": 0})["seen"]
+
+
+def test_plan_reads_models_of_runs_and_no_other_path(pages, tmp_path, tiny_model):
+    client = pages()
+    for path in (tiny_model, tiny_model / "config.json"):
+        assert "a path outside" in client.fault("plan", {"model": str(path)})["seen"]
+    inside = tmp_path / "runs" / "a" / "merged"
+    inside.parent.mkdir(parents=True)
+    shutil.copytree(tiny_model, inside)
+    assert client.api("plan", {"model": str(inside)})["parameters"] > 0
 
 
 # -- data ----------------------------------------------------------------------------------------------------
