@@ -202,9 +202,10 @@ bench-pages: browser
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)
 
-# It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs.
+# It installs the peers itself: one that cannot be installed is a cell that says why. `WRITE=--write` updates the docs;
+# `ISA=avx2` or `ISA=avx512` keeps every side to these instructions.
 bench-generate: $(INSTALLED)
-	$(BIN)/python benchmarks/generate.py $(WRITE)
+	$(BIN)/python benchmarks/generate.py $(if $(ISA),--isa $(ISA)) $(ARGS) $(WRITE)
 
 clean:
 	rm -rf .venv .peers .everywhere .doctor .rates .parameters .planned .judge runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Generation speed beside the peers' at their best settings: same model and prompts, in one run on one machine.
 
     make bench-generate                  (under an hour on two cores, the peers' installation not counted)
+    make bench-generate ISA=avx2         (every side kept to these instructions; its table is one of its own)
     .venv/bin/python benchmarks/generate.py --runs 1 --new_tokens 8 --trial_new_tokens 4 --works greedy-1 beam
 
 Each side runs in a process of its own (benchmarks/peers/), on the same cores, by the same clock: model loaded, one
@@ -16,22 +17,25 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
-from generation_sides import ALL, PEERS, PHRASES, ROOT, WORKS, Side, Work, danlu_side
+from generation_sides import ALL, LIMITS, PEERS, PHRASES, ROOT, WORKS, Limit, Side, Work, danlu_side
 from generation_table import print_tables, was_busy, write_docs
 from machine import cpu_name
 
 MODEL = "smollm2-135m"
+LIMITED: dict[str, str] = {}  # what keeps a process to the instructions that were asked for
 SIDE_LIMIT_SECONDS = 3600
 SEED = 42
 TRIAL_CALLS = 2
@@ -87,7 +91,7 @@ def run_side(side: Side, setting: str, works: list[dict[str, Any]], files: dict[
         path.write_text(json.dumps({**job, "setting": side.settings[setting], "works": works, "out": str(out)}))
         command = [side.python, str(ROOT / "benchmarks/peers" / side.script), str(path)]
         cores = str(cores_in_use())
-        environment = {**os.environ, "OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1", **LIMITED}
         reason = f"not done after {SIDE_LIMIT_SECONDS} s"
         try:
             done = subprocess.run(
@@ -197,7 +201,7 @@ def price_of_formats(dtypes: list[str], prompts: list[list[int]], model: str) ->
     """Divergence of each dtype's distribution from float32's, measured in a process of its own."""
     job = json.dumps({"dtypes": dtypes, "prompts": prompts, "model": model})
     command = [sys.executable, str(ROOT / "benchmarks/peers/danlu_divergence.py")]
-    done = subprocess.run(command, input=job, capture_output=True, text=True)
+    done = subprocess.run(command, input=job, capture_output=True, text=True, env={**os.environ, **LIMITED})
     if done.returncode:
         raise SystemExit(f"the divergence could not be measured:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -239,10 +243,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="timed calls; their median counts")
     parser.add_argument("--trial_new_tokens", type=int, default=32, help="of each setting's trial")
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--isa", choices=LIMITS, help="keep every side to these instructions")
     parser.add_argument("--json", type=Path, help="write the measurements to this file as well")
     parser.add_argument("--read", type=Path, help="measure nothing: show what --json wrote")
-    parser.add_argument("--write", action="store_true", help="put the tables into README and docs/generation")
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables into docs/generation, and without --isa into README"
+    )
     return parser.parse_args()
+
+
+def keep_to_instructions(limit: Limit, scratch: Path) -> None:
+    """Let this process's children use no others; a compiler of ours then makes code for those, whatever it is asked."""
+    LIMITED.update(limit.environment)
+    if limit.march:
+        script = scratch / "cc"
+        script.write_text(f'#!/bin/sh\nexec {shutil.which(os.environ.get("CC", "cc"))} "$@" -march={limit.march}\n')
+        script.chmod(0o755)
+        LIMITED["CC"] = str(script)
 
 
 def cores_in_use() -> int:
@@ -266,6 +283,10 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
     scratch_parent = ROOT / ".peers"
     scratch_parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch_parent) as name:
+        if asked.isa:
+            keep_to_instructions(LIMITS[asked.isa], Path(name))
+        builds = LIMITS[asked.isa].builds if asked.isa else {}
+        peers = [replace(side, environment=builds.get(side.environment or "", side.environment)) for side in PEERS]
         files = prepare_files(Path(name))
         tokenizer = load_tokenizer(Path(files["model"]))
         ids = ordinary_ids(tokenizer)
@@ -278,8 +299,9 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
         beginnings = make_job(Work("kl", KL_PROMPTS, KL_PROMPT_TOKENS), ids, tokenizer, 1, 0, SEED)["calls"][0]
         price = price_of_formats(asked.dtypes, beginnings, files["model"])
         columns = [measure(danlu_side(dtype), asked.works, jobs, files) for dtype in asked.dtypes]
-        columns += [measure(side, asked.works, jobs, files) for side in PEERS if side.name in asked.peers]
+        columns += [measure(side, asked.works, jobs, files) for side in peers if side.name in asked.peers]
     return {
+        "isa": asked.isa or "",
         "date": date.today().isoformat(),
         "machine": f"{cores_in_use()} cores of {cpu_name()}",
         "busy_percent": busy_percent,

@@ -80,6 +80,31 @@ def llama_cpp(
     return {**kind, "flash_attention": flash_attention, "one_buffer": one_buffer}
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A set of instructions that all sides are kept to.
+
+    Attributes:
+        environment: what torch, oneDNN, OpenVINO's oneDNN and MKL heed, and our kernels for tiles and for pairs.
+        march: what our C sources are compiled for; "" is this processor.
+        builds: environments of peers that are compiled for it, by the usual one's name.
+    """
+
+    environment: dict[str, str]
+    march: str = ""
+    builds: dict[str, str] = field(default_factory=dict)
+
+
+def limit(onednn: str, march: str = "", **more: str) -> Limit:
+    builds = {"llama-cpp": f"llama-cpp-{onednn.lower()}"} if march else {}
+    return Limit({"ONEDNN_MAX_CPU_ISA": onednn, "DNNL_MAX_CPU_ISA": onednn, **more}, march, builds)
+
+
+LIMITS = {
+    "avx512": limit("AVX512_CORE_BF16", DANLU_TILES="0"),
+    "avx2": limit("AVX2", "x86-64-v3", ATEN_CPU_CAPABILITY="avx2", MKL_ENABLE_INSTRUCTIONS="AVX2"),
+}
+
 HF_SETTINGS = {
     "bf16, sdpa": hf("bfloat16", "sdpa"),
     "bf16, eager": hf("bfloat16", "eager"),

@@ -23,6 +23,7 @@ TARGETS = {  # work: (peer, least ratio), for Danlu in bfloat16
     "forced": ("transformers-4.56", 3.0),
 }
 TARGET_SIDE = "Danlu bfloat16"
+INSTRUCTIONS = {"avx512": "AVX-512 with bfloat16", "avx2": "AVX2"}
 BUSY_PERCENT = 10  # of the processor, taken by others before the first measurement
 WORDS = {
     "en": {
@@ -34,13 +35,14 @@ WORDS = {
         "forced": "2 forced phrases, 8 beams",
         "work": "work",
         "refused": "refused",
+        "limited": ", every side kept to {isa}",
         "holds": "target",
         "yes": "holds",
         "no": "missed",
         "unknown": "not measured",
         "intro": "SmolLM2-135M, {new_tokens} new tokens after prompts of 160 (greedy) or 512 tokens; {machine}; new "
         "tokens of all rows a second over the whole call, reading the prompt included; median of {runs} calls with "
-        "fresh prompts; {date}. Command: `make bench-generate`.",
+        "fresh prompts; {date}. Command: `make bench-generate{limit}`.",
         "ratios": "Ratios, Danlu to peer (a target is for bfloat16):",
         "price": "KL of the next token's distribution to float32, mean over {positions} positions of the model's own "
         "text (share of equal first choices): {list}. The model was made from a Q4_1 file, so Q4_1 weights lose "
@@ -58,13 +60,14 @@ WORDS = {
         "forced": "2 个强制短语，8 束",
         "work": "任务",
         "refused": "拒绝",
+        "limited": "，各方都限制在 {isa}",
         "holds": "目标",
         "yes": "达到",
         "no": "未达到",
         "unknown": "未测",
         "intro": "SmolLM2-135M，提示词 160（贪心）或 512 个 token，生成 {new_tokens} 个新 token；{machine}；数值为"
         "所有行每秒的新 token 数，按整次调用计，含读提示词的时间；每次调用用全新的提示词，取 {runs} 次的中位数；"
-        "{date}。命令：`make bench-generate`。",
+        "{date}。命令：`make bench-generate{limit}`。",
         "ratios": "Danlu 与各对手之比（目标针对 bfloat16）：",
         "price": "下一个 token 的分布相对 float32 的 KL 散度，在模型自己生成的文本的 {positions} 个位置上取平均"
         "（括号内为首选 token 相同的比例）：{list}。模型本由 Q4_1 文件而来，故 Q4_1 权重相对 float32 没有损失，"
@@ -177,6 +180,12 @@ def refusals(found: dict[str, Any], words: dict[str, str]) -> Iterator[str]:
             yield f"{title(column)}, {', '.join(dict.fromkeys(kept))}: {reason}"
 
 
+def intro(found: dict[str, Any], words: dict[str, str]) -> str:
+    isa = found.get("isa", "")
+    machine = f"{found['machine']}{words['limited'].format(isa=INSTRUCTIONS[isa]) if isa else ''}"
+    return words["intro"].format(**found | {"machine": machine, "limit": f" ISA={isa}" if isa else ""})
+
+
 def price(found: dict[str, Any]) -> list[str]:
     return [f"{dtype} {one['mean_kl']:.4f} ({one['same_choice']:.1%})" for dtype, one in found["price"].items()]
 
@@ -188,7 +197,7 @@ def print_tables(found: dict[str, Any]) -> None:
     words, console = WORDS["en"], Console(width=None if Console().is_terminal else 200)
     if was_busy(found):
         console.print(f"[bold]{found['busy_percent']:.0f} % of the machine was busy: do not publish these numbers.[/]")
-    console.print(words["intro"].format(**found), highlight=False)
+    console.print(intro(found, words), highlight=False)
     tables = {
         "tokens/s (number format)": speed_rows(found, words),
         "ratio, Danlu to peer": ratio_rows(found, words),
@@ -220,7 +229,7 @@ def block(found: dict[str, Any], language: str, *, short: bool) -> str:
     words = WORDS[language]
     positions = next((one["positions"] for one in found["price"].values()), 0)
     parts = [
-        words["intro"].format(**found),
+        intro(found, words),
         markdown(speed_rows(found, words)),
         words["price"].format(positions=positions, list="; ".join(price(found))),
     ]
@@ -244,7 +253,14 @@ def put_block(text: str, block: str, start: str = START, end: str = END) -> str:
 
 
 def write_docs(found: dict[str, Any], root: Path) -> None:
-    """Replace the block of README and docs/generation, in both languages."""
-    for name, language in (README_FILES | DOCS_FILES).items():
+    """Replace the block of README and docs/generation, in both languages; that of an instruction set in the latter."""
+    isa = found.get("isa", "")
+    marks = (
+        (START.replace("bench-generate:", f"bench-generate {isa}:"), END.replace(":", f" {isa}:"))
+        if isa
+        else (START, END)
+    )
+    for name, language in (DOCS_FILES if isa else README_FILES | DOCS_FILES).items():
         path = root / name
-        path.write_text(put_block(path.read_text("utf-8"), block(found, language, short=name in README_FILES)), "utf-8")
+        made = block(found, language, short=bool(isa) or name in README_FILES)
+        path.write_text(put_block(path.read_text("utf-8"), made, *marks), "utf-8")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the environments of the peers we measure against, one each, never mixed with ours.
-#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp xllamacpp recall recall-vectors words behaviour
+#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp llama-cpp-avx2 xllamacpp recall recall-vectors words behaviour
 # llama-cpp is compiled for this processor: that takes a C++ compiler and about ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,11 +28,15 @@ for peer in "$@"; do
         ;;
     openvino) make_peer openvino "openvino-genai==2026.4.1.0" ;;
     llama-cpp) make_peer llama-cpp "llama-cpp-python==0.3.36" ;;
+    llama-cpp-avx2)
+        off=$(printf -- '-DGGML_%s=OFF ' NATIVE AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16 AVX_VNNI AMX_TILE AMX_INT8 AMX_BF16)
+        CMAKE_ARGS="$off-DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" make_peer llama-cpp-avx2 --no-cache-dir "llama-cpp-python==0.3.36"
+        ;;
     xllamacpp) make_peer xllamacpp "xllamacpp==2026.10.11549" "$(pin numpy)" ;; # llama.cpp that is compiled already
     recall) make_peer recall "duckdb==2.0.1" "polars==2.1.0" ;;
     behaviour) make_peer behaviour "implicit==0.7.3" "similaripy==0.7.0" "recfarm==0.2.1" ;;
     words) make_peer words "bm25s==0.3.16" "tantivy==0.27.0" "numba==0.68.1" "rjieba==0.2.2" "$(pin pyarrow)" ;;
     recall-vectors) make_peer recall-vectors "faiss-cpu==1.15.1" "usearch==2.26.6" "hnswlib==0.8.0" "zvec==0.8.0" numpy ;;
-    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, xllamacpp, recall, recall-vectors, words, behaviour)" >&2 && exit 2 ;;
+    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, llama-cpp-avx2, xllamacpp, recall, recall-vectors, words, behaviour)" >&2 && exit 2 ;;
     esac
 done
