@@ -25,6 +25,7 @@ from danlu.evaluate.rows import Row
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.scale import Failed, Reading, judged
 from danlu.evaluate.signals import Embed, Likelihoods, likeness
+from danlu.evaluate.wording import wording
 from danlu.fingerprint import of_value
 from danlu.journal import write_atomic
 
@@ -73,8 +74,9 @@ class Figures:
 
 
 def _overlaps(row: Row) -> dict[str, float]:
-    found = baseline(row.answer or "", row.given("truth"), row.given("context"))
-    return {**found, "length": math.log1p(found["length"])}
+    answer, context = row.answer or "", row.given("context")
+    found = baseline(answer, row.given("truth"), context)
+    return {**found, "length": math.log1p(found["length"]), **wording(answer, context)}
 
 
 def _add(found: list[dict[str, float] | Failed], more: Sequence[dict[str, float] | Failed]) -> None:
