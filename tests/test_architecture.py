@@ -40,12 +40,13 @@ INNER = {
                "building", "segment", "profile", "tables", "tagging", "writing", "exporting", "query", "behaviour",
                "measure", "learned", "towering", "acting", "channels", "fusing", "candidates", "collection",
                "clickhouse", "ids_out", "passages", "picking", "teaching", "labels"],
-    "evaluate": ["bootstrap", "overlap", "held_out", "rubrics", "rows", "prompts", "scale", "judge", "kept", "prior",
-                 "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
-                 "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices",
-                 "answering", "pairwise", "models", "probes", "people"],
+    "evaluate": ["bootstrap", "overlap", "sentences", "wording", "held_out", "rubrics", "rows", "prompts", "scale",
+                 "judge", "kept", "prior", "evaluating", "signals", "correlation", "significance", "client", "remote",
+                 "perturb", "pair_head", "pair_judge", "fitting", "trained", "pair_training", "options", "opening",
+                 "summary", "written", "gates", "contamination", "whole", "choices", "answering",
+                 "pairwise", "models", "probes", "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
-              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "kinds"],
+              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "judge", "kinds"],
 }  # fmt: skip
 
 

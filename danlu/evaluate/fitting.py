@@ -144,7 +144,7 @@ def _ridge(figures: Floats, rated: Floats, penalty: float) -> tuple[tuple[Curve,
     ranked = _ranked(figures, ranks)
     inner = ranked.T @ ranked + penalty / 12 * np.eye(figures.shape[1])  # 1/12: the variance of even ranks
     wanted = _ranked(rated[:, None], (_ranks(rated),))[:, 0]
-    return ranks, np.linalg.solve(inner, ranked.T @ wanted)
+    return ranks, np.asarray(np.linalg.solve(inner, ranked.T @ wanted), dtype=np.float64)
 
 
 def _ranks(values: Floats) -> Curve:

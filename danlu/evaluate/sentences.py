@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 from danlu.evaluate.overlap import words
 
@@ -46,4 +47,4 @@ def evidence(text: str, claim: str, size: Callable[[str], int], most: int) -> st
 
 def _marks(text: str) -> set[str | tuple[str, str]]:
     found = words(text)
-    return {*found, *zip(found, found[1:], strict=False)}
+    return {*found, *pairwise(found)}
