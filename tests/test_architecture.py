@@ -44,7 +44,7 @@ INNER = {
     "evaluate": ["bootstrap", "overlap", "sentences", "wording", "held_out", "rubrics", "rows", "prompts", "scale",
                  "judge", "kept", "prior", "evaluating", "signals", "correlation", "significance", "client", "remote",
                  "perturb", "pair_head", "pair_judge", "fitting", "trained", "pair_training", "options", "opening",
-                 "summary", "written", "gates", "contamination", "whole", "choices", "answering",
+                 "summary", "written", "gates", "contamination", "whole", "choices", "answering", "forgetting",
                  "pairwise", "models", "probes", "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "judge", "kinds"],

