@@ -4,10 +4,11 @@
     .venv/bin/python benchmarks/judge.py DATA --every 5 --sets ocnli cmrc-truthfulness --judges counted pairs
 
 The judges: "counted" is what `danlu evaluate train-judge --judge null --asks false` fits to what can be counted,
-without any model; "pairs" is a pair head, as the recipe `judge` trains it; "trained" is a fit to what is counted and
-to the pair head's scores; "likely" is a fit to what is counted and to a small language model's likelihoods; "prompted"
+without any model; "pairs" is a pair head, as the recipe `judge` trains it; "trained" is a fit to what is counted and to
+the pair head's scores; "likely" is a fit to what is counted and to a small language model's likelihoods; "prompted"
 asks that model the rubric. A fit is made in five folds of whole documents: a figure is always of rows that the fit has
-not seen. Documents that the pair head was trained on are judged by nobody. What was read is kept in .judge/.
+not seen. The pair head, and a fit with it, judge no document that the head was trained on. What was read is kept in
+.judge/.
 
 The pair head learns from OCNLI's training part, from every second SummEval document (every second answer, with its
 rating of consistency) and from one CMRC passage of eight (right answers, and wrong ones made of them).
@@ -249,7 +250,7 @@ def fitted(figures: Figures, rubric: Rubric, rows: RatedRows, kept: Kept) -> tup
     return checked(rubric, part, found), found
 
 
-def judge_of(way: str, model: str, pairs: PairJudge, rubric: Rubric, rows: RatedRows, kept: Kept) -> Any:
+def judge_of(way: str, model: str, pairs: PairJudge | None, rubric: Rubric, rows: RatedRows, kept: Kept) -> Any:
     """The comparison, and what was read of each row."""
     if way in ("pairs", "prompted"):
         judge: Any = pairs if way == "pairs" else _opened(model)
@@ -342,13 +343,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into the guide")
     given = parser.parse_args()
     KEPT.mkdir(exist_ok=True)
-    pairs = pair_head(given.data)
+    pairs = pair_head(given.data) if {"pairs", "trained"} & set(given.judges) else None
     for name in given.sets:
         model, rubric, rows_of = SETS[name]
-        rows, ratings = rows_of(given.data, given.every)
-        fresh = [at for at, row in enumerate(rows) if document_of(row) not in pairs.documents]
-        rows, ratings = [rows[at] for at in fresh], [ratings[at] for at in fresh]
         for way in given.judges:
+            rows, ratings = rows_of(given.data, given.every)
+            if way in ("pairs", "trained"):
+                fresh = [at for at, row in enumerate(rows) if document_of(row) not in pairs.documents]
+                rows, ratings = [rows[at] for at in fresh], [ratings[at] for at in fresh]
             print(f"{name}, {way}: {len(rows)} rows", flush=True)
             kept = Kept(KEPT / f"{name.partition('-')[0]}.jsonl")
             found, readings = judge_of(way, model, pairs, rubric(), RatedRows(rows, ratings, 0), kept)

@@ -30,8 +30,8 @@ from danlu.hub import cache_directory, resolve
 
 TEXTS = {
     "en": ("through", "rows a second", "the engine", "transformers, {}", ("one by one", "eight together"),
-           "{} rows, {} tokens a prompt in the mean, {}, {} core(s), {}. Scores that differ: {} of {}; probabilities by "
-           "{:.4f} at most. {}"),
+           "{} rows, {} tokens a prompt in the mean, {}, {} core(s), {}. Scores that differ: {} of {}; "
+           "probabilities by {:.4f} at most. {}"),
     "zh": ("方式", "每秒行数", "引擎", "transformers，{}", ("逐条", "八条一批"),
            "{} 行，平均每个提示 {} token，{}，{} 核，{}。得分不同：{} / {}；概率最多相差 {:.4f}。{}"),
 }  # fmt: skip

@@ -19,12 +19,13 @@ import numpy as np
 
 from danlu.errors import DataError
 from danlu.evaluate.bootstrap import Floats
+from danlu.evaluate.correlation import correlation
 from danlu.evaluate.scale import LEVEL
 from danlu.evaluate.significance import conformal_quantile
 
 FOLDS = 5
 LEAST_ROWS = 30
-PENALTIES = (0.1, 1.0, 10.0, 100.0, 300.0, 1000.0, 3000.0)
+PENALTIES = (1.0, 10.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 _KNOTS = 64  # values of a figure whose rank is kept; between them it is straight
 _TILT = 0.25  # of what is left to 0 or 1, how far a curve goes on beyond its outermost steps: no two sums are alike
 _LEAST_DEVIATION = 0.1  # of a distribution, where its width is what an error is measured by
@@ -103,7 +104,7 @@ def fit(
             allowed=f"{LEAST_ROWS} rows in {FOLDS} groups, and ratings that differ; a few hundred are better",
         )
     folds = _folds(groups)
-    penalty = min(PENALTIES, key=lambda size: _error(figures, rated, folds, size))
+    penalty = max(PENALTIES, key=lambda size: _order(figures, rated, folds, size))
     sums = _unseen_sums(figures, rated, folds, penalty)
     shares = np.zeros((len(rated), scale[1] - scale[0] + 1))
     for fold in range(FOLDS):
@@ -172,9 +173,10 @@ def _unseen_sums(figures: Floats, rated: Floats, folds: Floats, penalty: float) 
     return sums
 
 
-def _error(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> float:
+def _order(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> float:
+    """How well a fit of this penalty puts unseen rows in order; their scale is the curves' business."""
     sums = _unseen_sums(figures, rated, folds, penalty)
-    return float(np.mean((_ranked(rated[:, None], (_ranks(rated),))[:, 0] - sums) ** 2))
+    return correlation("spearman", sums.tolist(), rated.tolist()) if np.ptp(sums) > 0 else 0.0
 
 
 def _curves(sums: Floats, rated: Floats, scale: tuple[int, int]) -> tuple[Curve, ...]:

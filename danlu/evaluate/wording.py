@@ -26,6 +26,11 @@ WORDINGS: Mapping[str, str] = {
     "longest_piece": "words of the longest of them, log(1 + n)",
     "density": "squares of their lengths, a word, log(1 + x) (Grusky et al. 2018, eq. 2)",
     "least_copied": "source_precision of the sentence that has least of it",
+    "nearest_pairs": "pairs of words of a sentence that the one sentence of the source has which has most of them, in "
+    "the mean: what is put together from several is wrong more often (Laban et al. 2022, SummaC, with words for NLI)",
+    "nearest_pairs_least": "of the sentence that has least of it",
+    "nearest_words": "the same of single words",
+    "nearest_words_least": "of the sentence that has least of it",
     "sentences": "of the answer, log(1 + n)",
     "variety": "different words, a word",
     "repeated": "share of its runs of three words that are there before (Welleck et al. 2020, rep-n)",
@@ -63,7 +68,20 @@ def _beside(answer: str, ours: Sequence[str], source: str) -> dict[str, float]:
         "density": sum(size * size for size in lengths) / max(1, len(ours)),
     }
     least = min(source_precision(sentence, source) for sentence in sentences(answer))
-    return {**shares, **{name: math.log1p(count) for name, count in counts.items()}, "least_copied": least}
+    logs = {name: math.log1p(count) for name, count in counts.items()}
+    return {**shares, **logs, "least_copied": least, **_nearest(answer, source)}
+
+
+def _nearest(answer: str, source: str) -> dict[str, float]:
+    """How much of each sentence the one sentence of the source has that has most of it: the mean, and the least."""
+    told = [words(sentence) for sentence in sentences(source)]
+    said = [words(sentence) for sentence in sentences(answer)]
+    found = {}
+    for name, size in (("nearest_pairs", 2), ("nearest_words", 1)):
+        theirs = [set(_runs(one, size)) for one in told]
+        most = [max(_share(_runs(one, size), runs) for runs in theirs) if len(one) >= size else 1.0 for one in said]
+        found |= {name: sum(most) / len(most), f"{name}_least": min(most)}
+    return found
 
 
 def _runs(text: Sequence[str], size: int) -> list[tuple[str, ...]]:

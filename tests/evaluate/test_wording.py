@@ -23,6 +23,14 @@ def test_by_hand():
     assert found["longest_piece"] == log1p(3)
     assert found["density"] == pytest.approx(log1p(11 / 7))
     assert found["breaks"] == log1p(4)
+    assert found["nearest_pairs"] == pytest.approx(2 / 6)
+    assert found["nearest_words"] == pytest.approx(4 / 7)  # the first sentence: the, red, fox, in
+
+
+def test_what_is_put_together_from_two_sentences_is_near_to_none():
+    fused = wording("The red fox saw it. Anna Berg saw it.", SOURCE)
+    assert fused["nearest_pairs"] == pytest.approx((2 / 4 + 1) / 2)
+    assert fused["nearest_pairs_least"] == pytest.approx(2 / 4)
 
 
 def test_all_figures_are_told_and_those_without_a_source():
