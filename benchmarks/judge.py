@@ -321,7 +321,7 @@ def lines(results: dict[str, Any], language: str) -> Iterator[str]:
     heads = ("set", "judge", "n", "by", "value", "baseline", "difference", "accuracy", "cover", "error")
     yield "| " + " | ".join(said.get(head, head) for head in heads) + " |"
     yield "|---|---" + "|--:" * (len(heads) - 2) + "|"
-    for one in results.values():
+    for one in sorted(results.values(), key=lambda one: (list(SETS).index(one["set"]), JUDGES.index(one["judge"]))):
         name = one["set"] if one["every"] == 1 else said["part"].format(name=one["set"], every=one["every"])
         by = "Spearman" if one["by"] == "spearman" else said["auc"]
         cells = (name, said[one["judge"]], f"{one['n']:,}", by, one["value"], one["baseline"], one["difference"],
