@@ -76,7 +76,7 @@ def _nearest(answer: str, source: str) -> dict[str, float]:
     """How much of each sentence the one sentence of the source has that has most of it: the mean, and the least."""
     told = [words(sentence) for sentence in sentences(source)]
     said = [words(sentence) for sentence in sentences(answer)]
-    found = {}
+    found: dict[str, float] = {}
     for name, size in (("nearest_pairs", 2), ("nearest_words", 1)):
         theirs = [set(_runs(one, size)) for one in told]
         most = [max(_share(_runs(one, size), runs) for runs in theirs) if len(one) >= size else 1.0 for one in said]
