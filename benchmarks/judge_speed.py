@@ -33,7 +33,7 @@ TEXTS = {
            "{} rows, {} tokens a prompt in the mean, {}, {} core(s), {}. Scores that differ: {} of {}; "
            "probabilities by {:.4f} at most. {}"),
     "zh": ("方式", "每秒行数", "引擎", "transformers，{}", ("逐条", "八条一批"),
-           "{} 行，平均每个提示 {} token，{}，{} 核，{}。得分不同：{} / {}；概率最多相差 {:.4f}。{}"),
+           "{} 行，平均每条 {} token，{}，{} 核，{}。得分不同：{} / {}；概率最多相差 {:.4f}。{}"),
 }  # fmt: skip
 
 
