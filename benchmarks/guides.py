@@ -14,6 +14,7 @@ RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
 BEHAVIOUR = {"en": ROOT / "docs" / "behaviour.md", "zh": ROOT / "docs" / "behaviour.zh.md"}
 EVALUATION = {"en": ROOT / "docs" / "evaluation.md", "zh": ROOT / "docs" / "evaluation.zh.md"}
+PAGES = {"en": ROOT / "docs" / "pages.md", "zh": ROOT / "docs" / "pages.zh.md"}
 
 
 def written(text: str, block: str, name: str) -> str:
