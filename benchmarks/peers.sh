@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the environments of the peers we measure against, one each, never mixed with ours.
-#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp llama-cpp-avx2 xllamacpp recall recall-vectors words behaviour
+#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp llama-cpp-avx2 xllamacpp recall recall-vectors words behaviour lm-eval
 # llama-cpp is compiled for this processor: that takes a C++ compiler and about ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,6 +37,7 @@ for peer in "$@"; do
     behaviour) make_peer behaviour "implicit==0.7.3" "similaripy==0.7.0" "recfarm==0.2.1" ;;
     words) make_peer words "bm25s==0.3.16" "tantivy==0.27.0" "numba==0.68.1" "rjieba==0.2.2" "$(pin pyarrow)" ;;
     recall-vectors) make_peer recall-vectors "faiss-cpu==1.15.1" "usearch==2.26.6" "hnswlib==0.8.0" "zvec==0.8.0" numpy ;;
-    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, llama-cpp-avx2, xllamacpp, recall, recall-vectors, words, behaviour)" >&2 && exit 2 ;;
+    lm-eval) make_peer lm-eval "lm-eval[api]==0.4.13" "$(pin transformers)" ;;
+    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, llama-cpp-avx2, xllamacpp, recall, recall-vectors, words, behaviour, lm-eval)" >&2 && exit 2 ;;
     esac
 done

@@ -584,7 +584,7 @@ CHINESE = {
     "correlation": "相关系数",
     "language": "语言",
     "ratings in the 90 % interval: {share}": "落在 90% 区间内的评分：{share}",
-    "calibration error: {error}": "校准误差：{error}",
+    "calibration error {error}, the rating itself {accuracy}": "校准误差 {error}，与评分相同 {accuracy}",
     "left out: {count}": "未计入：{count}",
     "fitted to: {names}": "所用特征：{names}",
     "the same answers, changed in one way": "同样的回答，只改一处",

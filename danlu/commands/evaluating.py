@@ -63,7 +63,7 @@ def evaluate(
         _of_models(evaluate_models(data, out, chosen, news, _embed), out, chosen)
         return
     assert answers is not None
-    for name in ("models", "max_new_tokens"):
+    for name in ("models", "max_new_tokens", "general"):
         if getattr(chosen, name) != ModelsOptions.model_fields[name].default:
             raise ConfigError(f"{name} has no effect without data", fix="give the questions with --data")
     outcome = evaluate_file(answers, out, chosen, news, _embed)
@@ -185,7 +185,11 @@ def against_people(found: Mapping[str, Checked]) -> Table:
             cells = [in_words(interval) for interval in (compared.judge, compared.baseline, compared.difference)]
             made.add_row(language, name, cells[0], f"{one.baseline} {cells[1]}", cells[2], f"{one.rows:,}")
         covered = said("ratings in the 90 % interval: {share}", share=f"{one.coverage:.1%}")
-        error = said("calibration error: {error}", error=f"{one.calibration:.3f}")
+        error = said(
+            "calibration error {error}, the rating itself {accuracy}",
+            error=f"{one.calibration:.3f}",
+            accuracy=f"{one.accuracy:.1%}",
+        )
         made.add_row(language, "", covered, error, said("left out: {count}", count=f"{one.left_out:,}"), "")
     return made
 

@@ -1,9 +1,11 @@
 """Figures of rows and people's ratings -> a prediction with its distribution. Ridge and isotonic regression, in numpy.
 
-A weighted sum of standardised figures (ridge: Hoerl & Kennard 1970) puts rows in order. For each score of the scale a
-curve that only rises (isotonic: Barlow et al. 1972) says with which probability people give that score or more; the
-curves' differences are the distribution. What is learnt of doubt comes from rows that the fit has not seen: folds hold
-whole groups. Knows no rows and no judges.
+Each figure is taken by its rank among the rows that were learnt from, and so are the ratings: people's ratings crowd at
+one end of the scale and figures have long tails, so that a fit to the numbers themselves loses to the best single
+figure by rank. A weighted sum of the ranks (ridge: Hoerl & Kennard 1970) puts rows in order. For each score of the
+scale a curve that only rises (isotonic: Barlow et al. 1972) says with which probability people give that score or more;
+the curves' differences are the distribution. What is learnt of doubt comes from rows that the fit has not seen: folds
+hold whole groups. Knows no rows and no judges.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import numpy as np
 
 from danlu.errors import DataError
 from danlu.evaluate.bootstrap import Floats
+from danlu.evaluate.correlation import correlation
 from danlu.evaluate.scale import LEVEL
 from danlu.evaluate.significance import conformal_quantile
 
 FOLDS = 5
 LEAST_ROWS = 30
-PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
-_CLIP = 3.0  # standard deviations: beyond it a figure says no more
+PENALTIES = (1.0, 10.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
+_KNOTS = 64  # values of a figure whose rank is kept; between them it is straight
+_TILT = 0.25  # of what is left to 0 or 1, how far a curve goes on beyond its outermost steps: no two sums are alike
 _LEAST_DEVIATION = 0.1  # of a distribution, where its width is what an error is measured by
 _OWN = 2.0  # rows of the whole sample that each step of a curve is mixed with, so that nothing is certain
 
@@ -36,8 +40,8 @@ class Fit:
 
     Attributes:
         names: of the figures.
-        centres, spreads: of each, on the rows that were learnt from.
-        weights: of each, standardised.
+        ranks: of each, values and their ranks, -0.5 to 0.5, among the rows that were learnt from.
+        weights: of each, by its rank.
         curves: for each score but the lowest, places on the weighted sum and the probability of that score or more.
         low: the lowest score.
         error: in standard deviations of the distribution, what `LEVEL` of unseen rows were off by at most.
@@ -45,8 +49,7 @@ class Fit:
     """
 
     names: tuple[str, ...]
-    centres: tuple[float, ...]
-    spreads: tuple[float, ...]
+    ranks: tuple[Curve, ...]
     weights: tuple[float, ...]
     curves: tuple[Curve, ...]
     low: int
@@ -55,8 +58,7 @@ class Fit:
 
     def sums(self, figures: Floats) -> Floats:
         """(rows,) of (rows, figures)."""
-        standard = (figures - np.array(self.centres)) / np.array(self.spreads)
-        return np.asarray(np.clip(standard, -_CLIP, _CLIP) @ np.array(self.weights))
+        return np.asarray(_ranked(figures, self.ranks) @ np.array(self.weights))
 
     def distributions(self, figures: Floats) -> Floats:
         """(rows, scores): they sum to one."""
@@ -74,9 +76,9 @@ class Fit:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fit:
-        lists = {name: tuple(value[name]) for name in ("names", "centres", "spreads", "weights")}
-        curves = tuple((tuple(places), tuple(heights)) for places, heights in value["curves"])
-        return cls(**{**value, **lists, "curves": curves})
+        lists = {name: tuple(value[name]) for name in ("names", "weights")}
+        curves = {name: tuple((tuple(xs), tuple(ys)) for xs, ys in value[name]) for name in ("ranks", "curves")}
+        return cls(**{**value, **lists, **curves})
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def fit(
             allowed=f"{LEAST_ROWS} rows in {FOLDS} groups, and ratings that differ; a few hundred are better",
         )
     folds = _folds(groups)
-    penalty = min(PENALTIES, key=lambda size: _error(figures, rated, folds, size))
+    penalty = max(PENALTIES, key=lambda size: _order(figures, rated, folds, size))
     sums = _unseen_sums(figures, rated, folds, penalty)
     shares = np.zeros((len(rated), scale[1] - scale[0] + 1))
     for fold in range(FOLDS):
@@ -110,10 +112,10 @@ def fit(
         shares[~others] = _distributions(_curves(sums[others], rated[others], scale), sums[~others])
     means, deviations = _moments(shares, scale[0])
     off = np.abs(rated - means) / deviations
-    centres, spreads, weights = _ridge(figures, rated, penalty)
+    ranks, weights = _ridge(figures, rated, penalty)
     made = Fit(
-        tuple(names), tuple(centres.tolist()), tuple(spreads.tolist()), tuple(weights.tolist()),
-        _curves(sums, rated, scale), scale[0], conformal_quantile(off.tolist(), LEVEL), len(rated),
+        tuple(names), ranks, tuple(weights.tolist()), _curves(sums, rated, scale), scale[0],
+        conformal_quantile(off.tolist(), LEVEL), len(rated),
     )  # fmt: skip
     bounds = [made_without.interval(one) for made_without, one in _bounded(made, off, folds, shares)]
     return made, Unseen(shares, bounds)
@@ -137,32 +139,58 @@ def _folds(groups: Sequence[str]) -> Floats:
     return np.array([home[group] for group in groups], dtype=np.float64)
 
 
-def _ridge(figures: Floats, rated: Floats, penalty: float) -> tuple[Floats, Floats, Floats]:
-    """Centres, spreads and weights; ratings are centred, so there is no constant."""
-    centres, spreads = figures.mean(axis=0), figures.std(axis=0)
-    spreads = np.where(spreads < 1e-9, 1.0, spreads)
-    standard = np.clip((figures - centres) / spreads, -_CLIP, _CLIP)
-    inner = standard.T @ standard + penalty * np.eye(figures.shape[1])
-    return centres, spreads, np.linalg.solve(inner, standard.T @ (rated - rated.mean()))
+def _ridge(figures: Floats, rated: Floats, penalty: float) -> tuple[tuple[Curve, ...], Floats]:
+    """What ranks figures, and their weights; ranks have mean zero, so there is no constant."""
+    ranks = tuple(_ranks(column) for column in figures.T)
+    ranked = _ranked(figures, ranks)
+    inner = ranked.T @ ranked + penalty / 12 * np.eye(figures.shape[1])  # 1/12: the variance of even ranks
+    wanted = _ranked(rated[:, None], (_ranks(rated),))[:, 0]
+    return ranks, np.asarray(np.linalg.solve(inner, ranked.T @ wanted), dtype=np.float64)
+
+
+def _ranks(values: Floats) -> Curve:
+    """Different values, `_KNOTS` of them at most, and the mean rank of each, -0.5 to 0.5."""
+    places, counts = np.unique(values, return_counts=True)
+    heights = (np.cumsum(counts) - counts / 2) / len(values) - 0.5
+    if len(places) > _KNOTS:
+        marks = np.searchsorted(heights, np.linspace(heights[0], heights[-1], _KNOTS))
+        kept = np.unique(np.clip(marks, 0, len(places) - 1))
+        places, heights = places[kept], heights[kept]
+    return tuple(places.tolist()), tuple(heights.tolist())
+
+
+def _ranked(figures: Floats, ranks: Sequence[Curve]) -> Floats:
+    columns = [np.interp(column, *curve) for column, curve in zip(figures.T, ranks, strict=True)]
+    return np.stack(columns, axis=1)
 
 
 def _unseen_sums(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> Floats:
     sums = np.zeros(len(rated))
     for fold in range(FOLDS):
         others = folds != fold
-        centres, spreads, weights = _ridge(figures[others], rated[others], penalty)
-        sums[~others] = np.clip((figures[~others] - centres) / spreads, -_CLIP, _CLIP) @ weights
+        ranks, weights = _ridge(figures[others], rated[others], penalty)
+        sums[~others] = _ranked(figures[~others], ranks) @ weights
     return sums
 
 
-def _error(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> float:
+def _order(figures: Floats, rated: Floats, folds: Floats, penalty: float) -> float:
+    """How well a fit of this penalty puts unseen rows in order; their scale is the curves' business."""
     sums = _unseen_sums(figures, rated, folds, penalty)
-    return float(np.mean((rated - rated.mean() - sums) ** 2))
+    return correlation("spearman", sums.tolist(), rated.tolist()) if np.ptp(sums) > 0 else 0.0
 
 
 def _curves(sums: Floats, rated: Floats, scale: tuple[int, int]) -> tuple[Curve, ...]:
     rounded = np.floor(rated + 0.5)
-    return tuple(isotonic(sums, (rounded >= score).astype(np.float64)) for score in range(scale[0] + 1, scale[1] + 1))
+    reached = [(rounded >= score).astype(np.float64) for score in range(scale[0] + 1, scale[1] + 1)]
+    return tuple(_tilted(isotonic(sums, heights), float(sums.min()), float(sums.max())) for heights in reached)
+
+
+def _tilted(curve: Curve, low: float, high: float) -> Curve:
+    """The curve with ends of its own, so that it rises there too and rows keep their order."""
+    places, heights = curve
+    ends = (1 - _TILT) * heights[0], heights[-1] + _TILT * (1 - heights[-1])
+    before, after = min(low, places[0]) - 1e-9, max(high, places[-1]) + 1e-9
+    return (before, *places, after), (ends[0], *heights, ends[1])
 
 
 def isotonic(places: Floats, heights: Floats) -> Curve:

@@ -16,10 +16,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from danlu.config import PathText
 from danlu.errors import ConfigError
 from danlu.evaluate import choices, gates, written
 from danlu.evaluate.answering import LocalModel, RemoteModel, answered, open_model
 from danlu.evaluate.evaluating import Evaluated
+from danlu.evaluate.forgetting import Lost, forgotten, general_texts, losses
 from danlu.evaluate.judge import Judge
 from danlu.evaluate.kept import Kept
 from danlu.evaluate.opening import OpenEmbed, open_judge, rubrics_for
@@ -35,6 +37,8 @@ from danlu.fingerprint import of_value
 from danlu.hub import Say, silent
 from danlu.journal import claimed, write_atomic
 
+GENERAL = "general_loss"
+
 
 class ModelsOptions(EvaluateOptions):
     """What models are asked, beside how their answers are judged."""
@@ -45,6 +49,11 @@ class ModelsOptions(EvaluateOptions):
         "all are compared with the first",
     )
     max_new_tokens: int = Field(256, ge=1, le=2**20, description="of an answer, at most")
+    general: PathText | None = Field(
+        None,
+        description="rows with a text that has nothing to do with the questions: each later model's loss on them "
+        "beside the first's says what it has forgotten",
+    )
 
     @field_validator("models", mode="before")
     @classmethod
@@ -76,9 +85,10 @@ def evaluate_models(
     with claimed(out, say):
         kept = written.kept_in(out)
         folders = {name: out / f"{at}-{_as_folder(name)}" for at, name in enumerate(names, 1)}
-        sets, picks = {}, {}
+        general = None if options.general is None else general_texts(Path(options.general))
+        sets, picks, lost = {}, {}, {}
         for name in names:
-            sets[name], picks[name] = _answers(name, questions, options, kept, say)
+            sets[name], picks[name], lost[name] = _answers(name, questions, general, options, kept, say)
         rubrics = rubrics_for(options, next(iter(sets.values())), say)
         gates.check_bounds(options.fail_under, {**rubrics, **OVERLAPS, **dict.fromkeys(choices.WAYS)})
         judge = open_judge(options, say, open_embed)
@@ -87,21 +97,37 @@ def evaluate_models(
             for name, rows in sets.items()
         }
         summary = _compared(outcomes, judge, kept, say)
+        for name in names[1:]:
+            if (found := forgotten(lost[names[0]], lost[name])) is not None:
+                summary["differences"][name][GENERAL] = found
         write_atomic(out / written.SUMMARY, json.dumps(summary, ensure_ascii=False, indent=2))
     return OfModels(outcomes, summary)
 
 
 def _answers(
-    name: str, questions: Sequence[Row | FaultyRow], options: ModelsOptions, kept: Kept, say: Say
-) -> tuple[list[Row | FaultyRow], dict[str, dict[str, float]]]:
-    """Its answers; and, of rows with choices that it could weigh, id -> which it would pick."""
+    name: str,
+    questions: Sequence[Row | FaultyRow],
+    general: Sequence[str] | None,
+    options: ModelsOptions,
+    kept: Kept,
+    say: Say,
+) -> tuple[list[Row | FaultyRow], dict[str, dict[str, float]], list[Lost | Failed]]:
+    """Its answers; of rows with choices that it could weigh, id -> which it would pick; what it lost on texts."""
     model = open_model(name, options.accept_licence, options.concurrency, say)
     try:
         told = lambda done, of: say(f"{name}: {done} of {of} answers")  # noqa: E731 - one line
         rows = answered(model, questions, options.max_new_tokens, kept, told)
-        return rows, _picks(model, questions, kept, say)
+        return rows, _picks(model, questions, kept, say), _losses(model, general or (), kept, say)
     finally:
         model.close()
+
+
+def _losses(model: LocalModel | RemoteModel, texts: Sequence[str], kept: Kept, say: Say) -> list[Lost | Failed]:
+    if isinstance(model, RemoteModel):
+        if texts:
+            say(f"{model.server.name}: no loss on general text: a server tells no likelihood of a text")
+        return [Failed("a server")] * len(texts)
+    return losses(model.engine, model.identity, texts, kept)
 
 
 def _picks(

@@ -8,9 +8,11 @@ from typing import cast
 
 from danlu.device import DtypeName
 from danlu.errors import ConfigError
+from danlu.evaluate import pair_head
 from danlu.evaluate.client import Server, is_address
 from danlu.evaluate.judge import Judge, LocalJudge
 from danlu.evaluate.options import EvaluateOptions, JudgeOptions
+from danlu.evaluate.pair_judge import PairJudge
 from danlu.evaluate.remote import RemoteJudge
 from danlu.evaluate.rows import FaultyRow, Row
 from danlu.evaluate.rubrics import Rubric, load_rubrics, rubric_names
@@ -35,6 +37,8 @@ def open_judge(options: JudgeOptions, say: Say = silent, open_embed: OpenEmbed |
         return RemoteJudge(Server(options.judge, options.concurrency), options.judge_samples)
     if (folder := Path(options.judge).expanduser() / FILE).exists():
         return open_trained(folder.parent, open_embed, say)
+    if (folder := Path(options.judge).expanduser()).joinpath(pair_head.FILE).exists():
+        return PairJudge.open(folder)
     return LocalJudge.open(options.judge, options.judge_dtype, options.judge_adapter, options.accept_licence, say)
 
 
@@ -48,13 +52,16 @@ def open_trained(folder: Path, open_embed: OpenEmbed | None = None, say: Say = s
         embed = open_embed(learnt.embedder)
     base = None if learnt.judge is None else LocalJudge.open(learnt.judge, cast(DtypeName, learnt.dtype), say=say)
     rubric = Rubric.model_validate(learnt.rubric)
-    return TrainedJudge(learnt, Figures(base, rubric, learnt.asks, embed), str(folder))
+    head = None if learnt.head is None else PairJudge.open(Path(learnt.head).expanduser())
+    return TrainedJudge(learnt, Figures(base, rubric, learnt.asks, embed, head), str(folder))
 
 
 def refuse_idle(options: JudgeOptions) -> None:
     """Raise ConfigError for what has no effect beside this judge."""
     is_server = options.judge is not None and is_address(options.judge)
-    is_trained = options.judge is not None and (Path(options.judge).expanduser() / FILE).exists()
+    is_trained = options.judge is not None and any(
+        (Path(options.judge).expanduser() / file).exists() for file in (FILE, pair_head.FILE)
+    )
     local: tuple[str, ...] = ("judge_dtype", "judge_adapter", "accept_licence")
     remote: tuple[str, ...] = ("judge_samples", "price_in", "price_out")
     if not any(map(is_address, getattr(options, "models", None) or ())):

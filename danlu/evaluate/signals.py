@@ -7,7 +7,6 @@ arXiv:2409.16658: what separates made-up text, whatever the model's size). Knows
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,12 +16,10 @@ from torch import Tensor
 from danlu.errors import DanluError
 from danlu.evaluate.rows import Row
 from danlu.evaluate.scale import Failed
+from danlu.evaluate.sentences import sentences
 from danlu.generate.engine import Engine
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-
-# Where a sentence ends, in English and Chinese.
-_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？；])|\n+")
 
 # Of what was asked, or the passage where nothing was: so many tokens are found likely or not after an answer.
 ASKED_TOKENS = 128
@@ -35,12 +32,6 @@ SIGNALS: Mapping[str, str] = {
     "passage's beginning",
     "likeness": "cosine of the embeddings of the answer and of the question, or the passage where there is none",
 }
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; of one without any, the text."""
-    found = [part.strip() for part in _END.split(text) if part and re.search(r"\w", part)]
-    return found or [text]
 
 
 class Likelihoods:

@@ -21,10 +21,12 @@ from danlu.evaluate.fitting import LEAST_ROWS, Fit, Unseen, checked_figures, fit
 from danlu.evaluate.judge import VERSION, Judge, LocalJudge
 from danlu.evaluate.kept import Kept
 from danlu.evaluate.overlap import baseline
+from danlu.evaluate.pair_judge import PairJudge
 from danlu.evaluate.rows import Row
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.scale import Failed, Reading, judged
 from danlu.evaluate.signals import Embed, Likelihoods, likeness
+from danlu.evaluate.wording import wording
 from danlu.fingerprint import of_value
 from danlu.journal import write_atomic
 
@@ -40,12 +42,21 @@ class Figures:
         judge: whose likelihoods are taken where it is on this machine, and whose opinion, if `asks`; None has neither.
         asks: whether the rubric is asked as well.
         embed: texts to unit vectors, for likeness; None leaves it out.
+        head: a pair head, whose scores of sentences are taken; None leaves it out.
     """
 
-    def __init__(self, judge: Judge | None, rubric: Rubric, asks: bool, embed: Embed | None = None) -> None:
-        self.judge, self.rubric, self.asks, self.embed = judge, rubric, asks, embed
+    def __init__(
+        self, judge: Judge | None, rubric: Rubric, asks: bool, embed: Embed | None = None, head: PairJudge | None = None
+    ) -> None:
+        self.judge, self.rubric, self.asks, self.embed, self.head = judge, rubric, asks, embed, head
         self._likelihoods = Likelihoods(judge.engine) if isinstance(judge, LocalJudge) else None
-        parts = [rubric.model_dump(mode="json") if asks else None, judge and judge.identity, asks, embed is not None]
+        parts = [
+            rubric.model_dump(mode="json") if asks else None,
+            judge and judge.identity,
+            asks,
+            embed is not None,
+            head and head.identity,
+        ]
         self.identity = of_value([parts, VERSION])
 
     def of(
@@ -62,6 +73,8 @@ class Figures:
             _add(found, self._likelihoods.of(rows))
         if self.embed is not None:
             _add(found, [{} if one is None else {"likeness": one} for one in likeness(rows, self.embed)])
+        if self.head is not None:
+            _add(found, self.head.figures(rows))
         if self.judge is not None and self.asks:
             _add(found, [self._opinion(one) for one in self.judge.read(self.rubric, rows)])
         return found
@@ -73,8 +86,9 @@ class Figures:
 
 
 def _overlaps(row: Row) -> dict[str, float]:
-    found = baseline(row.answer or "", row.given("truth"), row.given("context"))
-    return {**found, "length": math.log1p(found["length"])}
+    answer, context = row.answer or "", row.given("context")
+    found = baseline(answer, row.given("truth"), context)
+    return {**found, "length": math.log1p(found["length"]), **wording(answer, context)}
 
 
 def _add(found: list[dict[str, float] | Failed], more: Sequence[dict[str, float] | Failed]) -> None:
@@ -90,7 +104,7 @@ class Learnt:
 
     Attributes:
         measure: name of the rubric; scale: its scale; rubric: all of it.
-        judge, dtype, embedder: whose figures these are.
+        judge, dtype, embedder, head: whose figures these are.
         asks: whether the rubric is asked.
         fits: language -> fit; `POOLED` for all others.
         documents: digests of what was learnt from.
@@ -102,6 +116,7 @@ class Learnt:
     judge: str | None
     dtype: str
     embedder: str | None
+    head: str | None
     asks: bool
     fits: Mapping[str, Fit]
     documents: frozenset[str]
@@ -138,6 +153,11 @@ class TrainedJudge:
         """Raises ConfigError for a rubric that it was not trained for."""
         self.check(rubric)
         return [self._reading(row, one) for row, one in zip(rows, self._figures.of(rows), strict=True)]
+
+    @property
+    def documents(self) -> frozenset[str]:
+        """Digests of what it has learnt from."""
+        return self.learnt.documents
 
     def check(self, rubric: Rubric) -> None:
         if (rubric.name, rubric.scale) != (self.learnt.measure, self.learnt.scale):

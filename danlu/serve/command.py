@@ -23,6 +23,7 @@ from danlu.serve.options import BackendOptions, ServeOptions
 from danlu.serve.others.remote import KEY_VARIABLE, Remote, only_model
 from danlu.serve.others.vllm import START_TIMEOUT_SECONDS, vllm_server
 from danlu.serve.recalls import Recalls
+from danlu.serve.samples import Samples
 from danlu.serve.server import listen, serve
 from danlu.serve.service import Service
 
@@ -56,6 +57,8 @@ def serve_model(
     Raises ConfigError for options without effect, and what making the backend raises.
     """
     _check(loading, named, chosen)
+    if options.sample_to is not None and chosen.backend != "danlu":
+        raise ConfigError(f"--sample_to has no effect with --backend {chosen.backend}", fix="leave it out")
     options = with_key(options, os.environ)
     embeddings = _embeddings(chosen, options, news)
     recalls = Recalls(collections, options) if collections else None  # a slip in a path shows now
@@ -134,7 +137,8 @@ def _backend(
         try:
             for adapter, place in named.items():
                 engine.load_adapter(adapter, place)
-            service = Service(engine, options, name)
+            samples = None if options.sample_to is None else Samples(options.sample_to, options.sample_share, news)
+            service = Service(engine, options, name, samples)
             for note in [*room_of(engine), *service.notes()]:
                 news(note)
             yield OwnEngine(service)

@@ -53,6 +53,18 @@ class ServeOptions(Options):
     cors_origins: tuple[str, ...] = Field(
         (), description="web pages from these origins may ask, such as http://localhost:3000; none by default"
     )
+    sample_to: Path | None = Field(
+        None,
+        description="file (.jsonl) to which some questions are written with their answers, for danlu evaluate; what "
+        "people say then lies on this disk",
+    )
+    sample_share: float = Field(0.01, gt=0, le=1, description="share of requests that sample_to gets, drawn by chance")
+
+    @model_validator(mode="after")
+    def _a_share_wants_a_file(self) -> ServeOptions:
+        if self.sample_to is None and self.sample_share != type(self).model_fields["sample_share"].default:
+            raise ValueError("sample_share has no effect without sample_to")
+        return self
 
 
 class BackendOptions(Options):

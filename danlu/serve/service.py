@@ -28,6 +28,7 @@ from danlu.serve.metrics import Metrics
 from danlu.serve.options import ServeOptions
 from danlu.serve.replies.replies import Usage
 from danlu.serve.replies.scores import Before
+from danlu.serve.samples import Samples
 from danlu.serve.wire.schema import Ask
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -68,10 +69,14 @@ def check_size(ask: Ask, options: ServeOptions, places_taken: int, rows: int) ->
 
 
 class Service:
-    """One engine and those who wait for it."""
+    """One engine and those who wait for it.
 
-    def __init__(self, engine: Engine, options: ServeOptions, model_name: str) -> None:
-        self.engine, self.options, self.model_name = engine, options, model_name
+    Args:
+        samples: gets some of the answers; None keeps none.
+    """
+
+    def __init__(self, engine: Engine, options: ServeOptions, model_name: str, samples: Samples | None = None) -> None:
+        self.engine, self.options, self.model_name, self.samples = engine, options, model_name, samples
         if model_name in engine.adapters or (model_name == BASE and DEFAULT in engine.adapters):
             raise ConfigError(
                 f"{model_name!r} would be the name of two models",
@@ -194,6 +199,7 @@ class Run:
         self._news: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue()
         self._made = 0
         self._told_first = False
+        self._samples = service.samples if service.samples is not None and service.samples.draws() else None
 
     @property
     def choices(self) -> int:
@@ -257,7 +263,13 @@ class Run:
             if not is_leading:
                 self._count(event)
             open_choices -= event.answer is not None
+            if self._samples is not None and event.answer is not None and not self.ask.only_echo:
+                self._keep(self._samples, news[0], event.answer)
             yield news
+
+    def _keep(self, samples: Samples, choice: int, answer: Answer) -> None:
+        prompt = self.ask.prompts[choice // self.ask.params.num_return_sequences]
+        samples.keep(prompt, answer.text, self.ask.model)
 
     async def befores(self) -> list[Before | None]:
         """What stands before each answer that is told. Raises ApiFault."""

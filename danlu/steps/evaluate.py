@@ -27,7 +27,8 @@ class EvaluateStep(ModelsOptions, StepOptions):
 
 
 def _inputs(options: EvaluateStep, place: Place) -> dict[str, str]:
-    paths = [options.data, *(path for path in options.measures or () if path.endswith((".yaml", ".yml")))]
+    general = [] if options.general is None else [options.general]
+    paths = [options.data, *general, *(path for path in options.measures or () if path.endswith((".yaml", ".yml")))]
     for path in paths:
         if not Path(path).exists():
             raise DataError(f"no such file: {path}", fix="check the path")

@@ -6,6 +6,7 @@ from typing import Any
 
 from danlu.steps.dpo import DPO
 from danlu.steps.evaluate import EVALUATE
+from danlu.steps.judge import JUDGE
 from danlu.steps.merge import MERGE
 from danlu.steps.ppo import PPO
 from danlu.steps.pretrain import PRETRAIN
@@ -25,4 +26,5 @@ KINDS: dict[str, Kind[Any]] = {
     "merge": MERGE,
     "quantize": QUANTIZE,
     "evaluate": EVALUATE,
+    "judge": JUDGE,
 }

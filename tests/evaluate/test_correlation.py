@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from danlu.errors import DataError
-from danlu.evaluate.correlation import NAMES, compare, correlation, correlation_interval
+from danlu.evaluate.correlation import NAMES, compare, correlation, correlation_interval, ranking
 
 # scipy.stats.pearsonr, spearmanr and kendalltau (variant b) of these two
 ONE = [1, 2, 2, 3, 5, 4, 4, 1]
@@ -91,3 +91,36 @@ def test_a_baseline_against_people_is_turned_round():
 def test_what_shows_nothing_is_an_error(one, other, groups):
     with pytest.raises(DataError):
         correlation_interval("spearman", one, other, groups)
+
+
+# -- two ratings ---------------------------------------------------------------------------------------------
+
+
+def test_the_area_by_hand():
+    # Of good 3, 2 and bad 2, 1, 0: six pairs, five of them right and one a tie.
+    assert correlation("auc", [3, 2, 2, 1, 0], [5, 5, 1, 1, 1]) == pytest.approx(5.5 / 6)
+    assert correlation("auc", [0, 1, 1, 0], [5, 5, 1, 1]) == pytest.approx(0.5)
+    assert correlation("auc", [-3, -2, 2], [5, 5, 1]) == 0
+
+
+def test_a_resample_of_an_area_is_its_rows_repeated():
+    from danlu.evaluate.correlation import _STATISTICS, CHANCE
+
+    people, weights = [5.0, 1, 1, 5, 5, 1, 5, 1], np.array([[2.0, 0, 1, 3, 1, 0, 1, 2], [1, 0, 0, 1, 1, 0, 1, 0]])
+    found = _STATISTICS["auc"](np.array(ONE, float), np.array(people))(weights)
+    spelt = [np.repeat(values, weights[0].astype(int)).tolist() for values in (ONE, people)]
+    assert found[0] + CHANCE == pytest.approx(correlation("auc", *spelt))
+    assert found[1] == 0  # only good rows: nothing is shown
+
+
+def test_two_ratings_are_held_against_each_other_by_area():
+    assert ranking([1.0, 5.0, 1.0]) == "auc"
+    assert ranking([1.0, 3.0, 5.0]) == "spearman"
+    rng = np.random.default_rng(2)
+    people = rng.integers(0, 2, 400) * 4.0 + 1
+    ours, other = people + rng.normal(size=400), -(people + 4 * rng.normal(size=400))
+    found = compare("auc", ours.tolist(), other.tolist(), people.tolist())
+    assert found.judge.value > 0.95
+    assert 0.6 < found.baseline.low < found.baseline.value < found.baseline.high < 0.9  # turned round
+    assert found.difference.low > 0
+    assert found.difference.value == pytest.approx(found.judge.value - found.baseline.value)

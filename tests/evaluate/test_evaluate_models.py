@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from danlu.errors import DataError
 from danlu.evaluate.answering import LocalModel, answered
+from danlu.evaluate.forgetting import forgotten, general_texts, losses
 from danlu.evaluate.kept import Kept
 from danlu.evaluate.pairwise import prefer, preference, together
 from danlu.evaluate.rows import FaultyRow, Row
@@ -83,18 +85,46 @@ def test_the_command_answers_judges_and_compares(call, tmp_path, models):
     data, out = tmp_path / "questions.jsonl", tmp_path / "out"
     lines = [{"id": at, "question": f"What is {at}?", "truth": str(at)} for at in range(5)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    general = tmp_path / "general.jsonl"
+    general.write_text("".join(json.dumps({"text": f"the quick brown fox {at}"}) + "\n" for at in range(4)), "utf-8")
     asked = ["--models", f"{models[0]},{models[1]}", "--judge", models[0], "--out", out, "--max_new_tokens", 6]
+    asked += ["--general", general]
     code, told, news = call("evaluate", "--data", data, *asked, "--measures", "relevance")
     assert code == 0, news
     assert "win rate" in told
     summary = json.loads((out / "summary.json").read_text("utf-8"))
     assert summary["models"] == [str(one) for one in models]
     assert summary["differences"][str(models[1])]["relevance"]["n"] == 5
+    lost = summary["differences"][str(models[1])]["general_loss"]
+    assert lost["low"] <= lost["value"] <= lost["high"]
+    assert lost["n"] == 4
+    assert "general_loss" in told
     assert (out / "2-two" / "report.html").exists()
     kept = (out / "readings.jsonl").read_bytes()
     code, _, _ = call("evaluate", "--data", data, *asked, "--measures", "relevance")
     assert code == 0
     assert (out / "readings.jsonl").read_bytes() == kept
+
+
+def test_what_is_forgotten_by_hand():
+    # 2 nats a token before, 3 after: on all four tokens, whatever the other model's tokens are.
+    found = forgotten([(4.0, 2.0), (4.0, 2.0), (9.0, 3.0)], [(6.0, 5.0), (6.0, 1.0), Failed("long")])
+    assert found["value"] == pytest.approx(1.0)
+    assert found["n"] == 2
+    assert forgotten([(1.0, 1.0)], [(1.0, 1.0)]) is None
+
+
+def test_losses_are_the_engines_own_and_kept(models, tmp_path):
+    model, kept = LocalModel(str(models[0])), Kept(tmp_path / "kept.jsonl")
+    ids = model.engine.chat.words_prompt("the quick brown fox")
+    (found,) = losses(model.engine, "m", ["the quick brown fox"], kept)
+    assert found == (pytest.approx(-sum(model.engine.logprobs_of(ids, 1))), len(ids) - 1)
+    model.close()
+    assert losses(None, "m", ["the quick brown fox"], Kept(tmp_path / "kept.jsonl")) == [found]
+    path = tmp_path / "none.jsonl"
+    path.write_text('{"words": "a"}\n')
+    with pytest.raises(DataError, match="0 rows with a text"):
+        general_texts(path)
 
 
 def test_answers_and_data_are_one_or_the_other(call, tmp_path):

@@ -7,7 +7,8 @@ from danlu import Engine
 from danlu.errors import DanluError
 from danlu.evaluate.rows import Row
 from danlu.evaluate.scale import Failed
-from danlu.evaluate.signals import SIGNALS, Likelihoods, likeness, sentences
+from danlu.evaluate.sentences import sentences
+from danlu.evaluate.signals import SIGNALS, Likelihoods, likeness
 from tiny import make_tiny_model
 
 CONTEXT = "It is in Paris. It was built in 1889."
