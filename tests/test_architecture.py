@@ -21,7 +21,7 @@ INNER = {
              "cards", "fit", "quantization", "whole"],
     "data": [
         "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",
-        "held_out", "source", "look", "headings", "stdlib",
+        "held_out", "source", "look", "headings", "stdlib", "domain",
     ],
     "model": [
         "grouped", "compute", "company", "four_bit", "formats", "language_part", "expert_codes", "quantized", "load",
@@ -45,7 +45,8 @@ INNER = {
                  "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices",
                  "answering", "pairwise", "models", "probes", "people"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
-              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "kinds"],
+              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "rows", "recall", "pick",
+              "cite", "export", "serve", "kinds"],
 }  # fmt: skip
 
 

@@ -9,8 +9,6 @@ from pydantic import Field
 from danlu.config import PathText
 from danlu.data.source import read_conversations
 from danlu.device import read_device
-from danlu.errors import DataError
-from danlu.fingerprint import of_path
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal
 from danlu.quantize.options import AskedOptions
@@ -29,11 +27,7 @@ class QuantizeStep(AskedOptions, StepOptions):
 
 
 def _inputs(options: QuantizeStep, place: Place) -> dict[str, str]:
-    paths = [path for path in (options.calibration, options.prompts_path) if path is not None]
-    for path in paths:
-        if not Path(path).exists():
-            raise DataError(f"no such file: {path}", fix="check the path")
-    return {path: of_path(Path(path)) for path in paths}
+    return place.read(options.calibration, options.prompts_path)
 
 
 def _leaves(options: QuantizeStep, place: Place, start: Product) -> Product:
@@ -41,7 +35,8 @@ def _leaves(options: QuantizeStep, place: Place, start: Product) -> Product:
 
 
 def _check(options: QuantizeStep, place: Place, start: Product, is_made: bool) -> None:
-    _asked(options)
+    if place.is_there(options.prompts_path):
+        _asked(options)
     if is_made:
         check_asked(_source(start), Journal(place.directory).model, options, read_device())
 
