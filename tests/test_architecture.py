@@ -39,7 +39,7 @@ INNER = {
                "vectors", "derived", "options", "where", "fitted", "databases", "sources", "embedding", "planning",
                "building", "segment", "profile", "tables", "tagging", "writing", "exporting", "query", "behaviour",
                "measure", "learned", "towering", "acting", "channels", "fusing", "candidates", "collection",
-               "clickhouse", "ids_out", "passages", "picking", "teaching", "labels"],
+               "clickhouse", "demo", "ids_out", "passages", "picking", "teaching", "labels"],
     "evaluate": ["bootstrap", "overlap", "held_out", "rubrics", "rows", "prompts", "scale", "judge", "kept", "prior",
                  "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
                  "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices",

@@ -1,4 +1,4 @@
-"""Queries whose right answers are known, or events held out -> how good every channel of a collection is, and all fused.
+"""Queries whose right answers are known, or events held out -> how good each channel of a collection is, and all fused.
 
     {"query": {"like": "hiking", "where": "sex = 'F'"}, "relevant": [17, 23]}
 
@@ -55,7 +55,7 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def labels_of(rows: Iterable[tuple[Any, str]], source: str) -> list[Label]:
-    """(row, its place) of each -> labels. Raises DataError, with the place, for what is no label, and where are none."""
+    """(row, its place) of each -> labels. Raises DataError, with the place, for what is none, and for no labels."""
     labels = [_label(given, where) for given, where in rows]
     if not labels:
         raise DataError(f"{source} holds no labels", fix=f"a row is {_ALLOWED}")

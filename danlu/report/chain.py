@@ -8,8 +8,9 @@ from typing import Any
 
 from danlu.config import from_yaml
 from danlu.journal import Journal, write_atomic
+from danlu.report.findings import sentences
 from danlu.report.numbers import duration, is_figure
-from danlu.report.page import Run, events, page, read_run, recipe_text, section, table
+from danlu.report.page import Run, events, page, pictures, read_run, recipe_text, section, table
 from danlu.report.verdict import chief, figure, judge
 from danlu.words import Words
 
@@ -31,11 +32,41 @@ def render_chain(journal: Journal) -> str:
     rows = [_row(journal, name, run.part("steps").get(name, {}), run.words) for name in names]
     parts = [
         f"<header><h1>{escape(run.name)}</h1></header>",
+        _tiles(run, rows),
         section(run.words("Steps"), table(heads, rows)),
+        _commands(run, names),
+        _pictures(journal, names, run.words),
         events(run),
         recipe_text(run),
     ]
     return page(run.name, "\n".join(parts), run.words)
+
+
+def _tiles(run: Run, rows: list[str]) -> str:
+    states = run.part("steps").values()
+    seconds = [float(state["seconds"]) for state in states if is_figure(state.get("seconds"))]
+    tiles = {
+        "steps": f"{sum(state.get('state') == 'done' for state in states)} / {len(rows)}",
+        "time in all": duration(sum(seconds)) if seconds else "–",
+    }
+    shown = [f"<div><dt>{run.words(name)}</dt><dd>{value}</dd></div>" for name, value in tiles.items()]
+    return f'<dl class="tiles">{"".join(shown)}</dl>'
+
+
+def _commands(run: Run, names: list[str]) -> str:
+    """How to use what the last step has left."""
+    uses = run.part("steps").get(names[-1], {}).get("uses") if names else None
+    if not uses:
+        return ""
+    return section(run.words("Use it"), f'<div class="scroll"><pre>{escape(chr(10).join(uses))}</pre></div>')
+
+
+def _pictures(journal: Journal, names: list[str], words: Words) -> str:
+    shown = []
+    for name in names:
+        drawn = pictures(read_run(Journal(journal.directory / name)))
+        shown += [f"<div><h3>{escape(name)}</h3>{one}</div>" for one in drawn]
+    return section(words("Pictures"), f'<div class="grid">{"".join(shown)}</div>') if shown else ""
 
 
 def _row(journal: Journal, name: str, state: dict[str, Any], words: Words) -> str:
@@ -72,4 +103,5 @@ def _finding(run: Run, words: Words) -> str:
         found.append(
             escape(words("{prompts} answers equal, logits within {difference}", prompts=prompts, difference=difference))
         )
+    found += [escape(one) for one in sentences(run.results, words)]
     return "<br>".join(found) or "–"

@@ -1,8 +1,8 @@
 """A step that makes of questions what a model learns to answer from: each with the passages that are found for it.
 
-A question is asked as `danlu ask` and the server ask it, with numbered passages of a collection; the answer ends with the
-number of the one that it rests on. Among passages that are found anyway lies the one that is right, as at serving time
-(after Zhang et al. 2024, "RAFT", arXiv:2403.10131). Pairs hold it against what another of these passages answers.
+A question is asked as `danlu ask` and the server ask it, with numbered passages of a collection; the answer ends with
+the number of the one that it rests on. The right one lies among those that are found anyway, as at serving time (after
+Zhang et al. 2024, "RAFT", arXiv:2403.10131). Pairs hold its answer against that of another of these passages.
 
     chats.jsonl, pairs.jsonl                   to train on: passages in random order, so that no place is the right one
     held_out.jsonl, held_out_pairs.jsonl       of groups never trained on, as they are found
@@ -44,7 +44,7 @@ class CiteStep(RowsOptions, FilesStep):
     collection: PathText | None = Field(
         None, description="where passages are found; of the last step of kind recall if none is named"
     )
-    column: str | None = Field(None, description="the column of text that holds the passages; needed where are several")
+    column: str | None = Field(None, description="the column of text that holds the passages; needed where there are several")
     top: int = Field(3, ge=2, le=50, description="passages beside a question")
     max_examples: int = Field(1000, ge=1, description="questions to train on, a random choice")
     held_out: int = Field(100, ge=2, description="questions kept aside, in whole groups; at most a third")

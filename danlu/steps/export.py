@@ -1,4 +1,4 @@
-"""A step that writes a model for another program: GGUF for llama.cpp, or codes that are there already in another format."""
+"""A step that writes a model for another program: GGUF for llama.cpp, or its codes in another format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ExportStep(StepOptions):
         "gguf", description="gguf; awq, gptq or compressed-tensors for a model that is in few bits already"
     )
     type: GgufType | None = Field(
-        None, description="of the weights in a GGUF file; auto is that of the model's files, and of codes their blocks"
+        None, description="of the weights in a GGUF file; auto is that of the model's files, and of codes the blocks that hold them"
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from pydantic import Field
 from danlu.config import PathText
 from danlu.data.source import read_conversations
 from danlu.device import read_device
-from danlu.hub import cache_directory, resolve
+from danlu.hub import cache_directory, resolve, weight_files
 from danlu.journal import Journal
 from danlu.quantize.options import AskedOptions
 from danlu.quantize.trials import check_asked, quantize_as_asked
@@ -54,6 +54,8 @@ def _run(options: QuantizeStep, place: Place, start: Product, show: Show, go_on:
             journal.result("choice", chosen.report)
         for said in made.said:
             journal.event("rounded plainly", said)
+        sizes = {"bytes_before": sum(path.stat().st_size for path in weight_files(_source(start))), "bytes": made.bytes}
+        journal.result("quantized", {**sizes, "method": made.method, "bits": made.bits, "format": made.format})
         journal.result("closeness", made.closeness.to_dict())
         journal.event(
             "quantized", f"{made.method} in {made.bits} bits", format=made.format, layers=made.layers, bytes=made.bytes

@@ -37,7 +37,8 @@ class StepEvents(RowsOptions):
     learn: BehaviourOptions = Field(default_factory=BehaviourOptions, description="how channels learn")
     held_out: SplitName | None = Field(
         None,
-        description="measure channels on events that they have not seen: last of each user, the latest in time, or both",
+        description="measure channels on events that they have not seen: the last of each user, the latest by time, "
+        "or both",
     )
 
 

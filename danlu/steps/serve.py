@@ -1,7 +1,7 @@
-"""A step that proves what will be served: `danlu serve` with the model and a collection, asked over HTTP as clients do.
+"""A step that proves what will be served: `danlu serve` with the model and a collection, asked over HTTP by a client.
 
-The server is a process of its own on a free loopback port, ended with the step. Kept is what was asked and answered, how
-many answers name a passage that they were given, and, where rows say which is right, how many name that one.
+The server is a process of its own on a free loopback port, ended with the step. Kept is what was asked and answered,
+how many answers name a passage that they were given, and, where rows say which is right, how many name that one.
 """
 
 from __future__ import annotations
