@@ -79,11 +79,11 @@ def people(count: int = 1_000_000, seed: int = 7) -> Iterator[pa.RecordBatch]:
 
 
 def people_labels(count: int = 1_000_000, seed: int = 7, questions: int = 300) -> Iterator[dict[str, Any]]:
-    """What one remembers of a person: sex, city and four words of the bio; and who it was."""
+    """What one remembers of a person: sex, city and three words of the bio; and who it was. Some others fit as well."""
     if questions < 1:
         raise ConfigError(f"questions {questions}", allowed="1 or more")
     _, drawn = next(_drawn(count, seed))
-    names = ("sex", "city", "job", "first", "second", "place")
+    names = ("sex", "city", "job", "first", "place")
     for at in np.linspace(0, len(drawn["sex"]) - 1, min(questions, len(drawn["sex"]))).astype(np.int64):
         sex, city, *words = (_OF[name][int(drawn[name][at])] for name in names)
         yield {"query": {"where": f"sex = '{sex}' and city = '{city}'", "like": " ".join(words)}, "relevant": [int(at)]}

@@ -78,7 +78,7 @@ def _row(journal: Journal, name: str, state: dict[str, Any], words: Words) -> st
     kind = state.get("parts", {}).get("options", {}).get("kind", "")
     cells = [
         f"<code>{escape(str(kind))}</code>",
-        escape(_short(journal, str(state.get("start", "")))),
+        escape(_short(journal, str(state.get("start", "")))) or "–",
         words(_STATES.get(str(state.get("state")), "not begun")),
         duration(float(seconds)) if seconds is not None and is_figure(seconds) else "–",
         _finding(read_run(own), words),

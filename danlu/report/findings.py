@@ -32,7 +32,8 @@ def figures(results: Part, words: Words) -> list[str]:
             title = words("Recall at k, over {questions} questions", questions=f"{measured['questions']:,}")
             named = "" if name == "labels" else f" <span>{escape(words.if_known(name))}</span>"
             svg = lines({one["name"]: one["recalls"] for one in measured["channels"]}, title)
-            drawn.append(f"<figure><figcaption><b>{escape(title)}</b>{named}</figcaption>{svg}</figure>")
+            caption = f"<figcaption><b>{words('How well it is found')}</b>{named}</figcaption>"
+            drawn.append(f"<figure>{caption}{svg}</figure>")
     return drawn
 
 

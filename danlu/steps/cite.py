@@ -44,7 +44,9 @@ class CiteStep(RowsOptions, FilesStep):
     collection: PathText | None = Field(
         None, description="where passages are found; of the last step of kind recall if none is named"
     )
-    column: str | None = Field(None, description="the column of text that holds the passages; needed where there are several")
+    column: str | None = Field(
+        None, description="the column of text that holds the passages; needed where there are several"
+    )
     top: int = Field(3, ge=2, le=50, description="passages beside a question")
     max_examples: int = Field(1000, ge=1, description="questions to train on, a random choice")
     held_out: int = Field(100, ge=2, description="questions kept aside, in whole groups; at most a third")

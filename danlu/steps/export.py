@@ -28,7 +28,9 @@ class ExportStep(StepOptions):
         "gguf", description="gguf; awq, gptq or compressed-tensors for a model that is in few bits already"
     )
     type: GgufType | None = Field(
-        None, description="of the weights in a GGUF file; auto is that of the model's files, and of codes the blocks that hold them"
+        None,
+        description="of the weights in a GGUF file; auto is that of the model's files, and of codes the blocks that "
+        "hold them",
     )
 
     @model_validator(mode="after")

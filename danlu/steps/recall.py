@@ -17,6 +17,7 @@ from danlu.journal import Journal
 from danlu.recall.behaviour.events import EventOptions
 from danlu.recall.behaviour.options import BehaviourOptions
 from danlu.recall.collection import Collection
+from danlu.recall.embedding import columns_with
 from danlu.recall.labels import SplitName, labels_of, measure_events, measure_labels
 from danlu.recall.options import BuildOptions
 from danlu.recall.profile import Attribute
@@ -86,8 +87,10 @@ def _leaves(options: RecallStep, place: Place, start: Product) -> Product:
 
 
 def _check(options: RecallStep, place: Place, start: Product, is_made: bool) -> None:
-    if options.source is None and place.is_there(*options.paths):
-        schema_of([Source(path) for path in options.paths], options.build)
+    if options.source is not None:
+        columns_with(schema_of([Source(options.beginning())], options.build), options.build)
+    elif place.is_there(*options.paths):
+        columns_with(schema_of([Source(path) for path in options.paths], options.build), options.build)
     if options.labels is not None and place.is_there(*options.labels.paths):
         labels_of(options.labels.placed(), f"steps.{place.name}.labels")
 
@@ -179,8 +182,14 @@ def _text(value: Any) -> str:
 
 def _uses(options: RecallStep, place: Place, start: Product) -> list[str]:
     path = shlex.quote(str(place.directory / COLLECTION))
-    clause = shlex.quote(options.queries[0]) if options.queries else '"…"'
-    return [f"danlu recall query {path} {clause} --count", f"danlu recall profile {path} {clause}"]
+    clause = _quoted(options.queries[0]) if options.queries else '"…"'
+    uses = [f"danlu recall query {path} {clause} --count", f"danlu recall profile {path} {clause}"]
+    return uses + ([f'danlu recall query {path} --like "…" --top 5'] if options.text or options.embed else [])
+
+
+def _quoted(clause: str) -> str:
+    """For a shell; in double quotes where they do, since clauses have single ones."""
+    return shlex.quote(clause) if any(sign in clause for sign in '"$`\\!') else f'"{clause}"'
 
 
 RECALL = Kind(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from danlu.data.source import function_named
 from danlu.errors import ConfigError, DataError
 from danlu.fingerprint import of_texts
 from danlu.steps.step import Place
+
+_LOOKED_AT = 100  # rows, for the columns of a function
 
 
 class RowsOptions(Options):
@@ -56,13 +58,22 @@ class RowsOptions(Options):
         first, yielded = self._yielded()
         if isinstance(first, pa.RecordBatch):
             return pa.Table.from_batches(yielded)
-        rows = list(yielded)
+        return self._as_table(list(yielded))
+
+    def _as_table(self, rows: list[Any]) -> pa.Table:
         try:
             names = list(dict.fromkeys(name for row in rows for name in row))
             return pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in names})
         except (AttributeError, TypeError, pa.ArrowException) as error:
             seen = f"{self.source}: its rows are no table: {str(error).splitlines()[0]}"
             raise DataError(seen, allowed="mappings of one shape, or batches of pyarrow") from error
+
+    def beginning(self) -> pa.Table:
+        """The first of what a function yields, for its columns."""
+        first, yielded = self._yielded()
+        if isinstance(first, pa.RecordBatch):
+            return pa.Table.from_batches([first])
+        return self._as_table(list(islice(yielded, _LOOKED_AT)))
 
     def placed(self) -> Iterator[tuple[dict[str, Any], str]]:
         """(row, its place) of each. Raises DataError for one that is no mapping."""
