@@ -7,6 +7,8 @@
 #   make test-cuda    a GPU beside the CPU: answers, losses, memory; needs one
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
+#   make docs         docs/cli in both languages, from the words of --help
+#   make dist         wheel and source, installed elsewhere and tried there: quickstart, and a test of what they hold
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-train  every kind of training beside TRL's, and the losses of both on one batch
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
@@ -19,6 +21,7 @@
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
 #   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
 #   make bench-memory memory of a server, round after round
+#   make bench-furnace  the recipes furnace and recall-demo, whole, and what each step gained
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
@@ -34,11 +37,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
+.PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
-	bench-behaviour bench-judge clean
+	bench-behaviour bench-judge bench-furnace clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -86,6 +89,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd benchmarks && ../$(BIN)/mypy --config-file mypy.ini *.py
+
+docs: $(INSTALLED)
+	$(BIN)/python benchmarks/cli_page.py --write
+
+# `DIST=quick` leaves out the run of quickstart from the wheel (minutes); `CHECK_PYTHON=` another interpreter.
+dist: $(INSTALLED)
+	benchmarks/dist.sh $(DIST)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -144,6 +154,9 @@ bench-serve: $(INSTALLED)
 
 bench-align: $(INSTALLED)
 	$(BIN)/python benchmarks/align.py $(WRITE)
+
+bench-furnace: $(INSTALLED)
+	$(BIN)/python benchmarks/furnace.py $(WRITE)
 
 bench-length: $(INSTALLED)
 	$(BIN)/python benchmarks/length.py $(WRITE)
