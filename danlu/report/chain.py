@@ -91,17 +91,29 @@ def _short(journal: Journal, start: str) -> str:
     return start.removeprefix(f"{journal.directory}/")
 
 
+def findings_of(journal: Journal, words: Words) -> list[str]:
+    """What came of a step, in sentences."""
+    return [text for text, _ in _findings(read_run(journal), words)]
+
+
 def _finding(run: Run, words: Words) -> str:
+    found = [
+        f'<span class="tone {tone}">{escape(text)}</span>' if tone else escape(text)
+        for text, tone in _findings(run, words)
+    ]
+    return "<br>".join(found) or "–"
+
+
+def _findings(run: Run, words: Words) -> list[tuple[str, str]]:
+    """(sentence, its tone if it is a verdict) of each."""
     found = []
     if any(figure(run.results, when, chief(run.results)) is not None for when in ("before", "after")):
         verdict = judge(run.results, words=words)
-        found.append(f'<span class="tone {verdict.tone}">{escape(verdict.sentence)}</span>')
+        found.append((verdict.sentence, verdict.tone))
     if parity := run.part("parity"):
         largest = parity.get("largest_logit_difference")
         difference = f"{largest:.2g}" if largest is not None and is_figure(largest) else "–"
         prompts = parity.get("prompts", "–")
-        found.append(
-            escape(words("{prompts} answers equal, logits within {difference}", prompts=prompts, difference=difference))
-        )
-    found += [escape(one) for one in sentences(run.results, words)]
-    return "<br>".join(found) or "–"
+        said = words("{prompts} answers equal, logits within {difference}", prompts=prompts, difference=difference)
+        found.append((said, ""))
+    return found + [(text, "") for text in sentences(run.results, words)]
