@@ -159,6 +159,52 @@ def test_only_what_depends_on_a_change_is_done_again(document, step, options, ag
     assert done(with_step(document, step, **options)) == again
 
 
+def only_files(document, **more):
+    steps = {name: document["steps"][name] for name in FILES}
+    return {**document, "steps": {**steps, **more}}
+
+
+def test_a_change_behind_the_function_counts_as_well(document):
+    """ZenML's #1011: what a step's function calls was not looked at."""
+    document = only_files(document)
+    Path("makes.py").write_text(Path("makes.py").read_text().replace("big fox", "big cat"))
+    assert done(document) == FILES
+
+
+def test_an_option_that_is_taken_away_counts_as_well(document):
+    """DVC's #9913: a parameter that was removed left its stage as it was."""
+    document = only_files(document)
+    texts = {key: value for key, value in document["steps"]["texts"].items() if key != "near"}
+    assert done({**document, "steps": {**document["steps"], "texts": texts}}) == ["texts"]
+
+
+def test_what_changes_while_a_step_runs_is_seen_by_the_next_run(document):
+    """DVC's #11058: digests that are taken after a stage belong to files that it has not read."""
+    Path("a.jsonl").write_text('{"text": "before"}\n')
+
+    class Changes(Lines):
+        def say(self, text):
+            super().say(text)
+            if text.startswith("1 rows in"):
+                Path("a.jsonl").write_text('{"text": "after"}\n')
+
+    document = {"name": "g", "steps": {"rows": {"kind": "recall", "path": "a.jsonl", "text": ["text"]}}}
+    run(chain_of(document), Changes(), "")
+    assert done(document) == ["rows"]
+    assert Collection.open("runs/g/rows/collection").table([0], ["text"]).to_pylist() == [{"text": "after"}]
+    assert done(document) == []
+
+
+def test_rows_that_are_no_table_and_questions_without_answers_are_named(document):
+    Path("wrong.py").write_text("def lines():\n    yield 'a'\ndef asked():\n    yield {'question': 'who?', 'id': 1}\n")
+    for name, source, said in (
+        ("passages", "lines", "no table"),
+        ("chats", "asked", "wrong.py:asked, row 1: no answer"),
+    ):
+        with pytest.raises(DataError, match=said):
+            done(with_step(only_files(document), name, source=f"wrong.py:{source}"))
+
+
 def test_a_file_that_is_gone_or_changed_is_made_again(document):
     shutil.rmtree("runs/f/passages/collection")
     Path("runs/f/texts/rows.jsonl").write_text('{"text": "another"}\n')
