@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from danlu.data.headings import sections_of
+from danlu.data.headings import Section, sections_of
 from danlu.data.stdlib import described
 from danlu.errors import ConfigError, DataError
 
+_MANY = 10  # documents, of which each is a group
 # Characters: what is longer says more than a small model can hold beside others; what is shorter says little.
 PASSAGE, LEAST, ANSWER = 280, 20, 160
 
@@ -94,9 +95,17 @@ def _of_library() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _of_documents(path: str | tuple[str, ...]) -> Iterator[tuple[str, str, str, str]]:
-    for one in sections_of(path if isinstance(path, str) else list(path)):
+    """Of few documents, what stands below one heading belongs together: something has to be held out."""
+    found = list(sections_of(path if isinstance(path, str) else list(path)))
+    has_many = len({_document(one) for one in found}) >= _MANY
+    for one in found:
         answer = re.split(r"(?<=[。！？!?])|(?<=\.)\s", one.text, maxsplit=1)[0].strip()
-        yield one.heading, f"{one.heading}\n{one.text}", answer, one.place.partition(":")[0]
+        group = _document(one) if has_many else f"{_document(one)}: {one.above or one.heading}"
+        yield one.heading, f"{one.heading}\n{one.text}", answer, group
+
+
+def _document(section: Section) -> str:
+    return section.place.partition(":")[0]
 
 
 def _cut(text: str) -> str:

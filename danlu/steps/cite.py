@@ -74,7 +74,7 @@ def _leaves(options: CiteStep, place: Place, start: Product) -> Product:
 
 def _check(options: CiteStep, place: Place, start: Product, is_made: bool) -> None:
     if place.is_there(*options.paths):
-        _parted(_read(options), options, place.seed)
+        _parted(_read(options), options, place)
 
 
 def _read(options: CiteStep) -> list[_Question]:
@@ -89,12 +89,12 @@ def _read(options: CiteStep) -> list[_Question]:
     return found
 
 
-def _parted(rows: Sequence[_Question], options: CiteStep, seed: int) -> tuple[list[_Question], list[_Question]]:
+def _parted(rows: Sequence[_Question], options: CiteStep, place: Place) -> tuple[list[_Question], list[_Question]]:
     """(to train on, kept aside). Raises DataError where there are too few groups."""
     groups: dict[str, list[_Question]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    order, dice = sorted(groups), random.Random(seed)
+    order, dice = sorted(groups), random.Random(place.seed)
     dice.shuffle(order)
     wanted, aside = min(options.held_out, len(rows) // 3), set[str]()
     kept = 0
@@ -104,7 +104,7 @@ def _parted(rows: Sequence[_Question], options: CiteStep, seed: int) -> tuple[li
             kept += len(groups[name])
     if len(aside) < 2 or len(aside) == len(groups):
         raise DataError(
-            f"{len(rows)} questions in {len(groups)} group(s): no groups can be kept aside",
+            f"steps.{place.name}: {len(rows)} questions in {len(groups)} group(s): no groups can be kept aside",
             allowed="two groups for it at least, and others to train on",
             fix="give more questions, name groups by smaller parts, or raise held_out",
         )
@@ -116,7 +116,7 @@ def _parted(rows: Sequence[_Question], options: CiteStep, seed: int) -> tuple[li
 def _run(options: CiteStep, place: Place, start: Product, show: Show, go_on: bool) -> None:
     source = Collection.open(_collection(options, place), say=show.say)
     rows = _read(options)
-    train, aside = _parted(rows, options, place.seed)
+    train, aside = _parted(rows, options, place)
     answers = {row.id: row.answer for row in rows}
     with opened(place, options, show, go_on) as journal:
         dice = random.Random(place.seed)
