@@ -14,7 +14,10 @@ from danlu.config import validate
 from danlu.errors import ConfigError, DataError, GateFailed
 from danlu.journal import Journal
 from danlu.recall import Collection
+from danlu.report.chain import render_chain
+from danlu.report.page import read_run, render
 from danlu.run import run, uses_of
+from danlu.words import speaking
 
 ANIMALS = [
     f"{size} {animal}" for size in ("big", "old", "shy", "red") for animal in ("fox", "dog", "owl", "elk", "ant")
@@ -116,6 +119,15 @@ def test_a_collection_is_built_asked_and_measured(document):
     assert "recall@1 1.000" in page
     assert "<svg" in page
     assert "group = &#x27;g1&#x27;" in page
+
+
+def test_the_pages_are_there_in_chinese(document):
+    with speaking("zh"):
+        chain, step = render_chain(Journal(Path("runs/f"))), render(read_run(Journal(Path("runs/f/passages"))))
+    assert "总用时" in chain
+    assert "从 20 行中选出 20 行" in chain
+    for said in ("召回效果", "人群画像", "where 条件"):
+        assert said in step
 
 
 def test_questions_come_with_passages_and_answers_cite_the_right_one(document):
