@@ -38,6 +38,7 @@ from danlu.generate.watching.live import LiveAnswers
 from danlu.generate.watching.recorder import TOP, Recorder
 from danlu.generate.watching.trace import Trace
 from danlu.hub import Kind, Say, cache_directory, silent
+from danlu.model.compute.blocks import has_blocks
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lora_files import why_not_plain
 from danlu.model.named import ModelOptions, load
@@ -56,8 +57,9 @@ class Engine:
 
     Args:
         model_name_or_path: a name that `danlu models` lists, a directory, a .gguf file, or a hub id.
-        dtype: "auto" is bfloat16 where the hardware has it, else float32. "int8" and "int4" (CPU) round the weights
-            and answer faster; docs/generation.md says what that costs.
+        dtype: "auto" is bfloat16 where the hardware has it or our own products stand in for it (a CPU with a C
+            compiler), else float32. "int8" and "int4" (CPU) round the weights and answer faster; docs/generation.md
+            says what that costs.
         adapter: directory of a PEFT adapter, the engine's own: that of requests which name none. One that is not
             plain LoRA becomes a part of the model; the engine can then hold no other adapter, nor ask the base.
         kv_budget_bytes: what keys and values may take at most; by default 40 % of the free memory.
@@ -113,6 +115,8 @@ class Engine:
     ) -> None:
         before = _heap_used()
         device = read_device()
+        if options.dtype == "auto" and device.name == "cpu" and has_blocks():  # half of float32's bytes, read at once
+            options = options.model_copy(update={"dtype": "bfloat16"})
         loaded = load(options, device, cache=cache_directory(), say=say)
         chat = Chat.of(loaded.tokenizer, loaded.model.generation_config)
         self._chats = {} if own is None else {DEFAULT: with_template(chat, own)}

@@ -39,8 +39,9 @@ class ModelOptions(Options):
     dtype: DtypeName = Field(
         "auto",
         description="Type of the weights. auto is bfloat16 where the hardware multiplies it, else float32: "
-        "half the memory where that costs no time. float16 is for GPUs without bfloat16, on which training takes it by "
-        "itself and goes on in float32 if it overflows. int8 and int4 are for answering alone.",
+        "half the memory where that costs no time; answers take it on every CPU with a C compiler. float16 is for GPUs "
+        "without bfloat16, on which training takes it by itself and goes on in float32 if it overflows. int8 and int4 "
+        "are for answering alone.",
     )
     adapter: str | None = Field(
         None,

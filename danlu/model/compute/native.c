@@ -4,45 +4,12 @@
  * float32. Everything is plain C that a compiler vectorizes; threads are those of the OpenMP runtime that torch has
  * loaded, so no second pool of threads competes with it.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "numbers.h"
 
-typedef uint16_t bf16;
-#define INLINE static inline __attribute__((always_inline))
 #define MOST_DIM 256
 #define MOST_GROUP 16
 #define PART 128 /* numbers of a row whose sums are kept in registers or nearly so */
 #define AHEAD 24 /* places that are fetched before they are needed: slots lie apart, which no processor foresees */
-
-INLINE float wide(bf16 x) {
-    union { uint32_t bits; float value; } both = {(uint32_t)x << 16};
-    return both.value;
-}
-
-/* To the nearest, ties to even; what is not a number stays so. */
-INLINE bf16 narrow(float x) {
-    union { float value; uint32_t bits; } both = {x};
-    uint32_t rounded = (both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16;
-    return (both.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (bf16)rounded;
-}
-
-/* e^x to 2 ulp (Cephes' polynomial), 0 below -87. */
-INLINE float exponential(float x) {
-    float inside = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-    float n = floorf(inside * 1.44269504f + 0.5f);
-    float r = inside - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
-    float result = (p * r * r + r + 1.0f) * power.value;
-    return x < -87.0f ? 0.0f : result;
-}
 
 /* sum = x + y (y may be absent: sum is then x, and not written), out = weight * sum / sqrt(mean(sum^2) + eps). */
 void danlu_add_norm(const bf16 *x, const bf16 *y, bf16 *sum, const float *weight, bf16 *out, long rows, long dim,

@@ -4,8 +4,8 @@
 or number format, and join layers that read the same input into one product. Tests compare each with the plain one.
 
 int8 and int4 round the weights. What they save is memory, and time to read them, which is most of a step of a few rows.
-On processors that multiply no blocks (blocks.py) only products of a few rows gain, and rounded weights stand ready in
-bfloat16 as well for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
+Where nothing was compiled (blocks.py), and of layers that fill no block, only products of a few rows gain, and rounded
+weights stand ready in bfloat16 as well for the others: these formats then cost memory, 3 and 2.6 bytes a weight.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def live_product(layers: Sequence[Any]) -> Product:
 def fixed_product(
     weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
 ) -> Held | BlockProduct:
-    """The product of weights that stay as they are; `rounded` to a smaller format, for bfloat16.
+    """The product of weights that stay as they are; `rounded` to a smaller format.
 
     Args:
         is_paired: of two layers side by side, so that a BlockProduct can gate the second with the first.
@@ -67,7 +67,7 @@ def fixed_product(
 
 def has_form(weight: Tensor) -> bool:
     """Whether another layout of this weight is faster than its own."""
-    return fits_blocks(weight) or (_is_short(weight) and has_layout())
+    return _is_short(weight) and (fits_blocks(weight) or has_layout())
 
 
 def lent_product(layers: Sequence[nn.Linear], *, is_paired: bool = False) -> Held | BlockProduct:

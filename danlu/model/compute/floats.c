@@ -1,0 +1,344 @@
+/* Products x W^T with float32 sums on any processor: weights in bfloat16, int8 and int4, or in float32, and rows in
+ * bfloat16 or float32.
+ *
+ * Weights lie as for blocks.c, in the order in which they are read, and become floats in registers, or for many rows once
+ * in the cache. Each sum goes over the inputs in their order, however many rows there are: a row's answer is the same, bit
+ * for bit, whatever rows it comes with. Only what a vector is differs between processors, and how many are at hand.
+ */
+#include "numbers.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 16
+#define BOTH 12 /* rows whose sums of a block's two tiles are in registers */
+#define TALL 12 /* rows that are taken at once, of both tiles or, where more fit, of one */
+#define AT_ONCE 2 /* blocks that one row is multiplied with at once, lest a sum wait for itself */
+#define AHEAD 8192 /* bytes of weights that are fetched before they are needed */
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define LANES 8
+#define BOTH 3
+#define TALL 6
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#define LANES 4
+#define BOTH 3
+#define TALL 6
+#else
+#define LANES 4
+#define BOTH 1
+#define TALL 2
+#endif
+
+#if LANES < 16
+#define AT_ONCE 1
+#define AHEAD 12288
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
+typedef uint16_t ushorts __attribute__((vector_size(2 * LANES), may_alias, aligned(2)));
+
+#define PARTS (16 / LANES) /* vectors of a tile */
+#define MOST_TILES (2 * AT_ONCE)
+
+enum { BF16, INT8, INT4, FLOAT32 };
+
+/* One layer, as in blocks.c, but that of int8, int4 and float32 no pairs lie side by side: (blocks, chunks, 2 tiles, 32
+ * inputs, 16 outputs), of int4 16 inputs in the lower halves of bytes and 16 in the upper ones. */
+typedef struct {
+    const char *weights;
+    const void *scales;
+    const float *bias;
+    long outputs, inputs;
+    int is_paired, format;
+} Layer;
+
+INLINE lanes spread(float x) {
+#if LANES == 16
+    return (lanes)_mm512_set1_ps(x);
+#elif LANES == 8
+    return (lanes)_mm256_set1_ps(x);
+#else
+    return (lanes){x, x, x, x};
+#endif
+}
+
+/* a b + c: rounded once where the processor can. */
+INLINE lanes fused(lanes a, lanes b, lanes c) {
+#if LANES == 16
+    return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return (lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE lanes wide_lanes(const bf16 *from) {
+    return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
+}
+
+/* Bytes as integers. */
+INLINE ints signed_codes(const char *from) {
+#if LANES == 16
+    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif LANES == 8
+    return (ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    return (ints){(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
+#endif
+}
+
+INLINE ints codes_of(const char *from) {
+#if LANES == 16
+    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif LANES == 8
+    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    return (ints){(uint8_t)from[0], (uint8_t)from[1], (uint8_t)from[2], (uint8_t)from[3]};
+#endif
+}
+
+INLINE lanes floats_of(ints x) { return __builtin_convertvector(x, lanes); }
+
+INLINE long tile_bytes(const int format) { return format == BF16 ? 1024 : format == INT8 ? 512 : format == INT4 ? 256 : 2048; }
+
+/* The weights of two neighbouring inputs, 2 * (half * 8 + pair) and the next, for the outputs of part n of a tile: as
+ * floats, of int8 and int4 their codes. */
+INLINE void open_pair(const char *tile, const int half, int pair, int n, lanes *first, lanes *second, const int format) {
+    if (format == BF16) { /* pairs lie side by side */
+        ints both = *(const ints *)(tile + (half * 8 + pair) * 64 + n * 4 * LANES);
+        *first = (lanes)(both << 16);
+        *second = (lanes)(both & (int)0xffff0000);
+    } else if (format == INT8) {
+        const char *codes = tile + (half * 8 + pair) * 32 + n * LANES;
+        *first = floats_of(signed_codes(codes));
+        *second = floats_of(signed_codes(codes + 16));
+    } else if (format == INT4) { /* a byte has the codes of both halves */
+        const char *codes = tile + pair * 32 + n * LANES;
+        const ints one = codes_of(codes), other = codes_of(codes + 16);
+        *first = floats_of(half ? (ints)(one >> 4) : (ints)(one & 15));
+        *second = floats_of(half ? (ints)(other >> 4) : (ints)(other & 15));
+    } else {
+        const float *floats = (const float *)tile + (half * 8 + pair) * 32 + n * LANES;
+        *first = *(const lanes *)floats;
+        *second = *(const lanes *)(floats + 16);
+    }
+}
+
+/* A tile's 32 x 16 weights as floats. */
+INLINE void open_tile(const char *tile, float *to, const int format) {
+    for (int half = 0; half < 2; half++)
+        for (int pair = 0; pair < 8; pair++, to += 32)
+            for (int n = 0; n < PARTS; n++)
+                open_pair(tile, half, pair, n, (lanes *)(to + n * LANES), (lanes *)(to + 16 + n * LANES), format);
+}
+
+/* What tiles of one chunk bring to the sums of some rows: over its inputs in their order. */
+INLINE void add_tiles(const char *first_tile, long chunks, const float *x, lanes sums[][TALL][PARTS], const int tiles,
+                      const int rows, const int format) {
+    for (int half = 0; half < 2; half++)
+#pragma GCC unroll 2
+        for (int pair = 0; pair < 8; pair++, x += 2 * rows) {
+#pragma GCC unroll 8
+            for (int t = 0; t < tiles; t++) {
+                const char *tile = first_tile + (t / 2 * chunks * 2 + t % 2) * tile_bytes(format);
+                lanes first[PARTS], second[PARTS];
+                for (int n = 0; n < PARTS; n++) open_pair(tile, half, pair, n, first + n, second + n, format);
+#pragma GCC unroll 12
+                for (int row = 0; row < rows; row++) {
+                    const lanes one = spread(x[row]), other = spread(x[rows + row]);
+                    for (int n = 0; n < PARTS; n++) sums[t][row][n] = fused(first[n], one, sums[t][row][n]);
+                    for (int n = 0; n < PARTS; n++) sums[t][row][n] = fused(second[n], other, sums[t][row][n]);
+                }
+            }
+        }
+}
+
+/* Some rows with `tiles` tiles from `tile` of a block on, or with those of several blocks. weights: the block's. has_steps:
+ * they are codes of int4, whose steps and middles are layer's; totals are then the sums of each row's inputs of each
+ * chunk. sums: (tiles, rows, 16). */
+INLINE void add_rows(const Layer *layer, long block, const char *weights, int tile, const int tiles, const float *x,
+                     const float *totals, float (*sums)[TALL][16], const int rows, const int format, const int has_steps) {
+    const long chunks = layer->inputs / 32;
+    lanes made[MOST_TILES][TALL][PARTS];
+    for (int t = 0; t < tiles; t++)
+        for (int row = 0; row < rows; row++)
+            for (int n = 0; n < PARTS; n++) made[t][row][n] = (lanes){0};
+    for (long c = 0; c < chunks; c++) {
+#pragma GCC unroll 8
+        for (int t = 0; t < tiles; t++) {
+            const long at = (t / 2 * chunks + c) * 2 + tile + t % 2;
+            const char *from = weights + at * tile_bytes(format);
+            for (long line = 0; line < tile_bytes(format); line += 64) __builtin_prefetch(from + AHEAD + line);
+        }
+        if (!has_steps) {
+            add_tiles(weights + (c * 2 + tile) * tile_bytes(format), chunks, x + c * 32 * rows, made, tiles, rows, format);
+            continue;
+        }
+        lanes own[MOST_TILES][TALL][PARTS];
+        for (int t = 0; t < tiles; t++)
+            for (int row = 0; row < rows; row++)
+                for (int n = 0; n < PARTS; n++) own[t][row][n] = (lanes){0};
+        add_tiles(weights + (c * 2 + tile) * tile_bytes(format), chunks, x + c * 32 * rows, own, tiles, rows, format);
+        for (int t = 0; t < tiles; t++) {
+            const bf16 *scales = (const bf16 *)layer->scales + (((block + t / 2) * chunks + c) * 2 + tile + t % 2) * 32;
+            for (int n = 0; n < PARTS; n++) {
+                lanes step = wide_lanes(scales + n * LANES), middle = wide_lanes(scales + 16 + n * LANES);
+                lanes least = fused(step, spread(-8), middle); /* what code 0 stands for */
+                for (int row = 0; row < rows; row++) {
+                    made[t][row][n] = fused(least, spread(totals[row * chunks + c]), made[t][row][n]);
+                    made[t][row][n] = fused(step, own[t][row][n], made[t][row][n]);
+                }
+            }
+        }
+    }
+    for (int t = 0; t < tiles; t++)
+        for (int row = 0; row < rows; row++)
+            for (int n = 0; n < PARTS; n++) *(lanes *)(sums[tile + t][row] + n * LANES) = made[t][row][n];
+}
+
+INLINE void put(void *out, long at, float x, int is_wide) {
+    if (is_wide) ((float *)out)[at] = x;
+    else ((bf16 *)out)[at] = narrow(x);
+}
+
+/* Sums of some rows, scaled and with the bias; gated: silu(first tile) * second tile. */
+static void write_out(const Layer *layer, long block, float (*sums)[TALL][16], void *out, long first, long rows,
+                      int is_gated, int is_wide) {
+    const long second = layer->is_paired ? layer->outputs / 2 + block * 16 : block * 32 + 16;
+    const long columns[2] = {layer->is_paired ? block * 16 : block * 32, second};
+    for (long row = 0; row < rows; row++) {
+        float made[2][16];
+        for (int tile = 0; tile < 2; tile++) {
+            const long at = block * 32 + tile * 16;
+            for (int lane = 0; lane < 16; lane++) {
+                made[tile][lane] = sums[tile][row][lane];
+                if (layer->format == INT8) made[tile][lane] *= ((const float *)layer->scales)[at + lane];
+                if (layer->bias) made[tile][lane] += layer->bias[at + lane];
+            }
+        }
+        if (is_gated) {
+            float gated[16];
+            for (int lane = 0; lane < 16; lane++)
+                gated[lane] = made[0][lane] / (1.0f + exponential(-made[0][lane])) * made[1][lane];
+            for (int lane = 0; lane < 16; lane++)
+                put(out, (first + row) * (layer->outputs / 2) + columns[0] + lane, gated[lane], is_wide);
+            continue;
+        }
+        for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++)
+            for (int lane = 0; lane < 16; lane++)
+                put(out, (first + row) * layer->outputs + columns[tile] + lane, made[tile][lane], is_wide);
+    }
+}
+
+/* The first row of one of so many groups of about the same size. */
+INLINE long first_of(long group, long groups, long rows) { return rows * group / groups; }
+
+/* All rows with a block, or the only one with several, whose weights are in `format`. */
+INLINE void run_block(const Layer *layer, long block, const int blocks, const char *weights, const float *x, void *out,
+                      long rows, const float *totals, int is_gated, int is_wide, const int format, const int has_steps) {
+    float sums[MOST_TILES][TALL][16];
+    const long chunks = layer->inputs / 32;
+    if (blocks > 1) {
+        add_rows(layer, block, weights, 0, 2 * blocks, x, totals, sums, 1, format, has_steps);
+        for (int at = 0; at < blocks; at++) write_out(layer, block + at, sums + 2 * at, out, 0, 1, is_gated, is_wide);
+        return;
+    }
+    const long groups = (rows + TALL - 1) / TALL;
+    for (long group = 0; group < groups; group++) {
+        const long row = first_of(group, groups, rows), some = first_of(group + 1, groups, rows) - row;
+        const float *from = x + row * layer->inputs, *own = totals ? totals + row * chunks : NULL;
+        switch (some) {
+#define ROWS(COUNT)                                                                                                     \
+    case COUNT:                                                                                                         \
+        for (int tile = 0; tile < 2; tile += COUNT <= BOTH ? 2 : 1)                                                     \
+            add_rows(layer, block, weights, tile, COUNT <= BOTH ? 2 : 1, from, own, sums, COUNT, format, has_steps);    \
+        break;
+            ROWS(1) ROWS(2)
+#if TALL > 2
+            ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#endif
+#if TALL > 6
+            ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+#endif
+        }
+        write_out(layer, block, sums, out, row, some, is_gated, is_wide);
+    }
+}
+
+/* The rows as floats, those that are taken at once side by side: (inputs, rows) of each group; and of int4 behind all of
+ * them the sum of each row's inputs of each chunk, (rows, chunks). NULL without memory. */
+static float *opened_rows(const void *x, long rows, long inputs, int is_wide, int has_steps, int threads) {
+    const long chunks = inputs / 32, groups = (rows + TALL - 1) / TALL;
+    float *all = aligned_alloc(64, (rows * (inputs + has_steps * chunks) * sizeof(float) + 127) / 64 * 64);
+    if (!all) return NULL;
+#pragma omp parallel for num_threads(threads) if (rows * inputs > 65536)
+    for (long group = 0; group < groups; group++) {
+        const long first = first_of(group, groups, rows), some = first_of(group + 1, groups, rows) - first;
+        for (long row = first; row < first + some; row++) {
+            float *to = all + first * inputs + row - first, *totals = all + rows * inputs + row * chunks;
+            if (is_wide)
+                for (long d = 0; d < inputs; d++) to[d * some] = ((const float *)x)[row * inputs + d];
+            else
+                for (long d = 0; d < inputs; d++) to[d * some] = wide(((const bf16 *)x)[row * inputs + d]);
+            for (long c = 0; has_steps && c < chunks; c++) {
+                float total = 0;
+                for (long d = c * 32; d < c * 32 + 32; d++) total += to[d * some];
+                totals[c] = total;
+            }
+        }
+    }
+    return all;
+}
+
+/* A thread's blocks, from `block` to `last`. opened: room for the weights of one as floats, or NULL. */
+INLINE void run_blocks(const Layer *layer, long block, long last, const float *x, void *out, long rows, const float *totals,
+                       float *opened, int is_gated, int is_wide, const int format) {
+    const long tiles = layer->inputs / 32 * 2;
+    while (block < last) {
+        const char *own = layer->weights + block * tiles * tile_bytes(format);
+        const int is_several = AT_ONCE > 1 && rows == 1 && last - block >= AT_ONCE;
+        for (long tile = 0; opened && tile < tiles; tile++)
+            open_tile(own + tile * tile_bytes(format), opened + tile * 512, format);
+        if (is_several)
+            run_block(layer, block, AT_ONCE, own, x, out, rows, totals, is_gated, is_wide, format, format == INT4);
+        else if (opened)
+            run_block(layer, block, 1, (char *)opened, x, out, rows, totals, is_gated, is_wide, FLOAT32, format == INT4);
+        else
+            run_block(layer, block, 1, own, x, out, rows, totals, is_gated, is_wide, format, format == INT4);
+        block += is_several ? AT_ONCE : 1;
+    }
+}
+
+/* out (rows, outputs, or half of them when gated) = x (rows, inputs) W^T, scaled, + bias; is_wide: x and out are float32,
+ * not bfloat16. Returns 1 when there was no memory. outputs is a multiple of 16, inputs of 32. */
+int danlu_float_product(const void *x, long rows, const char *weights, const void *scales, const float *bias, void *out,
+                        long outputs, long inputs, int format, int is_paired, int is_gated, int is_wide, int threads) {
+    const Layer layer = {weights, scales, bias, outputs, inputs, is_paired, format};
+    const long blocks = (outputs + 31) / 32;
+    float *wide_rows = opened_rows(x, rows, inputs, is_wide, format == INT4, threads);
+    if (!wide_rows) return 1;
+    const float *totals = format == INT4 ? wide_rows + rows * inputs : NULL;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const int is_opened = format != FLOAT32 && rows > TALL; /* weights become floats once for all groups */
+        float *opened = is_opened ? aligned_alloc(64, inputs * 128) : NULL;
+        if (is_opened && !opened) failed = 1;
+#pragma omp for schedule(static)
+        for (long part = 0; part < threads; part++) {
+            const long from = blocks * part / threads, to = blocks * (part + 1) / threads;
+            if (is_opened && !opened) continue;
+#define CASE(FORMAT)                                                                                                    \
+    if (format == FORMAT) run_blocks(&layer, from, to, wide_rows, out, rows, totals, opened, is_gated, is_wide, FORMAT);
+            CASE(BF16) CASE(INT8) CASE(INT4) CASE(FLOAT32)
+        }
+        free(opened);
+    }
+    free(wide_rows);
+    return failed;
+}
