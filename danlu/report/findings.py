@@ -223,9 +223,10 @@ def _answers(part: Part, words: Words, table: Table) -> str:
     rows = []
     for one in part["shown"]:
         named = ", ".join(map(str, one["named"])) or "–"
+        right = "–" if one.get("passage") is None else str(one["passage"])
         texts = [one["question"], one["answer"], one.get("truth")]
         cells = "".join(f'<td dir="auto">{escape(plain(text, words))}</td>' for text in texts)
-        rows.append(f"{cells}<td>{escape(named)}</td><td>{escape(plain(one.get('passage'), words))}</td>")
+        rows.append(f"{cells}<td>{escape(named)}</td><td>{escape(right)}</td>")
     heads = [words(head) for head in ("question", "answer", "Reference", "names", "the right one")]
     return table(heads, rows) + _commands(part["uses"])
 

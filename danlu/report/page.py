@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import escape
 from importlib import resources
@@ -259,7 +259,7 @@ def _figures(drawn: Iterable[Chart]) -> list[str]:
 
 def pictures(run: Run) -> list[str]:
     """Of a step, those that say most: how its loss fell, how well it finds, what was tried."""
-    drawn = [chart for chart in charts(run.metrics, run.words)[:1] if chart]
+    drawn = [replace(chart, wide=False) for chart in charts(run.metrics, run.words)[:1]]
     return [
         *findings.figures(run.results, run.words),
         *_figures([*drawn, *forms(run.part("choice"), run.words).values()]),
