@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Wheel and source, and whether they are whole: each is installed into an empty environment outside the checkout.
 #
-#   benchmarks/dist.sh          builds into dist/, installs, runs quickstart from the wheel (fetches its model unless cached)
-#   benchmarks/dist.sh quick    without that run
+#   benchmarks/dist.sh          builds into dist/, installs, runs quickstart from the wheel, whose model is fetched anew
+#   benchmarks/dist.sh quick    without that run; QUICKSTART="data.max_examples=128" makes it shorter
 #
 # torch comes as constraints.txt has it; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu takes the CPU's build.
 set -euo pipefail
@@ -34,7 +34,8 @@ unset PYTHONPATH
     steps.articles.events.source_options.readers=2000
 "$place/env/bin/danlu" recall query runs/recall-demo/people/collection "sex = 'F' and age > 25" --count
 if [ "${1:-}" != quick ]; then
-    "$place/env/bin/danlu" run quickstart
+    # shellcheck disable=SC2086  # several words
+    DANLU_CACHE=$place/cache "$place/env/bin/danlu" run quickstart ${QUICKSTART:-}
     "$place/env/bin/danlu" generate runs/quickstart/merged "Describe this Python function in one line. def close(self)" --max_new_tokens 24
 fi
 echo "dist: $(basename "$wheel") and $(basename "$source") are whole"
