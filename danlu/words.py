@@ -101,6 +101,8 @@ CHINESE = {
     "names": "注明的材料",
     "the right one": "正确材料",
     "time in all": "总用时",
+    "steps": "步骤数",
+    "question": "问题",
     "Use it": "使用方法",
     "Pictures": "图",
     # -- the report: heads and sentences
