@@ -79,6 +79,27 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Info:
+    """How an engine computes.
+
+    Attributes:
+        device: torch's name of it.
+        dtype: what weights are held and activations computed in; "int8" and "int4" where weights are rounded.
+        why_varies: what makes an answer, or a log-probability of it, depend in its last bits on the requests beside it,
+            in words. "" where nothing does: alone, in any batch, after preemption and from the prefix cache it is the
+            same, bit for bit. An adapter of a request's own is multiplied by torch, and not held to that.
+    """
+
+    device: str
+    dtype: str
+    why_varies: str
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        return not self.why_varies
+
+
+@dataclass(frozen=True)
 class Load:
     """What an engine is busy with.
 

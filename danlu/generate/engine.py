@@ -21,14 +21,14 @@ from danlu.data.chat import Chat
 from danlu.device import QUANTIZED, DtypeName, heap_bytes, memory_faults, read_device
 from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
-from danlu.generate.answers import Answer, Event, Generation, Load, Logprob
+from danlu.generate.answers import Answer, Event, Generation, Info, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.eight_bit import KvDtype
 from danlu.generate.batch.verdict import Verdict
 from danlu.generate.batch.worker import InPlace, Worker, in_a_thread
 from danlu.generate.glance import Glance, Next, Told, looked
 from danlu.generate.kinds import Kinds, recorded_of
-from danlu.generate.outcomes import Scorer, generation_of, load_of
+from danlu.generate.outcomes import Scorer, generation_of, info_of, load_of
 from danlu.generate.params import GenerationParams
 from danlu.generate.requests import Job, Maker, Prompt, ids_of, one_each
 from danlu.generate.scores.grammar import Form
@@ -352,6 +352,10 @@ class Engine:
     def load(self) -> Load:
         """What the engine is busy with, read while it works."""
         return load_of(self.core, self._maker.form_bytes, self._heap)
+
+    def info(self) -> Info:
+        """How it computes, and whether an answer may depend on the requests beside it."""
+        return info_of(self.core)
 
     def rows(self, params: GenerationParams) -> int:
         """Answers, beams and rows of forced phrases that a prompt with these knobs keeps at once."""

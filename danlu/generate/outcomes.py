@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from danlu.generate.answers import Answer, Generation, Load, Logprob
+from danlu.generate.answers import Answer, Generation, Info, Load, Logprob
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.worker import Worker
 from danlu.generate.logprobs import report
@@ -60,6 +60,11 @@ def _answers(job: Job, scorer: Scorer) -> Iterator[Answer]:
             logprobs = scorer.of(whole, len(job.prompt), job.params.logprobs, job.request.adapter)
         forced = None if job.forced is None else tuple(job.forced.positions(hypothesis.tokens))
         yield Answer(hypothesis.tokens, stream.text, hypothesis.score, hypothesis.finish_reason, logprobs, forced)
+
+
+def info_of(core: Core) -> Info:
+    """How an engine computes."""
+    return Info(str(core.device), core.dtype, core.why_varies)
 
 
 def load_of(core: Core, form_bytes: int, heap: tuple[int, int]) -> Load:

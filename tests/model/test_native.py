@@ -32,12 +32,6 @@ def assert_near(found, wanted, ulps=1):
     assert (found - wanted).abs().le(ulps * 2**-7 * wanted.abs() + 1e-3).all()
 
 
-def attended(q, *others):
-    out = torch.empty(q.shape, dtype=q.dtype)
-    kernels().attend(q, *others, out)
-    return out
-
-
 @pytest.mark.parametrize("shape", [(1, 576), (5, 40), (300, 576)])
 def test_norms(shape):
     x, y, weight = drawn(*shape) * 3, drawn(*shape, seed=1), drawn(shape[1], seed=2, dtype=torch.float32)
@@ -124,66 +118,6 @@ def test_rotation_of_heads_that_lie_in_a_wider_row():
     angles = torch.arange(9)[:, None, None] * torch.linspace(0.1, 2, 64)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
     assert_near(kernels().rotate(wide[:, :12], cos, sin), plain_rotate(wide[:, :12].float(), cos.float(), sin.float()))
-
-
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(("dim", "kv_heads", "group"), [(64, 3, 3), (128, 2, 4), (48, 2, 5), (64, 2, 1)])
-def test_attention_of_slots_of_different_length(dim, kv_heads, group, window):
-    slots, capacity = 3, 64
-    lengths = torch.tensor([1, 40, 64])
-    caches = [drawn(slots + 1, kv_heads, capacity, dim, seed=seed) for seed in (0, 1)]
-    before = [cache.clone() for cache in caches]
-    visible = torch.ones(slots + 1, 1, capacity, dtype=torch.bool)
-    visible[1, 0, 5:9] = False  # a row that was one of several
-    positions = torch.arange(capacity).repeat(slots + 1, 1)
-    tokens = drawn(slots, (group + 2) * kv_heads, dim, seed=2)
-    q, k, v = tokens[:, : group * kv_heads], tokens[:, -2 * kv_heads : -kv_heads], tokens[:, -kv_heads:]
-    found = attended(q, k, v, *caches, visible, positions, lengths, dim**-0.5, window)
-    for slot, length in enumerate(lengths.tolist()):
-        for cache, new, old in zip(caches, (k, v), before, strict=True):
-            old[slot, :, length - 1] = new[slot]
-            assert torch.equal(cache, old) or slot < slots - 1
-        may = visible[slot, 0, :length].clone()
-        if window is not None:
-            may &= positions[slot, :length] > length - 1 - window
-        keys, values = (cache[slot, :, :length].float().repeat_interleave(group, 0) for cache in before)
-        wanted = F.scaled_dot_product_attention(q[slot].float()[:, None], keys, values, attn_mask=may)
-        assert_near(found[slot], wanted[:, 0], ulps=2)
-
-
-def test_attention_of_rows_that_share_a_prompt():
-    """Two slots of three rows: 20 tokens that all see, then each row's own."""
-    rows, capacity, lengths = 3, 64, torch.tensor([20 + 2 * 3, 20 + 9 * 3])
-    caches = [drawn(2, 2, capacity, 64, seed=seed) for seed in (0, 1)]
-    visible = torch.zeros(2, rows, capacity, dtype=torch.bool)
-    visible[:, :, :20] = True
-    for row in range(rows):
-        visible[0, row, 20 + row : 26 : rows] = True
-        visible[1, row, 20 + row : 47 : rows] = True
-    positions = torch.cat([torch.arange(20), 20 + torch.arange(44) // rows]).repeat(2, 1)
-    tokens = drawn(2 * rows, 8, 64, seed=2)
-    q, k, v = tokens[:, :4], tokens[:, 4:6], tokens[:, 6:]
-    found = attended(q, k, v, *caches, visible, positions, lengths, 0.125, None)
-    for token in range(2 * rows):
-        slot, row = divmod(token, rows)
-        place = int(lengths[slot]) - rows + row
-        assert all(torch.equal(cache[slot, :, place], new[token]) for cache, new in zip(caches, (k, v), strict=True))
-        seen = visible[slot, row] & (torch.arange(capacity) < lengths[slot])
-        keys, values = (cache[slot][:, seen].float().repeat_interleave(2, 0) for cache in caches)
-        assert_near(found[token], F.scaled_dot_product_attention(q[token].float()[:, None], keys, values)[:, 0], ulps=2)
-
-
-def test_what_is_not_a_number_reaches_its_own_slot_alone():
-    caches = [drawn(2, 1, 8, 64, seed=seed) for seed in (0, 1)]
-    caches[0][0, 0, 2] = math.nan
-    ones = torch.ones(2, 1, 8, dtype=torch.bool)
-    token = drawn(2, 3, 64, seed=2)
-    found = attended(
-        token[:, :1], token[:, 1:2], token[:, 2:], *caches, ones, torch.arange(8).repeat(2, 1), torch.tensor([6, 6]),
-        0.125, None,
-    )  # fmt: skip
-    assert found[0].isnan().all()
-    assert found[1].isfinite().all()
 
 
 # --- where there are none

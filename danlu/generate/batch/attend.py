@@ -23,12 +23,9 @@ from danlu.generate.batch.kv import KVShape, Shelf, Slot
 from danlu.model.company.attention import Scoring, scored_attention
 from danlu.model.company.company import Part, Wiring
 from danlu.model.company.documents import sight
-from danlu.model.compute.native import DIMS, MOST_GROUP, kernels
+from danlu.model.compute.float_attention import MOST_DIM, FloatAttention, float_attention
 from danlu.model.compute.tile_attention import DIMS as TILE_DIMS
 from danlu.model.compute.tile_attention import TileAttention, tile_attention
-
-# More queries of a slot that share a key head are better off in torch's kernel than one at a time.
-MANY_QUERIES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +185,7 @@ class Plan:
     def _attend_rows(self, at: int, store: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, out: Tensor) -> None:
         """q, out (slots * rows, heads, dim)."""
         part, group = self.rows[at], q.shape[1] // k.shape[1]
-        shelf, queries = part.shelf, part.shelf.rows * group
+        shelf = part.shelf
         keys, values = shelf.keys[store], shelf.values[store]
         scaling, window = scoring.scaling, scoring.window
         if shelf.shape.computed is not None:
@@ -196,12 +193,12 @@ class Plan:
             return
         is_simple = _is_simple(scoring, q, v)
         tiles = _on_tiles(q.dtype, q.device, q.shape[2]) if is_simple else None
-        native = kernels() if is_simple and _is_short(q.dtype, q.device) else None
+        floats = _in_floats(q.dtype, q.device, q.shape[2]) if is_simple else None
         if tiles is not None:
             bits = self._bits(tiles, ("rows", at), lambda: self._rows_may(at, window, None), group, window)
             tiles.attend(q, k, v, keys, values, bits, part.lengths, scaling, out)
-        elif native is not None and q.shape[2] in DIMS and group <= MOST_GROUP and queries <= MANY_QUERIES:
-            native.attend(q, k, v, keys, values, shelf.visible, shelf.positions, part.lengths, scaling, window, out)
+        elif floats is not None:
+            floats.attend(q, k, v, keys, values, shelf.visible, shelf.positions, part.lengths, scaling, window, out)
         elif scoring.is_plain:
             _put_rows(part, keys, values, k, v)
             mask = self.rows_mask(at, group, window, scoring.chunk, q.dtype)
@@ -237,6 +234,11 @@ class Plan:
         if tiles is not None:
             bits = self._bits(tiles, ("chunk", at), lambda: chunk.may(window, None)[None], group, window)
             tiles.attend(q, k, v, keys, values, bits, chunk.length, scoring.scaling, out)
+            return
+        floats = _in_floats(q.dtype, q.device, q.shape[2]) if is_simple else None
+        if floats is not None:
+            visible, positions = chunk.slot.visible[chunk.row], chunk.slot.positions[None]
+            floats.attend(q, k, v, keys, values, visible, positions, chunk.length, scoring.scaling, window, out)
             return
         keys[0, :, chunk.place : end] = (packed(k) if is_packed else k).transpose(0, 1)
         values[0, :, chunk.place : end] = (packed(v) if is_packed else v).transpose(0, 1)
@@ -330,6 +332,17 @@ def _on_tiles(dtype: torch.dtype, device: torch.device, dim: int) -> TileAttenti
     return tile_attention() if _is_short(dtype, device) and dim in TILE_DIMS else None
 
 
+def _in_floats(dtype: torch.dtype, device: torch.device, dim: int) -> FloatAttention | None:
+    """Attention with float32 sums, where it applies."""
+    applies = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and dim <= MOST_DIM
+    return float_attention() if applies else None
+
+
+def _compiled(dtype: torch.dtype, device: torch.device, dim: int) -> TileAttention | FloatAttention | None:
+    """Attention of ours."""
+    return _on_tiles(dtype, device, dim) or _in_floats(dtype, device, dim)
+
+
 def _put_rows(part: Rows, keys: Tensor, values: Tensor, k: Tensor, v: Tensor) -> None:
     """Write the next keys and values of all rows, (slots * rows, kv_heads, dim), into their places."""
     target = part.target(k.shape[1])
@@ -365,7 +378,10 @@ def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
 
 def kv_shape(wiring: Wiring, dtype: torch.dtype, device: torch.device) -> KVShape:
     """What this model keeps."""
-    # Torch's attention reads all slots up to the longest one's end; the one on tiles keeps to each slot's own.
-    is_exact = all(width.is_simple and _on_tiles(dtype, device, width.key_dim) is not None for width in wiring.widths)
+    # Torch's attention reads all slots up to the longest one's end; ours keeps to each slot's own.
+    is_exact = all(
+        width.is_simple and width.key_dim == width.value_dim and _compiled(dtype, device, width.key_dim)
+        for width in wiring.widths
+    )
     states = tuple(wiring.states.values())
     return KVShape(tuple(wiring.widths), dtype, device, states, must_be_clean=not is_exact)

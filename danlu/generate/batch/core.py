@@ -31,6 +31,7 @@ from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import base_of, kind_of, wire
 from danlu.model.compute.native import kernels
 from danlu.model.compute.rounding import Rounded
+from danlu.model.compute.tile_attention import tile_attention
 from danlu.model.lean.lean import Decoder, LeanDecoder, alone_decoder, decoder_of, plain_decoder
 from danlu.model.lora_bank import LoraBank, Step
 
@@ -79,6 +80,7 @@ class Core:
         self._ended: list[tuple[Request, BaseException | None]] = []  # in the step under way
         self._base = base = base_of(model).eval()
         self.device = base.device
+        self.dtype: str = rounded or str(base.dtype).removeprefix("torch.")
         self._vocabulary = base.config.get_text_config().vocab_size
         self.bank = LoraBank.of(base)
         self.decoder: Decoder | None = None
@@ -192,6 +194,22 @@ class Core:
         self.scheduler.end(request)
         if self.is_idle:
             self._give_back()
+
+    @property
+    def why_varies(self) -> str:
+        """What makes an answer depend, in its last bits, on the requests beside it; "" where nothing does."""
+        if self.why_alone:
+            return ""
+        if self.device.type != "cpu":
+            return "a GPU's kernels are chosen by how many rows there are"
+        if not isinstance(self.decoder, LeanDecoder):
+            return "the model's own layers are called, by torch"
+        shape = self.store.shape
+        if shape.must_be_clean or shape.states:
+            return "attention is torch's" if shape.must_be_clean else "layers carry states"
+        if tile_attention() is not None and shape.dtype == torch.bfloat16:
+            return "attention on tile registers takes few queries otherwise than many"
+        return self.decoder.why_varies
 
     @property
     def weight_bytes(self) -> tuple[int, int]:

@@ -77,6 +77,11 @@ class BlockProduct:
         self._threads = torch.get_num_threads()
 
     @property
+    def is_exact(self) -> bool:
+        """Whether a row is the same, bit for bit, whatever rows it comes with."""
+        return not (self._is_in_pairs and self._format == _FORMATS["int4"]) or has_tiles()
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The weights, and their scales."""
         return (self._weights,) if self._scales is None else (self._weights, self._scales)

@@ -5,40 +5,19 @@
  * in the cache. Each sum goes over the inputs in their order, however many rows there are: a row's answer is the same, bit
  * for bit, whatever rows it comes with. Only what a vector is differs between processors, and how many are at hand.
  */
-#include "numbers.h"
+#include "lanes.h"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#define LANES 16
+#if LANES == 16
 #define BOTH 12 /* rows whose sums of a block's two tiles are in registers */
 #define TALL 12 /* rows that are taken at once, of both tiles or, where more fit, of one */
 #define AT_ONCE 2 /* blocks that one row is multiplied with at once, lest a sum wait for itself */
 #define AHEAD 8192 /* bytes of weights that are fetched before they are needed */
-#elif defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-#define LANES 8
-#define BOTH 3
-#define TALL 6
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-#include <arm_neon.h>
-#define LANES 4
-#define BOTH 3
-#define TALL 6
 #else
-#define LANES 4
-#define BOTH 1
-#define TALL 2
-#endif
-
-#if LANES < 16
+#define BOTH (HAS_MANY ? 3 : 1)
+#define TALL (HAS_MANY ? 6 : 2)
 #define AT_ONCE 1
 #define AHEAD 12288
 #endif
-
-typedef float lanes __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
-typedef uint16_t ushorts __attribute__((vector_size(2 * LANES), may_alias, aligned(2)));
-
 #define PARTS (16 / LANES) /* vectors of a tile */
 #define MOST_TILES (2 * AT_ONCE)
 
@@ -53,56 +32,6 @@ typedef struct {
     long outputs, inputs;
     int is_paired, format;
 } Layer;
-
-INLINE lanes spread(float x) {
-#if LANES == 16
-    return (lanes)_mm512_set1_ps(x);
-#elif LANES == 8
-    return (lanes)_mm256_set1_ps(x);
-#else
-    return (lanes){x, x, x, x};
-#endif
-}
-
-/* a b + c: rounded once where the processor can. */
-INLINE lanes fused(lanes a, lanes b, lanes c) {
-#if LANES == 16
-    return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif LANES == 8
-    return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-    return (lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-    return a * b + c;
-#endif
-}
-
-INLINE lanes wide_lanes(const bf16 *from) {
-    return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
-}
-
-/* Bytes as integers. */
-INLINE ints signed_codes(const char *from) {
-#if LANES == 16
-    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
-#elif LANES == 8
-    return (ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
-#else
-    return (ints){(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
-#endif
-}
-
-INLINE ints codes_of(const char *from) {
-#if LANES == 16
-    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
-#elif LANES == 8
-    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
-#else
-    return (ints){(uint8_t)from[0], (uint8_t)from[1], (uint8_t)from[2], (uint8_t)from[3]};
-#endif
-}
-
-INLINE lanes floats_of(ints x) { return __builtin_convertvector(x, lanes); }
 
 INLINE long tile_bytes(const int format) { return format == BF16 ? 1024 : format == INT8 ? 512 : format == INT4 ? 256 : 2048; }
 
@@ -259,10 +188,10 @@ INLINE void run_block(const Layer *layer, long block, const int blocks, const ch
             add_rows(layer, block, weights, tile, COUNT <= BOTH ? 2 : 1, from, own, sums, COUNT, format, has_steps);    \
         break;
             ROWS(1) ROWS(2)
-#if TALL > 2
+#if HAS_MANY
             ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 #endif
-#if TALL > 6
+#if LANES == 16
             ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #endif
         }

@@ -18,11 +18,6 @@ from torch.nn import functional as F
 
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
-# What native.c attends with: sizes of a head, and queries of a row that share a key head.
-DIMS = range(16, 257, 16)
-MOST_GROUP = 16
-
-
 # -- plain forms -------------------------------------------------------------------------------------------
 
 
@@ -113,8 +108,6 @@ class Kernels:
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
-        places = 3 * [POINTER, LONG] + 6 * [POINTER] + 6 * [LONG]
-        self._attend = declared(functions.danlu_attend, [*places, FLOAT, LONG, INT], INT)
         self._threads = torch.get_num_threads()
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -167,40 +160,6 @@ class Kernels:
         pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
         self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], self._threads)
         return out
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        visible: Tensor,
-        positions: Tensor,
-        lengths: Tensor,
-        scaling: float,
-        window: int | None,
-        out: Tensor,
-    ) -> None:
-        """Put the next keys and values of all rows of some slots in place, and attend.
-
-        Args:
-            q: (slots * rows, heads, dim), k and v: (slots * rows, kv_heads, dim); the heads of a token lie together.
-            keys, values: (slots or more, kv_heads, capacity, dim).
-            visible: (slots or more, rows, capacity) bool. positions: (slots or more, capacity) int64.
-            lengths: (slots,) int64, tokens in each slot, the new ones last.
-            out: (slots * rows, heads, dim), written.
-        """
-        tokens, heads, dim = q.shape
-        rows, kv_heads, capacity = visible.shape[1], keys.shape[1], keys.shape[2]
-        failed = self._attend(
-            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
-            *(keys.data_ptr(), values.data_ptr(), visible.data_ptr(), positions.data_ptr(), lengths.data_ptr()),
-            *(out.data_ptr(), tokens // rows, rows, kv_heads, heads // kv_heads, dim, capacity),
-            *(scaling, -1 if window is None else window, self._threads),
-        )
-        if failed:
-            raise MemoryError("no memory for the scores of one step")
 
 
 @cache

@@ -49,6 +49,7 @@ class LeanDecoder:
         inputs: (token ids, x) -> what tokens give to each layer besides; None where nothing.
         softcap: of the logits, where there is one.
         held: what the products took from the model, in forms of their own.
+        why_varies: what makes a token's answer depend on those beside it, in words; "" where nothing does.
         lent: makes the same pass anew, faster, which is right as long as no weight changes; None where weights do not.
     """
 
@@ -62,6 +63,7 @@ class LeanDecoder:
     inputs: Callable[[Tensor, Tensor], Tensor] | None = None
     softcap: float | None = None
     held: Sequence[Tensor] = ()
+    why_varies: str = ""
     lent: Callable[[], LeanDecoder] | None = None
 
     @torch.no_grad()
@@ -181,4 +183,5 @@ def _read(model: Any, bank: LoraBank, told: Told, taking: Taking, rounded: Round
         inputs=reader.layer_inputs(),
         softcap=getattr(model.config, "final_logit_softcapping", None),
         held=reader.held,
+        why_varies=reader.why_varies,
     )

@@ -22,6 +22,7 @@ from danlu.model.company.company import Side
 from danlu.model.company.documents import Documents
 from danlu.model.company.wiring import kind_of, wiring_of
 from danlu.model.compute.adapted_product import adapted_product
+from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
@@ -87,6 +88,7 @@ class Reader:
         self.kernels: Kernels | None = kernels() if taking != "live" and is_short else None
         self.joined: set[str] = set()  # layers that became columns of a product
         self.held: list[Tensor] = []  # by the products
+        self.why_varies = ""  # what makes a token's answer depend on those beside it, in words
         self._calls = 0
 
     @property
@@ -151,6 +153,7 @@ class Reader:
         return lambda q, k: torch.cat([of_q(q), of_k(k)], 1)
 
     def _delta_net(self, layer: Any) -> DeltaNet:
+        self.why_varies = self.why_varies or "layers that carry states go over prompts by torch"
         names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
         inputs = [getattr(layer, name) for name in names]
         numbers = {key: number for number, key in enumerate(self.wiring.states)}
@@ -214,6 +217,7 @@ class Reader:
 
         is_transposed, count = getattr(experts, "is_transposed", False), len(experts.gate_up_proj)
         shared = getattr(mlp, "shared_expert", None)
+        self.why_varies = self.why_varies or "experts are called with the tokens that chose them"
         mixture = Mixture(
             route=route,
             experts=[self._expert(experts, number, is_transposed) for number in range(count)],
@@ -322,6 +326,8 @@ class Reader:
         return Joined(product, list(zip(names, columns, strict=True)))
 
     def product(self, layers: Sequence[Any], rounded: Rounded | None, *, is_paired: bool = False) -> Product:
+        if self.taking != "fixed":
+            self.why_varies = self.why_varies or "weights that may change are multiplied by torch"
         if self.taking == "lent":
             lent = adapted_product(layers, self.kernels, is_paired=is_paired)
             self.held += lent.tensors
@@ -329,6 +335,10 @@ class Reader:
         if self.taking == "live" or not all(type(layer) is nn.Linear for layer in layers):
             return live_product(layers)
         product = fixed_product(*joined(layers), rounded, is_paired=is_paired)
+        if not (isinstance(product, BlockProduct) and product.is_exact):
+            self.why_varies = (
+                self.why_varies or f"{self._names[layers[0]]} is multiplied otherwise for many rows than for few"
+            )
         self.held += product.tensors
         for layer in layers:  # which need not hold the weights twice
             layer.weight = _nothing(layer.weight)

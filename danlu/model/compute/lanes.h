@@ -1,0 +1,122 @@
+/* A vector of floats, whatever registers the processor has: 16 of AVX-512, 8 of AVX2, 4 of NEON or of any other. */
+#include "numbers.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 16
+#define HAS_MANY 1 /* registers enough for a dozen sums and what they are made of */
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define LANES 8
+#define HAS_MANY 1
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#define LANES 4
+#define HAS_MANY 1
+#else
+#define LANES 4
+#define HAS_MANY 0
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
+typedef uint16_t ushorts __attribute__((vector_size(2 * LANES), may_alias, aligned(2)));
+
+INLINE lanes spread(float x) {
+#if LANES == 16
+    return (lanes)_mm512_set1_ps(x);
+#elif LANES == 8
+    return (lanes)_mm256_set1_ps(x);
+#else
+    return (lanes){x, x, x, x};
+#endif
+}
+
+/* a b + c: rounded once where the processor can. */
+INLINE lanes fused(lanes a, lanes b, lanes c) {
+#if LANES == 16
+    return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return (lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE lanes wide_lanes(const bf16 *from) {
+    return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
+}
+
+/* Bytes as integers. */
+INLINE ints signed_codes(const char *from) {
+#if LANES == 16
+    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif LANES == 8
+    return (ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    return (ints){(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
+#endif
+}
+
+INLINE ints codes_of(const char *from) {
+#if LANES == 16
+    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif LANES == 8
+    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    return (ints){(uint8_t)from[0], (uint8_t)from[1], (uint8_t)from[2], (uint8_t)from[3]};
+#endif
+}
+
+INLINE lanes floats_of(ints x) { return __builtin_convertvector(x, lanes); }
+
+/* As many vectors as one has numbers: rows become columns. Blocks of half the size are exchanged, then of a quarter. */
+#define EXCHANGE(X, SIZE, LOW, HIGH)                                                                                    \
+    for (int at = 0; at < LANES; at++)                                                                                  \
+        if (!(at & SIZE)) {                                                                                             \
+            const lanes one = X[at], other = X[at + SIZE];                                                              \
+            X[at] = __builtin_shufflevector(one, other, LOW);                                                           \
+            X[at + SIZE] = __builtin_shufflevector(one, other, HIGH);                                                   \
+        }
+#define TWO(A) A, A + 1
+#define FOUR(A) TWO(A), TWO(A + 2)
+#define EIGHT(A) FOUR(A), FOUR(A + 4)
+#define ONES(A, B) A, B, A + 2, B + 2
+#define TWOS(A, B) TWO(A), TWO(B), TWO(A + 4), TWO(B + 4)
+#define FOURS(A, B) FOUR(A), FOUR(B), FOUR(A + 8), FOUR(B + 8)
+INLINE void transpose(lanes *x) {
+#if LANES == 16
+#define ONES8(A, B) ONES(A, B), ONES(A + 4, B + 4)
+#define ONES16(A, B) ONES8(A, B), ONES8(A + 8, B + 8)
+#define TWOS16(A, B) TWOS(A, B), TWOS(A + 8, B + 8)
+#define LOW8 EIGHT(0), EIGHT(16)
+#define HIGH8 EIGHT(8), EIGHT(24)
+#pragma GCC unroll 16
+    EXCHANGE(x, 8, LOW8, HIGH8)
+#pragma GCC unroll 16
+    EXCHANGE(x, 4, FOURS(0, 16), FOURS(4, 20))
+#pragma GCC unroll 16
+    EXCHANGE(x, 2, TWOS16(0, 16), TWOS16(2, 18))
+#pragma GCC unroll 16
+    EXCHANGE(x, 1, ONES16(0, 16), ONES16(1, 17))
+#elif LANES == 8
+#define ONES8(A, B) ONES(A, B), ONES(A + 4, B + 4)
+#define LOW4 FOUR(0), FOUR(8)
+#define HIGH4 FOUR(4), FOUR(12)
+#pragma GCC unroll 8
+    EXCHANGE(x, 4, LOW4, HIGH4)
+#pragma GCC unroll 8
+    EXCHANGE(x, 2, TWOS(0, 8), TWOS(2, 10))
+#pragma GCC unroll 8
+    EXCHANGE(x, 1, ONES8(0, 8), ONES8(1, 9))
+#else
+#define LOW2 TWO(0), TWO(4)
+#define HIGH2 TWO(2), TWO(6)
+#pragma GCC unroll 4
+    EXCHANGE(x, 2, LOW2, HIGH2)
+#pragma GCC unroll 4
+    EXCHANGE(x, 1, ONES(0, 4), ONES(1, 5))
+#endif
+}

@@ -1,0 +1,102 @@
+"""An answer is the same, bit for bit, log-probabilities included: alone, among 300 others, read anew after it had to
+make way, and from the prefix cache."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from zoo import tiny_model
+
+from danlu import Engine, GenerationParams
+from danlu.generate.batch.core import Core
+from danlu.model.compute.float_attention import float_attention
+from danlu.model.compute.tile_attention import tile_attention
+from tiny import make_golden_model
+
+pytestmark = pytest.mark.skipif(float_attention() is None, reason="no C compiler here, or no OpenMP runtime to share")
+
+KNOBS = (
+    {},
+    {"do_sample": True, "temperature": 0.9, "top_k": 40},
+    {"num_beams": 4},
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+    {"do_sample": True, "top_p": 0.8, "num_return_sequences": 3},
+    {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 1.2},
+    {"presence_penalty": 0.5, "logit_bias": {40: 2.0}},
+    {"num_beams": 2, "force_words_ids": [[40, 41]]},
+    {"choices": ("the fox", "the dog")},
+)
+
+
+def asked(count):
+    """Prompts, some of which begin alike, and what is asked of each."""
+    dice = random.Random(0)
+    common = [[dice.randrange(5, 300) for _ in range(60)] for _ in range(4)]
+    prompts, params = [], []
+    for at in range(count):
+        own = [dice.randrange(5, 300) for _ in range(dice.choice([3, 17, 40, 90]))]
+        prompts.append((dice.choice(common) if at % 3 == 0 else []) + own)
+        knobs = KNOBS[at % len(KNOBS)]
+        knobs = knobs | ({"seed": at} if "do_sample" in knobs else {})
+        params.append(GenerationParams(max_new_tokens=dice.choice([4, 9, 16]), logprobs=2, **knobs))
+    return prompts, params
+
+
+def said(generations):
+    return [
+        [(one.token_ids, [(note.token_id, note.logprob) for note in one.logprobs or ()]) for one in each.sequences]
+        for each in generations
+    ]
+
+
+def varies_by_tiles(dtype):
+    return dtype != "float32" and tile_attention() is not None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "count"),
+    [("llama", "float32", 300), ("llama", "bfloat16", 300), ("qwen3", "bfloat16", 60), ("gemma3_text", "float32", 60),
+     ("llama", "int8", 60)],
+)  # fmt: skip
+def test_it_is_the_same_in_any_company(tmp_path, architecture, dtype, count):
+    if varies_by_tiles(dtype):
+        pytest.skip("attention on tile registers is not held to it, and says so")
+    source, (prompts, params) = make_golden_model(tmp_path, architecture), asked(count)
+    engine = Engine(str(source), dtype, prefix_cache=False)
+    assert engine.info().is_batch_invariant, engine.info()
+    together = said(engine.generate(prompts, params))
+    few = range(0, count, 7)
+    alone = [said(engine.generate([prompts[at]], params[at]))[0] for at in few]
+    assert alone == [together[at] for at in few]
+    engine.close()
+    pressed = Engine(str(source), dtype, prefix_cache=True, kv_budget_bytes=2**19)
+    again = said(pressed.generate(prompts, params))
+    assert again == together
+    assert pressed.load.prefix_hit_tokens > 0
+    pressed.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("mixtral", "experts"),
+        ("qwen3_next", "states"),
+        ("gpt2", "layers are called"),
+        ("gpt_oss", "attention is torch"),
+    ],
+)
+def test_where_it_may_vary_that_is_said(kind, why):
+    core = Core(tiny_model(kind), 2**26, weights_change=False)
+    assert why in core.why_varies
+
+
+def test_weights_that_may_change_are_multiplied_by_torch():
+    assert "may change" in Core(tiny_model("llama"), 2**26).why_varies
+
+
+def test_tiles_are_not_held_to_it(monkeypatch):
+    core = Core(tiny_model("llama").bfloat16(), 2**26, weights_change=False)
+    monkeypatch.setattr("danlu.generate.batch.core.tile_attention", lambda: object())
+    assert "tile registers" in core.why_varies
