@@ -112,8 +112,9 @@ def _evaluation(part: Part, words: Words) -> list[str]:
         for name, interval in part["differences"].get(other, {}).items():
             means = [_mean(summaries.get(model, {}), name) for model in (other, models[0])]
             if is_figure(interval.get("low")) and all(one is not None for one in means):
-                before, after = (fixed(float(one or 0), 1) for one in means)
-                low, high = (fixed(-interval[end], 1, signed=True) for end in ("high", "low"))
+                decimals = 2 if max(abs(float(one or 0)) for one in means) <= 1 else 1
+                before, after = (fixed(float(one or 0), decimals) for one in means)
+                low, high = (fixed(-interval[end], decimals, signed=True) for end in ("high", "low"))
                 said.append(
                     words(
                         "{measure}: {before} ({model}) → {after}, 95 % interval of the change {low} to {high}",
