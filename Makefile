@@ -5,6 +5,7 @@
 #   make test-fuzz    what nobody would send on purpose, more of it and other examples each time; EXAMPLES=3000
 #   make test-models  every kind of model that transformers has; writes the table of docs/models (about ten minutes)
 #   make test-cuda    a GPU beside the CPU: answers, losses, memory; needs one
+#   make browser      Chromium for the tests of the pages, which are skipped without one; installs it where it may
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
 #   make docs         docs/cli in both languages, from the words of --help
@@ -20,6 +21,7 @@
 #   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
 #   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
+#   make bench-pages  first paint and size of the pages
 #   make bench-memory memory of a server, round after round
 #   make bench-furnace  the recipes furnace and recall-demo, whole, and what each step gained
 #   make bench-align  the chains align and align-dpo, and what each stage changed
@@ -37,11 +39,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda test-clients check format bench bench-sft \
+.PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
-	bench-behaviour bench-judge bench-furnace clean
+	bench-behaviour bench-judge bench-pages bench-furnace clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -79,6 +81,14 @@ test-models: $(INSTALLED)
 test-cuda: $(INSTALLED)
 	$(BIN)/pytest tests/gpu -m cuda
 
+# Debian's and Ubuntu's packages; a Chrome that is there already will do, and so will DANLU_CHROMIUM=PATH.
+browser: $(INSTALLED)
+	@found=$$(cd tests && ../$(BIN)/python -c 'from browsing import chromium; print(chromium() or "")'); \
+	if [ -n "$$found" ]; then echo "the tests of the pages use $$found"; \
+	elif ! command -v apt-get > /dev/null; then echo "no Chromium: install one, or set DANLU_CHROMIUM"; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update && apt-get install -y --no-install-recommends chromium; \
+	else sudo -n apt-get update && sudo -n apt-get install -y --no-install-recommends chromium; fi
+
 # `WRITE=--write` writes the versions that passed into docs/serving.
 test-clients: $(INSTALLED)
 	tests/clients/clients.sh
@@ -103,7 +113,7 @@ format: $(INSTALLED)
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
 	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall \
-	bench-recall-growth bench-recall-vectors bench-words bench-behaviour
+	bench-recall-growth bench-recall-vectors bench-words bench-behaviour bench-pages
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -198,6 +208,9 @@ bench-plan: $(INSTALLED)
 
 bench-recipe: $(INSTALLED)
 	$(BIN)/python benchmarks/plan_recipe.py $(WRITE)
+
+bench-pages: browser
+	$(BIN)/python benchmarks/pages.py $(WRITE)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)

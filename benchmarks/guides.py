@@ -15,6 +15,7 @@ QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "
 BEHAVIOUR = {"en": ROOT / "docs" / "behaviour.md", "zh": ROOT / "docs" / "behaviour.zh.md"}
 RECIPES = {"en": ROOT / "docs" / "recipes.md", "zh": ROOT / "docs" / "recipes.zh.md"}
 EVALUATION = {"en": ROOT / "docs" / "evaluation.md", "zh": ROOT / "docs" / "evaluation.zh.md"}
+PAGES = {"en": ROOT / "docs" / "pages.md", "zh": ROOT / "docs" / "pages.zh.md"}
 
 
 def written(text: str, block: str, name: str) -> str:

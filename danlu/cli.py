@@ -41,6 +41,7 @@ _COMMANDS = {
     "chat": "Talk with a model.",
     "ask": "Answer a question from the passages of a collection, and name them.",
     "serve": "Answer over HTTP as OpenAI's API does.",
+    "ui": "Open pages in a browser: runs as they go, how tokens are chosen, memory, data, collections, evaluations.",
     "merge": "Fold an adapter into its base model, and prove that both answer alike.",
     "quantize": "Write a model in few bits, compared with the original.",
     "export-adapter": "Write an adapter for another program: llama.cpp reads GGUF.",
@@ -54,6 +55,7 @@ _MODULES = {
     "quantizing": ("quantize",),
     "answering": ("generate", "chat", "serve"),
     "asking": ("ask",),
+    "pages": ("ui",),
     "exporting": ("export",),
     "looking": ("models", "options"),
 }

@@ -294,6 +294,9 @@ CHINESE = {
     "Answer a question from the passages of a collection, and name them.": "根据集合中的段落回答问题，并注明出处。",
     "Talk with a model.": "与模型对话。",
     "Answer over HTTP as OpenAI's API does.": "启动兼容 OpenAI 接口的 HTTP 服务。",
+    "Open pages in a browser: runs as they go, how tokens are chosen, memory, data, collections, evaluations.": (
+        "在浏览器中打开页面：查看训练过程、解码细节、显存规划、数据、召回与评估。"
+    ),
     "Fold an adapter into its base model, and prove that both answer alike.": (
         "把适配器合并进基座模型，并做一致性校验。"
     ),

@@ -10,8 +10,8 @@ import danlu
 ROOT = Path(danlu.__file__).parent
 ROWS = [
     "errors", "fingerprint", "words", "config", "processes", "device", "journal", "track", "spec", "hub", "native",
-    "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve", "report", "ui", "recipe",
-    "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "commands", "cli", "__main__",
+    "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve", "report", "recipe",
+    "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "ui", "commands", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -44,6 +44,9 @@ INNER = {
                  "evaluating", "signals", "correlation", "significance", "client", "remote", "fitting", "trained",
                  "options", "opening", "summary", "written", "gates", "contamination", "whole", "choices",
                  "answering", "pairwise", "models", "probes", "people"],
+    "ui": ["options", "words", "guard", "site", "requests", "forms", "shell", "series", "runs", "files", "starting",
+           "runs_page", "decode_page", "plan_page", "data_page", "recall_page", "evaluate_page", "start_page", "app",
+           "command"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
               "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "rows", "recall", "pick",
               "cite", "export", "serve", "kinds"],

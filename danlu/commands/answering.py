@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -19,6 +21,7 @@ from danlu.model.named import ModelOptions
 from danlu.report.decoding import TOKENS, show_trace
 from danlu.serve.options import BackendOptions, ServeOptions, adapters_named, collections_named
 from danlu.terminal import show
+from danlu.ui.options import PageOptions
 
 # A command line wants a whole answer where the engine, like transformers, would stop after 20 tokens.
 ANSWER_TOKENS = 256
@@ -29,14 +32,19 @@ HeldOptions = some("HeldOptions", ModelOptions, _HELD)
 ServedOptions = some("ServedOptions", ModelOptions, [name for name in _HELD if name != "adapter"])
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from danlu.serve.backends import Backend
+
     Knobs = GenerationParams
     Serving = ServeOptions
     Backends = BackendOptions
+    Showing = PageOptions
     HeldFlags = Options
     ServedFlags = Options
 else:
     Knobs = as_flags(GenerationParams, max_new_tokens=ANSWER_TOKENS)
-    Serving, Backends = map(as_flags, (ServeOptions, BackendOptions))
+    Serving, Backends, Showing = map(as_flags, (ServeOptions, BackendOptions, PageOptions))
     HeldFlags, ServedFlags = map(as_flags, (HeldOptions, ServedOptions))
 
 
@@ -156,6 +164,8 @@ def serve(
     held: Annotated[ServedFlags, Flat] = ServedFlags(),  # noqa: B008 - frozen
     adapter: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     collection: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    ui: GivenPath | None = None,
+    pages: Annotated[Showing, Flat] = Showing(),  # noqa: B008 - frozen
 ) -> None:
     """Answer over HTTP as OpenAI's API does. Ctrl-C ends it when running requests are done; a second one, at once.
 
@@ -170,6 +180,8 @@ def serve(
     collection
         NAME=FOLDER lets clients ask that collection, at /v1/recall and in chats; may be given several times.
         Others are not to be reached
+    ui
+        folder of run directories: shows pages under /ui as well, about its runs, this model and these collections
     """
     from danlu.serve.command import serve_model  # the web framework is for this command alone
 
@@ -178,7 +190,24 @@ def serve(
     loading = ModelOptions(name=model or "", adapter=own, **chosen)
     listening, answering = from_flags(ServeOptions, options), from_flags(BackendOptions, backend)
     shelves = collections_named(collection or ())
-    serve_model(loading, named, listening, answering, shelves, say=say, news=news)
+    showing = from_flags(PageOptions, pages)
+    if ui is None and showing != PageOptions():
+        raise ConfigError("what says how pages are shown has no effect without --ui", fix="name the folder: --ui runs")
+    beside = None if ui is None else partial(_pages, ui, showing, shelves)
+    serve_model(loading, named, listening, answering, shelves, beside, say=say, news=news)
+
+
+def _pages(
+    runs: Path, options: PageOptions, collections: Mapping[str, Path], backend: Backend, listening: ServeOptions
+) -> FastAPI:
+    """The pages of `danlu serve`: their model is the one that is served, where it is in this process."""
+    from danlu.serve.backends import OwnEngine
+    from danlu.ui.app import make_pages
+    from danlu.ui.site import Model, Site
+
+    service = backend.service if isinstance(backend, OwnEngine) else None
+    model = Model() if service is None else Model(service.model_name, service.engine)
+    return make_pages(Site(runs, options, model, collections), listening)
 
 
 def _ask() -> str:

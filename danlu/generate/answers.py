@@ -87,7 +87,8 @@ class Info:
         dtype: what weights are held and activations computed in; "int8" and "int4" where weights are rounded.
         why_varies: what makes an answer, or a log-probability of it, depend in its last bits on the requests beside it,
             in words. "" where nothing does: alone, in any batch, after preemption and from the prefix cache it is the
-            same, bit for bit. An adapter of a request's own is multiplied by torch, and not held to that.
+            same, bit for bit. Not held to that are adapters with rows of tokens of their own, nor those of layers whose
+            sizes are no multiples of 16 outputs and 32 inputs.
     """
 
     device: str

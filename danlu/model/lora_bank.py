@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from danlu.errors import ConfigError, ModelError, nearest
 from danlu.model.company.company import Part
 from danlu.model.company.wiring import wiring_of
+from danlu.model.compute.blocks import CHUNK, BlockProduct, fits_blocks
 from danlu.model.compute.token_rows import Rows, bare, put_inputs, put_outputs, scale_of
 from danlu.model.lora_files import LowRank, read_lora, read_rows
 from danlu.model.lora_targets import is_linear, linear_shape
@@ -103,11 +105,29 @@ def _tokens(spans: Sequence[tuple[int, int]], device: torch.device) -> Tokens:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Several adapters' parts of one layer, side by side: down (in, sum of ranks), up (sum of ranks, out)."""
+    """Several adapters' parts of one layer, side by side.
+
+    Attributes:
+        down: (tokens, in) -> (tokens, sum of ranks or more), float32 on a CPU.
+        up: that -> (tokens, out).
+    """
 
     ranks: tuple[tuple[str, int], ...]
-    down: Tensor
-    up: Tensor
+    down: Callable[[Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, ranks: tuple[tuple[str, int], ...], parts: Sequence[LowRank]) -> _Stack:
+        down, up = torch.cat([part.down for part in parts], 1), torch.cat([part.up for part in parts])
+        if down.device.type == "cpu" and down.dtype in (torch.bfloat16, torch.float32):
+            spare = -len(up) % CHUNK
+            of_inputs, of_ranks = F.pad(down.T.float(), (0, 0, 0, spare)), F.pad(up.T.float(), (0, spare))
+            if fits_blocks(of_inputs) and fits_blocks(of_ranks):  # a token's answer is then the same in any company
+                product = BlockProduct(of_inputs, None)
+                return cls(ranks, lambda x: product(x.float()), BlockProduct(of_ranks, None))
+        dtype = torch.promote_types(down.dtype, torch.float32) if down.device.type == "cpu" else down.dtype
+        down, up = down.to(dtype), up.to(dtype)
+        return cls(ranks, lambda x: x.to(dtype) @ down, lambda inner: inner @ up)
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,7 @@ class LoraBank:
         self.adapters: dict[str, Path] = {}
         self._layers: dict[str, dict[str, LowRank]] = {}  # layer -> adapter -> its part
         self._stacks: dict[str, _Stack] = {}
+        self._single: dict[tuple[str, str], _Stack] = {}  # of (layer, adapter)
 
     @classmethod
     def of(cls, model: Any) -> LoraBank:
@@ -205,6 +226,7 @@ class LoraBank:
         self.require(name)
         del self.adapters[name]
         self._stacks.clear()
+        self._single = {key: stack for key, stack in self._single.items() if key[1] != name}
         self._inputs.pop(name, None)
         self._outputs.pop(name, None)
         for parts in self._layers.values():
@@ -229,14 +251,25 @@ class LoraBank:
         if parts is None:
             return
         ranks = tuple((name, parts[name].down.shape[1]) for name, _ in step.segments if name in parts)
-        if step.count > FEW_TOKENS:
-            self.add_one_by_one(layer, x, out, step)
-        elif ranks:
+        if step.count <= FEW_TOKENS and ranks:
             stack = self._stack(layer, ranks)
-            inner = x.to(stack.down.dtype) @ stack.down
+            inner = stack.down(x)
             if step.segments[0][1] is not EVERY:
-                inner.masked_fill_(step.foreign(ranks), 0)
-            out.add_(inner @ stack.up)
+                inner[:, : sum(rank for _, rank in ranks)].masked_fill_(step.foreign(ranks), 0)
+            out.add_(stack.up(inner))
+        elif x.device.type != "cpu":
+            self.add_one_by_one(layer, x, out, step)
+        else:
+            self._add_each(layer, x, out, step)
+
+    def _add_each(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
+        """What the stack of all adds, from each with its own tokens."""
+        for name, tokens in step.segments:
+            if (part := self._layers[layer].get(name)) is None:
+                continue
+            if (stack := self._single.get((layer, name))) is None:
+                stack = self._single[layer, name] = _Stack.of(((name, part.down.shape[1]),), [part])
+            out[tokens] += stack.up(stack.down(x[tokens]))
 
     def add_one_by_one(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
         """The plain form of `add_to`, which is the definition: each adapter with its own tokens."""
@@ -286,10 +319,7 @@ class LoraBank:
         """The stack of these adapters; the last one of each layer is kept, as steps mostly have what the last had."""
         stack = self._stacks.get(layer)
         if stack is None or stack.ranks != ranks:
-            parts = [self._layers[layer][name] for name, _ in ranks]
-            down, up = torch.cat([part.down for part in parts], 1), torch.cat([part.up for part in parts])
-            dtype = torch.promote_types(down.dtype, torch.float32) if down.device.type == "cpu" else down.dtype
-            self._stacks[layer] = stack = _Stack(ranks, down.to(dtype), up.to(dtype))
+            self._stacks[layer] = stack = _Stack.of(ranks, [self._layers[layer][name] for name, _ in ranks])
         return stack
 
 

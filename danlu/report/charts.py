@@ -29,7 +29,7 @@ class Chart:
 
 
 # Columns that only some kinds of training have: the figure's title and its unit.
-_OF_STAGES = {
+OF_STAGES = {
     "score": ("Reward of answers", ""),
     "kl": ("Distance from the reference", "nats an answer"),
     "rewards/margins": ("Gap of rewards", ""),
@@ -50,7 +50,7 @@ def charts(rows: Rows, words: Words = ENGLISH) -> list[Chart]:
         _rate(rows, words),
         *(
             _small(words, title, words(unit) if unit else "", rows, column(rows, name), trend=True)
-            for name, (title, unit) in _OF_STAGES.items()
+            for name, (title, unit) in OF_STAGES.items()
         ),
         _small(words, "Gradient norm", "", rows, column(rows, "grad_norm"), trend=True),
         _small(words, "Speed", words("tokens/s"), rows, tokens_per_second(rows), trend=True),

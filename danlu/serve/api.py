@@ -56,12 +56,21 @@ def make_app(
     return app
 
 
-def make_app_over(backend: Backend, embeddings: Embeddings | None = None, recalls: Recalls | None = None) -> FastAPI:
-    """The application over any backend; it closes none of what it is given."""
+def make_app_over(
+    backend: Backend,
+    embeddings: Embeddings | None = None,
+    recalls: Recalls | None = None,
+    pages: FastAPI | None = None,
+) -> FastAPI:
+    """The application over any backend; it closes none of what it is given.
+
+    Args:
+        pages: answers at /ui and below, and looks for itself who may ask; its `state.end()` ends its streams.
+    """
     options = backend.options
     # Neither pages whose scripts lie on another server, nor redirects that repeat what a client said of our name.
     app = FastAPI(title="Danlu", version=danlu.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.backend = backend
+    app.state.backend, app.state.pages = backend, pages
     _add_answers(app, backend, recalls)
     _add_recall(app, backend, recalls)
     _add_responses(app, backend)
@@ -70,7 +79,7 @@ def make_app_over(backend: Backend, embeddings: Embeddings | None = None, recall
     _add_the_rest(app, backend, embeddings)
     app.add_exception_handler(ApiFault, _on_fault)
     app.add_exception_handler(HTTPException, _on_http_fault)
-    app.add_middleware(Gate, api_key=options.api_key)
+    app.add_middleware(Gate, api_key=options.api_key, pages=pages)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"], allow_headers=["*"]
@@ -81,12 +90,15 @@ def make_app_over(backend: Backend, embeddings: Embeddings | None = None, recall
 class Gate:
     """Asks for the key, and turns what nobody else caught into an answer without a traceback."""
 
-    def __init__(self, app: Any, api_key: str | None) -> None:
-        self._app, self._key = app, None if api_key is None else api_key.encode()
+    def __init__(self, app: Any, api_key: str | None, pages: Any = None) -> None:
+        self._app, self._key, self._pages = app, None if api_key is None else api_key.encode(), pages
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._pages is not None and f"{scope['path']}/".startswith("/ui/"):
+            await self._pages(scope, receive, send)
             return
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope = {**scope, "path": scope["path"].rstrip("/") or "/"}

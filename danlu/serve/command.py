@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from fastapi import FastAPI
 
 from danlu.device import QUANTIZED
 from danlu.errors import ConfigError, size_in_words
@@ -24,6 +26,9 @@ from danlu.serve.recalls import Recalls
 from danlu.serve.server import listen, serve
 from danlu.serve.service import Service
 
+# The pages beside a backend; whoever asks for them makes them, as they stand above this room.
+MakePages = Callable[[Backend, ServeOptions], FastAPI]
+
 _LENGTH = 2048  # tokens of a text, where it is told how many fit
 
 
@@ -33,6 +38,7 @@ def serve_model(
     options: ServeOptions,
     chosen: BackendOptions,
     collections: Mapping[str, Path],
+    pages: MakePages | None = None,
     *,
     say: Say,
     news: Say,
@@ -43,6 +49,7 @@ def serve_model(
         loading: which model; its name is empty where none was given.
         named: further adapters, name -> directory.
         collections: those that clients may ask, name -> folder.
+        pages: what answers at /ui.
         say: hears when the server is ready.
         news: hears of slow work before.
 
@@ -56,7 +63,8 @@ def serve_model(
         with listen(options) as taken, _backend(loading, named, options, chosen, news) as backend:
             if embeddings is not None and embeddings.name not in EMBEDDERS:
                 embeddings.load()  # a slip in a name or a path shows now
-            serve(make_app_over(backend, embeddings, recalls), options, taken, say)
+            beside = None if pages is None else pages(backend, options)
+            serve(make_app_over(backend, embeddings, recalls, beside), options, taken, say)
     finally:
         for one in (embeddings, recalls):
             if one is not None:

@@ -66,6 +66,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._options, self._say = options, say
         self._backend: Backend = app.state.backend
+        self._pages: FastAPI | None = app.state.pages
         self._loop: asyncio.AbstractEventLoop | None = None
         self.has_cut_off = False
 
@@ -92,6 +93,8 @@ class Server(uvicorn.Server):
             self._say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}/v1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._pages is not None:
+            self._pages.state.end()
         last_call = asyncio.get_running_loop().call_later(
             self._options.shutdown_timeout_seconds, self._backend.closing.set
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from adapting import make_adapter
 from zoo import tiny_model
 
 from danlu import Engine, GenerationParams
@@ -78,11 +79,28 @@ def test_it_is_the_same_in_any_company(tmp_path, architecture, dtype, count):
     pressed.close()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_so_it_is_with_adapters_of_requests(tmp_path, dtype):
+    if varies_by_tiles(dtype):
+        pytest.skip("attention on tile registers is not held to it, and says so")
+    source, (prompts, params) = make_golden_model(tmp_path / "model", "llama"), asked(60)
+    engine = Engine(str(source), dtype, prefix_cache=False)
+    for name, rank in (("few", 2), ("many", 6)):
+        directory = make_adapter(source, tmp_path / name, seed=rank, r=rank, target_modules="all-linear", strength=0.1)
+        engine.load_adapter(name, directory)
+    names = [("few", None, "many")[at % 3] for at in range(60)]
+    together = said(engine.generate(prompts, params, names))
+    for at in range(0, 60, 4):
+        assert said(engine.generate([prompts[at]], params[at], names[at]))[0] == together[at]
+    assert said(engine.generate(prompts[:1], params[0]))[0] != together[0]
+    engine.close()
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("mixtral", "experts"),
-        ("qwen3_next", "states"),
+        ("qwen3_moe", "experts"),
+        ("qwen3_5_text", "states"),
         ("gpt2", "layers are called"),
         ("gpt_oss", "attention is torch"),
     ],

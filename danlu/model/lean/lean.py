@@ -78,7 +78,8 @@ class LeanDecoder:
         x = self.embed(token_ids)
         self.bank.put_inputs(token_ids, x, step)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
-        at = Pass(company, self.angles(x, positions), partial(self._add, step) if step.segments else None, inputs)
+        # A token's answer goes the same way whether those beside it have an adapter or not.
+        at = Pass(company, self.angles(x, positions), partial(self._add, step) if self.bank.adapters else None, inputs)
         y: Tensor | None = None
         for layer in self.layers:
             x, y = layer(x, y, at)
