@@ -8,6 +8,8 @@
 #   make browser      Chromium for the tests of the pages, which are skipped without one; installs it where it may
 #   make test-clients OpenAI's client, LangChain, LiteLLM, LlamaIndex and llama.cpp's server, in their own environment
 #   make check        format, lint, types     make format      apply the formatter
+#   make docs         docs/cli in both languages, from the words of --help
+#   make dist         wheel and source, installed elsewhere and tried there: quickstart, and a test of what they hold
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-train  every kind of training beside TRL's, and the losses of both on one batch
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
@@ -21,6 +23,7 @@
 #   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
 #   make bench-pages  first paint and size of the pages
 #   make bench-memory memory of a server, round after round
+#   make bench-furnace  the recipes furnace and recall-demo, whole, and what each step gained
 #   make bench-align  the chains align and align-dpo, and what each stage changed
 #   make bench-length memory of training on ever longer texts
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
@@ -36,11 +39,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
+.PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
-	bench-behaviour bench-judge bench-pages clean
+	bench-behaviour bench-judge bench-pages bench-furnace clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -96,6 +99,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd benchmarks && ../$(BIN)/mypy --config-file mypy.ini *.py
+
+docs: $(INSTALLED)
+	$(BIN)/python benchmarks/cli_page.py --write
+
+# `DIST=quick` leaves out the run of quickstart from the wheel (minutes); `CHECK_PYTHON=` another interpreter.
+dist: $(INSTALLED)
+	benchmarks/dist.sh $(DIST)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -154,6 +164,9 @@ bench-serve: $(INSTALLED)
 
 bench-align: $(INSTALLED)
 	$(BIN)/python benchmarks/align.py $(WRITE)
+
+bench-furnace: $(INSTALLED)
+	$(BIN)/python benchmarks/furnace.py $(WRITE)
 
 bench-length: $(INSTALLED)
 	$(BIN)/python benchmarks/length.py $(WRITE)

@@ -257,6 +257,8 @@ def _word(error: DanluError, arguments: list[str]) -> None:
     from danlu.flags import as_flag, as_key, spelt
 
     command = _command(arguments)
+    if command == ["run"] and error.seen.startswith("steps."):
+        return  # keys of a chain's step, named from there
     if command == ["run"]:
         from danlu.recipe import Recipe
 

@@ -6,6 +6,7 @@ Each section's options stand beside the code that uses them; the steps are in ru
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -135,9 +136,9 @@ class Recipe(SftSections, TrainingRecipe):
         return kind
 
 
-def check_inputs(recipe: TrainingRecipe, device: Device) -> None:
+def check_inputs(recipe: TrainingRecipe, device: Device, later: Collection[str] = ()) -> None:
     """What can be known without reading data or weights. Changes nothing on the disk but the cache of models."""
-    check_files(recipe, device)
+    check_files(recipe, device, later)
     model = resolve(recipe.model.name, cache=cache_directory(), accept_licence=recipe.model.accept_licence)
     if not recipe.resume:
         _check_apart(recipe.directory, {"model.name": model, **{f"data: {path}": path for path in _files(recipe)}})
@@ -145,8 +146,12 @@ def check_inputs(recipe: TrainingRecipe, device: Device) -> None:
         check_merge(model, recipe.merge, device)
 
 
-def check_files(recipe: TrainingRecipe, device: Device) -> None:
-    """What can be known without the model."""
+def check_files(recipe: TrainingRecipe, device: Device, later: Collection[str] = ()) -> None:
+    """What can be known without the model.
+
+    Args:
+        later: files that are still to be made.
+    """
     directory = recipe.directory
     if recipe.resume and not is_run(directory):
         raise ConfigError(f"{directory}: there is no run to resume", fix="begin it with resume=false, or resume=auto")
@@ -157,14 +162,13 @@ def check_files(recipe: TrainingRecipe, device: Device) -> None:
     device.dtype(recipe.model.dtype)
     check_optimizer(recipe.train, device.name)
     for path in _files(recipe):
-        if not path.exists():
+        if str(path) not in later and not path.exists():
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(f"no such file: {path}", fix=nearest(path.name, siblings) or _where_begun(recipe))
 
 
 def _files(recipe: TrainingRecipe) -> list[Path]:
-    replayed = recipe.data.replay.paths if recipe.data.replay else ()
-    return [Path(path) for path in (*recipe.data.paths, recipe.data.held_out_path, *replayed) if path is not None]
+    return [Path(path) for path in recipe.data.files]
 
 
 def _where_begun(recipe: TrainingRecipe) -> str:

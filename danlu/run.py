@@ -16,12 +16,12 @@ from typing import Any
 from danlu.chain import Chain, Step, changed, steps_of
 from danlu.config import apply_overrides, read_recipe, validate
 from danlu.errors import ConfigError, DanluError, Interrupted, nearest
-from danlu.fingerprint import of_weights
+from danlu.fingerprint import of_path, of_weights
 from danlu.journal import Journal, check_replaceable, claimed, is_run, opened_run
 from danlu.recipe import TrainingRecipe
 from danlu.report.chain import write_chain_report
 from danlu.steps.kinds import KINDS
-from danlu.steps.step import Alone, Product, Show
+from danlu.steps.step import Alone, Product, Show, use_of
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingRecipe | Chain:
@@ -73,8 +73,9 @@ def run_chain(chain: Chain, show: Show, how_to_resume: str) -> Path:
         known = journal.results().get("steps", {}) if goes_on else {}
         waiting = [step for step in steps if not _is_done(step, known)]
         made = {step.name for step in steps if step not in waiting}
+        later = [path for step in waiting for path in step.files]
         for step in waiting:
-            step.check(step.of is None or step.of in made)
+            step.check(step.of is None or step.of in made, later)
         _open(chain, goes_on, show)
         for step in steps:
             if step in waiting:
@@ -83,6 +84,15 @@ def run_chain(chain: Chain, show: Show, how_to_resume: str) -> Path:
                 show.say(f"{step.name}: done before, and nothing has changed")
         show.say(f"report: {write_chain_report(journal)}")
     return journal.directory
+
+
+def uses_of(recipe: TrainingRecipe | Chain) -> list[str]:
+    """Commands for what a finished run has left."""
+    if isinstance(recipe, Chain):
+        uses: list[str] = Journal(recipe.directory).results()["steps"][list(recipe.steps)[-1]].get("uses", [])
+        return uses
+    product = product_of(recipe)
+    return use_of(product.model) if product.answers and product.adapter is None else []
 
 
 def product_of(recipe: TrainingRecipe | Chain) -> Product:
@@ -108,8 +118,9 @@ def _is_done(step: Step, known: dict[str, Any]) -> bool:
 
 def _made(step: Step) -> dict[str, str]:
     """Digests of what lies in the step's own directory of what it leaves; somebody may have changed it since."""
-    paths = [Path(path) for path in (step.product.model, step.product.adapter) if path is not None]
-    return {path.name: of_weights(path) for path in paths if step.place.directory in path.parents}
+    paths = [Path(path) for path in (step.product.model, step.product.adapter, *step.files) if path is not None]
+    own = [path for path in paths if step.place.directory in path.parents]
+    return {path.name: (of_path if path.is_file() else of_weights)(path) for path in own}
 
 
 def _open(chain: Chain, goes_on: bool, show: Show) -> None:
@@ -143,7 +154,7 @@ def _run_step(step: Step, known: dict[str, Any], journal: Journal, show: Show) -
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("stopped; what was finished is kept", fix=step.place.how_to_resume) from None
         raise
-    _keep(journal, step, "done", made=_made(step), seconds=time.time() - started)
+    _keep(journal, step, "done", made=_made(step), seconds=time.time() - started, uses=step.uses)
 
 
 def _keep(journal: Journal, step: Step, state: str, **more: Any) -> None:

@@ -72,6 +72,39 @@ def speaking(language: str | None) -> Iterator[None]:
 
 
 CHINESE = {
+    # steps that train nothing
+    "{rows} rows, {size}, built in {time}": "{rows} 行，{size}，构建用时 {time}",
+    "{events} events of {users} users, learnt in {time}": "{users} 个用户的 {events} 条行为，学习用时 {time}",
+    "{rows} rows counted in {time} ms": "计数 {rows} 行用时 {time} 毫秒",
+    "{rows} of {among} rows picked; {repeats} repeat another": "从 {among} 行中选出 {rows} 行；{repeats} 行是重复的",
+    "{rows} questions with passages; of {held_out} held out, {found} have the right one among the first {top}": (
+        "{rows} 个带材料的问题；验证集的 {held_out} 个问题中，{found} 个的正确材料排在前 {top} 条"
+    ),
+    "{before} → {after} ({form})": "{before} → {after}（{form}）",
+    "{kl} nats a token from the original, the same choice at {same} of 100": (
+        "与原模型的 KL 为每 token {kl} nat，首选 token 有 {same}% 相同"
+    ),
+    "{measure}: {before} ({model}) → {after}, 95 % interval of the change {low} to {high}": (
+        "{measure}：{before}（{model}）→ {after}，差值的 95% 置信区间为 {low} 到 {high}"
+    ),
+    "{form}, {size}": "{form}，{size}",
+    "{citing} of {questions} answers over HTTP name a passage; {time} an answer": (
+        "HTTP 接口的 {questions} 个回答中有 {citing} 个注明了材料；每个回答 {time}"
+    ),
+    "{right} of {known} the right one": "{known} 个中有 {right} 个注明的是正确材料",
+    "ms, warm": "毫秒（热）",
+    "ms, the first time": "毫秒（首次）",
+    "Where-clauses": "where 条件",
+    "How well it is found": "召回效果",
+    "Who they are": "人群画像",
+    "Answers over HTTP": "HTTP 接口的回答",
+    "names": "注明的材料",
+    "the right one": "正确材料",
+    "time in all": "总用时",
+    "steps": "步骤数",
+    "question": "问题",
+    "Use it": "使用方法",
+    "Pictures": "图",
     # -- the report: heads and sentences
     "{sentence}.": "{sentence}。",
     "Danlu report": "丹炉报告",

@@ -21,7 +21,7 @@ INNER = {
              "cards", "fit", "quantization", "whole"],
     "data": [
         "row", "records", "example", "shapes", "files", "formats", "tokens", "rendering", "chat", "batches",
-        "held_out", "source", "look", "headings", "stdlib",
+        "held_out", "source", "look", "headings", "stdlib", "domain",
     ],
     "model": [
         "grouped", "compute", "company", "four_bit", "formats", "language_part", "expert_codes", "quantized", "load",
@@ -40,7 +40,7 @@ INNER = {
                "vectors", "derived", "options", "where", "fitted", "databases", "sources", "embedding", "planning",
                "building", "segment", "profile", "tables", "tagging", "writing", "exporting", "query", "behaviour",
                "measure", "learned", "towering", "acting", "channels", "fusing", "candidates", "collection",
-               "clickhouse", "ids_out", "passages", "picking", "teaching", "labels"],
+               "clickhouse", "demo", "ids_out", "passages", "picking", "teaching", "labels"],
     "evaluate": ["bootstrap", "overlap", "sentences", "wording", "held_out", "rubrics", "rows", "prompts", "scale",
                  "judge", "kept", "prior", "evaluating", "signals", "correlation", "significance", "client", "remote",
                  "perturb", "pair_head", "pair_judge", "fitting", "trained", "pair_training", "options", "opening",
@@ -50,7 +50,8 @@ INNER = {
            "runs_page", "decode_page", "plan_page", "data_page", "recall_page", "evaluate_page", "start_page", "app",
            "command"],
     "steps": ["step", "directory", "prove", "merge", "quantize", "prepare", "parts", "foresight", "fitting", "training",
-              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "judge", "kinds"],
+              "preferences", "judging", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate", "judge", "rows",
+              "recall", "pick", "cite", "export", "serve", "kinds"],
 }  # fmt: skip
 
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from danlu.commands.shared import Flat, GivenPath, news, say
 from danlu.config import Options
-from danlu.data.formats import record_from_row
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError
 from danlu.flags import as_flags, from_flags
 from danlu.recall.collection import Collection
 from danlu.recall.exporting import check_new, write
-from danlu.recall.picking import Picked, PickOptions, tables, written_columns
+from danlu.recall.picking import Picked, PickOptions, check_readable, tables, written_columns
 from danlu.recall.picking import pick as picked_of
 from danlu.words import words
 
@@ -48,21 +47,10 @@ def pick(
             f"no text, {found.repeats:,} repeat another or an example",
             fix="ask for others with --where, give other examples, or keep repeats with --near null",
         )
-    _check_readable(opened, found, written)
+    check_readable(opened, found, written)
     write(out, tables(opened, found, written))
     say(str(out))
     _tell(found)
-
-
-def _check_readable(opened: Collection, found: Picked, written: dict[str, str]) -> None:
-    """Raises DataError, with what may be done, for columns of which no training knows what they are."""
-    first = opened.table(found.rows[:1], list(written)).rename_columns(list(written.values())).to_pylist()[0]
-    try:
-        record_from_row(first, None, "the first row")
-    except DataError as error:
-        name = next(iter(written))
-        fix = f"name columns as training does: --columns {name}=text, or question=instruction answer=output"
-        raise DataError(error.seen, allowed=error.allowed, fix=fix) from error
 
 
 def _tell(found: Picked) -> None:

@@ -6,7 +6,6 @@ from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from rich.table import Table
 
 from danlu.commands.recalling import as_id
@@ -15,11 +14,9 @@ from danlu.errors import ConfigError, disk_faults
 from danlu.flags import as_flags, from_flags
 from danlu.recall.behaviour.events import EventOptions
 from danlu.recall.behaviour.options import BehaviourOptions
-from danlu.recall.behaviour.plain import Top
 from danlu.recall.collection import Collection
-from danlu.recall.fusing import fused
 from danlu.recall.measure.measuring import Measured
-from danlu.recall.query import Found, Fuse, Query
+from danlu.recall.query import Query
 from danlu.words import words
 
 if TYPE_CHECKING:
@@ -184,7 +181,9 @@ def measure(
     if labels is not None:
         found = {"labels": _of_labels(opened, labels, ks, channels)}
     else:
-        found = _of_events(opened, ks, channels, split or "both", share)
+        from danlu.recall.labels import measure_events
+
+        found = measure_events(opened, ks, channels, split or "both", share)
     if json:
         say(dumps({name: one.as_json() for name, one in found.items()}, ensure_ascii=False, indent=2))
     else:
@@ -201,42 +200,6 @@ def _of_labels(opened: Collection, path: Path, ks: tuple[int, ...], channels: li
     if missing:
         news(words()("{count} ids in the labels are no rows", count=f"{missing:,}"))
     return found
-
-
-def _of_events(
-    opened: Collection, ks: tuple[int, ...], channels: list[str] | None, split: str, share: float | None
-) -> dict[str, Measured]:
-    from danlu.recall.measure.held_out import held_out
-    from danlu.recall.measure.splits import by_time, leave_one_out
-
-    behaviour = opened.behaviour
-    events, options = behaviour.events, behaviour.options
-    if channels is not None:
-        options = BehaviourOptions(**{**options.model_dump(), "channels": tuple(channels)})
-    if share is not None and split == "last":
-        raise ConfigError("--share has no effect with --split last", fix="leave it out")
-    if split == "time" and not events.is_timed:
-        raise ConfigError("--split time: the events have no times", allowed="last")
-    splits = [] if split == "time" else [leave_one_out(behaviour.histories)]
-    if split != "last" and events.is_timed:
-        splits.append(by_time(behaviour.histories, 0.1 if share is None else share))
-    return {one.name: held_out(one, options, ks, is_timed=events.is_timed, together=_together) for one in splits}
-
-
-def _together(tops: dict[str, Top], n: int) -> Top:
-    """As a query fuses them: what is hot is for those of whom nothing else is known."""
-    made = Top.empty(len(next(iter(tops.values())).counts), n)
-    for row in range(len(made.counts)):
-        lists = {
-            name: Found(top.columns[row, : top.counts[row]].astype(np.int64), top.scores[row, : top.counts[row]])
-            for name, top in tops.items()
-        }
-        own = {name: found for name, found in lists.items() if name != "hot" and len(found.rows)}
-        ranked = fused(own or lists, Fuse(), n)
-        made.counts[row] = len(ranked)
-        made.columns[row, : len(ranked)] = [one.row for one in ranked]
-        made.scores[row, : len(ranked)] = [one.score for one in ranked]
-    return made
 
 
 def _show(name: str, measured: Measured) -> None:

@@ -23,7 +23,7 @@ from danlu.quantize.merge import MergeOptions, merge_checked
 from danlu.recipe import Recipe, TrainingRecipe
 from danlu.report.chain import write_chain_report
 from danlu.report.page import write_report
-from danlu.run import load_recipe, product_of
+from danlu.run import load_recipe, uses_of
 from danlu.run import run as run_recipe
 from danlu.steps.merge import asked_of, loss_on
 from danlu.terminal import run_view, show_examples
@@ -77,9 +77,8 @@ def _run(recipe: TrainingRecipe | Chain) -> None:
         examples = Journal(directory).results().get("examples", [])
     if examples:
         show_examples(OUT, examples)
-    product = product_of(recipe)
-    if product.adapter is None and not product.judges:
-        say(f'use it: danlu generate {product.model} "…"    danlu chat {product.model}')
+    for use in uses_of(recipe):
+        say(f"use it: {use}")
 
 
 def merge(

@@ -76,7 +76,7 @@ def heading_questions(
             "heading_questions: questions, shortest or longest", allowed="questions with {}, 0 < shortest <= longest"
         )
     rows = 0
-    for section in _distinct(_sections_of(path)):
+    for section in sections_of(path):
         answer = _shortened(section.text, longest)
         if len(answer) < shortest:
             continue
@@ -134,6 +134,14 @@ def _distinct(sections: Iterable[Section]) -> Iterator[Section]:
 
 
 # -- reading -------------------------------------------------------------------------------------------
+
+
+def sections_of(path: str | Sequence[str] | None = None) -> Iterator[Section]:
+    """The sections of a file, of a folder's, or of several; of the glossary that comes with Danlu if none is named.
+
+    Headings that come several times are told apart by those above them. Raises DataError.
+    """
+    return _distinct(_sections_of(path))
 
 
 def _sections_of(path: str | Sequence[str] | None) -> Iterator[Section]:

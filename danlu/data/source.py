@@ -179,6 +179,12 @@ class DataOptions(Options):
     def paths(self) -> tuple[str, ...]:
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that is read: the data, what is held out, and what is learnt again."""
+        aside = () if self.held_out_path is None else (self.held_out_path,)
+        return (*self.paths, *aside, *(self.replay.paths if self.replay else ()))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -248,19 +254,21 @@ def _replayed(
     return random.Random(f"{seed} replay").sample(records, wanted)
 
 
-def fingerprints(options: DataOptions) -> dict[str, str]:
+def fingerprints(options: DataOptions, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """Path of a file or name of a function -> digest of what it holds. Raises DataError for a path that is not there.
 
     Of a function, all rows are read.
+
+    Args:
+        known: digests of files that need not be there yet.
     """
     found = {}
-    replay = options.replay
-    for path in (*options.paths, options.held_out_path, *(replay.paths if replay else ())):
-        if path is not None:
-            try:
-                found[path] = of_path(Path(path))
-            except OSError as error:
-                raise DataError(f"{path}: {error.strerror or error}", fix="check the path") from error
+    replay, known = options.replay, known or {}
+    for path in options.files:
+        try:
+            found[path] = known[path] if path in known else of_path(Path(path))
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}", fix="check the path") from error
     if options.source is not None:
         found[options.source] = _of_function(options.source, options.source_options, options.reading())
     if replay is not None and replay.source is not None:

@@ -1,4 +1,4 @@
-"""Queries whose right answers are known -> how good every channel of a collection is, and all fused.
+"""Queries whose right answers are known, or events held out -> how good each channel of a collection is, and all fused.
 
     {"query": {"like": "hiking", "where": "sex = 'F'"}, "relevant": [17, 23]}
 
@@ -8,21 +8,24 @@ A line of a .jsonl file is one of them; `query` has the fields of a Query, `rele
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.recall.behaviour.matrix import Matrix
+from danlu.recall.behaviour.options import BehaviourOptions
 from danlu.recall.behaviour.plain import Top
 from danlu.recall.collection import Collection
-from danlu.recall.measure.held_out import FUSED
+from danlu.recall.fusing import fused
+from danlu.recall.measure.held_out import FUSED, held_out
 from danlu.recall.measure.measuring import Ask, Measured, measure
-from danlu.recall.query import Bm25, Fuse, Query
+from danlu.recall.measure.splits import by_time, leave_one_out
+from danlu.recall.query import Bm25, Found, Fuse, Query
 from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
 
@@ -35,6 +38,7 @@ class Label:
     relevant: tuple[Any, ...]
 
 
+_ALLOWED = '{"query": {"like": "…"}, "relevant": [id, …]}'
 _FIELDS = {field.name for field in fields(Query)} - {"top", "channels"}
 
 
@@ -44,24 +48,34 @@ def read_labels(path: Path) -> list[Label]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    labels = [_label(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [
+        (_json(line, where := f"{path}, line {number}"), where) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    return labels_of(rows, str(path))
+
+
+def labels_of(rows: Iterable[tuple[Any, str]], source: str) -> list[Label]:
+    """(row, its place) of each -> labels. Raises DataError, with the place, for what is none, and for no labels."""
+    labels = [_label(given, where) for given, where in rows]
     if not labels:
-        raise DataError(f"{path} holds no labels", fix='a line is {"query": {"like": "…"}, "relevant": [id, …]}')
+        raise DataError(f"{source} holds no labels", fix=f"a row is {_ALLOWED}")
     return labels
 
 
-def _label(line: str, where: str) -> Label:
-    allowed = '{"query": {"like": "…"}, "relevant": [id, …]}'
+def _json(line: str, where: str) -> Any:
     try:
-        given = json.loads(line)
+        return json.loads(line)
     except ValueError as error:
-        raise DataError(f"{where}: no JSON: {error}", allowed=allowed) from error
+        raise DataError(f"{where}: no JSON: {error}", allowed=_ALLOWED) from error
+
+
+def _label(given: Any, where: str) -> Label:
     if (
         not isinstance(given, dict)
         or not isinstance(given.get("query"), dict)
         or not isinstance(given.get("relevant"), list)
     ):
-        raise DataError(f"{where}: a label has query and relevant", allowed=allowed)
+        raise DataError(f"{where}: a label has query and relevant", allowed=_ALLOWED)
     query = dict(given["query"])
     for name in query:
         if name not in _FIELDS:
@@ -148,3 +162,53 @@ def _put(top: Top, at: int, rows: Array, scores: Array) -> None:
     """In the order in which they are given."""
     top.counts[at] = len(rows)
     top.columns[at, : len(rows)], top.scores[at, : len(rows)] = rows, scores
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+SplitName = Literal["last", "time", "both"]
+
+
+def measure_events(
+    opened: Collection,
+    ks: tuple[int, ...] = (10,),
+    channels: Sequence[str] | None = None,
+    split: SplitName = "both",
+    share: float | None = None,
+) -> dict[str, Measured]:
+    """Name of a split -> what was measured of each channel that learns from events, on events that it has not seen.
+
+    Args:
+        channels: those to measure; without it all that were learnt. split: which events are held out: the last of each
+            user, the latest of all, or both in turn. share: of all, those held out by time; 0.1 without it.
+
+    Raises ConfigError for what has no effect, DataError where nothing is to be found.
+    """
+    behaviour = opened.behaviour
+    events, options = behaviour.events, behaviour.options
+    if channels is not None:
+        options = BehaviourOptions(**{**options.model_dump(), "channels": tuple(channels)})
+    if share is not None and split == "last":
+        raise ConfigError("--share has no effect with --split last", fix="leave it out")
+    if split == "time" and not events.is_timed:
+        raise ConfigError("--split time: the events have no times", allowed="last")
+    splits = [] if split == "time" else [leave_one_out(behaviour.histories)]
+    if split != "last" and events.is_timed:
+        splits.append(by_time(behaviour.histories, 0.1 if share is None else share))
+    return {one.name: held_out(one, options, ks, is_timed=events.is_timed, together=_together) for one in splits}
+
+
+def _together(tops: dict[str, Top], n: int) -> Top:
+    """As a query fuses them: what is hot is for those of whom nothing else is known."""
+    made = Top.empty(len(next(iter(tops.values())).counts), n)
+    for row in range(len(made.counts)):
+        lists = {
+            name: Found(top.columns[row, : top.counts[row]].astype(np.int64), top.scores[row, : top.counts[row]])
+            for name, top in tops.items()
+        }
+        own = {name: found for name, found in lists.items() if name != "hot" and len(found.rows)}
+        ranked = fused(own or lists, Fuse(), n)
+        made.counts[row] = len(ranked)
+        made.columns[row, : len(ranked)] = [one.row for one in ranked]
+        made.scores[row, : len(ranked)] = [one.score for one in ranked]
+    return made

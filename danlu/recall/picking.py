@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from danlu.config import Options
+from danlu.data.formats import record_from_row
 from danlu.data.look.duplicates import Signatures, near_duplicates, signatures
 from danlu.errors import ConfigError, DataError, nearest
 from danlu.recall.candidates import asked_all
@@ -152,6 +153,17 @@ def tables(opened: Collection, picked: Picked, written: dict[str, str]) -> Itera
     for start in (*range(0, len(picked.rows), _CHUNK_ROWS), len(picked.rows)):
         some = picked.rows[start : start + _CHUNK_ROWS]
         yield opened.table(some, list(written)).rename_columns(list(written.values()))
+
+
+def check_readable(opened: Collection, found: Picked, written: dict[str, str]) -> None:
+    """Raises DataError, with what may be done, for columns of which no training knows what they are."""
+    first = opened.table(found.rows[:1], list(written)).rename_columns(list(written.values())).to_pylist()[0]
+    try:
+        record_from_row(first, None, "the first row")
+    except DataError as error:
+        name = next(iter(written))
+        fix = f"name columns as training does: --columns {name}=text, or question=instruction answer=output"
+        raise DataError(error.seen, allowed=error.allowed, fix=fix) from error
 
 
 # -- examples ---------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ fetched. Measures nothing: the figures are the steps'.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import escape
 from importlib import resources
@@ -19,7 +19,8 @@ from typing import Any
 from danlu import __version__
 from danlu.errors import DataError
 from danlu.journal import Journal, write_atomic
-from danlu.report.charts import charts, column, reliability, search
+from danlu.report import findings
+from danlu.report.charts import Chart, charts, column, reliability, search
 from danlu.report.forms import forms
 from danlu.report.numbers import duration, fixed, is_figure, large, plain
 from danlu.report.verdict import MEASURES, Measure, figure, interval_decimals, interval_of, judge, spread
@@ -91,11 +92,27 @@ def read_run(journal: Journal) -> Run:
 
 def render(run: Run) -> str:
     """The page as text."""
+    if (sentences := findings.sentences(run.results, run.words)) and not run.part("machine"):
+        return page(run.name, "\n".join(_of_findings(run, sentences)), run.words)
     sections = (
         _header(run), _missing(run), _tiles(run), _comparison(run), _training(run), _examples(run),
         events(run), _facts(run), recipe_text(run),
     )  # fmt: skip
     return page(run.name, "\n".join(section for section in sections if section), run.words)
+
+
+def _of_findings(run: Run, sentences: Sequence[str]) -> list[str]:
+    """Of a step that trains nothing."""
+    said = "<br>".join(escape(one) for one in sentences)
+    drawn = [*findings.figures(run.results, run.words), *_figures(forms(run.part("choice"), run.words).values())]
+    return [
+        f'<header><h1>{escape(run.name)}</h1><p class="verdict open">{said}</p></header>',
+        f'<div class="grid">{"".join(drawn)}</div>' if drawn else "",
+        *(section(title, body) for title, body in findings.sections(run.results, run.words, table)),
+        events(run),
+        _facts(run),
+        recipe_text(run),
+    ]
 
 
 def page(name: str, body: str, words: Words) -> str:
@@ -226,14 +243,27 @@ def _training(run: Run) -> str:
     title = run.words("Training")
     if not drawn:
         return section(title, _absent(run.words("No step was recorded in metrics.jsonl.")))
-    figures = [
+    figures = _figures(drawn)
+    wide = "".join(f for f, chart in zip(figures, drawn, strict=True) if chart.wide)
+    small = "".join(f for f, chart in zip(figures, drawn, strict=True) if not chart.wide)
+    return section(title, f'{wide}<div class="grid">{small}</div>')
+
+
+def _figures(drawn: Iterable[Chart]) -> list[str]:
+    return [
         f"<figure{' class=wide' if chart.wide else ''}><figcaption><b>{chart.title}</b> "
         f"<span>{chart.note}</span></figcaption>{chart.svg}</figure>"
         for chart in drawn
     ]
-    wide = "".join(f for f, chart in zip(figures, drawn, strict=True) if chart.wide)
-    small = "".join(f for f, chart in zip(figures, drawn, strict=True) if not chart.wide)
-    return section(title, f'{wide}<div class="grid">{small}</div>')
+
+
+def pictures(run: Run) -> list[str]:
+    """Of a step, those that say most: how its loss fell, how well it finds, what was tried."""
+    drawn = [replace(chart, wide=False) for chart in charts(run.metrics, run.words)[:1]]
+    return [
+        *findings.figures(run.results, run.words),
+        *_figures([*drawn, *forms(run.part("choice"), run.words).values()]),
+    ]
 
 
 def _examples(run: Run) -> str:

@@ -8,12 +8,11 @@ from typing import Any
 from pydantic import Field
 
 from danlu.config import PathText
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError
 from danlu.evaluate.models import ModelsOptions, evaluate_models
 from danlu.evaluate.rows import read_rows
 from danlu.evaluate.rubrics import load_rubrics
 from danlu.evaluate.whole import check
-from danlu.fingerprint import of_path
 from danlu.recall.embed import Embedder
 from danlu.report.evaluation import write_evaluation_report
 from danlu.steps.directory import opened
@@ -27,12 +26,8 @@ class EvaluateStep(ModelsOptions, StepOptions):
 
 
 def _inputs(options: EvaluateStep, place: Place) -> dict[str, str]:
-    general = [] if options.general is None else [options.general]
-    paths = [options.data, *general, *(path for path in options.measures or () if path.endswith((".yaml", ".yml")))]
-    for path in paths:
-        if not Path(path).exists():
-            raise DataError(f"no such file: {path}", fix="check the path")
-    return {path: of_path(Path(path)) for path in paths}
+    rubrics = (path for path in options.measures or () if path.endswith((".yaml", ".yml")))
+    return place.read(options.data, *([] if options.general is None else [options.general]), *rubrics)
 
 
 def _leaves(options: EvaluateStep, place: Place, start: Product) -> Product:
@@ -44,7 +39,8 @@ def _check(options: EvaluateStep, place: Place, start: Product, is_made: bool) -
         raise ConfigError(f"{start.place} is a reward model: it answers nothing", fix="start from a model that answers")
     if options.measures is not None:
         load_rubrics(options.measures)
-    read_rows(Path(options.data), options.language, answers=False)
+    if place.is_there(options.data):
+        read_rows(Path(options.data), options.language, answers=False)
 
 
 def _run(options: EvaluateStep, place: Place, start: Product, show: Show, go_on: bool) -> None:

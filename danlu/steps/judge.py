@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
 from danlu.device import read_device
-from danlu.errors import DataError
 from danlu.evaluate.pair_head import FILE
 from danlu.evaluate.pair_training import PairOptions, PairTrain, lessons, train_head
-from danlu.fingerprint import of_path
 from danlu.journal import Journal
 from danlu.steps.directory import opened
 from danlu.steps.step import Kind, Place, Product, Show, StepOptions
@@ -27,10 +23,7 @@ class JudgeStep(PairOptions, StepOptions):
 
 
 def _inputs(options: JudgeStep, place: Place) -> dict[str, str]:
-    for path in options.data:
-        if not Path(path).exists():
-            raise DataError(f"no such file: {path}", fix="name your own: steps.judge.data=pairs.jsonl")
-    return {path: of_path(Path(path)) for path in options.data}
+    return place.read(*options.data)
 
 
 def _leaves(options: JudgeStep, place: Place, start: Product) -> Product:
@@ -38,7 +31,8 @@ def _leaves(options: JudgeStep, place: Place, start: Product) -> Product:
 
 
 def _check(options: JudgeStep, place: Place, start: Product, is_made: bool) -> None:
-    next(lessons(options, place.seed), None)
+    if place.is_there(*options.data):
+        next(lessons(options, place.seed), None)
 
 
 def _run(options: JudgeStep, place: Place, start: Product, show: Show, go_on: bool) -> None:

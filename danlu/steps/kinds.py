@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from danlu.steps.cite import CITE
 from danlu.steps.dpo import DPO
 from danlu.steps.evaluate import EVALUATE
+from danlu.steps.export import EXPORT
 from danlu.steps.judge import JUDGE
 from danlu.steps.merge import MERGE
+from danlu.steps.pick import PICK
 from danlu.steps.ppo import PPO
 from danlu.steps.pretrain import PRETRAIN
 from danlu.steps.prove import PROVE
 from danlu.steps.quantize import QUANTIZE
+from danlu.steps.recall import RECALL
 from danlu.steps.reward import REWARD
+from danlu.steps.serve import SERVE
 from danlu.steps.sft import SFT
 from danlu.steps.step import Kind
 
@@ -27,4 +32,9 @@ KINDS: dict[str, Kind[Any]] = {
     "quantize": QUANTIZE,
     "evaluate": EVALUATE,
     "judge": JUDGE,
+    "recall": RECALL,
+    "pick": PICK,
+    "cite": CITE,
+    "export": EXPORT,
+    "serve": SERVE,
 }

@@ -16,9 +16,7 @@ from danlu.data.example import Example
 from danlu.data.records import Conversation, Message
 from danlu.data.source import read_conversations
 from danlu.device import Device, read_device
-from danlu.errors import DataError
 from danlu.evaluate.held_out import example_losses
-from danlu.fingerprint import of_path
 from danlu.hub import cache_directory, resolve
 from danlu.journal import Journal
 from danlu.model.adapter_files import adapted_tokenizer
@@ -89,12 +87,7 @@ class MergeStep(MergeOptions, StepOptions):
 
 
 def _inputs(options: MergeStep, place: Place) -> dict[str, str]:
-    path = options.prompts_path
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise DataError(f"no such file: {path}", fix="check the path")
-    return {path: of_path(Path(path))}
+    return place.read(options.prompts_path)
 
 
 def _leaves(options: MergeStep, place: Place, start: Product) -> Product:
@@ -102,7 +95,8 @@ def _leaves(options: MergeStep, place: Place, start: Product) -> Product:
 
 
 def _check(options: MergeStep, place: Place, start: Product, is_made: bool) -> None:
-    _talks(options)
+    if place.is_there(options.prompts_path):
+        _talks(options)
     if is_made or place.first.model == start.model:
         check_merge(_base(start), options, read_device())
 

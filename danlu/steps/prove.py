@@ -141,7 +141,7 @@ class ProveStep(ProveOptions, StepOptions):
 def _inputs(options: ProveStep, place: Place) -> dict[str, str]:
     other = _other(options, place)
     of = place.digests.get(options.against or "", f"{other.model} {other.adapter}")
-    return {**fingerprints(options.data), "against": of}
+    return {**fingerprints(options.data, place.files), "against": of}
 
 
 def _other(options: ProveStep, place: Place) -> Product:
@@ -161,8 +161,9 @@ def _check(options: ProveStep, place: Place, start: Product, is_made: bool) -> N
             f"steps.{place.name} holds {start.model} against itself",
             fix=f"name another model, or an earlier step, with steps.{place.name}.against",
         )
-    held_out = read(options.data, place.seed, Skipped()).held_out
-    check_provable(options, held_out, questions_of(held_out, options, place.seed))
+    if place.is_there(*options.data.files):
+        held_out = read(options.data, place.seed, Skipped()).held_out
+        check_provable(options, held_out, questions_of(held_out, options, place.seed))
 
 
 def _run(options: ProveStep, place: Place, start: Product, show: Show, go_on: bool) -> None:

@@ -9,9 +9,7 @@ from pydantic import Field
 from danlu.config import PathText
 from danlu.data.source import read_conversations
 from danlu.device import read_device
-from danlu.errors import DataError
-from danlu.fingerprint import of_path
-from danlu.hub import cache_directory, resolve
+from danlu.hub import cache_directory, resolve, weight_files
 from danlu.journal import Journal
 from danlu.quantize.options import AskedOptions
 from danlu.quantize.trials import check_asked, quantize_as_asked
@@ -29,11 +27,7 @@ class QuantizeStep(AskedOptions, StepOptions):
 
 
 def _inputs(options: QuantizeStep, place: Place) -> dict[str, str]:
-    paths = [path for path in (options.calibration, options.prompts_path) if path is not None]
-    for path in paths:
-        if not Path(path).exists():
-            raise DataError(f"no such file: {path}", fix="check the path")
-    return {path: of_path(Path(path)) for path in paths}
+    return place.read(options.calibration, options.prompts_path)
 
 
 def _leaves(options: QuantizeStep, place: Place, start: Product) -> Product:
@@ -41,7 +35,8 @@ def _leaves(options: QuantizeStep, place: Place, start: Product) -> Product:
 
 
 def _check(options: QuantizeStep, place: Place, start: Product, is_made: bool) -> None:
-    _asked(options)
+    if place.is_there(options.prompts_path):
+        _asked(options)
     if is_made:
         check_asked(_source(start), Journal(place.directory).model, options, read_device())
 
@@ -59,6 +54,8 @@ def _run(options: QuantizeStep, place: Place, start: Product, show: Show, go_on:
             journal.result("choice", chosen.report)
         for said in made.said:
             journal.event("rounded plainly", said)
+        sizes = {"bytes_before": sum(path.stat().st_size for path in weight_files(_source(start))), "bytes": made.bytes}
+        journal.result("quantized", {**sizes, "method": made.method, "bits": made.bits, "format": made.format})
         journal.result("closeness", made.closeness.to_dict())
         journal.event(
             "quantized", f"{made.method} in {made.bits} bits", format=made.format, layers=made.layers, bytes=made.bytes

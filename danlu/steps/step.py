@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.config import Options
+from danlu.errors import ConfigError, DataError
+from danlu.fingerprint import of_path
 
 
 class Show(Protocol):
@@ -55,6 +58,18 @@ class StepOptions(Options):
         return self.model_dump(mode="json", exclude={"start"})
 
 
+class FilesStep(StepOptions):
+    """Of a step that works on files, and on no model."""
+
+    WORKS_ON: ClassVar[str] = "files"
+
+    @model_validator(mode="after")
+    def _no_start(self) -> FilesStep:
+        if self.start is not None:
+            raise ValueError(f"start has no effect: it works on {self.WORKS_ON}, and on no model")
+        return self
+
+
 AnyOptions = TypeVar("AnyOptions", bound=StepOptions)
 
 
@@ -63,7 +78,7 @@ class Product:
     """A model that a step leaves, or that a chain begins with.
 
     Attributes:
-        model: its name, or its directory.
+        model: its name, or its directory; empty of a step that leaves files alone.
         adapter: directory of a PEFT adapter that lies on it; None if the model is whole.
         accept_licence: the user's word on the model's licence.
         judges: whether it is a reward model, which scores answers and gives none.
@@ -73,6 +88,11 @@ class Product:
     adapter: str | None = None
     accept_licence: bool = False
     judges: bool = False
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a model on which a later step can go on."""
+        return bool(self.model) and not self.judges
 
     @property
     def place(self) -> str:
@@ -92,6 +112,8 @@ class Place:
         first: what the chain began with.
         earlier: name of each step before -> what it leaves.
         digests: name of each step before -> what makes it that step.
+        files: what steps before leave beside models: path -> digest of what makes it, in their order.
+        later: of these, those that are still to be made.
     """
 
     name: str
@@ -101,11 +123,45 @@ class Place:
     first: Product = Product("")
     earlier: Mapping[str, Product] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    later: frozenset[str] = frozenset()
 
     @property
     def directory(self) -> Path:
         """The step's own run directory."""
         return self.chain / self.name
+
+    def read(self, *paths: str | None) -> dict[str, str]:
+        """Path -> digest of what is read there. Raises DataError for one that is not there, and that no step makes."""
+        found = {}
+        for path in paths:
+            if path is not None:
+                found[path] = self.files[path] if path in self.files else _digest(path)
+        return found
+
+    def is_there(self, *paths: str | None) -> bool:
+        """Whether no earlier step has still to make one of these."""
+        return not any(path in self.later for path in paths)
+
+    def latest(self, name: str, option: str) -> str:
+        """What was left last under this name. Raises ConfigError where no earlier step leaves such."""
+        found = [path for path in self.files if Path(path).name == name]
+        if not found:
+            seen = f"steps.{self.name}: no earlier step leaves a {name}"
+            raise ConfigError(seen, fix=f"put a step before it that does, or name one: steps.{self.name}.{option}")
+        return found[-1]
+
+
+def use_of(model: str) -> list[str]:
+    """Commands for a whole model."""
+    return [f'danlu generate {shlex.quote(model)} "…"', f"danlu chat {shlex.quote(model)}"]
+
+
+def _digest(path: str) -> str:
+    try:
+        return of_path(Path(path))
+    except OSError as error:
+        raise DataError(f"no such file: {path}", fix="check the path") from error
 
 
 @dataclass(frozen=True)
@@ -134,6 +190,9 @@ class Kind(Generic[AnyOptions]):
         leaves: what there will be when it is done.
         check: raises what can be known to be wrong before anything is run. Its start `is_made` unless an earlier step
             has still to make it.
+        needs_model: whether it works on a model at all.
+        files: names of what it leaves in its directory beside a model, for later steps to read.
+        uses: (its options, place, what it works on) -> commands for what it has left.
         alone: the recipe that does the same without a chain, where there is one, and what runs it.
         run: does it, or, with `go_on`, what is left to do of it: the directory then holds the beginning of this very
             step. Otherwise what is there is another run's, and is moved aside.
@@ -145,4 +204,7 @@ class Kind(Generic[AnyOptions]):
     leaves: Callable[[AnyOptions, Place, Product], Product]
     check: Callable[[AnyOptions, Place, Product, bool], None]
     run: Callable[[AnyOptions, Place, Product, Show, bool], None]
+    needs_model: bool = True
+    files: Callable[[AnyOptions], tuple[str, ...]] = lambda _options: ()
+    uses: Callable[[AnyOptions, Place, Product], list[str]] | None = None
     alone: Alone | None = None

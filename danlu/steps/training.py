@@ -284,8 +284,9 @@ def training_kind(
     def check(options: TrainingStep, place: Place, start: Product, is_made: bool) -> None:
         device = read_device()
         of = recipe(options, place, start)
-        (check_inputs if is_made else check_files)(of, device)
-        check_data(of)
+        (check_inputs if is_made else check_files)(of, device, place.later)
+        if place.is_there(*options.data.files):
+            check_data(of)
 
     def leaves(options: TrainingStep, place: Place, start: Product) -> Product:
         return _leaves(options, Journal(place.directory), replace(start, judges=judges))
@@ -296,7 +297,7 @@ def training_kind(
     return Kind(
         options,
         needs_adapter=False,
-        inputs=lambda options, place: {**fingerprints(options.data), **reads(options, place)},
+        inputs=lambda options, place: {**fingerprints(options.data, place.files), **reads(options, place)},
         leaves=leaves,
         check=check,
         run=run_step,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from danlu.recall.measure.measuring import Channel, Measured
+from danlu.recall.measure.measuring import Measured
 from danlu.words import ENGLISH, Words
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 320, 48, 170, 34, 36
@@ -19,17 +19,22 @@ _STYLE = (
 
 def draw(measured: Measured, words: Words = ENGLISH) -> str:
     """An SVG document."""
-    highest = max((max(one.recalls, default=0.0) for one in measured.channels), default=0.0)
-    top, most = _round(highest or 1.0), max((len(one.recalls) for one in measured.channels), default=1)
     title = words("Recall at k, over {questions} questions", questions=f"{measured.questions:,}")
+    return lines({one.name: one.recalls for one in measured.channels}, title)
+
+
+def lines(recalls: Mapping[str, Sequence[float]], title: str) -> str:
+    """An SVG document: recall at 1, 2, … of each channel, by its name."""
+    highest = max((max(one, default=0.0) for one in recalls.values()), default=0.0)
+    top, most = _round(highest or 1.0), max((len(one) for one in recalls.values()), default=1)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
         f"<title>{escape(title)}</title>{_STYLE}",
         f'<text x="{_LEFT}" y="18">{escape(title)}</text>',
         *(_level(top * at / 4, top) for at in range(5)),
         *(_mark(k, most) for k in sorted({1, *(round(most * at / 5) for at in range(1, 6))} - {0})),
-        *(_line(one, at, most, top) for at, one in enumerate(measured.channels)),
-        *_names(measured.channels, top),
+        *(_line(one, at, most, top) for at, one in enumerate(recalls.values())),
+        *_names(recalls, top),
         "</svg>\n",
     ]
     return "\n".join(parts)
@@ -61,19 +66,20 @@ def _mark(k: int, most: int) -> str:
     return f'<text x="{_x(k, most):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{k}</text>'
 
 
-def _line(one: Channel, at: int, most: int, top: float) -> str:
-    points = " ".join(f"{_x(k, most):.1f},{_y(value, top):.1f}" for k, value in enumerate(one.recalls, 1))
+def _line(recalls: Sequence[float], at: int, most: int, top: float) -> str:
+    points = " ".join(f"{_x(k, most):.1f},{_y(value, top):.1f}" for k, value in enumerate(recalls, 1))
     colour = _COLOURS[at % len(_COLOURS)]
     return f'<polyline points="{points}" stroke="{colour}"/>'
 
 
-def _names(channels: Sequence[Channel], top: float) -> list[str]:
+def _names(recalls: Mapping[str, Sequence[float]], top: float) -> list[str]:
     """Each beside the end of its line, moved down where two would meet."""
-    ends = sorted((_y(one.recalls[-1] if one.recalls else 0.0, top), at) for at, one in enumerate(channels))
+    names = list(recalls)
+    ends = sorted((_y(one[-1] if one else 0.0, top), at) for at, one in enumerate(recalls.values()))
     made, free = [], 0.0
     for y, at in ends:
         free = max(y, free)
-        colour, name = _COLOURS[at % len(_COLOURS)], escape(channels[at].name)
+        colour, name = _COLOURS[at % len(_COLOURS)], escape(names[at])
         made.append(f'<text x="{_WIDTH - _RIGHT + 8}" y="{free + 4:.1f}" style="fill:{colour}">{name}</text>')
         free += 15
     return made
