@@ -17,14 +17,15 @@ from danlu.run import load_recipe
 
 
 def all_options():
-    """Every class of options in the package."""
+    """Every class of options in the package, but those of which the pages alone write the keys."""
     for module in pkgutil.walk_packages(danlu.__path__, "danlu."):
         importlib.import_module(module.name)
     found, todo = [], [Options]
     while todo:
         todo += (subclasses := [cls for cls in todo.pop().__subclasses__() if cls.__module__.startswith("danlu.")])
         found += subclasses
-    return sorted(set(found), key=lambda cls: cls.__qualname__)
+    bodies = {cls for cls in found if cls.__module__.startswith("danlu.ui.") and cls.__name__.endswith("Body")}
+    return sorted(set(found) - bodies, key=lambda cls: cls.__qualname__)
 
 
 @pytest.mark.real_model
