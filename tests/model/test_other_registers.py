@@ -1,0 +1,91 @@
+"""Products and attention in floats as processors with other registers have them, as far as this one can play them."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from danlu.model.compute import blocks
+from danlu.model.compute.blocks import BlockProduct, has_floats
+from danlu.model.compute.float_attention import FloatAttention
+from danlu.native import library
+
+pytestmark = pytest.mark.skipif(
+    not has_floats() or platform.machine() != "x86_64", reason="no C compiler here, or no registers but one kind"
+)
+# Level of x86-64 -> what the processor has to have for it.
+LEVELS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def functions(request, tmp_path_factory):
+    """Both libraries, compiled for a level."""
+    with open("/proc/cpuinfo") as file:
+        if f" {LEVELS[request.param]} " not in file.read():
+            pytest.skip(f"this processor is below {request.param}")
+    compiler = tmp_path_factory.mktemp("cc") / "cc"
+    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("cc") or shutil.which("gcc")} "$@" -march={request.param}\n')
+    compiler.chmod(0o755)
+    folder = Path(blocks.__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", str(compiler))
+        patch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
+        found = [library(folder / name, exact=True) for name in ("floats.c", "attention.c")]
+    assert None not in found
+    return found
+
+
+@pytest.fixture
+def product(functions, monkeypatch):
+    made = blocks._float_product.__wrapped__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "library", lambda _source, **_options: functions[0])
+        found = made()
+    monkeypatch.setattr(blocks, "_float_product", lambda: found)
+    monkeypatch.setattr(blocks, "has_pairs", lambda: False)
+
+
+def drawn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rounded", [None, "int8", "int4"])
+def test_products(rounded, dtype):
+    weight, x = drawn(112, 160, dtype=dtype), drawn(41, 160, seed=1, dtype=dtype)
+    made = BlockProduct(weight, None, rounded)
+    held = {None: weight.float, "int8": blocks.to_int8(weight).weight, "int4": blocks.to_int4(weight).weight}[rounded]()
+    whole, wanted = made(x), F.linear(x.float(), held)
+    assert (whole.float() - wanted).norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
+    for count in (1, 2, 3, 4, 6, 7, 12, 13, 40):
+        assert torch.equal(made(x[-count:]), whole[-count:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [8, 48, 64])
+def test_attention(functions, dtype, dim):
+    found, tokens = FloatAttention(functions[1]), drawn(70, 9, dim, dtype=dtype)
+    q, k, v = tokens[:, :6], tokens[:, 6:8], tokens[:, 7:]
+    visible, positions = torch.ones(128, dtype=torch.bool), torch.arange(128)[None]
+
+    def read(sizes):
+        caches, out, start = [torch.zeros(1, 2, 128, dim, dtype=dtype) for _ in "kv"], torch.empty_like(q), 0
+        for size in sizes:
+            at = slice(start, start := start + size)
+            length = torch.tensor([start])
+            found.attend(q[at], k[at], v[at], *caches, visible, positions, length, 0.2, None, out[at])
+        return out
+
+    whole = read([70])
+    keys, values = (x.float().transpose(0, 1).repeat_interleave(3, 0) for x in (k, v))
+    wanted = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys, values, is_causal=True, scale=0.2)
+    difference = whole.float() - wanted.transpose(0, 1)
+    assert difference.norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
+    for sizes in ([1] * 70, [33, 30, 7]):
+        assert torch.equal(read(sizes), whole)
