@@ -47,7 +47,7 @@ def test_an_error_in_chinese_keeps_its_message_and_its_name(run_cli):
     assert code == 2
     assert err.startswith("错误 ConfigError（配方、选项或参数有误）：unknown recipe: 'nothing'")
     assert "\n  允许：" in err
-    assert "quickstart, or the path of a .yaml file" in err
+    assert "or the path of a .yaml file" in err
 
 
 @pytest.mark.parametrize(

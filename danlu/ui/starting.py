@@ -125,11 +125,18 @@ def resume(directory: Path, runs: Path) -> int:
     return _begun([str(chain / "recipe.yaml"), *more], folder / f"{chain.name}.txt")
 
 
+# Whoever was put into the background by a script ignores Ctrl-C, and so do those that it starts.
+_BY_HAND = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from danlu.cli import main; sys.exit(main())"
+)
+
+
 def _begun(words: list[str], printed: Path) -> int:
     """`danlu run …` as a process of its own session: it does not end with the pages."""
     with printed.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "danlu", "run", *words],
+            [sys.executable, "-c", _BY_HAND, "run", *words],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -389,7 +389,8 @@ def test_a_run_is_started_from_the_form_and_stopped(see, served, place, monkeypa
 
     script = tmp_path / "stand_in.py"
     script.write_text(
-        "import time\nfrom pathlib import Path\nfrom danlu.journal import Journal, claimed\n"
+        "import signal, time\nfrom pathlib import Path\nfrom danlu.journal import Journal, claimed\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"place = Path({str(place / 'runs' / 'formed')!r})\n"
         "with claimed(place, print):\n    place.mkdir()\n    (place / 'recipe.yaml').write_text('name: formed')\n"
         "    Journal(place).event('begun', '')\n    try:\n        time.sleep(60)\n"

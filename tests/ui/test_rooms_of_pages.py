@@ -396,7 +396,8 @@ def test_a_run_is_started_stopped_and_goes_on(pages, tmp_path, monkeypatch):
     """The process is a stand-in that holds the run's lock as training does, and ends on the signal of Ctrl-C."""
     script = tmp_path / "stand_in.py"
     script.write_text(
-        "import sys, time\nfrom pathlib import Path\nfrom danlu.journal import Journal, claimed\n"
+        "import signal, sys, time\nfrom pathlib import Path\nfrom danlu.journal import Journal, claimed\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"place = Path({str(tmp_path / 'runs' / 'mine')!r})\nprint('started', sys.argv[1:])\n"
         "with claimed(place, print):\n    place.mkdir(exist_ok=True)\n"
         "    (place / 'recipe.yaml').write_text('name: mine')\n    Journal(place).event('begun', '')\n"
@@ -406,7 +407,7 @@ def test_a_run_is_started_stopped_and_goes_on(pages, tmp_path, monkeypatch):
     real = starting.subprocess.Popen
 
     def stand_in(command, **more):
-        assert command[:4] == [sys.executable, "-m", "danlu", "run"]
+        assert (command[0], command[3]) == (sys.executable, "run")
         return real([sys.executable, str(script), *command[4:]], **more)
 
     monkeypatch.setattr(starting.subprocess, "Popen", stand_in)
