@@ -1,8 +1,8 @@
 /* Products x W^T with float32 sums on any processor: weights in bfloat16, int8 and int4, or in float32, and rows in
  * bfloat16 or float32.
  *
- * Weights lie as for blocks.c, in the order in which they are read, and become floats in registers, or for many rows once
- * in the cache. Each sum goes over the inputs in their order, however many rows there are: a row's answer is the same, bit
+ * Weights lie as for blocks.c, in the order in which they are read, and become floats in registers: to have them so once for
+ * all rows took longer. Each sum goes over the inputs in their order, however many rows there are: a row's answer is the same, bit
  * for bit, whatever rows it comes with. Only what a vector is differs between processors, and how many are at hand.
  */
 #include "lanes.h"
@@ -58,14 +58,6 @@ INLINE void open_pair(const char *tile, const int half, int pair, int n, lanes *
     }
 }
 
-/* A tile's 32 x 16 weights as floats. */
-INLINE void open_tile(const char *tile, float *to, const int format) {
-    for (int half = 0; half < 2; half++)
-        for (int pair = 0; pair < 8; pair++, to += 32)
-            for (int n = 0; n < PARTS; n++)
-                open_pair(tile, half, pair, n, (lanes *)(to + n * LANES), (lanes *)(to + 16 + n * LANES), format);
-}
-
 /* What tiles of one chunk bring to the sums of some rows: over its inputs in their order. */
 INLINE void add_tiles(const char *first_tile, long chunks, const float *x, lanes sums[][TALL][PARTS], const int tiles,
                       const int rows, const int format) {
@@ -87,12 +79,12 @@ INLINE void add_tiles(const char *first_tile, long chunks, const float *x, lanes
         }
 }
 
-/* Some rows with `tiles` tiles from `tile` of a block on, or with those of several blocks. weights: the block's. has_steps:
- * they are codes of int4, whose steps and middles are layer's; totals are then the sums of each row's inputs of each
- * chunk. sums: (tiles, rows, 16). */
-INLINE void add_rows(const Layer *layer, long block, const char *weights, int tile, const int tiles, const float *x,
-                     const float *totals, float (*sums)[TALL][16], const int rows, const int format, const int has_steps) {
+/* Some rows with `tiles` tiles from `tile` of a block on, or with those of several blocks. totals: of int4, the sums of each
+ * row's inputs of each chunk. sums: (tiles, rows, 16). */
+INLINE void add_rows(const Layer *layer, long block, int tile, const int tiles, const float *x, const float *totals,
+                     float (*sums)[TALL][16], const int rows, const int format) {
     const long chunks = layer->inputs / 32;
+    const char *weights = layer->weights + block * chunks * 2 * tile_bytes(format);
     lanes made[MOST_TILES][TALL][PARTS];
     for (int t = 0; t < tiles; t++)
         for (int row = 0; row < rows; row++)
@@ -104,7 +96,7 @@ INLINE void add_rows(const Layer *layer, long block, const char *weights, int ti
             const char *from = weights + at * tile_bytes(format);
             for (long line = 0; line < tile_bytes(format); line += 64) __builtin_prefetch(from + AHEAD + line);
         }
-        if (!has_steps) {
+        if (format != INT4) {
             add_tiles(weights + (c * 2 + tile) * tile_bytes(format), chunks, x + c * 32 * rows, made, tiles, rows, format);
             continue;
         }
@@ -167,13 +159,13 @@ static void write_out(const Layer *layer, long block, float (*sums)[TALL][16], v
 /* The first row of one of so many groups of about the same size. */
 INLINE long first_of(long group, long groups, long rows) { return rows * group / groups; }
 
-/* All rows with a block, or the only one with several, whose weights are in `format`. */
-INLINE void run_block(const Layer *layer, long block, const int blocks, const char *weights, const float *x, void *out,
-                      long rows, const float *totals, int is_gated, int is_wide, const int format, const int has_steps) {
+/* All rows with a block, or the only one with several. */
+INLINE void run_block(const Layer *layer, long block, const int blocks, const float *x, void *out, long rows,
+                      const float *totals, int is_gated, int is_wide, const int format) {
     float sums[MOST_TILES][TALL][16];
     const long chunks = layer->inputs / 32;
     if (blocks > 1) {
-        add_rows(layer, block, weights, 0, 2 * blocks, x, totals, sums, 1, format, has_steps);
+        add_rows(layer, block, 0, 2 * blocks, x, totals, sums, 1, format);
         for (int at = 0; at < blocks; at++) write_out(layer, block + at, sums + 2 * at, out, 0, 1, is_gated, is_wide);
         return;
     }
@@ -185,7 +177,7 @@ INLINE void run_block(const Layer *layer, long block, const int blocks, const ch
 #define ROWS(COUNT)                                                                                                     \
     case COUNT:                                                                                                         \
         for (int tile = 0; tile < 2; tile += COUNT <= BOTH ? 2 : 1)                                                     \
-            add_rows(layer, block, weights, tile, COUNT <= BOTH ? 2 : 1, from, own, sums, COUNT, format, has_steps);    \
+            add_rows(layer, block, tile, COUNT <= BOTH ? 2 : 1, from, own, sums, COUNT, format);                        \
         break;
             ROWS(1) ROWS(2)
 #if HAS_MANY
@@ -224,25 +216,6 @@ static float *opened_rows(const void *x, long rows, long inputs, int is_wide, in
     return all;
 }
 
-/* A thread's blocks, from `block` to `last`. opened: room for the weights of one as floats, or NULL. */
-INLINE void run_blocks(const Layer *layer, long block, long last, const float *x, void *out, long rows, const float *totals,
-                       float *opened, int is_gated, int is_wide, const int format) {
-    const long tiles = layer->inputs / 32 * 2;
-    while (block < last) {
-        const char *own = layer->weights + block * tiles * tile_bytes(format);
-        const int is_several = AT_ONCE > 1 && rows == 1 && last - block >= AT_ONCE;
-        for (long tile = 0; opened && tile < tiles; tile++)
-            open_tile(own + tile * tile_bytes(format), opened + tile * 512, format);
-        if (is_several)
-            run_block(layer, block, AT_ONCE, own, x, out, rows, totals, is_gated, is_wide, format, format == INT4);
-        else if (opened)
-            run_block(layer, block, 1, (char *)opened, x, out, rows, totals, is_gated, is_wide, FLOAT32, format == INT4);
-        else
-            run_block(layer, block, 1, own, x, out, rows, totals, is_gated, is_wide, format, format == INT4);
-        block += is_several ? AT_ONCE : 1;
-    }
-}
-
 /* out (rows, outputs, or half of them when gated) = x (rows, inputs) W^T, scaled, + bias; is_wide: x and out are float32,
  * not bfloat16. Returns 1 when there was no memory. outputs is a multiple of 16, inputs of 32. */
 int danlu_float_product(const void *x, long rows, const char *weights, const void *scales, const float *bias, void *out,
@@ -252,22 +225,18 @@ int danlu_float_product(const void *x, long rows, const char *weights, const voi
     float *wide_rows = opened_rows(x, rows, inputs, is_wide, format == INT4, threads);
     if (!wide_rows) return 1;
     const float *totals = format == INT4 ? wide_rows + rows * inputs : NULL;
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        const int is_opened = format != FLOAT32 && rows > TALL; /* weights become floats once for all groups */
-        float *opened = is_opened ? aligned_alloc(64, inputs * 128) : NULL;
-        if (is_opened && !opened) failed = 1;
-#pragma omp for schedule(static)
-        for (long part = 0; part < threads; part++) {
-            const long from = blocks * part / threads, to = blocks * (part + 1) / threads;
-            if (is_opened && !opened) continue;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long part = 0; part < threads; part++)
+        for (long block = blocks * part / threads, last = blocks * (part + 1) / threads; block < last;) {
+            const int is_several = AT_ONCE > 1 && rows == 1 && last - block >= AT_ONCE;
 #define CASE(FORMAT)                                                                                                    \
-    if (format == FORMAT) run_blocks(&layer, from, to, wide_rows, out, rows, totals, opened, is_gated, is_wide, FORMAT);
+    if (format == FORMAT && is_several)                                                                                 \
+        run_block(&layer, block, AT_ONCE, wide_rows, out, rows, totals, is_gated, is_wide, FORMAT);                     \
+    else if (format == FORMAT)                                                                                          \
+        run_block(&layer, block, 1, wide_rows, out, rows, totals, is_gated, is_wide, FORMAT);
             CASE(BF16) CASE(INT8) CASE(INT4) CASE(FLOAT32)
+            block += is_several ? AT_ONCE : 1;
         }
-        free(opened);
-    }
     free(wide_rows);
-    return failed;
+    return 0;
 }
