@@ -210,7 +210,7 @@ bench-recipe: $(INSTALLED)
 	$(BIN)/python benchmarks/plan_recipe.py $(WRITE)
 
 bench-pages: browser
-	$(BIN)/python benchmarks/pages.py $(WRITE)
+	PYTHONPATH=tests $(BIN)/python benchmarks/pages.py $(WRITE)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py $(WRITE)

@@ -1,7 +1,7 @@
 """The photographs of docs/pages: pages that are served now, in both languages, in few colours.
 
 danlu ui runs --model smollm2-135m --collection people=people.danlu --folders data --start_runs
-.venv/bin/python benchmarks/page_pictures.py http://127.0.0.1:8090/ui --run quickstart
+PYTHONPATH=tests .venv/bin/python benchmarks/page_pictures.py http://127.0.0.1:8090/ui --run quickstart
 """
 
 from __future__ import annotations

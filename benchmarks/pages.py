@@ -1,7 +1,7 @@
 """Pages: how soon a browser shows something, how much it loads, and how long a long run takes to be drawn.
 
     make bench-pages WRITE=--write       (puts what it found into docs/pages.md and its Chinese twin)
-    .venv/bin/python benchmarks/pages.py --times 20 --steps 1000000
+    PYTHONPATH=tests .venv/bin/python benchmarks/pages.py --times 20 --steps 1000000
 
 Each page is opened in a new context of Chromium, without its cache, over loopback: first paint is the browser's own
 "first-contentful-paint", from the start of the navigation. The run has `--steps` rows in metrics.jsonl; its curves are
@@ -36,11 +36,11 @@ HOW = {
     "en": "Median of {times} openings without a cache, over loopback; the whole front end has {size:.0f} kB. A run of\n"
     "{steps:,} steps is on the screen after {first:.1f} s the first time, when the server reads {megabytes:.0f} MB of\n"
     "its rows, and after {again:.2f} s from then on; the page holds at most {points:,} points of each curve. {cpu};\n"
-    "written by `python benchmarks/pages.py --write`.",
+    "written by `make bench-pages WRITE=--write`.",
     "zh": "不用缓存、经本机回环打开 {times} 次的中位数；整个前端共 {size:.0f} kB。{steps:,} 步的训练首次打开\n"
     "{first:.1f} 秒后显示（服务端要读取 {megabytes:.0f} MB 记录），此后为 {again:.2f} 秒；\n"
     "页面上每条曲线最多 {points:,} 个点。{cpu}；"
-    "由 `python benchmarks/pages.py --write` 写入。",
+    "由 `make bench-pages WRITE=--write` 写入。",
 }
 
 
