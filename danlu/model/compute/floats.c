@@ -35,6 +35,22 @@ typedef struct {
 
 INLINE long tile_bytes(const int format) { return format == BF16 ? 1024 : format == INT8 ? 512 : format == INT4 ? 256 : 2048; }
 
+INLINE lanes floats_of(ints x) { return __builtin_convertvector(x, lanes); }
+
+/* Bytes as integers. */
+INLINE ints codes_of(const char *from, const int is_signed) {
+#if LANES == 16
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)from);
+    return (ints)(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
+#elif LANES == 8
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)from);
+    return (ints)(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+#else
+    const ints codes = {(uint8_t)from[0], (uint8_t)from[1], (uint8_t)from[2], (uint8_t)from[3]};
+    return is_signed ? (ints)(codes << 24 >> 24) : codes;
+#endif
+}
+
 /* The weights of two neighbouring inputs, 2 * (half * 8 + pair) and the next, for the outputs of part n of a tile: as
  * floats, of int8 and int4 their codes. */
 INLINE void open_pair(const char *tile, const int half, int pair, int n, lanes *first, lanes *second, const int format) {
@@ -44,11 +60,11 @@ INLINE void open_pair(const char *tile, const int half, int pair, int n, lanes *
         *second = (lanes)(both & (int)0xffff0000);
     } else if (format == INT8) {
         const char *codes = tile + (half * 8 + pair) * 32 + n * LANES;
-        *first = floats_of(signed_codes(codes));
-        *second = floats_of(signed_codes(codes + 16));
+        *first = floats_of(codes_of(codes, 1));
+        *second = floats_of(codes_of(codes + 16, 1));
     } else if (format == INT4) { /* a byte has the codes of both halves */
         const char *codes = tile + pair * 32 + n * LANES;
-        const ints one = codes_of(codes), other = codes_of(codes + 16);
+        const ints one = codes_of(codes, 0), other = codes_of(codes + 16, 0);
         *first = floats_of(half ? (ints)(one >> 4) : (ints)(one & 15));
         *second = floats_of(half ? (ints)(other >> 4) : (ints)(other & 15));
     } else {

@@ -49,29 +49,6 @@ INLINE lanes wide_lanes(const bf16 *from) {
     return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
 }
 
-/* Bytes as integers. */
-INLINE ints signed_codes(const char *from) {
-#if LANES == 16
-    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
-#elif LANES == 8
-    return (ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
-#else
-    return (ints){(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
-#endif
-}
-
-INLINE ints codes_of(const char *from) {
-#if LANES == 16
-    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
-#elif LANES == 8
-    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
-#else
-    return (ints){(uint8_t)from[0], (uint8_t)from[1], (uint8_t)from[2], (uint8_t)from[3]};
-#endif
-}
-
-INLINE lanes floats_of(ints x) { return __builtin_convertvector(x, lanes); }
-
 /* As many vectors as one has numbers: rows become columns. Blocks of half the size are exchanged, then of a quarter. */
 #define EXCHANGE(X, SIZE, LOW, HIGH)                                                                                    \
     for (int at = 0; at < LANES; at++)                                                                                  \
