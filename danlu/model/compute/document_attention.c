@@ -119,43 +119,42 @@ INLINE void few_rows(FACTORS, const int is_added, const int rows, const int vect
         for (int n = 0; n < vectors; n++) *(lanes *)(c + row * c_stride + n * LANES) = sums[row][n];
 }
 
-/* Each in a function of its own, which keeps its sums in registers. */
-#define OWN(NAME, ROWS, WIDE, PAIRED)                                                                                  \
-    static __attribute__((noinline)) void NAME(FACTORS) { few_rows(OF_FACTORS, 0, ROWS, WIDE, PAIRED); }               \
-    static __attribute__((noinline)) void NAME##_added(FACTORS) { few_rows(OF_FACTORS, 1, ROWS, WIDE, PAIRED); }
+/* Each in a function of its own, which keeps its sums in registers: by rows (all, four, one) and vectors (four, two, one). */
 #define SOME (LINES > 4 ? 4 : 1)
-OWN(all_floats, LINES, VECTORS, 0)
-OWN(some_floats, SOME, VECTORS, 0)
-OWN(one_float, 1, 1, 0)
+#define OWN(NAME, ADDED, ROWS, WIDE, PAIRED)                                                                           \
+    static __attribute__((noinline)) void NAME(FACTORS) { few_rows(OF_FACTORS, ADDED, ROWS, WIDE, PAIRED); }
+#define OF_ROWS(NAME, ADDED, ROWS, PAIRED)                                                                             \
+    OWN(NAME##_four, ADDED, ROWS, VECTORS, PAIRED) OWN(NAME##_two, ADDED, ROWS, 2, PAIRED) OWN(NAME##_one, ADDED, ROWS, 1, PAIRED)
+typedef void Few(FACTORS);
+#define FORM(NAME, ADDED, PAIRED)                                                                                      \
+    OF_ROWS(NAME##_all, ADDED, LINES, PAIRED)                                                                          \
+    OF_ROWS(NAME##_some, ADDED, SOME, PAIRED)                                                                          \
+    OF_ROWS(NAME##_single, ADDED, 1, PAIRED)                                                                           \
+    static Few *const NAME[3][3] = {{NAME##_all_four, NAME##_all_two, NAME##_all_one},                                 \
+                                    {NAME##_some_four, NAME##_some_two, NAME##_some_one},                              \
+                                    {NAME##_single_four, NAME##_single_two, NAME##_single_one}};
+FORM(floats, 0, 0)
+FORM(floats_added, 1, 0)
 #if HAS_PAIRS
-OWN(all_pairs, LINES, VECTORS, 1)
-OWN(some_pairs, SOME, VECTORS, 1)
-OWN(one_pair, 1, 1, 1)
+FORM(pairs, 0, 1)
+FORM(pairs_added, 1, 1)
 #else
-#define all_pairs all_floats
-#define some_pairs some_floats
-#define one_pair one_float
-#define all_pairs_added all_floats_added
-#define some_pairs_added some_floats_added
-#define one_pair_added one_float_added
+#define pairs floats
+#define pairs_added floats_added
 #endif
-#define CHOSEN(PAIRS, FLOATS) (paired ? is_added ? PAIRS##_added : PAIRS : is_added ? FLOATS##_added : FLOATS)
 
 /* C (rows, columns) = A (rows, units) B (units, columns), added to what is there or not. Columns are a multiple of LANES. */
 INLINE void product(const unit *a, long a_stride, const unit *b, long b_stride, long units, float *c, long c_stride,
                     long rows, long columns, const int is_added, const int paired) {
-    for (long column = 0, wide; column < columns; column += wide) {
-        wide = columns - column >= PANEL ? PANEL : LANES;
+    Few *const(*const few)[3] = paired ? is_added ? pairs_added : pairs : is_added ? floats_added : floats;
+    for (long column = 0, vectors; column < columns; column += vectors * LANES) {
+        const long wide = (columns - column) / LANES;
+        vectors = wide >= VECTORS ? VECTORS : wide >= 2 ? 2 : 1;
         for (long row = 0, some; row < rows; row += some) {
-            some = wide < PANEL ? 1 : rows - row >= LINES ? LINES : rows - row >= SOME ? SOME : 1;
-            const unit *left = a + row * a_stride, *right = b + column;
-            float *to = c + row * c_stride + column;
-            if (wide < PANEL) CHOSEN(one_pair, one_float)(left, a_stride, right, b_stride, units, to, c_stride);
-            else if (some == LINES) CHOSEN(all_pairs, all_floats)(left, a_stride, right, b_stride, units, to, c_stride);
-            else if (some == SOME) CHOSEN(some_pairs, some_floats)(left, a_stride, right, b_stride, units, to, c_stride);
-            else
-                for (long n = 0; n < PANEL; n += LANES)
-                    CHOSEN(one_pair, one_float)(left, a_stride, right + n, b_stride, units, to + n, c_stride);
+            const long left = rows - row;
+            some = left >= LINES && left != 2 * SOME ? LINES : left >= SOME ? SOME : 1;
+            few[some == LINES ? 0 : some == SOME ? 1 : 2][vectors == VECTORS ? 0 : vectors == 2 ? 1 : 2](
+                a + row * a_stride, a_stride, b + column, b_stride, units, c + row * c_stride + column, c_stride);
         }
     }
 }
@@ -196,7 +195,7 @@ INLINE void pack_two(const float *first, const float *second, unit *to, long col
         }
 #endif
         *(lanes *)(to + d) = *(const lanes *)(first + d);
-        *(lanes *)(to + columns + d) = *(const lanes *)(second + d);
+        *(lanes *)(to + PANEL + d) = *(const lanes *)(second + d);
     }
 }
 
@@ -261,19 +260,20 @@ INLINE void forward(const Job *job, long document, long head, unit *scratch, con
     }
 }
 
-/* What a block of queries says of PANEL keys: shares and the gradients of scores, from both products; those that are not
+/* What a block of queries says of the keys from `key` on: shares and the gradients of scores, from both products; those that are not
  * seen are 0. */
 INLINE void pull(const Job *job, float *shares, float *grads, const float *logs, const float *means, long start, long end,
-                 long key, long length) {
-    const int is_whole = first_seen(job, end - 1) <= key && key + PANEL - 1 <= start && key + PANEL <= length;
+                 long key, long key_end, long length) {
+    const int is_whole = first_seen(job, end - 1) <= key && key_end - 1 <= start && key_end <= length;
+    const long wide = key_end - key;
     for (long query = start; query < end; query++, shares += PANEL, grads += PANEL) {
         const float log = logs[query], mean = means[query], scale = job->scale;
-        for (long at = 0; at < PANEL; at++) shares[at] = exponential(shares[at] * scale - log);
+        for (long at = 0; at < wide; at++) shares[at] = exponential(shares[at] * scale - log);
         if (!is_whole) {
             const long first = first_seen(job, query) - key, last = query - key;
-            for (long at = 0; at < PANEL; at++) shares[at] = at < first || at > last ? 0 : shares[at];
+            for (long at = 0; at < wide; at++) shares[at] = at < first || at > last ? 0 : shares[at];
         }
-        for (long at = 0; at < PANEL; at++) grads[at] = shares[at] == 0 ? 0 : shares[at] * (grads[at] - mean) * scale;
+        for (long at = 0; at < wide; at++) grads[at] = shares[at] == 0 ? 0 : shares[at] * (grads[at] - mean) * scale;
     }
 }
 
@@ -289,40 +289,41 @@ INLINE void put(const Job *job, float *all, long head, const int64_t *rows, cons
 INLINE void backward(const Job *job, long document, long head, unit *scratch, const int paired) {
     const int64_t *rows = job->rows + job->starts[document];
     const long length = job->starts[document + 1] - job->starts[document], own = job->own[document];
-    const long dim = job->dim, width = units_of(dim, paired), padded = up_to(length, BLOCK), across = units_of(padded, paired);
+    const long base = own / 2 * 2, span = up_to(length - base, LANES); /* places whose queries are held */
+    const long dim = job->dim, width = units_of(dim, paired), across = units_of(span, paired);
     const long kv_head = head / (job->heads / job->kv_heads), keys_across = units_of(PANEL, paired);
-    unit *queries = scratch, *queries_turned = queries + padded * dim, *pulls = queries_turned + padded * dim;
-    unit *pulls_turned = pulls + padded * dim, *between = pulls_turned + padded * dim;
-    float *of_queries = (float *)(between + padded * dim), *logs = of_queries + padded * dim, *means = logs + padded;
-    unit *keys = (unit *)(means + padded), *keys_turned = keys + PANEL * dim, *values_turned = keys_turned + PANEL * dim;
+    unit *queries = scratch, *queries_turned = queries + span * dim, *pulls = queries_turned + span * dim;
+    unit *pulls_turned = pulls + span * dim, *between = pulls_turned + span * dim;
+    float *of_queries = (float *)(between + span * dim), *logs = of_queries + span * dim, *means = logs + span;
+    unit *keys = (unit *)(means + span), *keys_turned = keys + PANEL * dim, *values_turned = keys_turned + PANEL * dim;
     unit *keys_beside = values_turned + PANEL * dim;
     float *of_keys = (float *)(keys_beside + PANEL * dim), *of_values = of_keys + PANEL * dim, *turned = of_values + PANEL * dim;
     float *shares = turned + PANEL * dim, *grads = shares + BLOCK * PANEL;
     unit *shares_beside = (unit *)(grads + BLOCK * PANEL), *grads_beside = shares_beside + BLOCK * PANEL;
     unit *grads_packed = grads_beside + BLOCK * PANEL;
     if (own >= length) return;
-    take(job, &job->q, head, rows, 0, length, padded, queries, paired);
-    turn(beside(queries, between, padded, dim, paired), dim, queries_turned, across, across, dim);
-    take(job, &job->grad, head, rows, 0, length, padded, pulls, paired);
-    if (own) memset(pulls, 0, own * width * sizeof *pulls); /* asked in another document */
-    turn(beside(pulls, between, padded, dim, paired), dim, pulls_turned, across, across, dim);
-    memset(of_queries, 0, padded * dim * sizeof *of_queries);
-    for (long at = 0; at < padded; at++) {
-        logs[at] = INFINITY; /* whose shares are 0 */
-        means[at] = 0;
+    take(job, &job->q, head, rows, base, length, base + span, queries, paired);
+    turn(beside(queries, between, span, dim, paired), dim, queries_turned, across, across, dim);
+    take(job, &job->grad, head, rows, base, length, base + span, pulls, paired);
+    memset(pulls, 0, (own - base) * width * sizeof *pulls); /* asked in another document */
+    turn(beside(pulls, between, span, dim, paired), dim, pulls_turned, across, across, dim);
+    memset(of_queries, 0, span * dim * sizeof *of_queries);
+    for (long at = base; at < base + span; at++) {
+        logs[at - base] = INFINITY; /* whose shares are 0 */
+        means[at - base] = 0;
         if (at < own || at >= length) continue;
-        logs[at] = job->logs[head * job->tokens + rows[at]];
+        logs[at - base] = job->logs[head * job->tokens + rows[at]];
         const char *out = row_of(&job->out, rows[at], head, job->is_wide), *grad = row_of(&job->grad, rows[at], head, job->is_wide);
         float sum = 0;
         if (job->is_wide)
             for (long d = 0; d < dim; d++) sum += ((const float *)out)[d] * ((const float *)grad)[d];
         else
             for (long d = 0; d < dim; d++) sum += wide(((const bf16 *)out)[d]) * wide(((const bf16 *)grad)[d]);
-        means[at] = sum;
+        means[at - base] = sum;
     }
     for (long key = 0; key < length; key += PANEL) {
         const long end = smaller(key + PANEL, length), last = last_seeing(job, end, length);
-        const long begin = larger(key, own) / BLOCK * BLOCK;
+        const long begin = base + (key > base ? (key - base) / BLOCK * BLOCK : 0), wide = up_to(end - key, LANES);
         if (begin >= last) continue;
         take(job, &job->v, kv_head, rows, key, end, key + PANEL, keys, paired);
         turn(keys, width, values_turned, PANEL, PANEL, width);
@@ -331,27 +332,28 @@ INLINE void backward(const Job *job, long document, long head, unit *scratch, co
         const unit *beside_each = beside(keys, keys_beside, PANEL, dim, paired);
         memset(of_keys, 0, 2 * PANEL * dim * sizeof *of_keys);
         for (long start = begin; start < last; start += BLOCK) {
-            const unit *block = queries + start * width, *pulled = pulls + start * width;
-            product(block, width, keys_turned, PANEL, width, shares, PANEL, BLOCK, PANEL, 0, paired);
-            product(pulled, width, values_turned, PANEL, width, grads, PANEL, BLOCK, PANEL, 0, paired);
-            pull(job, shares, grads, logs, means, start, start + BLOCK, key, length);
-            for (long row = 0; row < BLOCK; row += 2) {
+            const long high = smaller(BLOCK, base + span - start), place = start - base;
+            const long across_place = units_of(place, paired), units = units_of(high, paired);
+            product(queries + place * width, width, keys_turned, PANEL, width, shares, PANEL, high, wide, 0, paired);
+            product(pulls + place * width, width, values_turned, PANEL, width, grads, PANEL, high, wide, 0, paired);
+            pull(job, shares, grads, logs - base, means - base, start, start + high, key, key + wide, length);
+            for (long row = 0; row < high; row += 2) {
                 const long at = row * PANEL, to = units_of(row, paired) * PANEL;
-                pack_two(shares + at, shares + at + PANEL, shares_beside + to, PANEL, paired);
-                pack_two(grads + at, grads + at + PANEL, grads_beside + to, PANEL, paired);
+                pack_two(shares + at, shares + at + PANEL, shares_beside + to, wide, paired);
+                pack_two(grads + at, grads + at + PANEL, grads_beside + to, wide, paired);
             }
-            for (long row = 0; row < BLOCK; row++) pack(grads + row * PANEL, grads_packed + row * keys_across, PANEL, paired);
-            const long place = units_of(start, paired), units = units_of(BLOCK, paired);
-            product(pulls_turned + place, across, shares_beside, PANEL, units, of_values, PANEL, dim, PANEL, 1, paired);
-            product(queries_turned + place, across, grads_beside, PANEL, units, of_keys, PANEL, dim, PANEL, 1, paired);
-            product(grads_packed, keys_across, beside_each, dim, keys_across, of_queries + start * dim, dim, BLOCK, dim, 1, paired);
+            for (long row = 0; row < high; row++) pack(grads + row * PANEL, grads_packed + row * keys_across, wide, paired);
+            product(pulls_turned + across_place, across, shares_beside, PANEL, units, of_values, PANEL, dim, wide, 1, paired);
+            product(queries_turned + across_place, across, grads_beside, PANEL, units, of_keys, PANEL, dim, wide, 1, paired);
+            product(grads_packed, keys_across, beside_each, dim, units_of(wide, paired), of_queries + place * dim, dim, high, dim,
+                    1, paired);
         }
         put(job, job->of_keys, head, rows, of_keys, turned, key, end);
         put(job, job->of_values, head, rows, of_values, turned, key, end);
     }
     for (long at = own; at < length; at++)
         write_row((char *)row_of(&job->q, rows[at], head, job->is_wide) - (const char *)job->q.data + (char *)job->made,
-                  of_queries + at * dim, dim, 1, job->is_wide);
+                  of_queries + (at - base) * dim, dim, 1, job->is_wide);
 }
 
 /* Whether each document of each head was worked on. */
