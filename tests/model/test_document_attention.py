@@ -19,7 +19,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 def drawn(tokens, heads=4, kv_heads=2, dim=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(tokens, of, dim, generator=generator, dtype=torch.float64) for of in (heads, kv_heads, kv_heads)]
+    return [
+        torch.randn(tokens, of, dim, generator=generator, dtype=torch.float64) for of in (heads, kv_heads, kv_heads)
+    ]
 
 
 def with_gradients(form, given, documents, scoring, dtype, grad):

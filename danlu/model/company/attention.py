@@ -18,8 +18,8 @@ from danlu.model.company.documents import Documents, causal_sight
 from danlu.model.compute import document_attention as compiled
 from danlu.model.compute.kernels import apply
 
-# Where nothing is compiled: up to this many tokens a document, attention as batched products beats the flash kernel on a
-# CPU (its backward is slow for short rows); the score matrix is kept for the backward pass.
+# Where nothing is compiled: up to this many tokens a document, attention as batched products beats the flash kernel
+# on a CPU (its backward is slow for short rows); the score matrix is kept for the backward pass.
 SHORT_DOCUMENT = 512
 
 
@@ -140,7 +140,10 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
-        found, sight = compiled.document_attention(), compiled.Sight(scoring.scaling, scoring.window or 0, scoring.chunk or 0)
+        found, sight = (
+            compiled.document_attention(),
+            compiled.Sight(scoring.scaling, scoring.window or 0, scoring.chunk or 0),
+        )
         assert found is not None
         q, k, v = map(compiled.dense, (q, k, v))
         out, logs = found.forward(q, k, v, documents.places, sight)

@@ -53,8 +53,10 @@ class DocumentAttention:
 
     def __init__(self, functions: Any) -> None:
         rows = [POINTER, LONG, LONG]
-        sizes = 7 * [LONG] + [FLOAT]
-        self._forward = declared(functions.danlu_documents_forward, 3 * rows + 5 * [POINTER] + sizes + 2 * [INT], INT)
+        sizes = [*(7 * [LONG]), FLOAT]
+        self._forward = declared(
+            functions.danlu_documents_forward, [*(3 * rows), *(5 * [POINTER]), *sizes, INT, INT], INT
+        )
         self._backward = declared(
             functions.danlu_documents_backward,
             [*(3 * rows), POINTER, *rows, *(7 * [POINTER]), *sizes, *(3 * [INT])],
@@ -63,7 +65,7 @@ class DocumentAttention:
         self._threads = torch.get_num_threads()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, places: Places, sight: Sight) -> tuple[Tensor, Tensor]:
-        """(what the tokens take up, (tokens, heads, dim) contiguous; float32 (heads, tokens), which the way back needs).
+        """(what tokens take up, (tokens, heads, dim) contiguous; float32 (heads, tokens), which the way back needs).
 
         Args:
             q: (tokens, heads, dim); k, v: (tokens, kv_heads, dim); the numbers of a head lie together.
@@ -136,9 +138,9 @@ def _agrees(found: DocumentAttention) -> bool:
         wanted = wanted.transpose(0, 1)
         wanted_grads = torch.autograd.grad(wanted, leaves, grad)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
-        given = [x.to(dtype) for x in (q, k, v)]
-        out, logs = found.forward(*given, places, sight)
-        grads = found.backward(*given, out, logs, grad.to(dtype), places, sight)
+        query, key, value = (x.to(dtype) for x in (q, k, v))
+        out, logs = found.forward(query, key, value, places, sight)
+        grads = found.backward(query, key, value, out, logs, grad.to(dtype), places, sight)
         pairs = zip((out, *grads), (wanted.detach(), *wanted_grads), strict=True)
         if not all(bool((own.float() - other).norm() <= tolerance * other.norm()) for own, other in pairs):
             return False
