@@ -108,7 +108,7 @@ def main() -> None:
     lines += [
         "",
         f"The products of a pre-training step of {ROWS:,} tokens on SmolLM2-135M, forward and both ways back, take "
-        f"{seconds:.2f} s alone ({operations / seconds / 1e12:.2f} TFLOP/s; the largest product reaches {peak / 1e12:.2f}): "
+        f"{seconds:.2f} s alone ({operations / seconds / 1e12:.2f} TFLOP/s; a large one reaches {peak / 1e12:.2f}): "
         f"nothing trains faster here than {ROWS / seconds:,.0f} tokens/s.",
         "",
         f"{TOKENS:,} tokens, {HEADS} heads of {DIM} numbers, {KV_HEADS} of keys, bfloat16, forward and back; "
