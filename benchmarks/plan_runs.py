@@ -87,8 +87,8 @@ def measured(one: Asked) -> Row:
 def job(one: Asked, plan: dict[str, Any]) -> Job:
     """What the run foresaw, from what it kept of it."""
     base = Job(shape_of(one.model), "full" if one.method == "full" else "lora", program=DANLU_CPU)
-    return replace(base, batch=plan["batch"], length=plan["length"], adds_up=plan["adds_up"], flash=keeps_no_scores(plan["length"]),
-                   checkpointing=one.checkpointing, has_logits=one.kind != "reward")  # fmt: skip
+    return replace(base, batch=plan["batch"], length=plan["length"], adds_up=plan["adds_up"],
+                   flash=keeps_no_scores(plan["length"]), checkpointing=one.checkpointing, has_logits=one.kind != "reward")  # fmt: skip
 
 
 def keeps_no_scores(length: int) -> bool:
