@@ -87,8 +87,9 @@ def measured(one: Asked) -> Row:
 def job(one: Asked, plan: dict[str, Any]) -> Job:
     """What the run foresaw, from what it kept of it."""
     base = Job(shape_of(one.model), "full" if one.method == "full" else "lora", program=DANLU_CPU)
-    return replace(base, batch=plan["batch"], length=plan["length"], adds_up=plan["adds_up"],
-                   flash=keeps_no_scores(plan["length"]), checkpointing=one.checkpointing, has_logits=one.kind != "reward")  # fmt: skip
+    of_passes = {"batch": plan["batch"], "length": plan["length"], "adds_up": plan["adds_up"]}
+    flash, has_logits = keeps_no_scores(plan["length"]), one.kind != "reward"
+    return replace(base, **of_passes, flash=flash, checkpointing=one.checkpointing, has_logits=has_logits)
 
 
 def keeps_no_scores(length: int) -> bool:
