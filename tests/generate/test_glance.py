@@ -1,0 +1,62 @@
+"""Prompts that begin alike are read once, in waves, and what is seen after each is what a plain pass sees."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from danlu import Engine
+from danlu.generate.batch.prefix import BLOCK_TOKENS
+from danlu.generate.glance import stems
+from tiny import make_tiny_model
+
+RUBRIC = tuple(range(2 * BLOCK_TOKENS + 5))
+DOCUMENTS = [(*RUBRIC, mark, *range(3 * BLOCK_TOKENS)) for mark in (200, 201)]
+PROMPTS = [(*document, answer, answer + 1) for document in DOCUMENTS for answer in (210, 220, 230)]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    made = Engine(str(make_tiny_model(tmp_path_factory.mktemp("glance") / "m")), "float32")
+    yield made
+    made.close()
+
+
+def test_stems_are_what_prompts_have_in_common_in_whole_blocks():
+    first, second = stems(PROMPTS[::-1])
+    assert first == [RUBRIC[: 2 * BLOCK_TOKENS]]
+    assert sorted(second) == [document[: 5 * BLOCK_TOKENS] for document in DOCUMENTS]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [[], [RUBRIC], [(1, 2), (3, 4)], [(), ()], [RUBRIC[:31], RUBRIC[:31]], [RUBRIC, (9, *RUBRIC)]],
+    ids=["none", "one", "nothing in common", "empty", "less than a block", "alike but for the first"],
+)
+def test_no_stem_where_nothing_is_to_be_shared(prompts):
+    assert stems(prompts) == []
+
+
+def test_each_wave_goes_on_with_the_one_before():
+    chain = [RUBRIC[:1] * (BLOCK_TOKENS * size) for size in range(1, 60)]
+    waves = stems(chain)
+    assert [len(wave) for wave in waves] == [1] * 58, "equal beginnings, each a block longer"
+    assert all(one[0] == other[0][: len(one[0])] for one, other in pairwise(waves))
+
+
+def test_what_is_shared_is_read_once_in_any_order(engine):
+    read: list[int] = []
+    forward = engine.core._forward
+    engine.core._forward = lambda work: (read.append(len(work.token_ids)), forward(work))[1]
+    engine.next_logprobs(PROMPTS[::2] + PROMPTS[1::2], [1])
+    alone = sum(len(prompt) - 5 * BLOCK_TOKENS for prompt in PROMPTS)
+    assert sum(read) <= 8 * BLOCK_TOKENS + alone + len(stems(PROMPTS))
+
+
+def test_after_a_prompt_and_a_token_more(engine):
+    found = engine.next_logprobs(PROMPTS, [1, 2], then=7)
+    for prompt, seen in zip(PROMPTS, found, strict=True):
+        expected = engine.logits([*prompt, 7])[-2:].log_softmax(-1)[:, [1, 2]].double()
+        torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
