@@ -395,7 +395,7 @@ class Engine:
     ) -> list[torch.Tensor | DanluError]:
         """log p of each token of each continuation after its prompt, (tokens,) float64; an error in its place.
 
-        As `next_logprobs`, a step a token: fast where prompts are long and shared, and continuations short.
+        As `next_logprobs`; continuations are read as prompts are, many tokens in a pass.
         """
         for tokens in continuations:
             self._maker.check(tokens)

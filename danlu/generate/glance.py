@@ -20,6 +20,8 @@ from danlu.generate.batch.worker import Worker
 from danlu.generate.scores.logits import faulty_rows, log_softmax
 from danlu.generate.search.strategies import Hypothesis, Limits, Row, Step, Strategy
 
+_ROWS_AT_ONCE = 32  # of scores for a whole vocabulary, which become float32
+
 
 class Glance(Strategy):
     """Looks at scores and chooses nothing of its own.
@@ -72,21 +74,24 @@ class Next(Glance):
 
 
 class Told(Glance):
-    """log p of each token of a continuation, each after those before it."""
+    """log p of each token of a continuation, each after those before it. They are read as a prompt is, all at once."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        super().__init__(len(tokens))
-        self._tokens = tuple(tokens)
+        super().__init__(1)
+        self.tokens = tuple(tokens)
         self.logprobs = torch.zeros(len(tokens), dtype=torch.float64)
 
     def choose(self, scores: Tensor) -> Step:
-        made = self.made
-        token = self._tokens[made]
-        self.logprobs[made] = _logprobs(scores)[token]
-        if made + 1 == len(self._tokens):
-            return Step([], [])
-        self.sequences = [self._tokens[: made + 1]]
-        return Step([0], [token])
+        return Step([], [])  # there are no tokens to look at
+
+    def see(self, at: int, scores: Tensor) -> None:
+        for start in range(0, len(scores), _ROWS_AT_ONCE):
+            part = scores[start : start + _ROWS_AT_ONCE].float()
+            own = torch.tensor(self.tokens[at + start :][: len(part)], device=part.device)
+            total = part.logsumexp(1)
+            if not bool(total.isfinite().all()):  # as if one score is not a number, or all are minus infinity
+                raise FaultyScores
+            self.logprobs[at + start :][: len(part)] = (part.gather(1, own[:, None])[:, 0] - total).cpu()
 
 
 def _logprobs(scores: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ def looked(
     """
     jobs = [_Job(prompt, strategy, adapter) for prompt, strategy in zip(prompts, strategies, strict=True)]
     readable = [job for job in jobs if longest is None or job.tokens <= longest]
-    waves = [] if worker.core.prefixes is None else stems([job.request.prompt for job in readable])
+    waves = [] if worker.core.prefixes is None else stems([job.prompt for job in readable])
     ahead = [[_Job(stem, Stem(), adapter) for stem in wave] for wave in waves]
     begun: list[_Job] = []
     try:
@@ -165,10 +170,12 @@ class _Job:
     """
 
     def __init__(self, prompt: Sequence[int], strategy: Glance, adapter: str | None) -> None:
-        self.strategy = strategy
-        self.tokens = len(prompt) + strategy.max_new_tokens - 1
+        self.prompt, self.strategy = tuple(prompt), strategy
+        told = strategy.tokens if isinstance(strategy, Told) else ()
+        read = self.prompt + told[:-1]
+        self.tokens = len(read) + strategy.max_new_tokens - 1
         self.ended = queue.SimpleQueue[BaseException | None]()
         self.request = Request(
-            tuple(prompt), strategy, lambda scores: scores, on_end=self.ended.put, adapter=adapter
+            read, strategy, lambda scores: scores, on_end=self.ended.put, adapter=adapter, looks=len(told)
         )
         self.error: BaseException | None = None

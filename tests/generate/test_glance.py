@@ -10,6 +10,8 @@ import torch
 from danlu import Engine
 from danlu.generate.batch.prefix import BLOCK_TOKENS
 from danlu.generate.glance import stems
+from danlu.model.company.company import Side
+from danlu.model.company.documents import documents_of
 from tiny import make_tiny_model
 
 RUBRIC = tuple(range(2 * BLOCK_TOKENS + 5))
@@ -19,7 +21,8 @@ PROMPTS = [(*document, answer, answer + 1) for document in DOCUMENTS for answer 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    made = Engine(str(make_tiny_model(tmp_path_factory.mktemp("glance") / "m")), "float32")
+    directory = make_tiny_model(tmp_path_factory.mktemp("glance") / "m", changes={"max_position_embeddings": 2048})
+    made = Engine(str(directory), "float32")
     yield made
     made.close()
 
@@ -60,3 +63,30 @@ def test_after_a_prompt_and_a_token_more(engine):
     for prompt, seen in zip(PROMPTS, found, strict=True):
         expected = engine.logits([*prompt, 7])[-2:].log_softmax(-1)[:, [1, 2]].double()
         torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_continuations_longer_than_a_step_beside_short_and_empty_ones(engine):
+    asked = [PROMPTS[0], PROMPTS[1], PROMPTS[1], (5, 6)]
+    said = [[*range(300)] * 4, [8], [], [*range(40)]]
+    found = engine.continuation_logprobs(asked, said)
+    for prompt, own, seen in zip(asked, said, found, strict=True):
+        logprobs = engine.logits([*prompt, *own])[len(prompt) - 1 : -1].log_softmax(-1).double()
+        torch.testing.assert_close(seen, logprobs[range(len(own)), own], rtol=1e-4, atol=1e-4)
+
+
+def test_continuations_of_a_model_that_reads_each_text_alone(engine, monkeypatch):
+    asked, said = PROMPTS[:2], [[8, 9, 10], [11]]
+    expected = engine.continuation_logprobs(asked, said)
+    monkeypatch.setattr(engine.core, "why_alone", "it is told to")
+    monkeypatch.setattr(engine.core.scheduler, "prefixes", None)
+
+    def alone(tokens, kept, step):
+        return engine.core.decoder(tokens, torch.arange(len(tokens)), documents(len(tokens)), kept, step)
+
+    monkeypatch.setattr(engine.core, "alone", alone, raising=False)
+    for one, other in zip(engine.continuation_logprobs(asked, said), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def documents(count):
+    return Side(documents_of((count,), "cpu"))
