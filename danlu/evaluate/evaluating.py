@@ -130,4 +130,4 @@ def _judgement(
 def _overlaps(row: Row | FaultyRow) -> dict[str, float]:
     if isinstance(row, FaultyRow) or row.answer is None:
         return {}
-    return baseline(row.answer, row.given("truth"), row.given("context"))
+    return baseline(row.answer, row.true_answers, row.given("context"))

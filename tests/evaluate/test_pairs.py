@@ -78,6 +78,7 @@ def test_what_rows_teach(tmp_path):
         ("Good.", "One.", 4.25),
         ("Good.", "Two.", 4.25),
     ]
+    assert [one.by_people for one in lessons(options, 0)] == [True, False, False, True, True]
     assert shares_of(4.25, (1, 5)) == (0, 0, 0, 0.75, 0.25)
     assert shares_of(5, (1, 5)) == (0, 0, 0, 0, 1)
     rows[0]["label"] = "maybe"
@@ -88,7 +89,7 @@ def test_what_rows_teach(tmp_path):
 def test_without_data_a_glossary_is_learnt():
     found = list(lessons(PairOptions(from_context=2), 0))
     assert len(found) > 100
-    assert {score for *_, score, _ in found} == {1.0, 5.0}
+    assert {one.score for one in found} == {1.0, 5.0}
 
 
 def test_sides_of_a_row():
@@ -193,6 +194,8 @@ def test_it_learns_and_is_read_as_it_was_written(trained):
     row = Row("1", "f:1", "Red. Blue.", context="thing 5 is red")
     (reading,) = judge.read(RUBRIC, [row])
     assert sum(reading.masses) == pytest.approx(1)
+    low, high = reading.interval
+    assert 1 <= low < high <= 5
     assert len(judge.shares([row])[0]) == 2
     (figures,) = judge.figures([row])
     assert figures["pair_least"] <= figures["pair"]
