@@ -119,6 +119,8 @@ class OrdinalHead(Head):
         scores: how many.
     """
 
+    model: Any
+
     def __init__(self, model: Any, scores: int, seed: int = 0) -> None:
         super().__init__()
         self.model = model

@@ -129,7 +129,7 @@ def save(head: Head, tokenizer: Any, about: About, folder: Path) -> None:
 
     if isinstance(head, PairHead):
         head.encoder.save_pretrained(folder)
-    else:
+    elif isinstance(head, OrdinalHead):
         head.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     save_file(head.tensors(), folder / HEAD)

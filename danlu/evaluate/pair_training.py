@@ -26,7 +26,7 @@ from danlu.device import Device
 from danlu.errors import DataError
 from danlu.evaluate import pair_head
 from danlu.evaluate.fitting import error_of
-from danlu.evaluate.heads import Head, PairHead
+from danlu.evaluate.heads import Head, OrdinalHead, PairHead
 from danlu.evaluate.pair_head import About, Pairs
 from danlu.evaluate.pair_judge import sides
 from danlu.evaluate.perturb import wrong_answers
@@ -179,6 +179,7 @@ def _longest(head: Head) -> int | None:
     """Tokens of the longest pair that it reads; None where its configuration does not say."""
     if isinstance(head, PairHead):
         return int(head.encoder.config.max_position_embeddings) - 2  # RoBERTa counts two before the first
+    assert isinstance(head, OrdinalHead)
     return getattr(head.model.config.get_text_config(), "max_position_embeddings", None)
 
 

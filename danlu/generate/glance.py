@@ -149,9 +149,10 @@ def looked(
             for job in wave:
                 worker.submit(job.request)
             for job in wave:
-                job.error = worker.next_of(job.ended)
-                if job.error is not None and not isinstance(job.error, DanluError):
-                    raise job.error
+                error = worker.next_of(job.ended)
+                if error is not None and not isinstance(error, DanluError):
+                    raise error
+                job.error = error
     except BaseException:
         for job in begun:
             worker.cancel(job.request)
@@ -179,4 +180,4 @@ class _Job:
         self.request = Request(
             read, strategy, lambda scores: scores, on_end=self.ended.put, adapter=adapter, looks=len(told)
         )
-        self.error: BaseException | None = None
+        self.error: DanluError | None = None
