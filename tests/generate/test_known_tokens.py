@@ -90,3 +90,14 @@ def test_continuations_of_a_model_that_reads_each_text_alone(engine, monkeypatch
 
 def documents(count):
     return Side(documents_of((count,), "cpu"))
+
+
+def test_what_is_seen_does_not_depend_on_who_is_beside(engine):
+    if engine.core.why_varies:
+        pytest.skip(engine.core.why_varies)
+    together = engine.next_logprobs(PROMPTS, [1, 2], then=7)
+    said = [[*range(at + 3)] for at in range(len(PROMPTS))]
+    told = engine.continuation_logprobs(PROMPTS, said)
+    for at, prompt in enumerate(PROMPTS):
+        assert torch.equal(engine.next_logprobs([prompt], [1, 2], then=7)[0], together[at])
+        assert torch.equal(engine.continuation_logprobs([prompt], [said[at]])[0], told[at])
