@@ -16,7 +16,7 @@
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
-#   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
+#   make bench-recall where-clauses beside DuckDB, Polars, ClickHouse and CRoaring; ROWS=100000000
 #   make bench-recall-growth  10^6 to 10^8 rows, and 64 readers beside a writer
 #   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages

@@ -17,6 +17,7 @@ from danlu.recall.columns.ids import Ids, again
 from danlu.recall.columns.texts import Texts
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
+from danlu.recall.rows.bits import SPARSE
 from danlu.recall.rows.kernels import answered, kernels
 from danlu.recall.rows.tree import Question
 
@@ -290,6 +291,10 @@ def test_sets_that_do_not_fit_together_are_not_followed(tmp_path):
         "kinds": lambda sets: sets._kinds.__setitem__((0, 0), 9),
         "offsets": lambda sets: sets._offsets.__setitem__((3, 0), 10**9),
         "counts": lambda sets: sets._counts.__setitem__((5, 0), -1),
+        "longer than a list can be": lambda sets: (
+            sets._kinds.__setitem__((0, 0), SPARSE),
+            sets._counts.__setitem__((0, 0), 100),
+        ),
     }
     for name, spoil in wrong.items():
         sets = column.made_index(8.0).sets
