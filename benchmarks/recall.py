@@ -6,9 +6,9 @@
 
 The table is persons: id, sex, age (0 to 99), city (340 values, some common), the day of registration (3,650) and 20
 tags that 30 % down to 0.1 % of the rows have. Each side reads the same Parquet file into the form that it is fastest in
-(a collection, a native table, a frame or bitmaps in memory), in a process of its own, and answers the same questions with the same
-counts, or the run fails. Times are the best of so many, in milliseconds; "from disk" is the first answer after the
-files were dropped from memory. --plain adds Danlu without its compiled functions.
+(a collection, a native table, a frame or bitmaps in memory), in a process of its own, and answers the same questions
+with the same counts, or the run fails. Times are the best of so many, in milliseconds; "from disk" is the first answer
+after the files were dropped from memory. --plain adds Danlu without its compiled functions.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ QUESTIONS = {
     "and (age < 60 or city in ('city 5', 'city 9'))",
 }
 SIDES = {
-    "danlu": "Danlu", "plain": "Danlu, no compiler", "duckdb": "DuckDB", "polars": "Polars", "chdb": "ClickHouse (chdb)",
-    "croaring": "CRoaring (pyroaring)",
+    "danlu": "Danlu", "plain": "Danlu, no compiler", "duckdb": "DuckDB", "polars": "Polars",
+    "chdb": "ClickHouse (chdb)", "croaring": "CRoaring (pyroaring)",
 }  # fmt: skip
 
 

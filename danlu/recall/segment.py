@@ -16,7 +16,6 @@ from danlu.errors import DataError
 from danlu.recall.columns import encoding
 from danlu.recall.columns.asked import OneOf, Value
 from danlu.recall.columns.base import Column as StoredColumn
-from danlu.recall.columns.base import member
 from danlu.recall.columns.forms import Index
 from danlu.recall.columns.ids import IdColumn, Ids
 from danlu.recall.columns.sets import Sets
@@ -26,7 +25,7 @@ from danlu.recall.derived import DERIVED, derived_file, derived_files
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, Damaged
 from danlu.recall.manifest import IDS, Column, Segment, column_file, index_file
-from danlu.recall.rows.bits import FULL, Array, Bits
+from danlu.recall.rows.bits import FULL, Array, Bits, member
 from danlu.recall.rows.tree import And, Not, Tree
 from danlu.recall.where import Atom
 
