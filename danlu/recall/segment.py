@@ -190,6 +190,8 @@ def _index(column: StoredColumn, bytes_per_row: float) -> Index:
 
 def ids_at(segments: Sequence[OpenSegment], starts: Sequence[int], rows: Array) -> list[Any]:
     """The ids of these row numbers, in their order; numbers of segments begin at `starts`."""
+    if len(segments) == 1:
+        return _listed(segments[0].id_column.taken(rows)[0])
     owners = (np.searchsorted(starts, rows, side="right") - 1).tolist()
     places = rows.tolist()
     columns = {owner: segments[owner].id_column for owner in set(owners)}
@@ -197,8 +199,12 @@ def ids_at(segments: Sequence[OpenSegment], starts: Sequence[int], rows: Array) 
     for owner, column in columns.items():
         here = [row for row, its in zip(places, owners, strict=True) if its == owner]
         values, _ = column.taken(np.array(here, np.int64) - starts[owner])
-        made.update(zip(here, values.tolist() if isinstance(values, np.ndarray) else values, strict=True))
+        made.update(zip(here, _listed(values), strict=True))
     return [made[row] for row in places]
+
+
+def _listed(values: Array | list[Any]) -> list[Any]:
+    return values.tolist() if isinstance(values, np.ndarray) else values
 
 
 def checked_ids(name: str, column: IdColumn, ids: Sequence[Any] | Array) -> Array | Texts:

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define SHARD_ROWS (1L << 20)
-#define WINDOW (1L << 12)
+#define WINDOW (1L << 13)
 #define WINDOW_WORDS (WINDOW / 64)
 #define BLOCK 128
 /* Entries that are compared with a row at once. */
