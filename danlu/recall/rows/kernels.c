@@ -359,3 +359,8 @@ void danlu_hashes(const int64_t *offsets, const uint8_t *bytes, long count, uint
         out[i] = sum ^ sum >> 32;
     }
 }
+
+/* Places of numbers in their order, equal ones in theirs; `next` is where those of each number begin, and is moved on. */
+void danlu_sorted(const int32_t *numbers, long count, int64_t *next, int64_t *out) {
+    for (long i = 0; i < count; i++) out[next[numbers[i]]++] = i;
+}
