@@ -26,8 +26,8 @@ _QUERIES = 256
 _REGIONS = 16
 _SEED = 21
 # What is aimed at lies above what is wanted, since the queries are a sample; a region may fall so far below it.
-_MARGIN = 0.04
-_BELOW = 0.04
+_MARGIN = 0.03
+_BELOW = 0.015
 # The reach is sought between nothing and this, halving so many times.
 _MOST_REACH = 2.0
 _HALVINGS = 7
