@@ -16,11 +16,12 @@
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
-#   make bench-recall where-clauses beside DuckDB and Polars; ROWS=100000000
+#   make bench-recall where-clauses beside DuckDB, Polars, ClickHouse and CRoaring; ROWS=100000000
 #   make bench-recall-growth  10^6 to 10^8 rows, and 64 readers beside a writer
 #   make bench-behaviour  neighbours of items beside LibRecommender, implicit and similaripy; EVENTS=10000000
 #   make bench-words  keywords beside bm25s and tantivy   make bench-passages CMRC=FILE  Chinese questions -> passages
 #   make bench-recall-vectors  nearest vectors under filters beside faiss, usearch, hnswlib and zvec; ROWS=1000000
+#   make bench-adult ADULT=FILE  real persons: clauses counted beside SQLite, and a profile
 #   make bench-pages  first paint and size of the pages
 #   make bench-memory memory of a server, round after round
 #   make bench-furnace  the recipes furnace and recall-demo, whole, and what each step gained
@@ -43,7 +44,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
 	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
-	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
+	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-adult bench-passages \
 	bench-behaviour bench-judge bench-hostile bench-pages bench-furnace clean
 .DEFAULT_GOAL := test
 
@@ -150,6 +151,9 @@ bench-words: $(INSTALLED)
 
 bench-passages: $(INSTALLED)
 	$(BIN)/python benchmarks/recall_passages.py $(CMRC) $(WRITE)
+
+bench-adult: $(INSTALLED)
+	$(BIN)/python benchmarks/recall_adult.py $(ADULT) $(WRITE)
 
 bench-recall-vectors: $(INSTALLED)
 	benchmarks/peers.sh recall-vectors

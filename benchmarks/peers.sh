@@ -33,7 +33,7 @@ for peer in "$@"; do
         CMAKE_ARGS="$off-DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" make_peer llama-cpp-avx2 --no-cache-dir "llama-cpp-python==0.3.36"
         ;;
     xllamacpp) make_peer xllamacpp "xllamacpp==2026.10.11549" "$(pin numpy)" ;; # llama.cpp that is compiled already
-    recall) make_peer recall "duckdb==2.0.1" "polars==2.1.0" ;;
+    recall) make_peer recall "duckdb==2.0.1" "polars==2.1.0" "chdb==4.4.0" "pyroaring==1.2.0" "$(pin pyarrow)" ;;
     behaviour) make_peer behaviour "implicit==0.7.3" "similaripy==0.7.0" "recfarm==0.2.1" ;;
     words) make_peer words "bm25s==0.3.16" "tantivy==0.27.0" "numba==0.68.1" "rjieba==0.2.2" "$(pin pyarrow)" ;;
     recall-vectors) make_peer recall-vectors "faiss-cpu==1.15.1" "usearch==2.26.6" "hnswlib==0.8.0" "zvec==0.8.0" numpy ;;

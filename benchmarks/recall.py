@@ -1,14 +1,14 @@
-"""Rows that qualify out of 10^6, 10^7 or 10^8: build, open, where-clauses; beside DuckDB and Polars in the same run.
+"""Rows that qualify out of 10^6, 10^7 or 10^8: build, open, where-clauses; beside four others in the same run.
 
     make bench-recall                             (10^6 rows; a minute)
-    make bench-recall ROWS=100000000 WRITE=--write  (20 GB of disk, 16 GiB of memory for Polars; ten minutes)
+    make bench-recall ROWS=100000000 WRITE=--write  (20 GB of disk, 16 GiB of memory for Polars; twenty minutes)
     .venv/bin/python benchmarks/recall.py --rows 1000000 --peers duckdb polars --plain
 
 The table is persons: id, sex, age (0 to 99), city (340 values, some common), the day of registration (3,650) and 20
 tags that 30 % down to 0.1 % of the rows have. Each side reads the same Parquet file into the form that it is fastest in
-(a collection, a native table, a frame in memory), in a process of its own, and answers the same questions with the same
-counts, or the run fails. Times are the best of so many, in milliseconds; "from disk" is the first answer after the
-files were dropped from memory. --plain adds Danlu without its compiled functions.
+(a collection, a native table, a frame or bitmaps in memory), in a process of its own, and answers the same questions
+with the same counts, or the run fails. Times are the best of so many, in milliseconds; "from disk" is the first answer
+after the files were dropped from memory. --plain adds Danlu without its compiled functions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ QUESTIONS = {
     "six conditions": "(sex = 'F' or age between 18 and 30) and not city = 'city 3' and registered >= 17500 "
     "and (age < 60 or city in ('city 5', 'city 9'))",
 }
-SIDES = {"danlu": "Danlu", "plain": "Danlu, no compiler", "duckdb": "DuckDB", "polars": "Polars"}
+SIDES = {
+    "danlu": "Danlu", "plain": "Danlu, no compiler", "duckdb": "DuckDB", "polars": "Polars",
+    "chdb": "ClickHouse (chdb)", "croaring": "CRoaring (pyroaring)",
+}  # fmt: skip
 
 
 def write(path: Path, rows: int) -> None:
@@ -142,14 +145,16 @@ def lines(found: dict[str, dict[str, Any]], rows: int, label: dict[str, str]) ->
 
 
 def _figure(value: float | None, scale: float) -> str:
-    return "–" if value is None else f"{value * scale:,.2f}"
+    if value is None:
+        return "–"
+    return f"{value * scale:,.2f}" if value * scale >= 0.1 else f"{value * scale:.2g}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers", nargs="*", default=["duckdb", "polars"])
+    parser.add_argument("--peers", nargs="*", default=["duckdb", "polars", "chdb", "croaring"])
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the table and the collections are put; temporary without it")
     parser.add_argument("--write", action="store_true", help="put the table into the guide to recall")

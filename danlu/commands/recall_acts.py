@@ -162,7 +162,7 @@ def measure(
     k
         how many answers are looked at; 10 without it
     channels
-        the channels to measure; without it all
+        the channels to measure; without it all but towers, which are trained anew on the events that are not held out
     split
         which events are held out: the last of each user, the latest of all by time, or both in turn, as without it
     share

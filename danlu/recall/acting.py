@@ -22,7 +22,8 @@ from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
 from danlu.recall.manifest import DATA, Folder, Manifest
 from danlu.recall.opened import Opened
-from danlu.recall.rows.bits import Array
+from danlu.recall.rows.bits import Array, Bits
+from danlu.recall.rowset import RowSet
 
 if TYPE_CHECKING:
     from danlu.recall.behaviour.events import Events
@@ -84,6 +85,7 @@ class Behaviour:
     ) -> None:
         self._opened, self._acts, self._say, self._another = opened, acts, say, another
         self._models: dict[str, Model] = {}
+        self._allowed: tuple[tuple[Bits, ...], Array] | None = None
 
     @cached_property
     def events(self) -> Events:
@@ -187,16 +189,15 @@ class Behaviour:
         items = self.events.item_names.find(ids)
         return items[items >= 0].astype(np.int32)
 
-    def allowed(self, is_allowed: Callable[[Array], Array]) -> Array:
-        """uint8 an item: whether the collection has it, and its row may be given.
-
-        Args:
-            is_allowed: of rows (int64), a flag each.
-        """
-        there = np.flatnonzero(self.item_rows >= 0)
-        flags = np.zeros(len(self.item_rows), np.uint8)
-        flags[there] = is_allowed(self.item_rows[there])
-        return flags
+    def allowed(self, rows: RowSet) -> Array:
+        """uint8 an item: whether the collection has it, and its row is in the set. Kept for the set asked for last."""
+        last = self._allowed
+        if last is None or last[0] is not rows.parts:
+            there = np.flatnonzero(self.item_rows >= 0)
+            flags = np.zeros(len(self.item_rows), np.uint8)
+            flags[there] = rows.has(self.item_rows[there])
+            self._allowed = last = (rows.parts, flags)
+        return last[1]
 
 
 def learnt_of(

@@ -14,7 +14,7 @@ from danlu.errors import ConfigError, nearest
 from danlu.recall.channels import base
 from danlu.recall.channels.base import Channel, found_all
 from danlu.recall.fusing import Fused, Place, check, fused, places_of, ranks, tuned
-from danlu.recall.query import Found, Fuse, Query
+from danlu.recall.query import Found, FoundAll, Fuse, Query
 from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
 from danlu.recall.segment import ids_at
@@ -99,6 +99,41 @@ class Candidates(Sequence[Candidate]):
         return iter(self.found)
 
 
+class _Together:
+    """Queries that want as many rows, fused alike, and that one channel alone has answered: its order is theirs."""
+
+    def __init__(self, opened: Opened, name: str, found: FoundAll, query: Query, among: int, begun: float) -> None:
+        self.name, self.found, self.how, self.top, self.among = name, found, query.fuse, query.top, among
+        sizes = np.minimum(found.sizes, query.top)
+        there = np.arange(min(query.top, found.rows.shape[1])) < sizes[:, None]
+        self.ids = ids_at(opened.segments, opened.snapshot.starts, found.rows[:, : query.top][there])
+        self.cuts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]).tolist()
+        self.seconds = {name: (perf_counter() - begun) / max(len(sizes), 1)}
+
+
+class _OneOf(Candidates):
+    """What was found for one of many, cut out when it is asked for."""
+
+    def __init__(self, together: _Together, at: int) -> None:
+        self._of, self._at = together, at
+
+    ids = cached_property(lambda self: self._of.ids[self._of.cuts[self._at] : self._of.cuts[self._at + 1]])
+    rows = cached_property(lambda self: self._of.found.rows[self._at, : len(self.ids)])
+    scores = cached_property(lambda self: ranks(self._lists, self._of.how, self._of.top)[1])
+    among = property(lambda self: self._of.among)
+    seconds = property(lambda self: self._of.seconds)
+
+    @property
+    def _lists(self) -> dict[str, Found]:
+        return {self._of.name: self._of.found[self._at]}
+
+    def _places(self) -> Sequence[dict[str, Place]]:
+        return places_of(self._lists, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 def recall(opened: Opened, query: Query) -> Candidates:
     """Where channels have to be asked for more rows, what was first stays first: asking for more results adds to them.
 
@@ -141,7 +176,11 @@ def recall_all(opened: Opened, queries: Sequence[Query]) -> list[Candidates]:
 def _together(opened: Opened, queries: Sequence[Query], rows: RowSet, depth: int) -> list[Candidates]:
     """Of queries for the same rows, whose channels are asked for so many each."""
     begun = perf_counter()
-    lists = asked_all(opened, queries, rows, depth)
+    answers = _answers(opened, queries, rows, depth)
+    if (alone := _alone(answers, queries)) is not None:
+        together = _Together(opened, *alone, queries[0], len(rows), begun)
+        return [_OneOf(together, at) for at in range(len(queries))]
+    lists = _lists(opened, queries, answers)
     ranked = [ranks(found, query.fuse, query.top) for found, query in zip(lists, queries, strict=True)]
     numbers = np.concatenate([np.empty(0, np.int64), *(one for one, _ in ranked)])
     ids, among = ids_at(opened.segments, opened.snapshot.starts, numbers), len(rows)
@@ -157,6 +196,16 @@ def _together(opened: Opened, queries: Sequence[Query], rows: RowSet, depth: int
             made.append(Candidates(ids[start:stop], own, scores, places, among, dict.fromkeys(found, seconds)))
         start = stop
     return made
+
+
+def _alone(answers: Mapping[str, Sequence[Found | None]], queries: Sequence[Query]) -> tuple[str, FoundAll] | None:
+    """The one channel that has answered, where its order is that of all the results."""
+    how, top = queries[0].fuse, queries[0].top
+    if len(answers) != 1 or how.weights or how.quotas or how.distinct is not None or top > how.depth:
+        return None
+    ((name, found),) = answers.items()
+    alike = isinstance(found, FoundAll) and all(query.fuse is how and query.top == top for query in queries)
+    return (name, found) if alike and isinstance(found, FoundAll) else None
 
 
 def _are_all(lists: Mapping[str, Found], depth: int) -> bool:
@@ -181,11 +230,26 @@ def asked(
 
 def asked_all(opened: Opened, queries: Sequence[Query], rows: RowSet, depth: int) -> list[dict[str, Found]]:
     """`asked` of each, of queries that name the same channels."""
+    return _lists(opened, queries, _answers(opened, queries, rows, depth))
+
+
+def _answers(opened: Opened, queries: Sequence[Query], rows: RowSet, depth: int) -> dict[str, Sequence[Found | None]]:
+    """Channel -> what it finds for each query, of those that have any answer."""
+    found = {name: found_all(opened.channels[name], queries, rows, depth) for name in _names(opened, queries[0])}
+    return {
+        name: own for name, own in found.items() if isinstance(own, FoundAll) or any(one is not None for one in own)
+    }
+
+
+def _lists(
+    opened: Opened, queries: Sequence[Query], answers: Mapping[str, Sequence[Found | None]]
+) -> list[dict[str, Found]]:
+    """Of each query channel -> what it finds. Raises ConfigError if it asks none."""
     lists: list[dict[str, Found]] = [{} for _ in queries]
-    for name in _names(opened, queries[0]):
-        for own, found in zip(lists, found_all(opened.channels[name], queries, rows, depth), strict=True):
-            if found is not None:
-                own[name] = found
+    for name, found in answers.items():
+        for own, one in zip(lists, found, strict=True):
+            if one is not None:
+                own[name] = one
     return [_checked(opened, query, own) for query, own in zip(queries, lists, strict=True)]
 
 

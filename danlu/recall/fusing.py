@@ -49,6 +49,9 @@ def fused(lists: Mapping[str, Found], how: Fuse, top: int) -> list[Fused]:
 
 def ranks(lists: Mapping[str, Found], how: Fuse, top: int) -> tuple[Array, Array]:
     """(int64 rows, float64 scores) of `fused`, without quotas."""
+    if len(lists) == 1 and not how.weights:
+        (found,) = lists.values()
+        return found.rows[:top], _gains(found, how)[:top]
     rows, scores = _added(_asked(lists, how), how)
     return rows[:top], scores[:top]
 

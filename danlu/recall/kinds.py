@@ -6,7 +6,6 @@ how columns are kept.
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -51,14 +50,7 @@ def _typed(kind: Kind, value: Any) -> Value | None:
         return _moment(kind, value) if isinstance(value, str) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if kind == "integer" else _real(value)
-
-
-def _real(value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+    return value
 
 
 def _moment(kind: Kind, text: str) -> int | None:

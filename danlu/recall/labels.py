@@ -8,7 +8,7 @@ A line of a .jsonl file is one of them; `query` has the fields of a Query, `rele
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from danlu.errors import ConfigError, DataError, nearest
+from danlu.recall.acting import TOWERS
 from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.behaviour.options import BehaviourOptions
 from danlu.recall.behaviour.plain import Top
@@ -179,15 +180,20 @@ def measure_events(
     """Name of a split -> what was measured of each channel that learns from events, on events that it has not seen.
 
     Args:
-        channels: those to measure; without it all that were learnt. split: which events are held out: the last of each
-            user, the latest of all, or both in turn. share: of all, those held out by time; 0.1 without it.
+        channels: those to measure; without it all that were learnt when events were stored. `towers` among them are
+            trained anew on what each split knows, as those of the collection were.
+        split: which events are held out: the last of each user, the latest of all, or both in turn.
+        share: of all, those held out by time; 0.1 without it.
 
     Raises ConfigError for what has no effect, DataError where nothing is to be found.
     """
     behaviour = opened.behaviour
     events, options = behaviour.events, behaviour.options
+    more: dict[str, Callable[[Matrix], Ask]] = {}
     if channels is not None:
-        options = BehaviourOptions(**{**options.model_dump(), "channels": tuple(channels)})
+        learnt = tuple(name for name in channels if name != TOWERS)
+        options = BehaviourOptions(**{**options.model_dump(), "channels": learnt})
+        more = {TOWERS: _towers_of(opened)} if TOWERS in channels else {}
     if share is not None and split == "last":
         raise ConfigError("--share has no effect with --split last", fix="leave it out")
     if split == "time" and not events.is_timed:
@@ -195,7 +201,16 @@ def measure_events(
     splits = [] if split == "time" else [leave_one_out(behaviour.histories)]
     if split != "last" and events.is_timed:
         splits.append(by_time(behaviour.histories, 0.1 if share is None else share))
-    return {one.name: held_out(one, options, ks, is_timed=events.is_timed, together=_together) for one in splits}
+    timed = events.is_timed
+    return {one.name: held_out(one, options, ks, is_timed=timed, more=more, together=_together) for one in splits}
+
+
+def _towers_of(opened: Collection) -> Callable[[Matrix], Ask]:
+    from danlu.device import read_device
+    from danlu.recall.teaching import taught_again  # torch
+
+    device = read_device()
+    return lambda users: taught_again(opened, users, device)
 
 
 def _together(tops: dict[str, Top], n: int) -> Top:

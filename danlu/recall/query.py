@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 from pydantic import Field, model_validator
 
@@ -111,3 +111,29 @@ class Found:
     rows: Array
     scores: Array
     least: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FoundAll(Sequence[Found]):
+    """What a channel gives for many queries, each cut out when it is asked for.
+
+    Attributes:
+        rows: (queries, k) int64. scores: (queries, k) float64. sizes: of each query, how many of them count.
+    """
+
+    rows: Array
+    scores: Array
+    sizes: list[int]
+    least: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, at: int) -> Found: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Found]: ...
+    def __getitem__(self, at: int | slice) -> Found | Sequence[Found]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        return Found(self.rows[at, : self.sizes[at]], self.scores[at, : self.sizes[at]], self.least)

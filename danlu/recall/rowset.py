@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 
 from danlu.errors import DataError
-from danlu.recall.rows.bits import EMPTY, SHARD_ROWS, Array, Bits, shards_of
+from danlu.recall.rows.bits import EMPTY, SHARD_ROWS, Array, Bits, member, shards_of
 from danlu.recall.rows.kernels import answered, kernels
 from danlu.recall.rows.tree import And, Not, Or, Question, Tree
 
@@ -85,6 +85,15 @@ class RowSet:
         found = kernels().places(self.parts[at], shard, shard + 1, SHARD_ROWS)
         place = int(np.searchsorted(found, inside))
         return place < len(found) and int(found[place]) == inside
+
+    def has(self, rows: Array) -> Array:
+        """Whether each of these row numbers (int64), which some rows have, is in the set."""
+        flags = np.zeros(len(rows), np.bool_)
+        owners = np.searchsorted(self.snapshot.starts, rows, side="right") - 1
+        for at in np.flatnonzero(np.bincount(owners, minlength=len(self.parts))).tolist():
+            here = owners == at
+            flags[here] = member(self.parts[at], rows[here] - self.snapshot.starts[at])
+        return flags
 
     def __iter__(self) -> Iterator[int]:
         for rows in self.chunks():

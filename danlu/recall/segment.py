@@ -16,7 +16,6 @@ from danlu.errors import DataError
 from danlu.recall.columns import encoding
 from danlu.recall.columns.asked import OneOf, Value
 from danlu.recall.columns.base import Column as StoredColumn
-from danlu.recall.columns.base import member
 from danlu.recall.columns.forms import Index
 from danlu.recall.columns.ids import IdColumn, Ids
 from danlu.recall.columns.sets import Sets
@@ -26,7 +25,7 @@ from danlu.recall.derived import DERIVED, derived_file, derived_files
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, Damaged
 from danlu.recall.manifest import IDS, Column, Segment, column_file, index_file
-from danlu.recall.rows.bits import FULL, Array, Bits
+from danlu.recall.rows.bits import FULL, Array, Bits, member
 from danlu.recall.rows.tree import And, Not, Tree
 from danlu.recall.where import Atom
 
@@ -191,6 +190,8 @@ def _index(column: StoredColumn, bytes_per_row: float) -> Index:
 
 def ids_at(segments: Sequence[OpenSegment], starts: Sequence[int], rows: Array) -> list[Any]:
     """The ids of these row numbers, in their order; numbers of segments begin at `starts`."""
+    if len(segments) == 1:
+        return _listed(segments[0].id_column.taken(rows)[0])
     owners = (np.searchsorted(starts, rows, side="right") - 1).tolist()
     places = rows.tolist()
     columns = {owner: segments[owner].id_column for owner in set(owners)}
@@ -198,8 +199,12 @@ def ids_at(segments: Sequence[OpenSegment], starts: Sequence[int], rows: Array) 
     for owner, column in columns.items():
         here = [row for row, its in zip(places, owners, strict=True) if its == owner]
         values, _ = column.taken(np.array(here, np.int64) - starts[owner])
-        made.update(zip(here, values.tolist() if isinstance(values, np.ndarray) else values, strict=True))
+        made.update(zip(here, _listed(values), strict=True))
     return [made[row] for row in places]
+
+
+def _listed(values: Array | list[Any]) -> list[Any]:
+    return values.tolist() if isinstance(values, np.ndarray) else values
 
 
 def checked_ids(name: str, column: IdColumn, ids: Sequence[Any] | Array) -> Array | Texts:

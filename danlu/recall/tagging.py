@@ -18,13 +18,12 @@ from danlu.errors import ConfigError, nearest
 from danlu.recall.columns import encoding
 from danlu.recall.columns.asked import OneOf
 from danlu.recall.columns.base import Column as StoredColumn
-from danlu.recall.columns.base import member
 from danlu.recall.columns.forms import Index
 from danlu.recall.columns.ids import IdColumn, Ids
 from danlu.recall.columns.lists import TagLists
 from danlu.recall.manifest import Audience, Column, Manifest
 from danlu.recall.planning import question
-from danlu.recall.rows.bits import Bits
+from danlu.recall.rows.bits import Bits, member
 from danlu.recall.rows.kernels import answered, kernels
 from danlu.recall.rows.tree import And, Not, Tree
 from danlu.recall.segment import wanted_ids

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,17 @@ from danlu.device import Device
 from danlu.errors import ConfigError, nearest
 from danlu.journal import Journal
 from danlu.recall.acting import TOWERS
+from danlu.recall.behaviour.matrix import Matrix
+from danlu.recall.behaviour.plain import Top
 from danlu.recall.collection import Collection
 from danlu.recall.files import ArrayWriter
 from danlu.recall.learned.attributes import Attributes, Known
 from danlu.recall.learned.options import TowerOptions
 from danlu.recall.learned.train_options import TowerTrainOptions
 from danlu.recall.learned.training import Learnt, learn
-from danlu.recall.towering import Sides, found, of_ids, text_vectors
+from danlu.recall.measure.measuring import Ask
+from danlu.recall.rows.bits import Array
+from danlu.recall.towering import OF_USERS, Sides, found, listed, of_ids, text_vectors
 
 # Kinds of columns whose values tell rows apart.
 _TELLING = ("word", "tags", "boolean", "integer", "real", "date", "time")
@@ -56,7 +63,59 @@ def train_towers(
     Raises DataError where there are no events, ConfigError for columns that are not there, and what training raises.
     """
     behaviour = collection.behaviour
-    events = behaviour.events
+    sides, of_items, of_users = _told(collection, options)
+    what = Learnt(behaviour.histories, of_items, of_users)
+    learned = learn(
+        what, _towers(options), how, journal, device, seed=seed, resume=resume, how_to_resume=how_to_resume,
+        on_step=on_step,
+    )  # fmt: skip
+    lists = listed(learned, behaviour.histories)
+    taught = json.dumps([options.model_dump(mode="json"), how.model_dump(mode="json"), seed])
+
+    def write(writer: ArrayWriter) -> None:
+        learned.write(writer)
+        writer.add("sides", np.frombuffer(sides.dumped(), np.uint8))
+        writer.add("taught", np.frombuffer(taught.encode(), np.uint8))
+        if lists is not None:
+            lists.write(writer)
+
+    with collection._newest_state() as (state, change):
+        folder = change.write(write, len(behaviour.events))
+        change.commit(learnt={**state.manifest.learnt, TOWERS: folder})
+    return collection._again()
+
+
+def taught_again(collection: Collection, users: Matrix, device: Device) -> Ask:
+    """Towers trained as the collection's were, but on these histories alone; nothing of it is kept.
+
+    Raises ConfigError where the collection has no towers, or they do not say how they were trained.
+    """
+    towers = collection.behaviour.towers
+    if towers is None or towers.taught is None:
+        seen = f"{collection.path} has no towers" if towers is None else "its towers do not say how they were trained"
+        raise ConfigError(seen, fix=f"train some: danlu recall train {collection.path}")
+    given, given_how, seed = json.loads(towers.taught)
+    options, how = LearnOptions(**given), TowerTrainOptions(**given_how)
+    _, of_items, of_users = _told(collection, options)
+    with TemporaryDirectory(prefix="danlu-towers-") as name:
+        learned = learn(
+            Learnt(users, of_items, of_users), _towers(options), how, Journal(Path(name)), device, seed=seed, held_out=0
+        )
+    known = None if of_users is None else of_users.sums(learned.weights[OF_USERS])
+
+    def ask(some: Array, n: int) -> Top:
+        return learned.recommend(users.taken(some), n, known=None if known is None else known[some])
+
+    return ask
+
+
+def _towers(options: LearnOptions) -> TowerOptions:
+    return TowerOptions(**{name: getattr(options, name) for name in TowerOptions.model_fields})
+
+
+def _told(collection: Collection, options: LearnOptions) -> tuple[Sides, Known | None, Known | None]:
+    """What is known of the items and of the users of a collection's events, beside what was done."""
+    events = collection.behaviour.events
     what_for = events.item_names.ids(np.arange(len(events.item_names)))
     items = _known(collection, options.attributes, what_for)
     read = items[1] if items else None
@@ -71,21 +130,8 @@ def train_towers(
         )
     who = events.user_names.ids(np.arange(len(events.user_names)))
     users = None if people is None else _known(people, options.user_attributes, who)
-    what = Learnt(behaviour.histories, read, users[1] if users else None)
-    towers = TowerOptions(**{name: getattr(options, name) for name in TowerOptions.model_fields})
-    learned = learn(
-        what, towers, how, journal, device, seed=seed, resume=resume, how_to_resume=how_to_resume, on_step=on_step
-    )
     sides = Sides(items[0] if items else None, users[0] if users else None, options.users, options.text_vector)
-
-    def write(writer: ArrayWriter) -> None:
-        learned.write(writer)
-        writer.add("sides", np.frombuffer(sides.dumped(), np.uint8))
-
-    with collection._newest_state() as (state, change):
-        folder = change.write(write, len(events))
-        change.commit(learnt={**state.manifest.learnt, TOWERS: folder})
-    return collection._again()
+    return sides, read, users[1] if users else None
 
 
 def _known(collection: Collection, names: Sequence[str] | None, ids: Sequence[Any]) -> tuple[Attributes, Known] | None:

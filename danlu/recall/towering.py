@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +21,19 @@ from danlu.recall.files import ArrayFile
 from danlu.recall.learned.attributes import Attributes
 from danlu.recall.learned.serving import Learned, unit
 from danlu.recall.opened import Opened
-from danlu.recall.rows.bits import Array
+from danlu.recall.rows.bits import Array, Bits
+from danlu.recall.rowset import RowSet
+from danlu.recall.vectors.index import Index
+from danlu.recall.vectors.search import nearest as nearest_vectors
+from danlu.recall.vectors.tuning import tuned
 
 TOWERS = "towers"
-_ITEMS, _USERS, _TEXT = "known.attributes.weight", "of_users.attributes.weight", "known.text"
+# Items beyond which inverted lists of their vectors are kept: up to so many all are compared in a millisecond.
+LISTED_ITEMS = 20_000
+# Of the ten items nearest to what users did, lists find so many.
+_LISTS_RECALL = 0.95
+_LISTS_ASKED = 1024
+_ITEMS, OF_USERS, _TEXT = "known.attributes.weight", "of_users.attributes.weight", "known.text"
 
 
 @dataclass(frozen=True)
@@ -81,12 +90,42 @@ def found(opened: Opened, ids: Sequence[Any]) -> Array:
     return rows
 
 
+@dataclass(frozen=True, eq=False)
+class _Passing:
+    """Of the rows that may be given the items that were learnt, also as a set, and the places of the others."""
+
+    parts: tuple[Bits, ...]
+    items: Array
+    others: Array
+    bits: Bits
+
+
+def _best(vectors: Array, chosen: Array, asked: Array, n: int) -> tuple[Array, Array]:
+    """(places, scores) of the n chosen ones with the highest products, in any order."""
+    scores = vectors @ asked if len(chosen) == len(vectors) else vectors[chosen] @ asked
+    few = np.argpartition(-scores, n)[:n] if n < len(scores) else np.arange(len(scores))
+    return chosen[few], scores[few]
+
+
+def listed(learned: Learned, histories: Matrix) -> Index | None:
+    """What the vectors of very many items are found by, so far as users with these histories need; None for fewer."""
+    if len(learned.states) <= LISTED_ITEMS:
+        return None
+    made, vectors = Index.made(learned.item_vectors, "inner_product"), learned.item_vectors
+    some = np.linspace(0, len(histories) - 1, min(_LISTS_ASKED, len(histories))).astype(np.int64)
+    asked = learned.user_vectors(histories.taken(some))
+    return replace(made, tuned=tuned(made.over(vectors), _LISTS_RECALL, asked))
+
+
 class ServedTowers:
     """What towers recommend in one state of a collection.
 
     Args:
         opened: the collection. item_rows: int64 a item of its events, its row or -1.
         file: where they are kept. people: opens the collection of users at a path; None where that is not there.
+
+    Attributes:
+        taught: the options that they were trained with, as JSON; None where an older Danlu has trained them.
 
     Raises Damaged.
     """
@@ -97,18 +136,21 @@ class ServedTowers:
         self._opened, self._item_rows, self._open_people = opened, item_rows, people
         self.learned = Learned.read(file)
         self.sides = Sides.loaded(bytes(file["sides"]))
+        taught = file.get("taught")
+        self.taught = None if taught is None else bytes(taught).decode()
+        items = len(self.learned.states)
+        self._lists = Index.read(file, items).over(self.learned.item_vectors) if "form" in file else None
+        self._last: _Passing | None = None
 
     @cached_property
-    def _vectors(self) -> tuple[Array, Array]:
-        """(float32 (n, dim), int64 (n,) rows): items that were learnt, then rows that have attributes alone."""
-        rows = self._item_rows[: len(self.learned.states)]
-        learnt = np.flatnonzero(rows >= 0)
-        vectors, of = self.learned.item_vectors[learnt], rows[learnt]
+    def _others(self) -> tuple[Array, Array]:
+        """(float32 (n, dim), int64 (n,) rows): those that have attributes alone."""
         if self.sides.items is None and self.sides.text_vector is None:
-            return vectors, of
-        others = (self._opened.everything() - self._opened.rows(of)).rows()
+            return np.empty((0, self.learned.dim), np.float32), np.empty(0, np.int64)
+        rows = self._item_rows[: len(self.learned.states)]
+        others = (self._opened.everything() - self._opened.rows(rows[rows >= 0])).rows()
         states, told = self._states_of(others)
-        return np.concatenate([vectors, unit(states[told])]), np.concatenate([of, others[told]])
+        return unit(states[told]), others[told]
 
     def _states_of(self, rows: Array) -> tuple[Array, Array]:
         """(float32 (rows, dim), whether anything is known of each), by attributes and the vector of a text."""
@@ -128,30 +170,43 @@ class ServedTowers:
         self,
         history: Matrix,
         n: int,
-        is_allowed: Callable[[Array], Array],
+        among: RowSet,
         *,
         user: Any = None,
         traits: Mapping[str, Any] | None = None,
         seen: bool = False,
     ) -> tuple[Array, Array]:
-        """(rows, cosines) of the n nearest for one user, the best first.
+        """(rows, cosines) of the n nearest for one user, the best first; of items beyond LISTED_ITEMS, by lists.
 
         Args:
-            history: one row of items. is_allowed: of rows (int64), a flag each.
+            history: one row of items. among: the rows that may be given.
             user: the id, by which attributes are found. traits: attributes that are given, over those that are found.
             seen: whether items of the history may be given.
         """
-        vectors, rows = self._vectors
-        given = is_allowed(rows)
-        if not seen:
-            own = self._item_rows[history.columns]
-            given &= ~np.isin(rows, own)
-        chosen = np.flatnonzero(given)
         asked = self.learned.user_vectors(history, self._known_of(user, traits))[0]
-        scores = vectors[chosen] @ asked
-        few = np.argpartition(-scores, n)[:n] if n < len(scores) else np.arange(len(scores))
-        order = few[np.lexsort((rows[chosen[few]], -scores[few]))]
-        return rows[chosen[order]], scores[order].astype(np.float64)
+        own = np.empty(0, np.int64) if seen else self._item_rows[history.columns]
+        passing = self._passing(among)
+        wanted = n + len(own)  # so many that without those of the history n are left
+        if self._lists is None:
+            items, scores = _best(self.learned.item_vectors, passing.items, asked, wanted)
+        else:
+            found = nearest_vectors([self._lists], [passing.bits], asked[None], max(min(wanted, passing.bits.count), 1))
+            items, scores = found.rows[0][found.rows[0] >= 0], found.scores[0][found.rows[0] >= 0]
+        others, other_scores = _best(self._others[0], passing.others, asked, wanted)
+        rows = np.concatenate([self._item_rows[items], self._others[1][others]])
+        scores = np.concatenate([scores, other_scores])
+        order = np.lexsort((rows, -scores))
+        order = order[~np.isin(rows[order], own)][:n]
+        return rows[order], scores[order].astype(np.float64)
+
+    def _passing(self, among: RowSet) -> _Passing:
+        """Kept for the set that was asked for last."""
+        if self._last is None or self._last.parts is not among.parts:
+            rows = self._item_rows[: len(self.learned.states)]
+            there = np.flatnonzero(rows >= 0)
+            items, others = there[among.has(rows[there])], np.flatnonzero(among.has(self._others[1]))
+            self._last = _Passing(among.parts, items, others, Bits.of(len(rows), items))
+        return self._last
 
     def _known_of(self, user: Any, traits: Mapping[str, Any] | None) -> Array | None:
         """(1, dim), what is known of a user; None where towers read nothing of users."""
@@ -168,7 +223,7 @@ class ServedTowers:
         kept = {} if self._people is None else of_ids(self._people, columns, [user]).to_pylist()[0]
         about = {name: value for name, value in {**kept, **(traits or {})}.items() if value is not None}
         known = attributes.known(pa.Table.from_pylist([about]) if about else pa.table({"": [0]}))
-        return known.sums(self.learned.weights[_USERS])
+        return known.sums(self.learned.weights[OF_USERS])
 
     @cached_property
     def _people(self) -> Opened | None:

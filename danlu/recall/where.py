@@ -108,8 +108,12 @@ class _Reader:
         name, arguments = str(node.this).lower(), node.expressions
         if name == "audience":
             return self._audience(node, negated)
-        if name not in ("has_any", "has_all", "has_none") or len(arguments) < 2:
+        if name not in ("has_any", "has_all", "has_none"):
             raise _wrong(node, f"{_sql(node)} is not understood", fix=nearest(name, ("has_any", "has_all", "has_none")))
+        if len(arguments) < 2:
+            allowed = f"{name} of a column and one tag at least, as in {name}(interests, 'yoga')"
+            fix = "where no tag is asked for, leave the test out"
+            raise _wrong(node, f"{_sql(node)} is not understood", allowed=allowed, fix=fix)
         at, column = self._column(arguments[0])
         if column.kind != "tags":
             raise _wrong(node, f"{name} asks for tags; {column.name} is of kind {column.kind}")

@@ -25,7 +25,6 @@ from danlu.recall.building import (
     write_segment,
 )
 from danlu.recall.columns.base import Column as StoredColumn
-from danlu.recall.columns.base import member
 from danlu.recall.columns.encoding import known_rows
 from danlu.recall.columns.ids import IdColumn, Ids, again
 from danlu.recall.columns.stored import PlainNumbers
@@ -33,7 +32,7 @@ from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayWriter
 from danlu.recall.manifest import Folder, Manifest, Segment, commit, numbers, prune
 from danlu.recall.options import Conflict
-from danlu.recall.rows.bits import FULL, Array, Bits
+from danlu.recall.rows.bits import FULL, Array, Bits, member
 from danlu.recall.rows.kernels import answered
 from danlu.recall.rows.tree import And, Not, Question
 from danlu.recall.segment import OpenSegment

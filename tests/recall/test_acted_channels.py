@@ -11,7 +11,6 @@ import pytest
 from danlu.errors import ConfigError
 from danlu.recall import BuildOptions, Collection, Query
 from danlu.recall.behaviour.options import BehaviourOptions
-from danlu.recall.channels.acted import among
 
 NOW = 20_000.0
 
@@ -63,7 +62,7 @@ def test_a_user_is_recommended_what_is_new_and_qualifies(shop):
 def test_a_channel_gives_what_its_model_does(shop):
     behaviour = shop.behaviour
     found = shop.recall(Query(user="u3", channels=("swing",), top=8))
-    top = behaviour.model("swing").recommend(behaviour.history("u3"), 8, allowed=behaviour.allowed(lambda n: n >= 0))
+    top = behaviour.model("swing").recommend(behaviour.history("u3"), 8, allowed=behaviour.allowed(shop.everything()))
     names = behaviour.events.item_names.ids(top.columns[0])
     assert ids(found) == names
     assert [one.places["swing"].score for one in found] == top.scores[0].astype(float).tolist()
@@ -115,8 +114,8 @@ def test_a_question_that_no_channel_has_an_answer_to(shop, tmp_path):
 def test_rows_among_a_set(shop):
     red = shop.where("colour = 'red'")
     numbers = np.array([29, 0, 1, 20, 21, 0])
-    assert among(red, numbers).tolist() == [int(one) in red for one in numbers]
-    assert among(red, np.empty(0, np.int64)).tolist() == []
+    assert red.has(numbers).tolist() == [int(one) in red for one in numbers]
+    assert red.has(np.empty(0, np.int64)).tolist() == []
 
 
 # -- what users of other tools have reported ---------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_rows_and_items_find_each_other_whatever_becomes_of_rows(shop):
     assert (ids["s3"], ids["s32"]) == (-1, -1)
     assert ids["s33"] >= 0
     red = made.where("colour = 'red'")
-    allowed = behaviour.allowed(lambda rows: np.array([row in red for row in rows.tolist()]))
+    allowed = behaviour.allowed(red)
     top = behaviour.model("swing").recommend(behaviour.history("u1"), 20, allowed=allowed)
     found = made.table(behaviour.item_rows[top.columns[0, : top.counts[0]]])
     assert set(found["colour"].to_pylist()) == {"red"}

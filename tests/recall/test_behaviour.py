@@ -22,6 +22,7 @@ from danlu.recall.behaviour.options import (
     UserCFOptions,
 )
 from danlu.recall.behaviour.plain import Plain, Products, Swing, Top
+from danlu.recall.rows.kernels import kernels as set_kernels
 
 # Four users of five items; the last item has no user.
 USERS = Matrix.listed([[0, 1], [0, 1, 2], [1, 2], [3, 0]], 5)
@@ -202,8 +203,9 @@ def test_hot_users_and_items_are_capped():
 def test_compiled_functions_are_the_plain_ones(seed, rows, width, with_times, most):
     users = drawn(rows, width, rows * 4, seed)
     rng = np.random.default_rng(seed)
+    signed = users.weighed(rng.choice([-1.0, 0.0, 1.0], len(users.columns))) if seed % 4 else users
     products = Products(
-        users,
+        signed,  # rows whose sums may be 0 are added up in another way
         users.turned(),
         2.5 if with_times else None,
         rng.random(rows) if seed % 2 else None,
@@ -221,6 +223,21 @@ def test_compiled_functions_are_the_plain_ones(seed, rows, width, with_times, mo
         assert np.allclose(tops[0].scores, tops[1].scores, rtol=1e-6)
         if what is products:  # the same sums in the same order
             assert np.array_equal(tops[0].columns, tops[1].columns)
+
+
+def test_rows_taken_and_put_in_order_as_by_hand():
+    users = drawn(30, 20, 200, 3)
+    assert users.taken(np.arange(30)) is users
+    assert users.latest(None) is users
+    back = users.taken(np.arange(29, -1, -1))
+    assert alike(back.taken(np.arange(29, -1, -1)), users)
+    mixed = Matrix(users.starts, users.columns, users.values, -users.times, users.width)
+    for row, (start, stop) in enumerate(pairwise(users.starts)):
+        order = np.argsort(mixed.times[start:stop], kind="stable")
+        assert mixed.latest(None).columns[start:stop].tolist() == users.columns[start:stop][order].tolist(), row
+    numbers = np.array([3, 0, 3, 1, 0], np.int64)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(numbers))])
+    assert set_kernels().sorted(numbers, starts).tolist() == np.argsort(numbers, kind="stable").tolist()
 
 
 def test_threads_change_nothing(monkeypatch):

@@ -17,6 +17,7 @@ from danlu.recall.columns.ids import Ids, again
 from danlu.recall.columns.texts import Texts
 from danlu.recall.disk import Disk
 from danlu.recall.files import ArrayFile, ArrayWriter, Damaged
+from danlu.recall.rows.bits import SPARSE
 from danlu.recall.rows.kernels import answered, kernels
 from danlu.recall.rows.tree import Question
 
@@ -280,6 +281,29 @@ def test_whole_ids_are_found_with_their_rows():
     assert Ids.of(nothing).find(np.array([5]), nothing).tolist() == [-1]
 
 
+def test_whole_numbers_that_no_real_is():
+    """2^53 + 1 lies between two reals, 10^400 beyond all of them."""
+    big = 2**53
+    reals = encoding.numbers(np.array([big, big + 2, -big, 1e300, np.inf, -np.inf]), np.ones(6, bool))
+    whole = encoding.numbers(np.array([big + 1, -(2**63), 2**63 - 1, 0]), np.ones(4, bool))
+    for test, found in (
+        (OneOf((big + 1,)), []),
+        (OneOf((big + 2, big + 1)), [1]),
+        (Range(low=big + 1), [1, 3, 4]),
+        (Range(high=big + 1), [0, 2, 5]),
+        (Range(high=big + 1, below=True), [0, 2, 5]),
+        (Range(high=-big - 1), [5]),
+        (Range(low=-big - 1, above=True), [0, 1, 2, 3, 4]),
+        (Range(low=10**400), [4]),
+        (Range(low=-(10**400)), [0, 1, 2, 3, 4]),
+        (OneOf((10**400,)), []),
+    ):
+        assert rows_of(with_index(reals), test) == found
+    assert rows_of(with_index(whole), Range(high=10**400)) == [0, 1, 2, 3]
+    assert rows_of(with_index(whole), Range(low=-(10**400), high=big)) == [1, 3]
+    assert rows_of(with_index(whole), OneOf((10**400, big + 1))) == [0]
+
+
 # -- files ------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +314,10 @@ def test_sets_that_do_not_fit_together_are_not_followed(tmp_path):
         "kinds": lambda sets: sets._kinds.__setitem__((0, 0), 9),
         "offsets": lambda sets: sets._offsets.__setitem__((3, 0), 10**9),
         "counts": lambda sets: sets._counts.__setitem__((5, 0), -1),
+        "longer than a list can be": lambda sets: (
+            sets._kinds.__setitem__((0, 0), SPARSE),
+            sets._counts.__setitem__((0, 0), 100),
+        ),
     }
     for name, spoil in wrong.items():
         sets = column.made_index(8.0).sets

@@ -14,6 +14,7 @@ from danlu.errors import ConfigError, DataError
 from danlu.journal import Journal
 from danlu.recall import BuildOptions, Collection
 from danlu.recall.behaviour.matrix import Matrix
+from danlu.recall.labels import measure_events
 from danlu.recall.learned.train_options import TowerTrainOptions
 from danlu.recall.teaching import LearnOptions, train_towers
 
@@ -49,14 +50,11 @@ def skus(collection, rows):
     return collection.table(rows, ["sku"]).column(0).to_pylist()
 
 
-def anything(rows):
-    return np.ones(len(rows), np.bool_)
-
-
-def asked(collection, user=None, n=3, is_allowed=anything, **given):
+def asked(collection, user=None, n=3, where=None, **given):
     behaviour = collection.behaviour
     history = behaviour.history(user)
-    rows, scores = behaviour.towers.nearest(history, n, is_allowed, user=user, **given)
+    rows = collection.everything() if where is None else collection.where(where)
+    rows, scores = behaviour.towers.nearest(history, n, rows, user=user, **given)
     assert (np.diff(scores) <= 0).all()
     return skus(collection, rows)
 
@@ -67,11 +65,11 @@ def test_it_is_kept_and_says_what_comes_next(trained):
     behaviour = again.behaviour
     for sku in (100, 103, 110):
         history = Matrix.listed([behaviour.given([sku])], 18)
-        rows, _ = behaviour.towers.nearest(history, 1, anything)
+        rows, _ = behaviour.towers.nearest(history, 1, again.everything())
         assert skus(again, rows) == [100 + (sku - 100 + 2) % 18]
     assert len(asked(again, "u1", 30)) == 20 - 5
     assert len(asked(again, "u1", 30, seen=True)) == 20
-    assert asked(again, "u1", 30, lambda rows: rows < 3) == [one for one in asked(again, "u1", 30) if one < 103]
+    assert asked(again, "u1", 30, "sku < 103") == [one for one in asked(again, "u1", 30) if one < 103]
 
 
 def test_who_is_new_is_known_by_what_is_known_of_them(trained):
@@ -80,7 +78,7 @@ def test_who_is_new_is_known_by_what_is_known_of_them(trained):
     assert all(one % 2 == 1 for one in asked(trained, "u83"))
     assert all(one % 2 == 1 for one in asked(trained, "nobody", traits={"group": "b"}))
     assert len(asked(trained, "nobody")) == 3
-    new = asked(trained, "u82", 2, lambda rows: rows >= 18)
+    new = asked(trained, "u82", 2, "sku >= 118")
     assert new == [118, 119]
     with pytest.raises(ConfigError, match="know no trait 'grp'"):
         asked(trained, "nobody", traits={"grp": "b"})
@@ -131,11 +129,54 @@ def test_what_cannot_be_trained(trained, tmp_path):
         train_towers(trained, LearnOptions(user_attributes=("group",)), *given)
 
 
+def test_very_many_items_are_found_by_lists(trained, tmp_path, monkeypatch):
+    """Lists over the vectors of items give what comparing all of them does, where a clause leaves many out too."""
+    import shutil
+
+    monkeypatch.setattr("danlu.recall.towering.LISTED_ITEMS", 10)
+    monkeypatch.setattr("danlu.recall.vectors.index.FEW_ROWS", 5)
+    copy = tmp_path / "copy.recall"
+    shutil.copytree(trained.path, copy)
+    (tmp_path / "run").mkdir()
+    options = LearnOptions(**SMALL, users=str(trained.path.parent / "people.recall"))
+    made = train_towers(Collection.open(copy), options, HOW, Journal(tmp_path / "run"), read_device())
+    towers = made.behaviour.towers
+    assert towers._lists is not None
+    by_lists = [[asked(made, f"u{at}", 6, where) for where in (None, "sku < 114", "sku < 104")] for at in range(30)]
+    towers._lists = None
+    exact = [[asked(made, f"u{at}", 6, where) for where in (None, "sku < 114", "sku < 104")] for at in range(30)]
+    same = [len(set(a) & set(b)) / len(b) for some, other in zip(by_lists, exact, strict=True)
+            for a, b in zip(some, other, strict=True)]  # fmt: skip
+    assert np.mean(same) > 0.95
+    assert all(len(a) == len(b) for some, other in zip(by_lists, exact, strict=True)
+               for a, b in zip(some, other, strict=True))  # fmt: skip
+
+
+def test_towers_on_events_that_they_have_not_seen(trained):
+    """Trained anew for each split, beside what else was learnt; what comes next is not hard to tell here."""
+    found = measure_events(trained, (1, 3), ("swing", "towers"), share=0.2)
+    assert list(found) == ["leave one out", "by time"]
+    for one in found.values():
+        assert [channel.name for channel in one.channels] == ["swing", "towers", "fused"]
+    assert found["leave one out"].channels[1].at[1].hit_rate > 0.9
+    assert found["by time"].channels[1].at[3].hit_rate > 0.5
+    alone = measure_events(trained, (1,), ("towers",), split="last")["leave one out"]
+    assert [channel.name for channel in alone.channels] == ["towers"]
+
+
+def test_towers_that_are_not_there_are_not_measured(tmp_path):
+    things = pa.table({"sku": range(3)})
+    shop = Collection.build(tmp_path / "shop", things, BuildOptions(id="sku"))
+    shop = shop.add_events(pa.table({"user": [1, 1, 2, 2], "item": [0, 1, 1, 2], "time": [1, 2, 3, 4]}))
+    with pytest.raises(ConfigError, match=r"has no towers\n.*danlu recall train"):
+        measure_events(shop, (1,), ("towers",))
+
+
 def test_asking_loads_no_torch(trained):
     code = (
-        "import sys, numpy as np; from danlu.recall import Collection;"
-        f"one = Collection.open({str(trained.path)!r}).behaviour;"
-        "rows, _ = one.towers.nearest(one.history('u1'), 3, lambda rows: np.ones(len(rows), bool), user='u1');"
+        "import sys; from danlu.recall import Collection;"
+        f"made = Collection.open({str(trained.path)!r}); one = made.behaviour;"
+        "rows, _ = one.towers.nearest(one.history('u1'), 3, made.everything(), user='u1');"
         "assert len(rows) == 3; one.model('swing'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -164,7 +205,7 @@ def test_texts_tell_rows_that_nobody_met(tmp_path, attributes):
     behaviour = made.behaviour
     for begun in (4, 5):
         history = Matrix.listed([behaviour.given([begun, begun + 2])], behaviour.histories.width)
-        found, _ = behaviour.towers.nearest(history, 4, lambda numbers: (numbers >= 30) & (numbers < 39))
+        found, _ = behaviour.towers.nearest(history, 4, made.where("sku >= 30 and sku < 39"))
         assert {sku % 2 for sku in made.table(found, ["sku"]).column(0).to_pylist()} == {begun % 2}
     for wrong, seen in (("parity", "no column of vectors"), ("w", "allowed: v")):
         with pytest.raises(ConfigError, match=seen):

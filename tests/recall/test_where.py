@@ -89,7 +89,7 @@ ERRORS = {
     "has_any(age, 1)": "has_any asks for tags; age is of kind integer",
     "has_some(interests, 'a')": "did you mean 'has_",
     "has_any()": "not understood",
-    "has_any(interests)": "not understood",
+    "has_any(interests)": "one tag at least",
     "exists(select 1)": "not understood",
     "people.age > 3": "has a point in it",
     "age > 25 and": "line 1, character",

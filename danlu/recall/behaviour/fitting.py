@@ -144,7 +144,7 @@ def _item_cf(users: Matrix, norms: Array, rows: Array, options: ItemCFOptions) -
     items = users.turned().taken(rows)
     items = items.weighed(of_user[items.columns])
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0) ** options.popularity
-    own = Matrix.listed(list(rows[:, None]), users.width)
+    own = Matrix(np.arange(len(rows) + 1), rows, np.ones(len(rows), np.float32), np.zeros(len(rows)), users.width)
     made = kernels.products(Products(items, users, options.half_days, scale, but=own), options.neighbours)
     lists = made.matrix(users.width)
     own_scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0) ** (1 - options.popularity)

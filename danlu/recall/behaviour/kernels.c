@@ -65,52 +65,130 @@ typedef struct {
     const double *times;
 } matrix;
 
+/* Sums of one row at once are looked at in blocks of so many. */
+#define TOGETHER 64
+/* They are, where the row adds at least one number for so many columns. */
+#define DENSE_COLUMNS 16
+
+typedef struct {
+    const matrix *a, *b, *but;
+    double half;
+    const double *scale;
+    const uint8_t *allowed;
+    long width, most;
+    double *sums;
+    uint8_t *state; /* 1: touched; 2: not to be given */
+    int32_t *touched;
+    found *heap;
+} product;
+
+/* acc[j] += a[row][c] * b[c][j], as the times allow, for all c. `DO` is done with each j before. */
+#define ADD_ROW(DO)                                                                                                     \
+    const matrix a = *p->a, b = *p->b;                                                                                  \
+    const double half = p->half;                                                                                        \
+    double *restrict sums = p->sums;                                                                                    \
+    for (int64_t x = a.starts[row]; x < a.starts[row + 1]; x++) {                                                       \
+        const double value = a.values[x];                                                                               \
+        const int64_t begin = b.starts[a.columns[x]], stop = b.starts[a.columns[x] + 1];                                \
+        if (half > 0)                                                                                                   \
+            for (int64_t y = begin; y < stop; y++) {                                                                    \
+                const int32_t j = b.columns[y];                                                                         \
+                DO;                                                                                                     \
+                sums[j] += value * b.values[y] / (1.0 + fabs(a.times[x] - b.times[y]) / half);                          \
+            }                                                                                                           \
+        else                                                                                                            \
+            for (int64_t y = begin; y < stop; y++) {                                                                    \
+                const int32_t j = b.columns[y];                                                                         \
+                DO;                                                                                                     \
+                sums[j] += value * b.values[y];                                                                         \
+            }                                                                                                           \
+    }
+
+/* The best of a row, by the columns that it touches: which for the first time cannot be foretold, so without a branch. */
+static long by_touched(const product *p, long row) {
+    long count = 0, kept = 0;
+    int32_t *restrict touched = p->touched;
+    uint8_t *restrict state = p->state;
+    ADD_ROW(touched[count] = j; count += !state[j]; state[j] = 1)
+    if (p->but)
+        for (int64_t x = p->but->starts[row]; x < p->but->starts[row + 1]; x++)
+            if (state[p->but->columns[x]]) state[p->but->columns[x]] = 2;
+    for (long at = 0; at < count; at++) {
+        const int32_t j = touched[at];
+        if (state[j] == 1 && (!p->allowed || p->allowed[j])) {
+            const float score = (float)(p->scale ? sums[j] * p->scale[j] : sums[j]);
+            kept = offered(p->heap, kept, p->most, (found){score, j});
+        }
+        sums[j] = 0;
+        state[j] = 0;
+    }
+    return kept;
+}
+
+/* The same for a row that touches many columns, where no sum of any is 0: all are looked at, in their order. */
+static long by_column(const product *p, long row) {
+    long kept = 0;
+    ADD_ROW()
+    if (p->but)
+        for (int64_t x = p->but->starts[row]; x < p->but->starts[row + 1]; x++) sums[p->but->columns[x]] = 0;
+    for (long first = 0; first < p->width; first += TOGETHER) {
+        const long size = p->width - first < TOGETHER ? p->width - first : TOGETHER;
+        const float least = kept == p->most && kept ? p->heap[0].score : -1;
+        float scores[TOGETHER];
+        int any = 0;
+        if (p->scale)
+            for (long i = 0; i < size; i++) scores[i] = (float)(sums[first + i] * p->scale[first + i]);
+        else
+            for (long i = 0; i < size; i++) scores[i] = (float)sums[first + i];
+        for (long i = 0; i < size; i++) any |= (scores[i] > least) & (sums[first + i] > 0);
+        for (long i = 0; any && i < size; i++)
+            if (scores[i] > least && sums[first + i] > 0 && (!p->allowed || p->allowed[first + i]))
+                kept = offered(p->heap, kept, p->most, (found){scores[i], (int32_t)(first + i)});
+    }
+    memset(sums, 0, p->width * sizeof *sums);
+    return kept;
+}
+
+/* How many numbers a row adds. */
+static int64_t size_of(const matrix *a, const matrix *b, long row) {
+    int64_t total = 0;
+    for (int64_t x = a->starts[row]; x < a->starts[row + 1]; x++)
+        total += b->starts[a->columns[x] + 1] - b->starts[a->columns[x]];
+    return total;
+}
+
+static int all_above_zero(const float *values, int64_t first, int64_t last) {
+    int all = 1;
+    for (int64_t at = first; at < last; at++) all &= values[at] > 0;
+    return all;
+}
+
 /* For rows first to last of a: acc[j] += a[i][c] * b[c][j] / (1 + |difference of their times| / half), times scale[j];
  * of each row the best `most` that are allowed and not among the row's own of `but`. half 0 leaves times out; scale,
  * allowed and but may be NULL. Returns -1 where there is no memory. */
 long danlu_products(const matrix *a, const matrix *b, double half, const double *scale, const uint8_t *allowed,
-                    const matrix *but, long width, long first, long last, long most, int32_t *columns, float *scores,
-                    int64_t *counts) {
-    double *sums = calloc(width ? width : 1, sizeof *sums);
-    uint8_t *state = calloc(width ? width : 1, 1); /* 1: touched; 2: not to be given */
-    int32_t *touched = malloc((width ? width : 1) * sizeof *touched);
-    found *heap = malloc((most ? most : 1) * sizeof *heap);
-    long result = sums && state && touched && heap ? 0 : -1;
+                    const matrix *but, long width, long rows, long first, long last, long most, int32_t *columns,
+                    float *scores, int64_t *counts) {
+    const long wide = width ? width : 1;
+    const product p = {
+        a, b, but, half, scale, allowed, width, most, calloc(wide, sizeof(double)), calloc(wide, 1),
+        malloc((wide + 1) * sizeof(int32_t)), malloc((most ? most : 1) * sizeof(found)),
+    };
+    const long result = p.sums && p.state && p.touched && p.heap ? 0 : -1;
+    int is_above_zero = -1; /* not known yet */
     for (long row = first; result == 0 && row < last; row++) {
-        long count = 0, kept = 0;
-        for (int64_t x = a->starts[row]; x < a->starts[row + 1]; x++) {
-            const double value = a->values[x];
-            const int32_t middle = a->columns[x];
-            const int64_t stop = b->starts[middle + 1];
-            for (int64_t y = b->starts[middle]; y < stop; y++) {
-                const int32_t j = b->columns[y];
-                if (!state[j]) {
-                    state[j] = 1;
-                    touched[count++] = j;
-                }
-                const double part = value * b->values[y];
-                sums[j] += half > 0 ? part / (1.0 + fabs(a->times[x] - b->times[y]) / half) : part;
-            }
-        }
-        if (but)
-            for (int64_t x = but->starts[row]; x < but->starts[row + 1]; x++)
-                if (state[but->columns[x]]) state[but->columns[x]] = 2;
-        for (long at = 0; at < count; at++) {
-            const int32_t j = touched[at];
-            if (state[j] == 1 && (!allowed || allowed[j])) {
-                const float score = (float)(scale ? sums[j] * scale[j] : sums[j]);
-                kept = offered(heap, kept, most, (found){score, j});
-            }
-            sums[j] = 0;
-            state[j] = 0;
-        }
-        written(heap, kept, columns + row * most, scores + row * most);
-        counts[row] = kept;
+        int is_dense = size_of(a, b, row) * DENSE_COLUMNS >= width;
+        if (is_dense && is_above_zero < 0)
+            is_above_zero = all_above_zero(a->values, a->starts[first], a->starts[last]) &&
+                            all_above_zero(b->values, 0, b->starts[rows]);
+        is_dense = is_dense && is_above_zero;
+        counts[row] = is_dense ? by_column(&p, row) : by_touched(&p, row);
+        written(p.heap, counts[row], columns + row * most, scores + row * most);
     }
-    free(sums);
-    free(state);
-    free(touched);
-    free(heap);
+    free(p.sums);
+    free(p.state);
+    free(p.touched);
+    free(p.heap);
     return result;
 }
 

@@ -49,7 +49,7 @@ class Compiled:
         out = 3 * [POINTER]
         a_matrix: type = ctypes.POINTER(_Matrix)
         ranges = 4 * [LONG]
-        products = [a_matrix, a_matrix, _DOUBLE, POINTER, POINTER, a_matrix, *ranges, *out]
+        products = [a_matrix, a_matrix, _DOUBLE, POINTER, POINTER, a_matrix, LONG, *ranges, *out]
         swing = [a_matrix, a_matrix, POINTER, _DOUBLE, POINTER, *ranges, *out]
         self._products = declared(functions.danlu_products, products, LONG)
         self._swing = declared(functions.danlu_swing, swing, LONG)
@@ -57,7 +57,7 @@ class Compiled:
     def products(self, what: Products, first: int, last: int, out: Top) -> None:
         but = None if what.but is None else ctypes.byref(_Matrix.of(what.but))
         a, b = ctypes.byref(_Matrix.of(what.a)), ctypes.byref(_Matrix.of(what.b))
-        where = (what.b.width, first, last, out.columns.shape[1], *_pointers(out))
+        where = (what.b.width, len(what.b), first, last, out.columns.shape[1], *_pointers(out))
         if self._products(a, b, what.half_days or 0.0, _pointer(what.scale), _pointer(what.allowed), but, *where) < 0:
             raise MemoryError
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danlu.recall.rows.bits import Array
+from danlu.recall.rows.kernels import kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class Matrix:
     @classmethod
     def of(cls, rows: Array, columns: Array, values: Array, times: Array, shape: tuple[int, int]) -> Matrix:
         """Entries in any order; those of a row keep theirs."""
-        order = np.argsort(rows, kind="stable")
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(rows, minlength=shape[0]))])
+        order = kernels().sorted(rows, starts)
         kept = (columns[order].astype(np.int32), values[order].astype(np.float32), times[order].astype(np.float64))
         return cls(starts.astype(np.int64), *kept, shape[1])
 
@@ -62,6 +63,8 @@ class Matrix:
 
     def taken(self, rows: Array) -> Matrix:
         """These rows, in this order."""
+        if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
+            return self
         begins, sizes = self.starts[rows], self.sizes[rows]
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         inside = np.arange(starts[-1]) + np.repeat(begins - starts[:-1], sizes)
@@ -75,12 +78,22 @@ class Matrix:
 
     def latest(self, most: int | None) -> Matrix:
         """Of each row its `most` latest entries, in the order of their times; of equal times, the last ones."""
-        order = np.lexsort((self.times, self.rows))
-        sorted_ = Matrix(self.starts, self.columns[order], self.values[order], self.times[order], self.width)
+        sorted_ = self if self._is_in_order() else self._in_order()
         if most is None or not len(self) or self.sizes.max() <= most:
             return sorted_
         from_end = np.repeat(self.starts[1:], self.sizes) - np.arange(len(self.columns))
         return sorted_.only(from_end <= most)
+
+    def _is_in_order(self) -> bool:
+        """Whether the times of each row rise."""
+        rises = self.times[1:] >= self.times[:-1]
+        inside = self.starts[(self.starts > 0) & (self.starts < len(self.times))]
+        rises[inside - 1] = True
+        return bool(rises.all())
+
+    def _in_order(self) -> Matrix:
+        order = np.lexsort((self.times, self.rows))
+        return Matrix(self.starts, self.columns[order], self.values[order], self.times[order], self.width)
 
     def weighed(self, factors: Array) -> Matrix:
         """Values times one factor an entry."""

@@ -9,9 +9,7 @@ import numpy as np
 from danlu.recall.acting import TOWERS, Behaviour
 from danlu.recall.behaviour.matrix import Matrix
 from danlu.recall.channels.base import Opened
-from danlu.recall.columns.base import member
 from danlu.recall.query import Found, Query
-from danlu.recall.rows.bits import Array
 from danlu.recall.rowset import RowSet
 
 HOT = "hot"
@@ -32,7 +30,7 @@ class Acted:
         history = history_of(self._behaviour, query)
         if self.name == HOT and len(history.columns) and HOT not in (query.channels or ()):
             return None
-        allowed = self._behaviour.allowed(lambda numbers: among(rows, numbers))
+        allowed = self._behaviour.allowed(rows)
         top = self._behaviour.model(self.name).recommend(history, k, allowed=allowed, seen=query.seen)
         count = int(top.counts[0])
         found = self._behaviour.item_rows[top.columns[0, :count]]
@@ -51,14 +49,8 @@ class Learned:
         towers = self._behaviour.towers if asks(query) else None
         if towers is None:
             return None
-        found, scores = towers.nearest(
-            history_of(self._behaviour, query),
-            k,
-            lambda numbers: among(rows, numbers),
-            user=query.user,
-            traits=query.traits,
-            seen=query.seen,
-        )
+        history = history_of(self._behaviour, query)
+        found, scores = towers.nearest(history, k, rows, user=query.user, traits=query.traits, seen=query.seen)
         return Found(found, scores, -1.0)
 
 
@@ -75,17 +67,6 @@ def history_of(behaviour: Behaviour, query: Query) -> Matrix:
     given = behaviour.given(query.items)
     earlier = own.columns[~np.isin(own.columns, given)]
     return Matrix.listed([np.concatenate([earlier, given])], own.width)
-
-
-def among(rows: RowSet, numbers: Array) -> Array:
-    """Whether each row (int64) is in the set."""
-    starts = rows.snapshot.starts
-    owners = np.searchsorted(starts, numbers, side="right") - 1
-    flags = np.zeros(len(numbers), np.bool_)
-    for owner in np.unique(owners).tolist():
-        here = owners == owner
-        flags[here] = member(rows.parts[owner], numbers[here] - starts[owner])
-    return flags
 
 
 def acted_channels(opened: Opened) -> Iterator[Acted | Learned]:

@@ -51,11 +51,11 @@ class Channel(Protocol):
 class Bulk(Protocol):
     """A channel that answers many queries in less time than one after the other."""
 
-    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> Sequence[Found | None]:
         """`find` of each."""
 
 
-def found_all(channel: Channel, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+def found_all(channel: Channel, queries: Sequence[Query], rows: RowSet, k: int) -> Sequence[Found | None]:
     if isinstance(channel, Bulk):
         return channel.find_all(queries, rows, k)
     return [channel.find(query, rows, k) for query in queries]

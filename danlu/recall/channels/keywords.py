@@ -15,7 +15,7 @@ from danlu.recall.keywords.kernels import kernels
 from danlu.recall.keywords.plain import Words
 from danlu.recall.keywords.postings import Postings
 from danlu.recall.keywords.tokens import asked
-from danlu.recall.query import Bm25, Found, Query, given_for
+from danlu.recall.query import Bm25, Found, FoundAll, Query, given_for
 from danlu.recall.rows.bits import Array, Bits
 from danlu.recall.rows.kernels import kernels as set_kernels
 from danlu.recall.rowset import RowSet
@@ -48,8 +48,11 @@ class Keywords:
     def find(self, query: Query, rows: RowSet, k: int) -> Found | None:
         return self.find_all([query], rows, k)[0]
 
-    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> list[Found | None]:
+    def find_all(self, queries: Sequence[Query], rows: RowSet, k: int) -> Sequence[Found | None]:
         texts = [self._text(query) for query in queries]
+        how = queries[0].bm25
+        if None not in texts and all(query.bm25 is how for query in queries):
+            return self._found([text or "" for text in texts], how, rows, k)
         made: list[Found | None] = [None] * len(queries)
         there = [at for at, text in enumerate(texts) if text is not None]
         for _, group in groupby(there, lambda at: id(queries[at].bm25)):
@@ -60,12 +63,14 @@ class Keywords:
         return made
 
     def _text(self, query: Query) -> str | None:
-        text = given_for(query.text, self._column) if query.text is not None else query.like
+        text = query.like if query.text is None else query.text
+        if text is not None and not isinstance(text, str) and query.text is not None:
+            text = given_for(query.text, self._column)
         if text is not None and not isinstance(text, str):
             raise ConfigError(f"words of type {type(text).__name__} for {self._column}", allowed="text")
         return text
 
-    def _found(self, texts: Sequence[str], how: Bm25, rows: RowSet, k: int) -> Iterator[Found]:
+    def _found(self, texts: Sequence[str], how: Bm25, rows: RowSet, k: int) -> Sequence[Found]:
         """For each of some texts the k best."""
         words, times, starts = asked(texts)
         ranges = [postings.ranges(words) for postings in self._postings]
@@ -87,8 +92,12 @@ class Keywords:
             (best.rows.astype(np.int64) + start, best.scores, best.sizes.tolist())
             for start, best in zip(begins, parts, strict=True)
         ]
-        for at in range(len(texts)):
-            yield ranked([(found[at, : sizes[at]], scores[at, : sizes[at]]) for found, scores, sizes in each], k, 0.0)
+        if len(each) == 1:
+            return FoundAll(*each[0], 0.0)
+        return [
+            ranked([(found[at, : sizes[at]], scores[at, : sizes[at]]) for found, scores, sizes in each], k, 0.0)
+            for at in range(len(texts))
+        ]
 
     def _counted(self, ranges: list[Array], among: tuple[Bits, ...]) -> Array:
         """How many of these rows have each word."""

@@ -56,6 +56,7 @@ class Sets:
             ends = offsets + _sizes(rows, kinds, counts)
             fits = (
                 bool((kinds <= DENSE).all())
+                and bool(((kinds != SPARSE) | (counts * 4 < (shards + 63) // 64 * 8)).all())
                 and bool(((counts >= 0) & (counts <= shards)).all())
                 and bool(((offsets >= 0) & (ends <= len(words))).all())
             )

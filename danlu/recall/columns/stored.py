@@ -126,7 +126,7 @@ def number_ranges(test: Test, dtype: np.dtype[Any]) -> list[tuple[int | float, i
         assert not isinstance(high, str)
         if isinstance(test, Range):
             low, high = _inclusive(low, test.above, is_whole, 1), _inclusive(high, test.below, is_whole, -1)
-        elif is_whole and low != math.floor(low or 0):
+        elif low != (math.floor(low or 0) if is_whole else _real(low or 0)):
             continue
         bounds = (_LEAST, _LARGEST) if is_whole else (-math.inf, math.inf)
         first, last = bounds[0] if low is None else low, bounds[1] if high is None else high
@@ -143,11 +143,21 @@ def _inclusive(bound: int | float | None, is_open: bool, is_whole: bool, step: i
     if not is_whole:
         if is_open and bound == step * math.inf:
             return math.nan  # nothing is beyond
-        return float(np.nextafter(bound, step * math.inf)) if is_open else float(bound)
-    if math.isinf(bound):
+        real = _real(bound)
+        is_outside = real < bound if step > 0 else real > bound  # a whole number that was rounded
+        return float(np.nextafter(real, step * math.inf)) if is_outside or (is_open and real == bound) else real
+    if isinstance(bound, float) and math.isinf(bound):
         return bound
     rounded = math.ceil(bound) if step > 0 else math.floor(bound)
     return rounded + step if is_open and rounded == bound else rounded
+
+
+def _real(number: int | float) -> float:
+    """The nearest real of 64 bits."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 @dataclass

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define SHARD_ROWS (1L << 20)
-#define WINDOW (1L << 12)
+#define WINDOW (1L << 13)
 #define WINDOW_WORDS (WINDOW / 64)
 #define BLOCK 128
 /* Entries that are compared with a row at once. */
@@ -20,6 +20,13 @@
 #define SLACK (1 + 1e-12)
 /* A row of a small set is looked up in the lists instead of walking them: what that costs, in entries walked. */
 #define LOOK_UP 8
+/* Sums of a whole window are compared at once where its lists have an entry for so many rows. */
+#define DENSE_ROWS 24
+/* Rows of a window by their place modulo so many, and how often the bar is halved towards the k-th of their maxima. */
+#define GROUPS 256
+/* A word with fewer entries in a window is not worth leaving out. */
+#define LEFT_OUT (WINDOW / 4)
+#define HALVINGS 8
 
 enum { EMPTY, FULL, SPARSE, DENSE };
 
@@ -260,14 +267,54 @@ static void sift(const lists *x, desk *d, const part *one, long start, long rows
     }
 }
 
-/* What the needed words bring together, and which rows it may bring among the best. */
-static void add_up(const lists *x, const query *q, desk *d, long start, long rows, const uint64_t *words, long count,
-                   double least) {
+/* What at least k rows of the window have: of groups of rows the largest sums, of which at least k are no less. */
+static double bar(const query *q, const desk *d, double least) {
+    double most[GROUPS], high = 0;
+    if (q->k > GROUPS / 2) return least;
+    memcpy(most, d->sums, sizeof most);
+    for (long at = GROUPS; at < WINDOW; at += GROUPS)
+        for (long i = 0; i < GROUPS; i++) most[i] = d->sums[at + i] > most[i] ? d->sums[at + i] : most[i];
+    for (long i = 0; i < GROUPS; i++) high = most[i] > high ? most[i] : high;
+    for (long round = 0; round < HALVINGS && high > least; round++) {
+        const double middle = (least + high) / 2;
+        long count = 0;
+        for (long i = 0; i < GROUPS; i++) count += most[i] >= middle;
+        if (count >= q->k) least = middle;
+        else high = middle;
+    }
+    return least;
+}
+
+/* The same as `sift` of all words, for all rows of the window at once. Returns what a row needs to be among the best. */
+static double sift_all(const query *q, desk *d, long rows, const uint64_t *words, double least, int is_first) {
+    const double rest = d->rests[d->left_outs];
+    for (long w = 0; words && w < (rows + 63) / 64; w++)
+        for (long i = 0; i < 64; i++) d->sums[w * 64 + i] = words[w] >> i & 1 ? d->sums[w * 64 + i] : 0;
+    const double enough = is_first ? bar(q, d, least) : least;
+    for (long w = 0; w < WINDOW_WORDS; w++) {
+        double *sums = d->sums + w * 64;
+        uint64_t noted = 0;
+        for (long i = 0; i < 64; i++) {
+            const int stays = (sums[i] > 0) & ((sums[i] + rest) * SLACK >= enough);
+            noted |= (uint64_t)stays << i;
+            sums[i] = stays ? sums[i] : 0;
+        }
+        d->seen[w] = noted;
+    }
+    return enough;
+}
+
+/* What the needed words bring together, and which rows it may bring among the best. Returns what a row needs for it. */
+static double add_up(const lists *x, const query *q, desk *d, long start, long rows, const uint64_t *words, long count,
+                   long entries, double least) {
     const int is_few = count * 4 < rows;
     for (long t = 0; t < q->words; t++)
         if (d->parts[t].needed) add(x, q, d, t, start, rows, is_few ? words : NULL, is_few);
-    for (long t = 0; t < q->words && !is_few; t++)
+    if (is_few) return least;
+    if (entries * DENSE_ROWS > WINDOW) return sift_all(q, d, rows, words, least, least <= q->floor);
+    for (long t = 0; t < q->words; t++)
         if (d->parts[t].needed) sift(x, d, d->parts + t, start, rows, words, least);
+    return least;
 }
 
 /* Noted rows that cannot be among the best with so much more are let go. Returns how many are left. */
@@ -302,8 +349,7 @@ static void look_up(const lists *x, const query *q, desk *d, long t, long start)
 }
 
 /* Words that were left out are added to noted rows, one after the other; what is left is offered. */
-static long walked(const lists *x, const query *q, desk *d, long start, long rows, long size) {
-    const double least = least_of(q, size);
+static long walked(const lists *x, const query *q, desk *d, long start, long rows, double least, long size) {
     long near = let_go(d, d->rests[d->left_outs], least);
     for (long out = d->left_outs - 1; out >= 0 && near; out--) {
         const long t = d->left_out[out], entries = d->parts[t].to - d->parts[t].from;
@@ -351,6 +397,7 @@ static long leave_out(const query *q, desk *d, double least) {
         for (long t = 0; t < q->words; t++)
             if (d->parts[t].needed && (next < 0 || d->parts[t].bound < d->parts[next].bound)) next = t;
         if (next < 0 || (rest + d->parts[next].bound) * SLACK >= least) break;
+        if (d->parts[next].to - d->parts[next].from < LEFT_OUT) break;
         d->rests[d->left_outs] = rest;
         d->left_out[d->left_outs++] = next;
         rest += d->parts[next].bound;
@@ -377,8 +424,8 @@ static long windows(const lists *x, const set *s, const query *q, desk *d) {
         if (words && count * q->words * LOOK_UP < entries) {
             size = looked_up(x, q, d, start, rows, words, size);
         } else {
-            add_up(x, q, d, start, rows, words, count, least);
-            size = walked(x, q, d, start, rows, size);
+            const double enough = add_up(x, q, d, start, rows, words, count, entries, least);
+            size = walked(x, q, d, start, rows, enough, size);
         }
     }
     return size;

@@ -86,9 +86,9 @@ def asked(texts: Iterable[str]) -> tuple[Array, Array, Array]:
     times: list[int] = []
     starts = [0]
     for text in texts:
-        counts = Counter(map(_key, words(text)))
-        made += (own := sorted(counts))
-        times += map(counts.__getitem__, own)
+        found = [*map(_key, words(text))]
+        made += (own := sorted(set(found)))
+        times += [1] * len(own) if len(own) == len(found) else map(Counter(found).__getitem__, own)
         starts.append(len(made))
     return np.array(made, np.uint64), np.array(times, np.int64), np.array(starts, np.int64)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from danlu.errors import ConfigError, nearest
 from danlu.recall.behaviour import fitting
@@ -23,18 +23,22 @@ def held_out(
     ks: tuple[int, ...],
     *,
     is_timed: bool = True,
+    more: Mapping[str, Callable[[Matrix], Ask]] | None = None,
     together: Callable[[dict[str, Top], int], Top] | None = None,
 ) -> Measured:
     """Every channel that the options name, on one split; users without anything to be found are not asked.
 
     Args:
+        more: further channels, made of users with what is known of them.
         together: answers of all channels -> those of all together, which are then a row of their own.
 
     Raises DataError where nothing is to be found.
     """
+    further = {name: make(split.known) for name, make in (more or {}).items()}
     asks: dict[str, Ask] = {
         name: _ask(_fitted(name, split.known, options, is_timed), split.known) for name in options.channels
     }
+    asks |= further
     if together is not None and len(asks) > 1:
         asks[FUSED] = _fused(dict(asks), together)
     return measure(asks, split.wanted, ks)

@@ -124,6 +124,28 @@ class Bits:
     __hash__ = None  # type: ignore[assignment]
 
 
+def member(bits: Bits, rows: Array) -> Array:
+    """Which of the rows are in the set."""
+    found = np.zeros(len(rows), np.bool_)
+    shards = rows // SHARD_ROWS
+    for shard in np.unique(shards).tolist():
+        here = shards == shard
+        kind, inside = int(bits.kinds[shard]), rows[here] - shard * SHARD_ROWS
+        if kind == FULL:
+            found[here] = True
+        elif kind != EMPTY:
+            found[here] = _inside(bits, shard, inside)
+    return found
+
+
+def _inside(bits: Bits, shard: int, places: Array) -> Array:
+    if int(bits.kinds[shard]) == SPARSE:
+        return np.isin(places, bits.places(shard))
+    words = bits.packed(shard)[places >> 6]
+    found: Array = (words >> (places & 63).astype(np.uint64) & np.uint64(1)).astype(np.bool_)
+    return found
+
+
 # -- one shard --------------------------------------------------------------------------------------------
 
 

@@ -98,23 +98,31 @@ static value negated(const task *t, value v, long depth) {
 static value merged(const task *t, value a, value b, int wanted, long depth) {
     uint32_t *into = (uint32_t *)buffer(t, depth);
     const uint32_t *x = a.at, *y = b.at;
-    long found = 0;
-    for (long i = 0, j = 0; i < a.count; i++) {
-        while (j < b.count && y[j] < x[i]) j++;
-        int is_there = j < b.count && y[j] == x[i];
-        if (is_there == wanted) into[found++] = x[i];
+    long found = 0, i = 0, j = 0;
+    while (i < a.count && j < b.count) {
+        const uint32_t mine = x[i], theirs = y[j];
+        into[found] = mine;
+        found += wanted ? mine == theirs : mine < theirs;
+        i += mine <= theirs;
+        j += theirs <= mine;
     }
+    while (!wanted && i < a.count) into[found++] = x[i++];
     return found ? (value){SPARSE, found, into} : (value){EMPTY};
 }
 
-/* Of some places those that are (or are not) in the words. */
+/* Of some places those that are (or are not) in the words; without a branch, since which they are cannot be foretold. */
 static value filtered(const task *t, value places, value words, int wanted, long depth) {
-    uint32_t *spare = (uint32_t *)t->scratch, *into = (uint32_t *)buffer(t, depth);
-    const uint32_t *x = places.at;
+    uint32_t *const into = (uint32_t *)buffer(t, depth);
+    uint32_t *const kept = words.at == (const void *)into ? (uint32_t *)t->scratch : into;
+    const uint32_t *x = places.at, rows = (uint32_t)t->rows;
+    const uint64_t *in = words.at;
     long found = 0;
-    for (long i = 0; i < places.count; i++)
-        if (has(t, words.at, x[i]) == wanted) spare[found++] = x[i];
-    memcpy(into, spare, found * sizeof(uint32_t));
+    for (long i = 0; i < places.count; i++) {
+        const uint32_t place = x[i], inside = place < rows ? place : 0;
+        kept[found] = place;
+        found += ((int)(in[inside >> 6] >> (inside & 63)) & (place < rows)) == wanted;
+    }
+    if (kept != into) memcpy(into, kept, found * sizeof(uint32_t));
     return found ? (value){SPARSE, found, into} : (value){EMPTY};
 }
 
@@ -350,4 +358,9 @@ void danlu_hashes(const int64_t *offsets, const uint8_t *bytes, long count, uint
         sum *= 0xD6E8FEB86659FD93ULL;
         out[i] = sum ^ sum >> 32;
     }
+}
+
+/* Places of numbers in their order, equal ones in theirs; `next` is where those of each number begin, and is moved on. */
+void danlu_sorted(const int32_t *numbers, long count, int64_t *next, int64_t *out) {
+    for (long i = 0; i < count; i++) out[next[numbers[i]]++] = i;
 }

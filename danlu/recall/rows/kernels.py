@@ -40,6 +40,13 @@ class Kernels(Protocol):
     def hashes(self, offsets: Array, data: Array) -> Array:
         """uint64 for each text of bytes from offsets[i] to offsets[i + 1]; texts that differ may share one."""
 
+    def sorted(self, numbers: Array, starts: Array) -> Array:
+        """int64 places of some numbers (int32) in their order, equal ones in theirs.
+
+        Args:
+            starts: int64, where those of each number from 0 on begin among them.
+        """
+
 
 class Compiled:
     """The functions of kernels.c."""
@@ -50,6 +57,7 @@ class Compiled:
         self._places = declared(functions.danlu_places, [*a_set, LONG, LONG, POINTER, LONG], LONG)
         self._histogram = declared(functions.danlu_histogram, [*a_set, LONG, LONG, POINTER, LONG, POINTER, LONG])
         self._hashes = declared(functions.danlu_hashes, [POINTER, POINTER, LONG, POINTER])
+        self._sorted = declared(functions.danlu_sorted, [POINTER, LONG, POINTER, POINTER])
 
     def evaluate(self, question: Question, first: int, last: int, counts: Array, out: Answer | None) -> None:
         nodes, leaves, _ = question.listed
@@ -73,6 +81,12 @@ class Compiled:
     def hashes(self, offsets: Array, data: Array) -> Array:
         made = np.empty(max(len(offsets) - 1, 0), np.uint64)
         self._hashes(offsets.ctypes.data, data.ctypes.data, len(made), made.ctypes.data)
+        return made
+
+    def sorted(self, numbers: Array, starts: Array) -> Array:
+        made, following = np.empty(len(numbers), np.int64), starts.astype(np.int64)
+        numbers = np.ascontiguousarray(numbers, np.int32)
+        self._sorted(numbers.ctypes.data, len(numbers), following.ctypes.data, made.ctypes.data)
         return made
 
 
@@ -105,7 +119,8 @@ def _agrees(compiled: Kernels) -> bool:
         counted = np.zeros(13, np.int64)
         side.histogram(seen, codes, counted, 0, 1)
         hashed = side.hashes(np.array([0, 3, 3, 13]), codes)
-        answers.append((seen, side.places(seen, 0, 1, rows), counted, hashed))
+        places = side.sorted(codes.astype(np.int32), np.concatenate([[0], np.cumsum(np.bincount(codes))]))
+        answers.append((seen, side.places(seen, 0, 1, rows), counted, hashed, places))
     return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(*answers, strict=True))
 
 

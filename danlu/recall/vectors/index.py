@@ -57,8 +57,8 @@ class Tuned:
     walks: tuple[Walk, ...] = len(SHARES) * (Walk(),)
 
     def walk(self, share: float) -> Walk:
-        """For a set with this share of the rows: the longer one of the two shares that it lies between."""
-        at = sum(one >= share for one in SHARES)
+        """For a set with this share of the rows: the longer of the two shares that it lies between; of all, its own."""
+        at = sum(one >= share for one in SHARES) if share < 1 else 0
         near = self.walks[max(at - 1, 0) : at + 1]
         return Walk(max(walk.reach for walk in near), max(walk.spare for walk in near))
 

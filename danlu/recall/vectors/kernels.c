@@ -17,6 +17,9 @@
 #endif
 
 #define LANES 16
+/* Lists that are put in order together at most, and how often the bar that they pass is halved. */
+#define FOREMOST 128
+#define HALVINGS 12
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 
 enum { INNER_PRODUCT, COSINE, L2 };
@@ -260,18 +263,49 @@ static void settle(hit *lists, long count, long at) {
     lists[at] = what;
 }
 
+/* The lists that may hold the best, some dozens, are put first; returns how many. All of them where they are few. */
+static long foremost(hit *lists, long count) {
+    float low = INFINITY, high = -INFINITY, bar = 0;
+    for (long i = 0; i < count; i++) {
+        low = lists[i].score < low && lists[i].score > -INFINITY ? lists[i].score : low;
+        high = lists[i].score > high ? lists[i].score : high;
+    }
+    long size = count;
+    for (long round = 0; round < HALVINGS && (size > FOREMOST || size < FOREMOST / 8); round++) {
+        bar = low + (high - low) / 2;
+        size = 0;
+        for (long i = 0; i < count; i++) size += lists[i].score >= bar;
+        if (size > FOREMOST) low = bar;
+        else high = bar;
+    }
+    if (size == 0 || size > FOREMOST) return count;
+    long put = 0;
+    for (long i = 0; put < size; i++) {
+        if (lists[i].score < bar) continue;
+        const hit other = lists[put];
+        lists[put++] = lists[i];
+        lists[i] = other;
+    }
+    return size;
+}
+
 /* Lists from the one that may hold the best on, until none may hold one of the k best that are known. */
 static long walked(walk *w, float length, hit *lists) {
     long left = w->l->lists, seen = 0;
     bounds(w, length, lists);
-    for (long i = left / 2 - 1; i >= 0; i--) settle(lists, left, i);
     while (left) {
-        hit next = lists[0];
-        if (w->near.count == w->near.most && next.score <= w->near.hits[0].score) break;
-        int64_t start = w->l->starts[next.row], stop = w->l->starts[next.row + 1];
-        if (0 <= start && stop <= w->l->places) seen += scan(w, start, stop);
-        lists[0] = lists[--left];
-        if (left) settle(lists, left, 0);
+        const long part = left > FOREMOST ? foremost(lists, left) : left;
+        for (long i = part / 2 - 1; i >= 0; i--) settle(lists, part, i);
+        for (long size = part; size;) {
+            const hit next = lists[0];
+            if (w->near.count == w->near.most && next.score <= w->near.hits[0].score) return seen;
+            const int64_t start = w->l->starts[next.row], stop = w->l->starts[next.row + 1];
+            if (0 <= start && stop <= w->l->places) seen += scan(w, start, stop);
+            lists[0] = lists[--size];
+            if (size) settle(lists, size, 0);
+        }
+        lists += part;
+        left -= part;
     }
     return seen;
 }
