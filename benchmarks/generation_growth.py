@@ -65,12 +65,12 @@ LABELS = {
     },
 }  # fmt: skip
 UNDER = {
-    "en": "Random weights in the shapes of SmolLM2, Qwen2.5 and TinyLlama; peak and after: resident memory while loading "
-    f"and after it; {NEW_TOKENS} new tokens after prompts of {SHORT_PROMPT}; –: not asked for, or more than {{limit}} s. "
-    "{cores} cores of {cpu}; {day}. Command: `make bench-generate-growth`.",
-    "zh": "随机权重，规模取自 SmolLM2、Qwen2.5 和 TinyLlama；峰值与加载后均为常驻内存；"
-    f"提示 {SHORT_PROMPT} 个 token，生成 {NEW_TOKENS} 个；–：未测，或会超过 {{limit}} 秒。"
-    "{cores} 核 {cpu}；{day}。命令：`make bench-generate-growth`。",
+    "en": "Random weights in the shapes of SmolLM2, Qwen2.5 and TinyLlama; peak and after: memory resident until the "
+    f"first answer and after it; {NEW_TOKENS} new tokens after prompts of {SHORT_PROMPT}; –: not asked for, or more "
+    "than {limit} s. {cores} cores of {cpu}; {day}. Command: `make bench-generate-growth`.",
+    "zh": "随机权重，规模取自 SmolLM2、Qwen2.5 和 TinyLlama；峰值与加载后均为第一个回答之前和之后的常驻内存；"
+    f"提示 {SHORT_PROMPT} 个 token，生成 {NEW_TOKENS} 个；"
+    "–：未测，或会超过 {limit} 秒。{cores} 核 {cpu}；{day}。命令：`make bench-generate-growth`。",
 }
 
 
@@ -79,8 +79,9 @@ class Found:
     """What one side showed with one shape.
 
     Attributes:
-        seconds: to load. peak_bytes, resident_bytes: while loading, and after it.
-        prompts: seconds to read, by tokens. rows: tokens a second, by rows. neighbour: of one row, beside a busy process.
+        seconds: to load. peak_bytes, resident_bytes: until the first answer, and after it.
+        prompts: seconds to read, by tokens. rows: tokens a second, by rows.
+        neighbour: tokens a second of one row, beside a busy process.
     """
 
     shape: str
@@ -140,14 +141,15 @@ def show(job: dict[str, Any]) -> Found:
     found = Found(job["shape"], job["side"])
     started = time.perf_counter()
     answer = (danlu_side if kind == "danlu" else transformers_side)(job["model"], dtype)
-    found.seconds, found.peak_bytes = time.perf_counter() - started, status_bytes("VmHWM")
-    time.sleep(REST_SECONDS)
-    found.resident_bytes = status_bytes("VmRSS")
+    found.seconds = time.perf_counter() - started
     fresh = iter(range(1, 1_000_000))
 
     def prompts(count: int, tokens: int) -> list[list[int]]:
         """Texts that have not even their first token in common."""
-        return [[(first * 7919 + at * 31) % 30_000 + 100 for at in range(tokens)] for first in [next(fresh) for _ in range(count)]]
+        return [
+            [(first * 7919 + at * 31) % 30_000 + 100 for at in range(tokens)]
+            for first in [next(fresh) for _ in range(count)]
+        ]
 
     def seconds(count: int, tokens: int, new_tokens: int) -> float:
         asked, began = prompts(count, tokens), time.perf_counter()
@@ -159,6 +161,10 @@ def show(job: dict[str, Any]) -> Found:
         seconds(count, SHORT_PROMPT, 2)
         return count * (NEW_TOKENS - 1) / (seconds(count, SHORT_PROMPT, NEW_TOKENS) - seconds(count, SHORT_PROMPT, 1))
 
+    seconds(1, SHORT_PROMPT, 2)  # some read their files only now
+    found.peak_bytes = status_bytes("VmHWM")
+    time.sleep(REST_SECONDS)
+    found.resident_bytes = status_bytes("VmRSS")
     for rows in job["rows"]:
         found.rows[rows] = rate(rows)
     if job["neighbour"]:
@@ -232,7 +238,12 @@ def block(found: list[Found], limit: float, language: str) -> str:
     lines = [f"![{label['resident']}](pictures/{PICTURE.name})", "", f"| {' | '.join(heads)} |"]
     lines += ["|---|---" + "|--:" * (len(heads) - 2) + "|"]
     for one in found:
-        cells = [one.shape, one.side, f"{one.seconds:.1f}", *(f"{size / 2**20:,.0f}" for size in (one.peak_bytes, one.resident_bytes))]
+        cells = [
+            one.shape,
+            one.side,
+            f"{one.seconds:.1f}",
+            *(f"{size / 2**20:,.0f}" for size in (one.peak_bytes, one.resident_bytes)),
+        ]
         cells += [_shown(one.prompts.get(tokens), ".1f") for tokens in prompts]
         cells += [_shown(one.rows.get(count), ".0f") for count in rows] + [_shown(one.neighbour, ".0f")]
         lines.append(f"| {' | '.join(cells)} |")

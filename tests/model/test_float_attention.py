@@ -153,7 +153,9 @@ def test_what_one_row_holds_that_is_not_a_number_reaches_no_other(dtype, dim):
         given[1, 4:] = last
         q, k, v = given[:, :4], given[:, 4:6], given[:, 6:]
         places = torch.arange(capacity)[None]
-        return attended(q, k, v, *(cache.clone() for cache in caches), visible, places, torch.tensor([300]), 0.2, None)[0]
+        return attended(q, k, v, *(cache.clone() for cache in caches), visible, places, torch.tensor([300]), 0.2, None)[
+            0
+        ]
 
     assert torch.equal(first_row(math.nan), first_row(1.0))
 

@@ -10,6 +10,7 @@ bit for bit, whatever rows it comes with; but for int4 in pairs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ CHUNK = 32  # inputs
 assert GROUP == CHUNK, "blocks.c has one step and middle a chunk"
 _FORMATS = {None: 0, "int8": 1, "int4": 2}
 _FLOAT32 = 3
+# Number format, and numbers of a tile: two codes of int4 lie in a byte.
+_LAID_OUT = ((torch.bfloat16, 512), (torch.int8, 512), (torch.int8, 256), (torch.float32, 512))
+_TWICE = {torch.bfloat16: torch.int32, torch.int8: torch.int16}
+PORTION = 1 << 18  # weights that are packed at a time
 
 
 def fits_blocks(weight: Tensor) -> bool:
@@ -44,37 +49,58 @@ class BlockProduct:
         weight: (outputs, inputs). bias: (outputs,) or None.
         rounded: the number format that the weights are rounded to.
         is_paired: two layers of one size side by side, of which `gated` makes silu(first) * second.
+        read: hears of each part of the weight that has been packed.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        rounded: Rounded | None = None,
+        *,
+        is_paired: bool = False,
+        read: Callable[[Tensor], None] = lambda _part: None,
     ) -> None:
         self._outputs, self._inputs = weight.shape
         self._format, self.is_paired = _FORMATS[rounded], is_paired
         self._is_wide = weight.dtype == torch.float32
         self._is_in_pairs = not self._is_wide and has_pairs()
         self._bias = None if bias is None else _in_blocks(bias.float()[:, None], is_paired).flatten()
-        self._scales: Tensor | None = None
-        if rounded is None:
-            short = weight.bfloat16()
-            if self._is_wide and not torch.equal(short.float(), weight):
-                self._format, self._weights = _FLOAT32, _packed(weight, is_paired)
-            else:
-                self._weights = _in_pairs(_packed(short, is_paired))
-        elif rounded == "int8":
-            eight = to_int8(weight)
-            codes = _packed(eight.codes, is_paired)
-            self._weights = _in_pairs(codes) if self._is_in_pairs else codes
-            self._scales = _in_blocks(eight.scale.float()[:, None], is_paired).flatten()
-        else:
-            four = to_int4(weight)
-            codes = _packed(four.codes, is_paired)
-            codes = _in_pairs(codes) if self._is_in_pairs else codes
-            first, second = codes.chunk(2, 3)
-            self._weights = first | second << 4
-            scales = [_by_chunk(numbers.bfloat16(), is_paired) for numbers in (four.step, four.middle)]
-            self._scales = torch.stack(scales, 3).contiguous()
+        if rounded is None and self._is_wide and not all(_is_short(one) for _, one in _portions(weight, is_paired)):
+            self._format = _FLOAT32
+        self._weights, self._scales = self._empty()
+        for start, portion in _portions(weight, is_paired):
+            self._pack(start, portion)
+            read(portion)
         self._threads = torch.get_num_threads()
+
+    def _empty(self) -> tuple[Tensor, Tensor | None]:
+        """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
+        blocks, chunks = -(-self._outputs // BLOCK), self._inputs // CHUNK
+        kind, numbers = _LAID_OUT[self._format]
+        weights = torch.empty(blocks, chunks, 2, numbers, dtype=kind)
+        if self._format == _FORMATS["int8"]:
+            return weights, torch.empty(blocks, BLOCK)
+        if self._format == _FORMATS["int4"]:
+            return weights, torch.empty(blocks, chunks, 2, 2, TILE, dtype=torch.bfloat16)
+        return weights, None
+
+    def _pack(self, start: int, portion: Tensor) -> None:
+        """Put blocks, (some, 2, TILE, inputs), in their places: no more than these stand beside what is packed."""
+        own, rows = slice(start, start + len(portion)), portion.reshape(-1, self._inputs)
+        if self._scales is None:
+            rows = rows.to(self._weights.dtype)
+            self._weights[own] = _packed(rows, self._format != _FLOAT32).flatten(3)
+        elif self._format == _FORMATS["int8"]:
+            eight = to_int8(rows)
+            self._weights[own] = _packed(eight.codes, self._is_in_pairs).flatten(3)
+            self._scales[own] = eight.scale.view(-1, BLOCK)
+        else:
+            four = to_int4(rows)
+            first, second = _packed(four.codes, self._is_in_pairs).chunk(2, 3)
+            self._weights[own] = (first | second << 4).flatten(3)
+            for number, numbers in enumerate((four.step, four.middle)):
+                self._scales[own, :, :, number] = numbers.view(-1, 2, TILE, numbers.shape[1]).permute(0, 3, 1, 2)
 
     @property
     def is_exact(self) -> bool:
@@ -120,25 +146,36 @@ def _in_blocks(rows: Tensor, is_paired: bool) -> Tensor:
     """(outputs, n) -> (blocks, 2, TILE, n), the last block filled up with zeros."""
     if is_paired:
         return rows.view(2, -1, TILE, rows.shape[1]).transpose(0, 1)
-    filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK))
+    filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK)) if len(rows) % BLOCK else rows
     return filled.view(-1, 2, TILE, rows.shape[1])
 
 
-def _packed(weight: Tensor, is_paired: bool) -> Tensor:
-    """(blocks, chunks, 2 tiles, 32 inputs, 16 outputs)."""
-    blocks = _in_blocks(weight, is_paired)
-    return blocks.view(len(blocks), 2, TILE, -1, CHUNK).permute(0, 3, 1, 4, 2).contiguous()
+def _portions(weight: Tensor, is_paired: bool) -> Iterator[tuple[int, Tensor]]:
+    """The first block and the blocks, (some, 2, TILE, inputs), of parts so small that what is made of one stays in a
+    cache."""
+    some = max(1, PORTION // (BLOCK * weight.shape[1]))
+    parts = _in_blocks(weight, is_paired).split(some) if is_paired else weight.split(some * BLOCK)
+    for number, part in enumerate(parts):
+        yield number * some, part if is_paired else _in_blocks(part, is_paired)
 
 
-def _in_pairs(packed: Tensor) -> Tensor:
-    """The same with two neighbouring inputs of each output side by side: (.., 2 tiles, 16 pairs, 16 outputs * 2)."""
-    pairs = packed.view(*packed.shape[:3], CHUNK // 2, 2, TILE)
-    return pairs.transpose(4, 5).flatten(4).contiguous()
+def _is_short(portion: Tensor) -> bool:
+    """Whether bfloat16 holds it exactly."""
+    return torch.equal(portion.bfloat16().float(), portion)
 
 
-def _by_chunk(numbers: Tensor, is_paired: bool) -> Tensor:
-    """(outputs, chunks) -> (blocks, chunks, 2 tiles, TILE)."""
-    return _in_blocks(numbers, is_paired).permute(0, 3, 1, 2)
+def _packed(rows: Tensor, is_in_pairs: bool) -> Tensor:
+    """(outputs, inputs) -> (blocks, chunks, 2 tiles, 32 inputs, 16 outputs), or with two neighbouring inputs of each
+    output side by side: (.., 16 pairs, 16 outputs * 2)."""
+    if is_in_pairs:  # which move as one number of twice the size
+        both = rows.view(_TWICE[rows.dtype])
+        return (
+            both.view(-1, 2, TILE, rows.shape[1] // CHUNK, CHUNK // 2)
+            .permute(0, 3, 1, 4, 2)
+            .contiguous()
+            .view(rows.dtype)
+        )
+    return rows.view(-1, 2, TILE, rows.shape[1] // CHUNK, CHUNK).permute(0, 3, 1, 4, 2)
 
 
 @cache
