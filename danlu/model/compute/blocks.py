@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.model.compute.rounding import GROUP, Rounded, to_int4, to_int8
+from danlu.model.compute.threads import threads
 from danlu.native import INT, LONG, POINTER, declared, library
 
 TILE = 16  # outputs in one
@@ -72,7 +73,6 @@ class BlockProduct:
         for start, portion in _portions(weight, is_paired):
             self._pack(start, portion)
             read(portion)
-        self._threads = torch.get_num_threads()
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
         """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
@@ -130,9 +130,9 @@ class BlockProduct:
         pointers = (self._weights.data_ptr(), _pointer(self._scales), _pointer(self._bias), out.data_ptr())
         sizes = (self._outputs, self._inputs, self._format, self.is_paired, is_gated)
         if self._is_in_pairs:
-            failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes, has_tiles(), self._threads)
+            failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes, has_tiles(), threads())
         else:
-            failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, self._threads)
+            failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, threads())
         if failed:
             raise MemoryError("no memory to widen the weights of one product")
         return out

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 # -- plain forms -------------------------------------------------------------------------------------------
@@ -108,13 +109,12 @@ class Kernels:
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
-        self._threads = torch.get_num_threads()
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm of x (tokens, dim); weight (dim,) float32."""
         out = torch.empty_like(x)
         rows, dim = x.shape
-        self._add_norm(x.data_ptr(), None, None, weight.data_ptr(), out.data_ptr(), rows, dim, eps, self._threads)
+        self._add_norm(x.data_ptr(), None, None, weight.data_ptr(), out.data_ptr(), rows, dim, eps, threads())
         return out
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -123,21 +123,21 @@ class Kernels:
             return x, self.norm(x, weight, eps)
         total, out = torch.empty_like(x), torch.empty_like(x)
         pointers = (x.data_ptr(), y.data_ptr(), total.data_ptr(), weight.data_ptr(), out.data_ptr())
-        self._add_norm(*pointers, *x.shape, eps, self._threads)
+        self._add_norm(*pointers, *x.shape, eps, threads())
         return total, out
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """`plain_swiglu`."""
         rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, dim)
-        self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
+        self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, threads())
         return out
 
     def head_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`plain_head_loss`; the gradient is written over the logits."""
         losses = torch.empty(len(logits), dtype=torch.float32)
         pointers = (logits.data_ptr(), targets.data_ptr(), losses.data_ptr())
-        if self._head_loss(*pointers, *logits.shape, self._threads):
+        if self._head_loss(*pointers, *logits.shape, threads()):
             raise MemoryError("no memory for the logits of one token")
         return losses, logits
 
@@ -146,19 +146,19 @@ class Kernels:
         pointers = (low_rank.down.data_ptr(), low_rank.up.data_ptr(), low_rank.plan.data_ptr(), out.data_ptr())
         ranks, inputs = low_rank.down.shape
         sizes = (out.stride(0), len(out), inputs, ranks, len(low_rank.plan))
-        self._adapt(x.data_ptr(), x.stride(0), *pointers, *sizes, self._threads)
+        self._adapt(x.data_ptr(), x.stride(0), *pointers, *sizes, threads())
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, dim) -> the largest number of each row, float32 (rows,), and its place, int64 (rows,)."""
         values, places = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
-        self._largest(x.data_ptr(), *x.shape, places.data_ptr(), values.data_ptr(), self._threads)
+        self._largest(x.data_ptr(), *x.shape, places.data_ptr(), values.data_ptr(), threads())
         return values, places
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`plain_rotate`; the heads of a token lie together, tokens may lie apart."""
         out, cos, sin = x.new_empty(x.shape), cos.contiguous(), sin.contiguous()
         pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
-        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], self._threads)
+        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], threads())
         return out
 
 
