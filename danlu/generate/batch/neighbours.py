@@ -1,8 +1,7 @@
 """How many threads a step should have: as many as there are cores that other processes leave free.
 
-The threads of a product wait for the slowest. One that shares its core with another process holds up all of them: on two
-cores, one busy neighbour cost two thirds of the speed, where one thread alone loses a fifth. So the engine looks now and
-then at what others have used of its cores, and keeps to the rest.
+The threads of a product wait for the slowest, and one that shares its core with another process holds up all of them.
+So the engine looks now and then at what others have used of its cores, and keeps to the rest.
 """
 
 from __future__ import annotations
