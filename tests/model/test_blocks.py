@@ -142,9 +142,24 @@ def test_no_tokens_are_no_answer():
 def test_what_fits():
     for dtype in (torch.bfloat16, torch.float32):
         assert fits_blocks(drawn(48, 64, dtype=dtype))
-        assert not fits_blocks(drawn(40, 64, dtype=dtype))
-        assert not fits_blocks(drawn(48, 48, dtype=dtype))
+        assert fits_blocks(drawn(41, 50, dtype=dtype))
     assert not fits_blocks(drawn(48, 64).half())
+    assert not fits_blocks(drawn(0, 64))
+
+
+@in_blocks
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 64), (40, 64), (48, 50), (7, 33), (33, 1)])
+def test_sizes_that_fill_no_block(form, outputs, inputs):
+    weight, bias = drawn(outputs, inputs, dtype=form), drawn(outputs, seed=2, dtype=form)
+    x, product = drawn(29, inputs, seed=1, dtype=form), BlockProduct(weight, bias)
+    found = product(x)
+    assert found.is_contiguous()
+    assert relative(found, F.linear(x.float(), weight.float(), bias.float())) < near(form)
+    assert all(torch.equal(product(x[at : at + 1])[0], found[at]) for at in range(29))
+    if inputs % 32 == 0:
+        for rounded in ("int8", "int4"):
+            found = fixed_product(weight, None, rounded)(x)
+            assert relative(found, F.linear(x.float(), held(weight, rounded))) < max(near(form), 4e-3)
 
 
 @in_blocks

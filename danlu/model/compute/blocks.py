@@ -37,8 +37,7 @@ PORTION = 1 << 18  # weights that are packed at a time
 
 def fits_blocks(weight: Tensor) -> bool:
     """Whether `BlockProduct` can take this weight (outputs, inputs)."""
-    outputs, inputs = weight.shape
-    if weight.device.type != "cpu" or outputs % TILE or inputs % CHUNK:
+    if weight.device.type != "cpu" or not weight.numel():
         return False
     return has_floats() if weight.dtype == torch.float32 else weight.dtype == torch.bfloat16 and has_blocks()
 
@@ -62,7 +61,9 @@ class BlockProduct:
         is_paired: bool = False,
         read: Callable[[Tensor], None] = lambda _part: None,
     ) -> None:
-        self._outputs, self._inputs = weight.shape
+        self._columns, given = weight.shape
+        self._outputs, self._inputs = _whole(self._columns, TILE), _whole(given, CHUNK)
+        self._lacking = self._inputs - given  # inputs of the last chunk, whose weights are zero
         self._format, self.is_paired = _FORMATS[rounded], is_paired
         self._is_wide = weight.dtype == torch.float32
         self._is_in_pairs = not self._is_wide and has_pairs()
@@ -76,7 +77,7 @@ class BlockProduct:
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
         """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
-        blocks, chunks = -(-self._outputs // BLOCK), self._inputs // CHUNK
+        blocks, chunks = _whole(self._outputs, BLOCK) // BLOCK, self._inputs // CHUNK
         kind, numbers = _LAID_OUT[self._format]
         weights = torch.empty(blocks, chunks, 2, numbers, dtype=kind)
         if self._format == _FORMATS["int8"]:
@@ -87,7 +88,8 @@ class BlockProduct:
 
     def _pack(self, start: int, portion: Tensor) -> None:
         """Put blocks, (some, 2, TILE, inputs), in their places: no more than these stand beside what is packed."""
-        own, rows = slice(start, start + len(portion)), portion.reshape(-1, self._inputs)
+        own, rows = slice(start, start + len(portion)), portion.flatten(0, 2)
+        rows = F.pad(rows, (0, self._lacking)) if self._lacking else rows.contiguous()
         if self._scales is None:
             rows = rows.to(self._weights.dtype)
             self._weights[own] = _packed(rows, self._format != _FLOAT32).flatten(3)
@@ -125,7 +127,7 @@ class BlockProduct:
         return self._run(x, is_gated=True)
 
     def _run(self, x: Tensor, is_gated: bool) -> Tensor:
-        x = x.contiguous()
+        x = F.pad(x, (0, self._lacking)) if self._lacking else x.contiguous()
         out = x.new_empty(len(x), self._outputs // 2 if is_gated else self._outputs)
         pointers = (self._weights.data_ptr(), _pointer(self._scales), _pointer(self._bias), out.data_ptr())
         sizes = (self._outputs, self._inputs, self._format, self.is_paired, is_gated)
@@ -135,7 +137,12 @@ class BlockProduct:
             failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, threads())
         if failed:
             raise MemoryError("no memory to widen the weights of one product")
-        return out
+        return out if is_gated or self._columns == self._outputs else out[:, : self._columns].contiguous()
+
+
+def _whole(count: int, size: int) -> int:
+    """As many as are whole pieces of this size."""
+    return -(-count // size) * size
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

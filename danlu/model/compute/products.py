@@ -63,7 +63,8 @@ def fixed_product(
         read: hears of parts of the weight that are needed no more, where it is taken over part by part.
     """
     if fits_blocks(weight) and not (is_paired and len(weight) % 32):
-        return BlockProduct(weight, bias, rounded, is_paired=is_paired, read=read)
+        fits = weight.shape[1] % GROUP == 0
+        return BlockProduct(weight, bias, rounded if fits else None, is_paired=is_paired, read=read)
     if rounded == "int4" and _fits_int4(weight):
         return int4_product(weight, bias)
     if rounded is not None and weight.shape[1] % 32 == 0:
