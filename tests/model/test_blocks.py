@@ -163,14 +163,17 @@ def test_sizes_that_fill_no_block(form, outputs, inputs):
 
 
 @in_blocks
-@pytest.mark.usefixtures("form")
-def test_layers_whose_halves_are_no_blocks_are_not_paired():
-    layers = [nn.Linear(64, 24, bias=False).bfloat16() for _ in range(2)]
-    x = drawn(3, 64)
+@pytest.mark.parametrize("half", [1, 24, 50])
+def test_layers_side_by_side_whose_sizes_fill_no_block(form, half):
+    layers = [nn.Linear(64, half).to(form) for _ in range(2)]
+    x = drawn(13, 64, dtype=form)
     found = fixed_product(*joined(layers), is_paired=True)
-    assert not isinstance(found, BlockProduct)
-    wanted = torch.cat([layer(x) for layer in layers], 1).detach().float()
-    assert relative(found(x), wanted) < 0.004
+    gate, up = (layer(x).detach().float() for layer in layers)
+    assert relative(found(x), torch.cat([gate, up], 1)) < near(form)
+    assert relative(found.gated(x), F.silu(gate) * up) < 3 * near(form)
+    assert found(x).is_contiguous()
+    assert found.gated(x).shape == (13, half)
+    assert torch.equal(found.gated(x[2:3])[0], found.gated(x)[2])
 
 
 @in_blocks

@@ -62,7 +62,8 @@ class BlockProduct:
         read: Callable[[Tensor], None] = lambda _part: None,
     ) -> None:
         self._columns, given = weight.shape
-        self._outputs, self._inputs = _whole(self._columns, TILE), _whole(given, CHUNK)
+        parts = 2 if is_paired else 1
+        self._outputs, self._inputs = parts * _whole(self._columns // parts, TILE), _whole(given, CHUNK)
         self._lacking = self._inputs - given  # inputs of the last chunk, whose weights are zero
         self._format, self.is_paired = _FORMATS[rounded], is_paired
         self._is_wide = weight.dtype == torch.float32
@@ -137,7 +138,11 @@ class BlockProduct:
             failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, threads())
         if failed:
             raise MemoryError("no memory to widen the weights of one product")
-        return out if is_gated or self._columns == self._outputs else out[:, : self._columns].contiguous()
+        if self._columns == self._outputs:
+            return out
+        parts = 2 if self.is_paired and not is_gated else 1
+        kept = self._columns // 2 if self.is_paired else self._columns
+        return out.view(len(x), parts, -1)[:, :, :kept].flatten(1).contiguous()
 
 
 def _whole(count: int, size: int) -> int:
@@ -150,9 +155,12 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _in_blocks(rows: Tensor, is_paired: bool) -> Tensor:
-    """(outputs, n) -> (blocks, 2, TILE, n), the last block filled up with zeros."""
+    """(outputs, n) -> (blocks, 2, TILE, n), the last block of each layer filled up with zeros."""
     if is_paired:
-        return rows.view(2, -1, TILE, rows.shape[1]).transpose(0, 1)
+        halves = rows.view(2, -1, rows.shape[1])
+        lacking = -halves.shape[1] % TILE
+        filled = F.pad(halves, (0, 0, 0, lacking)) if lacking else halves
+        return filled.view(2, -1, TILE, rows.shape[1]).transpose(0, 1)
     filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK)) if len(rows) % BLOCK else rows
     return filled.view(-1, 2, TILE, rows.shape[1])
 

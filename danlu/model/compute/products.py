@@ -62,7 +62,7 @@ def fixed_product(
         is_paired: of two layers side by side, so that a BlockProduct can gate the second with the first.
         read: hears of parts of the weight that are needed no more, where it is taken over part by part.
     """
-    if fits_blocks(weight) and not (is_paired and len(weight) % 32):
+    if fits_blocks(weight):
         fits = weight.shape[1] % GROUP == 0
         return BlockProduct(weight, bias, rounded if fits else None, is_paired=is_paired, read=read)
     if rounded == "int4" and _fits_int4(weight):
