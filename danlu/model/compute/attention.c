@@ -186,7 +186,7 @@ ONCE float share(const Job *job, float *scores, long places, long seen, const ui
     const float before = *largest;
     const lanes scale = spread(job->scale);
     lanes most = spread(before), sums = {0};
-    for (long start = 0; start < width; start += LANES) most = larger(*(const lanes *)(scores + start) * scale, most);
+    for (long start = 0; start < width; start += LANES) most = each_larger(*(const lanes *)(scores + start) * scale, most);
     const float now = largest_of(most), base = now == -INFINITY ? 0 : now;
     for (long start = 0; start < width; start += LANES) {
         const lanes raised = raised_to(fused(*(const lanes *)(scores + start), scale, spread(-base)));

@@ -49,7 +49,7 @@ INLINE lanes wide_lanes(const bf16 *from) {
     return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
 }
 
-INLINE lanes larger(lanes a, lanes b) {
+INLINE lanes each_larger(lanes a, lanes b) {
     const ints is_larger = a > b;
     return (lanes)(((ints)a & is_larger) | ((ints)b & ~is_larger));
 }
