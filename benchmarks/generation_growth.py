@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 LABELS = {
     "en": {
         "shape": "shape", "side": "side", "seconds": "load, s", "peak": "peak, MB", "resident": "after, MB",
-        "prompt": "prompt of {}, s", "rows": "{} row(s), tokens/s", "neighbour": "1 row beside a busy process",
+        "prompt": "prompt of {}, s", "rows": "rows: {}, tokens/s", "neighbour": "1 row beside a busy process",
     },
     "zh": {
         "shape": "规模", "side": "一方", "seconds": "加载，秒", "peak": "峰值，MB", "resident": "加载后，MB",
