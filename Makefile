@@ -35,6 +35,7 @@
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 #   make bench-formats  whether vLLM, llama.cpp and transformers load what is written, and answer alike
 #   make bench-judge DATA=FOLDER  judges against people's ratings, beside the cheap baseline
+#   make bench-hostile  10,000 rows that nobody would want to judge
 #   make bench-parameters  what a rate, a batch, a warmup, a schedule and a rank do to a run, in pictures
 PYTHON ?= python3
 BIN := .venv/bin
@@ -44,7 +45,7 @@ INSTALLED := .venv/.installed
 	bench-train bench-generate bench-generate-growth bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-passages \
-	bench-behaviour bench-judge bench-pages bench-furnace clean
+	bench-behaviour bench-judge bench-hostile bench-pages bench-furnace clean
 .DEFAULT_GOAL := test
 
 # torch first and pinned, so that no later package can pull another build of it.
@@ -200,6 +201,10 @@ bench-doctor: $(INSTALLED)
 # `ARGS="--every 5 --sets ocnli"` takes less; stopped, it goes on where it was.
 bench-judge: $(INSTALLED)
 	$(BIN)/python benchmarks/judge.py $(DATA) $(ARGS) $(WRITE)
+
+# `ARGS="--rows 1000 --judges smollm2-135m runs/judge/judge/model"`; a folder of a pair head is a judge as well.
+bench-hostile: $(INSTALLED)
+	$(BIN)/python benchmarks/hostile.py $(ARGS) $(WRITE)
 
 bench-parameters: $(INSTALLED)
 	$(BIN)/python benchmarks/parameters.py $(WRITE)

@@ -82,23 +82,26 @@ def read(
     kept: Kept,
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Reading | Failed]:
-    """What the judge says of each row, asked only for what is not kept."""
-    keys = [_key(judge, rubric, row) for row in rows]
-    return kept.answers(
-        keys,
-        lambda places: judge.read(rubric, [rows[at] for at in places]),
+    """What the judge says of each row, asked only for what is not kept. Rows that begin alike are asked together."""
+    asked = [_asked(rubric, row) for row in rows]
+    document = rubric.model_dump(mode="json")
+    order = sorted(range(len(rows)), key=asked.__getitem__)
+    found = kept.answers(
+        [of_value([asked[at], document, judge.identity]) for at in order],
+        lambda places: judge.read(rubric, [rows[order[at]] for at in places]),
         reading_to_json,
         reading_from_json,
         told,
     )
+    return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
 
-def _key(judge: Judge, rubric: Rubric, row: Row) -> str:
+def _asked(rubric: Rubric, row: Row) -> list[str]:
+    """The prompt in two parts; of a row that has none, nothing and what the row is."""
     try:
-        asked = [prompts.question(rubric, row), prompts.lead(rubric, row)]
+        return [prompts.question(rubric, row), prompts.lead(rubric, row)]
     except prompts.Unjudgeable:
-        asked = ["", row.digest]
-    return of_value([asked, rubric.model_dump(mode="json"), judge.identity])
+        return ["", row.digest]
 
 
 def _priors(judge: Judge, rubric: Rubric, rows: Sequence[Row], kept: Kept) -> dict[Language, tuple[float, ...]]:
@@ -127,4 +130,4 @@ def _judgement(
 def _overlaps(row: Row | FaultyRow) -> dict[str, float]:
     if isinstance(row, FaultyRow) or row.answer is None:
         return {}
-    return baseline(row.answer, row.given("truth"), row.given("context"))
+    return baseline(row.answer, row.true_answers, row.given("context"))

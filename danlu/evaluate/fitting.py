@@ -66,10 +66,7 @@ class Fit:
 
     def interval(self, distribution: Floats) -> tuple[float, float]:
         """Around the mean of a distribution, within the scale."""
-        mean, deviation = _moments(distribution[None], self.low)
-        reach = self.error * deviation[0]
-        top = self.low + len(distribution) - 1
-        return max(float(self.low), float(mean[0] - reach)), min(float(top), float(mean[0] + reach))
+        return interval_of(distribution, self.low, self.error)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,8 +107,7 @@ def fit(
     for fold in range(FOLDS):
         others = folds != fold
         shares[~others] = _distributions(_curves(sums[others], rated[others], scale), sums[~others])
-    means, deviations = _moments(shares, scale[0])
-    off = np.abs(rated - means) / deviations
+    off = errors_of(shares, rated, scale[0])
     ranks, weights = _ridge(figures, rated, penalty)
     made = Fit(
         tuple(names), ranks, tuple(weights.tolist()), _curves(sums, rated, scale), scale[0],
@@ -221,6 +217,24 @@ def _moments(shares: Floats, low: int) -> tuple[Floats, Floats]:
     means = shares @ scores
     deviations = np.sqrt(np.maximum((shares * (scores[None] - means[:, None]) ** 2).sum(axis=1), 0))
     return means, np.maximum(deviations, _LEAST_DEVIATION)
+
+
+def errors_of(distributions: Floats, ratings: Floats, low: int) -> Floats:
+    """(rows,): how far ratings are from the means of distributions (rows, scores), in their deviations."""
+    means, deviations = _moments(distributions, low)
+    return np.abs(ratings - means) / deviations
+
+
+def error_of(distributions: Floats, ratings: Sequence[float], low: int) -> float:
+    """What `LEVEL` of rows that were not fitted to are off by at most."""
+    return conformal_quantile(errors_of(distributions, np.asarray(ratings, dtype=np.float64), low).tolist(), LEVEL)
+
+
+def interval_of(distribution: Floats, low: int, error: float) -> tuple[float, float]:
+    """`error` deviations around the mean of a distribution (scores,), within the scale."""
+    (mean,), (deviation,) = _moments(distribution[None], low)
+    reach, top = error * deviation, low + len(distribution) - 1
+    return max(float(low), float(mean - reach)), min(float(top), float(mean + reach))
 
 
 def checked_figures(rows: Sequence[Mapping[str, float]]) -> tuple[list[str], Floats]:

@@ -103,24 +103,17 @@ class LocalJudge:
     def _read(self, asked: Sequence[list[int]], digits: list[list[int]]) -> list[Reading | Failed]:
         """Of prompts as token ids; after each, and after each with a space."""
         space = self._digits.space
-        both = [ids for prompt in asked for ids in ([prompt] if space is None else [prompt, [*prompt, space]])]
         flat = [token for tokens in digits for token in tokens]
-        extra = [] if space is None else [space]
-        seen = self.engine.next_logprobs(both, [*flat, *extra])
-        step = 1 if space is None else 2
-        return [self._reading(seen[at : at + step], digits) for at in range(0, len(seen), step)]
-
-    def _reading(self, seen: Sequence[torch.Tensor | DanluError], digits: list[list[int]]) -> Reading | Failed:
-        for one in seen:
-            if isinstance(one, DanluError):
-                return Failed(_first_line(one))
-        first = seen[0].exp()  # type: ignore[union-attr]
+        seen = self.engine.next_logprobs(asked, flat if space is None else [*flat, space], then=space)
         sizes = [len(tokens) for tokens in digits]
-        masses = [float(part.sum()) for part in first[: sum(sizes)].split(sizes)]
-        if len(seen) > 1:
-            after = seen[1].exp()[: sum(sizes)].split(sizes)  # type: ignore[union-attr]
-            masses = [mass + float(first[-1] * part.sum()) for mass, part in zip(masses, after, strict=True)]
-        return reading_of(masses)
+        return [Failed(_first_line(one)) if isinstance(one, DanluError) else _reading(one, sizes) for one in seen]
+
+
+def _reading(logprobs: torch.Tensor, sizes: Sequence[int]) -> Reading | Failed:
+    """Of the digits' tokens, so many a score, (tokens,); or (2, tokens + 1), with the space and what comes after it."""
+    seen = logprobs.exp()
+    shares = seen if seen.ndim == 1 else seen[0, :-1] + seen[0, -1] * seen[1, :-1]
+    return reading_of([float(part.sum()) for part in shares.split(list(sizes))])
 
 
 def reading_of(masses: Sequence[float]) -> Reading | Failed:

@@ -1,12 +1,13 @@
 """Two texts -> how much of their characters and words overlap: the cheap baseline that any judge must beat.
 
-Chinese counts by characters, so it needs no segmentation. Knows nothing of models, records or meaning: a
+Scripts without spaces count by characters, so they need no segmentation. Knows nothing of models, records or meaning: a
 correct answer in other words scores low, a wrong one that copies the wording scores high.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,19 +48,28 @@ def _mean(values: list[float]) -> float:
 
 # -- words -------------------------------------------------------------------------------------------------
 
-# One Chinese character, or a run of letters and digits of anything else. Punctuation is no word.
-_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af"
-_WORD = re.compile(rf"[{_CHINESE}]|(?:(?![{_CHINESE}])[^\W_])+")
+# One character of a script without spaces (Chinese, kana, Thai, Lao, Burmese, Khmer), or a run of letters, digits and
+# the marks on them (which are no letters to `re`) of anything else. Punctuation is no word.
+_SPACELESS = (
+    "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e50-\u0e59\u0e81-\u0edf\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u17e0-\u17e9"
+)
+_MARKS = (
+    "\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    "\u0900-\u0963\u0966-\u0dff\u200c\u200d"
+)
+_WORD = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])(?:[^\W_]|[{_MARKS}]))+")
 _ARTICLES = {"a", "an", "the"}
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; of Chinese, characters."""
-    return _WORD.findall(text.lower())
+    """Lower-case words, each in one spelling (NFKC: composed, and full-width forms as others); of scripts without
+    spaces, characters."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def length(text: str) -> int:
-    """Words, of Chinese characters."""
+    """Words, or characters."""
     return len(words(text))
 
 
@@ -82,7 +92,7 @@ def token_f1(answer: str, truth: str) -> float:
 
 def rouge_l(answer: str, truth: str) -> float:
     """F1 of the longest common subsequence of words, 0 to 1 (Lin 2004); no stemming."""
-    ours, wanted = words(answer), words(truth)
+    ours, wanted = _said(answer), _said(truth)
     if not ours or not wanted:
         return 0.0
     return 2 * _common_subsequence(ours, wanted) / (len(ours) + len(wanted))
@@ -103,8 +113,15 @@ def source_recall(answer: str, source: str) -> float:
     return len(theirs & set(ours)) / len(theirs) if theirs else 0.0
 
 
+def _said(text: str) -> list[str]:
+    """Words; of signs alone, these."""
+    return words(text) or text.split()
+
+
 def _told(text: str) -> list[str]:
-    return [word for word in words(text) if word not in _ARTICLES]
+    """What is said without articles, unless it is one: the choice A is not the choice An, and nothing is neither."""
+    said = _said(text)
+    return [word for word in said if word not in _ARTICLES] or said
 
 
 def _pairs(answer: str, source: str) -> tuple[list[tuple[str, ...]], set[tuple[str, ...]]]:
@@ -155,8 +172,9 @@ OVERLAPS: dict[str, Overlap] = {
 }
 
 
-def baseline(answer: str, truth: str | None, context: str | None) -> dict[str, float]:
-    """Every measure that can be had."""
-    beside = {"truth": truth, "context": context, None: ""}
-    found = {name: (one.of, beside[one.beside]) for name, one in OVERLAPS.items()}
-    return {name: of(answer, text) for name, (of, text) in found.items() if text is not None}
+def baseline(answer: str, truth: str | Sequence[str] | None, context: str | None) -> dict[str, float]:
+    """Every measure that can be had; of several true answers, the one that the answer is nearest to."""
+    truths = () if truth is None else (truth,) if isinstance(truth, str) else truth
+    beside = {"truth": truths, "context": () if context is None else (context,), None: ("",)}
+    found = {name: [one.of(answer, text) for text in beside[one.beside]] for name, one in OVERLAPS.items()}
+    return {name: max(values) for name, values in found.items() if values}

@@ -16,7 +16,9 @@ import torch
 from danlu.device import Device, read_device
 from danlu.errors import ConfigError
 from danlu.evaluate import pair_head
-from danlu.evaluate.pair_head import About, PairHead, Pairs
+from danlu.evaluate.fitting import interval_of
+from danlu.evaluate.heads import Head
+from danlu.evaluate.pair_head import About, Pairs
 from danlu.evaluate.rows import Row
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.scale import Failed, Reading
@@ -53,7 +55,7 @@ class PairJudge:
         about: what it was trained on.
     """
 
-    def __init__(self, head: PairHead, pairs: Pairs, about: About, name: str, identity: str) -> None:
+    def __init__(self, head: Head, pairs: Pairs, about: About, name: str, identity: str) -> None:
         self.head, self.pairs, self.about, self.name, self.identity = head, pairs, about, name, identity
 
     @classmethod
@@ -79,9 +81,12 @@ class PairJudge:
     def read(self, rubric: Rubric, rows: Sequence[Row]) -> list[Reading | Failed]:
         """As `Judge.read`. Raises ConfigError for a rubric of another scale."""
         self.check(rubric)
-        return [
-            one if isinstance(one, Failed) else Reading(tuple(one.mean(0).tolist()), 0.0) for one in self.shares(rows)
-        ]
+        return [one if isinstance(one, Failed) else self._reading(one) for one in self.shares(rows)]
+
+    def _reading(self, shares: torch.Tensor) -> Reading:
+        """Of the sentences' distributions: their mean, with the interval that held-out pairs promise."""
+        mean = shares.mean(0).double()
+        return Reading(tuple(mean.tolist()), 0.0, interval_of(mean.numpy(), self.about.scale[0], self.about.error))
 
     def figures(self, rows: Sequence[Row]) -> list[dict[str, float] | Failed]:
         """pair: the expectation; pair_least: that of the worst sentence; pair_sure: the share of the likeliest."""

@@ -190,7 +190,7 @@ def checked(rubric: Rubric, rated: RatedRows, readings: Sequence[Reading | Faile
 def best_baseline(rows: Sequence[Row], people: Sequence[float]) -> tuple[str, list[float]]:
     """The overlap that ranks rows most as people do, whichever way it goes: chosen on these rows, so a little better
     than it would be on new ones."""
-    figures = [baseline(row.answer or "", row.given("truth"), row.given("context")) for row in rows]
+    figures = [baseline(row.answer or "", row.true_answers, row.given("context")) for row in rows]
     by = ranking(people)
     best: tuple[float, str, list[float]] | None = None
     for name in sorted(set.intersection(*(set(one) for one in figures))):

@@ -6,6 +6,7 @@ Whatever else a row holds is kept aside. Knows no rubric.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ class Row:
         place: file and line.
         group: rows of one document share it; they are drawn together. Its id if not given.
         language: of its rubric.
+        truths: where a row has several true answers, each; `truth` is all of them.
         others: what else the row holds, ratings by people among it.
     """
 
@@ -53,6 +55,7 @@ class Row:
     truth: str | None = None
     group: str = ""
     language: Language = "en"
+    truths: tuple[str, ...] = ()
     others: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +68,12 @@ class Row:
         return text if name == "answer" or (text is not None and text.strip()) else None
 
     @property
+    def true_answers(self) -> tuple[str, ...] | None:
+        """Each of them; None where there is none."""
+        told = self.given("truth")
+        return None if told is None else self.truths or (told,)
+
+    @property
     def digest(self) -> str:
         """Of all that a judge sees."""
         return of_value([self.question, self.context, self.truth, self.answer, self.language])
@@ -72,7 +81,7 @@ class Row:
     def rating(self, name: str) -> float:
         """What people said of it. Raises DataError where that is no number."""
         value = self.others.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
                 f"{self.place}: no rating {name!r}" if value is None else f"{self.place}: {name}: {value!r:.80}",
                 allowed="a number",
@@ -120,9 +129,10 @@ def row_of(
     own = row.get("id")
     name = str(own) if isinstance(own, str | int) and not isinstance(own, bool) and str(own).strip() else place
     inputs: dict[str, str | None] = {}
+    truths: tuple[str, ...] = ()
     taken = set(OURS)
     for ours, names in NAMES.items():
-        found = [other for other in names if row.get(other) is not None]
+        found = [other for other in names if row.get(other) not in (None, [])]
         if len(found) > 1:
             return FaultyRow(name, place, f"{found[0]} and {found[1]} both say the {ours}")
         text = _text_of(row[found[0]]) if found else None
@@ -132,14 +142,16 @@ def row_of(
             return FaultyRow(name, place, f"{found[0]} holds half a character, {half[0]!r}")
         inputs[ours] = text
         taken |= set(found)
+        if ours == "truth" and found and isinstance(row[found[0]], list):
+            truths = tuple(part for part in row[found[0]] if part.strip())
     if answers and inputs["answer"] is None:
-        return FaultyRow(name, place, "no answer")
+        return FaultyRow(name, place, f"no answer; columns here: {', '.join(map(str, row)) or 'none':.80}")
     told = row.get("language", language)
     if told not in (None, "en", "zh"):
         return FaultyRow(name, place, f"language {told!r:.40}; allowed: en, zh")
     others = {key: value for key, value in row.items() if key not in taken}
     group = row.get("group")
-    made = Row(name, place, group=str(name if group is None else group), others=others, **inputs)  # type: ignore[arg-type]
+    made = Row(name, place, group=str(name if group is None else group), truths=truths, others=others, **inputs)  # type: ignore[arg-type]
     return replace(made, language=told or language_of(made))
 
 

@@ -64,6 +64,8 @@ class Likelihoods:
             return {}
         try:
             ids = [token for sentence in sentences(answer) for token in self.ids(sentence)]
+            if not ids:
+                return {}
             asked = {"with": self.prompt(row.given("context"), row.given("question"))}
             if row.given("context") is not None:
                 asked["without"] = self.prompt(None, row.given("question"))
@@ -86,7 +88,7 @@ class Likelihoods:
             return Failed(faults[0].seen)
         seen = {name: one for name, one in part.items() if isinstance(one, Tensor)}
         if "with" not in seen:
-            return Failed("an empty answer has no likelihood")
+            return Failed("an answer without a token has no likelihood")
         found = {"likelihood": float(seen["with"].mean())}
         if "without" in seen:
             gains = seen["with"] - seen["without"]

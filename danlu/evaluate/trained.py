@@ -87,7 +87,7 @@ class Figures:
 
 def _overlaps(row: Row) -> dict[str, float]:
     answer, context = row.answer or "", row.given("context")
-    found = baseline(answer, row.given("truth"), context)
+    found = baseline(answer, row.true_answers, context)
     return {**found, "length": math.log1p(found["length"]), **wording(answer, context)}
 
 

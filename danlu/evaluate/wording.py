@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from danlu.evaluate.overlap import source_precision, words
+from danlu.evaluate.overlap import words
 from danlu.evaluate.sentences import sentences
 
 WORDINGS: Mapping[str, str] = {
@@ -36,22 +36,25 @@ WORDINGS: Mapping[str, str] = {
     "repeated": "share of its runs of three words that are there before (Welleck et al. 2020, rep-n)",
 }
 
+# Of either text; what comes after is not looked at, so that no text takes minutes.
+MOST_WORDS, MOST_SENTENCES = 20_000, 500
+
 _NAME = re.compile(r"[A-Z][^\W_]+")
 
 
 def wording(answer: str, source: str | None) -> dict[str, float]:
     """The figures of an answer; those that need a source only where there is one."""
-    ours = words(answer)
+    ours, said = words(answer)[:MOST_WORDS], sentences(answer)
     found = {
-        "sentences": math.log1p(len(sentences(answer))),
+        "sentences": math.log1p(len(said)),
         "variety": len(set(ours)) / max(1, len(ours)),
         "repeated": 1 - len(set(_runs(ours, 3))) / max(1, len(_runs(ours, 3))) if len(ours) > 3 else 0.0,
     }
-    return found if source is None else found | _beside(answer, ours, source)
+    return found if source is None else found | _beside(answer, ours, said[:MOST_SENTENCES], source)
 
 
-def _beside(answer: str, ours: Sequence[str], source: str) -> dict[str, float]:
-    theirs = words(source)
+def _beside(answer: str, ours: Sequence[str], parts: Sequence[str], source: str) -> dict[str, float]:
+    theirs = words(source)[:MOST_WORDS]
     known = set(theirs)
     new = [word for word in ours if word not in known]
     names = {name.lower() for name in _NAME.findall(answer)}
@@ -67,15 +70,24 @@ def _beside(answer: str, ours: Sequence[str], source: str) -> dict[str, float]:
         "longest_piece": max(lengths, default=0),
         "density": sum(size * size for size in lengths) / max(1, len(ours)),
     }
-    least = min(source_precision(sentence, source) for sentence in sentences(answer))
+    least = min(_share(*_alike(words(sentence), theirs, known, pairs)) for sentence in parts)
     logs = {name: math.log1p(count) for name, count in counts.items()}
-    return {**shares, **logs, "least_copied": least, **_nearest(answer, source)}
+    return {**shares, **logs, "least_copied": least, **_nearest(parts, source)}
 
 
-def _nearest(answer: str, source: str) -> dict[str, float]:
+def _alike(
+    ours: Sequence[str], theirs: Sequence[str], known: set[str], pairs: set[tuple[str, ...]]
+) -> tuple[list[tuple[str, ...]], set[tuple[str, ...]]]:
+    """A sentence's pairs of words and the source's, as `source_precision` has them; of one word, the words."""
+    if len(ours) > 1 and len(theirs) > 1:
+        return _runs(ours, 2), pairs
+    return _runs(ours, 1), {(word,) for word in known.intersection(ours)}
+
+
+def _nearest(parts: Sequence[str], source: str) -> dict[str, float]:
     """How much of each sentence the one sentence of the source has that has most of it: the mean, and the least."""
-    told = [words(sentence) for sentence in sentences(source)]
-    said = [words(sentence) for sentence in sentences(answer)]
+    told = [words(sentence) for sentence in sentences(source)[:MOST_SENTENCES]]
+    said = [words(sentence) for sentence in parts]
     found: dict[str, float] = {}
     for name, size in (("nearest_pairs", 2), ("nearest_words", 1)):
         theirs = [set(_runs(one, size)) for one in told]

@@ -378,23 +378,26 @@ class Engine:
         return self._worker.run(partial(self.core.logits, list(token_ids), 0, self._adapters.named(adapter)))
 
     def next_logprobs(
-        self, prompts: Sequence[Prompt], tokens: Sequence[int], adapter: str | None = None
+        self, prompts: Sequence[Prompt], tokens: Sequence[int], adapter: str | None = None, then: int | None = None
     ) -> list[torch.Tensor | DanluError]:
         """log p of each of `tokens` right after each prompt, (tokens,) float64; the error of a prompt in its place.
 
         All in one batch; what prompts begin with in common is read once.
+
+        Args:
+            then: a token; log p of `tokens` after the prompt and this one is looked at as well: (2, tokens).
         """
-        self._maker.check(tokens)
+        self._maker.check([*tokens, *([] if then is None else [then])])
         wanted = torch.tensor(list(tokens), dtype=torch.int64)
         ids = [self.token_ids(prompt, adapter) for prompt in prompts]
-        return self._looked(ids, [Next(wanted) for _ in ids], adapter)
+        return self._looked(ids, [Next(wanted, then) for _ in ids], adapter)
 
     def continuation_logprobs(
         self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]], adapter: str | None = None
     ) -> list[torch.Tensor | DanluError]:
         """log p of each token of each continuation after its prompt, (tokens,) float64; an error in its place.
 
-        As `next_logprobs`, a step a token: fast where prompts are long and shared, and continuations short.
+        As `next_logprobs`; continuations are read as prompts are, many tokens in a pass.
         """
         for tokens in continuations:
             self._maker.check(tokens)

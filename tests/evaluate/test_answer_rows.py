@@ -5,6 +5,7 @@ import json
 import pytest
 
 from danlu.errors import DataError
+from danlu.evaluate.overlap import baseline
 from danlu.evaluate.rows import FaultyRow, Row, read_rows, row_of
 
 
@@ -73,3 +74,21 @@ def test_a_rating_is_a_number():
 def test_a_digest_is_of_what_a_judge_sees():
     assert Row("1", "f:1", "a").digest == Row("2", "f:2", "a").digest
     assert Row("1", "f:1", "a").digest != Row("1", "f:1", "a", language="zh").digest
+
+
+def test_several_true_answers_and_empty_lists():
+    row = row_of({"answer": "in 1987", "references": ["1987", "In 1987.", " "], "contexts": []}, "f:1")
+    assert row.context is None
+    assert row.truths == ("1987", "In 1987.")
+    assert baseline(row.answer, row.true_answers, None)["exact_match"] == 1
+    assert row_of({"answer": "a"}, "f:1").true_answers is None
+    assert row_of({"answer": "a", "truth": "b"}, "f:1").true_answers == ("b",)
+
+
+def test_a_row_without_an_answer_says_what_it_has():
+    assert row_of({"question;answer": "a;b"}, "f:1").reason == "no answer; columns here: question;answer"
+
+
+def test_an_endless_rating_is_none():
+    with pytest.raises(DataError, match="inf"):
+        row_of({"answer": "a", "stars": float("inf")}, "f:1").rating("stars")

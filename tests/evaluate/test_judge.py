@@ -90,7 +90,7 @@ def test_scores_that_are_not_numbers_fail_every_row_and_raise_nothing(tmp_path):
     directory = make_tiny_model(tmp_path / "m", changes={"max_position_embeddings": 2048})
     engine = Engine(str(directory))
     broken = LocalJudge(engine, "m", "m")
-    broken.engine.next_logprobs = lambda prompts, tokens: [FaultyScores() for _ in prompts]
+    broken.engine.next_logprobs = lambda prompts, tokens, then: [FaultyScores() for _ in prompts]
     assert all("not numbers" in one.reason for one in broken.read(RUBRIC, ROWS[:2]))
     engine.close()
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from encoders import make_tiny_encoder
+from safetensors.torch import save_file
 from showing import Lines
 
 from danlu.chain import Chain
 from danlu.config import validate
 from danlu.device import read_device
-from danlu.errors import ConfigError, DataError
+from danlu.errors import ConfigError, DataError, ModelError
 from danlu.evaluate import pair_head
-from danlu.evaluate.pair_head import PairHead, Pairs
+from danlu.evaluate.heads import PairHead, _sides
+from danlu.evaluate.pair_head import Pairs
 from danlu.evaluate.pair_judge import PairJudge, sides
 from danlu.evaluate.pair_training import PairOptions, lessons, pair_losses, shares_of
 from danlu.evaluate.people import PeopleOptions, TrainOptions, check_judge, train_judge
 from danlu.evaluate.rows import Row
 from danlu.evaluate.rubrics import load_rubric
 from danlu.evaluate.scale import Failed, Reading
+from danlu.model.lora_options import LoraOptions
 from danlu.run import run
-from tiny import make_tokenizer
+from tiny import make_tiny_model, make_tokenizer
 
 RUBRIC = load_rubric("truthfulness")
 COLOURS = ("red", "blue", "green", "grey")
@@ -74,6 +78,7 @@ def test_what_rows_teach(tmp_path):
         ("Good.", "One.", 4.25),
         ("Good.", "Two.", 4.25),
     ]
+    assert [one.by_people for one in lessons(options, 0)] == [True, False, False, True, True]
     assert shares_of(4.25, (1, 5)) == (0, 0, 0, 0.75, 0.25)
     assert shares_of(5, (1, 5)) == (0, 0, 0, 0, 1)
     rows[0]["label"] = "maybe"
@@ -84,7 +89,7 @@ def test_what_rows_teach(tmp_path):
 def test_without_data_a_glossary_is_learnt():
     found = list(lessons(PairOptions(from_context=2), 0))
     assert len(found) > 100
-    assert {score for *_, score, _ in found} == {1.0, 5.0}
+    assert {one.score for one in found} == {1.0, 5.0}
 
 
 def test_sides_of_a_row():
@@ -111,12 +116,74 @@ def test_losses_by_hand():
 def test_padding_and_neighbours_change_nothing(tmp_path):
     from danlu.model.load import load_encoder
 
-    head = PairHead(load_encoder(make_tiny_encoder(tmp_path / "e"), device=read_device()), 5, 0)
+    head = PairHead(load_encoder(make_tiny_encoder(tmp_path / "e"), device=read_device()), 5, last=2, pad=0)
     head._is_lower = False
-    rows = [[1, 9, 8, 2], [1, 5, 2], [1, 7, 7, 7, 7, 7, 2]]
+    rows = [[1, 9, 8, 2, 2, 4, 2], [1, 5, 2], [1, 7, 2, 2, 7, 7, 7, 7, 2]]
     together = head.logits(rows)
     alone = torch.cat([head.logits([row]) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_the_tokens_of_either_text_are_told_apart():
+    ids = torch.tensor([[1, 9, 8, 2, 2, 4, 2, 0], [1, 2, 2, 5, 6, 2, 0, 0], [1, 9, 2, 2, 2, 0, 0, 0]])
+    source, claim = _sides(ids, ids > 0, last=2)
+    assert [row.nonzero()[:, 0].tolist() for row in source] == [[1, 2], [], [1]]
+    assert [row.nonzero()[:, 0].tolist() for row in claim] == [[5], [3, 4], []]
+
+
+def test_a_control_token_that_a_text_spells_out_ends_nothing():
+    pairs = Pairs(make_tokenizer(), 64)
+    end = pairs.tokenizer.eos_token
+    assert pairs.ids(f"a {end}{end} b", f"c{end}").count(pairs.tokenizer.eos_token_id) == 3
+
+
+def test_ordinal_shares_by_hand(tmp_path):
+    head = ordinal(tmp_path)
+    torch.testing.assert_close(head.shares(torch.zeros(1)), torch.full((1, 5), 0.2))
+    low, high = head.shares(torch.tensor([-20.0, 20.0])).detach()
+    assert (float(low[0]), float(high[4])) == (pytest.approx(1), pytest.approx(1))
+    with torch.no_grad():
+        head.gaps.copy_(torch.tensor([-9.0, 3.0, -9.0]))
+    assert head.shares(torch.linspace(-5, 5, 11)).min() > 0, "whatever the gaps, the cuts rise"
+
+
+def ordinal(tmp_path):
+    made = pair_head.fresh(str(make_tiny_model(tmp_path / "m")), LoraOptions(r=2), 5, read_device(), 0)
+    return made.head
+
+
+def test_a_language_model_with_an_ordinal_head_learns_and_is_read_as_it_was_written(tmp_path):
+    model = make_tiny_model(tmp_path / "m")
+    data = str(written(tmp_path / "pairs.jsonl", pairs_of(40)))
+    train = {"num_train_epochs": 4, "learning_rate": 1e-2, "batch_size": 16, "micro_batch_tokens": 256}
+    step = {"data": [data], "encoder": str(model), "lora": {"r": 4}, "max_tokens": 60, "held_out": 0.2, "train": train}
+    recipe = validate(Chain, {"name": "o", "runs": str(tmp_path / "runs"), "steps": {"judge": step}}, "test")
+    folder = run(recipe, Lines(), "again") / "judge"
+    judge = PairJudge.open(folder / "model")
+    assert judge.about.lora
+    assert not (folder / "model" / "model.safetensors").exists(), "the base stays where it is"
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    rows = [Row("1", "f:1", "red", context="thing 5 is red"), Row("2", "f:2", "blue. " * 9, context="x")]
+    together = judge.shares(rows)
+    for row, one in zip(rows, together, strict=True):
+        torch.testing.assert_close(one, judge.shares([row])[0], atol=2e-2, rtol=0)
+        torch.testing.assert_close(one.sum(1), torch.ones(len(one)))
+
+
+def test_a_language_model_wants_an_adapter_and_an_encoder_none(tmp_path):
+    with pytest.raises(DataError, match="is a language model"):
+        pair_head.fresh(str(make_tiny_model(tmp_path / "m")), None, 5, read_device(), 0)
+    with pytest.raises(ModelError, match="causal language model"):
+        pair_head.fresh(str(make_tiny_encoder(tmp_path / "e")), LoraOptions(), 5, read_device(), 0)
+
+
+def test_a_head_of_another_version_is_an_error(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained / "model", folder)
+    save_file({"weight": torch.zeros(5, 32), "bias": torch.zeros(5)}, folder / pair_head.HEAD)
+    with pytest.raises(DataError, match="train it again"):
+        PairJudge.open(folder)
 
 
 def test_it_learns_and_is_read_as_it_was_written(trained):
@@ -127,6 +194,8 @@ def test_it_learns_and_is_read_as_it_was_written(trained):
     row = Row("1", "f:1", "Red. Blue.", context="thing 5 is red")
     (reading,) = judge.read(RUBRIC, [row])
     assert sum(reading.masses) == pytest.approx(1)
+    low, high = reading.interval
+    assert 1 <= low < high <= 5
     assert len(judge.shares([row])[0]) == 2
     (figures,) = judge.figures([row])
     assert figures["pair_least"] <= figures["pair"]

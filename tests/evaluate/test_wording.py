@@ -2,6 +2,7 @@
 
 from math import log1p
 from random import Random
+from time import process_time
 
 import pytest
 
@@ -92,3 +93,12 @@ def test_a_number_that_the_passage_has_none_beside_changes_a_digit():
 
 def test_where_nothing_can_be_changed_there_is_no_wrong_answer():
     assert wrong_answers("红色", "红色的花", ("红色",), Random(0)) == {}
+
+
+@pytest.mark.parametrize("text", ["a. ", "长。", "长短", "a ", "x1. y2 "], ids=["dots", "stops", "run", "one", "pairs"])
+def test_a_hundred_thousand_characters_take_seconds(text):
+    whole = "".join(text.replace("1", str(at)) for at in range(100_000 // len(text)))
+    begun = process_time()
+    found = wording(whole, whole[::-1])
+    assert found.keys() == WORDINGS.keys()
+    assert process_time() - begun < 30, "hours before: each sentence beside each"

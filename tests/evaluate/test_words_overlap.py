@@ -82,3 +82,40 @@ def test_the_baseline_is_what_can_be_had():
 
 def test_long_texts_take_no_time():
     assert 0 < rouge_l("a b c d " * 5000, "b a d c " * 5000) < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("cafe\u0301", "caf\u00e9"),
+        ("ｃａｆｅ　１９８７", "cafe 1987"),
+        (" comedy", "comedy"),
+        ("( B )", "(B)"),
+        ("👍", "👍"),
+    ],
+    ids=["composed", "full width", "a space before", "spaces inside", "a sign"],
+)
+def test_one_text_in_two_spellings_is_the_same(answer, truth):
+    assert exact_match(answer, truth) == token_f1(answer, truth) == rouge_l(answer, truth) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [("", "A"), ("The", "A"), ("A", "An"), ("👍", "👎"), ("+", "-"), ("Thesaurus", "saurus")],
+    ids=["nothing", "an article", "another", "a sign", "an operator", "an article inside a word"],
+)
+def test_articles_and_signs_that_are_the_answer_count(answer, truth):
+    assert exact_match(answer, truth) == token_f1(answer, truth) == 0
+
+
+def test_words_of_other_scripts():
+    assert words("पूर्व प्रधानमन्त्री।") == ["पूर्व", "प्रधानमन्त्री"], "marks belong to their words"
+    assert words("מִלָּה سَلَامٌ") == ["מִלָּה", "سَلَامٌ"]
+    assert 0 < token_f1("สะพานสร้าง", "สะพานพัง") < 1, "no spaces: characters"
+    assert 0 < token_f1("こんにちは", "こんばんは") < 1
+
+
+def test_the_nearest_of_several_true_answers_counts():
+    found = baseline("in 1987", ("1990", "in 1987"), None)
+    assert found["exact_match"] == found["rouge_l"] == 1
+    assert "exact_match" not in baseline("in 1987", (), None)

@@ -138,6 +138,25 @@ def test_large_scores_do_not_overflow():
     assert_as_defined(given, documents_of((50,), "cpu"), Scoring(1.0), torch.float32, times=500)
 
 
+def test_what_comes_later_may_score_beyond_all_bounds():
+    """On the way back no maximum is taken from a score: those that nobody sees must not become infinite."""
+    q, k, v = (x.float() for x in drawn(100))
+    k[60:] *= 1e4
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = fast_attention(*leaves, documents_of((100,), "cpu"), Scoring(0.2))
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    wanted = with_gradients(
+        plain_attention,
+        [x[:60].detach().double() for x in (q, k, v)],
+        documents_of((60,), "cpu"),
+        Scoring(0.2),
+        torch.float64,
+        torch.ones(60, 4, 32),
+    )
+    assert (grads[0][:60].double() - wanted[1]).norm() < 1e-5 * wanted[1].norm()
+    assert all(x.isfinite().all() for x in grads)
+
+
 def test_documents_of_nothing_else_than_what_they_share():
     """The second document is a beginning of the first: none of its queries is its own."""
     places = torch.arange(20).repeat(2, 1)

@@ -84,6 +84,13 @@ def test_8_bit_means_are_a_quarter_but_of_the_embedding():
     assert found.of("optimizer") == pytest.approx((6_738_415_616 - 131_072_000) * 2 * (1 + 4 / 256) + 131_072_000 * 8)
 
 
+def test_bfloat16_alone_is_eight_bytes_a_weight():
+    weights = 6_738_415_616
+    found = estimate(Job(LLAMA, "full", optim="adamw_bf16", length=16, program=DANLU))
+    parts = {name: found.of(name) / weights for name in ("weights", "optimizer", "float32 copies", "gradients")}
+    assert parts == {"weights": 2, "optimizer": 4, "float32 copies": 0, "gradients": 2}
+
+
 def test_what_blocks_keep_of_a_token():
     """4 wide, 8 inside, heads of 4 on keys of 2, in 2 bytes; 2 blocks.
 

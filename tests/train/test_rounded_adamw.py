@@ -96,6 +96,20 @@ def test_it_learns_as_with_copies_in_float32_at_a_rate_below_what_bfloat16_sees(
     assert {x.dtype for state in copied.state.values() for x in state.values() if x.ndim} == {torch.float32}
 
 
+def test_decay_too_small_for_bfloat16_still_shrinks_weights():
+    """Each step takes a thousandth, a quarter of what bfloat16 sees."""
+    weight = nn.Parameter(torch.full((10_000, 2), 1.5, dtype=torch.bfloat16))
+    model = nn.Module()
+    model.weight = weight
+    optimizer = build_optimizer(
+        model, {"weight": weight}, OptimOptions(optim="adamw_bf16", weight_decay=0.1, learning_rate=1e-2)
+    )
+    weight.grad = torch.zeros_like(weight)
+    for _ in range(300):
+        optimizer.step()
+    assert weight.float().mean().item() == pytest.approx(1.5 * 0.999**300, rel=2e-3)
+
+
 def test_it_goes_on_to_the_bit():
     options = OptimOptions(optim="adamw_bf16", learning_rate=1e-3)
     whole = model_of()

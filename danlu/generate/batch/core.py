@@ -267,7 +267,10 @@ class Core:
             for wanted in work.wanted:
                 rows = logits[at : at + len(wanted.at)]
                 at += len(wanted.at)
-                self._choose(wanted.request, rows, likeliest.get(wanted.request))
+                if wanted.request.looks:
+                    self._show(wanted.request, rows, work.positions[wanted.at[0]])
+                else:
+                    self._choose(wanted.request, rows, likeliest.get(wanted.request))
 
     def fail(self, error: BaseException) -> None:
         """End every request with `error`."""
@@ -318,6 +321,10 @@ class Core:
         """The same, of each row's whole text; rows that are still equal are read once."""
         rows: list[Tensor] = []
         for request, at in work.wanted:
+            if request.looks:
+                first, last = work.positions[at[0]], work.positions[at[-1]]
+                rows.append(self._alone(request.prompt[: last + 1], slice(first, None), request.adapter))
+                continue
             known: dict[tuple[int, ...], Tensor] = {}
             for made in request.strategy.sequences[: len(at)]:
                 if made not in known:
@@ -343,6 +350,18 @@ class Core:
         assert self.decoder is not None, "texts are read in company"
         with _memory_faults():
             return self.decoder(tokens, at, company, kept, step)
+
+    def _show(self, request: Request, logits: Tensor, place: int) -> None:
+        """Let the strategy see the scores after the tokens of the prompt from `place` on; with the last of them the
+        request ends."""
+        try:
+            request.strategy.see(place - request.looks_from, logits)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if not request.feeds:
+            self.scheduler.finish(request, ())
+            self._ended.append((request, None))
 
     def _choose(self, request: Request, logits: Tensor, likeliest: int | None) -> None:
         """Let the strategy choose; an error of its own ends the request and no other."""

@@ -30,6 +30,9 @@ from danlu.generate.search.strategies import Step, Strategy
 PROMPT_TOKENS_A_STEP = 512
 PORTIONS_WHEN_ALONE = 4
 
+# A token of a prompt whose scores are wanted goes through the head as well, and has scores for the whole vocabulary.
+LOOKED_AT_COST = 4
+
 
 @dataclass
 class Feed:
@@ -55,6 +58,8 @@ class Request:
         on_end: called once with None, or with the error that ended the request.
         cached_tokens: of the prompt, those that were there already and had not to be read.
         borders: how many tokens of it are read where reading stops, so that what is carried there can be kept.
+        looks: of the prompt, the last so many tokens' scores are shown to the strategy (`see`), and nothing is chosen;
+            0 for a request that goes on after its prompt.
     """
 
     prompt: tuple[int, ...]
@@ -70,6 +75,12 @@ class Request:
     next_tokens: list[int] = field(default_factory=list)
     adapter: str | None = None
     borders: tuple[int, ...] = ()
+    looks: int = 0
+
+    @property
+    def looks_from(self) -> int:
+        """The first place of the prompt whose scores are shown."""
+        return len(self.prompt) - self.looks
 
     @property
     def rows(self) -> int:
@@ -106,7 +117,8 @@ def _tokens_of(request: Request) -> int:
 
 
 class Wanted(NamedTuple):
-    """Whose scores a step computes, and at which of its tokens: one for each row, or one for all."""
+    """Whose scores a step computes, and at which of its tokens: one for each row, or one for all; of a request that
+    only looks, each that it looks at."""
 
     request: Request
     at: list[int]
@@ -300,7 +312,7 @@ class Scheduler:
                 room -= self._take_chunk(work, request, room)
                 if request.slot is not None and request.slot.length in request.borders:
                     break  # what is carried there is kept before the next step
-            if not request.feeds and not request.strategy.made:
+            if not request.feeds and not request.strategy.made and not request.looks:
                 work.wanted.append(Wanted(request, [len(work.token_ids) - 1]))
 
     def _recall(self, request: Request) -> None:
@@ -308,7 +320,8 @@ class Scheduler:
         feed, slot = request.feeds[0], request.slot
         if self.prefixes is None or not request.use_cache or feed.rows is not None or slot is None:
             return
-        tokens = (*request.prompt, *request.strategy.sequences[0])[: feed.position + len(feed.tokens) - 1]
+        whole = feed.position + len(feed.tokens) - max(1, request.looks)
+        tokens = (*request.prompt, *request.strategy.sequences[0])[:whole]
         if slot.length == 0:
             request.borders = self.prefixes.borders(request.adapter, tokens)
         gained = self.prefixes.recall(request.adapter, tokens, slot)
@@ -317,11 +330,16 @@ class Scheduler:
             request.cached_tokens += gained
 
     def _take_chunk(self, work: Work, request: Request, room: int) -> int:
-        """Read the beginning of the request's next feed; returns how many tokens that were."""
+        """Read the beginning of the request's next feed; returns how much of the room that took."""
         feed, slot = request.feeds.popleft(), request.slot
         assert slot is not None, "a request that is read has a slot"
+        unseen = max(0, request.looks_from - feed.position) if request.looks else room
+        room = min(room, unseen + max(1, (room - unseen) // LOOKED_AT_COST))
         room = min([room, *(border - slot.length for border in request.borders if border > slot.length)])
         tokens, rest = feed.tokens[:room], feed.tokens[room:]
+        if (seen := max(0, len(tokens) - unseen)) and request.looks:
+            end = len(work.token_ids) + len(tokens)
+            work.wanted.append(Wanted(request, list(range(end - seen, end))))
         rows = feed.rows or tuple(range(request.rows))
         work.plan.chunks.append(Chunk(slot, len(work.token_ids), len(tokens), slot.length, rows))
         if feed.rows is None:
@@ -333,4 +351,4 @@ class Scheduler:
         work.adapters.append((request.adapter, len(tokens)))
         if rest:
             request.feeds.appendleft(Feed(feed.rows, rest, feed.position + len(tokens)))
-        return len(tokens)
+        return len(tokens) + (LOOKED_AT_COST - 1) * seen

@@ -112,6 +112,10 @@ class Strategy(ABC):
         On the first call every row is the prompt.
         """
 
+    def see(self, at: int, scores: Tensor) -> None:
+        """Of a request that only looks: scores (tokens, vocabulary), from the `at`-th of those that it looks at on."""
+        raise NotImplementedError(f"{type(self).__name__} chooses")
+
     def progress(self) -> dict[int, tuple[int, ...]]:
         """Tokens so far by number of the answer; of beams, those of the leading row."""
         return {0: self.sequences[0]}
