@@ -13,6 +13,7 @@
 #   make bench        every published number  make bench-sft   training speed beside TRL's
 #   make bench-train  every kind of training beside TRL's, and the losses of both on one batch
 #   make bench-serve  latency under load      make bench-generate  generation speed beside five peers
+#   make bench-generate-growth  larger models, longer prompts, more rows, a busy neighbour
 #   make bench-lean   the lean pass beside the plain one
 #   make bench-cuda   answers and training on a GPU beside plain transformers
 #   make bench-data   rows a second of `danlu data check`, and its memory on 1 GB
@@ -42,7 +43,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
-	bench-train bench-generate bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
+	bench-train bench-generate bench-generate-growth bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
 	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-adult bench-passages \
 	bench-behaviour bench-judge bench-hostile bench-pages bench-furnace clean
@@ -114,8 +115,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
-	bench-doctor bench-parameters bench-recipe bench-generate bench-lean bench-serve bench-data bench-memory bench-recall \
-	bench-recall-growth bench-recall-vectors bench-words bench-behaviour bench-pages
+	bench-doctor bench-parameters bench-recipe bench-generate bench-generate-growth bench-lean bench-serve bench-data bench-memory \
+	bench-recall bench-recall-growth bench-recall-vectors bench-words bench-behaviour bench-pages
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
@@ -228,6 +229,9 @@ bench-memory: $(INSTALLED)
 # `ISA=avx2` or `ISA=avx512` keeps every side to these instructions.
 bench-generate: $(INSTALLED)
 	$(BIN)/python benchmarks/generate.py $(if $(ISA),--isa $(ISA)) $(ARGS) $(WRITE)
+
+bench-generate-growth: $(INSTALLED)
+	$(BIN)/python benchmarks/generation_growth.py $(ARGS) $(WRITE)
 
 clean:
 	rm -rf .venv .peers .everywhere .doctor .rates .parameters .planned .judge runs .mypy_cache .pytest_cache .ruff_cache

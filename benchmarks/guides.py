@@ -13,6 +13,7 @@ LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}
 RECALL = {"en": ROOT / "docs" / "recall.md", "zh": ROOT / "docs" / "recall.zh.md"}
 QUANTIZATION = {"en": ROOT / "docs" / "quantization.md", "zh": ROOT / "docs" / "quantization.zh.md"}
 BEHAVIOUR = {"en": ROOT / "docs" / "behaviour.md", "zh": ROOT / "docs" / "behaviour.zh.md"}
+GENERATION = {"en": ROOT / "docs" / "generation.md", "zh": ROOT / "docs" / "generation.zh.md"}
 RECIPES = {"en": ROOT / "docs" / "recipes.md", "zh": ROOT / "docs" / "recipes.zh.md"}
 EVALUATION = {"en": ROOT / "docs" / "evaluation.md", "zh": ROOT / "docs" / "evaluation.zh.md"}
 PAGES = {"en": ROOT / "docs" / "pages.md", "zh": ROOT / "docs" / "pages.zh.md"}

@@ -35,13 +35,14 @@ PROBE = """
 import json, os, torch
 from danlu.device import read_device
 from danlu.model.compute.native import kernels
-from danlu.model.compute.blocks import has_tiles
+from danlu.model.compute.blocks import has_pairs, has_tiles
 if torch.backends.mkldnn.is_available():
     torch.relu(torch.ones(4).to_mkldnn())
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 print(json.dumps({
     "torch": torch.backends.cpu.get_cpu_capability(), "bfloat16": read_device().has_bfloat16,
-    "C kernels": kernels() is not None, "tiles": has_tiles(), "cores": cores, "threads": torch.get_num_threads(),
+    "C kernels": kernels() is not None, "pairs": has_pairs(), "tiles": has_tiles(),
+    "cores": cores, "threads": torch.get_num_threads(),
     "threads of tests": int(os.environ.get("OMP_NUM_THREADS", 1)),
 }))
 """
@@ -77,6 +78,7 @@ CONFIGURATIONS = (
     _x86("avx2", "avx2", "AVX2", "AVX2", "x86-64-v3"),
     _x86("default", "default", "SSE41", "SSE4_2", "x86-64"),
     Configuration("no-tiles", {"DANLU_TILES": "0"}),
+    Configuration("no-pairs", {"DANLU_PAIRS": "0"}),
     Configuration("one-thread", {"OMP_NUM_THREADS": "1"}, cores=1),
     Configuration("two-threads", {"OMP_NUM_THREADS": "2"}),
     Configuration("shuffled-1", changes_order=True),

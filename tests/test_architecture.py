@@ -26,7 +26,7 @@ INNER = {
     "model": [
         "grouped", "compute", "company", "four_bit", "formats", "language_part", "expert_codes", "quantized", "load",
         "adapter_files", "named", "lora_options", "lora_targets", "adapters", "lora_files", "lora_bank",
-        "lora_sum", "lora_in_place", "lean", "likelihood", "score_head", "turns",
+        "lora_sum", "lora_in_place", "mapped", "lean", "likelihood", "score_head", "turns",
     ],
     "generate": ["hf", "words", "params", "scores", "search", "batch", "answers", "logprobs", "requests", "outcomes",
                  "watching", "adapters", "glance", "kinds", "engine"],

@@ -18,7 +18,7 @@ import torch
 
 from danlu.config import validate
 from danlu.data.chat import Chat
-from danlu.device import QUANTIZED, DtypeName, heap_bytes, memory_faults, read_device
+from danlu.device import QUANTIZED, DtypeName, give_back_memory, heap_bytes, memory_faults, read_device
 from danlu.errors import ConfigError, DanluError
 from danlu.generate.adapters import BASE, DEFAULT, Adapters, with_template
 from danlu.generate.answers import Answer, Event, Generation, Info, Load, Logprob
@@ -41,6 +41,7 @@ from danlu.hub import Kind, Say, cache_directory, silent
 from danlu.model.compute.blocks import has_blocks
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lora_files import why_not_plain
+from danlu.model.mapped import giving_back
 from danlu.model.named import ModelOptions, load
 from danlu.model.turns import Finding
 
@@ -125,12 +126,13 @@ class Engine:
             cache_directory(), loaded.directory, [loaded.dtype, rounded, device.name, device.card, options.adapter]
         )
         why, is_fixed = verdict.known(), {"weights_change": False, "prefix_cache": prefix_cache}
-        with _making():
+        with _making(), giving_back(loaded.model):
             core = Core(loaded.model, budget, rounded=rounded, why_alone=why, kv_dtype=kv_dtype, **is_fixed)
         verdict.keep(core.why_alone)
         if core.why_alone:
             say(f"slow: each text is read by itself, from its beginning at every step: {core.why_alone}")
         self._set_up(loaded.model, chat, core, options.kind, recorded_of(options, loaded.directory))
+        give_back_memory()
         self._heap = before, _heap_used() - before
         if own is not None:
             self.core.load_adapter(DEFAULT, own)()

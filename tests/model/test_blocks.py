@@ -142,20 +142,38 @@ def test_no_tokens_are_no_answer():
 def test_what_fits():
     for dtype in (torch.bfloat16, torch.float32):
         assert fits_blocks(drawn(48, 64, dtype=dtype))
-        assert not fits_blocks(drawn(40, 64, dtype=dtype))
-        assert not fits_blocks(drawn(48, 48, dtype=dtype))
+        assert fits_blocks(drawn(41, 50, dtype=dtype))
     assert not fits_blocks(drawn(48, 64).half())
+    assert not fits_blocks(drawn(0, 64))
 
 
 @in_blocks
-@pytest.mark.usefixtures("form")
-def test_layers_whose_halves_are_no_blocks_are_not_paired():
-    layers = [nn.Linear(64, 24, bias=False).bfloat16() for _ in range(2)]
-    x = drawn(3, 64)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 64), (40, 64), (48, 50), (7, 33), (33, 1)])
+def test_sizes_that_fill_no_block(form, outputs, inputs):
+    weight, bias = drawn(outputs, inputs, dtype=form), drawn(outputs, seed=2, dtype=form)
+    x, product = drawn(29, inputs, seed=1, dtype=form), BlockProduct(weight, bias)
+    found = product(x)
+    assert found.is_contiguous()
+    assert relative(found, F.linear(x.float(), weight.float(), bias.float())) < near(form)
+    assert all(torch.equal(product(x[at : at + 1])[0], found[at]) for at in range(29))
+    if inputs % 32 == 0:
+        for rounded in ("int8", "int4"):
+            found = fixed_product(weight, None, rounded)(x)
+            assert relative(found, F.linear(x.float(), held(weight, rounded))) < max(near(form), 4e-3)
+
+
+@in_blocks
+@pytest.mark.parametrize("half", [1, 24, 50])
+def test_layers_side_by_side_whose_sizes_fill_no_block(form, half):
+    layers = [nn.Linear(64, half).to(form) for _ in range(2)]
+    x = drawn(13, 64, dtype=form)
     found = fixed_product(*joined(layers), is_paired=True)
-    assert not isinstance(found, BlockProduct)
-    wanted = torch.cat([layer(x) for layer in layers], 1).detach().float()
-    assert relative(found(x), wanted) < 0.004
+    gate, up = (layer(x).detach().float() for layer in layers)
+    assert relative(found(x), torch.cat([gate, up], 1)) < near(form)
+    assert relative(found.gated(x), F.silu(gate) * up) < 3 * near(form)
+    assert found(x).is_contiguous()
+    assert found.gated(x).shape == (13, half)
+    assert torch.equal(found.gated(x[2:3])[0], found.gated(x)[2])
 
 
 @in_blocks

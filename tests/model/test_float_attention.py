@@ -96,7 +96,7 @@ def test_what_is_not_a_number_reaches_its_own_slot_alone(dtype):
     assert found[1].isfinite().all()
 
 
-def prompt(dtype, count, dim=48, capacity=448):
+def prompt(dtype, count, dim, capacity=640):
     """Tokens of one slot whose place 3 nobody sees, and the rest of what they are attended with."""
     tokens = drawn(count, 9, dim, dtype=dtype)
     visible = torch.ones(capacity, dtype=torch.bool)
@@ -115,26 +115,60 @@ def read(q, k, v, visible, positions, sizes, window=None):
     return torch.cat(out)
 
 
+@pytest.mark.parametrize("dim", [48, 64])
 @pytest.mark.parametrize("window", [None, 50])
-def test_a_prompt(dtype, window):
-    """Of which no place beyond its own is a number."""
-    q, k, v, visible, positions = prompt(dtype, 300)
-    found = read(q, k, v, visible, positions, [300], window)
-    may = torch.ones(300, 300, dtype=torch.bool).tril_() & visible[:300]
+def test_a_prompt(dtype, dim, window):
+    """Of which no place beyond its own is a number, and of whose places a window leaves the first out altogether."""
+    q, k, v, visible, positions = prompt(dtype, 600, dim)
+    found = read(q, k, v, visible, positions, [300, 300], window)
+    may = torch.ones(600, 600, dtype=torch.bool).tril_() & visible[:600]
     if window is not None:
-        may &= ~torch.ones(300, 300, dtype=torch.bool).tril_(-window)
+        may &= ~torch.ones(600, 600, dtype=torch.bool).tril_(-window)
     keys, values = (x.float().transpose(0, 1).repeat_interleave(3, 0) for x in (k, v))
     wanted = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys, values, attn_mask=may, scale=0.2)
     seen = may.any(1)
     assert_near(found[seen], wanted.transpose(0, 1)[seen])
 
 
+@pytest.mark.parametrize("dim", [48, 64])
 @pytest.mark.parametrize("window", [None, 50])
-def test_an_answer_is_the_same_however_it_is_asked(dtype, window):
-    q, k, v, visible, positions = prompt(dtype, 300)
-    whole = read(q, k, v, visible, positions, [300], window)
-    for sizes in ([1] * 300, [7, 293], [256, 44], [31, 33, 100, 16, 120]):
+def test_an_answer_is_the_same_however_it_is_asked(dtype, dim, window):
+    q, k, v, visible, positions = prompt(dtype, 600, dim)
+    whole = read(q, k, v, visible, positions, [600], window)
+    for sizes in ([1] * 600, [7, 593], [256, 344], [31, 33, 100, 16, 120, 300]):
         assert torch.equal(read(q, k, v, visible, positions, sizes, window), whole)
+
+
+@pytest.mark.parametrize("dim", [48, 64])
+def test_what_one_row_holds_that_is_not_a_number_reaches_no_other(dtype, dim):
+    """Two rows of a slot, of which each sees its own last token: that of the second is not a number."""
+    rows, capacity = 2, 320
+    caches = [drawn(1, 2, capacity, dim, seed=seed, dtype=dtype) for seed in (0, 1)]
+    visible = torch.ones(1, rows, capacity, dtype=torch.bool)
+    visible[0, 0, 299], visible[0, 1, 298] = False, False
+    tokens = drawn(rows, 8, dim, seed=2, dtype=dtype)
+
+    def first_row(last):
+        given = tokens.clone()
+        given[1, 4:] = last
+        q, k, v = given[:, :4], given[:, 4:6], given[:, 6:]
+        places = torch.arange(capacity)[None]
+        return attended(q, k, v, *(cache.clone() for cache in caches), visible, places, torch.tensor([300]), 0.2, None)[
+            0
+        ]
+
+    assert torch.equal(first_row(math.nan), first_row(1.0))
+
+
+def test_without_pairs(monkeypatch):
+    """Other registers round otherwise, and not by much."""
+    q, k, v, visible, positions = prompt(torch.bfloat16, 300, 64)
+    whole = read(q, k, v, visible, positions, [300])
+    monkeypatch.setenv("DANLU_PAIRS", "0")
+    plain = float_attention.__wrapped__()
+    monkeypatch.setattr(f"{__name__}.float_attention", lambda: plain)
+    found = read(q, k, v, visible, positions, [300])
+    assert_near(found, whole.float())
 
 
 def test_it_is_the_same_among_other_slots(dtype):

@@ -20,7 +20,9 @@ from typing import TypeVar
 from danlu.device import give_back_memory, memory_parts
 from danlu.errors import Interrupted
 from danlu.generate.batch.core import Core
+from danlu.generate.batch.neighbours import Neighbours
 from danlu.generate.batch.scheduler import Request
+from danlu.model.compute.threads import keep_to, threads
 
 Job = Callable[[], None]
 Inbox = queue.SimpleQueue[Job | None]
@@ -213,8 +215,10 @@ def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
 
 
 def _loop(core: Core, inbox: Inbox) -> None:
-    looked, spare = time.monotonic(), Spare()
+    looked, spare, neighbours = time.monotonic(), Spare(), Neighbours(threads())
     while _take_in(core, inbox, spare):
+        if neighbours.look():
+            keep_to(neighbours.threads)
         try:
             core.step()
         except Exception as error:

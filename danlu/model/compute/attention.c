@@ -1,20 +1,41 @@
 /* Attention over slots of keys and values, in bfloat16 or float32, with float32 sums on any processor.
  *
  * A query's answer is the same, bit for bit, however many others are asked with it, in one chunk of a prompt or in
- * several, or one token at a time: its scores are sums over the head's numbers in one order, its shares of one whole sum
- * over the places in one order, and so are its values. Queries of a slot that share a key head are taken together; keys
- * and values become floats once for all of them, a strip of places at a time.
+ * several, or one token at a time: its scores are sums over the head's numbers in one order. Places are gone over in strips
+ * that begin where STRIP has it, whoever asks: of each strip the shares, of what the largest score so far makes one, and
+ * their values are added to what earlier strips gave (Milakov & Gimelshein 2018). Queries of a slot that share a key head
+ * are taken together; keys and values are laid out once for all of them, a strip at a time.
+ *
+ * Where the processor multiplies pairs of bfloat16, keys, values and shares stay in it, two to a word: a step of a sum then
+ * is a pair of the head's numbers, or of places, and else one of them as floats.
  */
 #include "lanes.h"
 
-#define PIECE 16 /* tokens whose queries are taken together */
-#define STRIP 256 /* places whose keys or values are floats at a time; a multiple of SHORT */
-#define SHORT (4 * LANES) /* the same where queries are few */
-#define MANY (LANES == 16 ? 12 : HAS_MANY ? 6 : 2) /* queries whose scores with one vector of places are in registers */
+#define PIECE 32 /* tokens whose queries are taken together */
+#define STRIP 256 /* places whose scores are held at a time; a multiple of SHORT */
+#define SHORT (4 * LANES) /* those that are laid out at a time where queries are few */
+#define MANY (LANES == 16 ? 12 : HAS_MANY ? 6 : 2) /* queries whose scores are in registers */
+#define ACROSS (LANES == 16 ? 2 : 1) /* with so many vectors of places */
 #define FEW (LANES == 16 ? 3 : HAS_MANY ? 2 : 1) /* those whose scores with four are */
 #define WIDE 4 /* vectors of a sum of values that are in registers */
 #define LINES (LANES == 16 ? 6 : HAS_MANY ? 2 : 1) /* queries whose sums are */
 #define AHEAD 24 /* places that are fetched before they are needed: slots lie apart, which no processor foresees */
+
+/* Compiled once, not for each width of a head: that would take long. */
+#define ONCE static __attribute__((noinline))
+
+#if LANES == 16 && defined(__AVX512BF16__)
+#define HAS_PAIRS 1
+INLINE lanes paired(lanes a, lanes b, lanes c) { return (lanes)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+INLINE void put_short(bf16 *to, lanes x) { *(__m256bh *)to = _mm512_cvtneps_pbh((__m512)x); }
+#else
+#define HAS_PAIRS 0
+INLINE lanes paired(lanes a, lanes b, lanes c) { return fused(a, b, c); }
+INLINE void put_short(bf16 *to, lanes x) { for (int lane = 0; lane < LANES; lane++) to[lane] = narrow(x[lane]); }
+#endif
+
+/* One step of a sum. */
+INLINE lanes stepped(lanes a, lanes b, lanes c, const int is_paired) { return is_paired ? paired(a, b, c) : fused(a, b, c); }
 
 typedef struct {
     const char *q, *k, *v;
@@ -35,6 +56,12 @@ INLINE long bytes_of(const Job *job, long numbers) { return numbers * (job->is_w
 #define MOST_DIM 256
 #define ROOM(DIM) (((DIM) + LANES - 1) / LANES * LANES)
 
+typedef uint32_t uints __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
+typedef uint32_t word_of __attribute__((may_alias));
+
+/* Words of a key or a query. */
+INLINE long steps_of(const long dim, const int is_paired) { return is_paired ? dim / 2 : ROOM(dim); }
+
 INLINE lanes load(const char *from, long at, int is_wide) {
     return is_wide ? *(const lanes *)(from + at * 4) : wide_lanes((const bf16 *)from + at);
 }
@@ -46,34 +73,38 @@ INLINE void open_row(const char *from, float *to, const long dim, int is_wide) {
         to[d] = d >= dim ? 0 : is_wide ? ((const float *)from)[d] : wide(((const bf16 *)from)[d]);
 }
 
-INLINE void fetch(const Job *job, const char *row, const long dim) {
+INLINE void fetch(const Job *job, const char *row, long dim) {
     __builtin_prefetch(row + bytes_of(job, AHEAD * dim));
     __builtin_prefetch(row + bytes_of(job, AHEAD * dim) + 64);
 }
 
-/* Keys of places `start` to `end`: as many places as a vector has numbers, side by side, (vectors, dim, LANES). What stands
- * for places beyond the end is any number. */
-INLINE void open_keys(const Job *job, const char *from, long start, long end, float *to, const long dim) {
-    const long paired = job->is_wide ? 0 : dim / (2 * LANES) * (2 * LANES); /* of bfloat16 two neighbours move as one */
-    for (; start < end; start += LANES, to += ROOM(dim) * LANES) {
+/* Keys of places `start` to `end`: as many places as a vector has numbers, side by side, (vectors, steps, LANES). What
+ * stands for places beyond the end is any number. */
+ONCE void open_keys(const Job *job, const char *from, long start, long end, float *to, long dim, int is_paired) {
+    const long both = job->is_wide ? 0 : dim / (2 * LANES) * (2 * LANES); /* of bfloat16 two neighbours move as one */
+    for (; start < end; start += LANES, to += steps_of(dim, is_paired) * LANES) {
         const char *rows[LANES];
         for (long at = 0; at < LANES; at++) {
             rows[at] = from + bytes_of(job, (start + at < end ? start + at : start) * dim);
             fetch(job, rows[at], dim);
         }
-        for (long d = 0; d < paired; d += 2 * LANES) {
+        for (long d = 0; d < both; d += 2 * LANES) {
             lanes block[LANES];
             for (long at = 0; at < LANES; at++) block[at] = *(const lanes *)(rows[at] + d * 2);
             transpose(block);
             for (long at = 0; at < LANES; at++) {
+                if (is_paired) {
+                    *(lanes *)(to + (d / 2 + at) * LANES) = block[at];
+                    continue;
+                }
                 *(lanes *)(to + (d + 2 * at) * LANES) = (lanes)((ints)block[at] << 16);
                 *(lanes *)(to + (d + 2 * at + 1) * LANES) = (lanes)((ints)block[at] & (int)0xffff0000);
             }
         }
-        if (paired == dim) continue;
+        if (both == dim) continue;
         float opened[LANES][ROOM(MOST_DIM)];
         for (long at = 0; at < LANES; at++) open_row(rows[at], opened[at], dim, job->is_wide);
-        for (long d = paired; d < ROOM(dim); d += LANES) {
+        for (long d = both; d < ROOM(dim); d += LANES) {
             lanes block[LANES];
             for (long at = 0; at < LANES; at++) block[at] = *(const lanes *)(opened[at] + d);
             transpose(block);
@@ -82,74 +113,95 @@ INLINE void open_keys(const Job *job, const char *from, long start, long end, fl
     }
 }
 
-/* Values of places `start` to `end`: (places, dim). Returns whether all are numbers. */
-INLINE int open_values(const Job *job, const char *from, long start, long end, float *to, const long dim) {
-    lanes odd = {0};
-    for (long at = start; at < end; at++, to += ROOM(dim)) {
-        fetch(job, from + bytes_of(job, at * dim), dim);
-        open_row(from + bytes_of(job, at * dim), to, dim, job->is_wide);
-        for (long d = 0; d < ROOM(dim); d += LANES) odd += *(const lanes *)(to + d) - *(const lanes *)(to + d); /* 0, or not a number */
+/* Values of places `start` to `end`: (places or pairs of them, dim). Returns whether all are numbers. */
+ONCE int open_values(const Job *job, const char *from, long start, long end, float *to, long dim, int is_paired) {
+    lanes odd = {0}; /* what is not a number, less itself, is none */
+    for (long at = start; at < end; at += 1 + is_paired, to += ROOM(dim)) {
+        const char *row = from + bytes_of(job, at * dim);
+        fetch(job, row, dim);
+        if (is_paired) {
+            const char *next = row + bytes_of(job, dim);
+            fetch(job, next, dim);
+            for (long d = 0; d < dim; d += LANES) {
+                const lanes first = load(row, d, 0), second = at + 1 < end ? load(next, d, 0) : (lanes){0};
+                *(ints *)(to + d) = (ints)((uints)first >> 16) | (ints)second;
+                odd += (first - first) + (second - second);
+            }
+            continue;
+        }
+        open_row(row, to, dim, job->is_wide);
+        for (long d = 0; d < ROOM(dim); d += LANES) odd += *(const lanes *)(to + d) - *(const lanes *)(to + d);
     }
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += odd[lane];
-    return sum == 0;
+    return total(odd) == 0;
 }
 
 /* Scores of `lines` queries with `vectors` vectors of places: over the head's numbers in their order. */
-INLINE void score(const float *queries, const float *keys, float *scores, long width, const long dim, const int lines,
+INLINE void score(const float *queries, const float *keys, float *scores, const long dim, const int is_paired, const int lines,
                   const int vectors) {
+    const long steps = steps_of(dim, is_paired);
     lanes made[MANY][4];
     for (int line = 0; line < lines; line++)
         for (int n = 0; n < vectors; n++) made[line][n] = (lanes){0};
-    for (long d = 0; d < dim; d++) {
+    for (long d = 0; d < (is_paired ? steps : dim); d++) {
         lanes key[4];
-        for (int n = 0; n < vectors; n++) key[n] = *(const lanes *)(keys + (n * ROOM(dim) + d) * LANES);
+        for (int n = 0; n < vectors; n++) key[n] = *(const lanes *)(keys + (n * steps + d) * LANES);
 #pragma GCC unroll 12
         for (int line = 0; line < lines; line++) {
-            const lanes own = spread(queries[line * ROOM(dim) + d]);
-            for (int n = 0; n < vectors; n++) made[line][n] = fused(own, key[n], made[line][n]);
+            const lanes own = spread(queries[line * steps + d]);
+            for (int n = 0; n < vectors; n++) made[line][n] = stepped(own, key[n], made[line][n], is_paired);
         }
     }
     for (int line = 0; line < lines; line++)
-        for (int n = 0; n < vectors; n++) *(lanes *)(scores + line * width + n * LANES) = made[line][n];
+        for (int n = 0; n < vectors; n++) *(lanes *)(scores + line * STRIP + n * LANES) = made[line][n];
 }
 
-/* The same of FEW queries or of one. */
-INLINE void score_all(const float *queries, const float *keys, float *scores, long width, const long dim, long lines,
-                      const int vectors) {
-    if (lines == FEW) score(queries, keys, scores, width, dim, FEW, vectors);
-    else score(queries, keys, scores, width, dim, 1, vectors);
-}
-
-INLINE lanes larger(lanes a, lanes b) {
-    const ints is_larger = a > b;
-    return (lanes)(((ints)a & is_larger) | ((ints)b & ~is_larger));
-}
-
-/* Scores become shares of one, times the sum that is returned. What is not seen has none. */
-static float share(const Job *job, float *scores, long width, const uint8_t *visible, const int64_t *positions, long place) {
-    const int64_t first = job->window < 0 ? INT64_MIN : positions[place] - job->window + 1;
-    if (job->window >= 0 || memchr(visible, 0, place + 1))
-        for (long at = 0; at <= place; at++) scores[at] = visible[at] && positions[at] >= first ? scores[at] : -INFINITY;
-    for (long at = place + 1; at < width; at++) scores[at] = -INFINITY;
-    lanes most = spread(-INFINITY);
-    for (long start = 0; start < width; start += LANES) most = larger(*(const lanes *)(scores + start), most);
-    float largest = most[0];
-    for (int lane = 1; lane < LANES; lane++) largest = most[lane] > largest ? most[lane] : largest;
-    lanes sums = {0};
-    for (long start = 0; start < width; start += LANES) {
-        float raised[LANES];
-        for (long lane = 0; lane < LANES; lane++) raised[lane] = exponential(scores[start + lane] - largest);
-        sums += *(const lanes *)raised;
-        *(lanes *)(scores + start) = *(const lanes *)raised;
+/* Scores of all queries with what is laid out of a strip. */
+INLINE void score_all(const float *queries, const float *keys, float *scores, long all, long vectors, const long dim,
+                      const int is_paired) {
+    const long steps = steps_of(dim, is_paired);
+    for (long line = 0, lines; line < all; line += lines) {
+        const float *own = queries + line * steps;
+        lines = all - line >= MANY ? MANY : all - line >= FEW ? FEW : 1;
+        for (long n = 0, some; n < vectors; n += some) {
+            const float *block = keys + n * steps * LANES;
+            float *to = scores + line * STRIP + n * LANES;
+            some = lines == MANY ? ACROSS : 4;
+            some = vectors - n < some ? 1 : some;
+#define SCORE(COUNT, VECTORS)                                                                                           \
+    if (lines == COUNT && some == VECTORS) score(own, block, to, dim, is_paired, COUNT, VECTORS);                       \
+    else
+            SCORE(MANY, ACROSS) SCORE(MANY, 1) SCORE(FEW, 4) SCORE(FEW, 1) SCORE(1, 4) score(own, block, to, dim, is_paired, 1, 1);
+        }
     }
-    float whole = 0;
-    for (int lane = 0; lane < LANES; lane++) whole += sums[lane];
-    return whole;
+}
+
+/* A query's scores with a strip become shares: of what is not seen, none. Of it `seen` places are looked at, those whose
+ * position is `first` or later. Returns what the sums of earlier strips are to be multiplied with. */
+ONCE float share(const Job *job, float *scores, long places, long seen, const uint8_t *visible, const int64_t *positions,
+                   int64_t first, float *largest, float *whole, int is_paired) {
+    const long width = (places + LANES - 1) / LANES * LANES;
+    if (job->window >= 0 || memchr(visible, 0, seen))
+        for (long at = 0; at < seen; at++) scores[at] = visible[at] && positions[at] >= first ? scores[at] : -INFINITY;
+    for (long at = seen; at < width; at++) scores[at] = -INFINITY;
+    const float before = *largest;
+    const lanes scale = spread(job->scale);
+    lanes most = spread(before), sums = {0};
+    for (long start = 0; start < width; start += LANES) most = each_larger(*(const lanes *)(scores + start) * scale, most);
+    const float now = largest_of(most), base = now == -INFINITY ? 0 : now;
+    for (long start = 0; start < width; start += LANES) {
+        const lanes raised = raised_to(fused(*(const lanes *)(scores + start), scale, spread(-base)));
+        sums += raised;
+        if (is_paired) put_short((bf16 *)scores + start, raised);
+        else *(lanes *)(scores + start) = raised;
+    }
+    const float factor = exponential(before - base);
+    *whole = *whole * factor + total(sums);
+    *largest = now;
+    return factor;
 }
 
 /* What the values of a strip add to the sums of some queries, over the places in their order. */
-INLINE void add_values(const float *values, long places, const float *shares, long width, float *sums, const long dim,
+INLINE void add_values(const float *values, long steps, const float *shares, float *sums, const long dim, const int is_paired,
                        const int lines) {
     for (long from = 0; from < ROOM(dim); from += WIDE * LANES) {
         const long some = (ROOM(dim) - from) / LANES < WIDE ? (ROOM(dim) - from) / LANES : WIDE;
@@ -157,12 +209,12 @@ INLINE void add_values(const float *values, long places, const float *shares, lo
         for (int line = 0; line < lines; line++)
             for (long n = 0; n < some; n++) made[line][n] = *(const lanes *)(sums + line * ROOM(dim) + from + n * LANES);
 #define ADD(SOME)                                                                                                       \
-    for (long at = 0; at < places; at++) {                                                                              \
+    for (long at = 0; at < steps; at++) {                                                                               \
         lanes value[WIDE];                                                                                              \
-        for (long n = 0; n < SOME; n++) value[n] = *(const lanes *)(values + at * ROOM(dim) + from + n * LANES);              \
+        for (long n = 0; n < SOME; n++) value[n] = *(const lanes *)(values + at * ROOM(dim) + from + n * LANES);        \
         for (int line = 0; line < lines; line++) {                                                                      \
-            const lanes own = spread(shares[line * width + at]);                                                        \
-            for (long n = 0; n < SOME; n++) made[line][n] = fused(own, value[n], made[line][n]);                        \
+            const lanes own = spread(shares[line * STRIP + at]);                                                        \
+            for (long n = 0; n < SOME; n++) made[line][n] = stepped(own, value[n], made[line][n], is_paired);           \
         }                                                                                                               \
     }
         if (some == WIDE) {
@@ -175,64 +227,75 @@ INLINE void add_values(const float *values, long places, const float *shares, lo
     }
 }
 
-/* The same where a place that is not seen may hold what is no number. */
-static void add_seen(const float *values, long places, const float *shares, float *sums, long dim) {
-    for (long at = 0; at < places; at++)
-        for (long n = 0; shares[at] != 0 && n < ROOM(dim); n += LANES) {
+/* The same of one query, where a place that is not seen may hold what is no number. */
+ONCE void add_seen(const float *values, long steps, const float *shares, float *sums, long dim, int is_paired) {
+    for (long at = 0; at < steps; at++) {
+        const uint32_t word = ((const word_of *)shares)[at];
+        const uint32_t halves = (word & 0x7fff ? 0xffff : 0) | (word & 0x7fff0000 ? 0xffff0000 : 0);
+        const uint32_t kept = is_paired ? halves : word << 1 ? 0xffffffff : 0;
+        for (long n = 0; kept && n < ROOM(dim); n += LANES) {
+            const lanes value = (lanes)(*(const ints *)(values + at * ROOM(dim) + n) & (int)kept);
             lanes *sum = (lanes *)(sums + n);
-            *sum = fused(spread(shares[at]), *(const lanes *)(values + at * ROOM(dim) + n), *sum);
+            *sum = stepped(spread(shares[at]), value, *sum, is_paired);
         }
+    }
 }
 
 /* Tokens `first` to `last` of a slot with one key head. scratch: of a strip, of the queries and of their scores. */
-INLINE void attend_piece(const Job *job, long slot, long head, long first, long last, float *scratch, const long dim) {
-    const long group = job->group, lines = (last - first) * group, length = job->lengths[slot];
-    const long places = length - job->rows + last, width = (places + LANES - 1) / LANES * LANES;
-    const long strip = lines < MANY ? SHORT : STRIP, room = ROOM(dim);
-    float *opened = scratch, *queries = opened + STRIP * room, *sums = queries + lines * room, *whole = sums + lines * room;
-    float *shares = whole + ROOM(lines);
+INLINE void attend_piece(const Job *job, long slot, long head, long first, long last, float *scratch, const long dim,
+                         const int is_paired) {
+    const long group = job->group, lines = (last - first) * group, own = job->lengths[slot] - job->rows;
+    const long places = own + last, room = ROOM(dim), steps = steps_of(dim, is_paired);
+    const long at_once = lines < MANY ? SHORT : STRIP;
+    float *opened = scratch, *queries = opened + STRIP * room, *sums = queries + lines * room, *scores = sums + lines * room;
+    float *largest = scores + lines * STRIP, *whole = largest + lines, *factors = whole + lines;
     const char *keys = job->keys + bytes_of(job, (slot * job->kv_heads + head) * job->capacity * dim);
     const char *values = job->values + bytes_of(job, (slot * job->kv_heads + head) * job->capacity * dim);
+    const int64_t *positions = job->positions + slot * job->capacity;
+    int64_t earliest = INT64_MIN;
+    for (long token = first; job->window >= 0 && token < last; token++) {
+        const int64_t sees_from = positions[own + token] - job->window + 1;
+        earliest = token == first || sees_from < earliest ? sees_from : earliest;
+    }
     memset(sums, 0, lines * room * sizeof(float));
     for (long line = 0; line < lines; line++) {
         const long token = slot * job->rows + first + line / group;
-        float *query = queries + line * room;
-        open_row(job->q + bytes_of(job, token * job->q_stride + (head * group + line % group) * dim), query, dim, job->is_wide);
-        for (long d = 0; d < room; d += LANES) *(lanes *)(query + d) *= spread(job->scale);
+        const char *query = job->q + bytes_of(job, token * job->q_stride + (head * group + line % group) * dim);
+        if (is_paired) memcpy(queries + line * steps, query, dim * 2);
+        else open_row(query, queries + line * steps, dim, job->is_wide);
+        largest[line] = -INFINITY, whole[line] = 0;
     }
-    for (long start = 0; start < width; start += strip) {
-        const long end = start + strip < places ? start + strip : places, vectors = (end - start + LANES - 1) / LANES;
-        open_keys(job, keys, start, end, opened, dim);
-        for (long line = 0, some; line < lines; line += some) {
-            const float *own = queries + line * room;
-            float *to = shares + line * width + start;
-            some = lines - line >= MANY ? MANY : lines - line >= FEW ? FEW : 1;
-            for (long n = 0; n < vectors;) {
-                const float *block = opened + n * room * LANES;
-                if (some == MANY) score(own, block, to + n++ * LANES, width, dim, MANY, 1);
-                else if (vectors - n < 4) score_all(own, block, to + n++ * LANES, width, dim, some, 1);
-                else score_all(own, block, to + n * LANES, width, dim, some, 4), n += 4;
-            }
+    for (long start = 0; start < places; start += STRIP) {
+        const long end = start + STRIP < places ? start + STRIP : places;
+        int is_seen = job->window < 0;
+        for (long at = start; !is_seen && at < end; at++) is_seen = positions[at] >= earliest;
+        if (!is_seen) continue;
+        for (long at = start; at < end; at += at_once) {
+            const long until = at + at_once < end ? at + at_once : end;
+            open_keys(job, keys, at, until, opened, dim, is_paired);
+            score_all(queries, opened, scores + at - start, lines, (until - at + LANES - 1) / LANES, dim, is_paired);
         }
-    }
-    for (long line = 0; line < lines; line++) {
-        const long row = first + line / group;
-        const uint8_t *visible = job->visible + (slot * job->rows + row) * job->visible_stride;
-        whole[line] = share(job, shares + line * width, width, visible, job->positions + slot * job->capacity,
-                            length - job->rows + row);
-    }
-    for (long start = 0; start < width; start += strip) {
-        const long end = start + strip < places ? start + strip : places;
-        const int is_clean = open_values(job, values, start, end, opened, dim);
-        for (long line = 0; line < lines; line += LINES) {
-            const float *own = shares + line * width + start;
-            if (is_clean && lines - line >= LINES) {
-                add_values(opened, end - start, own, width, sums + line * room, dim, LINES);
-                continue;
+        for (long line = 0; line < lines; line++) {
+            const long row = first + line / group, seen = own + row + 1 < end ? own + row + 1 - start : end - start;
+            const uint8_t *visible = job->visible + (slot * job->rows + row) * job->visible_stride + start;
+            const int64_t sees_from = job->window < 0 ? INT64_MIN : positions[own + row] - job->window + 1;
+            factors[line] = share(job, scores + line * STRIP, end - start, seen < 0 ? 0 : seen, visible, positions + start,
+                                  sees_from, largest + line, whole + line, is_paired);
+        }
+        for (long line = 0; line < lines; line++)
+            for (long d = 0; factors[line] != 1 && d < room; d += LANES)
+                *(lanes *)(sums + line * room + d) *= spread(factors[line]);
+        for (long at = start; at < end; at += at_once) {
+            const long until = at + at_once < end ? at + at_once : end, count = is_paired ? (until - at + 1) / 2 : until - at;
+            const float *shares = scores + (is_paired ? (at - start) / 2 : at - start);
+            const int is_clean = open_values(job, values, at, until, opened, dim, is_paired);
+            for (long line = 0; line < lines;) {
+                const float *mine = shares + line * STRIP;
+                float *to = sums + line * room;
+                if (!is_clean) add_seen(opened, count, mine, to, dim, is_paired), line++;
+                else if (lines - line < LINES) add_values(opened, count, mine, to, dim, is_paired, 1), line++;
+                else add_values(opened, count, mine, to, dim, is_paired, LINES), line += LINES;
             }
-            for (long at = line; at < lines && at < line + LINES; at++, own += width)
-                if (is_clean) add_values(opened, end - start, own, width, sums + at * room, dim, 1);
-                else add_seen(opened, end - start, own, sums + at * room, dim);
         }
     }
     for (long line = 0; line < lines; line++) {
@@ -251,20 +314,19 @@ INLINE void attend_piece(const Job *job, long slot, long head, long first, long 
  *
  * q (slots * rows, kv_heads * group, dim), k and v (slots * rows, kv_heads, dim), each with a stride between tokens; keys
  * and values (slots, kv_heads, capacity, dim); visible: of each token (capacity), `visible_stride` apart; positions (slots,
- * capacity); out (slots * rows, kv_heads * group, dim). dim is at most 256. Returns 1 when there was no
- * memory.
+ * capacity); out (slots * rows, kv_heads * group, dim). dim is at most 256. may_pair: bfloat16 may be multiplied in pairs
+ * where the processor can. Returns 1 when there was no memory.
  */
 int danlu_attention(const void *q, long q_stride, const void *k, long k_stride, const void *v, long v_stride, void *keys,
                     void *values, const uint8_t *visible, long visible_stride, const int64_t *positions,
                     const int64_t *lengths, void *out, long slots, long rows, long kv_heads, long group, long dim,
-                    long capacity, float scale, long window, int is_wide, int threads) {
+                    long capacity, float scale, long window, int is_wide, int may_pair, int threads) {
     const Job job = {q, k, v, q_stride, k_stride, v_stride, keys, values, visible, visible_stride, positions, lengths, out,
                      rows, kv_heads, group, dim, capacity, window, scale, is_wide};
     const long pieces = (rows + PIECE - 1) / PIECE, all = slots * pieces * kv_heads;
-    long longest = 0;
-    for (long slot = 0; slot < slots; slot++) longest = lengths[slot] > longest ? lengths[slot] : longest;
-    const long lines = (rows < PIECE ? rows : PIECE) * group, width = (longest + LANES - 1) / LANES * LANES;
-    const long bytes = (STRIP * ROOM(dim) + lines * (2 * ROOM(dim) + width) + ROOM(lines)) * sizeof(float);
+    const long lines = (rows < PIECE ? rows : PIECE) * group;
+    const long bytes = (STRIP * ROOM(dim) + lines * (2 * ROOM(dim) + STRIP + 3)) * sizeof(float);
+    const int is_paired = HAS_PAIRS && may_pair && !is_wide && dim % (2 * LANES) == 0;
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (all > 1)
     {
@@ -282,10 +344,13 @@ int danlu_attention(const void *q, long q_stride, const void *k, long k_stride, 
             const long piece = at / (slots * kv_heads), slot = at / kv_heads % slots, head = at % kv_heads;
             const long first = rows * piece / pieces, last = rows * (piece + 1) / pieces;
             if (!scratch) continue;
-#define CASE(DIM)                                                                                                       \
-    if (dim == DIM) attend_piece(&job, slot, head, first, last, scratch, DIM);                                          \
+#define CASE(DIM, PAIRED)                                                                                               \
+    if (dim == DIM && is_paired == PAIRED) attend_piece(&job, slot, head, first, last, scratch, DIM, PAIRED);           \
     else
-            CASE(64) CASE(128) attend_piece(&job, slot, head, first, last, scratch, dim);
+#if HAS_PAIRS
+            CASE(64, 1) CASE(128, 1) CASE(dim, 1)
+#endif
+            CASE(64, 0) CASE(128, 0) attend_piece(&job, slot, head, first, last, scratch, dim, 0);
         }
         free(scratch);
     }

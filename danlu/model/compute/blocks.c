@@ -13,6 +13,7 @@
 enum { BF16, INT8, INT4, OPENED };
 
 #define CHUNK 1024 /* bfloat16 weights of 32 outputs and 32 inputs */
+#define ALIKE 2048 /* inputs: rows so many apart lie in the same lines of a first cache, which has not room for a dozen */
 #define AHEAD 4096 /* bytes that are fetched before they are widened */
 
 /* One layer. Its outputs come in blocks of 32, a block's inputs in chunks of 32, a chunk as two tiles of 16 outputs: 16
@@ -23,6 +24,7 @@ typedef struct {
     const float *bias;  /* (outputs, whole blocks), or NULL */
     long outputs, inputs;
     int is_paired;      /* a block's second tile has outputs of the second half: what it is multiplied with when gated */
+    long stride;        /* numbers from one row of x to the next */
 } Layer;
 
 INLINE void widen8(const char *from, bf16 *to) {
@@ -134,12 +136,12 @@ INLINE void block_product(const Layer *layer, long block, const bf16 *x, const b
             for (int line = 0; line < 2048; line += 64) _mm_prefetch((const char *)(w + CHUNK) + line, _MM_HINT_T0);
         }
         _tile_loadd(6, w, 64);
-        _tile_loadd(4, x + c * 32, layer->inputs * 2);
+        _tile_loadd(4, x + c * 32, layer->stride * 2);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, w + 512, 64);
         _tile_dpbf16ps(1, 4, 7);
         if (is_tall) {
-            _tile_loadd(5, x + 16 * layer->inputs + c * 32, layer->inputs * 2);
+            _tile_loadd(5, x + 16 * layer->stride + c * 32, layer->stride * 2);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
@@ -159,9 +161,9 @@ INLINE void run_panel(const Layer *layer, long from, long to, const bf16 *x, bf1
         for (long block = from; block < to; block++) {
             const bf16 *own = widened ? widened + (block - from) * chunks * CHUNK : NULL;
             if (some > 16)
-                block_product(layer, block, x + row * layer->inputs, own, ring, 1, format);
+                block_product(layer, block, x + row * layer->stride, own, ring, 1, format);
             else
-                block_product(layer, block, x + row * layer->inputs, own, ring, 0, format);
+                block_product(layer, block, x + row * layer->stride, own, ring, 0, format);
             _tile_stored(0, sums[0], 64);
             _tile_stored(1, sums[1], 64);
             if (some > 16) {
@@ -215,13 +217,13 @@ static int on_tiles(const Layer *layer, const bf16 *x, long rows, bf16 *out, int
 typedef int32_t two __attribute__((may_alias)); /* neighbouring inputs */
 
 /* A chunk's products with rows are added: over the pairs of inputs in their order, however many rows there are. */
-INLINE void add_chunk(const bf16 *w, const bf16 *x, long inputs, __m512 sums[][2], const int rows) {
+INLINE void add_chunk(const bf16 *w, const bf16 *x, long stride, __m512 sums[][2], const int rows) {
     for (int pair = 0; pair < 16; pair++) {
         const __m512bh low = (__m512bh)_mm512_load_si512(w + pair * 32);
         const __m512bh high = (__m512bh)_mm512_load_si512(w + 512 + pair * 32);
 #pragma GCC unroll 12
         for (int row = 0; row < rows; row++) {
-            const __m512bh both = (__m512bh)_mm512_set1_epi32(((const two *)(x + row * inputs))[pair]);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(((const two *)(x + row * stride))[pair]);
             sums[row][0] = _mm512_dpbf16_ps(sums[row][0], low, both);
             sums[row][1] = _mm512_dpbf16_ps(sums[row][1], high, both);
         }
@@ -273,10 +275,10 @@ INLINE void add_rows(const Layer *layer, long block, const bf16 *x, const bf16 *
         if (format == OPENED) {
             __m512 codes[TALL][2];
             for (int row = 0; row < rows; row++) codes[row][0] = codes[row][1] = _mm512_setzero_ps();
-            add_chunk(w, x, layer->inputs, codes, rows);
+            add_chunk(w, x, layer->stride, codes, rows);
             add_steps((const bf16 *)layer->scales + (first + c) * 64, totals + c, chunks, codes, made, rows);
         } else {
-            add_chunk(w, x, layer->inputs, made, rows);
+            add_chunk(w, x, layer->stride, made, rows);
         }
     }
     for (int row = 0; row < rows; row++)
@@ -291,7 +293,7 @@ INLINE void run_block(const Layer *layer, long block, const bf16 *x, bf16 *out, 
     for (long c = 0; widened && c < chunks; c++) widen(layer, block * chunks + c, widened + c * CHUNK, format);
     for (long row = 0, left = (rows + TALL - 1) / TALL, some; row < rows; row += some, left--) {
         some = (rows - row + left - 1) / left;
-        const bf16 *from = x + row * layer->inputs;
+        const bf16 *from = x + row * layer->stride;
         const float *own = totals ? totals + row * chunks : NULL;
         switch (some) {
 #define ROWS(COUNT)                                                            \
@@ -306,17 +308,20 @@ INLINE void run_block(const Layer *layer, long block, const bf16 *x, bf16 *out, 
 }
 
 /* The sum of each row's inputs of each chunk. */
-static float *totals_of(const bf16 *x, long rows, long inputs) {
-    float *totals = malloc(rows * (inputs / 32) * sizeof(float) + 1);
-    for (long at = 0; totals && at < rows * (inputs / 32); at++)
-        totals[at] = _mm512_reduce_add_ps(_mm512_add_ps(wide16(x + at * 32), wide16(x + at * 32 + 16)));
+static float *totals_of(const Layer *layer, const bf16 *x, long rows) {
+    const long chunks = layer->inputs / 32;
+    float *totals = malloc(rows * chunks * sizeof(float) + 1);
+    for (long at = 0; totals && at < rows * chunks; at++) {
+        const bf16 *from = x + at / chunks * layer->stride + at % chunks * 32;
+        totals[at] = _mm512_reduce_add_ps(_mm512_add_ps(wide16(from), wide16(from + 16)));
+    }
     return totals;
 }
 
 static int in_vectors(const Layer *layer, const bf16 *x, long rows, bf16 *out, int format, int is_gated, int threads) {
     const long blocks = (layer->outputs + 31) / 32;
     const int is_opened = format == INT4 && rows <= FEW;
-    float *totals = is_opened ? totals_of(x, rows, layer->inputs) : NULL;
+    float *totals = is_opened ? totals_of(layer, x, rows) : NULL;
     int failed = is_opened && !totals;
 #pragma omp parallel num_threads(threads)
     {
@@ -341,8 +346,16 @@ static int in_vectors(const Layer *layer, const bf16 *x, long rows, bf16 *out, i
  * memory. outputs is a multiple of 16, inputs of 32; weights begin at a multiple of 64 bytes. */
 int danlu_product(const bf16 *x, long rows, const char *weights, const void *scales, const float *bias, bf16 *out,
                   long outputs, long inputs, int format, int is_paired, int is_gated, int is_tiled, int threads) {
-    const Layer layer = {weights, scales, bias, outputs, inputs, is_paired};
-    return (is_tiled ? on_tiles : in_vectors)(&layer, x, rows, out, format, is_gated, threads);
+    const long stride = inputs % ALIKE || rows == 1 ? inputs : inputs + 32;
+    const Layer layer = {weights, scales, bias, outputs, inputs, is_paired, stride};
+    bf16 *apart = stride == inputs ? NULL : aligned_alloc(64, (rows * stride * sizeof(bf16) + 63) / 64 * 64);
+    if (stride != inputs && !apart) return 1;
+#pragma omp parallel for num_threads(threads) if (rows * inputs > 65536)
+    for (long row = 0; row < (apart ? rows : 0); row++)
+        memcpy(apart + row * stride, x + row * inputs, inputs * sizeof(bf16));
+    int failed = (is_tiled ? on_tiles : in_vectors)(&layer, apart ? apart : x, rows, out, format, is_gated, threads);
+    free(apart);
+    return failed;
 }
 
 int danlu_blocks(void) { return 1; }

@@ -10,6 +10,7 @@ bit for bit, whatever rows it comes with; but for int4 in pairs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.model.compute.rounding import GROUP, Rounded, to_int4, to_int8
+from danlu.model.compute.threads import threads
 from danlu.native import INT, LONG, POINTER, declared, library
 
 TILE = 16  # outputs in one
@@ -27,12 +29,15 @@ CHUNK = 32  # inputs
 assert GROUP == CHUNK, "blocks.c has one step and middle a chunk"
 _FORMATS = {None: 0, "int8": 1, "int4": 2}
 _FLOAT32 = 3
+# Number format, and numbers of a tile: two codes of int4 lie in a byte.
+_LAID_OUT = ((torch.bfloat16, 512), (torch.int8, 512), (torch.int8, 256), (torch.float32, 512))
+_TWICE = {torch.bfloat16: torch.int32, torch.int8: torch.int16}
+PORTION = 1 << 18  # weights that are packed at a time
 
 
 def fits_blocks(weight: Tensor) -> bool:
     """Whether `BlockProduct` can take this weight (outputs, inputs)."""
-    outputs, inputs = weight.shape
-    if weight.device.type != "cpu" or outputs % TILE or inputs % CHUNK:
+    if weight.device.type != "cpu" or not weight.numel():
         return False
     return has_floats() if weight.dtype == torch.float32 else weight.dtype == torch.bfloat16 and has_blocks()
 
@@ -44,37 +49,61 @@ class BlockProduct:
         weight: (outputs, inputs). bias: (outputs,) or None.
         rounded: the number format that the weights are rounded to.
         is_paired: two layers of one size side by side, of which `gated` makes silu(first) * second.
+        read: hears of each part of the weight that has been packed.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        rounded: Rounded | None = None,
+        *,
+        is_paired: bool = False,
+        read: Callable[[Tensor], None] = lambda _part: None,
     ) -> None:
-        self._outputs, self._inputs = weight.shape
+        self._columns, given = weight.shape
+        parts = 2 if is_paired else 1
+        self._outputs, self._inputs = parts * _whole(self._columns // parts, TILE), _whole(given, CHUNK)
+        self._lacking = self._inputs - given  # inputs of the last chunk, whose weights are zero
         self._format, self.is_paired = _FORMATS[rounded], is_paired
         self._is_wide = weight.dtype == torch.float32
         self._is_in_pairs = not self._is_wide and has_pairs()
         self._bias = None if bias is None else _in_blocks(bias.float()[:, None], is_paired).flatten()
-        self._scales: Tensor | None = None
-        if rounded is None:
-            short = weight.bfloat16()
-            if self._is_wide and not torch.equal(short.float(), weight):
-                self._format, self._weights = _FLOAT32, _packed(weight, is_paired)
-            else:
-                self._weights = _in_pairs(_packed(short, is_paired))
-        elif rounded == "int8":
-            eight = to_int8(weight)
-            codes = _packed(eight.codes, is_paired)
-            self._weights = _in_pairs(codes) if self._is_in_pairs else codes
-            self._scales = _in_blocks(eight.scale.float()[:, None], is_paired).flatten()
+        if rounded is None and self._is_wide and not all(_is_short(one) for _, one in _portions(weight, is_paired)):
+            self._format = _FLOAT32
+        self._weights, self._scales = self._empty()
+        for start, portion in _portions(weight, is_paired):
+            self._pack(start, portion)
+            read(portion)
+
+    def _empty(self) -> tuple[Tensor, Tensor | None]:
+        """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
+        blocks, chunks = _whole(self._outputs, BLOCK) // BLOCK, self._inputs // CHUNK
+        kind, numbers = _LAID_OUT[self._format]
+        weights = torch.empty(blocks, chunks, 2, numbers, dtype=kind)
+        if self._format == _FORMATS["int8"]:
+            return weights, torch.empty(blocks, BLOCK)
+        if self._format == _FORMATS["int4"]:
+            return weights, torch.empty(blocks, chunks, 2, 2, TILE, dtype=torch.bfloat16)
+        return weights, None
+
+    def _pack(self, start: int, portion: Tensor) -> None:
+        """Put blocks, (some, 2, TILE, inputs), in their places: no more than these stand beside what is packed."""
+        own, rows = slice(start, start + len(portion)), portion.flatten(0, 2)
+        rows = F.pad(rows, (0, self._lacking)) if self._lacking else rows.contiguous()
+        if self._scales is None:
+            rows = rows.to(self._weights.dtype)
+            self._weights[own] = _packed(rows, self._format != _FLOAT32).flatten(3)
+        elif self._format == _FORMATS["int8"]:
+            eight = to_int8(rows)
+            self._weights[own] = _packed(eight.codes, self._is_in_pairs).flatten(3)
+            self._scales[own] = eight.scale.view(-1, BLOCK)
         else:
-            four = to_int4(weight)
-            codes = _packed(four.codes, is_paired)
-            codes = _in_pairs(codes) if self._is_in_pairs else codes
-            first, second = codes.chunk(2, 3)
-            self._weights = first | second << 4
-            scales = [_by_chunk(numbers.bfloat16(), is_paired) for numbers in (four.step, four.middle)]
-            self._scales = torch.stack(scales, 3).contiguous()
-        self._threads = torch.get_num_threads()
+            four = to_int4(rows)
+            first, second = _packed(four.codes, self._is_in_pairs).chunk(2, 3)
+            self._weights[own] = (first | second << 4).flatten(3)
+            for number, numbers in enumerate((four.step, four.middle)):
+                self._scales[own, :, :, number] = numbers.view(-1, 2, TILE, numbers.shape[1]).permute(0, 3, 1, 2)
 
     @property
     def is_exact(self) -> bool:
@@ -99,17 +128,26 @@ class BlockProduct:
         return self._run(x, is_gated=True)
 
     def _run(self, x: Tensor, is_gated: bool) -> Tensor:
-        x = x.contiguous()
+        x = F.pad(x, (0, self._lacking)) if self._lacking else x.contiguous()
         out = x.new_empty(len(x), self._outputs // 2 if is_gated else self._outputs)
         pointers = (self._weights.data_ptr(), _pointer(self._scales), _pointer(self._bias), out.data_ptr())
         sizes = (self._outputs, self._inputs, self._format, self.is_paired, is_gated)
         if self._is_in_pairs:
-            failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes, has_tiles(), self._threads)
+            failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes, has_tiles(), threads())
         else:
-            failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, self._threads)
+            failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, threads())
         if failed:
             raise MemoryError("no memory to widen the weights of one product")
-        return out
+        if self._columns == self._outputs:
+            return out
+        parts = 2 if self.is_paired and not is_gated else 1
+        kept = self._columns // 2 if self.is_paired else self._columns
+        return out.view(len(x), parts, -1)[:, :, :kept].flatten(1).contiguous()
+
+
+def _whole(count: int, size: int) -> int:
+    """As many as are whole pieces of this size."""
+    return -(-count // size) * size
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -117,28 +155,42 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _in_blocks(rows: Tensor, is_paired: bool) -> Tensor:
-    """(outputs, n) -> (blocks, 2, TILE, n), the last block filled up with zeros."""
+    """(outputs, n) -> (blocks, 2, TILE, n), the last block of each layer filled up with zeros."""
     if is_paired:
-        return rows.view(2, -1, TILE, rows.shape[1]).transpose(0, 1)
-    filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK))
+        halves = rows.view(2, -1, rows.shape[1])
+        lacking = -halves.shape[1] % TILE
+        filled = F.pad(halves, (0, 0, 0, lacking)) if lacking else halves
+        return filled.view(2, -1, TILE, rows.shape[1]).transpose(0, 1)
+    filled = F.pad(rows, (0, 0, 0, -len(rows) % BLOCK)) if len(rows) % BLOCK else rows
     return filled.view(-1, 2, TILE, rows.shape[1])
 
 
-def _packed(weight: Tensor, is_paired: bool) -> Tensor:
-    """(blocks, chunks, 2 tiles, 32 inputs, 16 outputs)."""
-    blocks = _in_blocks(weight, is_paired)
-    return blocks.view(len(blocks), 2, TILE, -1, CHUNK).permute(0, 3, 1, 4, 2).contiguous()
+def _portions(weight: Tensor, is_paired: bool) -> Iterator[tuple[int, Tensor]]:
+    """The first block and the blocks, (some, 2, TILE, inputs), of parts so small that what is made of one stays in a
+    cache."""
+    some = max(1, PORTION // (BLOCK * weight.shape[1]))
+    parts = _in_blocks(weight, is_paired).split(some) if is_paired else weight.split(some * BLOCK)
+    for number, part in enumerate(parts):
+        yield number * some, part if is_paired else _in_blocks(part, is_paired)
 
 
-def _in_pairs(packed: Tensor) -> Tensor:
-    """The same with two neighbouring inputs of each output side by side: (.., 2 tiles, 16 pairs, 16 outputs * 2)."""
-    pairs = packed.view(*packed.shape[:3], CHUNK // 2, 2, TILE)
-    return pairs.transpose(4, 5).flatten(4).contiguous()
+def _is_short(portion: Tensor) -> bool:
+    """Whether bfloat16 holds it exactly."""
+    return torch.equal(portion.bfloat16().float(), portion)
 
 
-def _by_chunk(numbers: Tensor, is_paired: bool) -> Tensor:
-    """(outputs, chunks) -> (blocks, chunks, 2 tiles, TILE)."""
-    return _in_blocks(numbers, is_paired).permute(0, 3, 1, 2)
+def _packed(rows: Tensor, is_in_pairs: bool) -> Tensor:
+    """(outputs, inputs) -> (blocks, chunks, 2 tiles, 32 inputs, 16 outputs), or with two neighbouring inputs of each
+    output side by side: (.., 16 pairs, 16 outputs * 2)."""
+    if is_in_pairs:  # which move as one number of twice the size
+        both = rows.view(_TWICE[rows.dtype])
+        return (
+            both.view(-1, 2, TILE, rows.shape[1] // CHUNK, CHUNK // 2)
+            .permute(0, 3, 1, 4, 2)
+            .contiguous()
+            .view(rows.dtype)
+        )
+    return rows.view(-1, 2, TILE, rows.shape[1] // CHUNK, CHUNK).permute(0, 3, 1, 4, 2)
 
 
 @cache

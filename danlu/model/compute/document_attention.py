@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 STEP = 16  # of a head's numbers
@@ -62,7 +63,6 @@ class DocumentAttention:
             [*(3 * rows), POINTER, *rows, *(7 * [POINTER]), *sizes, *(3 * [INT])],
             INT,
         )
-        self._threads = torch.get_num_threads()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, places: Places, sight: Sight) -> tuple[Tensor, Tensor]:
         """(what tokens take up, (tokens, heads, dim) contiguous; float32 (heads, tokens), which the way back needs).
@@ -76,7 +76,7 @@ class DocumentAttention:
         _held(
             self._forward(
                 *(*_rows(q), *_rows(k), *_rows(v), *_pointers(places), out.data_ptr(), logs.data_ptr()),
-                *(*_sizes(q, k, places, sight), q.dtype == torch.float32, self._threads),
+                *(*_sizes(q, k, places, sight), q.dtype == torch.float32, threads()),
             )
         )
         return out, logs
@@ -90,7 +90,7 @@ class DocumentAttention:
             self._backward(
                 *(*_rows(q), *_rows(k), *_rows(v), out.data_ptr(), *_rows(grad), *_pointers(places), logs.data_ptr()),
                 *(*(found.data_ptr() for found in grads), *_sizes(q, k, places, sight)),
-                *(places.is_shared, q.dtype == torch.float32, self._threads),
+                *(places.is_shared, q.dtype == torch.float32, threads()),
             )
         )
         return grads

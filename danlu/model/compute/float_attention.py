@@ -6,6 +6,7 @@ bit for bit, whatever other queries are asked with it.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 MOST_DIM = 256  # numbers of a head
@@ -24,8 +26,8 @@ class FloatAttention:
 
     def __init__(self, functions: Any) -> None:
         places = [*(3 * [POINTER, LONG]), POINTER, POINTER, POINTER, LONG, *(3 * [POINTER]), *(6 * [LONG])]
-        self._attend = declared(functions.danlu_attention, [*places, FLOAT, LONG, INT, INT], INT)
-        self._threads = torch.get_num_threads()
+        self._attend = declared(functions.danlu_attention, [*places, FLOAT, LONG, INT, INT, INT], INT)
+        self._may_pair = os.environ.get("DANLU_PAIRS") != "0"
 
     def attend(
         self,
@@ -61,7 +63,7 @@ class FloatAttention:
             *(keys.data_ptr(), values.data_ptr(), visible.data_ptr(), capacity if visible.ndim == 3 else 0),
             *(positions.data_ptr(), lengths.data_ptr(), out.data_ptr()),
             *(slots, tokens // slots, kv_heads, heads // kv_heads, dim, capacity, scaling),
-            *(-1 if window is None else window, q.dtype == torch.float32, self._threads),
+            *(-1 if window is None else window, q.dtype == torch.float32, self._may_pair, threads()),
         )
         if failed:
             raise MemoryError("no memory for the scores of one step")

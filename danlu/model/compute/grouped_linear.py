@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danlu.model.compute.threads import threads
 from danlu.model.grouped import Grouped
 from danlu.native import INT, LONG, POINTER, agreeing, declared
 
@@ -164,7 +165,6 @@ class _Kernel:
     def __init__(self, functions: Any) -> None:
         self._product = declared(functions.danlu_grouped, [*(6 * [POINTER]), *(4 * [LONG]), INT, INT])
         self._whole = declared(functions.danlu_grouped_whole, [*(4 * [POINTER]), *(3 * [LONG]), INT, INT, INT])
-        self._threads = torch.get_num_threads()
 
     def product(self, rows: Tensor, layer: GroupedLinear) -> Tensor:
         """rows (rows, inputs) -> (rows, outputs), of their format; computed in float32."""
@@ -172,7 +172,7 @@ class _Kernel:
         bias = None if layer.bias is None else layer.bias.float()
         out = x.new_empty(len(x), layer.out_features)
         pointers = (layer.codes.data_ptr(), layer.scales.data_ptr(), layer.zeros.data_ptr())
-        sizes = (len(x), *_sizes(layer), layer.bits, self._threads)
+        sizes = (len(x), *_sizes(layer), layer.bits, threads())
         self._product(x.data_ptr(), *pointers, None if bias is None else bias.data_ptr(), out.data_ptr(), *sizes)
         return out.to(rows.dtype)
 
@@ -180,7 +180,7 @@ class _Kernel:
         """`plain_whole` as float32 or bfloat16."""
         out = torch.empty(layer.out_features, layer.in_features, dtype=dtype)
         pointers = (layer.codes.data_ptr(), layer.scales.data_ptr(), layer.zeros.data_ptr(), out.data_ptr())
-        self._whole(*pointers, *_sizes(layer), layer.bits, dtype == torch.bfloat16, self._threads)
+        self._whole(*pointers, *_sizes(layer), layer.bits, dtype == torch.bfloat16, threads())
         return out
 
 

@@ -49,6 +49,46 @@ INLINE lanes wide_lanes(const bf16 *from) {
     return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
 }
 
+INLINE lanes each_larger(lanes a, lanes b) {
+    const ints is_larger = a > b;
+    return (lanes)(((ints)a & is_larger) | ((ints)b & ~is_larger));
+}
+
+INLINE float largest_of(lanes x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float most = x[0];
+    for (int lane = 1; lane < LANES; lane++) most = x[lane] > most ? x[lane] : most;
+    return most;
+#endif
+}
+
+INLINE float total(lanes x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
+    return sum;
+#endif
+}
+
+/* e^x for x up to 0, as `exponential` has it; what is not a number stays so. */
+INLINE lanes raised_to(lanes x) {
+    const ints is_low = x < spread(-87.0f);
+    const lanes inside = (lanes)(((ints)x & ~is_low) | ((ints)spread(-87.0f) & is_low)), most = spread(12582912.0f);
+    const lanes shifted = fused(inside, spread(1.44269504f), most), n = shifted - most; /* a whole number */
+    const lanes r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), inside));
+    lanes p = fused(spread(1.9875691500e-4f), r, spread(1.3981999507e-3f));
+    p = fused(p, r, spread(8.3334519073e-3f));
+    p = fused(p, r, spread(4.1665795894e-2f));
+    p = fused(p, r, spread(1.6666665459e-1f));
+    p = fused(p, r, spread(5.0000001201e-1f));
+    const ints power = ((ints)shifted - 0x4b400000 + 127) << 23;
+    return (lanes)((ints)((fused(p * r, r, r) + 1.0f) * (lanes)power) & ~is_low);
+}
+
 /* As many vectors as one has numbers: rows become columns. Blocks of half the size are exchanged, then of a quarter. */
 #define EXCHANGE(X, SIZE, LOW, HIGH)                                                                                    \
     for (int at = 0; at < LANES; at++)                                                                                  \

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 CHUNK = 64  # tokens whose part in a weight's gradient is summed up by itself
@@ -112,13 +113,12 @@ class Kernels:
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
-        self._threads = torch.get_num_threads()
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm of x (tokens, dim); weight (dim,) float32."""
         out = torch.empty_like(x)
         rows, dim = x.shape
-        self._add_norm(x.data_ptr(), None, None, weight.data_ptr(), out.data_ptr(), rows, dim, eps, self._threads)
+        self._add_norm(x.data_ptr(), None, None, weight.data_ptr(), out.data_ptr(), rows, dim, eps, threads())
         return out
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ class Kernels:
             return x, self.norm(x, weight, eps)
         total, out = torch.empty_like(x), torch.empty_like(x)
         pointers = (x.data_ptr(), y.data_ptr(), total.data_ptr(), weight.data_ptr(), out.data_ptr())
-        self._add_norm(*pointers, *x.shape, eps, self._threads)
+        self._add_norm(*pointers, *x.shape, eps, threads())
         return total, out
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
@@ -138,14 +138,14 @@ class Kernels:
         """silu(gate) * up of (tokens, dim) each; the numbers of a token lie together, tokens alike apart."""
         rows, dim = gate.shape
         out = gate.new_empty(rows, dim)
-        self._swiglu(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), rows, dim, self._threads)
+        self._swiglu(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), rows, dim, threads())
         return out
 
     def gated_back(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of gate and up from that of `gated`; all contiguous."""
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         pointers = (x.data_ptr() for x in (grad, gate, up, of_gate, of_up))
-        self._swiglu_back(*pointers, gate.numel(), self._threads)
+        self._swiglu_back(*pointers, gate.numel(), threads())
         return of_gate, of_up
 
     def norm_back(
@@ -157,14 +157,14 @@ class Kernels:
         chunks = torch.empty(-(-rows // CHUNK), dim) if of_weight else None
         pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), of_x.data_ptr())
         at = None if chunks is None else chunks.data_ptr()
-        self._norm_back(*pointers, at, rows, CHUNK, dim, eps, self._threads)
+        self._norm_back(*pointers, at, rows, CHUNK, dim, eps, threads())
         return of_x, None if chunks is None else chunks.sum(0)
 
     def head_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`plain_head_loss`; the gradient is written over the logits."""
         losses = torch.empty(len(logits), dtype=torch.float32)
         pointers = (logits.data_ptr(), targets.data_ptr(), losses.data_ptr())
-        if self._head_loss(*pointers, *logits.shape, self._threads):
+        if self._head_loss(*pointers, *logits.shape, threads()):
             raise MemoryError("no memory for the logits of one token")
         return losses, logits
 
@@ -173,19 +173,19 @@ class Kernels:
         pointers = (low_rank.down.data_ptr(), low_rank.up.data_ptr(), low_rank.plan.data_ptr(), out.data_ptr())
         ranks, inputs = low_rank.down.shape
         sizes = (out.stride(0), len(out), inputs, ranks, len(low_rank.plan))
-        self._adapt(x.data_ptr(), x.stride(0), *pointers, *sizes, self._threads)
+        self._adapt(x.data_ptr(), x.stride(0), *pointers, *sizes, threads())
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, dim) -> the largest number of each row, float32 (rows,), and its place, int64 (rows,)."""
         values, places = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
-        self._largest(x.data_ptr(), *x.shape, places.data_ptr(), values.data_ptr(), self._threads)
+        self._largest(x.data_ptr(), *x.shape, places.data_ptr(), values.data_ptr(), threads())
         return values, places
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`plain_rotate`; the heads of a token lie together, tokens may lie apart."""
         out, cos, sin = x.new_empty(x.shape), cos.contiguous(), sin.contiguous()
         pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
-        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], self._threads)
+        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], threads())
         return out
 
 

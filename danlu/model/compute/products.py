@@ -49,15 +49,22 @@ def live_product(layers: Sequence[Any]) -> Product:
 
 
 def fixed_product(
-    weight: Tensor, bias: Tensor | None, rounded: Rounded | None = None, *, is_paired: bool = False
+    weight: Tensor,
+    bias: Tensor | None,
+    rounded: Rounded | None = None,
+    *,
+    is_paired: bool = False,
+    read: Callable[[Tensor], None] = lambda _part: None,
 ) -> Held | BlockProduct:
     """The product of weights that stay as they are; `rounded` to a smaller format.
 
     Args:
         is_paired: of two layers side by side, so that a BlockProduct can gate the second with the first.
+        read: hears of parts of the weight that are needed no more, where it is taken over part by part.
     """
-    if fits_blocks(weight) and not (is_paired and len(weight) % 32):
-        return BlockProduct(weight, bias, rounded, is_paired=is_paired)
+    if fits_blocks(weight):
+        fits = weight.shape[1] % GROUP == 0
+        return BlockProduct(weight, bias, rounded if fits else None, is_paired=is_paired, read=read)
     if rounded == "int4" and _fits_int4(weight):
         return int4_product(weight, bias)
     if rounded is not None and weight.shape[1] % 32 == 0:

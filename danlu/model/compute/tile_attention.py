@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.model.compute.blocks import has_tiles
+from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 QUERIES, KEYS = 16, 32  # in a tile; in two
@@ -27,7 +28,6 @@ class TileAttention:
         self._bits = declared(functions.danlu_bits, [POINTER, *(4 * [LONG]), POINTER, LONG, INT])
         places = [*(3 * [POINTER, LONG]), *(5 * [POINTER]), *(7 * [LONG])]
         self._attend = declared(functions.danlu_tile_attend, [*places, FLOAT, INT], INT)
-        self._threads = torch.get_num_threads()
 
     def bits(self, may: Tensor, group: int) -> Tensor:
         """(slots, rows, seen) bool, who may look where -> (slots, tiles, width) for `attend`.
@@ -39,7 +39,7 @@ class TileAttention:
         width = -(-seen // KEYS) * KEYS
         bits = torch.empty(slots, -(-rows * group // QUERIES), width, dtype=torch.int16)
         may = may.contiguous()
-        self._bits(may.data_ptr(), slots, rows, seen, group, bits.data_ptr(), width, self._threads)
+        self._bits(may.data_ptr(), slots, rows, seen, group, bits.data_ptr(), width, threads())
         return bits
 
     def attend(
@@ -67,7 +67,7 @@ class TileAttention:
         tokens_at = (q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
         places_at = (keys.data_ptr(), values.data_ptr(), bits.data_ptr(), lengths.data_ptr(), out.data_ptr())
         sizes = (slots, tokens // slots, kv_heads, heads // kv_heads, dim, capacity, bits.shape[2])
-        failed = self._attend(*tokens_at, *places_at, *sizes, scaling, self._threads)
+        failed = self._attend(*tokens_at, *places_at, *sizes, scaling, threads())
         if failed:
             raise MemoryError("no memory for the scores of one step")
 

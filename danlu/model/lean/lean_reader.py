@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ from danlu.model.lean.lean_parts import (
     Norm,
     Rotate,
 )
+from danlu.model.mapped import FilePages
 
 # live: the model's own layers are called, and their weights may change. lent: these stay for a while, and the model
 # keeps them. fixed: they stay for good, and go over.
@@ -90,6 +91,10 @@ class Reader:
         self.held: list[Tensor] = []  # by the products
         self.why_varies = ""  # what makes a token's answer depend on those beside it, in words
         self._calls = 0
+
+    @cached_property
+    def _pages(self) -> FilePages:
+        return FilePages()
 
     @property
     def ends(self) -> set[str]:
@@ -238,6 +243,7 @@ class Reader:
             bias = None if bias is None else bias.detach()
             found = fixed_product(weight.detach().contiguous(), bias, self.rounded)
             self.held += found.tensors
+            self._pages.give_back(weight)
             return found
 
         return Expert(product("gate_up_proj"), product("down_proj"))
@@ -334,13 +340,14 @@ class Reader:
             return lent
         if self.taking == "live" or not all(type(layer) is nn.Linear for layer in layers):
             return live_product(layers)
-        product = fixed_product(*joined(layers), rounded, is_paired=is_paired)
+        product = fixed_product(*joined(layers), rounded, is_paired=is_paired, read=self._pages.give_back)
         if not (isinstance(product, BlockProduct) and product.is_exact):
             self.why_varies = (
                 self.why_varies or f"{self._names[layers[0]]} is multiplied otherwise for many rows than for few"
             )
         self.held += product.tensors
         for layer in layers:  # which need not hold the weights twice
+            self._pages.give_back(layer.weight)
             layer.weight = _nothing(layer.weight)
         return product
 
