@@ -243,7 +243,9 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(tmp_path):
         single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)]
     )
     assert tokenizer("x")["input_ids"][-1] == tokenizer.eos_token_id
-    assert tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", tokenizer)["tokenizer.ggml.add_eos_token"] is False
+    assert (
+        tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", tokenizer)["tokenizer.ggml.add_eos_token"] is False
+    )
 
 
 def test_of_several_templates_the_default_is_the_template(tmp_path):
