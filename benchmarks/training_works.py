@@ -42,6 +42,7 @@ COMMON: dict[str, Any] = {
     "group": 4,
     "max_new_tokens": 48,
     "kl_coef": 0.05,
+    "optim": "adamw_torch",  # of Danlu; TRL keeps its means in the format of its weights
 }
 # Number formats are tried first, at the first of the work's numbers of rows; the rest on the fastest so far.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -98,6 +99,8 @@ WORKS = (
     Work("reward", {"en": "reward model, LoRA", "zh": "奖励模型，LoRA"}, "reward", 8, (4, 8), 1e-4, LORA, EAGER),
     Work("pretrain", {"en": "pre-training, all weights", "zh": "预训练，全参数"}, "pretrain", 2, (1, 2), 1e-4, None,
          {"loss in chunks": {"loss_type": "chunked_nll"}, **EAGER}),
+    Work("pretrain-bf16", {"en": "pre-training, all weights, in bfloat16 alone", "zh": "预训练，全参数，只用 bfloat16"},
+         "pretrain", 2, (1, 2), 1e-4, None, job={"optim": "adamw_bf16"}, like="pretrain"),
     Work(
         "grpo", {"en": "GRPO, LoRA: rollouts and updates", "zh": "GRPO，LoRA：采样与更新"},
         "grpo", 16, (16, 8), 1e-5, LORA, {"continuous batching": {"continuous": True}, **EAGER}, target=5.0,

@@ -41,12 +41,21 @@ def library(source: Path, *, exact: bool = False) -> ctypes.CDLL | None:
     Args:
         exact: sums of floats are neither reordered nor fused with products.
     """
-    if os.environ.get("DANLU_NATIVE") == "0" or sys.platform != "linux":
+    if not has_compiler():
         return None
     try:
         return ctypes.CDLL(str(_compiled(source, EXACT_FLAGS if exact else FLAGS)), mode=os.RTLD_NOW)
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def has_compiler() -> bool:
+    """Whether sources may be compiled here, and there is what compiles them."""
+    return os.environ.get("DANLU_NATIVE") != "0" and sys.platform == "linux" and _compiler() is not None
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 
 
 def agreeing(
@@ -72,7 +81,7 @@ def declared(function: Any, arguments: Sequence[type], result: type | None = Non
 
 def _compiled(source: Path, flags: Sequence[str]) -> Path:
     """The library for this source, compiler and processor; made on first use. Raises OSError, SubprocessError."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    compiler = _compiler()
     if compiler is None:
         raise FileNotFoundError("no C compiler")
     text = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))

@@ -23,7 +23,7 @@ from danlu.model.named import ModelOptions
 from danlu.quantize.merge import MergeOptions, check_merge
 from danlu.track.tracking import TrackOptions, check_trackers
 from danlu.train.loop import TrainOptions
-from danlu.train.optim import check_optimizer
+from danlu.train.optim import ROUNDED, check_optimizer
 from danlu.train.schedule import PLATEAU
 
 # A full tuning's rate is LoRA's by this (the sweep of Thinking Machines' tinker-cookbook, 2026).
@@ -104,6 +104,10 @@ class TrainingSections(Options):
             raise ValueError(f"{PLATEAU} needs held-out data: set data.held_out or data.held_out_path")
         if self.train.loraplus_lr_ratio is not None and self.lora is None:
             raise ValueError("train.loraplus_lr_ratio has no effect with lora: null: there is no B")
+        if self.train.optim == ROUNDED and self.lora is not None:
+            raise ValueError(
+                f"train.optim={ROUNDED} is for training all weights (lora: null); an adapter's are few, and in float32"
+            )
         return self
 
 
@@ -159,8 +163,7 @@ def check_files(recipe: TrainingRecipe, device: Device, later: Collection[str] =
         raise ConfigError(f"{directory} holds a run of several steps", fix="choose another name, or leave resume out")
     check_replaceable(directory)
     check_trackers(recipe.track)
-    device.dtype(recipe.model.dtype)
-    check_optimizer(recipe.train, device.name)
+    check_optimizer(recipe.train, device.name, device.dtype(recipe.model.dtype))
     for path in _files(recipe):
         if str(path) not in later and not path.exists():
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

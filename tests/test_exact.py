@@ -37,7 +37,9 @@ def weights(directory):
     files = sorted(path for name in ("adapter", "model") for path in (directory / name).glob("*.safetensors"))
     assert files
     return {
-        f"{path.name} {name}": weight.numpy().tobytes() for path in files for name, weight in load_file(path).items()
+        f"{path.name} {name}": weight.contiguous().view(torch.uint8).numpy().tobytes()
+        for path in files
+        for name, weight in load_file(path).items()
     }
 
 
@@ -71,6 +73,7 @@ def test_killed_at_drawn_places_a_run_goes_on_as_it_would_have(folder, tiny_mode
 # What a checkpoint has to keep beside weights, and what draws by chance: name -> (run, what is otherwise).
 KNOBS = {
     "8 bits": ("sft, all weights", {"train": {"optim": "adamw_8bit"}}),
+    "rounded": ("sft, all weights", {"model": {"dtype": "bfloat16"}, "train": {"optim": "adamw_bf16"}}),
     "sgd": ("sft", {"train": {"optim": "sgd"}}),
     "LoRA+": ("sft", {"train": {"loraplus_lr_ratio": 4}}),
     "plateau": (

@@ -149,6 +149,7 @@ def main() -> None:
         lr_scheduler_type="constant",
         warmup_ratio=0,
         save_steps=10_000,
+        optim=job["optim"],
         **{name: job[name] for name in taken},
     )
     Path(job["scratch"]).mkdir(exist_ok=True)

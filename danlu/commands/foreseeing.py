@@ -43,7 +43,8 @@ def memory(
     head: bool = False,
     batch: int | None = None,
     length: int | None = None,
-    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "sgd"] | None = None,
+    optim: Literal["adamw_torch", "adamw_bf16", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "sgd"]
+    | None = None,
     gradient_checkpointing: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     stored: Literal["int8", "int4", "nf4", "nf4-dq"] | None = None,

@@ -29,9 +29,10 @@ STORED: Mapping[str, float] = {
 }  # fmt: skip
 # Means that an optimizer keeps of each weight, and their bytes where they are not the program's own.
 OPTIMIZERS: Mapping[str, tuple[int, float]] = {
-    "adamw_torch": (2, 0), "adamw_8bit": (2, 1 + 4 / 256), "paged_adamw_8bit": (2, 1 + 4 / 256),
+    "adamw_torch": (2, 0), "adamw_bf16": (2, 2), "adamw_8bit": (2, 1 + 4 / 256), "paged_adamw_8bit": (2, 1 + 4 / 256),
     "paged_adamw_32bit": (2, 4), "sgd": (1, 0), "none": (0, 0),
 }  # fmt: skip
+ROUNDED = "adamw_bf16"  # whose weights have no copies, nor their gradients
 EIGHT_BITS = ("adamw_8bit", "paged_adamw_8bit")
 # Where no kernel takes them: a norm keeps a float32 copy of what it reads, and a gate what its activation makes.
 PLAIN_NORM, PLAIN_GATE = 4, 3
@@ -228,7 +229,7 @@ def _trained(job: Job) -> list[Part]:
             Part("optimizer", trained * _means(job, each), "what it keeps of each trained weight"),
         ]
     count, number = job.shape.parameters, job.number
-    master = program.master if number < 4 else 0
+    master = program.master if number < 4 and job.optim != ROUNDED else 0
     means = count * _means(job, program.mean or number)
     if job.optim in EIGHT_BITS:  # whose means of embeddings stay in float32 (Dettmers et al. 2022, section 2.3)
         means += job.shape.embedding * (8 - _means(job, 0))
@@ -273,7 +274,8 @@ def _at_end(job: Job) -> list[Part]:
 
 
 def _gradients(job: Job) -> float:
-    return job.shape.parameters * (job.program.gradient or job.number)
+    each = job.number if job.optim == ROUNDED else job.program.gradient or job.number
+    return job.shape.parameters * each
 
 
 def _one_block(job: Job) -> float:

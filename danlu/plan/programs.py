@@ -81,6 +81,4 @@ _KEPT: dict[str, Any] = {
 # On a card: what the driver and torch's own libraries take, and what the allocator holds in holes.
 DANLU = Program(**_KEPT, rest=3.7, slack=0.05, floor=0.6e9)
 # On a processor: the interpreter with torch and transformers loaded; Gemma's tokenizer of 262,144 tokens takes 0.3 GB.
-DANLU_CPU = Program(
-    **_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, repeats_keys=True, remakes_scores=True, keeps_freed=True
-)
+DANLU_CPU = Program(**_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, keeps_freed=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from danlu.errors import ConfigError, MemoryShortage, size_in_words
+from danlu.native import has_compiler
 from danlu.plan.fit import most_tokens
 from danlu.plan.memory import Job, Memory, estimate
 from danlu.plan.programs import DANLU, DANLU_CPU, Program
@@ -126,7 +127,7 @@ def choose(found: Found, model: str, shape: Shape, machine: Machine, name: str, 
     steps = max(1, math.ceil(rows / batch) * epochs)
     length = _length(found)
     base = Job(shape, "lora", length=length, dtype=dtype, adds_up=True, program=machine.program,
-               flash=machine.device != "cpu" or length > 512)  # fmt: skip
+               flash=machine.device != "cpu" or length > 512 or has_compiler())  # fmt: skip
     job, why = _method(base, found, machine, learnt, length)
     passes = _passes(job, machine, length)
     job = replace(job, batch=max(1, passes // length))

@@ -193,7 +193,7 @@ def _try_all(parts: Parts, sizes: Sequence[int] | None, out: IO[str]) -> None:
     step = parts.batches.longest(parts.recipe.train.batch_size, length)
     held_out = sorted(parts.held_out, key=length, reverse=True)
     peak = PeakMemory(parts.device.name)
-    with Master(parts.ready.model, parts.recipe.seed) as master:
+    with Master(parts.ready.model, parts.recipe.seed, copies=parts.recipe.train.holds_copies) as master:
         for tokens in sizes or _sizes(length(step[0]), sum(map(length, step)), _guess(parts)):
             _tell(out, tokens=tokens)
             release_memory()

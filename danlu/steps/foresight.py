@@ -14,6 +14,7 @@ from danlu.device import Device, read_device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, size_in_words
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import parameter_counts
+from danlu.native import has_compiler
 from danlu.plan.configs import shape_from
 from danlu.plan.fit import smallest_change
 from danlu.plan.lora import ALL_LINEAR, count_lora
@@ -28,7 +29,7 @@ from danlu.steps.step import Show
 from danlu.train.batches import Ordered
 
 OFF = 0.15  # by so much the arithmetic may be wrong: what is asked of benchmarks/plan.py
-SHORT = 512  # texts up to that length keep their scores on a CPU (model/company/attention.py)
+SHORT = 512  # texts up to that length keep their scores on a CPU without a compiler (model/company/attention.py)
 
 
 def job_of(
@@ -58,7 +59,7 @@ def job_of(
         adds_up=train.batch_size * longest > tokens if adds_up is None else adds_up,
         stored=_stored(options),
         has_logits=not _scores_answers(options),
-        flash=device.name != "cpu" or longest > SHORT,
+        flash=device.name != "cpu" or longest > SHORT or has_compiler(),
         program=DANLU_CPU if device.name == "cpu" else DANLU,
     )
 

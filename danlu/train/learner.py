@@ -163,7 +163,11 @@ class Learner(Generic[Example, Batch]):
     def _clip(self, bound: float) -> float:
         """Shorten the gradient to `bound`; returns the norm that it had."""
         if not self.master.spread:
-            return float(torch.nn.utils.clip_grad_norm_(self.master.weights.values(), bound))
+            weights = list(self.master.weights.values())
+            norms = [torch.linalg.vector_norm(w.grad, dtype=torch.float32) for w in weights if w.grad is not None]
+            total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+            torch.nn.utils.clip_grads_with_norm_(weights, bound, total)
+            return float(total)
         squares = torch.zeros(2)  # of parts, and of what every process has whole
         for name, weight in self.master.weights.items():
             if weight.grad is not None:

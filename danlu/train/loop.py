@@ -151,7 +151,13 @@ def train(
     Ctrl-C or SIGTERM (a checkpoint is saved first), MemoryShortage and DiskError as their names say.
     """
     noise = noisy_embeddings(model, options.neftune_noise_alpha)
-    with kept_memory(), Master(model, run.seed) as master, noise, stop_requests() as stop, _memory_faults(options):
+    with (
+        kept_memory(),
+        Master(model, run.seed, copies=options.holds_copies) as master,
+        noise,
+        stop_requests() as stop,
+        _memory_faults(options),
+    ):
         loop = _Loop(stage, model, master, run, options, journal, device)
         loop.begin()
         while not loop.is_over:

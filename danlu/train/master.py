@@ -33,13 +33,14 @@ class Master:
 
     Args:
         seed: of how copies are rounded; with the number of a step, the same copy each time.
+        copies: whether weights in half precision have a float32 copy; without, the optimizer changes the model's own.
 
     Attributes:
-        weights: name -> float32, the model's own parameter where that is float32. Gradients arrive here.
+        weights: name -> float32, the model's own parameter where that is float32 or has no copy. Gradients arrive here.
         spread: name -> the model's parameter, of those whose weights are parts.
     """
 
-    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, seed: int = 0, *, copies: bool = True) -> None:
         self._seed = seed
         self.weights: dict[str, nn.Parameter] = {}
         self.spread: dict[str, nn.Parameter] = {}
@@ -51,7 +52,7 @@ class Master:
             self.weights[name] = parameter
             if (part := own_part(parameter)) is not parameter:
                 self._take_part(name, parameter, part.detach())
-            elif parameter.dtype in (torch.bfloat16, torch.float16):
+            elif copies and parameter.dtype in (torch.bfloat16, torch.float16):
                 self.weights[name] = master = nn.Parameter(parameter.detach().float())
                 self._rounded.append((parameter, master))
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(_hand_on, master)))

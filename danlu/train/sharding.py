@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from danlu.errors import ConfigError
 from danlu.processes import Processes
+from danlu.train.optim import ROUNDED
 
 
 def is_asked_for() -> bool:
@@ -46,6 +47,12 @@ def check_sharding(processes: Processes, kind: str, optim: str, dtype: str, is_p
         raise ConfigError(
             "model.load_in_4bit packs two weights in a byte, which FSDP would cut anywhere",
             fix="start it without FSDP, with torchrun: each process then has the whole model, in 4 bits",
+        )
+    if optim == ROUNDED:
+        raise ConfigError(
+            f"train.optim={optim}: of weights that are spread each process holds its part in float32",
+            allowed="adamw_torch, sgd",
+            fix="set train.optim=adamw_torch, or start it without FSDP, with torchrun",
         )
     if "8bit" in optim or "paged" in optim:
         raise ConfigError(

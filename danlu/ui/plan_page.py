@@ -43,7 +43,7 @@ class PlanBody(Options):
     length: int = Field(2048, ge=1, le=2**20)
     r: int = Field(8, ge=1, le=4096)
     checkpointing: bool = False
-    optim: Literal["adamw_torch", "adamw_8bit", "sgd"] = "adamw_torch"
+    optim: Literal["adamw_torch", "adamw_bf16", "adamw_8bit", "sgd"] = "adamw_torch"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     bits: Literal["", "int8", "int4"] = ""
     training: Literal["pretrain", "sft", "reward", "dpo", "ppo"] = "sft"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from danlu.model.compute import blocks
+from danlu.model.compute import blocks, document_attention
 from danlu.model.compute.blocks import BlockProduct, has_floats
 from danlu.model.compute.float_attention import FloatAttention
 from danlu.native import library
@@ -36,6 +36,7 @@ def functions(request, tmp_path_factory):
         patch.setenv("CC", str(compiler))
         patch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
         found = [library(folder / name, exact=True) for name in ("floats.c", "attention.c")]
+        found.append(library(folder / "document_attention.c"))
     assert None not in found
     return found
 
@@ -65,6 +66,10 @@ def test_products(rounded, dtype):
     assert (whole.float() - wanted).norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
     for count in (1, 2, 3, 4, 6, 7, 12, 13, 40):
         assert torch.equal(made(x[-count:]), whole[-count:])
+
+
+def test_attention_under_training(functions):
+    assert document_attention._agrees(document_attention.DocumentAttention(functions[2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

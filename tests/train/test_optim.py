@@ -188,15 +188,15 @@ def test_b_of_an_embedding_is_a_b_too():
 @pytest.mark.parametrize("name", ["paged_adamw_8bit", "paged_adamw_32bit"])
 def test_what_pages_a_gpus_memory_is_refused_on_a_cpu(name):
     with pytest.raises(ConfigError, match=f"train.optim={name} on a CPU") as caught:
-        check_optimizer(OptimOptions(optim=name), "cpu")
+        check_optimizer(OptimOptions(optim=name), "cpu", torch.float32)
     assert "train.optim=adamw_8bit" in caught.value.fix
 
 
 def test_without_bitsandbytes_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("danlu.train.optim.import_bitsandbytes", lambda: None)
-    check_optimizer(OptimOptions(), "cpu")
+    check_optimizer(OptimOptions(), "cpu", torch.float32)
     with pytest.raises(ResourceError, match="adamw_8bit needs bitsandbytes") as caught:
-        check_optimizer(OptimOptions(optim="adamw_8bit"), "cpu")
+        check_optimizer(OptimOptions(optim="adamw_8bit"), "cpu", torch.float32)
     assert "pip install 'danlu[bitsandbytes]'" in caught.value.fix
 
 

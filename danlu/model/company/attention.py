@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.model.company.documents import Documents, causal_sight
+from danlu.model.compute import document_attention as compiled
 from danlu.model.compute.kernels import apply
 
-# Up to this many tokens a document, attention as batched products beats the flash kernel on a CPU
-# (its backward is slow for short rows); the score matrix is kept for the backward pass.
+# Where nothing is compiled: up to this many tokens a document, attention as batched products beats the flash kernel
+# on a CPU (its backward is slow for short rows); the score matrix is kept for the backward pass.
 SHORT_DOCUMENT = 512
 
 
@@ -134,12 +135,38 @@ class _ShortAttention(torch.autograd.Function):
         return (*(documents.collect(g.view(count, h, longest, g.shape[2])) for g, h in grads), None, None)
 
 
+class _DocumentAttention(torch.autograd.Function):
+    """document_attention.c: documents are read where they lie, and no score is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
+        found, sight = (
+            compiled.document_attention(),
+            compiled.Sight(scoring.scaling, scoring.window or 0, scoring.chunk or 0),
+        )
+        assert found is not None
+        q, k, v = map(compiled.dense, (q, k, v))
+        out, logs = found.forward(q, k, v, documents.places, sight)
+        ctx.save_for_backward(q, k, v, out, logs)
+        ctx.found, ctx.documents, ctx.sight = found, documents, sight
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        q, k, v, out, logs = ctx.saved_tensors
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        return *ctx.found.backward(q, k, v, out, logs, grad, ctx.documents.places, ctx.sight), None, None
+
+
 def fast_attention(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents, scoring: Scoring, dropout: float = 0.0
 ) -> Tensor:
-    """`plain_attention`, all documents at once: batched products for short ones, torch's kernels for the rest."""
+    """`plain_attention`, all documents at once: the functions in C; where there are none, batched products for short
+    documents and torch's kernels for the rest."""
     if not scoring.is_plain:
         return _spread_attention(q, k, v, documents, scoring, dropout)
+    if not dropout and compiled.takes(q, k, v) and compiled.document_attention():
+        return apply(_DocumentAttention, q, k, v, documents, scoring)
     if documents.longest <= SHORT_DOCUMENT and q.device.type == "cpu" and not dropout:
         return apply(_ShortAttention, q, k, v, documents, scoring)
     mask = None

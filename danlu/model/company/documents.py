@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.model.compute.document_attention import Places
 from danlu.model.compute.kernels import apply
 
 
@@ -44,6 +45,19 @@ class Documents:
     @property
     def longest(self) -> int:
         return max(self.lengths)
+
+    @cached_property
+    def places(self) -> Places:
+        """The same for functions that take documents where they lie."""
+        with torch.inference_mode(False):
+            sizes = torch.tensor(self.lengths)
+            inside = torch.arange(self.longest) < sizes[:, None]
+            starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+            if self.takers is None:
+                return Places(torch.arange(int(starts[-1])), starts, torch.zeros_like(sizes), False)
+            others = torch.ones(self.count * self.longest, dtype=torch.bool).index_fill_(0, self.packed, False)
+            own = (others.view(self.count, -1) & inside).sum(1)
+            return Places(self.padded[inside.view(-1)], starts, own, True)
 
     def lines(self, x: Tensor) -> Tensor:
         """(tokens, ...) -> (documents, longest, ...), padded on the right by a copy of token 0."""

@@ -47,6 +47,13 @@ def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+def _compiled(*tensors: Tensor) -> native.Kernels | None:
+    """The functions in C, where they take tensors like these."""
+    if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous() for x in tensors):
+        return None
+    return native.kernels()
+
+
 class _RmsNorm(torch.autograd.Function):
     """One pass for the norm, two for the product."""
 
@@ -71,9 +78,27 @@ class _RmsNorm(torch.autograd.Function):
         return scaled.mul_(inverse.to(x.dtype)).addcmul_(x, pull, value=-1), grad_weight, None
 
 
+class _CompiledRmsNorm(torch.autograd.Function):
+    """One pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, found: native.Kernels, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.found, ctx.eps = found, eps
+        return found.norm(x.view(-1, x.shape[-1]), weight.float(), eps).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        rows = (grad.contiguous().view(-1, x.shape[-1]), x.view(-1, x.shape[-1]), weight.float())
+        of_x, of_weight = ctx.found.norm_back(*rows, ctx.eps, of_weight=ctx.needs_input_grad[2])
+        return None, of_x.view(x.shape), None if of_weight is None else of_weight.to(weight.dtype), None
+
+
 def fast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`plain_rms_norm`, with gradients for x and, where it is trained, the weight."""
-    return apply(_RmsNorm, x, weight, eps)
+    found = _compiled(x)
+    return apply(_RmsNorm, x, weight, eps) if found is None else apply(_CompiledRmsNorm, found, x, weight, eps)
 
 
 def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -87,11 +112,15 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if found := _compiled(gate, up):
+            return found.gated(*(x.view(-1, x.shape[-1]) for x in (gate, up))).view(gate.shape)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
+        if found := _compiled(gate, up):
+            return found.gated_back(grad.contiguous(), gate, up)
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 

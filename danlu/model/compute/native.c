@@ -28,15 +28,48 @@ void danlu_add_norm(const bf16 *x, const bf16 *y, bf16 *sum, const float *weight
     }
 }
 
-/* out = silu(gate) * up, gate and up side by side in (rows, 2 * dim). */
-void danlu_swiglu(const bf16 *gate_up, bf16 *out, long rows, long dim, int threads) {
+/* out = silu(gate) * up: (rows, dim), rows of gate and of up `stride` apart. */
+void danlu_swiglu(const bf16 *gate, const bf16 *up, long stride, bf16 *out, long rows, long dim, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * dim > 16384)
     for (long row = 0; row < rows; row++) {
-        const bf16 *gate = gate_up + row * 2 * dim, *up = gate + dim;
+        const bf16 *g_row = gate + row * stride, *u_row = up + row * stride;
         bf16 *restrict to = out + row * dim;
         for (long d = 0; d < dim; d++) {
-            float g = wide(gate[d]);
-            to[d] = narrow(g / (1.0f + exponential(-g)) * wide(up[d]));
+            float g = wide(g_row[d]);
+            to[d] = narrow(g / (1.0f + exponential(-g)) * wide(u_row[d]));
+        }
+    }
+}
+
+/* The gradients of gate and up from that of their silu(gate) * up; all contiguous, `size` numbers. */
+void danlu_swiglu_back(const bf16 *grad, const bf16 *gate, const bf16 *up, bf16 *restrict of_gate, bf16 *restrict of_up,
+                       long size, int threads) {
+#pragma omp parallel for num_threads(threads) if (size > 16384)
+    for (long d = 0; d < size; d++) {
+        float pull = wide(grad[d]), g = wide(gate[d]), share = 1.0f / (1.0f + exponential(-g));
+        of_up[d] = narrow(pull * g * share);
+        of_gate[d] = narrow(pull * wide(up[d]) * share * (1.0f + g * (1.0f - share)));
+    }
+}
+
+/* The gradient of x from that of weight * x / sqrt(mean(x^2) + eps), and what each chunk of rows says of the weight:
+   of_weight is (chunks, dim) or absent. */
+void danlu_norm_back(const bf16 *grad, const bf16 *x, const float *weight, bf16 *of_x, float *of_weight, long rows,
+                     long chunk, long dim, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * dim > 16384)
+    for (long start = 0; start < rows; start += chunk) {
+        float *sums = of_weight ? of_weight + start / chunk * dim : 0;
+        if (sums) memset(sums, 0, dim * sizeof *sums);
+        for (long row = start; row < rows && row < start + chunk; row++) {
+            const bf16 *pull = grad + row * dim, *from = x + row * dim;
+            bf16 *restrict to = of_x + row * dim;
+            float squares = 0, dot = 0;
+            for (long d = 0; d < dim; d++) squares += wide(from[d]) * wide(from[d]);
+            for (long d = 0; d < dim; d++) dot += wide(pull[d]) * weight[d] * wide(from[d]);
+            float scale = 1.0f / sqrtf(squares / dim + eps), less = dot * scale * scale * scale / dim;
+            for (long d = 0; d < dim; d++) to[d] = narrow(wide(pull[d]) * weight[d] * scale - wide(from[d]) * less);
+            if (sums)
+                for (long d = 0; d < dim; d++) sums[d] += wide(pull[d]) * wide(from[d]) * scale;
         }
     }
 }

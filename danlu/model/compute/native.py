@@ -7,7 +7,7 @@ contiguous bfloat16 on a CPU.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
+
+CHUNK = 64  # tokens whose part in a weight's gradient is summed up by itself
 
 # -- plain forms -------------------------------------------------------------------------------------------
 
@@ -103,7 +105,9 @@ class Kernels:
 
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._add_norm = declared(functions.danlu_add_norm, 5 * [POINTER] + 2 * [LONG] + [FLOAT, INT])
-        self._swiglu = declared(functions.danlu_swiglu, 2 * [POINTER] + 2 * [LONG] + [INT])
+        self._swiglu = declared(functions.danlu_swiglu, [POINTER, POINTER, LONG, POINTER, LONG, LONG, INT])
+        self._swiglu_back = declared(functions.danlu_swiglu_back, 5 * [POINTER] + [LONG, INT])
+        self._norm_back = declared(functions.danlu_norm_back, 5 * [POINTER] + 3 * [LONG] + [FLOAT, INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
@@ -128,10 +132,33 @@ class Kernels:
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """`plain_swiglu`."""
-        rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
-        out = gate_up.new_empty(rows, dim)
-        self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, dim, self._threads)
+        return self.gated(*gate_up.chunk(2, -1))
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up of (tokens, dim) each; the numbers of a token lie together, tokens alike apart."""
+        rows, dim = gate.shape
+        out = gate.new_empty(rows, dim)
+        self._swiglu(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), rows, dim, self._threads)
         return out
+
+    def gated_back(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of gate and up from that of `gated`; all contiguous."""
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+        pointers = (x.data_ptr() for x in (grad, gate, up, of_gate, of_up))
+        self._swiglu_back(*pointers, gate.numel(), self._threads)
+        return of_gate, of_up
+
+    def norm_back(
+        self, grad: Tensor, x: Tensor, weight: Tensor, eps: float, *, of_weight: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of x (tokens, dim) and, where it is asked for, of weight, both float32, from that of `norm`."""
+        rows, dim = x.shape
+        of_x = torch.empty_like(x)
+        chunks = torch.empty(-(-rows // CHUNK), dim) if of_weight else None
+        pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), of_x.data_ptr())
+        at = None if chunks is None else chunks.data_ptr()
+        self._norm_back(*pointers, at, rows, CHUNK, dim, eps, self._threads)
+        return of_x, None if chunks is None else chunks.sum(0)
 
     def head_loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`plain_head_loss`; the gradient is written over the logits."""
@@ -189,5 +216,21 @@ def _agree(found: Kernels) -> bool:
         (found.swiglu(gate_up), plain_swiglu(gate_up)),
         (found.rotate(heads, cos, sin), plain_rotate(heads, cos, sin)),
         *zip(found.largest(x), x.max(1), strict=True),
+        *_gradients(found, x, y, gate_up, weight),
     ]
     return all(torch.allclose(own.float(), wanted.float(), rtol=2e-2, atol=2e-2) for own, wanted in pairs)
+
+
+def _gradients(
+    found: Kernels, x: Tensor, grad: Tensor, gate_up: Tensor, weight: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those of the compiled forms, each with torch's own in float32."""
+    with torch.enable_grad():
+        given, factor, both = (value.float().requires_grad_() for value in (x, weight, gate_up))
+        normed = torch.autograd.grad(F.rms_norm(given, factor.shape, factor, 1e-5), (given, factor), grad.float())
+        gated = torch.autograd.grad(plain_swiglu(both), both, grad.float())[0]
+    own = found.norm_back(grad, x, weight, 1e-5, of_weight=True)
+    gate, up = (part.contiguous() for part in gate_up.chunk(2, -1))
+    for one, other in zip((*own, torch.cat(found.gated_back(grad, gate, up), -1)), (*normed, gated), strict=True):
+        assert one is not None
+        yield one, other

@@ -77,7 +77,7 @@ async function begin() {
     select("method", ["full", "lora", "qlora", "inference"].map((one) => [one, t(`method.${one}`)])),
     powers("batch", 0, 8), powers("length", 5, 17), powers("r", 0, 10),
     h("label", { class: "inline field" }, check, t("plan.checkpointing")),
-    select("optim", ["adamw_torch", "adamw_8bit", "sgd"].map((one) => [one, one])), select("dtype", ["bfloat16", "float16", "float32"].map((one) => [one, one])),
+    select("optim", ["adamw_torch", "adamw_bf16", "adamw_8bit", "sgd"].map((one) => [one, one])), select("dtype", ["bfloat16", "float16", "float32"].map((one) => [one, one])),
     select("bits", [["", t("plan.as_dtype")], ["int8", "int8"], ["int4", "int4"]]),
     select("training", ["pretrain", "sft", "reward", "dpo", "ppo"].map((one) => [one, one])),
     field("tokens", numberInput("tokens")), field("loss", numberInput("loss")));
