@@ -98,7 +98,10 @@ def _own_records(chat: Chat) -> list[Record]:
     talks = iter(_shuffled(Conversation(tuple(row["messages"]), row["group"]) for row in docstring_pairs()))
     asked = TALKS if chat.has_template else 0
     chinese = iter(_chinese())
-    return [one for text in texts for one in (text, *islice(talks, asked), *islice(chinese, 1))]
+    found: list[Record] = []
+    for text in texts:
+        found += [text, *islice(talks, asked), *islice(chinese, 1)]
+    return found
 
 
 def _chinese() -> Iterator[Text]:

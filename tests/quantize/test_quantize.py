@@ -275,7 +275,7 @@ def test_too_little_text(base, tmp_path):
 def test_without_text_of_its_own_it_is_pythons(base, tmp_path):
     said = []
     run(base, tmp_path / "out", "gptq", said.append, calibration=None)
-    assert any("Python's documentation, which is English; give texts of your own" in one for one in said)
+    assert any("Python's documentation and Danlu's Chinese help; give texts of your own" in one for one in said)
 
 
 def test_conversations_are_text_as_well(base, tmp_path):
