@@ -30,7 +30,7 @@
 #   make bench-length memory of training on ever longer texts
 #   make bench-plan   memory that is planned beside published peaks; ARGS=--runs: beside runs on this machine
 #   make bench-quantize  every method at every width: bytes, perplexity, divergence
-#   make bench-bits   whether a form that was chosen for a budget keeps it on new text
+#   make bench-calibration  what GPTQ's text does to texts of other kinds   make bench-bits   whether a form that was chosen for a budget keeps it on new text
 #   make bench-recipe the recipe that is planned, beside a small grid around it
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
@@ -44,7 +44,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
 	bench-train bench-generate bench-generate-growth bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-quantize bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
+	bench-rate bench-qlora bench-quantize bench-calibration bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-adult bench-passages \
 	bench-behaviour bench-judge bench-hostile bench-pages bench-furnace clean
 .DEFAULT_GOAL := test
@@ -186,6 +186,9 @@ bench-qlora: $(INSTALLED)
 bench-quantize: $(INSTALLED)
 	benchmarks/peers.sh xllamacpp
 	$(BIN)/python benchmarks/quantize.py $(ARGS) $(WRITE)
+
+bench-calibration: $(INSTALLED)
+	$(BIN)/python benchmarks/calibration.py $(if $(CMRC),--cmrc $(CMRC)) $(WRITE)
 
 bench-bits: $(INSTALLED)
 	$(BIN)/python benchmarks/bits.py $(ARGS) $(WRITE)

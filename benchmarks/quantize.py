@@ -7,7 +7,7 @@
 Every method at every width, of models that lie on a 4-bit grid already and of such that do not (quantize_models.py),
 beside llama.cpp's own quantization of the same weights, which is measured in the same way: what it leaves of them is
 put into the same model. The text is this project's own guides, in both languages, and what the model says when it is
-talked with; methods calibrate on none of it but on Python's documentation. What was made and found is kept under
+talked with; methods calibrate on none of it, but on what they look at by default. What was made and found is kept under
 .quantize/; remove that to begin anew.
 """
 
@@ -36,7 +36,7 @@ TEXTS = ("en", "zh", "talk")
 ANSWER = 48  # tokens of an answer of the model
 PEER = ROOT / ".peers" / "xllamacpp" / "bin" / "python"
 
-CALIBRATED = {"calibration_tokens": 4096}  # of Python's documentation
+CALIBRATED = {"calibration_tokens": 4096}  # of what is looked at by default
 # Name -> options.
 FORMS: dict[str, dict[str, Any]] = {
     "rtn 8": {"method": "rtn", "bits": 8},
@@ -287,11 +287,11 @@ GRIDS = {
 }
 HOW = {
     "en": """KL in nats a token, ± half of a 95 % interval over windows of {window} tokens; {tokens:,} tokens of the
-guides in each language, and {talks} answers of the model; awq and gptq calibrated on {calibrated:,} tokens of Python's
-documentation; groups of 64, of llama.cpp 32; {cores} cores of {kind};
+guides in each language, and {talks} answers of the model; awq and gptq calibrated on {calibrated:,} tokens of the
+default text; groups of 64, of llama.cpp 32; {cores} cores of {kind};
 written by `make bench-quantize WRITE=--write`.""",
     "zh": """KL 的单位是 nat/token，± 后为 95% 区间的一半（按 {window} 个 token 的窗口）；两种语言的文档各
-{tokens:,} 个 token，另有模型的 {talks} 个回答；awq 与 gptq 用 Python 文档的 {calibrated:,} 个 token 校准；
+{tokens:,} 个 token，另有模型的 {talks} 个回答；awq 与 gptq 用默认文本的 {calibrated:,} 个 token 校准；
 每组 64 个权重，llama.cpp 为 32 个；{cores} 核（{kind}）；由 `make bench-quantize WRITE=--write` 写入。""",
 }
 

@@ -41,7 +41,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 10, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 64,
         }},
-        "train": {"learning_rate": 3e-3, "batch_size": 2, "max_steps": 200, "save_steps": 1000},
+        "train": {"learning_rate": 2e-3, "batch_size": 8, "max_steps": 1000, "save_steps": 200},
         "prove": None, "merge": None,
     },
 }  # fmt: skip

@@ -11,9 +11,13 @@ def main():
 
     job = json.load(sys.stdin)
     engine = vllm.LLM(job["model"], dtype="bfloat16", enforce_eager=True, max_model_len=1024, disable_log_stats=True)
-    params = vllm.SamplingParams(max_tokens=job["new_tokens"], temperature=0.0)
+    params = vllm.SamplingParams(max_tokens=job["new_tokens"], temperature=0.0, logprobs=job["likeliest"])
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in job["prompts"]], params, use_tqdm=False)
-    answers = [list(output.outputs[0].token_ids) for output in outputs]
+    answers = []
+    for output in outputs:
+        (answer,) = output.outputs
+        likely = [[(token, one.logprob) for token, one in place.items()] for place in answer.logprobs]
+        answers.append((list(answer.token_ids), likely))
     print("ANSWERS" + json.dumps({"version": vllm.__version__, "answers": answers}))
 
 

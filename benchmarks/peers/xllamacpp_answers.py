@@ -18,9 +18,12 @@ def main():
     server = xllamacpp.Server(params)
     answers = []
     for ids in job["prompts"]:
-        asked = {"prompt": ids, "max_tokens": job["new_tokens"], "temperature": 0, "logprobs": 1}
+        asked = {"prompt": ids, "max_tokens": job["new_tokens"], "temperature": 0}
+        asked["logprobs"] = job["likeliest"]
         (choice,) = server.handle_completions(asked)["choices"]
-        answers.append([token["id"] for token in choice["logprobs"]["content"]])
+        places = choice["logprobs"]["content"]
+        likely = [[(token["id"], token["logprob"]) for token in place["top_logprobs"]] for place in places]
+        answers.append(([place["id"] for place in places], likely))
     print("ANSWERS" + json.dumps({"version": version("xllamacpp"), "answers": answers}))
 
 

@@ -30,6 +30,7 @@ GPT2_SPLITTERS = {"gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olm
 # GGUF word splitting under another name that transformers knows.
 SAME_SPLITTERS = {"stablelm2": "qwen2"}
 
+TURN_END = "tokenizer.ggml.eot_token_id"
 # Text on which a converted tokenizer must agree with the one that it was made from.
 PROBE = " In 2018, it's I'LL  x\n\n\tdef f(x):\n    return 12 丹炉把数据炼成模型 é🙂<|im_start|><end_of_turn>"
 
@@ -42,7 +43,7 @@ def convert_gguf(gguf: Path, out: Path, *, chat_template: str = "", end_of_turn:
     Raises ModelError (not readable, a kind that is not read exactly, or a word splitting that is not known),
     MemoryShortage, DiskError.
     """
-    head, splitter = _read_gguf_header(gguf)
+    head, splitter, end = _read_gguf_header(gguf)
     check_head(head)
     _check_splitter(splitter)
     weights = head.count()
@@ -57,13 +58,14 @@ def convert_gguf(gguf: Path, out: Path, *, chat_template: str = "", end_of_turn:
         check_places(head, model)
         _split(tokenizer, splitter)
         tokenizer.chat_template = tokenizer.chat_template or chat_template or None
-        _prepare(model, tokenizer, end_of_turn)
+        _prepare(model, tokenizer, {tokenizer.convert_tokens_to_ids(end_of_turn)} if end_of_turn else end)
         _save(model, tokenizer, out)
         _check_tokenizer(tokenizer, out)
 
 
-def _read_gguf_header(gguf: Path) -> tuple[Head, str]:
-    """What the file says of its weights, and the name of its word splitting, empty if it has none."""
+def _read_gguf_header(gguf: Path) -> tuple[Head, str, set[int]]:
+    """What the file says of its weights, the name of its word splitting, empty if it has none, and the token that ends
+    a turn, where that is another than the end of a text."""
     from gguf import GGUFReader
 
     try:
@@ -80,7 +82,8 @@ def _read_gguf_header(gguf: Path) -> tuple[Head, str]:
     except Exception as error:  # the reader meets a broken file with whatever numpy raises
         raise ModelError(f"{gguf.name}: broken or cut short: {error}", fix="fetch the file again") from error
     byte_level = fields.get("tokenizer.ggml.model") == "gpt2"
-    return head, str(fields.get("tokenizer.ggml.pre", "")) if byte_level else ""
+    end = {int(fields[TURN_END])} if TURN_END in fields else set()
+    return head, str(fields.get("tokenizer.ggml.pre", "")) if byte_level else "", end
 
 
 def _check_splitter(name: str) -> None:
@@ -157,8 +160,8 @@ def _split_digits(tokenizer: Any) -> None:
     )
 
 
-def _prepare(model: Any, tokenizer: Any, end_of_turn: str) -> None:
-    """Make the model one that can be saved, and say which tokens end an answer."""
+def _prepare(model: Any, tokenizer: Any, ends: set[int]) -> None:
+    """Make the model one that can be saved, and say which tokens end an answer: the tokenizer's own, and these."""
     from transformers import GenerationConfig
 
     # transformers marks it as quantised by GGUF and would refuse to save it; its weights are plain float32.
@@ -166,8 +169,8 @@ def _prepare(model: Any, tokenizer: Any, end_of_turn: str) -> None:
     model.config.__dict__.pop("_model_name_or_path", None)
     model.is_quantized, model.hf_quantizer, model.quantization_method = False, None, None
     end = tokenizer.eos_token_id
-    if end_of_turn:
-        end = [end, tokenizer.convert_tokens_to_ids(end_of_turn)]
+    if further := ends - {end}:
+        end = [end, *further]
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
     )

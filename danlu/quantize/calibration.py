@@ -3,19 +3,21 @@
 Conversations are written as the model's template writes them, answers and all; documents as they are. They stand end
 to end, in an order drawn once, and are cut into rows of one length. A row begins where a text does, as everything does
 that a model is asked: its first token is what all others attend to, and what a method fits to that token has to be
-what it will be. Without texts of the user's own, a model with a template gets conversations by turns with documents:
-codes that were fitted to documents alone were measured to be no nearer than rounded ones where it is talked with.
+what it will be. Without texts of the user's own, a model with a template gets conversations by turns with documents,
+and every model some Chinese: codes that were fitted to documents alone were measured to be no nearer than rounded ones
+where it is talked with, and those that were fitted to English alone no nearer where Chinese is read.
 Knows no method.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,9 +29,12 @@ from danlu.data.stdlib import docstring_pairs, docstring_texts
 from danlu.errors import DataError
 from danlu.fingerprint import of_value
 
+Kind = TypeVar("Kind")
+
 SEED = 0
 TALKS = 5  # after each document: about as many tokens
-OWN = "Python's documentation, which is English; give texts of your own with calibration"
+LETTERS = 250  # of Chinese after these: a quarter to a third of all tokens
+OWN = "Python's documentation and Danlu's Chinese help; give texts of your own with calibration"
 
 
 @dataclass(frozen=True)
@@ -81,19 +86,37 @@ def in_rows(ids: Iterable[list[int]], source: str, *, tokens: int, length: int, 
     return Calibration(tuple(map(torch.tensor, rows)), source)
 
 
-def _shuffled(records: Iterable[Record]) -> list[Record]:
+def _shuffled(records: Iterable[Kind]) -> list[Kind]:
     found = list(records)
     random.Random(SEED).shuffle(found)
     return found
 
 
 def _own_records(chat: Chat) -> list[Record]:
-    """Python's documentation; by turns asked for and answered, where there is a template to write that."""
+    """Python's documentation; by turns asked for and answered, where there is a template to write that; and Chinese."""
     texts = _shuffled(Text(row["text"], row["group"]) for row in docstring_texts())
-    if not chat.has_template:
-        return texts
     talks = iter(_shuffled(Conversation(tuple(row["messages"]), row["group"]) for row in docstring_pairs()))
-    return [one for text in texts for one in (text, *islice(talks, TALKS))]
+    asked = TALKS if chat.has_template else 0
+    chinese = iter(_chinese())
+    found: list[Record] = []
+    for text in texts:
+        found += [text, *islice(talks, asked), *islice(chinese, 1)]
+    return found
+
+
+def _chinese() -> Iterator[Text]:
+    """Danlu's help and its list of terms, in pieces, each some sentences of either."""
+    own = resources.files("danlu")
+    pairs = (own / "options.zh.txt").read_text("utf-8").split("\n\n")  # an English line, and what it is in Chinese
+    terms = (own / "data" / "samples" / "terms.zh.md").read_text("utf-8")
+    lines = [line for line in terms.splitlines() if line and not line.startswith("#")]
+    lines += [line for pair in pairs for line in pair.splitlines()[1:2]]
+    piece: list[str] = []
+    for line in _shuffled(lines):
+        piece.append(line)
+        if sum(map(len, piece)) >= LETTERS:
+            yield Text("\n".join(piece), "danlu")
+            piece = []
 
 
 def _rows(texts: Iterable[list[int]], most: int, length: int) -> tuple[list[list[int]], int]:

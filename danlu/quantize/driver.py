@@ -223,10 +223,18 @@ class _Making:
             self.calibration = in_rows(
                 *texts,
                 tokens=self.options.calibration_tokens,
-                length=self.options.calibration_length,
+                length=self._length(),
                 at_least=max(inputs for _, inputs in self.shapes.values()),
             )
             self.say(f"looking at {self.calibration.tokens:,} tokens of {self.calibration.source}")
+
+    def _length(self) -> int:
+        """Tokens of a row: no more than the model has positions for."""
+        asked = self.options.calibration_length
+        positions = int(language_document(self.directory).get("max_position_embeddings") or asked)
+        if positions < asked:
+            self.say(f"rows of {positions} tokens, not {asked}: the model has no more positions")
+        return min(asked, positions)
 
     def run(self, conversations: Sequence[Sequence[Message] | str]) -> Quantized:
         if self.work.begin(self._identity()):

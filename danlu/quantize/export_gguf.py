@@ -31,7 +31,7 @@ from danlu.model.quantized import QuantizedFiles, quantized_files
 from danlu.quantize import k_blocks
 from danlu.quantize.gguf_file import check_place, finish, language_config
 from danlu.quantize.gguf_keys import is_off_by_one, keys_of, kind_of, order_of, rope_factors
-from danlu.quantize.gguf_tokens import Tokens, tokens_of
+from danlu.quantize.gguf_tokens import Tokens, tokens_of, turn_end
 from danlu.quantize.k_blocks import q4_k
 
 GgufType = Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k"]
@@ -83,7 +83,7 @@ def write_gguf(source: Path, out: Path, kind: GgufType, say: Callable[[str], Non
         need_disk(out.parent, weights.size_bytes, "the GGUF file")
         staging = out.with_name(f".{out.name}.unwritten")
         try:
-            count = _write(staging, weights, keys, tokens, tokenizer, factors, source.name)
+            count = _write(staging, weights, keys, tokens, tokenizer, factors, source)
             _compare_tokenizers(staging, tokenizer, tokens)
             os.replace(staging, out)
         finally:
@@ -237,18 +237,18 @@ def _type(name: str) -> Any:
 
 
 def _write(
-    path: Path, weights: _Weights, keys: dict[str, Any], tokens: Tokens, tokenizer: Any, factors: Any, name: str
+    path: Path, weights: _Weights, keys: dict[str, Any], tokens: Tokens, tokenizer: Any, factors: Any, source: Path
 ) -> int:
     import gguf
 
     writer = gguf.GGUFWriter(path, weights.arch, use_temp_file=True)
-    writer.add_name(name)
+    writer.add_name(source.name)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[weights.type]])
     for key, value in keys.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(f"{weights.arch}.{key}", value)
-    _write_tokens(writer, tokens, tokenizer)
+    _write_tokens(writer, tokens, tokenizer, turn_end(source, tokenizer))
     count = 0
     if factors is not None:
         writer.add_tensor("rope_freqs.weight", factors.numpy())
@@ -270,7 +270,7 @@ _FILE_TYPES = {
 }
 
 
-def _write_tokens(writer: Any, tokens: Tokens, tokenizer: Any) -> None:
+def _write_tokens(writer: Any, tokens: Tokens, tokenizer: Any, end: int | None) -> None:
     writer.add_tokenizer_model(tokens.model)
     if tokens.model == "gpt2":
         writer.add_tokenizer_pre(tokens.pre)
@@ -282,14 +282,15 @@ def _write_tokens(writer: Any, tokens: Tokens, tokenizer: Any) -> None:
     writer.add_token_list(list(tokens.tokens))
     writer.add_token_types(list(tokens.types))
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
-    for name, number in ids.items():
+    for name, number in {**ids, "eot": end}.items():
         if number is not None:
             getattr(writer, f"add_{name}_token_id")(int(number))
     seen = tokenizer("x")["input_ids"]
     writer.add_add_bos_token(bool(seen) and seen[0] == ids["bos"] is not None)
-    writer.add_add_eos_token(bool(seen) and seen[-1] == ids["eos"] is not None)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    writer.add_add_eos_token(False)  # a habit of training: a prompt that has ended is not answered
+    if template := tokenizer.chat_template:
+        named = [] if isinstance(template, str) else [{"name": name, "template": of} for name, of in template.items()]
+        writer.add_chat_template(named or template)
 
 
 def _compare_tokenizers(path: Path, tokenizer: Any, tokens: Tokens) -> None:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from danlu.data.chat import Chat
 from danlu.errors import ModelError
+from danlu.model.load import read_json
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # Names that llama.cpp has for ways of cutting words; of several for one way, the first in this order.
@@ -53,6 +57,19 @@ def tokens_of(tokenizer: Any, rows: int) -> Tokens:
         scores = _scores(tokens, model["merges"])
         return Tokens("llama", tokens, types, scores=scores, has_prefix=_has_prefix(document))
     return Tokens("gpt2", tokens, types, pre=_cutting(document.get("pre_tokenizer")), merges=merges)
+
+
+def turn_end(source: Path, tokenizer: Any) -> int | None:
+    """The token that ends an answer, where it is another than the tokenizer's end of a text: as the chat template
+    writes it, or as generation_config.json names one."""
+    path = source / "generation_config.json"
+    told = read_json(path).get("eos_token_id") if path.is_file() else None
+    try:
+        chat = Chat.of(tokenizer, SimpleNamespace(eos_token_id=told))
+    except ModelError:  # nothing ends its texts
+        return None
+    others = sorted(chat.stop_ids - {tokenizer.eos_token_id})
+    return chat.end_of_turn if chat.end_of_turn in others else next(iter(others), None)
 
 
 def _listed(

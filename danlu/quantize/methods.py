@@ -97,7 +97,11 @@ def _key(layer: Layer) -> object:
 
 
 def _hessians(readers: Sequence[Layer], hidden: Sequence[Tensor], run: Run) -> dict[object, Tensor]:
-    """H = 2 X'X of what comes to the layers of a pass, by `_key`."""
+    """H = 2 X'X of what comes to the layers of a pass, by `_key`; every token counts the same, whatever its size.
+
+    The first token's activations are many times those of all others: H would be that token's, and codes no nearer than
+    rounded ones for any text of another kind (benchmarks/calibration.py).
+    """
     found: dict[object, Tensor] = {}
     heard: set[object] = set()
 
@@ -108,6 +112,8 @@ def _hessians(readers: Sequence[Layer], hidden: Sequence[Tensor], run: Run) -> d
         heard.add(key)
         if key not in found:
             found[key] = torch.zeros(inputs.shape[1], inputs.shape[1])
+        sizes = inputs.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(inputs.dtype).tiny)
+        inputs = inputs / sizes
         found[key].addmm_(inputs.T, inputs, alpha=2)
 
     for row in hidden:

@@ -52,7 +52,9 @@ class Few(Options):
         None, description="bits of embedding and head: 8, which compressed-tensors holds; by default as they are"
     )
     calibration: PathText | None = Field(
-        None, description="data file of texts like those that the model will see; by default Python's documentation"
+        None,
+        description="data file of texts like those that the model will see; by default Python's documentation and some "
+        "Chinese",
     )
     calibration_tokens: int = Field(32_768, ge=1, description="tokens of these texts that are looked at, at most")
     calibration_length: int = Field(512, ge=8, description="tokens of a row of them")

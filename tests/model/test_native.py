@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from danlu.model.compute import native
+from danlu.model.compute.document_attention import document_attention
 from danlu.model.compute.native import (
     LowRank,
     kernels,
@@ -126,6 +127,15 @@ def test_rotation_of_heads_that_lie_in_a_wider_row():
 def test_kernels_that_answer_otherwise_are_not_taken(monkeypatch):
     monkeypatch.setattr(native, "plain_swiglu", lambda gate_up: plain_swiglu(gate_up) + 1)
     assert native.kernels.__wrapped__() is None
+
+
+@torch.inference_mode()
+def test_who_only_answers_may_ask_first():
+    """Gradients are compared too, which inference mode does not compute: no model in bfloat16 was quantized."""
+    native.kernels.cache_clear()
+    document_attention.cache_clear()
+    assert native.kernels() is not None
+    assert document_attention() is not None
 
 
 def test_a_machine_on_which_nothing_is_compiled(monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -41,10 +43,22 @@ def test_no_more_is_read_than_is_looked_at():
 def test_a_model_that_is_talked_with_sees_talks(chat):
     """Codes fitted to documents alone were no nearer than rounded ones where the 135M model is talked with."""
     own = texts_of(None, chat)
-    begins = [next(own.ids)[0] for _ in range(12)]
+    begins = [next(own.ids)[0] for _ in range(14)]
     opening = chat.prompt([{"role": "user", "content": "x"}])[0]
     assert own.source == OWN
-    assert [at for at, first in enumerate(begins) if first != opening] == [0, 6]
+    assert [at for at, first in enumerate(begins) if first != opening] == [0, 6, 7, 13]
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_part_of_it_is_chinese(chat, has_template):
+    """Codes fitted to English alone were no nearer than rounded ones where the 135M model reads Chinese."""
+    if not has_template:
+        chat = Chat.of(load_tokenizer(Path(chat.tokenizer.name_or_path)), None)
+        chat.tokenizer.chat_template = None
+    texts = [chat.decode(ids) for ids in islice(texts_of(None, chat).ids, 70)]
+    letters = [sum("\u4e00" <= one <= "\u9fff" for one in text) for text in texts]
+    assert sum(count > 100 for count in letters) == 70 // (7 if has_template else 2)
+    assert 0.03 < sum(letters) / sum(map(len, texts)) < 0.4
 
 
 def test_a_file_is_taken_as_it_is(chat, tmp_path):

@@ -200,6 +200,64 @@ def test_the_file_says_tokens_and_template(tmp_path):
     assert fields["tokenizer.ggml.add_bos_token"] is False
 
 
+def tokenizer_fields(model, out, tokenizer):
+    tokenizer.save_pretrained(model)
+    write_gguf(model, out, "auto", print)
+    return {name: field.contents() for name, field in gguf.GGUFReader(out).fields.items() if "tokenizer" in name}
+
+
+def test_a_token_that_ends_answers_alone_is_said(tmp_path):
+    """Llama 3's kind: the tokenizer names the end of a text, the template ends answers with another token."""
+    saved("llama", tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    found = tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", tokenizer)
+    assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (0, 2)
+    (tmp_path / "again").mkdir()
+    convert_gguf(tmp_path / "it.gguf", tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+def test_an_end_that_only_the_generation_config_names_is_said(tmp_path):
+    saved("llama", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    found = tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", tokenizer)
+    assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]) == (2, 1)
+
+
+def test_where_one_token_ends_both_nothing_else_is_said(tmp_path):
+    saved("llama", tmp_path / "model")
+    found = tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", make_tokenizer())
+    assert found["tokenizer.ggml.eos_token_id"] == 2
+    assert "tokenizer.ggml.eot_token_id" not in found
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    saved("llama", tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("x")["input_ids"][-1] == tokenizer.eos_token_id
+    assert (
+        tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", tokenizer)["tokenizer.ggml.add_eos_token"] is False
+    )
+
+
+def test_of_several_templates_the_default_is_the_template(tmp_path):
+    saved("llama", tmp_path / "model")
+    tokenizer = make_tokenizer()
+    default = tokenizer.chat_template
+    tokenizer.chat_template = {"default": default, "tool_use": default + "{# with tools #}"}
+    found = tokenizer_fields(tmp_path / "model", tmp_path / "it.gguf", tokenizer)
+    assert found["tokenizer.chat_template"] == default
+    assert found["tokenizer.chat_template.tool_use"].endswith("{# with tools #}")
+
+
 def test_what_is_no_gguf_file_stays(tmp_path):
     saved("llama", tmp_path / "model")
     (tmp_path / "it.gguf").write_text("mine")

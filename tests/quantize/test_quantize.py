@@ -118,6 +118,30 @@ def test_a_model_larger_than_a_file_lies_in_several(base, tmp_path, monkeypatch)
     assert told.bytes == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
 
 
+def test_rows_are_no_longer_than_the_model_has_positions(base, tmp_path):
+    directory = shutil.copytree(base, tmp_path / "short")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    said = []
+    run(directory, tmp_path / "out", "awq", said.append)
+    assert said[0] == "rows of 32 tokens, not 64: the model has no more positions"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_of_zeros_stay_zero_and_finite(base, tmp_path, method):
+    directory = shutil.copytree(base, tmp_path / "zeros")
+    tensors = load_file(directory / "model.safetensors")
+    for name, one in tensors.items():
+        if "proj" in name:
+            one[:, 16:32] = 0
+            one[3] = 0
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    run(directory, tmp_path / "out", method)
+    found = {name: one for name, one in weights(tmp_path / "out").items() if "proj" in name}
+    assert all(bool(torch.isfinite(one).all()) for one in found.values())
+    assert max(float(one[:, 16:32].abs().max()) for one in found.values()) < 1e-5
+
+
 # -- experts ------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +275,7 @@ def test_too_little_text(base, tmp_path):
 def test_without_text_of_its_own_it_is_pythons(base, tmp_path):
     said = []
     run(base, tmp_path / "out", "gptq", said.append, calibration=None)
-    assert any("Python's documentation, which is English; give texts of your own" in one for one in said)
+    assert any("Python's documentation and Danlu's Chinese help; give texts of your own" in one for one in said)
 
 
 def test_conversations_are_text_as_well(base, tmp_path):

@@ -125,6 +125,7 @@ def document_attention() -> DocumentAttention | None:
     return agreeing(Path(__file__).with_name("document_attention.c"), DocumentAttention, _agrees)
 
 
+@torch.inference_mode(False)
 def _agrees(found: DocumentAttention) -> bool:
     """Whether answer and gradients are torch's on random input: 70 tokens of two query heads to a key head."""
     generator = torch.Generator().manual_seed(0)

@@ -195,8 +195,9 @@ def kernels() -> Kernels | None:
     return agreeing(Path(__file__).with_name("native.c"), Kernels, _agree)
 
 
+@torch.inference_mode(False)
 def _agree(found: Kernels) -> bool:
-    """Whether the compiled forms answer as the plain ones do, on random input."""
+    """Whether the compiled forms answer as the plain ones do, on random input; gradients too, whoever asks first."""
     generator = torch.Generator().manual_seed(0)
     x, y, gate_up = (torch.randn(3, width, generator=generator).bfloat16() for width in (64, 64, 128))
     weight, cos, sin = (torch.randn(shape, generator=generator) for shape in ((64,), (3, 1, 16), (3, 1, 16)))
