@@ -192,8 +192,8 @@ def make_model(shape: str, place: Path) -> None:
     from danlu.hub import cache_directory, resolve
 
     torch.manual_seed(0)
-    changes = dict(SHAPES[shape])
-    config = CONFIG_MAPPING[changes.pop("model_type")](**changes, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    changes = {**SHAPES[shape], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = CONFIG_MAPPING[changes.pop("model_type")](**changes)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(place)
     known = resolve("smollm2-135m", cache=cache_directory())
     for name in ("tokenizer.json", "tokenizer_config.json"):
