@@ -87,7 +87,8 @@ class Work:
 
 
 EAGER = {"eager attention": {"attention": "eager"}}
-OF_TOKENS = {"padding-free": {"padding_free": True}, "loss in chunks": {"loss_type": "chunked_nll"}, **EAGER}
+OF_WINDOWS = {"loss in chunks": {"loss_type": "chunked_nll"}, **EAGER}
+OF_TOKENS = {"padding-free": {"padding_free": True}, **OF_WINDOWS}
 WORKS = (
     Work("sft", {"en": "SFT, all weights", "zh": "SFT，全参数"}, "sft", 16, (8, 16), 2e-5, None, OF_TOKENS),
     Work("dpo", {"en": "DPO, LoRA", "zh": "DPO，LoRA"}, "dpo", 8, (4, 8), 5e-6, LORA, EAGER),
@@ -98,9 +99,9 @@ WORKS = (
     ),
     Work("reward", {"en": "reward model, LoRA", "zh": "奖励模型，LoRA"}, "reward", 8, (4, 8), 1e-4, LORA, EAGER),
     Work("pretrain", {"en": "pre-training, all weights", "zh": "预训练，全参数"}, "pretrain", 2, (1, 2), 1e-4, None,
-         {"loss in chunks": {"loss_type": "chunked_nll"}, **EAGER}),
+         OF_WINDOWS),
     Work("pretrain-bf16", {"en": "pre-training, all weights, in bfloat16 alone", "zh": "预训练，全参数，只用 bfloat16"},
-         "pretrain", 2, (1, 2), 1e-4, None, job={"optim": "adamw_bf16"}, like="pretrain"),
+         "pretrain", 2, (1, 2), 1e-4, None, OF_WINDOWS, {"optim": "adamw_bf16"}, like="pretrain"),
     Work(
         "grpo", {"en": "GRPO, LoRA: rollouts and updates", "zh": "GRPO，LoRA：采样与更新"},
         "grpo", 16, (16, 8), 1e-5, LORA, {"continuous batching": {"continuous": True}, **EAGER}, target=5.0,
