@@ -219,7 +219,7 @@ def pair_head(data: Path) -> PairJudge:
                     "rating": "consistency",
                     "from_context": 3,
                     "max_tokens": 96,
-                    "train": {"num_train_epochs": 3, "micro_batch_tokens": 1024, "save_steps": 200},
+                    "train": {"num_train_epochs": 2, "micro_batch_tokens": 1024, "save_steps": 200},
                 }
             },
         },
