@@ -2,9 +2,7 @@
 
 `PairHead`: both texts see each other in every layer of an encoder, so that the head learns what in the one speaks for
 or against the other; vectors of the two apart cannot tell that (Conneau et al. 2017 beside Devlin et al. 2019, on the
-same pairs). The head sees the first token, the means over either text, how far they are apart and where they agree (the
-comparison of Conneau et al. 2017, section 3.2, of states that have read both): what an encoder of texts was made for
-is in those means, and its first token starts from nothing.
+same pairs). The head sees the state of the first token.
 
 `OrdinalHead`: scores are an order, so that the head has one direction and a rising cut between each two scores: P(score
 > k) = sigmoid(state . weight - cut k), the proportional odds of McCullagh 1980. Knows token ids, and no texts.
@@ -12,7 +10,6 @@ is in those means, and its first token starts from nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +23,6 @@ from danlu.device import memory_faults, read_device
 from danlu.model.likelihood import last_states
 
 AT_ONCE_TOKENS = 4096
-_VIEWS = 5  # first token, source, claim, difference, product
 _LEAST = 1e-6  # of a share: its logarithm is finite
 
 
@@ -61,19 +57,18 @@ class PairHead(Head):
     Args:
         encoder: of transformers; its table of words stays as it is, for a few thousand pairs have few of them.
         scores: how many.
-        last: the token that ends either text; two of them part the texts.
         pad: that fills up shorter rows.
         seed: of the head's beginning.
     """
 
-    def __init__(self, encoder: Any, scores: int, last: int, pad: int, seed: int = 0) -> None:
+    def __init__(self, encoder: Any, scores: int, pad: int, seed: int = 0) -> None:
         super().__init__()
-        self.encoder, self.last, self.pad = encoder, last, pad
+        self.encoder, self.pad = encoder, pad
         # bfloat16 products where the hardware has them: three times as fast on such a processor.
         self._is_lower = read_device().has_bfloat16
-        dim = _VIEWS * int(encoder.config.hidden_size)
-        start = torch.randn(scores, dim, generator=torch.Generator().manual_seed(seed)) * 0.02 / math.sqrt(_VIEWS)
-        self.weight = nn.Parameter(start.to(encoder.device))  # (scores, views x dim)
+        dim = int(encoder.config.hidden_size)
+        start = torch.randn(scores, dim, generator=torch.Generator().manual_seed(seed)) * 0.02
+        self.weight = nn.Parameter(start.to(encoder.device))  # (scores, dim)
         self.bias = nn.Parameter(torch.zeros(scores, device=encoder.device))
         encoder.get_input_embeddings().weight.requires_grad_(False)
 
@@ -81,11 +76,7 @@ class PairHead(Head):
         ids, is_text = self._padded(rows)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._is_lower):
             states = self.encoder(input_ids=ids, attention_mask=is_text.long()).last_hidden_state  # (rows, time, dim)
-        states = states.float()
-        of_source, of_claim = _sides(ids, is_text, self.last)
-        source, claim = _mean(states, of_source), _mean(states, of_claim)
-        views = torch.cat([states[:, 0], source, claim, (source - claim).abs(), source * claim], dim=1)
-        logits: Tensor = views @ self.weight.T + self.bias
+        logits: Tensor = states[:, 0].float() @ self.weight.T + self.bias
         return logits
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -94,21 +85,6 @@ class PairHead(Head):
         ids = torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         return ids, torch.arange(longest, device=device) < lengths[:, None]
-
-
-def _sides(ids: Tensor, is_text: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """Flags (rows, time) of the tokens of either text: [first] source [last][last] claim [last]."""
-    ends = (ids == last) & is_text
-    parts = (ends[:, :-1] & ends[:, 1:]).int().argmax(dim=1)[:, None]  # where the source has ended
-    at = torch.arange(ids.shape[1], device=ids.device)[None]
-    plain = is_text & ~ends
-    return plain & (at > 0) & (at < parts), plain & (at > parts)
-
-
-def _mean(states: Tensor, of: Tensor) -> Tensor:
-    """(rows, dim): the mean state over flagged tokens; zero where there are none."""
-    weights = of.float()[..., None]
-    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 class OrdinalHead(Head):

@@ -119,8 +119,7 @@ def fresh(encoder: str, lora: LoraOptions | None, scores: int, device: Device, s
 
 
 def _on_encoder(directory: Path, tokenizer: Any, scores: int, device: Device, seed: int = 0) -> PairHead:
-    _, last = _ends(tokenizer)
-    return PairHead(load_encoder(directory, device=device), scores, last, int(tokenizer.pad_token_id), seed)
+    return PairHead(load_encoder(directory, device=device), scores, int(tokenizer.pad_token_id), seed)
 
 
 def save(head: Head, tokenizer: Any, about: About, folder: Path) -> None:

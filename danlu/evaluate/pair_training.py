@@ -53,7 +53,7 @@ class PairTrain(TrainOptions):
     """Training of a pair head: the whole encoder learns, so the rate is that of encoders."""
 
     learning_rate: float | Literal["auto"] = Field(
-        1.5e-4, description=TrainOptions.model_fields["learning_rate"].description
+        6e-5, description=TrainOptions.model_fields["learning_rate"].description
     )
     num_train_epochs: float = Field(3.0, gt=0, le=1000, description="passes over all pairs")
     save_steps: int = Field(500, ge=1, description="steps between two checkpoints")

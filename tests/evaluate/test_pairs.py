@@ -16,7 +16,7 @@ from danlu.config import validate
 from danlu.device import read_device
 from danlu.errors import ConfigError, DataError, ModelError
 from danlu.evaluate import pair_head
-from danlu.evaluate.heads import PairHead, _sides
+from danlu.evaluate.heads import PairHead
 from danlu.evaluate.pair_head import Pairs
 from danlu.evaluate.pair_judge import PairJudge, sides
 from danlu.evaluate.pair_training import PairOptions, lessons, pair_losses, shares_of
@@ -116,19 +116,12 @@ def test_losses_by_hand():
 def test_padding_and_neighbours_change_nothing(tmp_path):
     from danlu.model.load import load_encoder
 
-    head = PairHead(load_encoder(make_tiny_encoder(tmp_path / "e"), device=read_device()), 5, last=2, pad=0)
+    head = PairHead(load_encoder(make_tiny_encoder(tmp_path / "e"), device=read_device()), 5, pad=0)
     head._is_lower = False
     rows = [[1, 9, 8, 2, 2, 4, 2], [1, 5, 2], [1, 7, 2, 2, 7, 7, 7, 7, 2]]
     together = head.logits(rows)
     alone = torch.cat([head.logits([row]) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-
-
-def test_the_tokens_of_either_text_are_told_apart():
-    ids = torch.tensor([[1, 9, 8, 2, 2, 4, 2, 0], [1, 2, 2, 5, 6, 2, 0, 0], [1, 9, 2, 2, 2, 0, 0, 0]])
-    source, claim = _sides(ids, ids > 0, last=2)
-    assert [row.nonzero()[:, 0].tolist() for row in source] == [[1, 2], [], [1]]
-    assert [row.nonzero()[:, 0].tolist() for row in claim] == [[5], [3, 4], []]
 
 
 def test_a_control_token_that_a_text_spells_out_ends_nothing():
@@ -181,7 +174,7 @@ def test_a_language_model_wants_an_adapter_and_an_encoder_none(tmp_path):
 def test_a_head_of_another_version_is_an_error(trained, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained / "model", folder)
-    save_file({"weight": torch.zeros(5, 32), "bias": torch.zeros(5)}, folder / pair_head.HEAD)
+    save_file({"weight": torch.zeros(5, 160), "bias": torch.zeros(5)}, folder / pair_head.HEAD)
     with pytest.raises(DataError, match="train it again"):
         PairJudge.open(folder)
 
