@@ -15,11 +15,10 @@ import yaml
 from plan_fit import OWN
 from plan_rows import Row
 
-from danlu.native import has_compiler
 from danlu.plan.memory import Job, Method
 from danlu.plan.models import shape_of
 from danlu.plan.programs import DANLU_CPU
-from danlu.steps.foresight import SHORT
+from danlu.plan.whole import keeps_no_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "Danlu"
@@ -88,13 +87,8 @@ def job(one: Asked, plan: dict[str, Any]) -> Job:
     """What the run foresaw, from what it kept of it."""
     base = Job(shape_of(one.model), "full" if one.method == "full" else "lora", program=DANLU_CPU)
     of_passes = {"batch": plan["batch"], "length": plan["length"], "adds_up": plan["adds_up"]}
-    flash, has_logits = keeps_no_scores(plan["length"]), one.kind != "reward"
+    flash, has_logits = keeps_no_scores("cpu", plan["length"]), one.kind != "reward"
     return replace(base, **of_passes, flash=flash, checkpointing=one.checkpointing, has_logits=has_logits)
-
-
-def keeps_no_scores(length: int) -> bool:
-    """Whether attention here is a kernel that makes them again."""
-    return length > SHORT or has_compiler()
 
 
 def of_length() -> Iterator[Row]:
@@ -106,8 +100,8 @@ def of_length() -> Iterator[Row]:
             continue
         length = int(cells[0].replace(",", ""))
         for cell, (way, method, twice) in zip(cells[1:], WAYS, strict=True):
-            asked = Job(shape_of("smollm2-135m"), method, 1, length, checkpointing=twice, flash=keeps_no_scores(length),
-                        program=DANLU_CPU)  # fmt: skip
+            asked = Job(shape_of("smollm2-135m"), method, 1, length, checkpointing=twice,
+                        flash=keeps_no_scores("cpu", length), program=DANLU_CPU)  # fmt: skip
             measured_gb = float(cell.partition(" GB")[0])
             yield Row(
                 "bench-length", f"bench-length: {way}, 1 x {length}", asked, OWN, "resident", measured_gb * 1e9, 5e6

@@ -35,6 +35,14 @@ PASSES = {"cpu": 4096, "cuda": 16_384}  # more tokens at once make no pass faste
 SLACK, TEMPLATE = 1.5, 64
 
 
+SHORT = 512  # texts up to that length keep their scores on a CPU without a compiler (model/company/attention.py)
+
+
+def keeps_no_scores(device: str, length: int) -> bool:
+    """Whether Danlu's attention under training makes scores again instead of keeping them."""
+    return device != "cpu" or length > SHORT or has_compiler()
+
+
 @dataclass(frozen=True)
 class Found:
     """What is known of the data.
@@ -127,7 +135,7 @@ def choose(found: Found, model: str, shape: Shape, machine: Machine, name: str, 
     steps = max(1, math.ceil(rows / batch) * epochs)
     length = _length(found)
     base = Job(shape, "lora", length=length, dtype=dtype, adds_up=True, program=machine.program,
-               flash=machine.device != "cpu" or length > 512 or has_compiler())  # fmt: skip
+               flash=keeps_no_scores(machine.device, length))  # fmt: skip
     job, why = _method(base, found, machine, learnt, length)
     passes = _passes(job, machine, length)
     job = replace(job, batch=max(1, passes // length))

@@ -14,14 +14,13 @@ from danlu.device import Device, read_device
 from danlu.errors import ConfigError, MemoryShortage, ModelError, size_in_words
 from danlu.journal import Draft, Journal
 from danlu.model.adapters import parameter_counts
-from danlu.native import has_compiler
 from danlu.plan.configs import shape_from
 from danlu.plan.fit import smallest_change
 from danlu.plan.lora import ALL_LINEAR, count_lora
 from danlu.plan.memory import Job, Memory, Method, estimate
 from danlu.plan.programs import DANLU, DANLU_CPU
 from danlu.plan.shapes import Shape
-from danlu.plan.whole import Machine
+from danlu.plan.whole import Machine, keeps_no_scores
 from danlu.recipe import TrainingSections
 from danlu.steps.parts import Parts
 from danlu.steps.prepare import as_trained
@@ -29,7 +28,6 @@ from danlu.steps.step import Show
 from danlu.train.batches import Ordered
 
 OFF = 0.15  # by so much the arithmetic may be wrong: what is asked of benchmarks/plan.py
-SHORT = 512  # texts up to that length keep their scores on a CPU without a compiler (model/company/attention.py)
 
 
 def job_of(
@@ -59,7 +57,7 @@ def job_of(
         adds_up=train.batch_size * longest > tokens if adds_up is None else adds_up,
         stored=_stored(options),
         has_logits=not _scores_answers(options),
-        flash=device.name != "cpu" or longest > SHORT or has_compiler(),
+        flash=keeps_no_scores(device.name, longest),
         program=DANLU_CPU if device.name == "cpu" else DANLU,
     )
 
