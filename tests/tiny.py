@@ -104,14 +104,9 @@ def make_tiny_model(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(vocab_texts)
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **_EXTRA[architecture] | dict(changes or {}),
-    )
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    entries = {"vocab_size": len(tokenizer), **ends, **_EXTRA[architecture], **(changes or {})}
+    config = AutoConfig.for_model(architecture, **entries)
     bar_was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -6,16 +6,14 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 from adapting import make_adapter
-from transformers import AutoModelForCausalLM
-from zoo import tiny_config, tiny_model
+from zoo import tiny_model
 
 from danlu import Engine, GenerationParams
 from danlu.generate.batch.core import Core
 from danlu.model.compute.float_attention import float_attention
 from danlu.model.compute.tile_attention import tile_attention
-from tiny import make_golden_model
+from tiny import make_golden_model, make_tiny_model
 
 pytestmark = pytest.mark.skipif(float_attention() is None, reason="no C compiler here, or no OpenMP runtime to share")
 
@@ -112,19 +110,17 @@ def test_where_it_may_vary_that_is_said(kind, why):
     assert why in core.why_varies
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sizes_that_fill_no_block_are_no_reason(dtype):
-    config = tiny_config("llama")
-    config.intermediate_size, config.vocab_size = 50, 301
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    core = Core(model, 2**26, weights_change=False)
-    if varies_by_tiles(str(dtype)):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sizes_that_fill_no_block_are_no_reason(tmp_path, dtype):
+    if varies_by_tiles(dtype):
         pytest.skip("attention on tile registers is not held to it, and says so")
-    assert core.why_varies == ""
-    tokens = [7, 30, 300, 4, 5, 90]
-    together = core.logits(tokens)
-    assert torch.equal(core.logits(tokens[:1]), together[:1])
-    assert torch.equal(core.logits(tokens[:4]), together[:4])
+    odd = {"initializer_range": 0.4, "intermediate_size": 50, "vocab_size": 333}
+    engine = Engine(str(make_tiny_model(tmp_path, seed=17, changes=odd)), dtype, prefix_cache=False)
+    assert engine.info().is_batch_invariant, engine.info()
+    prompts, params = asked(20)
+    together = said(engine.generate(prompts, params))
+    assert [said(engine.generate([prompts[at]], params[at]))[0] for at in range(20)] == together
+    engine.close()
 
 
 def test_weights_that_may_change_are_multiplied_by_torch():

@@ -68,9 +68,10 @@ def test_of_messages(engine, post, name, stream):
 def test_pieces_carry_the_tokens_of_their_text(post):
     pieces = events(post(CHAT, chat(temperature=0, eos_token_id=[], logprobs=True, stream=True)))
     telling = [piece["choices"][0] for piece in pieces if piece["choices"][0]["logprobs"]]
-    assert len(telling) > 5
+    told = [one for choice in telling for one in choice["logprobs"]["content"]]
+    assert len(told) > 5  # in however many pieces: a busy machine sends several at once
     said = "".join(choice["delta"].get("content", "") for choice in telling)
-    data = b"".join(bytes(one["bytes"]) for choice in telling for one in choice["logprobs"]["content"])
+    data = b"".join(bytes(one["bytes"]) for one in told)
     assert data.decode("utf-8", "replace").startswith(said)
     assert all(choice["delta"].get("content") for choice in telling[:-1])
 
