@@ -15,9 +15,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -142,11 +142,8 @@ def readers(place: Path, has_writer: bool) -> Readers:
 
     command = [sys.executable, __file__, "--writer", str(place), str(SECONDS - 1)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if has_writer else None
-    threads = [threading.Thread(target=read, args=(own, at)) for at, own in enumerate(found)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, found, range(READERS)))
     states = 0
     if writer is not None:
         said, _ = writer.communicate()

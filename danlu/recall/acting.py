@@ -50,6 +50,11 @@ class Acts:
         events = tuple(_opened(disk, folder) for folder in state.events)
         return cls(events, {name: _opened(disk, folder) for name, folder in state.learnt.items()})
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each could be opened."""
+        return not any(isinstance(one, Damaged) for one in (*self.events, *self.learnt.values()))
+
     def damage(self) -> list[str]:
         """What is wrong with the files, all of which are read for it."""
         files = [*self.events, *self.learnt.values()]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from danlu.errors import ConfigError, DataError, nearest
+from danlu.errors import ConfigError, DataError, InUse, nearest
 from danlu.journal import claimed
 from danlu.recall import manifest as manifests
 from danlu.recall.acting import Acts, Behaviour, learnt_of
@@ -48,7 +48,8 @@ Sources: TypeAlias = "Given | Source | Sequence[Given | Source]"
 Say: TypeAlias = Callable[[str], None]
 ROW = "_row"
 _PLANS = 256
-_TRIES = 5
+# Times that a reader looks again because writers have pruned what it was about to open.
+_TRIES = 100
 
 
 def _warn(text: str) -> None:
@@ -84,18 +85,27 @@ class Collection:
         Args:
             say: told of what is damaged and can be done without.
 
-        Raises DataError if there is no collection, Damaged if what cannot be made anew is damaged.
+        Raises DataError if there is no collection, Damaged if what cannot be made anew is damaged, InUse if writers
+        commit and prune faster than it can be opened.
         """
         place = Path(path)
         disk = disk or Disk(place)
-        for attempt in range(_TRIES):
+        for _ in range(_TRIES):
             state = manifests.newest(disk, say)
             try:
-                return cls._of(place, disk, state, say)
+                made = cls._of(place, disk, state, say)
             except Damaged:
-                if attempt == _TRIES - 1 or manifests.numbers(disk)[:1] == [state.number]:
-                    raise  # no writer was faster than this reader
-        raise AssertionError
+                if manifests.is_there(disk, state.number):
+                    raise
+                continue
+            if made._is_whole or manifests.is_there(disk, state.number):
+                return made
+        seen = f"{place}: {_TRIES} states in turn were pruned while they were opened"
+        raise InUse(seen, fix="let fewer writers append, or more rows at a time")
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._acts.is_whole and not any(segment.is_damaged for segment in self.segments)
 
     @classmethod
     def _of(cls, path: Path, disk: Disk, state: Manifest, say: Say) -> Collection:

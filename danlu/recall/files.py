@@ -115,11 +115,11 @@ class ArrayFile:
         self.name, self._place = name, disk.root / name
         try:
             found = disk.size(name)
+            if found != size:
+                raise Damaged(f"{self._place} has {found} bytes; {size} were written")
+            self._data = disk.mapped(name)
         except FileNotFoundError:
             raise Damaged(f"{self._place} is missing") from None
-        if found != size:
-            raise Damaged(f"{self._place} has {found} bytes; {size} were written")
-        self._data = disk.mapped(name)
         table = self._read_table(checksum)
         self._bytes, self._crcs = int(table["bytes"]), table["crcs"]
         self._arrays = {key: self._array(*place) for key, place in table["arrays"].items()}

@@ -173,25 +173,35 @@ def read(disk: Disk, number: int) -> Manifest:
 
 def newest(disk: Disk, say: Callable[[str], None]) -> Manifest:
     """The newest state that is whole; `say` is told of later ones that are not. Raises DataError if there is none."""
-    try:
-        found = numbers(disk)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{disk.root}: there is no collection", fix="make one: danlu recall build") from None
-    reasons = []
-    for number in found:
-        try:
-            state = read(disk, number)
-        except Damaged as error:
-            reasons.append(error.seen)
-            continue
-        except FileNotFoundError:
-            continue  # pruned meanwhile
-        for reason in reasons:
-            say(f"{reason}; state {number} is opened instead")
-        return state
-    if reasons:
-        raise Damaged(f"{reasons[0]}, and no earlier state is whole", fix="bring it back from a copy")
+    seen: list[int] = []
+    while (found := _listed(disk)) != seen:
+        seen, reasons = found, []
+        for number in found:
+            try:
+                state = read(disk, number)
+            except Damaged as error:
+                reasons.append(error.seen)
+                continue
+            except FileNotFoundError:
+                continue  # pruned meanwhile
+            for reason in reasons:
+                say(f"{reason}; state {number} is opened instead")
+            return state
+        if reasons and _listed(disk) == found:
+            raise Damaged(f"{reasons[0]}, and no earlier state is whole", fix="bring it back from a copy")
     raise DataError(f"{disk.root}: there is no collection", fix="make one: danlu recall build")
+
+
+def _listed(disk: Disk) -> list[int]:
+    try:
+        return numbers(disk)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_there(disk: Disk, number: int) -> bool:
+    """Whether it was not pruned: then none of the files that it names was, since manifests go first."""
+    return number in _listed(disk)
 
 
 def name_of(number: int) -> str:

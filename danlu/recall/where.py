@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from danlu.errors import ConfigError, nearest
@@ -61,7 +62,17 @@ def parse(text: str, columns: Sequence[Column], id_column: str, audiences: Mappi
 
     Raises ConfigError, with the place, for what cannot be read, an unknown column, a value of the wrong kind.
     """
-    return _Reader(columns, id_column, audiences).read(text, ())
+    read = _kept if len(text) <= _SHORT else _read
+    return read(text, tuple(columns), id_column, tuple(audiences.items()))
+
+
+def _read(text: str, columns: tuple[Column, ...], id_column: str, audiences: tuple[tuple[str, str], ...]) -> Clause:
+    return _Reader(columns, id_column, dict(audiences)).read(text, ())
+
+
+# Whoever opens a collection anew asks the same again. Long texts, lists of ids, are rarely asked twice.
+_SHORT = 2000
+_kept = lru_cache(maxsize=1024)(_read)
 
 
 class _Reader:

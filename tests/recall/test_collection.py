@@ -588,6 +588,44 @@ def test_a_reader_that_comes_while_it_is_pruned_looks_again(built, monkeypatch):
     assert tries == [1]
 
 
+class Overtaken(Disk):
+    """Just before this look at it, counted from 1, two more states are committed: what is looked for is pruned."""
+
+    def __init__(self, root, number):
+        super().__init__(root)
+        self.left = number
+
+    def _look(self):
+        self.left -= 1
+        if self.left == 0:
+            rows = table(people(1, 1000))
+            Collection.open(self.root).upsert(rows).compact().upsert(rows)
+
+    def size(self, name):
+        self._look()
+        return super().size(name)
+
+    def read(self, name):
+        self._look()
+        return super().read(name)
+
+    def mapped(self, name):
+        self._look()
+        return super().mapped(name)
+
+
+def test_a_reader_looks_again_wherever_it_is_overtaken(built):
+    number, left = 1, 0
+    while left <= 0:
+        disk = Overtaken(built.path, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is damaged, and nothing is made anew
+            opened = Collection.open(built.path, disk=disk)
+            assert opened.count("age is null or age is not null") == len(opened)
+        number, left = number + 3, disk.left
+    assert number > 20
+
+
 def flipped(path, at):
     data = bytearray(path.read_bytes())
     data[at % len(data)] ^= 16
