@@ -93,9 +93,8 @@ def block(rows: dict[tuple[str, str, tuple[int, int] | None], dict[str, Any]], p
             lines.append(f"| {name} | {found['seconds']:,.2f} | {found['peak'] / 1e9:.2f} | {found['kept']:,} |")
     cores = len(os.sched_getaffinity(0))
     note = (
-        f"{pairs:,} pairs of users and items, {NEIGHBOURS} neighbours of each item; {cpu_name()}, {cores} cores, which "
-        "did other work as well.",
-        f"{pairs:,} 个用户–物品对，每个物品保留 {NEIGHBOURS} 个近邻；{cpu_name()}，{cores} 核，同时运行着其他任务。",
+        f"{pairs:,} pairs of users and items, {NEIGHBOURS} neighbours of each item; {cpu_name()}, {cores} cores.",
+        f"{pairs:,} 个用户–物品对，每个物品保留 {NEIGHBOURS} 个近邻；{cpu_name()}，{cores} 核。",
     )[at]
     return "\n".join([*lines, "", note, ""])
 
