@@ -102,6 +102,9 @@ class Queries:
         lengths: float32, of the values less the centre.
         k: how many are wanted. spare: how many of the best by codes are looked at exactly.
         reach: how far beyond a list's middle its rows are looked for, in parts of its spread.
+        near_reach, far_reach: the same where of the lists that were walked more than twice as many rows pass as of all,
+            or not half as many.
+        in_set, of_all: how many rows pass, and of how many.
         mask, mask_kind: uint64 words of which places (BY_PLACE) or rows (BY_ROW) pass; ALL does without.
         rows, scores: (queries, k) int64 and float32, the best first, -1 where there is no more.
         seen: int64, places that were looked at.
@@ -114,6 +117,10 @@ class Queries:
     k: int
     spare: int = 0
     reach: float = 0.0
+    near_reach: float = 0.0
+    far_reach: float = 0.0
+    in_set: int = 1
+    of_all: int = 1
     mask: Array = field(default_factory=lambda: np.empty(0, np.uint64))
     mask_kind: int = ALL
     rows: Array = field(init=False)

@@ -7,7 +7,8 @@ compared exactly. Which of the two follows from how many rows the set has, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,23 @@ _LISTED = tuple(Lists.__dataclass_fields__)
 class Walk:
     """Attributes:
     reach: how far beyond a list's middle its rows are looked for, in parts of its spread.
+    near, far: the same where the set turns out to lie near the query, or far from it.
     spare: of the best by codes, how many are compared exactly for each that is wanted.
     """
 
     reach: float = 1.0
+    near: float = 1.0
+    far: float = 1.0
     spare: int = 4
 
-    def told(self, queries: Queries) -> Queries:
-        return replace(queries, reach=self.reach, spare=min(self.spare * queries.k + 8, MOST_SPARE + queries.k))
+    def told(self, queries: Queries, in_set: int, of_all: int) -> Queries:
+        """For a set of so many rows, of so many that have a vector."""
+        spare = min(self.spare * queries.k + 8, MOST_SPARE + queries.k)
+        reaches = {"reach": self.reach, "near_reach": self.near, "far_reach": self.far}
+        return replace(queries, **reaches, spare=spare, in_set=in_set, of_all=of_all)
+
+    def or_longer(self, other: Walk) -> Walk:
+        return Walk(*map(max, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,7 @@ class Tuned:
     def walk(self, share: float) -> Walk:
         """For a set with this share of the rows: the longer of the two shares that it lies between; of all, its own."""
         at = sum(one >= share for one in SHARES) if share < 1 else 0
-        near = self.walks[max(at - 1, 0) : at + 1]
-        return Walk(max(walk.reach for walk in near), max(walk.spare for walk in near))
+        return reduce(Walk.or_longer, self.walks[max(at - 1, 0) : at + 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +104,7 @@ class Index:
 
     def write(self, writer: ArrayWriter) -> None:
         writer.add("form", np.array([self.metric, self.lists is not None], np.int64))
-        writer.add("tuned", np.array([[walk.reach, walk.spare] for walk in self.tuned.walks], np.float64))
+        writer.add("tuned", np.array([astuple(walk) for walk in self.tuned.walks], np.float64))
         writer.add("inverses", self.inverses)
         if self.lists is not None:
             for name in _LISTED:
@@ -109,7 +118,8 @@ class Index:
         are_walks = bool(((walks >= 0) & (walks <= MOST_SPARE)).all())
         if not (are_walks and 0 <= kind < len(METRICS)) or (lists is not None and len(lists.place_of) != rows):
             raise Damaged(f"{file.name} is the index of other vectors")
-        tuned = Tuned(tuple(Walk(reach, int(spare)) for reach, spare in walks.tolist()))
+        # Indexes of before have one reach for sets that lie near, far or anywhere.
+        tuned = Tuned(tuple(Walk(*(3 * one[:1] if len(one) == 2 else one[:3]), int(one[-1])) for one in walks.tolist()))
         return cls(kind, file["inverses"], rows, lists, tuned)
 
     def over(self, values: Array, known: Bits | None = None) -> VectorIndex:
@@ -153,7 +163,8 @@ class VectorIndex:
 
     def walk(self, queries: Queries, rows: Bits) -> Search:
         """The same by lists, however few the rows are; all of them have a vector."""
-        told = self.tuned.walk(rows.count / self.known.count).told(queries)
+        walk = self.tuned.walk(rows.count / self.known.count)
+        told = walk.told(queries, rows.count, self.known.count)
         if rows.count == self.known.count:
             return Search(self, replace(told, mask_kind=ALL), None)
         mask, kind = (flat(rows), BY_ROW) if rows.count * _ONE_IN > rows.rows else (self._by_place(rows), BY_PLACE)

@@ -46,7 +46,8 @@ typedef struct {
     const float *values, *scales, *lengths;
     const int8_t *codes;
     long k, spare;
-    float reach;
+    float reach, near_reach, far_reach;
+    long in_set, of_all; /* how many rows pass, and of how many */
     const uint64_t *mask;
     long mask_kind;
     int64_t *rows, *seen;
@@ -193,6 +194,7 @@ typedef struct {
     int32_t sum;  /* of the codes, 128 times */
     float factor; /* of what a dot product of codes stands for */
     best near, spare;
+    long passed, walked_by; /* of the lists so far: the rows that pass, and all */
 } walk;
 
 /* Which of 64 places pass. */
@@ -220,35 +222,41 @@ static inline void look(walk *w, long place) {
     offer(&w->near, what);
 }
 
-/* How many places of a list were looked at. */
-static long scan(walk *w, long start, long stop) {
-    long seen = 0;
+static void scan(walk *w, long start, long stop) {
+    w->walked_by += stop - start;
     for (long word = start / 64; word * 64 < stop; word++) {
         uint64_t flags = passing(w, word);
         if (word * 64 < start) flags &= ~0ULL << (start % 64);
         if (stop - word * 64 < 64) flags &= (1ULL << (stop % 64)) - 1;
-        seen += __builtin_popcountll(flags);
+        w->passed += __builtin_popcountll(flags);
         if (flags == ~0ULL)
             for (long i = 0; i < 64; i++) look(w, word * 64 + i);
         else
             for (; flags; flags &= flags - 1) look(w, word * 64 + __builtin_ctzll(flags));
     }
-    return seen;
 }
 
-/* What the best row of each list may score. */
-static void bounds(const walk *w, float length, hit *lists) {
+/* What the best row of each of these lists may score. */
+static void bounds(const walk *w, float length, float reach, hit *lists, long count) {
     const inverted *l = w->l;
-    float reach = w->q->reach * length;
-    for (long i = 0; i < l->lists; i++) {
-        int32_t product = coded(l->centres + i * w->v->dim, w->codes, w->v->dim) - w->sum;
-        float middle = (float)product * (l->centre_scales[i] * w->factor) - l->centre_biases[i];
+    float wide = reach * length;
+    for (long i = 0; i < count; i++) {
+        const long at = lists[i].row;
+        int32_t product = coded(l->centres + at * w->v->dim, w->codes, w->v->dim) - w->sum;
+        float middle = (float)product * (l->centre_scales[at] * w->factor) - l->centre_biases[at];
         if (w->v->metric == L2) {
             float apart = length * length - middle;
-            reach = 2 * w->q->reach * sqrtf(apart > 0 ? apart : 0);
+            wide = 2 * reach * sqrtf(apart > 0 ? apart : 0);
         }
-        lists[i] = (hit){middle - l->means[i] + reach * l->spreads[i], (uint32_t)i};
+        lists[i].score = middle - l->means[at] + wide * l->spreads[at];
     }
+}
+
+/* How far rows are to be looked for: a set lies near the query where of the lists so far more than twice as many pass as of
+ * all, and far from it where not half as many do. */
+static float reach_of(const walk *w) {
+    const long found = w->passed * w->q->of_all, expected = w->walked_by * w->q->in_set;
+    return found > 2 * expected ? w->q->near_reach : 2 * found < expected ? w->q->far_reach : w->q->reach;
 }
 
 static inline int is_sooner(hit a, hit b) { return a.score > b.score || (a.score == b.score && a.row < b.row); }
@@ -289,25 +297,29 @@ static long foremost(hit *lists, long count) {
     return size;
 }
 
-/* Lists from the one that may hold the best on, until none may hold one of the k best that are known. */
-static long walked(walk *w, float length, hit *lists) {
-    long left = w->l->lists, seen = 0;
-    bounds(w, length, lists);
+/* Lists from the one that may hold the best on, until none may hold one of the k best that are known. Where the set turns
+ * out to lie near the query or far from it, the lists that are left are bounded by the reach for that, once. */
+static void walked(walk *w, float length, hit *lists) {
+    long left = w->l->lists;
+    float reach = w->q->reach;
+    for (long i = 0; i < left; i++) lists[i].row = (uint32_t)i;
+    bounds(w, length, reach, lists, left);
     while (left) {
         const long part = left > FOREMOST ? foremost(lists, left) : left;
+        long size = part;
         for (long i = part / 2 - 1; i >= 0; i--) settle(lists, part, i);
-        for (long size = part; size;) {
+        for (; size; lists[0] = lists[--size], settle(lists, size, 0)) {
             const hit next = lists[0];
-            if (w->near.count == w->near.most && next.score <= w->near.hits[0].score) return seen;
+            if (w->near.count == w->near.most && next.score <= w->near.hits[0].score) break;
             const int64_t start = w->l->starts[next.row], stop = w->l->starts[next.row + 1];
-            if (0 <= start && stop <= w->l->places) seen += scan(w, start, stop);
-            lists[0] = lists[--size];
-            if (size) settle(lists, size, 0);
+            if (0 <= start && stop <= w->l->places) scan(w, start, stop);
         }
-        lists += part;
-        left -= part;
+        if (size && (reach != w->q->reach || reach_of(w) == reach)) return;
+        memmove(lists + part - size, lists, size * sizeof(hit));
+        lists += part - size;
+        left -= part - size;
+        if (size) bounds(w, length, reach = reach_of(w), lists, left);
     }
-    return seen;
 }
 
 /* The k best of the set for the queries first to last, out of `spare` by codes. Returns -1 without memory. */
@@ -316,9 +328,10 @@ long danlu_listed(const vectors *v, const inverted *l, const queries *q, long fi
     long is_made = lists && hits;
     for (long i = first; is_made && i < last; i++) {
         const int8_t *codes = q->codes + i * v->dim;
-        walk w = {v, l, q, codes, 0, q->scales[i], {hits, 0, q->k}, {hits + q->k, 0, q->spare}};
+        walk w = {v, l, q, codes, 0, q->scales[i], {hits, 0, q->k}, {hits + q->k, 0, q->spare}, 0, 0};
         for (long j = 0; j < v->dim; j++) w.sum += 128 * codes[j];
-        q->seen[i] = walked(&w, q->lengths[i], lists);
+        walked(&w, q->lengths[i], lists);
+        q->seen[i] = w.passed;
         best exact = {hits + q->k + q->spare, 0, q->k};
         for (long j = 0; j < w.spare.count; j++)
             for (long at = 0; at < v->dim; at += 16)

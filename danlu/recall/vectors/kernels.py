@@ -35,7 +35,8 @@ class _Queries(ctypes.Structure):
     _fields_ = [
         *((name, POINTER) for name in ("values", "scales", "lengths", "codes")),
         *((name, LONG) for name in ("k", "spare")),
-        *(("reach", FLOAT), ("mask", POINTER), ("mask_kind", LONG)),
+        *((name, FLOAT) for name in ("reach", "near_reach", "far_reach")),
+        *(("in_set", LONG), ("of_all", LONG), ("mask", POINTER), ("mask_kind", LONG)),
         *((name, POINTER) for name in ("rows", "seen", "scores")),
     ]
 
@@ -75,7 +76,9 @@ class Compiled:
 def _queries(given: Queries) -> _Queries:
     asked = map(address, (given.values, given.scales, given.lengths, given.codes))
     out = map(address, (given.rows, given.seen, given.scores))
-    return _Queries(*asked, given.k, given.spare, given.reach, address(given.mask), given.mask_kind, *out)
+    reaches = (given.reach, given.near_reach, given.far_reach)
+    what = (given.in_set, given.of_all, address(given.mask), given.mask_kind)
+    return _Queries(*asked, given.k, given.spare, *reaches, *what, *out)
 
 
 @cache
@@ -107,10 +110,13 @@ def _answers(side: Kernels, metric: int) -> list[Any]:
     mask = np.zeros(-(-rows // 64), np.uint64)
     side.marked(np.arange(0, rows, 2, dtype=np.uint32), lists, mask)
     asked = (values[:2], (values[:2] * 90).astype(np.int8), floats[4][:2], floats[5][:2])
-    queries = [Queries(*asked, 4, 9, 0.5), Queries(*asked, 4), Queries(*asked, 4, 9, 0.5, mask, BY_ROW)]
+    shares = (rows // 8, rows // 2, 2 * rows)  # of which half of all are many, as many, few
+    masked = [Queries(*asked, 4, 9, 0.1, 0.3, 0.5, passing, rows, mask, BY_ROW) for passing in shares]
+    queries = [Queries(*asked, 4, 9, 0.5), Queries(*asked, 4), *masked]
     vectors = Vectors(values, metric, floats[3] if metric == 1 else floats[3][:0])
     side.listed(vectors, lists, queries[0], 0, 2)
     side.exact(vectors, queries[1], row_at[:99], 0, 2)
-    side.listed(vectors, lists, queries[2], 0, 2)
+    for one in masked:
+        side.listed(vectors, lists, one, 0, 2)
     found = [array.tolist() for one in queries for array in (one.rows, one.scores, one.seen)]
     return [mask.tolist(), side.squares(values).tolist(), *found]

@@ -93,14 +93,24 @@ def _summed(a: Array, b: Array) -> Array:
 
 def _walked(vectors: Vectors, lists: Lists, queries: Queries, at: int) -> tuple[Array, int]:
     """Rows of the best by codes, and how many places were looked at."""
-    most = bounds(vectors, lists, queries, at)
-    rows, scores, seen = np.empty(0, np.int64), np.empty(0, np.float32), 0
+    rows, scores, seen, walked_by = np.empty(0, np.int64), np.empty(0, np.float32), 0, 0
     near = scores
-    for which in np.lexsort((np.arange(len(most)), -most)).tolist():
-        if len(near) == queries.k and most[which] <= near.min(initial=np.inf):
-            break
-        places = _passing(lists, queries, int(lists.starts[which]), int(lists.starts[which + 1]), len(vectors.values))
-        seen += len(places)
+    reach = queries.reach
+    most = bounds(vectors, lists, queries, at, reach)
+    left = np.lexsort((np.arange(len(most)), -most)).tolist()
+    while left:
+        if len(near) == queries.k and most[left[0]] <= near.min(initial=np.inf):
+            other = _reach(queries, seen, walked_by)
+            if reach != queries.reach or other == reach:
+                break
+            reach = other
+            most = bounds(vectors, lists, queries, at, reach)
+            left.sort(key=lambda which: (-most[which], which))
+            continue
+        which = left.pop(0)
+        start, stop = int(lists.starts[which]), int(lists.starts[which + 1])
+        places = _passing(lists, queries, start, stop, len(vectors.values))
+        seen, walked_by = seen + len(places), walked_by + stop - start
         if not len(places):
             continue
         joined = np.concatenate([rows, lists.row_at[places].astype(np.int64)])
@@ -111,6 +121,14 @@ def _walked(vectors: Vectors, lists: Lists, queries: Queries, at: int) -> tuple[
     return rows, seen
 
 
+def _reach(queries: Queries, passed: int, walked_by: int) -> float:
+    """For a set of which so many rows were among so many that were walked by."""
+    found, expected = passed * queries.of_all, walked_by * queries.in_set
+    if found > 2 * expected:
+        return queries.near_reach
+    return queries.far_reach if 2 * found < expected else queries.reach
+
+
 def by_codes(lists: Lists, queries: Queries, at: int, places: Array) -> Array:
     """Scores by codes of some places."""
     found: Array = _products(lists.codes[places], queries.codes[at]) * (lists.scales[places] * queries.scales[at])
@@ -119,9 +137,9 @@ def by_codes(lists: Lists, queries: Queries, at: int, places: Array) -> Array:
     return found
 
 
-def bounds(vectors: Vectors, lists: Lists, queries: Queries, at: int) -> Array:
-    """What the best row of each list may score."""
-    length, reach = queries.lengths[at], np.float32(queries.reach)
+def bounds(vectors: Vectors, lists: Lists, queries: Queries, at: int, within: float) -> Array:
+    """What the best row of each list may score, when rows are looked for so far beyond its middle."""
+    length, reach = queries.lengths[at], np.float32(within)
     middles = _products(lists.centres, queries.codes[at]) * (lists.centre_scales * queries.scales[at])
     middles -= lists.centre_biases
     reaches = reach * length

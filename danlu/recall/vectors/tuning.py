@@ -1,15 +1,14 @@
 """How far lists are walked, found when an index is made: no farther than the recall takes that is wanted.
 
 Asked are rows of the index (or queries that are given) under no filter, and under filters that pass more or fewer rows,
-drawn anywhere, near the queries, and far from them. A walk ends by what it has found, so one reach does for all places;
-for each share of rows the reach is the least with which some regions have the recall on an average, for each place of
-the filter, and none of them falls far below it.
+drawn anywhere, near the queries, and far from them. A walk sees by itself which it is: for each share of rows and each
+place the reach is the least with which some regions have the recall on an average, and none of them falls far below it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,8 +17,9 @@ from danlu.recall.vectors.index import FEW_ROWS, SHARES, Search, Tuned, VectorIn
 from danlu.recall.vectors.plain import bounds
 
 K = 10
-# Where the rows of a filter lie: near are those of lists with a few times as many, far those of the farther half.
+# Where the rows of a filter lie.
 PLACES = ("anywhere", "near", "far")
+# Near are rows of lists with so many times as many as pass; far are those of the farther half, or the farthest.
 _NEAR = 3
 _QUERIES = 256
 # Queries with one filter near them, or far from them, are neighbours.
@@ -55,14 +55,16 @@ def tuned(index: VectorIndex, recall: float, asked: Array | None = None) -> Tune
         if found and share * index.known.count <= FEW_ROWS:
             found.append(found[-1])
             continue
-        places = PLACES if share < 1 else PLACES[:1]
-        each = [_least(index, list(trials.of(share, place)), recall) for place in places]
-        found.append(Walk(max(walk.reach for walk in each), max(walk.spare for walk in each)))
+        walk = Walk(0.0, 0.0, 0.0, 0)
+        for place in PLACES if share < 1 else PLACES[:1]:
+            walk = _least(index, trials.of(share, place), recall, walk, place)
+        found.append(walk)
     return Tuned(tuple(found))
 
 
-def _least(index: VectorIndex, trials: list[Trial], recall: float) -> Walk:
-    """The least spare with which a walk through all lists comes close enough, then the least reach with that."""
+def _least(index: VectorIndex, trials: list[Trial], recall: float, base: Walk, place: str) -> Walk:
+    """The least spare with which a walk through all lists comes close enough, then the least reach with that: the one
+    for this place, or all of them where a walk does not see what the filter is like."""
     aim = min(recall + _MARGIN, 1.0)
 
     def enough(walk: Walk, mean: float, least: float) -> bool:
@@ -70,17 +72,30 @@ def _least(index: VectorIndex, trials: list[Trial], recall: float) -> Walk:
         return sum(met) / len(met) >= mean and min(met) >= least
 
     close = (1 + aim) / 2
-    spare = next((one for one in _SPARES if enough(Walk(_MOST_REACH, one), close, close - _BELOW)), _SPARES[-1])
+    whole = _reaching(base, "anywhere", _MOST_REACH)
+    spares = [replace(whole, spare=one) for one in _SPARES if one >= base.spare]
+    spare = next((one.spare for one in spares if enough(one, close, close - _BELOW)), _SPARES[-1])
+    base = replace(base, spare=spare)
+    if not enough(_reaching(base, place, _MOST_REACH), aim, aim - _BELOW):
+        place = "anywhere"
     low, high = 0.0, _MOST_REACH
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if enough(Walk(middle, spare), aim, aim - _BELOW) else (middle, high)
-    return Walk(high, spare)
+        is_enough = enough(_reaching(base, place, middle), aim, aim - _BELOW)
+        low, high = (low, middle) if is_enough else (middle, high)
+    return _reaching(base, place, high)
+
+
+def _reaching(walk: Walk, place: str, reach: float) -> Walk:
+    """With at least this reach where the set lies in this place."""
+    own = {name: reach if place in ("anywhere", name) else 0.0 for name in ("near", "far")}
+    return walk.or_longer(Walk(reach if place == "anywhere" else 0.0, **own, spare=0))
 
 
 def _met(index: VectorIndex, trial: Trial, walk: Walk) -> float:
     """Its recall."""
-    asked = walk.told(trial.search.queries)
+    queries = trial.search.queries
+    asked = walk.told(queries, queries.in_set, queries.of_all)
     Search(index, asked, None).answer(0, len(trial.true))
     is_true = trial.true >= 0
     is_met = (asked.rows[:, :, None] == trial.true[:, None, :]).any(1) & is_true
@@ -95,21 +110,25 @@ class _Trials:
         assert index.lists is not None
         self._lists = index.lists
 
-    def of(self, share: float, place: str) -> Iterator[Trial]:
-        """Trials of filters that pass this share of the rows."""
+    def of(self, share: float, place: str) -> list[Trial]:
+        """Trials of filters that pass this share of the rows: drawn anywhere, near the queries or far from them."""
+        return list(self._of(share, place))
+
+    def _of(self, share: float, place: str) -> Iterator[Trial]:
         every = np.arange(len(self._lists.row_at))
         if place == "anywhere":
             yield self._trial(self._drawn(every, _QUERIES), every, share)
             return
-        for _ in range(_REGIONS):
+        for region in range(_REGIONS):
             pivot = self._drawn(every, 1)
             asked = self._index.asked(pivot.values, 1)
-            order = np.argsort(-bounds(self._index.vectors, self._lists, asked, 0), kind="stable")
+            order = np.argsort(-bounds(self._index.vectors, self._lists, asked, 0, asked.reach), kind="stable")
             held = np.cumsum(np.diff(self._lists.starts)[order])
             size = _QUERIES // _REGIONS
             around = self._inside(order[: int(np.searchsorted(held, 4 * size)) + 1])
             near = order[: int(np.searchsorted(held, _NEAR * share * held[-1])) + 1]
-            far = order[int(np.searchsorted(held, held[-1] / 2)) :]
+            beyond = 1 - share if region % 2 else 0.5  # the farthest, or some of the farther half
+            far = order[int(np.searchsorted(held, held[-1] * beyond)) :]
             queries = self._drawn(around, size) if self._asked is None else pivot
             yield self._trial(queries, self._inside(near if place == "near" else far), share)
 
