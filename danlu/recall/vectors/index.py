@@ -53,11 +53,19 @@ class Walk:
     def told(self, queries: Queries, in_set: int, of_all: int) -> Queries:
         """For a set of so many rows, of so many that have a vector."""
         spare = min(self.spare * queries.k + 8, MOST_SPARE + queries.k)
-        reaches = {"reach": self.reach, "near_reach": self.near, "far_reach": self.far}
-        return replace(queries, **reaches, spare=spare, in_set=in_set, of_all=of_all)
+        return replace(
+            queries,
+            reach=self.reach,
+            near_reach=self.near,
+            far_reach=self.far,
+            spare=spare,
+            in_set=in_set,
+            of_all=of_all,
+        )
 
     def or_longer(self, other: Walk) -> Walk:
-        return Walk(*map(max, zip(astuple(self), astuple(other), strict=True)))
+        reaches = (max(self.reach, other.reach), max(self.near, other.near), max(self.far, other.far))
+        return Walk(*reaches, max(self.spare, other.spare))
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,12 @@ class Index:
         """Raises Damaged if the file is one of other vectors. A place or a row in it may be wrong."""
         (kind, is_listed), walks = file["form"].tolist(), file["tuned"]
         lists = Lists(**{name: file[name] for name in _LISTED}) if is_listed else None
-        are_walks = bool(((walks >= 0) & (walks <= MOST_SPARE)).all())
+        if walks.shape[1:] == (2,):  # an index of before, with one reach for sets that lie near, far or anywhere
+            walks = walks[:, [0, 0, 0, 1]]
+        are_walks = walks.shape[1:] == (4,) and bool(((walks >= 0) & (walks <= MOST_SPARE)).all())
         if not (are_walks and 0 <= kind < len(METRICS)) or (lists is not None and len(lists.place_of) != rows):
             raise Damaged(f"{file.name} is the index of other vectors")
-        # Indexes of before have one reach for sets that lie near, far or anywhere.
-        tuned = Tuned(tuple(Walk(*(3 * one[:1] if len(one) == 2 else one[:3]), int(one[-1])) for one in walks.tolist()))
+        tuned = Tuned(tuple(Walk(*one[:3], spare=int(one[3])) for one in walks.tolist()))
         return cls(kind, file["inverses"], rows, lists, tuned)
 
     def over(self, values: Array, known: Bits | None = None) -> VectorIndex:
