@@ -128,7 +128,7 @@ class Index:
         are_walks = walks.shape[1:] == (4,) and bool(((walks >= 0) & (walks <= MOST_SPARE)).all())
         if not (are_walks and 0 <= kind < len(METRICS)) or (lists is not None and len(lists.place_of) != rows):
             raise Damaged(f"{file.name} is the index of other vectors")
-        tuned = Tuned(tuple(Walk(*one[:3], spare=int(one[3])) for one in walks.tolist()))
+        tuned = Tuned(tuple(Walk(reach, near, far, int(spare)) for reach, near, far, spare in walks.tolist()))
         return cls(kind, file["inverses"], rows, lists, tuned)
 
     def over(self, values: Array, known: Bits | None = None) -> VectorIndex:
