@@ -45,8 +45,12 @@ class Matrix:
         """Entries in any order; those of a row keep theirs."""
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(rows, minlength=shape[0]))])
         order = kernels().sorted(rows, starts)
-        kept = (columns[order].astype(np.int32), values[order].astype(np.float32), times[order].astype(np.float64))
-        return cls(starts.astype(np.int64), *kept, shape[1])
+        entries = (
+            columns[order].astype(np.int32, copy=False),
+            values[order].astype(np.float32, copy=False),
+            times[order].astype(np.float64, copy=False),
+        )
+        return cls(starts.astype(np.int64, copy=False), *entries, shape[1])
 
     @classmethod
     def listed(cls, lists: Sequence[Sequence[int] | Array], width: int) -> Matrix:
@@ -97,7 +101,9 @@ class Matrix:
 
     def weighed(self, factors: Array) -> Matrix:
         """Values times one factor an entry."""
-        return Matrix(self.starts, self.columns, (self.values * factors).astype(np.float32), self.times, self.width)
+        return Matrix(
+            self.starts, self.columns, (self.values * factors).astype(np.float32, copy=False), self.times, self.width
+        )
 
     def widened(self, rows: int, width: int) -> Matrix:
         """With further rows, that are empty, and further columns."""
