@@ -128,9 +128,14 @@ def weights(directory):
     return {name: weight.numpy().tobytes() for name, weight in found.items()}
 
 
-@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
-def test_a_killed_run_goes_on_as_it_would_have(folder, tiny_model, options):
-    short = {"lora": options, "train": {"max_steps": 4, "save_steps": 1}, "prove": None, "merge": {"max_new_tokens": 3}}
+@pytest.mark.parametrize("name", ["plain", "whole", pytest.param("dora", marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_as_it_would_have(folder, tiny_model, name):
+    short = {
+        "lora": RUNS[name],
+        "train": {"max_steps": 4, "save_steps": 1},
+        "prove": None,
+        "merge": {"max_new_tokens": 3},
+    }
     whole = run(recipe_of("sft", tiny_model, name="whole", **short), Lines(), "")
     recipe = recipe_of("sft", tiny_model, resume="auto", **short)
     assert killed_at(recipe, Place(2, 5))

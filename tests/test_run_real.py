@@ -33,8 +33,8 @@ def test_the_quickstart_runs_on_the_real_model(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     short = [
-        "data.max_examples=96",
-        "data.held_out=40",
+        "data.max_examples=64",
+        "data.held_out=24",
         "train.micro_batch_tokens=1024",
         "prove.questions=4",
         "prove.max_new_tokens=8",
