@@ -29,8 +29,10 @@ from danlu.recall.vectors.metric import METRICS, inverses
 FEW_ROWS = 3000
 # Shares of the rows for which the reach is found; fewer are taken for the last of them.
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
-# A set of fewer than one in so many rows is put into the order of the lists before they are walked.
+# A set of fewer than one in so many rows is put into the order of the lists before they are walked; for so many queries
+# a set of twice as many rows, and so on.
 _ONE_IN = 12
+_QUERIES = 16
 # Rows that are compared exactly beyond those that are wanted, at most.
 MOST_SPARE = 1 << 16
 _NONE = np.empty(0, np.float32)
@@ -176,7 +178,8 @@ class VectorIndex:
         told = walk.told(queries, rows.count, self.known.count)
         if rows.count == self.known.count:
             return Search(self, replace(told, mask_kind=ALL), None)
-        mask, kind = (flat(rows), BY_ROW) if rows.count * _ONE_IN > rows.rows else (self._by_place(rows), BY_PLACE)
+        pays = rows.count * _ONE_IN <= rows.rows * max(1, len(queries.values) // _QUERIES)
+        mask, kind = (self._by_place(rows), BY_PLACE) if pays else (flat(rows), BY_ROW)
         return Search(self, replace(told, mask=mask, mask_kind=kind), None)
 
     def exact(self, queries: Queries, rows: Array, first: int, last: int) -> None:
