@@ -17,6 +17,7 @@ from torch import Tensor
 
 from danlu.data.batches.packing import micro_batches, shares
 from danlu.device import Device
+from danlu.model.compute.native import length
 from danlu.processes import Processes
 from danlu.train.master import Master
 from danlu.train.optim import OptimOptions, build_optimizer, set_rate
@@ -164,10 +165,11 @@ class Learner(Generic[Example, Batch]):
         """Shorten the gradient to `bound`; returns the norm that it had."""
         if not self.master.spread:
             weights = list(self.master.weights.values())
-            norms = [torch.linalg.vector_norm(w.grad, dtype=torch.float32) for w in weights if w.grad is not None]
+            norms = [length(w.grad) for w in weights if w.grad is not None]
             total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-            torch.nn.utils.clip_grads_with_norm_(weights, bound, total)
-            return float(total)
+            if not (norm := float(total)) + 1e-6 < bound:  # what is no number goes the long way
+                torch.nn.utils.clip_grads_with_norm_(weights, bound, total)
+            return norm
         squares = torch.zeros(2)  # of parts, and of what every process has whole
         for name, weight in self.master.weights.items():
             if weight.grad is not None:

@@ -13,6 +13,7 @@ from danlu.model.compute.document_attention import document_attention
 from danlu.model.compute.native import (
     LowRank,
     kernels,
+    length,
     plain_adapt,
     plain_add_norm,
     plain_head_loss,
@@ -77,6 +78,25 @@ def test_the_loss_at_the_head_and_its_gradient(shape):
     assert torch.allclose(losses.double(), wanted.double(), rtol=1e-5, atol=1e-5)
     assert_near(pull, gradient)
     assert pull.double().sum(1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4097, 300_001])
+def test_lengths_are_those_of_the_numbers_on_any_number_of_threads(size, monkeypatch):
+    x = drawn(size) * 3
+    found = length(x)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(x.double().norm()), rel=1e-6)
+    monkeypatch.setattr(native, "threads", lambda: 1)
+    assert torch.equal(length(x), found)
+    apart = torch.stack([x, x], 1)[:, 0]  # not contiguous: torch's own
+    assert float(length(apart)) == pytest.approx(float(found), rel=1e-5)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_length_of_what_is_no_number_is_none(odd):
+    x = drawn(9000)
+    x[7777] = odd
+    assert not torch.isfinite(length(x))
 
 
 def test_the_loss_where_a_token_is_out_of_the_question():

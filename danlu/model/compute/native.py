@@ -7,6 +7,7 @@ contiguous bfloat16 on a CPU.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
+SQUARES = 4096  # numbers whose squares are summed up by themselves, as native.c has it
 CHUNK = 64  # tokens whose part in a weight's gradient is summed up by itself
 
 # -- plain forms -------------------------------------------------------------------------------------------
@@ -43,6 +45,12 @@ def plain_head_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     pull = log_probabilities.exp_()
     pull.scatter_add_(1, targets.unsqueeze(1), pull.new_full((len(targets), 1), -1.0))
     return losses, pull.to(logits.dtype)
+
+
+def plain_length(x: Tensor) -> Tensor:
+    """The root of the sum of squares, float32. Of bfloat16 on a CPU, torch makes a float32 copy for it."""
+    found: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32)
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class Kernels:
         self._norm_back = declared(functions.danlu_norm_back, 5 * [POINTER] + 3 * [LONG] + [FLOAT, INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
+        self._squares = declared(functions.danlu_squares, [POINTER, LONG, POINTER, INT], ctypes.c_double)
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
 
@@ -168,6 +177,11 @@ class Kernels:
             raise MemoryError("no memory for the logits of one token")
         return losses, logits
 
+    def length(self, x: Tensor) -> Tensor:
+        """`plain_length`."""
+        room = torch.empty(-(-x.numel() // SQUARES), dtype=torch.float64)
+        return torch.tensor(math.sqrt(self._squares(x.data_ptr(), x.numel(), room.data_ptr(), threads())))
+
     def adapt(self, x: Tensor, low_rank: LowRank, out: Tensor) -> None:
         """`plain_adapt`; the numbers of a token lie together, tokens may lie apart."""
         pointers = (low_rank.down.data_ptr(), low_rank.up.data_ptr(), low_rank.plan.data_ptr(), out.data_ptr())
@@ -195,6 +209,12 @@ def kernels() -> Kernels | None:
     return agreeing(Path(__file__).with_name("native.c"), Kernels, _agree)
 
 
+def length(x: Tensor) -> Tensor:
+    """`plain_length` of any tensor, compiled where that is possible."""
+    found = kernels() if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.is_contiguous() else None
+    return plain_length(x) if found is None else found.length(x)
+
+
 @torch.inference_mode(False)
 def _agree(found: Kernels) -> bool:
     """Whether the compiled forms answer as the plain ones do, on random input; gradients too, whoever asks first."""
@@ -211,6 +231,7 @@ def _agree(found: Kernels) -> bool:
     targets = torch.tensor([0, 63, 5])
     pairs = [
         (added, wanted),
+        (found.length(x), plain_length(x)),
         *zip(found.head_loss(x.clone(), targets), plain_head_loss(x, targets), strict=True),
         (found.rotate(heads, *some), plain_rotate(heads, *some)),
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
