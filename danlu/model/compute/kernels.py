@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from danlu.model.compute import native, token_rows
 from danlu.model.compute.lora_kernel import SharedInput, sharing_groups
 from danlu.model.compute.packed import inputs, is_packed_weight, number_format
+from danlu.model.compute.rotary import use_fast_rotary
 
 # Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
 LOSS_CHUNK = 256
@@ -152,11 +153,13 @@ class _HeadLoss(torch.autograd.Function):
         for block in _slices(0, len(hidden), WEIGHT_BLOCK):
             pulls = hidden.new_empty(block.stop - block.start, len(weight)) if ctx.needs_input_grad[1] else None
             for rows in _slices(block.start, block.stop, LOSS_CHUNK):
-                losses[rows], pull = _loss_and_pull(hidden[rows] @ weight.T, targets[rows])
+                place = None if pulls is None else pulls[rows.start - block.start : rows.stop - block.start]
+                logits = torch.mm(hidden[rows], weight.T, out=place)
+                losses[rows], pull = _loss_and_pull(logits, targets[rows])
                 if grad is not None:
                     grad[rows] = pull @ weight
-                if pulls is not None:
-                    pulls[rows.start - block.start :][: len(pull)] = pull
+                if place is not None and pull is not place:
+                    place.copy_(pull)
             if pulls is not None:
                 product = pulls.T @ hidden[block]
                 of_weight = product if of_weight is None else of_weight.float().add_(product)
@@ -255,12 +258,13 @@ def use_fast_kernels(model: nn.Module) -> dict[str, int]:
         if _rows_agree(wrapper):
             wrapper.forward = partial(token_rows.forward, wrapper)
             taken["rows"] += 1
+    taken["rotary"] += sum(map(use_fast_rotary, model.modules()))
     for kind, applies, forward, weight in _SWAPS:
         for module in model.modules():
             if applies(module) and _agree([module], [partial(forward, module)], weight(module)):
                 module.forward = partial(forward, module)
                 taken[kind] += 1
-    return dict(taken)
+    return dict(+taken)
 
 
 def _is_rms_norm(module: Any) -> bool:
