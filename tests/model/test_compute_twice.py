@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from danlu.data.batches.packing import collate
 from danlu.model.adapters import LoraOptions, attach
+from danlu.model.company.wiring import base_of
 from danlu.model.likelihood import compute_twice, prepare, token_losses
 from tiny import make_tiny_model
 
@@ -88,14 +89,16 @@ def test_nobody_is_warned_of_a_cache_that_keeps_nothing(deep, monkeypatch):
     assert not any(heard)
 
 
+@pytest.mark.parametrize("alone", ["", "documents are read one at a time, for this test"])
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_an_adapter_learns_the_same_with_what_dropout_dropped_the_first_time(deep, name):
+def test_an_adapter_learns_the_same_with_what_dropout_dropped_the_first_time(deep, name, alone):
     def gradients(twice):
         model = attach(load(deep[name, 2]), LoraOptions(r=4, lora_dropout=0.3), seed=0)
         for key, weight in model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.constant_(weight, 0.1)
         prepare(model.train())
+        base_of(model).danlu_alone = alone
         if twice:
             compute_twice(model)
         torch.manual_seed(1)

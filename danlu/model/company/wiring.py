@@ -110,7 +110,8 @@ def as_it_came(model: Any) -> Iterator[None]:
         with quiet_transformers():
             base.set_attn_implementation(wiring.original)
         try:
-            yield
+            with _computed_again(base, partial(_alone_again, base)):
+                yield
         finally:
             with quiet_transformers():
                 base.set_attn_implementation(ATTENTION)
@@ -152,6 +153,18 @@ def _in_company(
         if wiring.company is company:
             return layer(*inputs)
         with wiring.reading(company, positions):
+            return layer(*inputs)
+
+    return own(again, *given, **named)
+
+
+def _alone_again(base: Any, own: Callable[..., Any], layer: Any, *given: Any, **named: Any) -> Any:
+    """The same for a layer whose model was read as it came."""
+
+    def again(*inputs: Any) -> Any:
+        if base.config._attn_implementation != ATTENTION:
+            return layer(*inputs)
+        with as_it_came(base):
             return layer(*inputs)
 
     return own(again, *given, **named)

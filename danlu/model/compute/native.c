@@ -175,22 +175,32 @@ void danlu_largest(const bf16 *x, long rows, long dim, int64_t *place, float *va
     }
 }
 
+/* a c + b s, rounded once, or each product as well. */
+INLINE bf16 turned_by(bf16 a, bf16 c, bf16 b, bf16 s, const int in_steps) {
+    const float one = wide(a) * wide(c), other = wide(b) * wide(s);
+    return in_steps ? narrow(wide(narrow(one)) + wide(narrow(other))) : narrow(one + other);
+}
+
+INLINE void rotate(const bf16 *a, const bf16 *c, const bf16 *s, bf16 *restrict to, long half, const int in_steps) {
+    const bf16 *b = a + half;
+    for (long d = 0; d < half; d++) to[d] = turned_by(a[d], c[d], b[d], s[d], in_steps);
+    for (long d = 0; d < half; d++) to[half + d] = turned_by(b[d], c[half + d], a[d], s[half + d], in_steps);
+}
+
 /* The first numbers of each head of each token turned, (a, b) cos + (b, a) sin, the first half of sin negated; the
-   others stay. cos and sin (tokens, turned). */
+   others stay. cos and sin (tokens, turned). in_steps: products are rounded before they are added. */
 void danlu_rotate(const bf16 *x, long stride, const bf16 *cosine, const bf16 *sine, bf16 *out, long tokens, long heads,
-                  long dim, long turned, int threads) {
+                  long dim, long turned, int in_steps, int threads) {
     long half = turned / 2;
 #pragma omp parallel for num_threads(threads) if (tokens * heads * dim > 65536)
     for (long token = 0; token < tokens; token++) {
         const bf16 *c = cosine + token * turned, *s = sine + token * turned;
         for (long head = 0; head < heads; head++) {
-            const bf16 *a = x + token * stride + head * dim, *b = a + half;
-            bf16 *restrict to = out + (token * heads + head) * dim;
-            for (long d = 0; d < half; d++) to[d] = narrow(wide(a[d]) * wide(c[d]) + wide(b[d]) * wide(s[d]));
-            to += half;
-            for (long d = 0; d < half; d++)
-                to[d] = narrow(wide(b[d]) * wide(c[d + half]) + wide(a[d]) * wide(s[d + half]));
-            memcpy(to + half, a + turned, (dim - turned) * sizeof *to);
+            const bf16 *a = x + token * stride + head * dim;
+            bf16 *to = out + (token * heads + head) * dim;
+            if (in_steps) rotate(a, c, s, to, half, 1);
+            else rotate(a, c, s, to, half, 0);
+            memcpy(to + turned, a + turned, (dim - turned) * sizeof *to);
         }
     }
 }

@@ -117,7 +117,7 @@ class Kernels:
         self._swiglu = declared(functions.danlu_swiglu, [POINTER, POINTER, LONG, POINTER, LONG, LONG, INT])
         self._swiglu_back = declared(functions.danlu_swiglu_back, 5 * [POINTER] + [LONG, INT])
         self._norm_back = declared(functions.danlu_norm_back, 5 * [POINTER] + 3 * [LONG] + [FLOAT, INT])
-        self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT])
+        self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT, INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._squares = declared(functions.danlu_squares, [POINTER, LONG, POINTER, INT], ctypes.c_double)
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
@@ -195,11 +195,11 @@ class Kernels:
         self._largest(x.data_ptr(), *x.shape, places.data_ptr(), values.data_ptr(), threads())
         return values, places
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`plain_rotate`; the heads of a token lie together, tokens may lie apart."""
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, *, in_steps: bool = False) -> Tensor:
+        """`plain_rotate`; heads of a token lie together, tokens may lie apart. in_steps: products are rounded as well."""
         out, cos, sin = x.new_empty(x.shape), cos.contiguous(), sin.contiguous()
         pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
-        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], threads())
+        self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], in_steps, threads())
         return out
 
 
