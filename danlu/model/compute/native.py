@@ -196,7 +196,11 @@ class Kernels:
         return values, places
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, *, in_steps: bool = False) -> Tensor:
-        """`plain_rotate`; heads of a token lie together, tokens may lie apart. in_steps: products are rounded as well."""
+        """`plain_rotate`; heads of a token lie together, tokens may lie apart.
+
+        Args:
+            in_steps: whether each product is rounded as well.
+        """
         out, cos, sin = x.new_empty(x.shape), cos.contiguous(), sin.contiguous()
         pointers = (cos.data_ptr(), sin.data_ptr(), out.data_ptr())
         self._rotate(x.data_ptr(), x.stride(0), *pointers, *x.shape, cos.shape[-1], in_steps, threads())
