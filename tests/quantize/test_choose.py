@@ -148,9 +148,9 @@ def test_what_was_tried_is_drawn(chosen, tmp_path):
 
 
 def test_where_nothing_fits_what_was_measured_is_used_again(base, text, tmp_path, monkeypatch):
-    tight = asked(calibration=str(text), max_loss=0, method="rtn")
+    tight = asked(calibration=str(text), max_loss=0, bits=4, method="auto")
     with pytest.raises(
-        ParityError, match=r"(?s)none of 3 forms keeps its loss .* below 0.00%: .*such as max_loss="
+        ParityError, match=r"(?s)none of 4 forms keeps its loss .* below 0.00%: .*such as max_loss="
     ) as told:
         quantize_as_asked(base, tmp_path / "out", tight, DEVICE, lambda _: None)
     assert names_in(tmp_path) == [".out.choosing", "lines.jsonl"]
