@@ -6,7 +6,7 @@ import pytest
 import torch
 from zoo import tiny_model
 
-from danlu.model.compute import native, rotary
+from danlu.model.compute import native
 from danlu.model.compute.rotary import fast_rotary, use_fast_rotary
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no C compiler here, or no OpenMP runtime to share")
@@ -73,7 +73,7 @@ def test_heads_that_lie_in_any_order_and_angles_of_half_a_head(batch):
     angles = torch.randn(1, 7, 8, generator=generator).repeat(1, 1, 2)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
     answers = []
-    for form, dtype in ((rotary.fast_rotary, torch.bfloat16), (None, torch.float64)):
+    for form, dtype in ((fast_rotary, torch.bfloat16), (None, torch.float64)):
         given = [x.to(dtype).requires_grad_() for x in heads]
         made = plain(*given, cos.double(), sin.double()) if form is None else form(plain, *given, cos, sin)
         answers.append([*made, *torch.autograd.grad(made, given, [x.detach() for x in made])])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -110,7 +110,7 @@ def as_it_came(model: Any) -> Iterator[None]:
         with quiet_transformers():
             base.set_attn_implementation(wiring.original)
         try:
-            with _computed_again(base, partial(_alone_again, base)):
+            with _computed_again(base, lambda: not _is_wired(base), partial(as_it_came, base)):
                 yield
         finally:
             with quiet_transformers():
@@ -122,19 +122,22 @@ def run_in_company(model: Any, company: Company, **given: Any) -> Any:
     base, positions = base_of(model), given["position_ids"][0]
     wiring = wiring_of(base)
     assert wiring is not None, "the model was wired"
-    with wiring.reading(company, positions), _computed_again(base, partial(_in_company, wiring, company, positions)):
+    reading = partial(wiring.reading, company, positions)
+    with reading(), _computed_again(base, lambda: wiring.company is company, reading):
         return model(**given, **{_cache_name(model): Passing()}, use_cache=False)
 
 
 @contextmanager
-def _computed_again(base: Any, checkpoint: Callable[..., Any]) -> Iterator[None]:
-    """Where layers are computed a second time for their gradients (checkpointing), let `checkpoint` do it."""
+def _computed_again(
+    base: Any, is_so: Callable[[], bool], so: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Layers that are computed a second time for their gradients (checkpointing) find `so` again when that has gone."""
     layers = (
         [part for part in base.modules() if getattr(part, "gradient_checkpointing", False)] if base.training else []
     )
     own = [(layer, layer._gradient_checkpointing_func) for layer in layers]
     for layer, function in own:
-        layer._gradient_checkpointing_func = partial(checkpoint, function)
+        layer._gradient_checkpointing_func = partial(_again, is_so, so, function)
     try:
         # Transformers warns that such layers are called without the cache; ours keeps nothing.
         with quiet_transformers() if own else nullcontext():
@@ -144,30 +147,26 @@ def _computed_again(base: Any, checkpoint: Callable[..., Any]) -> Iterator[None]
             layer._gradient_checkpointing_func = function
 
 
-def _in_company(
-    wiring: Wiring, company: Company, positions: Tensor, own: Callable[..., Any], layer: Any, *given: Any, **named: Any
+def _again(
+    is_so: Callable[[], bool],
+    so: Callable[[], AbstractContextManager[None]],
+    own: Callable[..., Any],
+    layer: Any,
+    *given: Any,
+    **named: Any,
 ) -> Any:
-    """A checkpointing function whose layer finds its company again when that has gone."""
+    """A checkpointing function, around the model's own."""
 
     def again(*inputs: Any) -> Any:
-        if wiring.company is company:
-            return layer(*inputs)
-        with wiring.reading(company, positions):
+        with nullcontext() if is_so() else so():
             return layer(*inputs)
 
     return own(again, *given, **named)
 
 
-def _alone_again(base: Any, own: Callable[..., Any], layer: Any, *given: Any, **named: Any) -> Any:
-    """The same for a layer whose model was read as it came."""
-
-    def again(*inputs: Any) -> Any:
-        if base.config._attn_implementation != ATTENTION:
-            return layer(*inputs)
-        with as_it_came(base):
-            return layer(*inputs)
-
-    return own(again, *given, **named)
+def _is_wired(base: Any) -> bool:
+    """Whether its attention is Danlu's at this moment."""
+    return bool(base.config._attn_implementation == ATTENTION)
 
 
 def _cache_name(model: Any) -> str:

@@ -48,13 +48,6 @@ def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def _compiled(*tensors: Tensor) -> native.Kernels | None:
-    """The functions in C, where they take tensors like these."""
-    if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous() for x in tensors):
-        return None
-    return native.kernels()
-
-
 class _RmsNorm(torch.autograd.Function):
     """One pass for the norm, two for the product."""
 
@@ -98,7 +91,7 @@ class _CompiledRmsNorm(torch.autograd.Function):
 
 def fast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`plain_rms_norm`, with gradients for x and, where it is trained, the weight."""
-    found = _compiled(x)
+    found = native.kernels_for(x)
     return apply(_RmsNorm, x, weight, eps) if found is None else apply(_CompiledRmsNorm, found, x, weight, eps)
 
 
@@ -113,14 +106,14 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        if found := _compiled(gate, up):
+        if found := native.kernels_for(gate, up):
             return found.gated(*(x.view(-1, x.shape[-1]) for x in (gate, up))).view(gate.shape)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        if found := _compiled(gate, up):
+        if found := native.kernels_for(gate, up):
             return found.gated_back(grad.contiguous(), gate, up)
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
@@ -193,8 +186,7 @@ def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
 
 def _loss_and_pull(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """`native.plain_head_loss` in its fastest form; `logits` may be written over."""
-    is_short = logits.device.type == "cpu" and logits.dtype == torch.bfloat16
-    compiled = native.kernels() if is_short else None
+    compiled = native.kernels_for(logits)
     return (native.plain_head_loss if compiled is None else compiled.head_loss)(logits, targets)
 
 

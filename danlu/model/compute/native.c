@@ -6,7 +6,6 @@
  */
 #include "numbers.h"
 
-#define SQUARES 4096 /* numbers whose squares are summed in float; native.py makes room for as many sums as there are blocks */
 #define PART 128 /* numbers of a row whose sums are kept in registers or nearly so */
 
 /* sum = x + y (y may be absent: sum is then x, and not written), out = weight * sum / sqrt(mean(sum^2) + eps). */
@@ -75,13 +74,14 @@ void danlu_norm_back(const bf16 *grad, const bf16 *x, const float *weight, bf16 
     }
 }
 
-/* The sum of squares: of blocks in float, of these in double, in their order whatever the number of threads. */
-double danlu_squares(const bf16 *x, long size, double *sums, int threads) {
-    const long blocks = (size + SQUARES - 1) / SQUARES;
+/* The sum of squares: of blocks of so many in float, of these in double, in their order whatever the number of threads.
+   sums has a number for each block. */
+double danlu_squares(const bf16 *x, long size, long chunk, double *sums, int threads) {
+    const long blocks = (size + chunk - 1) / chunk;
 #pragma omp parallel for num_threads(threads) if (size > 65536)
     for (long block = 0; block < blocks; block++) {
-        const bf16 *from = x + block * SQUARES;
-        const long many = size - block * SQUARES < SQUARES ? size - block * SQUARES : SQUARES;
+        const bf16 *from = x + block * chunk;
+        const long many = size - block * chunk < chunk ? size - block * chunk : chunk;
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (long d = 0; d < many; d++) sum += wide(from[d]) * wide(from[d]);

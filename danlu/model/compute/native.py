@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
-SQUARES = 4096  # numbers whose squares are summed up by themselves, as native.c has it
+SQUARES = 4096  # numbers whose squares are summed up by themselves
 CHUNK = 64  # tokens whose part in a weight's gradient is summed up by itself
 
 # -- plain forms -------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Kernels:
         self._norm_back = declared(functions.danlu_norm_back, 5 * [POINTER] + 3 * [LONG] + [FLOAT, INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT, INT])
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
-        self._squares = declared(functions.danlu_squares, [POINTER, LONG, POINTER, INT], ctypes.c_double)
+        self._squares = declared(functions.danlu_squares, [POINTER, LONG, LONG, POINTER, INT], ctypes.c_double)
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
 
@@ -180,7 +180,8 @@ class Kernels:
     def length(self, x: Tensor) -> Tensor:
         """`plain_length`."""
         room = torch.empty(-(-x.numel() // SQUARES), dtype=torch.float64)
-        return torch.tensor(math.sqrt(self._squares(x.data_ptr(), x.numel(), room.data_ptr(), threads())))
+        squares = self._squares(x.data_ptr(), x.numel(), SQUARES, room.data_ptr(), threads())
+        return torch.tensor(math.sqrt(squares))
 
     def adapt(self, x: Tensor, low_rank: LowRank, out: Tensor) -> None:
         """`plain_adapt`; the numbers of a token lie together, tokens may lie apart."""
@@ -213,9 +214,16 @@ def kernels() -> Kernels | None:
     return agreeing(Path(__file__).with_name("native.c"), Kernels, _agree)
 
 
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """The compiled kernels, where they take tensors like these."""
+    if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous() for x in tensors):
+        return None
+    return kernels()
+
+
 def length(x: Tensor) -> Tensor:
     """`plain_length` of any tensor, compiled where that is possible."""
-    found = kernels() if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.is_contiguous() else None
+    found = kernels_for(x)
     return plain_length(x) if found is None else found.length(x)
 
 

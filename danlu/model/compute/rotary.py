@@ -7,7 +7,7 @@ that finds another function under that name: no other model's code is touched. E
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -22,20 +22,19 @@ _Turned = tuple[Tensor, Tensor]
 
 
 class _Rotate(torch.autograd.Function):
-    """x (batch, heads, tokens, dim), the numbers of a token side by side; cos, sin (batch or 1, tokens, turned)."""
+    """x (batch, heads, tokens, dim); cos and sin (batch or 1, tokens, turned), the first half of sin negated."""
 
     @staticmethod
-    def forward(ctx: Any, found: native.Kernels, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = sin.shape[-1] // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    def forward(ctx: Any, found: native.Kernels, x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
         ctx.found = found
-        ctx.save_for_backward(cos, signed.roll(half, -1))
+        ctx.save_for_backward(cos, signed)
         return _turned(found, x, cos, signed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         cos, signed = ctx.saved_tensors
-        return None, _turned(ctx.found, grad, cos, signed), None, None
+        back = signed.roll(signed.shape[-1] // 2, -1)
+        return None, _turned(ctx.found, grad, cos, back), None, None
 
 
 def _turned(found: native.Kernels, x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
@@ -53,8 +52,10 @@ def fast_rotary(own: Callable[..., _Turned], q: Tensor, k: Tensor, cos: Tensor, 
     found = native.kernels()
     if found is None:
         return own(q, k, cos, sin)
+    half = sin.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
     rotate: Callable[..., Tensor] = _Rotate.apply
-    return rotate(found, q, cos, sin), rotate(found, k, cos, sin)
+    return rotate(found, q, cos, signed), rotate(found, k, cos, signed)
 
 
 def use_fast_rotary(module: nn.Module) -> bool:
@@ -75,6 +76,7 @@ def use_fast_rotary(module: nn.Module) -> bool:
     return True
 
 
+@cache
 @torch.inference_mode(False)
 def _agrees(own: Callable[..., _Turned], dim: int) -> bool:
     """On random heads, to the bit, gradients as well: models tell documents laid end to end by their last bits."""

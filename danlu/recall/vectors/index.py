@@ -32,7 +32,7 @@ SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 # A set of fewer than one in so many rows is put into the order of the lists before they are walked; for so many queries
 # a set of twice as many rows, and so on.
 _ONE_IN = 12
-_QUERIES = 16
+_QUERIES_A_SET = 16
 # Rows that are compared exactly beyond those that are wanted, at most.
 MOST_SPARE = 1 << 16
 _NONE = np.empty(0, np.float32)
@@ -52,18 +52,9 @@ class Walk:
     far: float = 1.0
     spare: int = 4
 
-    def told(self, queries: Queries, in_set: int, of_all: int) -> Queries:
-        """For a set of so many rows, of so many that have a vector."""
+    def told(self, queries: Queries) -> Queries:
         spare = min(self.spare * queries.k + 8, MOST_SPARE + queries.k)
-        return replace(
-            queries,
-            reach=self.reach,
-            near_reach=self.near,
-            far_reach=self.far,
-            spare=spare,
-            in_set=in_set,
-            of_all=of_all,
-        )
+        return replace(queries, reach=self.reach, near_reach=self.near, far_reach=self.far, spare=spare)
 
     def or_longer(self, other: Walk) -> Walk:
         reaches = (max(self.reach, other.reach), max(self.near, other.near), max(self.far, other.far))
@@ -174,11 +165,11 @@ class VectorIndex:
 
     def walk(self, queries: Queries, rows: Bits) -> Search:
         """The same by lists, however few the rows are; all of them have a vector."""
-        walk = self.tuned.walk(rows.count / self.known.count)
-        told = walk.told(queries, rows.count, self.known.count)
+        queries = replace(queries, in_set=rows.count, of_all=self.known.count)
+        told = self.tuned.walk(rows.count / self.known.count).told(queries)
         if rows.count == self.known.count:
             return Search(self, replace(told, mask_kind=ALL), None)
-        pays = rows.count * _ONE_IN <= rows.rows * max(1, len(queries.values) // _QUERIES)
+        pays = rows.count * _ONE_IN <= rows.rows * max(1, len(queries.values) // _QUERIES_A_SET)
         mask, kind = (self._by_place(rows), BY_PLACE) if pays else (flat(rows), BY_ROW)
         return Search(self, replace(told, mask=mask, mask_kind=kind), None)
 

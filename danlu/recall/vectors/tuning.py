@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _BELOW = 0.015
 # The reach is sought between nothing and this, halving so many times.
 _MOST_REACH = 2.0
 _HALVINGS = 7
+_NONE = Walk(0.0, 0.0, 0.0, 0)
 _SPARES = (2, 4, 8, 16, 32, 64)
 
 
@@ -55,9 +57,9 @@ def tuned(index: VectorIndex, recall: float, asked: Array | None = None) -> Tune
         if found and share * index.known.count <= FEW_ROWS:
             found.append(found[-1])
             continue
-        walk = Walk(0.0, 0.0, 0.0, 0)
+        walk = _NONE
         for place in PLACES if share < 1 else PLACES[:1]:
-            walk = _least(index, trials.of(share, place), recall, walk, place)
+            walk = _least(index, list(trials.of(share, place)), recall, walk, place)
         found.append(walk)
     return Tuned(tuple(found))
 
@@ -76,7 +78,7 @@ def _least(index: VectorIndex, trials: list[Trial], recall: float, base: Walk, p
     spares = [replace(whole, spare=one) for one in _SPARES if one >= base.spare]
     spare = next((one.spare for one in spares if enough(one, close, close - _BELOW)), _SPARES[-1])
     base = replace(base, spare=spare)
-    if not enough(_reaching(base, place, _MOST_REACH), aim, aim - _BELOW):
+    if place != "anywhere" and not enough(_reaching(base, place, _MOST_REACH), aim, aim - _BELOW):
         place = "anywhere"
     low, high = 0.0, _MOST_REACH
     for _ in range(_HALVINGS):
@@ -88,14 +90,13 @@ def _least(index: VectorIndex, trials: list[Trial], recall: float, base: Walk, p
 
 def _reaching(walk: Walk, place: str, reach: float) -> Walk:
     """With at least this reach where the set lies in this place."""
-    own = {name: reach if place in ("anywhere", name) else 0.0 for name in ("near", "far")}
-    return walk.or_longer(Walk(reach if place == "anywhere" else 0.0, **own, spare=0))
+    least: dict[str, Any] = dict.fromkeys(("reach", "near", "far") if place == "anywhere" else (place,), reach)
+    return walk.or_longer(replace(_NONE, **least))
 
 
 def _met(index: VectorIndex, trial: Trial, walk: Walk) -> float:
     """Its recall."""
-    queries = trial.search.queries
-    asked = walk.told(queries, queries.in_set, queries.of_all)
+    asked = walk.told(trial.search.queries)
     Search(index, asked, None).answer(0, len(trial.true))
     is_true = trial.true >= 0
     is_met = (asked.rows[:, :, None] == trial.true[:, None, :]).any(1) & is_true
@@ -110,11 +111,8 @@ class _Trials:
         assert index.lists is not None
         self._lists = index.lists
 
-    def of(self, share: float, place: str) -> list[Trial]:
-        """Trials of filters that pass this share of the rows: drawn anywhere, near the queries or far from them."""
-        return list(self._of(share, place))
-
-    def _of(self, share: float, place: str) -> Iterator[Trial]:
+    def of(self, share: float, place: str) -> Iterator[Trial]:
+        """Trials of filters that pass this share of the rows, which lie in this one of PLACES."""
         every = np.arange(len(self._lists.row_at))
         if place == "anywhere":
             yield self._trial(self._drawn(every, _QUERIES), every, share)
