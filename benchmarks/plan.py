@@ -2,7 +2,7 @@
 
     make bench-plan                        the published rows, and the formulas of others on them; large models, by
                                            fake tensors
-    make bench-plan ARGS=--runs            and 22 runs of Danlu on this machine (half an hour)
+    make bench-plan ARGS=--runs            and 32 runs of Danlu on this machine (an hour)
     make bench-plan WRITE=--write          puts the tables into docs/plan.md and its Chinese twin
 
 Constants that no source tells are fitted on every second row of a program and judged on the others, and the other way
@@ -25,7 +25,7 @@ from machine import cpu_name
 from plan_fake import fake_rows
 from plan_fit import RUNS, accelerate, fitted, fitted_runs, predicted, unsloth
 from plan_rows import GB, GIB, PROGRAMS, Row, rows
-from plan_runs import asked, measured, of_length
+from plan_runs import AGAIN, asked, measured
 
 from danlu.plan.memory import estimate
 from danlu.plan.programs import Program
@@ -125,17 +125,17 @@ def own_block(found: Sequence[Judged], language: str) -> str:
     where = f"{os.cpu_count()} cores of {cpu_name()}"
     if language == "zh":
         lines = [
-            f"{len(found)} 次运行（{os.cpu_count()} 核 {cpu_name()}，两步训练，常驻内存的峰值）："
+            f"{len(found)} 次运行（{os.cpu_count()} 核 {cpu_name()}，两步训练，常驻内存的峰值，{AGAIN} 次的中位数）："
             f"误差中位数 {median:.1%}，最大 {worst:.1%}。",
-            "三个常数（运行环境、碎片、其余）在一半上拟合、在另一半上检验。命令：`make bench-plan ARGS=--runs`。",
+            "三个常数（运行环境、保留数据之间的空隙、整体的比例）在一半上拟合、在另一半上检验。命令：`make bench-plan ARGS=--runs`。",
             "",
             "| 运行 | 实测 | 预测 | 误差 |",
         ]
     else:
         lines = [
-            f"{len(found)} runs ({where}; two steps, the highest resident memory): the median error is {median:.1%}, "
-            f"the worst {worst:.1%}.",
-            "Three constants (runtime, holes, what no line counts) are fitted on one half and judged on the other. "
+            f"{len(found)} runs ({where}; two steps, the highest resident memory, the middle one of {AGAIN}): "
+            f"the median error is {median:.1%}, the worst {worst:.1%}.",
+            "Three constants (runtime, what lies free between what is kept, a share of all) are fitted on one half and judged on the other. "
             "Command: `make bench-plan ARGS=--runs`.",
             "",
             "| run | measured | predicted | error |",
@@ -185,7 +185,6 @@ def of_runs() -> tuple[list[Judged], dict[str, str]]:
     for one in asked():
         seen.append(measured(one))
         print(f"{one.name}: {seen[-1].measured / GB:.2f} GB", flush=True)
-    seen += of_length()
     print(f"constants, of all runs together:\n{constants(fitted_runs(seen), RUNS)}")
     found = judged(seen, fitted_runs)
     return found, {language: own_block(found, language) for language in PLAN}

@@ -38,7 +38,7 @@ FITTED = (
 # Of Danlu's own runs on a processor.
 OWN = "danlu, cpu"
 RUNS = {OWN: DANLU_CPU}
-FITTED_RUNS = (Free((OWN,), "floor", 1e9), Free((OWN,), "rest", 10), Free((OWN,), "slack", 0.1))
+FITTED_RUNS = (Free((OWN,), "floor", 1e9), Free((OWN,), "holes", 10), Free((OWN,), "slack", 0.1))
 
 
 def fitted_runs(rows: Sequence[Row]) -> dict[str, Program]:

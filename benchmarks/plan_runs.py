@@ -15,19 +15,14 @@ import yaml
 from plan_fit import OWN
 from plan_rows import Row
 
-from danlu.plan.memory import Job, Method
+from danlu.plan.memory import Job
 from danlu.plan.models import shape_of
 from danlu.plan.programs import DANLU_CPU
 from danlu.plan.whole import keeps_no_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "Danlu"
-GUIDE = ROOT / "docs" / "training.md"
-# Columns of its table.
-WAYS: tuple[tuple[str, Method, bool], ...] = (
-    ("LoRA", "lora", False), ("LoRA, checkpointing", "lora", True), ("all weights", "full", False),
-    ("all weights, checkpointing", "full", True),
-)  # fmt: skip
+AGAIN = 3  # times, of which the middle one counts: how small blocks come to lie between large ones is chance
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,9 @@ def asked() -> Iterator[Asked]:
     yield Asked(small, "sft", "full", 1, 512)
     yield Asked(small, "sft", "full", 4, 512)
     yield Asked(small, "sft", "full", 1, 2048, True)
+    for method in ("lora", "full"):
+        for length, twice in ((1024, False), (4096, False), (512, True), (1024, True), (4096, True)):
+            yield Asked(small, "sft", method, 1, length, twice)
     yield Asked(small, "pretrain", "full", 2, 512)
     yield Asked(small, "pretrain", "lora", 4, 512)
     for model in (small, large):
@@ -71,6 +69,13 @@ def asked() -> Iterator[Asked]:
 
 def measured(one: Asked) -> Row:
     """Run it. Raises SystemExit with what it said where it fails."""
+    plans = sorted((_run(one) for _ in range(AGAIN)), key=lambda plan: float(plan["measured"]))
+    plan = plans[AGAIN // 2]
+    return Row(SOURCE, one.name, job(one, plan), OWN, "resident", float(plan["measured"]), 0.5e6)
+
+
+def _run(one: Asked) -> dict[str, Any]:
+    """Its plan of memory, with what was measured."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         _write(place / "rows.jsonl", one)
@@ -79,8 +84,8 @@ def measured(one: Asked) -> Row:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         if done.returncode:
             raise SystemExit(f"{one.name}: failed\n{(done.stdout + done.stderr)[-2000:]}")
-        plan = json.loads((place / "run" / "results.json").read_text("utf-8"))["memory_plan"]
-    return Row(SOURCE, one.name, job(one, plan), OWN, "resident", float(plan["measured"]), 0.5e6)
+        found: dict[str, Any] = json.loads((place / "run" / "results.json").read_text("utf-8"))["memory_plan"]
+    return found
 
 
 def job(one: Asked, plan: dict[str, Any]) -> Job:
@@ -89,23 +94,6 @@ def job(one: Asked, plan: dict[str, Any]) -> Job:
     of_passes = {"batch": plan["batch"], "length": plan["length"], "adds_up": plan["adds_up"]}
     flash, has_logits = keeps_no_scores("cpu", plan["length"]), one.kind != "reward"
     return replace(base, **of_passes, flash=flash, checkpointing=one.checkpointing, has_logits=has_logits)
-
-
-def of_length() -> Iterator[Row]:
-    """What `make bench-length` measured, as the guide to training has it."""
-    block = GUIDE.read_text("utf-8").partition("<!-- bench:length -->\n")[2].partition("<!-- end -->")[0]
-    for line in block.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not cells[0].replace(",", "").isdecimal():
-            continue
-        length = int(cells[0].replace(",", ""))
-        for cell, (way, method, twice) in zip(cells[1:], WAYS, strict=True):
-            asked = Job(shape_of("smollm2-135m"), method, 1, length, checkpointing=twice,
-                        flash=keeps_no_scores("cpu", length), program=DANLU_CPU)  # fmt: skip
-            measured_gb = float(cell.partition(" GB")[0])
-            yield Row(
-                "bench-length", f"bench-length: {way}, 1 x {length}", asked, OWN, "resident", measured_gb * 1e9, 5e6
-            )
 
 
 def _write(path: Path, one: Asked) -> None:

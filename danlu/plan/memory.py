@@ -249,7 +249,7 @@ def _at_loss(job: Job) -> list[Part]:
     last = back if back.bytes > logits.bytes else logits
     kept = sum(of.bytes for of in _blocks(job))
     if job.checkpointing:
-        kept, again = job.shape.blocks * job.shape.width * job.number * job.tokens, _one_block(job)
+        kept, again = job.shape.blocks * job.shape.width * job.number * job.tokens + _holes(job), _one_block(job)
         why = "the states between {blocks} blocks, of {tokens} tokens"
         is_later = again + back.bytes > logits.bytes  # the logits are gone when a block is computed a second time
         if is_later or job.program.keeps_freed:
@@ -287,7 +287,12 @@ def _blocks(job: Job) -> list[Part]:
     shape = job.shape
     per_token = shape.blocks * shape.width * (shape.norms * _norm(job) + job.program.rest)
     per_token += _attention(job) + _inner(job) + _inputs(job)
-    return [Part("blocks", per_token * job.tokens + _scores(job), "")]
+    return [Part("blocks", per_token * job.tokens + _scores(job) + _holes(job), "")]
+
+
+def _holes(job: Job) -> float:
+    """What lies free between what blocks keep."""
+    return job.program.holes * job.shape.blocks * job.shape.width * job.tokens
 
 
 def _norm(job: Job) -> float:
@@ -366,7 +371,8 @@ def _logits(job: Job) -> Part:
     at_once = min(tokens, program.chunk_tokens) * program.chunk_logit * vocabulary
     made = (whole + at_once) * job.has_logits
     if program.chunk_tokens and job.method == "full" and job.has_logits:
-        made += vocabulary * job.shape.width * 4  # the head's gradient is made on the way forward
+        # the head's gradient is made on the way forward, of many rows at once
+        made += vocabulary * (job.shape.width * 4 + min(tokens, program.head_rows) * job.number)
     why = "scores of {vocabulary} tokens, their float32 copy and gradient, for {tokens} tokens at a time"
     chunk = tokens if program.logit else min(tokens, program.chunk_tokens)
     return Part("logits", made, why, (("vocabulary", f"{vocabulary:,}"), ("tokens", f"{chunk:,}")))

@@ -29,6 +29,7 @@ class Program:
         quantized_heads: copies of the head, in the model's format, that loading quantized weights leaves.
         logit: of each logit of a pass, from the loss to the first step back.
         chunk_tokens, chunk_logit: where logits are made for so many tokens at a time: of each of those.
+        head_rows: tokens whose logits' gradient stands at once, in the model's format, for a trained head.
         score: of each of attention's scores, where it keeps them; 0 is d.
         remakes_scores: whether attention that keeps no scores makes those of one block whole on its way back.
         keeps_freed: whether logits that are gone still lie in memory when a block is computed again.
@@ -37,6 +38,7 @@ class Program:
         mean: of each of the optimizer's means of such a weight; 0 is d.
         forgets: whether keys and values that no window reaches any more are given up.
         rest: of each number between blocks, token by token and block by block: what no other line counts.
+        holes: likewise, with and without checkpointing: what lies free between what stays.
         slack: share of what is allocated that the allocator holds besides.
         floor: bytes of the runtime, with nothing loaded.
         word: of a tokenizer, for each token that it knows.
@@ -56,6 +58,7 @@ class Program:
     logit: float = 12
     chunk_tokens: int = 0
     chunk_logit: float = 0
+    head_rows: int = 0
     score: float = 6
     remakes_scores: bool = False
     keeps_freed: bool = False
@@ -64,6 +67,7 @@ class Program:
     gradient: float = 0
     mean: float = 0
     rest: float = 0
+    holes: float = 0
     slack: float = 0
     floor: float = 0
     word: float = 0
@@ -73,12 +77,14 @@ class Program:
 # exist for 256 tokens at a time: scores, their float32 copy, its logarithms, and the gradient.
 _KEPT: dict[str, Any] = {
     "rms_norm": 0, "trained_norm": 0, "gated": 2, "adapter_input": 2, "adapter_dropout": 0.41, "shares_input": True,
-    "logit": 0, "chunk_tokens": 256, "chunk_logit": 12, "score": 0, "master": 4, "gradient": 4, "mean": 4,
-    "forgets": False,
+    "logit": 0, "chunk_tokens": 256, "chunk_logit": 12, "head_rows": 1024, "score": 0, "master": 4, "gradient": 4,
+    "mean": 4, "forgets": False,
 }  # fmt: skip
-# `rest`, and what a processor's row has, are fitted on runs (benchmarks/plan.py --runs): texts are laid side by side
-# for attention, and the way back of a block holds more than the block.
-# On a card: what the driver and torch's own libraries take, and what the allocator holds in holes.
+# `rest` of a card is guessed from a processor's: texts are laid side by side for attention, and the way back of a block
+# holds more than the block. Besides, what the driver and torch's own libraries take, and what lies in holes.
 DANLU = Program(**_KEPT, rest=3.7, slack=0.05, floor=0.6e9)
-# On a processor: the interpreter with torch and transformers loaded; Gemma's tokenizer of 262,144 tokens takes 0.3 GB.
-DANLU_CPU = Program(**_KEPT, rest=3.7, slack=0.08, floor=0.61e9, word=1000, keeps_freed=True)
+# On a processor the gradient is written over the scores. `holes`, `slack` and `floor` (the interpreter with torch and
+# transformers loaded) are fitted on runs (benchmarks/plan.py --runs); Gemma's tokenizer of 262,144 tokens takes 0.3 GB.
+DANLU_CPU = Program(
+    **_KEPT | {"chunk_logit": 2}, rest=1.1, holes=4.6, slack=0.1, floor=0.58e9, word=1000, keeps_freed=True
+)

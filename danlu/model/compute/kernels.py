@@ -142,19 +142,20 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and not len(hidden) else None
-        for block in _slices(0, len(hidden), WEIGHT_BLOCK):
-            pulls = hidden.new_empty(block.stop - block.start, len(weight)) if ctx.needs_input_grad[1] else None
+        is_trained = ctx.needs_input_grad[1]
+        of_weight = torch.zeros_like(weight) if is_trained and not len(hidden) else None
+        size = WEIGHT_BLOCK if is_trained else LOSS_CHUNK
+        room = hidden.new_empty(min(size, len(hidden)), len(weight))
+        for block in _slices(0, len(hidden), size):
             for rows in _slices(block.start, block.stop, LOSS_CHUNK):
-                place = None if pulls is None else pulls[rows.start - block.start : rows.stop - block.start]
-                logits = torch.mm(hidden[rows], weight.T, out=place)
-                losses[rows], pull = _loss_and_pull(logits, targets[rows])
+                place = room[rows.start - block.start : rows.stop - block.start]
+                losses[rows], pull = _loss_and_pull(torch.mm(hidden[rows], weight.T, out=place), targets[rows])
                 if grad is not None:
                     grad[rows] = pull @ weight
-                if place is not None and pull is not place:
+                if is_trained and pull is not place:
                     place.copy_(pull)
-            if pulls is not None:
-                product = pulls.T @ hidden[block]
+            if is_trained:
+                product = room[: block.stop - block.start].T @ hidden[block]
                 of_weight = product if of_weight is None else of_weight.float().add_(product)
         ctx.save_for_backward(grad, of_weight, *((hidden, weight, targets) if of_weight is not None else (None,) * 3))
         return losses
@@ -206,8 +207,9 @@ class _HeadLossOfRows(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad, own = torch.empty_like(hidden), rows.to(hidden.dtype)
         of_rows = hidden.new_empty(len(hidden), len(indices))  # the loss's gradient at these tokens' scores
+        room = hidden.new_empty(min(LOSS_CHUNK, len(hidden)), len(weight))
         for part in _slices(0, len(hidden), LOSS_CHUNK):
-            logits = hidden[part] @ weight.T
+            logits = torch.mm(hidden[part], weight.T, out=room[: part.stop - part.start])
             logits[:, indices] = hidden[part] @ own.T
             losses[part], pull = _loss_and_pull(logits, targets[part])
             of_rows[part] = pull[:, indices]
