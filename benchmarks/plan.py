@@ -127,7 +127,8 @@ def own_block(found: Sequence[Judged], language: str) -> str:
         lines = [
             f"{len(found)} 次运行（{os.cpu_count()} 核 {cpu_name()}，两步训练，常驻内存的峰值，{AGAIN} 次的中位数）："
             f"误差中位数 {median:.1%}，最大 {worst:.1%}。",
-            "三个常数（运行环境、保留数据之间的空隙、整体的比例）在一半上拟合、在另一半上检验。命令：`make bench-plan ARGS=--runs`。",
+            "三个常数（运行环境、保留数据之间的空隙、整体的比例）在一半上拟合、在另一半上检验。"
+            "命令：`make bench-plan ARGS=--runs`。",
             "",
             "| 运行 | 实测 | 预测 | 误差 |",
         ]
@@ -135,8 +136,8 @@ def own_block(found: Sequence[Judged], language: str) -> str:
         lines = [
             f"{len(found)} runs ({where}; two steps, the highest resident memory, the middle one of {AGAIN}): "
             f"the median error is {median:.1%}, the worst {worst:.1%}.",
-            "Three constants (runtime, what lies free between what is kept, a share of all) are fitted on one half and judged on the other. "
-            "Command: `make bench-plan ARGS=--runs`.",
+            "Three constants (runtime, what lies free between what is kept, a share of all) are fitted on one half and "
+            "judged on the other. Command: `make bench-plan ARGS=--runs`.",
             "",
             "| run | measured | predicted | error |",
         ]
