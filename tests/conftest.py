@@ -1,5 +1,6 @@
 """Fixtures that many tests share, and the order of tests."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ _TERMINAL = {
 
 # Tiny models: a second thread costs more than it saves.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand tests and what they import stay: whoever collects garbage need not look through them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

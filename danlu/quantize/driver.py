@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from danlu.data.chat import Chat
 from danlu.data.formats import Message
-from danlu.device import Device, is_out_of_memory, release_memory
+from danlu.device import Device, give_back_memory, is_out_of_memory, release_memory
 from danlu.errors import ConfigError, DiskError, MemoryShortage, ModelError, disk_faults, size_in_words
 from danlu.fingerprint import of_value, of_weights
 from danlu.journal import claimed
@@ -339,7 +339,7 @@ class _Making:
     def _let_go(self, number: int) -> None:
         """The block's memory. Its tensors were written."""
         self.blocks.list[number].to("meta")
-        release_memory()
+        give_back_memory()
 
     # -- files -----------------------------------------------------------------------------------------------
 
