@@ -10,8 +10,9 @@ import danlu
 ROOT = Path(danlu.__file__).parent
 ROWS = [
     "errors", "fingerprint", "words", "config", "processes", "device", "journal", "track", "spec", "hub", "native",
-    "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve", "report", "recipe",
-    "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "ui", "commands", "cli", "__main__",
+    "loopback", "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve", "report",
+    "recipe", "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "ui", "commands", "cli",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from danlu.device import DtypeName
 from danlu.errors import DanluError
-from danlu.evaluate.client import Server, is_address
-from danlu.evaluate.kept import Kept
+from danlu.evaluate.client import Server, is_address, text_of
+from danlu.evaluate.kept import AT_ONCE, Kept
 from danlu.evaluate.rows import FaultyRow, Row
 from danlu.evaluate.scale import Failed
 from danlu.fingerprint import of_value, of_weights
@@ -31,6 +31,8 @@ def asked(row: Row) -> str:
 
 class LocalModel:
     """A model on this machine."""
+
+    at_once = AT_ONCE
 
     def __init__(self, name: str, dtype: DtypeName = "auto", accept_licence: bool = False, say: Say = silent) -> None:
         directory = resolve(name, cache=cache_directory(), say=say, accept_licence=accept_licence)
@@ -80,6 +82,7 @@ class RemoteModel:
 
     def __init__(self, address: str, concurrency: int = 8) -> None:
         self.server = Server(address, concurrency)
+        self.at_once = max(AT_ONCE, 2 * concurrency)
         self.identity = of_value([self.server.url, self.server.model])
 
     def answer(self, texts: Sequence[str], max_new_tokens: int) -> list[str | Failed]:
@@ -93,8 +96,13 @@ class RemoteModel:
     def _said(self, answer: dict[str, Any] | Failed) -> str | Failed:
         if isinstance(answer, Failed):
             return answer
-        said = answer["choices"][0]["message"].get("content")
-        return said.strip() if isinstance(said, str) else Failed("the server's answer has no text")
+        choice = answer["choices"][0]
+        said = text_of(choice["message"].get("content"))
+        if said is None:
+            return Failed("the server's answer has no text")
+        if not said.strip() and choice.get("finish_reason") == "length":
+            return Failed("its tokens were used up before it said anything; raise max_new_tokens")
+        return said.strip()
 
     def close(self) -> None:
         pass
@@ -118,7 +126,12 @@ def answered(
     good = [row for row in rows if isinstance(row, Row) and asked(row)]
     keys = [of_value(["answer", asked(row), max_new_tokens, model.identity]) for row in good]
     said = kept.answers(
-        keys, lambda places: model.answer([asked(good[at]) for at in places], max_new_tokens), str, str, told
+        keys,
+        lambda places: model.answer([asked(good[at]) for at in places], max_new_tokens),
+        str,
+        str,
+        told,
+        model.at_once,
     )
     by_id = {row.id: one for row, one in zip(good, said, strict=True)}
     return [_with_answer(row, by_id.get(row.id)) for row in rows]

@@ -19,6 +19,7 @@ import httpx
 
 from danlu.errors import ConfigError, ModelError
 from danlu.evaluate.scale import Failed
+from danlu.loopback import PAST_PROXIES
 
 KEY_VARIABLE = "DANLU_JUDGE_KEY"
 
@@ -47,6 +48,7 @@ class Server:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url, _, name = address.partition("#")
+        _refuse_secrets(self.url)
         self.concurrency, self._sleep = concurrency, sleep
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
@@ -54,6 +56,7 @@ class Server:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=_TIMEOUT,
             transport=transport,
+            mounts=PAST_PROXIES,
         )
         self.model = name or self._only_model()
 
@@ -74,15 +77,16 @@ class Server:
             except httpx.TransportError as error:
                 reason, asked = f"{type(error).__name__}: {error}", None
             else:
-                if answer.is_success:
+                status = _status(answer)
+                if 200 <= status < 300:
                     return _object(answer)
-                reason, asked = f"{answer.status_code}: {_said(answer)}", retry_after(answer)
-                if answer.status_code in _FOR_ALL:
+                reason, asked = f"{status}: {_said(answer)}", retry_after(answer)
+                if status in _FOR_ALL:
                     raise ModelError(
                         f"{self.url}: {reason}",
                         fix=f"check the address, the model ({self.model}), and the key in {KEY_VARIABLE}",
                     )
-                if answer.status_code not in _AGAIN:
+                if status not in _AGAIN:
                     return Failed(f"the server says {reason}")
             if left:
                 self._sleep(min(LONGEST_WAIT, wait * random.uniform(1, 1.25) if asked is None else asked))
@@ -105,22 +109,55 @@ class Server:
         return names[0]
 
 
+def _refuse_secrets(url: str) -> None:
+    """Raise ConfigError for an address that no report could name: one with a password, or with a query."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url}: {error}", allowed="http://host:8000/v1#model") from None
+    if parsed.userinfo or parsed.query:
+        raise ConfigError(
+            f"the address of {parsed.host} holds {'a name or a password' if parsed.userinfo else 'a query'}",
+            allowed="http://host:8000/v1#model: reports name it",
+            fix=f"give a key in {KEY_VARIABLE}",
+        )
+
+
+def text_of(content: Any) -> str | None:
+    """What a message says: a text, or the texts among its parts, as servers of models that think send them."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(str(part.get("text", "")) for part in parts)
+    return content if isinstance(content, str) else None
+
+
 def is_address(name: str) -> bool:
     """Whether a judge or a model is a server."""
     return name.startswith(("http://", "https://"))
 
 
 def retry_after(answer: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait: a number, or a date; None where it says nothing."""
+    """Seconds that the server asks to wait: a number, or a date; None where it says nothing, or not to wait at all."""
     said = answer.headers.get("retry-after", "").strip()
-    if said.replace(".", "", 1).isdigit():
-        return float(said)
+    if said.isascii() and said.replace(".", "", 1).isdigit():
+        return float(said) or None
     try:
         at = parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    left = (at - datetime.now(UTC)).total_seconds()
+    return left if left > 0 else None
+
+
+def _status(answer: httpx.Response) -> int:
+    """Its status; of a 200 around an error, as gateways send it, the one that the error names."""
+    try:
+        code = answer.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return answer.status_code
+    is_status = isinstance(code, int) and 400 <= code < 600
+    return int(code) if answer.is_success and is_status else answer.status_code
 
 
 def _object(answer: httpx.Response) -> dict[str, Any] | Failed:

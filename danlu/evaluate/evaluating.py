@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from danlu.errors import DanluError
 from danlu.evaluate import prompts
 from danlu.evaluate.judge import Judge
-from danlu.evaluate.kept import Kept, reading_from_json, reading_to_json
+from danlu.evaluate.kept import AT_ONCE, Kept, reading_from_json, reading_to_json
 from danlu.evaluate.overlap import baseline
 from danlu.evaluate.prior import by_language, mean_distribution, saying_nothing
 from danlu.evaluate.rows import FaultyRow, Row
@@ -92,6 +92,7 @@ def read(
         reading_to_json,
         reading_from_json,
         told,
+        max(AT_ONCE, getattr(judge, "at_once", AT_ONCE)),  # more, where as many are asked side by side
     )
     return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from danlu.errors import ConfigError
 from danlu.evaluate import prompts
-from danlu.evaluate.client import Server
+from danlu.evaluate.client import Server, text_of
 from danlu.evaluate.judge import VERSION, reading_of
 from danlu.evaluate.rows import Row, is_chinese
 from danlu.evaluate.rubrics import Rubric
@@ -22,6 +22,9 @@ from danlu.fingerprint import of_value
 TOP = 20  # OpenAI's most
 SAMPLE_TOKENS = 8  # a score, with what may stand around it
 ANSWER_TOKENS = 2  # of an answer that is a score, for the estimate
+
+_ROUNDING = 1e-3  # how far above zero a log-probability may be
+_UNTOLD = Failed("the server gives no log-probabilities for it")
 
 
 class RemoteJudge:
@@ -34,6 +37,8 @@ class RemoteJudge:
     def __init__(self, server: Server, samples: int | None = None) -> None:
         self.server, self.samples = server, samples
         self.name = server.name
+        self.at_once = 2 * server.concurrency
+        self._tells = False  # log-probabilities: of one row at least
         self.identity = of_value([server.url, server.model, samples, VERSION])
 
     def read(self, rubric: Rubric, rows: Sequence[Row]) -> list[Reading | Failed]:
@@ -46,8 +51,34 @@ class RemoteJudge:
                 found.append(Failed(""))
             except prompts.Unjudgeable as error:
                 found.append(Failed(str(error)))
-        answers = iter(self.server.chat(bodies))
-        return [self._reading(rubric, next(answers)) if one == Failed("") else one for one in found]
+        answers = iter(self._chat(bodies))
+        readings = [self._reading(rubric, next(answers)) if one == Failed("") else one for one in found]
+        self._tells = self._tells or any(isinstance(one, Reading) for one in readings)
+        if _UNTOLD in readings and not self._tells:
+            raise ConfigError(
+                f"{self.name} gives no log-probabilities",
+                fix="set judge_samples=10, which asks so many times and counts, or name another judge",
+            )
+        return readings
+
+    def _chat(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        """An answer each. A server that gives fewer samples than it is asked for is asked again for the rest."""
+        answers = self.server.chat(bodies)
+        while lacking := [(at, count) for at, answer in enumerate(answers) if (count := self._lacks(answer))]:
+            more = self.server.chat([{**bodies[at], "n": count} for at, count in lacking])
+            for (at, _), one in zip(lacking, more, strict=True):
+                answer = answers[at]
+                if isinstance(answer, Failed) or isinstance(one, Failed):
+                    answers[at] = one
+                else:
+                    answers[at] = {**answer, "choices": [*answer["choices"], *one["choices"]]}
+        return answers
+
+    def _lacks(self, answer: dict[str, Any] | Failed) -> int:
+        """How many samples are missing."""
+        if isinstance(answer, Failed) or self.samples is None:
+            return 0
+        return max(0, self.samples - len(answer["choices"]))
 
     def _body(self, rubric: Rubric, row: Row) -> dict[str, Any]:
         text = f"{prompts.question(rubric, row)}\n\n{prompts.lead(rubric, row)}"
@@ -61,25 +92,25 @@ class RemoteJudge:
             return answer
         try:
             return self._counted(rubric, answer) if self.samples is not None else self._summed(rubric, answer)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             return Failed(f"the server's answer is not read: {type(error).__name__}: {error}"[:200])
 
     def _summed(self, rubric: Rubric, answer: dict[str, Any]) -> Reading | Failed:
         logprobs = answer["choices"][0].get("logprobs")
-        if not logprobs or not logprobs.get("content"):
-            raise ConfigError(
-                f"{self.name} gives no log-probabilities",
-                fix="set judge_samples=10, which asks so many times and counts, or name another judge",
-            )
+        content = logprobs.get("content") if isinstance(logprobs, dict) else None
+        if not content or not (told := content[0]["top_logprobs"]):
+            return _UNTOLD
         masses = dict.fromkeys(rubric.scores, 0.0)
-        for one in logprobs["content"][0]["top_logprobs"]:
-            score = score_of(one["token"])
-            if score in masses:
-                masses[score] += math.exp(one["logprob"])
+        for one in told:
+            score, logprob = score_of(one["token"]), one["logprob"]
+            if score in masses and logprob is not None:  # null is how JSON has minus infinity
+                if logprob > _ROUNDING:
+                    raise ValueError(f"a log-probability of {logprob}")
+                masses[score] += math.exp(logprob)
         return reading_of(list(masses.values()))
 
     def _counted(self, rubric: Rubric, answer: dict[str, Any]) -> Reading | Failed:
-        said = [score_of(choice["message"]["content"]) for choice in answer["choices"]]
+        said = [score_of(text_of(choice["message"]["content"])) for choice in answer["choices"]]
         masses = [sum(score == one for one in said) / len(said) for score in rubric.scores]
         return reading_of(masses)
 

@@ -21,6 +21,7 @@ from prometheus_client import Gauge
 
 from danlu.data.records import Message
 from danlu.errors import ModelError
+from danlu.loopback import PAST_PROXIES
 from danlu.serve.backends import Ended
 from danlu.serve.faults import ApiFault, closing
 from danlu.serve.metrics import Metrics
@@ -75,6 +76,7 @@ class Remote:
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # the deadline of each request is kept here
             limits=httpx.Limits(max_connections=None),
             transport=transport,
+            mounts=PAST_PROXIES,
         )
         running = Gauge("danlu_requests_running", "prompts that the backend has", registry=self.metrics.registry)
         running.set_function(lambda: self.places_taken)
