@@ -59,6 +59,7 @@ _MARKS = (
     "\u0900-\u0963\u0966-\u0dff\u200c\u200d"
 )
 _WORD = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])(?:[^\W_]|[{_MARKS}]))+")
+_MINUS = re.compile(r"(?<![\w)])[-\u2212\uff0d](?=[.\uff0e]?\d)")  # before a number, and not between two: 2020-21
 _ARTICLES = {"a", "an", "the"}
 
 
@@ -74,8 +75,12 @@ def length(text: str) -> int:
 
 
 def exact_match(answer: str, truth: str) -> float:
-    """1 where both have the same words, articles and punctuation left out (Rajpurkar et al. 2016, SQuAD); else 0."""
-    return float(_told(answer) == _told(truth))
+    """1 where both have the same words, articles and punctuation left out (Rajpurkar et al. 2016, SQuAD); else 0.
+
+    The sign of a number is no punctuation: -5 is not 5.
+    """
+    ours, wanted = (_told(_MINUS.sub(" minus ", text)) for text in (answer, truth))
+    return float(ours == wanted)
 
 
 def token_f1(answer: str, truth: str) -> float:
@@ -155,20 +160,22 @@ class Overlap:
     Attributes:
         beside: the other text that it needs; None where the answer is enough.
         of: (answer, that text) -> a number.
+        most: that it can be; the least is 0.
     """
 
     beside: Literal["truth", "context"] | None
     of: Callable[[str, str], float]
+    most: float | None = 1.0
 
 
 OVERLAPS: dict[str, Overlap] = {
     "exact_match": Overlap("truth", exact_match),
     "token_f1": Overlap("truth", token_f1),
-    "chrf": Overlap("truth", chrf),
+    "chrf": Overlap("truth", chrf, 100.0),
     "rouge_l": Overlap("truth", rouge_l),
     "source_precision": Overlap("context", source_precision),
     "source_recall": Overlap("context", source_recall),
-    "length": Overlap(None, lambda answer, _: float(length(answer))),
+    "length": Overlap(None, lambda answer, _: float(length(answer)), None),
 }
 
 

@@ -79,15 +79,16 @@ class Row:
         return of_value([self.question, self.context, self.truth, self.answer, self.language])
 
     def rating(self, name: str) -> float:
-        """What people said of it. Raises DataError where that is no number."""
+        """What people said of it: a number, or its digits, as tables hold them. Raises DataError for all else."""
         value = self.others.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        number = _number_of(value)
+        if number is None:
             raise DataError(
                 f"{self.place}: no rating {name!r}" if value is None else f"{self.place}: {name}: {value!r:.80}",
                 allowed="a number",
                 fix=f"columns here: {', '.join(map(str, self.others)) or 'none besides'}",
             )
-        return float(value)
+        return number
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,16 @@ def _text_of(value: Any) -> str | None:
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return "\n\n".join(value)
     return None
+
+
+def _number_of(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def language_of(row: Row) -> Language:

@@ -188,6 +188,16 @@ def test_overlap_alone_can_be_trained(tmp_path):
         train_judge(path, tmp_path / "other", TrainOptions(judge=None, measure="relevance", rating="mark"))
 
 
+def test_ratings_of_a_table_are_numbers_too():
+    def rating(value):
+        return Row("1", "f:1", "a", others={"stars": value}).rating("stars")
+
+    assert [rating(value) for value in (4, 4.5, "4", " 4.5 ")] == [4, 4.5, 4, 4.5]
+    for value in (None, True, "", "four", "4/5", "nan", float("inf"), 10**400, [4]):
+        with pytest.raises(DataError):
+            rating(value)
+
+
 def test_what_is_wrong_is_said(tmp_path):
     path = written(tmp_path / "rated.jsonl", rated())
     with pytest.raises(DataError, match="no row has the rating 'relevance'"):

@@ -29,6 +29,23 @@ def test_exact_match_leaves_out_case_articles_and_punctuation():
     assert exact_match("Paris, France", "Paris") == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        ("-5", "5", 0),
+        ("(-5)", "−5.", 1),
+        ("minus 5", "-5", 1),
+        ("－５", "-5", 1),
+        ("-.5", ".5", 0),
+        ("2020-21", "2020 21", 1),
+        ("3.14", "314", 0),
+        ("a well-known 5", "well known 5", 1),
+    ],
+)
+def test_the_sign_of_a_number_counts(answer, truth, expected):
+    assert exact_match(answer, truth) == exact_match(truth, answer) == expected
+
+
 def test_token_f1_by_hand():
     # Of 3 and 2 words 2 are shared: 2 × 2 / 5.
     assert token_f1("Paris in France", "the Paris France") == pytest.approx(0.8)
