@@ -32,7 +32,7 @@ class Kept:
         self.path = path
         self._values: dict[str, Any] = {}
         if path is not None and path.exists():
-            for line in path.read_text("utf-8", errors="replace").splitlines():
+            for line in path.read_text("utf-8", errors="replace").split("\n"):  # a text may hold other line ends
                 with suppress(ValueError, KeyError, TypeError):
                     row = json.loads(line)
                     self._values[row["key"]] = row["value"]

@@ -61,15 +61,33 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows({name: _cell(value) for name, value in one.items()} for one in flat)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would work out as a formula stands behind an apostrophe; rows.jsonl has it as it is."""
+    is_formula = isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(value)
+    return f"'{value}" if is_formula else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_lines(path: Path) -> list[Any]:
+    """What rows.jsonl holds. Lines end with a newline alone: a text in them may hold U+2028 or U+0085 as it is."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def read_evaluation(folder: Path) -> tuple[Evaluated, dict[str, Any]]:
     """What an earlier evaluation found, and its summary. Raises DataError for a folder that holds no whole one."""
-    path = folder / ROWS
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        lines = read_lines(folder / ROWS)
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
         rows = [_row(one) for one in lines]
         judged = {name: [_judged(one["measures"][name]) for one in lines] for name in summary["measures"]}

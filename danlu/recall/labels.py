@@ -46,7 +46,7 @@ _FIELDS = {field.name for field in fields(Query)} - {"top", "channels"}
 def read_labels(path: Path) -> list[Label]:
     """Raises DataError, with the line, for what is no label."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # a text may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     rows = [

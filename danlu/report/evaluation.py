@@ -6,13 +6,13 @@ all rows stand in the files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from danlu.errors import DataError
+from danlu.evaluate.written import ROWS, read_lines
 from danlu.journal import write_atomic
 from danlu.report.numbers import fixed
 from danlu.report.page import page, section, table
@@ -26,7 +26,7 @@ _BAR, _HEIGHT = 14, 40  # pixels of the picture of a distribution
 def write_evaluation_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write report.html beside the files of an evaluation, whole or not at all. Raises DataError without them."""
     try:
-        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text("utf-8").splitlines()]
+        rows = read_lines(folder / ROWS)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no evaluation: {error}") from None
     path = folder / "report.html"
