@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
@@ -60,7 +59,7 @@ def evaluate(
     if (answers is None) == (data is None):
         raise ConfigError("give a file of answers, or --data with --models", allowed="one of the two")
     if data is not None:
-        _of_models(evaluate_models(data, out, chosen, news, _embed), out, chosen)
+        _of_models(evaluate_models(data, out, chosen, news, _embed), chosen)
         return
     assert answers is not None
     for name in ("models", "max_new_tokens", "general"):
@@ -72,13 +71,12 @@ def evaluate(
     check(outcome, chosen)
 
 
-def _of_models(found: OfModels, out: Path, options: ModelsOptions) -> None:
+def _of_models(found: OfModels, options: ModelsOptions) -> None:
     for at, (name, outcome) in enumerate(found.outcomes.items()):
         say(name)
         OUT.print(table(outcome))
         beside = {"differences": {name: found.summary["differences"][name]}} if at else {}
-        folder = next(out.glob(f"{at + 1}-*"))
-        say(str(write_evaluation_report(folder, {**outcome.summary, **beside})))
+        say(str(write_evaluation_report(outcome.folder, {**outcome.summary, **beside})))
     if found.summary["differences"]:
         OUT.print(beside_first(found.summary))
     for outcome in found.outcomes.values():

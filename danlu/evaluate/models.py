@@ -32,7 +32,7 @@ from danlu.evaluate.rows import FaultyRow, Row, read_rows
 from danlu.evaluate.scale import Failed
 from danlu.evaluate.summary import differences
 from danlu.evaluate.trained import TrainedJudge
-from danlu.evaluate.whole import Outcome, evaluate_rows
+from danlu.evaluate.whole import Outcome, earlier, evaluate_rows
 from danlu.fingerprint import of_value
 from danlu.hub import Say, silent
 from danlu.journal import claimed, write_atomic
@@ -82,6 +82,7 @@ def evaluate_models(
     questions = choices.checked(read_rows(data, options.language, answers=False))
     if not any(isinstance(row, Row) and row.given("question") for row in questions):
         raise ConfigError(f"{data}: no row has a question", fix="name the column question, query or prompt")
+    before = earlier(options)
     with claimed(out, say):
         kept = written.kept_in(out)
         folders = {name: out / f"{at}-{_as_folder(name)}" for at, name in enumerate(names, 1)}
@@ -93,7 +94,7 @@ def evaluate_models(
         gates.check_bounds(options.fail_under, {**rubrics, **OVERLAPS, **dict.fromkeys(choices.WAYS)})
         judge = open_judge(options, say, open_embed)
         outcomes = {
-            name: evaluate_rows(rows, rubrics, judge, folders[name], options, say, {"model": name}, picks[name])
+            name: evaluate_rows(rows, rubrics, judge, folders[name], options, say, {"model": name}, picks[name], before)
             for name, rows in sets.items()
         }
         summary = _compared(outcomes, judge, kept, say)

@@ -28,11 +28,18 @@ from danlu.journal import claimed
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found, and its figures."""
+    """What was found, and its figures.
+
+    Attributes:
+        folder: where it stands.
+        before: what it must not be worse than, as it was before this was written: it may have stood there too.
+    """
 
     found: Evaluated
     summary: dict[str, Any]
     rubrics: Mapping[str, Rubric]
+    folder: Path
+    before: Evaluated | None = None
 
 
 def evaluate_file(
@@ -45,10 +52,16 @@ def evaluate_file(
     rows = read_rows(answers, options.language)
     rubrics = rubrics_for(options, rows, say)
     gates.check_bounds(options.fail_under, {**rubrics, **OVERLAPS})
-    if options.fail_if_worse_than is not None:
-        written.read_evaluation(Path(options.fail_if_worse_than))
+    before = earlier(options)
     written.check_out(out)
-    return evaluate_rows(rows, rubrics, open_judge(options, say, open_embed), out, options, say)
+    return evaluate_rows(rows, rubrics, open_judge(options, say, open_embed), out, options, say, before=before)
+
+
+def earlier(options: EvaluateOptions) -> Evaluated | None:
+    """What `fail_if_worse_than` names. Raises DataError where it is no evaluation."""
+    if options.fail_if_worse_than is None:
+        return None
+    return written.read_evaluation(Path(options.fail_if_worse_than))[0]
 
 
 def evaluate_rows(
@@ -60,12 +73,14 @@ def evaluate_rows(
     say: Say = silent,
     settings: Mapping[str, Any] | None = None,
     figures: Mapping[str, Mapping[str, float]] | None = None,
+    before: Evaluated | None = None,
 ) -> Outcome:
     """`evaluate_file` of rows and a judge that are there already.
 
     Args:
         settings: what else the summary is to tell.
         figures: id of a row -> what else was measured of it.
+        before: what it must not be worse than.
     """
     if isinstance(judge, TrainedJudge):
         for rubric in rubrics.values():
@@ -87,12 +102,12 @@ def evaluate_rows(
             hits = contaminated(rows, Path(options.training_data))
             summary["contamination"] = {"hits": sum(hits), **without(found, rubrics, hits)}
         written.write(out, found, summary)
-    return Outcome(found, summary, rubrics)
+    return Outcome(found, summary, rubrics, out, before)
 
 
 def check(outcome: Outcome, options: EvaluateOptions) -> None:
     """Raise NotJudged or GateFailed where the outcome is not good enough."""
     gates.check_judged(outcome.summary, options.max_failed)
     gates.check_under(outcome.summary, options.fail_under)
-    if options.fail_if_worse_than is not None:
-        gates.check_worse(written.read_evaluation(Path(options.fail_if_worse_than))[0], outcome.found)
+    if outcome.before is not None:
+        gates.check_worse(outcome.before, outcome.found)

@@ -49,10 +49,9 @@ def _run(options: EvaluateStep, place: Place, start: Product, show: Show, go_on:
     chosen = ModelsOptions.model_validate(given)
     with opened(place, options, show, go_on) as journal:
         found = evaluate_models(Path(options.data), journal.directory / "evaluation", chosen, show.say, _embed)
-        for at, (name, outcome) in enumerate(found.outcomes.items()):
-            folder = next((journal.directory / "evaluation").glob(f"{at + 1}-*"))
-            write_evaluation_report(folder, outcome.summary)
-            journal.event("evaluated", f"{name}: {folder / 'report.html'}", **_figures(outcome.summary))
+        for name, outcome in found.outcomes.items():
+            report = write_evaluation_report(outcome.folder, outcome.summary)
+            journal.event("evaluated", f"{name}: {report}", **_figures(outcome.summary))
         summaries = {name: outcome.summary for name, outcome in found.outcomes.items()}
         journal.result("evaluation", {**found.summary, "summaries": summaries})
         check(next(iter(found.outcomes.values())), chosen)

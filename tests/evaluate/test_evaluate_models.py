@@ -134,3 +134,14 @@ def test_answers_and_data_are_one_or_the_other(call, tmp_path):
         code, _, news = call("evaluate", *arguments, "--out", tmp_path / "out")
         assert code == 2, news
     assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_each_report_stands_by_its_own_model_where_others_were_before(call, models, tmp_path):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    data.write_text(json.dumps({"question": "Where?", "truth": "There"}) + "\n")
+    one, two = map(str, models)
+    for names in (f"{one},{two}", f"{two},{one}"):
+        call("evaluate", "--data", data, "--models", names, "--judge", "null", "--max_new_tokens", "2", "--out", out)
+    for folder in ("1-one", "1-two", "2-one", "2-two"):
+        made = [(out / folder / name).stat().st_mtime for name in ("summary.json", "report.html")]
+        assert made[0] <= made[1]
