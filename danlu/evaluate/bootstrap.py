@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 
 # Draws held in memory at once: (samples, groups) of 8-byte numbers, so about 32 MB.
 _DRAWS_AT_ONCE = 4_000_000
+_ROUNDING = 1e-9  # of a sum of many figures
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Interval:
     def excludes_zero(self) -> bool:
         """Whether a change of this size is more than chance."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def is_point(self) -> bool:
+        """Whether its ends are the same, but for rounding."""
+        return self.high - self.low <= _ROUNDING * max(1.0, abs(self.value))
 
 
 def bootstrap_difference(
@@ -79,6 +85,24 @@ def bootstrap_mean(
     _check_lengths(values=values, groups=groups)
     totals = _totals_by_group(_pairs("values", [(value, 1.0) for value in values]), groups)  # (groups, 2)
     return _interval(totals, _mean, samples, level, seed)
+
+
+def unlike(interval: Interval, count: int, ends: tuple[float, float]) -> Interval:
+    """The interval of `count` examples that are all the same, which says nothing by itself: so are all resamples.
+
+    Where none of `count` differs, a share of at most 1 - (1 - level)^(1 / count) of all do, with confidence `level`
+    (about 3 / count: Hanley & Lippman-Hand 1983, "If nothing goes wrong, is everything all right?"). Those could be
+    at either end of the scale. Any other interval is given back as it is.
+
+    Args:
+        count: of examples, or of groups.
+        ends: lowest and highest value that one can have.
+    """
+    if not interval.is_point:
+        return interval
+    share, value = 1 - (1 - interval.level) ** (1 / count), interval.value
+    low, high = value - share * (value - ends[0]), value + share * (ends[1] - value)
+    return Interval(value, min(value, low), max(value, high), interval.level)
 
 
 def _mean(sums: Floats) -> Floats:

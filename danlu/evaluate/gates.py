@@ -14,15 +14,23 @@ from danlu.evaluate.summary import differences
 
 
 def check_judged(summary: Mapping[str, Any], allowed: float) -> None:
-    """Raise NotJudged where more than this share of rows failed, of any measure."""
-    for name, one in summary["measures"].items():
-        if one["failed"] > allowed * summary["rows"]:
-            why, count = next(iter(one["reasons"].items()), ("", 0))
+    """Raise NotJudged where more than this share of rows failed, or a judge had nothing to judge."""
+    failed = {name: (one["failed"], one["reasons"]) for name, one in summary["measures"].items()}
+    failed["rows"] = (summary["faulty"], summary["reasons"])
+    for name, (number, reasons) in failed.items():
+        if number > allowed * summary["rows"]:
+            why, count = next(iter(reasons.items()), ("", 0))
             raise NotJudged(
-                f"{name}: {one['failed']} of {summary['rows']} rows could not be judged; of {count}: {why}",
+                f"{name}: {number} of {summary['rows']} rows could not be judged; of {count}: {why}",
                 allowed=f"{allowed:.0%} of rows",
                 fix="mend the rows, name a judge that reads such texts, or raise max_failed",
             )
+    if summary.get("judge") is not None and not summary["measures"]:
+        raise NotJudged(
+            f"{summary['judge']} was asked nothing: no measure has its texts in the rows",
+            allowed="rows with a question, a context or a truth beside the answer",
+            fix="set judge=null, if counting words is enough",
+        )
 
 
 def check_bounds(bounds: Mapping[str, float], names: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from danlu.evaluate.bootstrap import Interval, bootstrap_mean
+from danlu.evaluate.bootstrap import Interval, bootstrap_mean, unlike
 from danlu.evaluate.evaluating import read
 from danlu.evaluate.judge import Judge
 from danlu.evaluate.kept import Kept
@@ -108,7 +108,8 @@ def prefer(
             outcomes.append(outcome)
         groups.append(one.group)
     worth = [WORTH[one] for one in outcomes]
-    rate = bootstrap_mean(worth, groups) if len(set(groups)) > 1 else None
+    count = len(set(groups))
+    rate = unlike(bootstrap_mean(worth, groups), count, (0.0, 1.0)) if count > 1 else None
     return Compared(outcomes, flips, failed, rate)
 
 

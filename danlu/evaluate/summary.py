@@ -5,13 +5,15 @@ A summary is plain JSON: reports, gates and later runs read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from danlu.evaluate.bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from danlu.evaluate.bootstrap import Interval, bootstrap_difference, bootstrap_mean, unlike
 from danlu.evaluate.evaluating import Evaluated
-from danlu.evaluate.rows import Row
+from danlu.evaluate.overlap import OVERLAPS
+from danlu.evaluate.rows import FaultyRow, Row
 from danlu.evaluate.rubrics import Rubric
 from danlu.evaluate.scale import Failed, Judged
 from danlu.evaluate.significance import mcnemar, smallest_difference
@@ -23,7 +25,14 @@ LEAST_GROUPS = 2
 def summarise(found: Evaluated, rubrics: Mapping[str, Rubric]) -> dict[str, Any]:
     """Every measure, and every overlap that any row has."""
     measures = {name: _of_measure(found, name, rubrics[name]) for name in found.judged}
-    return {"rows": len(found.rows), "measures": measures, "overlaps": _of_overlaps(found)}
+    faulty = [row.reason for row in found.rows if isinstance(row, FaultyRow)]
+    return {
+        "rows": len(found.rows),
+        "faulty": len(faulty),
+        "reasons": _counted(faulty),
+        "measures": measures,
+        "overlaps": _of_overlaps(found),
+    }
 
 
 def without(found: Evaluated, rubrics: Mapping[str, Rubric], left_out: Sequence[bool]) -> dict[str, Any]:
@@ -37,23 +46,24 @@ def without(found: Evaluated, rubrics: Mapping[str, Rubric], left_out: Sequence[
 def _of_measure(found: Evaluated, name: str, rubric: Rubric) -> dict[str, Any]:
     pairs = [(row, one) for row, one in zip(found.rows, found.judged[name], strict=True) if isinstance(one, Judged)]
     judged = [one for _, one in pairs]
-    reasons: dict[str, int] = {}
-    for one in found.judged[name]:
-        if isinstance(one, Failed):
-            reasons[one.reason] = reasons.get(one.reason, 0) + 1
     made: dict[str, Any] = {
         "scale": list(rubric.scale),
         "n": len(judged),
         "failed": len(found.rows) - len(judged),
-        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])[:10]),
+        "reasons": _counted(one.reason for one in found.judged[name] if isinstance(one, Failed)),
         "scores": [sum(one.score == score for one in judged) for score in rubric.scores],
     }
     if judged:
         groups = [row.group for row, _ in pairs if isinstance(row, Row)]
-        made["mean"] = _mean([one.expectation for one in judged], groups)
+        made["mean"] = _mean([one.expectation for one in judged], groups, rubric.scale)
         made["deviation"] = sum(one.deviation for one in judged) / len(judged)
         made["outside"] = sum(one.outside for one in judged) / len(judged)
     return made
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    """The most frequent ten, and how often."""
+    return dict(Counter(reasons).most_common(10))
 
 
 def _of_overlaps(found: Evaluated) -> dict[str, Any]:
@@ -62,15 +72,23 @@ def _of_overlaps(found: Evaluated) -> dict[str, Any]:
     for name in names:
         places = [at for at, one in enumerate(found.overlaps) if name in one]
         groups = [row.group for at in places if isinstance(row := found.rows[at], Row)]
-        made[name] = {"n": len(places), "mean": _mean([found.overlaps[at][name] for at in places], groups)}
+        most = _most(name)
+        ends = None if most is None else (0.0, most)
+        made[name] = {"n": len(places), "mean": _mean([found.overlaps[at][name] for at in places], groups, ends)}
     return made
 
 
-def _mean(values: Sequence[float], groups: Sequence[str]) -> dict[str, float | None]:
+def _most(name: str) -> float | None:
+    """That an overlap, or another figure of a row, can be; None where there is no end to it."""
+    return OVERLAPS[name].most if name in OVERLAPS else 1.0
+
+
+def _mean(values: Sequence[float], groups: Sequence[str], ends: tuple[float, float] | None) -> dict[str, float | None]:
     """Without bounds where there is one group alone."""
     if len(set(groups)) < LEAST_GROUPS:
         return {"value": sum(values) / len(values), "low": None, "high": None}
-    return _bounds(bootstrap_mean(values, groups))
+    interval = bootstrap_mean(values, groups)
+    return _bounds(interval if ends is None else unlike(interval, len(set(groups)), ends))
 
 
 def _bounds(interval: Interval) -> dict[str, float | None]:
@@ -105,10 +123,20 @@ def differences(before: Evaluated, after: Evaluated) -> dict[str, dict[str, Any]
         interval = bootstrap_difference(
             [(one, 1.0) for one, _, _ in pairs], [(other, 1.0) for _, other, _ in pairs], groups
         )
+        span = _span(before, name)
+        if span is not None and all(one == other for one, other, _ in pairs):  # nothing has changed
+            interval = unlike(interval, len(set(groups)), (-span, span))
         found[name] = {"n": len(pairs), **_bounds(interval), "smallest": smallest_difference(interval)}
         if name == "exact_match" or name.startswith("choice_"):
             found[name]["p"] = mcnemar([one == 1 for one, _, _ in pairs], [other == 1 for _, other, _ in pairs])
     return found
+
+
+def _span(found: Evaluated, name: str) -> float | None:
+    """From the lowest to the highest value that a row can have."""
+    if name not in found.judged:
+        return _most(name)
+    return next((len(one.distribution) - 1.0 for one in found.judged[name] if isinstance(one, Judged)), None)
 
 
 def _value(found: Evaluated, name: str, at: int) -> float | None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -17,11 +18,12 @@ from danlu.evaluate import gates, written
 from danlu.evaluate.evaluating import evaluate
 from danlu.evaluate.kept import Kept
 from danlu.evaluate.options import EvaluateOptions
-from danlu.evaluate.rows import FaultyRow, Row
+from danlu.evaluate.rows import FaultyRow, Row, read_rows
 from danlu.evaluate.rubrics import load_rubrics
 from danlu.evaluate.scale import Failed, Judged, Reading, calibrated
 from danlu.evaluate.summary import differences, summarise
-from danlu.evaluate.whole import evaluate_file
+from danlu.evaluate.whole import check, earlier, evaluate_file, evaluate_rows
+from danlu.report.evaluation import write_evaluation_report
 from tiny import make_tiny_model
 
 RUBRICS = load_rubrics(("relevance",))
@@ -118,6 +120,78 @@ def test_a_folder_is_read_as_it_was_written(tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ConfigError, match="is no evaluation"):
         written.check_out(tmp_path / "other")
+
+
+def test_other_ends_of_lines_in_a_text_are_no_ends_of_lines(tmp_path):
+    text = "one\u2028two\u2029three\x85four\x0cfive"
+    rows = [Row("1", "f:1", text, "What?"), Row("2\u2028", "f:2", "good", "What?")]
+    found = evaluate(rows, RUBRICS, Scripted(), written.kept_in(tmp_path))
+    written.write(tmp_path, found, summary := summarise(found, RUBRICS))
+    assert written.read_evaluation(tmp_path)[0].rows == rows
+    assert "judge" not in summary
+    write_evaluation_report(tmp_path, summary)
+    kept = Kept(tmp_path / "kept.jsonl")
+    kept.put({"key": text})
+    assert Kept(tmp_path / "kept.jsonl")["key"] == text
+
+
+def test_no_cell_of_the_table_is_a_formula(tmp_path):
+    ids = ("=1+1", "+x", "@sum", " =x", "-x", "-1", "+2.5", "a=b")
+    found = evaluate([Row(id, f"f:{id}", "good", f"What {id}?") for id in ids], RUBRICS, Scripted())
+    written.kept_in(tmp_path)
+    written.write(tmp_path, found, summarise(found, RUBRICS))
+    table = list(csv.DictReader((tmp_path / "rows.csv").read_text("utf-8").splitlines()))
+    assert [row["id"] for row in table] == ["'=1+1", "'+x", "'@sum", "' =x", "'-x", "-1", "+2.5", "a=b"]
+    assert [row.id for row in written.read_evaluation(tmp_path)[0].rows] == list(ids)
+
+
+def test_an_evaluation_may_be_held_against_what_stood_in_its_own_folder(tmp_path):
+    answers, out = tmp_path / "answers.jsonl", tmp_path / "out"
+    options = EvaluateOptions(judge=None, fail_if_worse_than=str(out))
+    with pytest.raises(DataError, match="no evaluation"):
+        evaluate_file(answers_in(answers), out, options)
+    rows = read_rows(answers)
+    evaluate_rows([replace(row, answer="good") for row in rows], RUBRICS, Scripted(), out, options)
+    worse = evaluate_rows(rows, RUBRICS, Scripted(), out, options, before=earlier(options))
+    with pytest.raises(GateFailed, match="worse than before"):
+        check(worse, options)
+    check(evaluate_rows(rows, RUBRICS, Scripted(), out, options, before=earlier(options)), options)
+
+
+def answers_in(path):
+    path.write_text("".join(json.dumps({"question": f"What {at}?", "answer": "bad"}) + "\n" for at in range(12)))
+    return path
+
+
+def test_where_all_rows_are_alike_the_interval_is_not_a_point():
+    same = [Row(str(at), f"f:{at}", "good", f"What {at}?", truth="good") for at in range(100)]
+    found = evaluate(same, RUBRICS, Scripted())
+    summary = summarise(found, RUBRICS)
+    right = summary["overlaps"]["exact_match"]["mean"]
+    assert (right["value"], right["high"]) == (1, 1)
+    assert right["low"] == pytest.approx(0.05 ** (1 / 100))  # none of 100: at most three in a hundred
+    judged = summary["measures"]["relevance"]["mean"]
+    assert 1 < judged["low"] < judged["value"] < judged["high"] < 5
+    assert summary["overlaps"]["length"]["mean"]["low"] == 1  # there is no end to it
+    with pytest.raises(GateFailed, match="exact_match is under"):
+        gates.check_under(summary, {"exact_match": 0.99})
+    unchanged = differences(found, found)
+    assert unchanged["exact_match"]["low"] == pytest.approx(-(1 - 0.05 ** (1 / 100)))
+    assert unchanged["relevance"]["high"] == pytest.approx(4 * (1 - 0.05 ** (1 / 100)))
+    assert unchanged["exact_match"]["smallest"] > 0
+    gates.check_worse(found, found)
+
+
+def test_rows_that_are_none_and_a_judge_that_was_asked_nothing_are_exit_code_2(tmp_path):
+    out, answers = tmp_path / "out", tmp_path / "answers.jsonl"
+    answers.write_text('{"answer": "a", "truth": "a"}\n{"truth": "b"}\n')
+    options = EvaluateOptions(judge=None)
+    with pytest.raises(NotJudged, match="1 of 2 rows could not be judged; of 1: no answer"):
+        check(evaluate_file(answers, out, options), options)
+    check(evaluate_file(answers, out, options), EvaluateOptions(judge=None, max_failed=0.5))
+    asked_nothing = evaluate_rows([Row("1", "f:1", "a")], {}, Scripted(), tmp_path / "other", options)
+    with pytest.raises(NotJudged, match="scripted was asked nothing"):
+        check(asked_nothing, options)
 
 
 def test_gates():
