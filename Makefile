@@ -184,7 +184,7 @@ bench-qlora: $(INSTALLED)
 	$(BIN)/python benchmarks/qlora.py $(WRITE)
 
 bench-quantize: $(INSTALLED)
-	benchmarks/peers.sh xllamacpp
+	benchmarks/peers.sh xllamacpp llmcompressor auto-round
 	$(BIN)/python benchmarks/quantize.py $(ARGS) $(WRITE)
 
 bench-calibration: $(INSTALLED)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the environments of the peers we measure against, one each, never mixed with ours.
-#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp llama-cpp-avx2 xllamacpp recall recall-vectors words behaviour lm-eval
+#   benchmarks/peers.sh trl transformers-4.56 vllm openvino llama-cpp llama-cpp-avx2 xllamacpp recall recall-vectors words \
+#       behaviour lm-eval llmcompressor auto-round
 # llama-cpp is compiled for this processor: that takes a C++ compiler and about ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,6 +39,8 @@ for peer in "$@"; do
     words) make_peer words "bm25s==0.3.16" "tantivy==0.27.0" "numba==0.68.1" "rjieba==0.2.2" "$(pin pyarrow)" ;;
     recall-vectors) make_peer recall-vectors "faiss-cpu==1.15.1" "usearch==2.26.6" "hnswlib==0.8.0" "zvec==0.8.0" numpy ;;
     lm-eval) make_peer lm-eval "lm-eval[api]==0.4.13" "$(pin transformers)" ;;
-    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, llama-cpp-avx2, xllamacpp, recall, recall-vectors, words, behaviour, lm-eval)" >&2 && exit 2 ;;
+    llmcompressor) make_peer llmcompressor "llmcompressor==0.14.0.1" "$(pin torch)" ;;
+    auto-round) make_peer auto-round "auto-round==0.16.1" "$(pin torch)" "$(pin transformers)" ;;
+    *) echo "unknown peer: $peer (known: trl, transformers-4.56, vllm, openvino, llama-cpp, llama-cpp-avx2, xllamacpp, recall, recall-vectors, words, behaviour, lm-eval, llmcompressor, auto-round)" >&2 && exit 2 ;;
     esac
 done

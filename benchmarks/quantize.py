@@ -6,9 +6,9 @@
 
 Every method at every width, of models that lie on a 4-bit grid already and of such that do not (quantize_models.py),
 beside llama.cpp's own quantization of the same weights, which is measured in the same way: what it leaves of them is
-put into the same model. The text is this project's own guides, in both languages, and what the model says when it is
-talked with; methods calibrate on none of it, but on what they look at by default. What was made and found is kept under
-.quantize/; remove that to begin anew.
+put into the same model; and beside what llm-compressor and auto-round write, who look at the same texts. The text is
+this project's own guides, in both languages, and what the model says when it is talked with; methods calibrate on none
+of it, but on what they look at by default. What was made and found is kept under .quantize/; remove that to begin anew.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from quantize_models import KEPT, MODELS, directory_of, file_name, off_the_grid
 WINDOW = 128  # tokens
 TEXTS = ("en", "zh", "talk")
 ANSWER = 48  # tokens of an answer of the model
-PEER = ROOT / ".peers" / "xllamacpp" / "bin" / "python"
+PEERS = ROOT / ".peers"
 
 CALIBRATED = {"calibration_tokens": 4096}  # of what is looked at by default
 # Name -> options.
@@ -62,7 +62,12 @@ GGML: dict[str, tuple[int, bool]] = {
     "llama.cpp IQ4_NL": (20, False),
     "llama.cpp IQ4_NL, imatrix": (20, True),
 }
-ALL = (*FORMS, *GGML)
+# Of others, at 4 bits in groups of 64, by the same texts and with their own settings otherwise: environment, options.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llm-compressor, GPTQ": ("llmcompressor", {"method": "gptq"}),
+    "auto-round": ("auto-round", {}),
+}
+ALL = (*FORMS, *OTHERS, *GGML)
 
 
 def guides_in(language: str) -> str:
@@ -166,7 +171,7 @@ def made(model: str, form: str | None) -> tuple[Any, int]:
         return original_of(model), weights_bytes(source)
     if form in GGML:
         return by_ggml(model, form)
-    place = quantized(model, form)
+    place = by_other(model, form) if form in OTHERS else quantized(model, form)
     return load_model(place, device=read_device(), dtype=torch.float32), weights_bytes(place)
 
 
@@ -185,6 +190,43 @@ def quantized(model: str, form: str) -> Path:
         options = QuantizeOptions(max_kl=100.0, prompts=2, max_new_tokens=8, **FORMS[form])
         quantize(directory_of(model), out, options, read_device(), lambda _: None)
     return out
+
+
+# -- others' ---------------------------------------------------------------------------------------------------
+
+
+def by_other(model: str, form: str) -> Path:
+    """The directory that another program wrote, made where it is not there yet."""
+    out = KEPT / f"{file_name(model)}-{file_name(form)}"
+    if not (out / "config.json").is_file():
+        peer, options = OTHERS[form]
+        rows = [row.tolist() for row in calibration_rows(model)]
+        job = {"model": str(directory_of(model)), "out": str(out), "bits": 4, "group_size": 64, "rows": rows, **options}
+        script = ROOT / "benchmarks" / "peers" / f"{peer.replace('-', '_')}_quantize.py"
+        run_peer([PEERS / peer / "bin" / "python", script], job)
+        if not (out / "config.json").is_file():  # auto-round makes a folder in it
+            (made,) = {path.parent for path in out.rglob("config.json")}
+            for path in made.iterdir():
+                path.rename(out / path.name)
+    return out
+
+
+def run_peer(command: list[Path], job: dict[str, Any]) -> str:
+    """What it printed. Raises RuntimeError with its last words."""
+    run = subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{command[-1].name}: {run.stderr[-2000:]}")
+    return run.stdout
+
+
+def calibration_rows(model: str) -> Sequence[torch.Tensor]:
+    """What our methods look at by default, in rows of 512 tokens."""
+    from danlu.data.chat import Chat
+    from danlu.model.load import load_tokenizer
+    from danlu.quantize.calibration import in_rows, texts_of
+
+    chat = Chat.of(load_tokenizer(directory_of(model)), original_of(model).generation_config)
+    return in_rows(*texts_of(None, chat), tokens=CALIBRATED["calibration_tokens"], length=512, at_least=1).rows
 
 
 # -- llama.cpp's -----------------------------------------------------------------------------------------------
@@ -216,8 +258,8 @@ def by_ggml(model: str, form: str) -> tuple[Any, int]:
             "out": str(folder), "shapes": [list(layer.weight.shape) for layer in layers], "types": {name: kind},
         }  # fmt: skip
         script = ROOT / "benchmarks" / "peers" / "ggml_quantize.py"
-        run = subprocess.run([PEER, script], input=json.dumps(job), text=True, capture_output=True, check=True)
-        (folder / f"{name}.json").write_text(run.stdout.split("SIZES")[1])
+        said = run_peer([PEERS / "xllamacpp" / "bin" / "python", script], job)
+        (folder / f"{name}.json").write_text(said.split("SIZES")[1])
     other = load_model(directory_of(model), device=read_device(), dtype=torch.float32)
     left = torch.from_file(str(folder / f"{name}.f32"), size=(folder / f"{name}.f32").stat().st_size // 4)
     whole, at = 0, 0
@@ -234,13 +276,7 @@ def by_ggml(model: str, form: str) -> tuple[Any, int]:
 @torch.no_grad()
 def importance(model: str, layers: Sequence[Any]) -> list[torch.Tensor]:
     """(inputs,) of each layer: the mean square of what comes to it, of the text that our methods calibrate on."""
-    from danlu.data.chat import Chat
-    from danlu.model.load import load_tokenizer
-    from danlu.quantize.calibration import in_rows, texts_of
-
-    original = original_of(model)
-    chat = Chat.of(load_tokenizer(directory_of(model)), original.generation_config)
-    rows = in_rows(*texts_of(None, chat), tokens=CALIBRATED["calibration_tokens"], length=512, at_least=1).rows
+    original, rows = original_of(model), calibration_rows(model)
     sums: dict[Any, torch.Tensor] = {}
 
     def hear(layer: Any, args: Any) -> None:
@@ -260,7 +296,7 @@ def importance(model: str, layers: Sequence[Any]) -> list[torch.Tensor]:
 def speed(model: str, form: str | None, *, is_asked: bool) -> float | None:
     """Tokens a second of one answer, by the engine; None where it was not measured, or it is not ours to measure."""
     place = KEPT / f"{file_name(model)}-{file_name(form or 'original')}.speed.json"
-    if is_asked and form not in GGML and form != "nf4" and (form is None or quantized(model, form).exists()):
+    if is_asked and form not in (*GGML, *OTHERS, "nf4") and (form is None or quantized(model, form).exists()):
         from danlu.generate.engine import Engine
         from danlu.generate.params import GenerationParams
 
