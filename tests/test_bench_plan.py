@@ -138,9 +138,6 @@ def test_runs_are_described_as_recipes_that_are_valid(bench, tmp_path):
     from danlu.config import validate
     from danlu.steps.kinds import KINDS
 
-    length = list(runs.of_length())
-    assert len({row.name for row in length}) == 16
-    assert length[0].measured < length[-1].measured
     all_of_them = list(runs.asked())
     assert len(all_of_them) >= 20
     assert len({one.name for one in all_of_them}) == len(all_of_them)
