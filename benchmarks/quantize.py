@@ -68,6 +68,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto-round": ("auto-round", {}),
 }
 ALL = (*FORMS, *OTHERS, *GGML)
+# auto-round turns each block's codes for 200 steps: that takes two hours of a larger one, on two cores.
+ONLY_OF = {"auto-round": ("20 M, from nothing",)}
 
 
 def guides_in(language: str) -> str:
@@ -349,18 +351,23 @@ def block(models: Sequence[str], forms: Sequence[str], tokens: int, language: st
     """The table, how far weights lie off a grid, and how it was measured."""
     rows = [HEADS[language], "|---" * 9 + "|"]
     for model in models:
-        for form in (None, *forms):
+        for form in (None, *(form for form in forms if model in ONLY_OF.get(form, MODELS))):
             one = found(model, form, tokens)
             cells = [model, ORIGINAL[language] if form is None else form, f"{one['bytes'] / 1e6:,.0f} MB"]
             cells += [f"{perplexity(one[text]):.2f}" for text in TEXTS[:2]]
             pairs = [divergence(one[text]) for text in TEXTS]
-            cells += ["0" if form is None else f"{mean:.3f} ± {half:.3f}" for mean, half in pairs]
+            cells += ["0" if form is None else _closeness(mean, half) for mean, half in pairs]
             rate = speed(model, form, is_asked=is_timed and language == "en")
             rows.append(f"| {' | '.join([*cells, '–' if rate is None else f'{rate:.0f}'])} |")
     shares = ", ".join(f"{model} {found(model, None, tokens)['off the grid']:.2f}" for model in models)
     values = {"tokens": tokens, "window": WINDOW, "talks": len(windows(models[0], "talk", tokens))}
     values |= {"calibrated": CALIBRATED["calibration_tokens"], "cores": os.cpu_count(), "kind": cpu_name()}
     return "\n".join(rows) + f"\n\n{GRIDS[language]}{shares}.\n{HOW[language].format(**values)}\n"
+
+
+def _closeness(mean: float, half: float) -> str:
+    digits = 3 if mean >= 0.01 else 4
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def main() -> int:
