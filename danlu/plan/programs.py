@@ -86,5 +86,5 @@ DANLU = Program(**_KEPT, rest=3.7, slack=0.05, floor=0.6e9)
 # On a processor the gradient is written over the scores. `holes`, `slack` and `floor` (the interpreter with torch and
 # transformers loaded) are fitted on runs (benchmarks/plan.py --runs); Gemma's tokenizer of 262,144 tokens takes 0.3 GB.
 DANLU_CPU = Program(
-    **_KEPT | {"chunk_logit": 2}, rest=1.1, holes=4.6, slack=0.1, floor=0.58e9, word=1000, keeps_freed=True
+    **_KEPT | {"chunk_logit": 2}, rest=1.1, holes=2.97, slack=0.106, floor=0.509e9, word=1000, keeps_freed=True
 )
