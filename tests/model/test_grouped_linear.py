@@ -6,7 +6,7 @@ from rounding import of_sums, unit
 from torch.nn import functional as F
 
 from danlu.model.compute import grouped_linear
-from danlu.model.compute.grouped_linear import FEW_ROWS, GroupedLinear, kernel, plain_whole
+from danlu.model.compute.grouped_linear import FEW_ROWS, GroupedLinear, kernel, plain_whole, side_by_side
 from danlu.model.grouped import Grouped
 
 OUTPUTS, INPUTS = 48, 192
@@ -99,3 +99,42 @@ def test_its_codes_take_half_a_byte():
     layer = layer_of(grouped(3, 3))
     assert layer.codes.nbytes == OUTPUTS * INPUTS // 2
     assert layer_of(grouped(8, 3)).codes.nbytes == OUTPUTS * INPUTS
+
+
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 5, 7])
+def test_an_output_is_the_same_whatever_lies_beside_it(outputs, bits, rows):
+    weights, x = grouped(bits, 3), torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(1))
+    some = GroupedLinear(INPUTS, outputs, False, torch.float32)
+    some.fill(Grouped(*(part[:outputs] for part in weights[:3])))
+    if kernel() is not None:
+        assert torch.equal(some(x), layer_of(weights, bias=False)(x)[:, :outputs])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS])
+def test_layers_side_by_side_answer_as_each_does_and_hold_nothing_twice(rows, bias):
+    layers = [layer_of(grouped(4, 3, seed), bias) for seed in range(3)]
+    x = torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(1))
+    each = torch.cat([layer(x) for layer in layers], 1)
+    whole = side_by_side(layers)
+    assert whole is not None
+    if kernel() is not None:
+        assert torch.equal(whole(x), each)
+    assert torch.equal(torch.cat([layer(x) for layer in layers], 1), each)  # which still answer
+    for name in ("codes", "scales", "zeros"):
+        held = getattr(whole, name).untyped_storage().data_ptr()
+        assert all(getattr(layer, name).untyped_storage().data_ptr() == held for layer in layers)
+
+
+def test_layers_that_lie_in_different_ways_stay_apart():
+    first = layer_of(grouped(4, 3))
+    assert side_by_side([first]) is first
+    for other in (
+        layer_of(grouped(8, 3)),
+        layer_of(grouped(4, 6)),
+        layer_of(grouped(4, 12)),
+        layer_of(grouped(4, 3), False),
+    ):
+        assert side_by_side([first, other]) is None

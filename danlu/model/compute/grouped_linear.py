@@ -8,7 +8,7 @@ weight is made whole for one product in the inputs' format, and forgotten. Readi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,33 @@ def grouped_layers(model: Any) -> dict[str, GroupedLinear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, GroupedLinear)}
 
 
+@torch.no_grad()
+def side_by_side(layers: Sequence[GroupedLinear]) -> GroupedLinear | None:
+    """One layer that answers as these do, one behind the other, and whose memory they use from then on; None where
+    they lie in different ways."""
+    first = layers[0]
+    if len(layers) == 1:
+        return first
+    if any(layer.order is not None or _form(layer) != _form(first) for layer in layers):
+        return None
+    outputs = [layer.out_features for layer in layers]
+    whole = GroupedLinear(first.in_features, sum(outputs), first.bias is not None, first.dtype)
+    whole.bits, whole.is_laid_out = first.bits, first.is_laid_out
+    for name in ("codes", "scales", "zeros"):
+        setattr(whole, name, torch.cat([getattr(layer, name) for layer in layers]))
+        for layer, part in zip(layers, getattr(whole, name).split(outputs), strict=True):
+            setattr(layer, name, part)
+    if whole.bias is not None:
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    return whole
+
+
+def _form(layer: GroupedLinear) -> tuple[object, ...]:
+    """What layers have to have in common to lie side by side."""
+    return layer.is_laid_out, layer.bits, layer.scales.shape[1], layer.dtype, layer.bias is None, layer.codes.device
+
+
 def plain_whole(layer: GroupedLinear, dtype: torch.dtype) -> Tensor:
     """The weight by torch, its columns as they lie: the definition. Some rows at a time, so that little is float32."""
     codes = _doubled(layer.codes) if layer.is_laid_out and layer.bits == 4 else layer.codes
@@ -192,7 +219,7 @@ def _sizes(layer: GroupedLinear) -> tuple[int, int, int]:
 @cache
 def kernel() -> _Kernel | None:
     """None where nothing was compiled, or an answer is another than the plain one."""
-    return agreeing(Path(__file__).with_name("grouped.c"), _Kernel, _agrees)
+    return agreeing(Path(__file__).with_name("grouped.c"), _Kernel, _agrees, exact=True)
 
 
 def _agrees(made: _Kernel) -> bool:

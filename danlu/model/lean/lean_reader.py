@@ -23,6 +23,7 @@ from danlu.model.company.documents import Documents
 from danlu.model.company.wiring import kind_of, wiring_of
 from danlu.model.compute.adapted_product import adapted_product
 from danlu.model.compute.blocks import BlockProduct
+from danlu.model.compute.grouped_linear import GroupedLinear, side_by_side
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
@@ -338,8 +339,12 @@ class Reader:
             lent = adapted_product(layers, self.kernels, is_paired=is_paired)
             self.held += lent.tensors
             return lent
-        if self.taking == "live" or not all(type(layer) is nn.Linear for layer in layers):
+        if self.taking == "live":
             return live_product(layers)
+        if not all(type(layer) is nn.Linear for layer in layers):
+            self.why_varies = self.why_varies or f"{self._names[layers[0]]} is multiplied otherwise for many rows"
+            are_grouped = all(isinstance(layer, GroupedLinear) for layer in layers)
+            return (side_by_side(layers) if are_grouped else None) or live_product(layers)
         product = fixed_product(*joined(layers), rounded, is_paired=is_paired, read=self._pages.give_back)
         if not (isinstance(product, BlockProduct) and product.is_exact):
             self.why_varies = (
