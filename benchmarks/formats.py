@@ -30,6 +30,7 @@ import guides
 import torch
 from guides import QUANTIZATION, ROOT
 from machine import cpu_name
+from peer import run_peer
 
 from danlu.generate.engine import Engine
 from danlu.generate.params import GenerationParams
@@ -188,29 +189,11 @@ def kept_answers(place: Path, peer: str, python: Path, job: dict[str, object]) -
 
 
 def answers_of(peer: str, python: Path, job: dict[str, object]) -> tuple[str, list[Answer]]:
-    """Version and answers. Raises RuntimeError with the program's last words."""
-    script = ROOT / "benchmarks" / "peers" / f"{PEERS[peer]}_answers.py"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run = subprocess.run(
-        [python, script],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        env=environment,
-    )
-    said = [line for line in run.stdout.splitlines() if line.startswith("ANSWERS")]
-    if run.returncode or not said:
-        raise RuntimeError(last_words(run.stderr))
-    found = json.loads(said[-1].removeprefix("ANSWERS"))
+    """Version and answers. Raises what `run_peer` does."""
+    said = run_peer(python, f"{PEERS[peer]}_answers.py", job, holds="ANSWERS", timeout=TIMEOUT_SECONDS)
+    line = [line for line in said.splitlines() if line.startswith("ANSWERS")][-1]
+    found = json.loads(line.removeprefix("ANSWERS"))
     return found["version"], [Answer(ids, likely) for ids, likely in found["answers"]]
-
-
-def last_words(text: str) -> str:
-    """The last line that names an error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line.split(":")[0]]
-    return (named or lines or ["it said nothing"])[-1][:160]
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:

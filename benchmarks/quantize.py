@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ import guides
 import torch
 from guides import QUANTIZATION, ROOT
 from machine import cpu_name
+from peer import run_peer
 from quantize_models import KEPT, MODELS, directory_of, file_name, off_the_grid
 
 WINDOW = 128  # tokens
@@ -63,11 +63,8 @@ GGML: dict[str, tuple[int, bool]] = {
     "llama.cpp IQ4_NL": (20, False),
     "llama.cpp IQ4_NL, imatrix": (20, True),
 }
-# Of others, at 4 bits in groups of 64, by the same texts and with their own settings otherwise: environment, options.
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llm-compressor, GPTQ": ("llmcompressor", {"method": "gptq"}),
-    "auto-round": ("auto-round", {}),
-}
+# Of others, at 4 bits in groups of 64, by the same texts and with their own settings otherwise: environment.
+OTHERS = {"llm-compressor, GPTQ": "llmcompressor", "auto-round": "auto-round"}
 ALL = (*FORMS, *OTHERS, *GGML)
 # auto-round turns each block's codes for 200 steps: that takes two hours of a larger one, on two cores.
 ONLY_OF = {"auto-round": ("20 M, from nothing",)}
@@ -202,24 +199,15 @@ def by_other(model: str, form: str) -> Path:
     """The directory that another program wrote, made where it is not there yet."""
     out = KEPT / f"{file_name(model)}-{file_name(form)}"
     if not (out / "config.json").is_file():
-        peer, options = OTHERS[form]
+        peer = OTHERS[form]
         rows = [row.tolist() for row in calibration_rows(model)]
-        job = {"model": str(directory_of(model)), "out": str(out), "bits": 4, "group_size": 64, "rows": rows, **options}
-        script = ROOT / "benchmarks" / "peers" / f"{peer.replace('-', '_')}_quantize.py"
-        run_peer([PEERS / peer / "bin" / "python", script], job)
+        job = {"model": str(directory_of(model)), "out": str(out), "bits": 4, "group_size": 64, "rows": rows}
+        run_peer(PEERS / peer / "bin" / "python", f"{peer.replace('-', '_')}_quantize.py", job)
         if not (out / "config.json").is_file():  # auto-round makes a folder in it
             (made,) = {path.parent for path in out.rglob("config.json")}
             for path in made.iterdir():
                 path.rename(out / path.name)
     return out
-
-
-def run_peer(command: list[Path], job: dict[str, Any]) -> str:
-    """What it printed. Raises RuntimeError with its last words."""
-    run = subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=False)
-    if run.returncode:
-        raise RuntimeError(f"{command[-1].name}: {run.stderr[-2000:]}")
-    return run.stdout
 
 
 def calibration_rows(model: str) -> Sequence[torch.Tensor]:
@@ -260,8 +248,7 @@ def by_ggml(model: str, form: str) -> tuple[Any, int]:
             "weights": str(folder / "weights"), "importance": str(folder / "importance") if has_importance else None,
             "out": str(folder), "shapes": [list(layer.weight.shape) for layer in layers], "types": {name: kind},
         }  # fmt: skip
-        script = ROOT / "benchmarks" / "peers" / "ggml_quantize.py"
-        said = run_peer([PEERS / "xllamacpp" / "bin" / "python", script], job)
+        said = run_peer(PEERS / "xllamacpp" / "bin" / "python", "ggml_quantize.py", job, holds="SIZES")
         (folder / f"{name}.json").write_text(said.split("SIZES")[1])
     other = load_model(directory_of(model), device=read_device(), dtype=torch.float32)
     left = torch.from_file(str(folder / f"{name}.f32"), size=(folder / f"{name}.f32").stat().st_size // 4)

@@ -1,7 +1,7 @@
-"""llm-compressor's own quantization of a model, as a process in its own environment.
+"""llm-compressor's GPTQ of a model, as a process in its own environment. Its AWQ pins memory, which takes a GPU.
 
-Reads a job from standard input: model, out, method (gptq or awq), bits, group_size, rows (token ids). What it looks at
-are those rows; codes are symmetric with GPTQ and not with AWQ, as its own presets for 4 bits have it.
+Reads a job from standard input: model, out, bits, group_size, rows (token ids). What it looks at are those rows; codes
+are symmetric, as its own preset for 4 bits has it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ import sys
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
-from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.quantization import GPTQModifier
 
 
 def main() -> None:
     job = json.load(sys.stdin)
     of_weights = QuantizationArgs(
-        num_bits=job["bits"], type="int", symmetric=job["method"] == "gptq", strategy="group",
-        group_size=job["group_size"],
-    )  # fmt: skip
-    what = {
-        "config_groups": {"linear": QuantizationScheme(targets=["Linear"], weights=of_weights)},
-        "ignore": ["lm_head"],
-    }
-    ways = {"gptq": [GPTQModifier(**what)], "awq": [AWQModifier(), QuantizationModifier(**what)]}
+        num_bits=job["bits"], type="int", symmetric=True, strategy="group", group_size=job["group_size"]
+    )
+    scheme = QuantizationScheme(targets=["Linear"], weights=of_weights)
+    recipe = [GPTQModifier(config_groups={"linear": scheme}, ignore=["lm_head"])]
     rows = Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in job["rows"]])
     oneshot(
-        model=job["model"], dataset=rows, recipe=ways[job["method"]], max_seq_length=len(job["rows"][0]),
+        model=job["model"], dataset=rows, recipe=recipe, max_seq_length=len(job["rows"][0]),
         num_calibration_samples=len(rows), output_dir=job["out"],
     )  # fmt: skip
 

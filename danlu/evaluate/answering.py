@@ -82,7 +82,7 @@ class RemoteModel:
 
     def __init__(self, address: str, concurrency: int = 8) -> None:
         self.server = Server(address, concurrency)
-        self.at_once = max(AT_ONCE, 2 * concurrency)
+        self.at_once = self.server.at_once
         self.identity = of_value([self.server.url, self.server.model])
 
     def answer(self, texts: Sequence[str], max_new_tokens: int) -> list[str | Failed]:

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from danlu.errors import ConfigError, ModelError
+from danlu.evaluate.kept import AT_ONCE
 from danlu.evaluate.scale import Failed
 from danlu.loopback import PAST_PROXIES
 
@@ -50,6 +51,7 @@ class Server:
         self.url, _, name = address.partition("#")
         _refuse_secrets(self.url)
         self.concurrency, self._sleep = concurrency, sleep
+        self.at_once = max(AT_ONCE, 2 * concurrency)  # rows, so that as many are asked side by side as is said
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
             base_url=self.url.rstrip("/"),

@@ -92,7 +92,7 @@ def read(
         reading_to_json,
         reading_from_json,
         told,
-        max(AT_ONCE, getattr(judge, "at_once", AT_ONCE)),  # more, where as many are asked side by side
+        getattr(judge, "at_once", AT_ONCE),
     )
     return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 

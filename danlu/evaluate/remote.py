@@ -37,7 +37,7 @@ class RemoteJudge:
     def __init__(self, server: Server, samples: int | None = None) -> None:
         self.server, self.samples = server, samples
         self.name = server.name
-        self.at_once = 2 * server.concurrency
+        self.at_once = server.at_once
         self._tells = False  # log-probabilities: of one row at least
         self.identity = of_value([server.url, server.model, samples, VERSION])
 

@@ -92,7 +92,7 @@ typedef struct {
     const uint8_t *codes;
     const float *scales, *zeros, *bias;
     float *out;
-    long rows, outputs, inputs, group;
+    long outputs, inputs, group;
 } Job;
 
 /* `count` outputs from `output` on, of `rows` rows of x from `row` on: each is summed alone, in the order of its
@@ -149,7 +149,7 @@ static Some *const all[2][2][ROWS] = {
 /* out = x W^T + bias: x (rows, inputs), codes (outputs, ...), scales and zeros (outputs, inputs / group). */
 void danlu_grouped(const float *x, const uint8_t *codes, const float *scales, const float *zeros, const float *bias,
                    float *out, long rows, long outputs, long inputs, long group, int bits, int threads) {
-    const Job job = {x, codes, scales, zeros, bias, out, rows, outputs, inputs, group};
+    const Job job = {x, codes, scales, zeros, bias, out, outputs, inputs, group};
 #pragma omp parallel for num_threads(threads) if (outputs * inputs > 65536)
     for (long first = 0; first < outputs; first += SIDE_BY_SIDE) {
         const long end = first + SIDE_BY_SIDE < outputs ? first + SIDE_BY_SIDE : outputs;

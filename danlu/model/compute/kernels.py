@@ -175,8 +175,10 @@ class _HeadLoss(torch.autograd.Function):
 def _of_weight(hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
     """The gradient of a head's weight where each row's loss counts as its factor says: (vocabulary, dim) float32."""
     total = torch.zeros_like(weight, dtype=torch.float32)
+    room = hidden.new_empty(min(LOSS_CHUNK, len(hidden)), len(weight))
     for rows in _slices(0, len(hidden), LOSS_CHUNK):
-        _, pull = _loss_and_pull(hidden[rows] @ weight.T, targets[rows])
+        logits = torch.mm(hidden[rows], weight.T, out=room[: rows.stop - rows.start])
+        _, pull = _loss_and_pull(logits, targets[rows])
         total += (pull * factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
     return total
 
