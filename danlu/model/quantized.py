@@ -182,7 +182,7 @@ def settle_grouped(model: Any, files: QuantizedFiles) -> Any:
         layer.fill(grouped)
         head = model.get_output_embeddings()
         if is_embedding and isinstance(head, GroupedLinear) and "lm_head" not in files.layers.values():
-            head.fill(layer.grouped)  # the same codes, held once
+            head.share(layer)
     return model
 
 

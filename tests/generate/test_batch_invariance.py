@@ -7,12 +7,15 @@ import random
 
 import pytest
 from adapting import make_adapter
+from quantizing import make_quantized
 from zoo import tiny_model
 
 from danlu import Engine, GenerationParams
 from danlu.generate.batch.core import Core
 from danlu.model.compute.float_attention import float_attention
 from danlu.model.compute.tile_attention import tile_attention
+from danlu.model.formats.table import FORMATS
+from danlu.model.grouped import Scheme
 from tiny import make_golden_model, make_tiny_model
 
 pytestmark = pytest.mark.skipif(float_attention() is None, reason="no C compiler here, or no OpenMP runtime to share")
@@ -93,6 +96,21 @@ def test_so_it_is_with_adapters_of_requests(tmp_path, dtype):
     for at in range(0, 60, 4):
         assert said(engine.generate([prompts[at]], params[at], names[at]))[0] == together[at]
     assert said(engine.generate(prompts[:1], params[0]))[0] != together[0]
+    engine.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_so_it_is_with_weights_of_files_in_few_bits(tmp_path, bits, dtype):
+    if varies_by_tiles(dtype):
+        pytest.skip("attention on tile registers is not held to it, and says so")
+    source = make_golden_model(tmp_path / "model", "llama")
+    quantized = make_quantized(source, tmp_path / "quantized", FORMATS["gptq"], Scheme(bits, 32))
+    engine = Engine(str(quantized), dtype, prefix_cache=False)
+    assert engine.info().is_batch_invariant, engine.info()
+    prompts, params = asked(60)
+    together = said(engine.generate(prompts, params))
+    assert [said(engine.generate([prompts[at]], params[at]))[0] for at in range(0, 60, 4)] == together[::4]
     engine.close()
 
 

@@ -191,7 +191,7 @@ def test_layers_of_known_models(form, size, rows):
 @pytest.fixture
 def anew(monkeypatch):
     """What this machine has, found out once more."""
-    for name in ("_functions", "_float_product", "has_tiles", "has_pairs", "has_blocks", "has_floats"):
+    for name in ("_functions", "float_functions", "has_tiles", "has_pairs", "has_blocks", "has_floats"):
         monkeypatch.setattr(blocks, name, getattr(blocks, name).__wrapped__)
     return blocks
 
@@ -216,7 +216,7 @@ def test_a_machine_that_shall_not_use_what_it_has(anew, monkeypatch, name):
 def test_products_that_are_wrong_are_not_taken(anew, monkeypatch):
     monkeypatch.setattr(BlockProduct, "__call__", lambda _self, x: torch.ones(len(x), 48))
     monkeypatch.setattr(blocks, "_functions", lambda: object())
-    monkeypatch.setattr(blocks, "_float_product", lambda: object())
+    monkeypatch.setattr(blocks, "float_functions", lambda: object())
     assert not anew.has_blocks()
     assert not anew.has_floats()
 

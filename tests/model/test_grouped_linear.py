@@ -5,12 +5,15 @@ import torch
 from rounding import of_sums, unit
 from torch.nn import functional as F
 
-from danlu.model.compute import grouped_linear
-from danlu.model.compute.grouped_linear import FEW_ROWS, GroupedLinear, kernel, plain_whole, side_by_side
+from danlu.model.compute import grouped_weight
+from danlu.model.compute.code_blocks import has_code_blocks
+from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together, side_by_side
+from danlu.model.compute.grouped_weight import plain_whole
 from danlu.model.grouped import Grouped
 
-OUTPUTS, INPUTS = 48, 192
+OUTPUTS, INPUTS = 64, 192
 SHORT = torch.bfloat16
+has_kernel = has_code_blocks(is_in_pairs=False)
 
 
 def grouped(bits, groups, seed=0):
@@ -41,7 +44,7 @@ def test_it_says_what_its_codes_say(bits, groups):
     assert torch.equal(layer.grouped.zeros, weights.zeros)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 2, 5, 13])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_its_product_is_the_plain_one(bits, rows):
     weights = grouped(bits, 3)
@@ -57,7 +60,7 @@ def test_inputs_of_16_bits_are_multiplied_in_32():
     layer = layer_of(weights, dtype=SHORT)
     assert layer.bias is not None
     wanted = F.linear(x.float(), weights.weight(), layer.bias.float())
-    if kernel() is not None:
+    if has_kernel:
         torch.testing.assert_close(layer(x).float(), wanted, rtol=2 * unit(SHORT), atol=1e-3)
     assert layer(x).dtype == SHORT
     assert layer(x[None, None]).shape == (1, 1, 2, OUTPUTS)
@@ -66,7 +69,7 @@ def test_inputs_of_16_bits_are_multiplied_in_32():
 def test_without_a_compiler_it_answers_alike(monkeypatch):
     weights, x = grouped(4, 3), torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(1))
     layer = layer_of(weights)
-    monkeypatch.setattr(grouped_linear, "kernel", lambda: None)
+    monkeypatch.setattr(grouped_weight, "has_code_blocks", lambda **_: False)
     assert torch.equal(layer(x), F.linear(x, weights.weight(), layer.bias))
     assert torch.equal(layer.whole(SHORT), weights.weight(SHORT))
 
@@ -101,29 +104,18 @@ def test_its_codes_take_half_a_byte():
     assert layer_of(grouped(8, 3)).codes.nbytes == OUTPUTS * INPUTS
 
 
-@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS])
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("outputs", [1, 2, 3, 5, 7])
-def test_an_output_is_the_same_whatever_lies_beside_it(outputs, bits, rows):
-    weights, x = grouped(bits, 3), torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(1))
-    some = GroupedLinear(INPUTS, outputs, False, torch.float32)
-    some.fill(Grouped(*(part[:outputs] for part in weights[:3])))
-    if kernel() is not None:
-        assert torch.equal(some(x), layer_of(weights, bias=False)(x)[:, :outputs])
-
-
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, FEW_ROWS])
+@pytest.mark.parametrize("rows", [1, 20])
 def test_layers_side_by_side_answer_as_each_does_and_hold_nothing_twice(rows, bias):
     layers = [layer_of(grouped(4, 3, seed), bias) for seed in range(3)]
     x = torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(1))
     each = torch.cat([layer(x) for layer in layers], 1)
     whole = side_by_side(layers)
     assert whole is not None
-    if kernel() is not None:
+    if has_kernel:
         assert torch.equal(whole(x), each)
     assert torch.equal(torch.cat([layer(x) for layer in layers], 1), each)  # which still answer
-    for name in ("codes", "scales", "zeros"):
+    for name in ("codes", "numbers"):
         held = getattr(whole, name).untyped_storage().data_ptr()
         assert all(getattr(layer, name).untyped_storage().data_ptr() == held for layer in layers)
 
@@ -138,3 +130,42 @@ def test_layers_that_lie_in_different_ways_stay_apart():
         layer_of(grouped(4, 3), False),
     ):
         assert side_by_side([first, other]) is None
+
+
+@pytest.mark.skipif(not has_kernel, reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, SHORT])
+def test_what_is_fixed_answers_as_the_layer(dtype):
+    in_turn = torch.arange(INPUTS).remainder(3)
+    for weights in (grouped(4, 3), grouped(8, 1), grouped(4, 3)._replace(group_of=in_turn)):
+        layer = layer_of(weights, dtype=dtype)
+        run = layer.fixed()
+        assert run is not None
+        x = torch.randn(20, INPUTS, generator=torch.Generator().manual_seed(1)).to(dtype)
+        assert torch.equal(run(x), layer(x))
+        assert torch.equal(run(x[3:4]), layer(x)[3:4])
+
+
+@pytest.mark.skipif(not has_kernel, reason="no C compiler")
+def test_layers_that_do_not_lie_side_by_side_are_fixed_all_the_same():
+    x = torch.randn(5, INPUTS, generator=torch.Generator().manual_seed(1))
+    apart = [layer_of(grouped(4, 3)), layer_of(grouped(8, 3))]
+    run = fixed_together(apart)
+    assert run is not None
+    assert torch.equal(run(x), torch.cat([layer(x) for layer in apart], 1))
+    within_a_block = GroupedLinear(INPUTS, 33, True, torch.float32)
+    within_a_block.fill(Grouped(*(part[:33] for part in grouped(4, 3)[:3])))
+    assert side_by_side([within_a_block, apart[0]]) is None
+
+
+def test_what_torch_multiplies_is_not_fixed(monkeypatch):
+    assert layer_of(grouped(4, 12)).fixed() is None
+    assert fixed_together([layer_of(grouped(4, 3)), layer_of(grouped(4, 12))]) is None
+    monkeypatch.setattr(grouped_weight, "has_code_blocks", lambda **_: False)
+    assert layer_of(grouped(4, 3)).fixed() is None
+
+
+def test_another_layer_can_share_what_it_holds():
+    layer, other = layer_of(grouped(4, 3), bias=False), GroupedLinear(INPUTS, OUTPUTS, False, torch.float32)
+    other.share(layer)
+    assert other.codes.data_ptr() == layer.codes.data_ptr()
+    assert torch.equal(other.weight, layer.weight)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from danlu.model.compute import blocks, document_attention
+from danlu.model.compute import blocks, code_blocks, document_attention
 from danlu.model.compute.blocks import BlockProduct, has_floats
+from danlu.model.compute.code_blocks import CodeBlocks
 from danlu.model.compute.float_attention import FloatAttention
+from danlu.model.grouped import Grouped
 from danlu.native import library
 
 pytestmark = pytest.mark.skipif(
@@ -43,11 +45,12 @@ def functions(request, tmp_path_factory):
 
 @pytest.fixture
 def product(functions, monkeypatch):
-    made = blocks._float_product.__wrapped__
+    made = blocks.float_functions.__wrapped__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "library", lambda _source, **_options: functions[0])
         found = made()
-    monkeypatch.setattr(blocks, "_float_product", lambda: found)
+    for module in (blocks, code_blocks):
+        monkeypatch.setattr(module, "float_functions", lambda: found)
     monkeypatch.setattr(blocks, "has_pairs", lambda: False)
 
 
@@ -66,6 +69,24 @@ def test_products(rounded, dtype):
     assert (whole.float() - wanted).norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
     for count in (1, 2, 3, 4, 6, 7, 12, 13, 40):
         assert torch.equal(made(x[-count:]), whole[-count:])
+
+
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("is_in_pairs", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_by_groups(bits, is_in_pairs):
+    codes, zeros = (torch.randint(0, 1 << bits, (112, n)).to(torch.uint8) for n in (192, 3))
+    grouped = Grouped(codes, torch.rand(112, 3), zeros)
+    laid = CodeBlocks.of(grouped, bits, is_in_pairs=is_in_pairs)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(laid.whole(dtype), grouped.weight(dtype))
+    if is_in_pairs:
+        return  # products of which are not these functions'
+    x, run = drawn(41, 192, seed=1), laid.product(None)
+    whole, wanted = run(x), F.linear(x, grouped.weight())
+    assert (whole - wanted).norm() < 4e-6 * wanted.norm()
+    for count in (1, 2, 3, 4, 6, 7, 12, 13, 40):
+        assert torch.equal(run(x[-count:]), whole[-count:])
 
 
 def test_attention_under_training(functions):

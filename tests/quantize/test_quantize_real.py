@@ -57,26 +57,35 @@ class Real:
             hidden = answers or hidden
 
 
+def energy(weight, gram):
+    """(outputs,): the squares of what a layer answers, summed."""
+    return error(weight, torch.zeros_like(weight), gram)
+
+
 def test_no_layer_of_awq_answers_worse_than_a_rounded_one():
-    """Of every block: what came to its layers, their answers, and those of codes in the layers' own scale."""
+    """Of every block: what came to its layers, and how far answers are off, each output's as a part of its energy: a
+    scale of the next layer's inputs may have been folded into this one's outputs."""
     real = Real()
     hidden = real.blocks.enter(real.rows)
     for number in range(len(real.blocks)):
         block, layers, run = real.blocks.list[number], real.layers(number), partial(real.blocks.run, number)
         groups = readers_of(block, layers, partial(run, hidden[0]))
         seen, _ = awq.seen_by(groups, hidden, run)
-        plain = {}
+        plain, before = {}, {}
         for at, readers in enumerate(groups):
             gram = seen[at].rows.T @ seen[at].rows
             for layer in readers.layers:
                 plain[layer.name] = float(error(layer.weight, rounded(layer.weight, SCHEME).weight(), gram).sum())
+                before[layer.name] = energy(layer.weight, gram)
         made, answers = by_awq(block, layers, hidden, run, SCHEME, torch.float32)
         after, _ = awq.seen_by(groups, hidden, run)
         for at, readers in enumerate(groups):
             gram = after[at].rows.T @ after[at].rows
             for layer in readers.layers:
                 if layer.last not in awq.UNCUT:  # queries and keys are chosen by what attention answers
-                    assert float(error(layer.weight, made.layers[layer.name].weight(), gram).sum()) <= plain[layer.name]
+                    of_scale = before[layer.name] / energy(layer.weight, gram)
+                    off = error(layer.weight, made.layers[layer.name].weight(), gram) * of_scale
+                    assert float(off.sum()) <= plain[layer.name], layer.name
         hidden = answers
 
 

@@ -1,4 +1,4 @@
-"""Products x W^T by blocks.c and floats.c: weights rounded or not, packed in the order in which they are read.
+"""Products x W^T by blocks.c and floats.c: weights rounded or not, or codes by groups, packed as they are read.
 
 On a processor with tile registers (AMX) bfloat16 is multiplied there, on others that have AVX-512-BF16 in pairs in
 vectors: `has_tiles()` says whether this machine has the former, `has_pairs()` whether it has either; DANLU_TILES=0 says
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ CHUNK = 32  # inputs
 assert GROUP == CHUNK, "blocks.c has one step and middle a chunk"
 _FORMATS = {None: 0, "int8": 1, "int4": 2}
 _FLOAT32 = 3
+CODES = {4: 4, 8: 5}
 # Number format, and numbers of a tile: two codes of int4 lie in a byte.
 _LAID_OUT = ((torch.bfloat16, 512), (torch.int8, 512), (torch.int8, 256), (torch.float32, 512))
-_TWICE = {torch.bfloat16: torch.int32, torch.int8: torch.int16}
+_TWICE = {torch.bfloat16: torch.int32, torch.int8: torch.int16, torch.uint8: torch.int16}
 PORTION = 1 << 18  # weights that are packed at a time
 
 
@@ -63,7 +64,7 @@ class BlockProduct:
     ) -> None:
         self._columns, given = weight.shape
         parts = 2 if is_paired else 1
-        self._outputs, self._inputs = parts * _whole(self._columns // parts, TILE), _whole(given, CHUNK)
+        self._outputs, self._inputs = parts * whole_pieces(self._columns // parts, TILE), whole_pieces(given, CHUNK)
         self._lacking = self._inputs - given  # inputs of the last chunk, whose weights are zero
         self._format, self.is_paired = _FORMATS[rounded], is_paired
         self._is_wide = weight.dtype == torch.float32
@@ -78,7 +79,7 @@ class BlockProduct:
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
         """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
-        blocks, chunks = _whole(self._outputs, BLOCK) // BLOCK, self._inputs // CHUNK
+        blocks, chunks = whole_pieces(self._outputs, BLOCK) // BLOCK, self._inputs // CHUNK
         kind, numbers = _LAID_OUT[self._format]
         weights = torch.empty(blocks, chunks, 2, numbers, dtype=kind)
         if self._format == _FORMATS["int8"]:
@@ -93,14 +94,14 @@ class BlockProduct:
         rows = F.pad(rows, (0, self._lacking)) if self._lacking else rows.contiguous()
         if self._scales is None:
             rows = rows.to(self._weights.dtype)
-            self._weights[own] = _packed(rows, self._format != _FLOAT32).flatten(3)
+            self._weights[own] = packed(rows, self._format != _FLOAT32).flatten(3)
         elif self._format == _FORMATS["int8"]:
             eight = to_int8(rows)
-            self._weights[own] = _packed(eight.codes, self._is_in_pairs).flatten(3)
+            self._weights[own] = packed(eight.codes, self._is_in_pairs).flatten(3)
             self._scales[own] = eight.scale.view(-1, BLOCK)
         else:
             four = to_int4(rows)
-            first, second = _packed(four.codes, self._is_in_pairs).chunk(2, 3)
+            first, second = packed(four.codes, self._is_in_pairs).chunk(2, 3)
             self._weights[own] = (first | second << 4).flatten(3)
             for number, numbers in enumerate((four.step, four.middle)):
                 self._scales[own, :, :, number] = numbers.view(-1, 2, TILE, numbers.shape[1]).permute(0, 3, 1, 2)
@@ -129,15 +130,8 @@ class BlockProduct:
 
     def _run(self, x: Tensor, is_gated: bool) -> Tensor:
         x = F.pad(x, (0, self._lacking)) if self._lacking else x.contiguous()
-        out = x.new_empty(len(x), self._outputs // 2 if is_gated else self._outputs)
-        pointers = (self._weights.data_ptr(), _pointer(self._scales), _pointer(self._bias), out.data_ptr())
-        sizes = (self._outputs, self._inputs, self._format, self.is_paired, is_gated)
-        if self._is_in_pairs:
-            failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes, has_tiles(), threads())
-        else:
-            failed = _float_product()(x.data_ptr(), len(x), *pointers, *sizes, self._is_wide, threads())
-        if failed:
-            raise MemoryError("no memory to widen the weights of one product")
+        held = Laid(self._weights, self._scales, self._bias, self._outputs, self._format, self._is_in_pairs)
+        out = laid_product(x, held, is_paired=self.is_paired, is_gated=is_gated)
         if self._columns == self._outputs:
             return out
         parts = 2 if self.is_paired and not is_gated else 1
@@ -145,7 +139,34 @@ class BlockProduct:
         return out.view(len(x), parts, -1)[:, :, :kept].flatten(1).contiguous()
 
 
-def _whole(count: int, size: int) -> int:
+class Laid(NamedTuple):
+    """A layer as blocks.c and floats.c take it. together: chunks of a group of codes."""
+
+    weights: Tensor
+    scales: Tensor | None
+    bias: Tensor | None
+    outputs: int
+    format: int
+    is_in_pairs: bool
+    together: int = 1
+
+
+def laid_product(x: Tensor, held: Laid, *, is_paired: bool = False, is_gated: bool = False) -> Tensor:
+    """x (tokens, inputs) -> (tokens, outputs), or half as many when gated."""
+    out = x.new_empty(len(x), held.outputs // 2 if is_gated else held.outputs)
+    pointers = (held.weights.data_ptr(), _pointer(held.scales), _pointer(held.bias), out.data_ptr())
+    sizes = (held.outputs, x.shape[1], held.together, held.format, is_paired, is_gated)
+    if held.is_in_pairs:
+        failed = _functions().danlu_product(x.data_ptr(), len(x), *pointers, *sizes, has_tiles(), threads())
+    else:
+        is_wide = x.dtype == torch.float32
+        failed = float_functions().danlu_float_product(x.data_ptr(), len(x), *pointers, *sizes, is_wide, threads())
+    if failed:
+        raise MemoryError("no memory to widen the weights of one product")
+    return out
+
+
+def whole_pieces(count: int, size: int) -> int:
     """As many as are whole pieces of this size."""
     return -(-count // size) * size
 
@@ -179,7 +200,7 @@ def _is_short(portion: Tensor) -> bool:
     return torch.equal(portion.bfloat16().float(), portion)
 
 
-def _packed(rows: Tensor, is_in_pairs: bool) -> Tensor:
+def packed(rows: Tensor, is_in_pairs: bool) -> Tensor:
     """(outputs, inputs) -> (blocks, chunks, 2 tiles, 32 inputs, 16 outputs), or with two neighbouring inputs of each
     output side by side: (.., 16 pairs, 16 outputs * 2)."""
     if is_in_pairs:  # which move as one number of twice the size
@@ -199,17 +220,19 @@ def _functions() -> Any:
     functions = library(Path(__file__).with_name("blocks.c"))
     if functions is None or not functions.danlu_blocks():
         return None
-    declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(5 * [INT])], INT)
+    declared(functions.danlu_product, [POINTER, LONG, *(4 * [POINTER]), *(3 * [LONG]), *(5 * [INT])], INT)
     return functions
 
 
 @cache
-def _float_product() -> Any:
-    """That of floats.c; None where nothing was compiled."""
+def float_functions() -> Any:
+    """Those of floats.c; None where nothing was compiled."""
     functions = library(Path(__file__).with_name("floats.c"), exact=True)
     if functions is None:
         return None
-    return declared(functions.danlu_float_product, [POINTER, LONG, *(4 * [POINTER]), LONG, LONG, *(5 * [INT])], INT)
+    declared(functions.danlu_float_product, [POINTER, LONG, *(4 * [POINTER]), *(3 * [LONG]), *(5 * [INT])], INT)
+    declared(functions.danlu_whole, [*(3 * [POINTER]), *(3 * [LONG]), *(4 * [INT])])
+    return functions
 
 
 @cache
@@ -227,13 +250,13 @@ def has_pairs() -> bool:
 @cache
 def has_blocks() -> bool:
     """Whether this machine has one of the forms for bfloat16, and its products are right."""
-    return (has_pairs() or _float_product() is not None) and _is_right(torch.bfloat16)
+    return (has_pairs() or float_functions() is not None) and _is_right(torch.bfloat16)
 
 
 @cache
 def has_floats() -> bool:
     """Whether it has the form for float32, and its products are right."""
-    return _float_product() is not None and _is_right(torch.float32)
+    return float_functions() is not None and _is_right(torch.float32)
 
 
 def _is_right(dtype: torch.dtype) -> bool:

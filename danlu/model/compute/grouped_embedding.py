@@ -1,17 +1,15 @@
 """An embedding whose rows stay in few bits by groups: those of a text's tokens are made whole as they are looked up.
 
-A code takes a byte. A head that is tied to it is a GroupedLinear of the same codes. Reading files is quantized.py's.
+A head that is tied to it is a GroupedLinear of the same codes.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from danlu.errors import ModelError
+from danlu.model.compute.grouped_weight import GroupedWeight
 from danlu.model.grouped import Grouped
 
 
@@ -27,56 +25,29 @@ def factor_of(embedding: nn.Module) -> float | None:
     return factor
 
 
-class GroupedEmbedding(nn.Module):
-    """Made empty, and filled when the files are read.
+class GroupedEmbedding(GroupedWeight):
+    """Made empty, and filled when the files are read: groups of neighbours along a row.
 
     Args:
         dtype: of the rows.
         factor: what they are multiplied by (Gemma's).
     """
 
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor
-    factor: Tensor | None
-
     def __init__(
         self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype, factor: float | None = None
     ) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim, self.dtype = num_embeddings, embedding_dim, dtype
+        super().__init__(num_embeddings, embedding_dim, dtype)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.factor = None if factor is None else torch.tensor(factor, device="cpu").to(dtype)
-        for name in ("codes", "scales", "zeros"):
-            self.register_buffer(name, None, persistent=False)
-
-    @torch.no_grad()
-    def fill(self, grouped: Grouped) -> None:
-        """Take these rows, (num_embeddings, embedding_dim)."""
-        self.codes, self.scales, self.zeros = grouped.codes.contiguous(), grouped.scales.float(), grouped.zeros
-
-    @property
-    def grouped(self) -> Grouped:
-        """The rows as they were given."""
-        return Grouped(self.codes, self.scales, self.zeros)
-
-    @property
-    def weight(self) -> Tensor:
-        """All rows, made anew each time, for code that reads them and does not call."""
-        if self.codes is None:
-            return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
-        return self.grouped.weight(self.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = ids.reshape(-1)
-        found = Grouped(self.codes[rows], self.scales[rows], self.zeros[rows]).weight(self.dtype)
+        found = self._rows(rows).weight(self.dtype)
         if self.factor is not None:
             found = found * self.factor.to(found.device)
         return found.view(*ids.shape, self.embedding_dim)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        """Scales go where the codes go, and keep their format whatever the rest is turned into."""
-        scales = self.scales
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if scales is not None:
-            self.scales = scales.to(self.codes.device)
-        return self
+    def _rows(self, ids: Tensor) -> Grouped:
+        if self.is_laid_out:
+            return self.blocks.rows(ids)
+        return Grouped(*(part[ids] for part in self.lying()[:3]))

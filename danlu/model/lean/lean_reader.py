@@ -23,7 +23,7 @@ from danlu.model.company.documents import Documents
 from danlu.model.company.wiring import kind_of, wiring_of
 from danlu.model.compute.adapted_product import adapted_product
 from danlu.model.compute.blocks import BlockProduct
-from danlu.model.compute.grouped_linear import GroupedLinear, side_by_side
+from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
@@ -342,9 +342,11 @@ class Reader:
         if self.taking == "live":
             return live_product(layers)
         if not all(type(layer) is nn.Linear for layer in layers):
-            self.why_varies = self.why_varies or f"{self._names[layers[0]]} is multiplied otherwise for many rows"
-            are_grouped = all(isinstance(layer, GroupedLinear) for layer in layers)
-            return (side_by_side(layers) if are_grouped else None) or live_product(layers)
+            grouped = [layer for layer in layers if isinstance(layer, GroupedLinear)]
+            if len(grouped) == len(layers) and (product := fixed_together(grouped)) is not None:
+                return product
+            self.why_varies = self.why_varies or f"{self._names[layers[0]]} is multiplied by torch"
+            return live_product(layers)
         product = fixed_product(*joined(layers), rounded, is_paired=is_paired, read=self._pages.give_back)
         if not (isinstance(product, BlockProduct) and product.is_exact):
             self.why_varies = (
