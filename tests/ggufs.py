@@ -108,7 +108,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def make_model(case: str) -> Any:
+def make_model(case: str, **changes: Any) -> Any:
     """A random model of the case in evaluation mode; norms and biases are random too, not all one or nothing."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -116,7 +116,9 @@ def make_model(case: str) -> Any:
     _, kind, fields = CASES[case]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(kind, **{"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2, **fields})
+        config = AutoConfig.for_model(
+            kind, **{"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2, **fields, **changes}
+        )
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         for weight in model.state_dict().values():
             if weight.dim() == 1:

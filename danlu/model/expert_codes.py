@@ -1,7 +1,5 @@
-"""Experts whose files hold a layer each in few bits, put into the one block of weights that transformers has of them.
-
-Nothing multiplies with codes of a block: they are made whole in the model's format, expert after expert.
-"""
+"""Experts whose files hold a layer each in few bits, put into the place of the one block of weights that transformers
+has of them (compute/grouped_experts.py)."""
 
 from __future__ import annotations
 
@@ -10,9 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from danlu.errors import ModelError
+from danlu.model.compute.grouped_experts import GroupedExperts
+from danlu.model.grouped import Grouped
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w3|w2)")
 # The weight that a part belongs to, and which of its two halves it is.
@@ -37,14 +37,25 @@ def is_expert(model: nn.Module, name: str) -> bool:
         block = model.get_submodule(found[1])
     except AttributeError:
         return False
-    is_whole = all(isinstance(getattr(block, one, None), nn.Parameter) for one in ("gate_up_proj", "down_proj"))
+    weights = [getattr(block, one, None) for one in ("gate_up_proj", "down_proj")]
+    is_whole = all(isinstance(one, nn.Parameter | GroupedExperts) for one in weights)
     return is_whole and not getattr(block, "is_transposed", False)
 
 
-def weights_of(names: Iterable[str]) -> set[str]:
-    """The blocks' weights that these layers fill."""
-    found = [match for name in names if (match := _EXPERT.fullmatch(name))]
-    return {f"{match[1]}.{_PLACES[match[3]][0]}" for match in found}
+def empty(model: nn.Module, name: str) -> None:
+    """Put empty weights into the place of the block's that this expert's layer is a part of."""
+    found = _EXPERT.fullmatch(name)
+    assert found is not None, "it is an expert"
+    block: Any = model.get_submodule(found[1])
+    block.config._experts_implementation = "eager"  # the one that takes one expert's weight after the other
+    own, half = _PLACES[found[3]]
+    weight = getattr(block, own)
+    if isinstance(weight, nn.Parameter):
+        with torch.device("meta"):
+            experts, outputs, inputs = weight.shape
+            grouped = GroupedExperts(experts, outputs, inputs, 1 if half is None else 2, weight.dtype)
+        delattr(block, own)
+        setattr(block, own, grouped)
 
 
 def check_complete(model: nn.Module, names: Iterable[str], where: object) -> None:
@@ -60,14 +71,13 @@ def check_complete(model: nn.Module, names: Iterable[str], where: object) -> Non
             )
 
 
-@torch.no_grad()
-def put(model: nn.Module, name: str, weight: Tensor) -> None:
-    """One expert's layer, (outputs, inputs), into its block. Raises ModelError for sizes that are not the block's."""
+def put(model: nn.Module, name: str, grouped: Grouped) -> None:
+    """One expert's layer into its block. Raises ModelError for sizes that are not the block's."""
     found = _EXPERT.fullmatch(name)
     assert found is not None, "it is an expert"
     own, half = _PLACES[found[3]]
-    block: Tensor = getattr(model.get_submodule(found[1]), own)[int(found[2])]
-    place = block if half is None else block.chunk(2)[half]
-    if place.shape != weight.shape:
-        raise ModelError(f"{name} is {tuple(weight.shape)} in the files, and the model has {tuple(place.shape)}")
-    place.copy_(weight)
+    block: GroupedExperts = getattr(model.get_submodule(found[1]), own)
+    layer, seen = block.of(int(found[2]))[half or 0], tuple(grouped.codes.shape)
+    if seen != layer.shape:
+        raise ModelError(f"{name} is {seen} in the files, and the model has {layer.shape}")
+    layer.fill(grouped)

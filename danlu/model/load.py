@@ -116,7 +116,7 @@ def load_model(
     with _reading(directory, "model", config):
         options = {"dtype": dtype, "attn_implementation": attention, **packing}
         model, loading = _read_model(directory, part, files, **options)
-    if missing := [key for key in loading["missing_keys"] if files is None or not files.fills(key)]:
+    if missing := loading["missing_keys"]:
         raise ModelError(
             f"{directory}: the files lack weights of {type(model).__name__}: {some(missing)}",
             fix="fetch the model again; a base without its language-model head cannot be used",

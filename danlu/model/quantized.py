@@ -22,8 +22,9 @@ from torch import nn
 from danlu.errors import ModelError
 from danlu.hub import weight_files
 from danlu.model.compute.grouped_embedding import GroupedEmbedding, factor_of
+from danlu.model.compute.grouped_experts import GroupedExperts
 from danlu.model.compute.grouped_linear import GroupedLinear, grouped_layers
-from danlu.model.expert_codes import check_complete, is_expert, own_name, put, weights_of
+from danlu.model.expert_codes import check_complete, empty, is_expert, own_name, put
 from danlu.model.formats.format import EMBEDDINGS, FULL, Stored
 from danlu.model.formats.packing import WORD
 from danlu.model.formats.table import METHODS, stored
@@ -72,10 +73,6 @@ class QuantizedFiles:
             tensors = {part: files[self.places[key]].get_tensor(key) for part, key in found.items()}
             return rule.format.read(tensors, rule.scheme)
 
-    def fills(self, weight: str) -> bool:
-        """Whether a weight of the model, which the files lack, is made of layers in few bits: a block of experts."""
-        return weight in weights_of(self.layers.values())
-
     def numbers(self) -> dict[str, int]:
         """How many numbers each layer's weight has, by its name in the files; by the files' heads alone."""
         counts = {}
@@ -96,9 +93,6 @@ class QuantizedFiles:
         total = 0.0
         for name, count in self.numbers().items():
             scheme = self.stored.rule(name).scheme
-            if ".experts." in name:  # which are made whole
-                total += 2 * count
-                continue
             total += count * (0.5 if scheme.bits <= 4 else 1) + count / (scheme.group_size or count) * 8
         return int(total)
 
@@ -169,7 +163,7 @@ def settle_grouped(model: Any, files: QuantizedFiles) -> Any:
     check_complete(model, experts, files.directory)
     for name, grouped in files.read():
         if name in experts:
-            put(model, name, grouped.weight())
+            put(model, name, grouped)
             continue
         layer = model.get_submodule(name)
         is_embedding = isinstance(layer, GroupedEmbedding)
@@ -195,7 +189,7 @@ def whole_sizes(sizes: Mapping[str, int], files: QuantizedFiles | None) -> list[
 
 def refuse_training(model: Any, name: str) -> None:
     """Raises ModelError for a model with layers in few bits: nothing here changes their codes."""
-    if grouped_layers(model):
+    if grouped_layers(model) or any(isinstance(part, GroupedExperts) for part in model.modules()):
         raise ModelError(
             f"{name}: its weights are in few bits, and are not trained",
             allowed="weights in 16 or 32 bits, or those that model.load_in_4bit=true packs (QLoRA)",
@@ -219,6 +213,11 @@ def whole_layers(model: Any) -> Any:
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
         model.set_submodule(name, plain)
+    for block in list(model.modules()):
+        for name, part in list(block.named_children()):
+            if isinstance(part, GroupedExperts):
+                delattr(block, name)
+                setattr(block, name, nn.Parameter(part.whole(torch.float32), requires_grad=False))
     return model.to(torch.float32)
 
 
@@ -254,6 +253,7 @@ def _emptied(model: Any, names: Iterable[str], *, is_shared: bool) -> None:
         names = [*names, head]
     for name in names:
         if is_expert(model, name):
+            empty(model, name)
             continue
         try:
             layer = model.get_submodule(name)

@@ -1,6 +1,7 @@
 """Models whose files are quantized: what is read is what the codes say, and what cannot be read is said."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -196,28 +197,59 @@ def test_the_language_part_of_more_than_text_is_read(tmp_path):
         assert_same_model(few(ids).logits, other(ids).logits, other.config)
 
 
-@pytest.mark.parametrize("lost", ["", "model.layers.0.mlp.experts.2.up_proj.qweight"])
-def test_experts_are_made_whole(tmp_path, lost):
-    model = make_model("qwen3moe")
-    model.save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    scheme, tensors = Scheme(4, 16), {}
-    whole = load_file(tmp_path / "model" / "model.safetensors")
+EXPERTS = Scheme(4, 32)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """A mixture whose experts are in few bits, and the same with what the codes say as weights."""
+    model, folder = make_model("qwen3moe", moe_intermediate_size=32), tmp_path_factory.mktemp("experts")
+    model.save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    tensors, whole = {}, load_file(folder / "model" / "model.safetensors")
     for name, weight in whole.items():
         if ".experts." in name:
-            found = rounded(weight, scheme)
-            tensors |= FORMATS["awq"].tensors(name.removesuffix(".weight"), found, scheme)
+            found = rounded(weight, EXPERTS)
+            tensors |= FORMATS["awq"].tensors(name.removesuffix(".weight"), found, EXPERTS)
             whole[name] = found.weight()
         else:
             tensors[name] = weight
-    tensors.pop(lost, None)
-    few = write(tmp_path / "model", tmp_path / "few", tensors, FORMATS["awq"].config(scheme, ["lm_head"]), 1)
-    if lost:
-        with pytest.raises(ModelError, match="4 experts of three layers, and not all"):
-            read(few)
-        return
-    other = read(write(tmp_path / "model", tmp_path / "whole", whole, None, 1))
-    assert_same_model(logits(read(few)), logits(other), other.config)
+    said = FORMATS["awq"].config(EXPERTS, ["lm_head"])
+    few = write(folder / "model", folder / "few", tensors, said, 1)
+    return few, write(folder / "model", folder / "whole", whole, None, 1)
+
+
+def test_experts_stay_in_few_bits(experts):
+    few, whole = map(read, experts)
+    assert_same_model(logits(few), logits(whole), whole.config)
+    for name, numbers in (("gate_up_proj", 0.5), ("down_proj", 0.5)):
+        own, theirs = (getattr(model.model.layers[0].mlp.experts, name) for model in (few, whole))
+        assert sum(layer.codes.nbytes for layer in own.layers) == theirs.numel() * numbers
+        assert torch.equal(own.whole(torch.float32), theirs)
+    with pytest.raises(ModelError, match="few bits, and are not trained"):
+        refuse_training(few, "it")
+    made = whole_layers(few)
+    assert torch.equal(made.model.layers[0].mlp.experts.down_proj, whole.model.layers[0].mlp.experts.down_proj)
+    assert_same_model(logits(made), logits(whole), whole.config)
+
+
+def test_the_engine_multiplies_with_experts_codes(experts):
+    few, whole = (Engine(str(directory), "float32") for directory in experts)
+    prompts = [[5, 6, 7], [40, 41, 42, 43, 44, 45, 46]]
+    params = GenerationParams(max_new_tokens=8, logprobs=1)
+    for own, theirs in zip(few.generate(prompts, params), whole.generate(prompts, params), strict=True):
+        assert own.sequences[0].token_ids == theirs.sequences[0].token_ids
+        notes = zip(own.sequences[0].logprobs, theirs.sequences[0].logprobs, strict=True)
+        assert all(abs(one.logprob - other.logprob) < 1e-4 for one, other in notes)
+    few.close()
+    whole.close()
+
+
+def test_an_expert_that_is_not_there(experts, tmp_path):
+    directory = shutil.copytree(experts[0], tmp_path / "few")
+    change(directory, ["model.layers.0.mlp.experts.2.up_proj.qweight"])
+    with pytest.raises(ModelError, match="4 experts of three layers, and not all"):
+        read(directory)
 
 
 # -- what cannot be read ---------------------------------------------------------------------------------------

@@ -37,8 +37,7 @@ INLINE long tile_bytes(const int format) {
     return format == BF16 ? 1024 : format == INT8 || format == CODES8 ? 512 : format == FLOAT32 ? 2048 : 256;
 }
 
-/* Whether a group's numbers come in once its codes are multiplied. */
-INLINE int has_steps(const int format) { return format == INT4 || format == CODES4 || format == CODES8; }
+INLINE int are_codes(const int format) { return format == CODES4 || format == CODES8; }
 
 INLINE lanes floats_of(ints x) { return __builtin_convertvector(x, lanes); }
 
@@ -79,9 +78,10 @@ INLINE void open_pair(const char *tile, const int half, int pair, int n, lanes *
     }
 }
 
-/* What tiles of one chunk bring to the sums of some rows: over its inputs in their order. */
+/* What tiles of one chunk bring to the sums of some rows: over its inputs in their order. numbers: of codes by groups, those
+ * of the first tile; of the next block's they are `apart` further on. */
 INLINE void add_tiles(const char *first_tile, long chunks, const float *x, lanes sums[][TALL][PARTS], const int tiles,
-                      const int rows, const int format) {
+                      const int rows, const float *numbers, long apart, const int format) {
     for (int half = 0; half < 2; half++)
 #pragma GCC unroll 2
         for (int pair = 0; pair < 8; pair++, x += 2 * rows) {
@@ -90,6 +90,11 @@ INLINE void add_tiles(const char *first_tile, long chunks, const float *x, lanes
                 const char *tile = first_tile + (t / 2 * chunks * 2 + t % 2) * tile_bytes(format);
                 lanes first[PARTS], second[PARTS];
                 for (int n = 0; n < PARTS; n++) open_pair(tile, half, pair, n, first + n, second + n, format);
+                for (int n = 0; are_codes(format) && n < PARTS; n++) {
+                    const lanes zero = *(const lanes *)(numbers + t / 2 * apart + t % 2 * 32 + 16 + n * LANES);
+                    first[n] -= zero;
+                    second[n] -= zero;
+                }
 #pragma GCC unroll 12
                 for (int row = 0; row < rows; row++) {
                     const lanes one = spread(x[row]), other = spread(x[rows + row]);
@@ -100,8 +105,8 @@ INLINE void add_tiles(const char *first_tile, long chunks, const float *x, lanes
         }
 }
 
-/* Some rows with `tiles` tiles from `tile` of a block on, or with those of several blocks. totals: of codes whose numbers come
- * afterwards, the sums of each row's inputs of each group. sums: (tiles, rows, 16). */
+/* Some rows with `tiles` tiles from `tile` of a block on, or with those of several blocks. totals: of int4, the sums of each
+ * row's inputs of each chunk. sums: (tiles, rows, 16). */
 INLINE void add_rows(const Layer *layer, long block, int tile, const int tiles, const float *x, const float *totals,
                      float (*sums)[TALL][16], const int rows, const int format) {
     const long chunks = layer->inputs / 32, groups = chunks / layer->together;
@@ -118,28 +123,27 @@ INLINE void add_rows(const Layer *layer, long block, int tile, const int tiles, 
             for (long line = 0; line < tile_bytes(format); line += 64) __builtin_prefetch(from + AHEAD + line);
         }
         const char *from = weights + (c * 2 + tile) * tile_bytes(format);
-        if (!has_steps(format)) {
-            add_tiles(from, chunks, x + c * 32 * rows, made, tiles, rows, format);
+        const long first = ((block * groups + group) * 2 + tile) * 32; /* of the tile's numbers */
+        if (format != INT4 && !are_codes(format)) {
+            add_tiles(from, chunks, x + c * 32 * rows, made, tiles, rows, NULL, 0, format);
             continue;
         }
-        add_tiles(from, chunks, x + c * 32 * rows, own, tiles, rows, format);
+        add_tiles(from, chunks, x + c * 32 * rows, own, tiles, rows, (const float *)layer->scales + first, groups * 64, format);
         if (--left) continue;
         for (int t = 0; t < tiles; t++) {
-            const long at = (((block + t / 2) * groups + group) * 2 + tile + t % 2) * 32;
+            const long at = first + t / 2 * groups * 64 + t % 2 * 32;
             for (int n = 0; n < PARTS; n++) {
-                lanes step, least; /* what a code adds, and what code 0 stands for */
+                lanes step, least = {0}; /* what code 0 of int4 stands for */
                 if (format == INT4) {
                     const bf16 *scales = (const bf16 *)layer->scales + at + n * LANES;
                     step = wide_lanes(scales);
                     least = fused(step, spread(-8), wide_lanes(scales + 16));
                 } else {
                     step = *(const lanes *)((const float *)layer->scales + at + n * LANES);
-                    least = -*(const lanes *)((const float *)layer->scales + at + 16 + n * LANES);
                 }
                 for (int row = 0; row < rows; row++) {
-                    const lanes total = spread(totals[row * groups + group]);
-                    if (format == INT4) made[t][row][n] = fused(least, total, made[t][row][n]);
-                    else own[t][row][n] = fused(least, total, own[t][row][n]); /* of steps as well */
+                    if (format == INT4)
+                        made[t][row][n] = fused(least, spread(totals[row * groups + group]), made[t][row][n]);
                     made[t][row][n] = fused(step, own[t][row][n], made[t][row][n]);
                     own[t][row][n] = (lanes){0};
                 }
@@ -193,7 +197,7 @@ INLINE long first_of(long group, long groups, long rows) { return rows * group /
 INLINE void run_block(const Layer *layer, long block, const int blocks, const float *x, void *out, long rows,
                       const float *totals, int is_gated, int is_wide, const int format) {
     float sums[MOST_TILES][TALL][16];
-    const long sums_a_row = layer->inputs / 32 / layer->together;
+    const long chunks = layer->inputs / 32;
     if (blocks > 1) {
         add_rows(layer, block, 0, 2 * blocks, x, totals, sums, 1, format);
         for (int at = 0; at < blocks; at++) write_out(layer, block + at, sums + 2 * at, out, 0, 1, is_gated, is_wide);
@@ -202,7 +206,7 @@ INLINE void run_block(const Layer *layer, long block, const int blocks, const fl
     const long groups = (rows + TALL - 1) / TALL;
     for (long group = 0; group < groups; group++) {
         const long row = first_of(group, groups, rows), some = first_of(group + 1, groups, rows) - row;
-        const float *from = x + row * layer->inputs, *own = totals ? totals + row * sums_a_row : NULL;
+        const float *from = x + row * layer->inputs, *own = totals ? totals + row * chunks : NULL;
         switch (some) {
 #define ROWS(COUNT)                                                                                                     \
     case COUNT:                                                                                                         \
@@ -221,25 +225,25 @@ INLINE void run_block(const Layer *layer, long block, const int blocks, const fl
     }
 }
 
-/* The rows as floats, those that are taken at once side by side: (inputs, rows) of each set; and behind all of them, where
- * groups are of `size` inputs, the sum of each row's inputs of each group, (rows, groups). NULL without memory. */
-static float *opened_rows(const void *x, long rows, long inputs, int is_wide, long size, int threads) {
-    const long sums = size ? inputs / size : 0, sets = (rows + TALL - 1) / TALL;
-    float *all = aligned_alloc(64, (rows * (inputs + sums) * sizeof(float) + 127) / 64 * 64);
+/* The rows as floats, those that are taken at once side by side: (inputs, rows) of each set; and of int4 behind all of
+ * them the sum of each row's inputs of each chunk, (rows, chunks). NULL without memory. */
+static float *opened_rows(const void *x, long rows, long inputs, int is_wide, int has_steps, int threads) {
+    const long chunks = inputs / 32, sets = (rows + TALL - 1) / TALL;
+    float *all = aligned_alloc(64, (rows * (inputs + has_steps * chunks) * sizeof(float) + 127) / 64 * 64);
     if (!all) return NULL;
 #pragma omp parallel for num_threads(threads) if (rows * inputs > 65536)
     for (long set = 0; set < sets; set++) {
         const long first = first_of(set, sets, rows), some = first_of(set + 1, sets, rows) - first;
         for (long row = first; row < first + some; row++) {
-            float *to = all + first * inputs + row - first, *totals = all + rows * inputs + row * sums;
+            float *to = all + first * inputs + row - first, *totals = all + rows * inputs + row * chunks;
             if (is_wide)
                 for (long d = 0; d < inputs; d++) to[d * some] = ((const float *)x)[row * inputs + d];
             else
                 for (long d = 0; d < inputs; d++) to[d * some] = wide(((const bf16 *)x)[row * inputs + d]);
-            for (long sum = 0; sum < sums; sum++) {
+            for (long c = 0; has_steps && c < chunks; c++) {
                 float total = 0;
-                for (long d = sum * size; d < (sum + 1) * size; d++) total += to[d * some];
-                totals[sum] = total;
+                for (long d = c * 32; d < c * 32 + 32; d++) total += to[d * some];
+                totals[c] = total;
             }
         }
     }
@@ -254,9 +258,9 @@ int danlu_float_product(const void *x, long rows, const char *weights, const voi
                         int threads) {
     const Layer layer = {weights, scales, bias, outputs, inputs, together, is_paired, format};
     const long blocks = (outputs + 31) / 32;
-    float *wide_rows = opened_rows(x, rows, inputs, is_wide, has_steps(format) ? 32 * together : 0, threads);
+    float *wide_rows = opened_rows(x, rows, inputs, is_wide, format == INT4, threads);
     if (!wide_rows) return 1;
-    const float *totals = has_steps(format) ? wide_rows + rows * inputs : NULL;
+    const float *totals = format == INT4 ? wide_rows + rows * inputs : NULL;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long part = 0; part < threads; part++)
         for (long block = blocks * part / threads, last = blocks * (part + 1) / threads; block < last;) {

@@ -29,14 +29,6 @@ class GroupedLinear(GroupedWeight):
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
 
-    def fixed(self) -> Callable[[Tensor], Tensor] | None:
-        """What it answers to (tokens, in_features) in its format as long as it stays as it is: a row is the same, bit
-        for bit, whatever rows it comes with. None where it is multiplied by torch."""
-        if not self.multiplies(self.numbers.new_empty(0, dtype=self.dtype)):
-            return None
-        product, order = self.blocks.product(self.bias), self.order
-        return product if order is None else lambda x: product(x[:, order])
-
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         if self.order is not None:
@@ -54,7 +46,7 @@ def grouped_layers(model: Any) -> dict[str, GroupedLinear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, GroupedLinear)}
 
 
-def fixed_together(layers: Sequence[GroupedLinear]) -> Callable[[Tensor], Tensor] | None:
+def fixed_together(layers: Sequence[GroupedWeight]) -> Callable[[Tensor], Tensor] | None:
     """What these answer side by side, each as by `fixed`; None where one is multiplied by torch."""
     joined = side_by_side(layers)
     found = [layer.fixed() for layer in ([joined] if joined is not None else layers)]
@@ -65,18 +57,18 @@ def fixed_together(layers: Sequence[GroupedLinear]) -> Callable[[Tensor], Tensor
 
 
 @torch.no_grad()
-def side_by_side(layers: Sequence[GroupedLinear]) -> GroupedLinear | None:
-    """One layer that answers as these do, one behind the other, and whose memory they use from then on; None where
+def side_by_side(layers: Sequence[GroupedWeight]) -> GroupedWeight | None:
+    """One weight that answers as these do, one behind the other, and whose memory they use from then on; None where
     they lie in different ways, or one ends within a block."""
     first = layers[0]
     if len(layers) == 1:
         return first
     if any(layer.order is not None or _form(layer) != _form(first) for layer in layers):
         return None
-    outputs = [layer.out_features for layer in layers]
+    outputs = [layer.shape[0] for layer in layers]
     if first.is_laid_out and any(count % BLOCK for count in outputs[:-1]):
         return None
-    whole = GroupedLinear(first.in_features, sum(outputs), first.bias is not None, first.dtype)
+    whole = GroupedLinear(first.shape[1], sum(outputs), first.bias is not None, first.dtype)
     whole.bits, whole.is_laid_out, whole.is_in_pairs = first.bits, first.is_laid_out, first.is_in_pairs
     for name in ("codes", "numbers"):
         parts = [getattr(layer, name) for layer in layers]
@@ -89,7 +81,7 @@ def side_by_side(layers: Sequence[GroupedLinear]) -> GroupedLinear | None:
     return whole
 
 
-def _form(layer: GroupedLinear) -> tuple[object, ...]:
+def _form(layer: GroupedWeight) -> tuple[object, ...]:
     """What layers have to have in common to lie side by side."""
     lying = layer.is_laid_out, layer.is_in_pairs, layer.bits, layer.numbers.shape[1], layer.group_of is None
     return *lying, layer.dtype, layer.bias is None, layer.codes.device

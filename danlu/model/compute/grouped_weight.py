@@ -32,6 +32,7 @@ class GroupedWeight(nn.Module):
     def __init__(self, outputs: int, inputs: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.shape, self.dtype = (outputs, inputs), dtype
+        self.bias: nn.Parameter | None = None
         self.bits = 0  # of a code as it lies here; 0 while there are none
         self.is_laid_out = self.is_in_pairs = False
         for name in ("codes", "numbers", "order", "group_of"):
@@ -103,6 +104,14 @@ class GroupedWeight(nn.Module):
         """Whether there is a kernel for products of these rows with the codes."""
         fits = rows.dtype == torch.bfloat16 or (rows.dtype == torch.float32 and not self.is_in_pairs)
         return fits and rows.device.type == "cpu" and self._is_fast()
+
+    def fixed(self) -> Callable[[Tensor], Tensor] | None:
+        """Its product with (tokens, inputs) in its format as long as it stays as it is: a row is the same, bit for bit,
+        whatever rows it comes with. None where it is multiplied by torch."""
+        if not self.multiplies(self.numbers.new_empty(0, dtype=self.dtype)):
+            return None
+        product, order = self.blocks.product(self.bias), self.order
+        return product if order is None else lambda x: product(x[:, order])
 
     def _is_fast(self) -> bool:
         is_here = self.is_laid_out and self.codes.device.type == "cpu"

@@ -23,6 +23,7 @@ from danlu.model.company.documents import Documents
 from danlu.model.company.wiring import kind_of, wiring_of
 from danlu.model.compute.adapted_product import adapted_product
 from danlu.model.compute.blocks import BlockProduct
+from danlu.model.compute.grouped_experts import GroupedExperts
 from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
@@ -233,13 +234,16 @@ class Reader:
         )
         if self.taking == "fixed":  # which need not hold the weights twice
             for name in ("gate_up_proj", "down_proj"):
-                setattr(experts, name, _nothing(getattr(experts, name)))
+                if isinstance(weights := getattr(experts, name), nn.Parameter):
+                    setattr(experts, name, _nothing(weights))
         return mixture
 
     def _expert(self, experts: Any, number: int, is_transposed: bool) -> Expert:
         def product(name: str) -> Product:
             if self.taking != "fixed":
                 return lambda x: F.linear(x, *_weights(experts, name, number, is_transposed))
+            if isinstance(codes := getattr(experts, name), GroupedExperts):
+                return codes.fixed(number) or (lambda x: F.linear(x, codes[number]))
             weight, bias = _weights(experts, name, number, is_transposed)
             bias = None if bias is None else bias.detach()
             found = fixed_product(weight.detach().contiguous(), bias, self.rounded)
