@@ -62,7 +62,7 @@ def varies_by_tiles(dtype):
 @pytest.mark.parametrize(
     ("architecture", "dtype", "count"),
     [("llama", "float32", 300), ("llama", "bfloat16", 300), ("qwen3", "bfloat16", 60), ("gemma3_text", "float32", 60),
-     ("llama", "int8", 60)],
+     ("llama", "int8", 60), ("qwen3_moe", "float32", 60), ("qwen3_moe", "bfloat16", 60)],
 )  # fmt: skip
 def test_it_is_the_same_in_any_company(tmp_path, architecture, dtype, count):
     if varies_by_tiles(dtype):
@@ -117,7 +117,6 @@ def test_so_it_is_with_weights_of_files_in_few_bits(tmp_path, bits, dtype):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("qwen3_moe", "experts"),
         ("qwen3_5_text", "states"),
         ("gpt2", "layers are called"),
         ("gpt_oss", "attention is torch"),

@@ -102,6 +102,16 @@ class Expert:
     down: Product
 
 
+def _mixed(answers: Tensor, weights: Tensor) -> Tensor:
+    """Answers (tokens, picked, hidden) by their weights (tokens, picked): summed in float32, in the order in which they
+    were picked, by operations that round each number alone."""
+    wide, shares = answers.float(), weights.float().unsqueeze(2)
+    total = wide[:, 0] * shares[:, 0]
+    for at in range(1, wide.shape[1]):
+        total += wide[:, at] * shares[:, at]
+    return total.to(answers.dtype)
+
+
 @dataclass
 class Mixture:
     """Experts, of which a router picks a few for each token; beside them perhaps one that all tokens take.
@@ -120,30 +130,29 @@ class Mixture:
 
     def __call__(self, h: Tensor, at: Pass) -> Tensor:
         weights, numbers = self.route(h)
-        out = self._one(h, weights, numbers) if len(h) == 1 else self._many(h, weights, numbers)
+        out = _mixed(self._one(h, numbers) if len(h) == 1 else self._many(h, numbers), weights)
         if self.shared is not None:
             whole = self.shared(h, at)
             out += whole if self.shared_gate is None else torch.sigmoid(self.shared_gate(h, at.add)) * whole
         return out
 
-    def _one(self, h: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
+    def _one(self, h: Tensor, numbers: Tensor) -> Tensor:
+        """The answers of a token's experts, (1, picked, hidden)."""
         picked = [self.experts[number] for number in numbers[0].tolist()]
         inner = self.activate(torch.cat([expert.gate_up(h) for expert in picked]))
         answers = [expert.down(part) for expert, part in zip(picked, inner.split(1), strict=True)]
-        return weights.to(h.dtype) @ torch.cat(answers)
+        return torch.cat(answers).unsqueeze(0)
 
-    def _many(self, h: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:
-        """Each expert takes its tokens together."""
+    def _many(self, h: Tensor, numbers: Tensor) -> Tensor:
+        """(tokens, picked, hidden): each expert takes its tokens together."""
         picked = numbers.shape[1]
         order = numbers.flatten().argsort(stable=True)
         counts = torch.bincount(numbers.flatten(), minlength=len(self.experts)).tolist()
-        shares, out = weights.flatten(), torch.zeros_like(h)
+        answers = h.new_empty(len(h) * picked, h.shape[1])
         for expert, chosen in zip(self.experts, order.split(counts), strict=True):
             if len(chosen):
-                rows = chosen // picked
-                answer = self._ask(expert, h.index_select(0, rows))
-                out.index_add_(0, rows, (answer * shares[chosen, None]).to(out.dtype))
-        return out
+                answers[chosen] = self._ask(expert, h.index_select(0, chosen // picked))
+        return answers.view(len(h), picked, -1)
 
     def _ask(self, expert: Expert, h: Tensor) -> Tensor:
         return expert.down(self.activate(expert.gate_up(h)))

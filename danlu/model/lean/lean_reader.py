@@ -26,6 +26,7 @@ from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.grouped_experts import GroupedExperts
 from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
+from danlu.model.compute.own_product import OwnProduct
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lean.lean_known import norms_of
@@ -218,15 +219,10 @@ class Reader:
     def _mixture(self, mlp: Any) -> Mixture:
         experts, router = mlp.experts, mlp.router if hasattr(mlp, "router") else mlp.gate
 
-        def route(h: Tensor) -> tuple[Tensor, Tensor]:
-            _, weights, numbers = router(h)
-            return weights, numbers
-
         is_transposed, count = getattr(experts, "is_transposed", False), len(experts.gate_up_proj)
         shared = getattr(mlp, "shared_expert", None)
-        self.why_varies = self.why_varies or "experts are called with the tokens that chose them"
         mixture = Mixture(
-            route=route,
+            route=self._route(router),
             experts=[self._expert(experts, number, is_transposed) for number in range(count)],
             activate=experts._apply_gate if is_transposed else self._activate(experts.act_fn),
             shared=None if shared is None else self._gated(shared),
@@ -238,15 +234,42 @@ class Reader:
                     setattr(experts, name, _nothing(weights))
         return mixture
 
+    def _route(self, router: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """By the router's own code, in which a product with weights that are fixed is ours."""
+
+        def route(h: Tensor) -> tuple[Tensor, Tensor]:
+            _, weights, numbers = router(h)
+            return weights, numbers
+
+        if self.taking != "fixed":
+            return route
+        bias = getattr(router, "bias", None)
+        product = fixed_product(router.weight.detach(), None if bias is None else bias.detach())
+        own = OwnProduct(router.weight, product)
+
+        def by_our_product(h: Tensor) -> tuple[Tensor, Tensor]:
+            with own:
+                return route(h)
+
+        by_our_product(router.weight.detach()[:1])
+        if not own.calls or not isinstance(product, BlockProduct):
+            self.why_varies = self.why_varies or "experts are picked by products of torch"
+        return by_our_product
+
     def _expert(self, experts: Any, number: int, is_transposed: bool) -> Expert:
         def product(name: str) -> Product:
             if self.taking != "fixed":
                 return lambda x: F.linear(x, *_weights(experts, name, number, is_transposed))
             if isinstance(codes := getattr(experts, name), GroupedExperts):
-                return codes.fixed(number) or (lambda x: F.linear(x, codes[number]))
+                if (run := codes.fixed(number)) is not None:
+                    return run
+                self.why_varies = self.why_varies or "experts are multiplied by torch"
+                return lambda x: F.linear(x, codes[number])
             weight, bias = _weights(experts, name, number, is_transposed)
             bias = None if bias is None else bias.detach()
             found = fixed_product(weight.detach().contiguous(), bias, self.rounded)
+            if not (isinstance(found, BlockProduct) and found.is_exact):
+                self.why_varies = self.why_varies or "experts are multiplied otherwise for many tokens than for few"
             self.held += found.tensors
             self._pages.give_back(weight)
             return found
