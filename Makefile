@@ -120,7 +120,7 @@ bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate benc
 
 bench-sft: $(INSTALLED)
 	benchmarks/peers.sh trl
-	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/sft.py $(WRITE)
 
 bench-cuda: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py $(WRITE)

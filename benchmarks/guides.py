@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+README = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 TRAINING = {"en": ROOT / "docs" / "training.md", "zh": ROOT / "docs" / "training.zh.md"}
 PLAN = {"en": ROOT / "docs" / "plan.md", "zh": ROOT / "docs" / "plan.zh.md"}
 LORA = {"en": ROOT / "docs" / "lora.md", "zh": ROOT / "docs" / "lora.zh.md"}

@@ -13,13 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import guides
+from attention import peak_rate
+from machine import cpu_name
 from training_sides import PEERS, TRL_PYTHON, run_side, speed
+
+from danlu.plan.models import shape_of
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 JOB = {"batch_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "seed": 42}
@@ -137,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the full runs")
     parser.add_argument("--trial-steps", type=int, default=4, help="optimizer steps of each TRL setting's trial")
+    parser.add_argument("--write", action="store_true", help="put the table into the README")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -159,25 +167,83 @@ def main() -> None:
         trl = run_trl({**full, "setting": TRL_SETTINGS[best], "adapter": str(scratch / "trl")}, scratch)
         danlu = run_danlu({**full, "adapter": str(scratch / "danlu")}, scratch)
         losses = {side: held_out_loss(model, scratch / side, held_out) for side in ("trl", "danlu")}
-    report(best, trl, danlu, losses)
+    found = found_of(best, trl, danlu, losses)
+    print(block(found, arguments.steps, "en"))
+    print(f"products: {found.of_peak:.0%} of what one large product reaches, as if no example shared its beginning")
+    for side, result in (("TRL  ", trl), ("Danlu", danlu)):
+        print(f"training loss a step, {side}:", " ".join(f"{loss:.2f}" for loss in result["losses"]))
+    if arguments.write:
+        guides.write(guides.README, "sft", lambda language: block(found, arguments.steps, language))
 
 
-def report(best: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[str, float]) -> None:
+@dataclass(frozen=True)
+class Side:
+    """What one of the two did: tokens of examples and learnt ones a second, the most memory, the loss afterwards."""
+
+    rate: float
+    learnt_rate: float
+    peak_bytes: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """of_steps: the ratio between median steps. of_peak: Danlu's products a second beside one large product."""
+
+    setting: str
+    trl: Side
+    danlu: Side
+    of_steps: float
+    of_peak: float
+
+
+def found_of(setting: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[str, float]) -> Found:
     share = sum(danlu["learnt_tokens"]) / sum(danlu["tokens"])
-    print(f"\nSmolLM2-135M, LoRA r=8 on all linear layers, {JOB['batch_size']} examples a step")
-    print(f"{'':8} {'tokens/s':>9} {'learnt/s':>9} {'tokens':>8} {'peak GB':>8} {'held-out loss':>14}")
-    for side, result in (("TRL", trl), ("Danlu", danlu)):
-        rate = speed(result)
-        print(
-            f"{side:8} {rate:9.0f} {rate * share:9.0f} {sum(result['tokens']):8.0f} "
-            f"{result['peak_memory_bytes'] / 1e9:8.2f} {losses[side.lower()]:14.4f}"
-        )
-    print(f"TRL's best setting: {best}")
-    print(f"ratio: {speed(danlu) / speed(trl):.2f}")
+    sides = [
+        Side(speed(one), speed(one) * share, one["peak_memory_bytes"], loss)
+        for one, loss in ((trl, losses["trl"]), (danlu, losses["danlu"]))
+    ]
     medians = [statistics.median(t / s for t, s in zip(r["tokens"], r["seconds"], strict=True)) for r in (danlu, trl)]
-    print(f"ratio of median steps: {medians[0] / medians[1]:.2f}")
-    print("training loss a step, TRL  :", " ".join(f"{loss:.2f}" for loss in trl["losses"]))
-    print("training loss a step, Danlu:", " ".join(f"{loss:.2f}" for loss in danlu["losses"]))
+    of_peak = operations(speed(danlu), share) / peak_rate()
+    return Found(setting, *sides, medians[0] / medians[1], of_peak)
+
+
+def operations(rate: float, learnt_share: float) -> float:
+    """A second, in products: of each token forward and one way back, in the head of those that are learnt."""
+    shape = shape_of("SmolLM2-135M")
+    return 4 * rate * (shape.linear + shape.width * shape.vocabulary * learnt_share)
+
+
+HEADS = {
+    "en": "| | tokens/s | learnt tokens/s | peak memory | held-out loss |",
+    "zh": "| | token/秒 | 计入损失的 token/秒 | 峰值内存 | 验证集损失 |",
+}
+SIDES = {
+    "en": ("TRL 1.16 SFTTrainer + PEFT, the fastest of {tried} settings: {setting}", "Danlu, its defaults"),
+    "zh": ("TRL 1.16 SFTTrainer + PEFT，{tried} 种设置中最快的：{setting}", "Danlu，默认设置"),
+}
+HOW = {
+    "en": """SFT of SmolLM2-135M, LoRA r = 8 on every linear layer, the quickstart's data, {steps} steps of {batch}
+examples on each side, in one run on {cores} cores of {kind}: {ratio:.1f} times as fast, {of_steps:.1f} between median
+steps. Both adapters are measured by the same code. The examples share a system prompt and an instruction, which Danlu
+computes once a forward pass; tokens are those of whole examples on both sides. Written by
+`make bench-sft WRITE=--write`.""",
+    "zh": """SmolLM2-135M 的 SFT，所有线性层 LoRA r = 8，quickstart 的数据，双方各 {steps} 步、每步 {batch} 条，
+同一次运行，{cores} 核（{kind}）：速度为 {ratio:.1f} 倍，按每步中位数为 {of_steps:.1f} 倍。
+两个适配器用同一份代码测量。样本共用系统提示词和指令，Danlu 在一次前向中只计算一次；双方都按完整样本计 token。
+由 `make bench-sft WRITE=--write` 写入。""",
+}
+
+
+def block(found: Found, steps: int, language: str) -> str:
+    names = [one.format(tried=len(TRL_SETTINGS), setting=found.setting) for one in SIDES[language]]
+    lines = [HEADS[language], "|---" * 5 + "|"]
+    for name, one in zip(names, (found.trl, found.danlu), strict=True):
+        cells = (name, f"{one.rate:.0f}", f"{one.learnt_rate:.0f}", f"{one.peak_bytes / 1e9:.2f} GB", f"{one.loss:.4f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    values = {"steps": steps, "batch": JOB["batch_size"], "cores": os.cpu_count(), "kind": cpu_name()}
+    values |= {"ratio": found.danlu.rate / found.trl.rate, "of_steps": found.of_steps}
+    return "\n".join([*lines, "", HOW[language].format(**values), ""])
 
 
 if __name__ == "__main__":
