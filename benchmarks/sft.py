@@ -199,13 +199,13 @@ class Found:
 
 def found_of(setting: str, trl: dict[str, Any], danlu: dict[str, Any], losses: dict[str, float]) -> Found:
     share = sum(danlu["learnt_tokens"]) / sum(danlu["tokens"])
-    sides = [
-        Side(speed(one), speed(one) * share, one["peak_memory_bytes"], loss)
-        for one, loss in ((trl, losses["trl"]), (danlu, losses["danlu"]))
-    ]
+
+    def side(result: dict[str, Any], loss: float) -> Side:
+        return Side(speed(result), speed(result) * share, result["peak_memory_bytes"], loss)
+
     medians = [statistics.median(t / s for t, s in zip(r["tokens"], r["seconds"], strict=True)) for r in (danlu, trl)]
     of_peak = operations(speed(danlu), share) / peak_rate()
-    return Found(setting, *sides, medians[0] / medians[1], of_peak)
+    return Found(setting, side(trl, losses["trl"]), side(danlu, losses["danlu"]), medians[0] / medians[1], of_peak)
 
 
 def operations(rate: float, learnt_share: float) -> float:
