@@ -48,8 +48,9 @@ def test_they_say_what_was_given(is_in_pairs, bits, groups, outputs):
     laid = CodeBlocks.of(given, bits, is_in_pairs=is_in_pairs)
     assert laid.codes.nbytes == -(-outputs // BLOCK) * BLOCK * INPUTS * bits // 8
     ids = torch.randperm(outputs, generator=torch.Generator().manual_seed(2))
-    for ours, theirs in zip(laid.rows(ids)[:3], given[:3], strict=True):
-        assert torch.equal(ours, theirs[ids])
+    for ours, some, theirs in zip(laid.all_rows()[:3], laid.rows(ids)[:3], given[:3], strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(some, theirs[ids])
     if has_code_blocks(is_in_pairs=False):
         for dtype in (torch.float32, torch.bfloat16):
             assert torch.equal(laid.whole(dtype), given.weight(dtype))

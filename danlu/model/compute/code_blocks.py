@@ -70,15 +70,28 @@ class CodeBlocks(NamedTuple):
     def rows(self, ids: Tensor) -> Grouped:
         """Of these outputs, (n,)."""
         block, tile, lane = ids // BLOCK, ids // TILE % 2, ids % TILE
-        width = 2 if self.is_in_pairs else 1
-        of_tiles = self.codes[block, :, tile].unflatten(2, (-1, TILE, width))
-        own = of_tiles[torch.arange(len(ids), device=ids.device), :, :, lane].flatten(2)
+        return self._grouped(self._inside[block, :, tile, :, lane], self.numbers[block, :, tile, :, lane])
+
+    def all_rows(self) -> Grouped:
+        """Of all outputs, in their order."""
+        codes, numbers = self._inside.permute(0, 2, 4, 1, 3, 5), self.numbers.permute(0, 2, 4, 1, 3)
+        return self._grouped(codes.flatten(0, 2)[: self.outputs], numbers.flatten(0, 2)[: self.outputs])
+
+    @property
+    def _inside(self) -> Tensor:
+        """(blocks, chunks, 2 tiles, bytes of an output, 16 outputs, inputs side by side)."""
+        inside: Tensor = self.codes.unflatten(3, (-1, TILE, 2 if self.is_in_pairs else 1))
+        return inside
+
+    def _grouped(self, codes: Tensor, numbers: Tensor) -> Grouped:
+        """codes (n, chunks, bytes, inputs side by side), numbers (n, groups, 2)."""
+        codes = codes.flatten(2)
         if self.bits == 4:
-            own = torch.cat([own & 15, own >> 4], 2)
+            codes = torch.cat([codes & 15, codes >> 4], 2)
         elif self.is_in_pairs:
-            own = own ^ 128
-        scales, zeros = self.numbers[block, :, tile, :, lane].unbind(2)
-        return Grouped(own.flatten(1), scales, zeros.to(torch.uint8))
+            codes = codes ^ 128
+        scales, zeros = numbers.unbind(2)
+        return Grouped(codes.flatten(1), scales, zeros.to(torch.uint8))
 
     def product(self, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         """x (tokens, inputs), in pairs bfloat16, else float32 as well -> x W^T + b (tokens, outputs), of x's format."""

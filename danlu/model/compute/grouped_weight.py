@@ -96,7 +96,7 @@ class GroupedWeight(nn.Module):
     def lying(self) -> Grouped:
         """The weights, their columns as they lie."""
         if self.is_laid_out:
-            return self.blocks.rows(torch.arange(self.shape[0], device=self.codes.device))
+            return self.blocks.all_rows()
         scales, zeros = self.numbers.unbind(2)
         return Grouped(self.codes, scales, zeros.to(torch.uint8), self.group_of)
 
