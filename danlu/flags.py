@@ -91,7 +91,8 @@ def _given(options: type[Options], flags: BaseModel) -> dict[str, Any]:
         elif isinstance(value, list):
             given[name] = _joined(name, value, annotation)
         else:
-            given[name] = _nothing(value) if type(None) in get_args(annotation) else value
+            value = _nothing(value) if type(None) in get_args(annotation) else value
+            given[name] = next((one for one in _choices(annotation) if str(one) == value), value)
     return given
 
 

@@ -14,6 +14,7 @@ from danlu.flags import _given, _kinds, as_flag, as_flags, as_key, from_flags, s
 from danlu.generate.params import GenerationParams
 from danlu.model.lora_options import LoraOptions
 from danlu.quantize.merge import MergeOptions
+from danlu.quantize.options import AskedOptions
 from danlu.recipe import Recipe
 from danlu.serve.options import BackendOptions, ServeOptions
 
@@ -31,7 +32,7 @@ def app_of(options):
     return app
 
 
-APPS = {options: app_of(options) for options in MODELS}
+APPS = {options: app_of(options) for options in (*MODELS, AskedOptions)}
 
 
 def parse(options, *words):
@@ -223,3 +224,10 @@ def test_messages_name_options_as_they_are_written():
     assert spelt(unknown, ["seed", "train.learning_rate"], as_key) == told
     assert spelt("set accept_licence=true", names, as_key) == "set model.accept_licence=true"
     assert spelt("keep float32 (merge.dtype=float32), or", ["dtype"], as_flag) == "keep float32 (--dtype float32), or"
+
+
+def test_a_choice_of_numbers_is_one():
+    assert from_flags(AskedOptions, parse(AskedOptions, "--embeddings", "8")).embeddings == 8
+    assert from_flags(AskedOptions, parse(AskedOptions, "--embeddings", "null")).embeddings is None
+    with pytest.raises(ConfigError, match="embeddings: Input should be 8"):
+        from_flags(AskedOptions, parse(AskedOptions, "--embeddings", "4"))
