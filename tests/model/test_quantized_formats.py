@@ -59,6 +59,49 @@ def test_the_configuration_says_what_it_is(name, scheme):
     assert "lm_head" in found.left_out
 
 
+@pytest.mark.parametrize("inputs", [48, 72])
+def test_the_last_group_of_gptq_may_be_smaller(inputs):
+    """Of 48 inputs in groups of 32 two would be even as well, of 24; of 72 three."""
+    scheme, wide = Scheme(4, 32, symmetric=True), -(-inputs // 32) * 32
+    layer = random_layer(scheme, inputs=wide)
+    parts = own_parts(FORMATS["gptq"].tensors("x", layer, scheme))
+    parts |= {"qweight": parts["qweight"][: inputs // 8], "g_idx": parts["g_idx"][:inputs]}
+    assert torch.equal(FORMATS["gptq"].read(parts, scheme).weight(), layer.weight()[:, :inputs])
+    del parts["g_idx"]
+    assert torch.equal(FORMATS["gptq"].read(parts, scheme).weight(), layer.weight()[:, :inputs])
+
+
+@pytest.mark.parametrize(("outputs", "words"), [(1, 0), (1, 1), (60, 4), (60, 7), (60, 8)])
+def test_zeros_of_outputs_that_do_not_fill_words(outputs, words):
+    """What sends tokens to a shared expert has one output. Programs round the number of words up, or down."""
+    scheme = Scheme(4, 32, symmetric=True)
+    layer = random_layer(scheme, outputs=64)
+    parts = own_parts(FORMATS["gptq"].tensors("x", layer, scheme))
+    parts |= {name: parts[name][:, :outputs] for name in ("qweight", "scales")} | {"qzeros": parts["qzeros"][:, :words]}
+    assert torch.equal(FORMATS["gptq"].read(parts, scheme).weight(), layer.weight()[:outputs])
+    if words < 8 and outputs == 60:
+        with pytest.raises(ModelError, match=rf"qzeros is \(2, {words}\)\n  allowed: \(2, 8\)"):
+            FORMATS["gptq"].read(parts, Scheme(4, 32))
+
+
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_inputs_that_were_never_put_in_order(group_size):
+    scheme = Scheme(4, group_size, symmetric=True)
+    layer, form = random_layer(scheme), FORMATS["pack-quantized"]
+    parts = own_parts(form.tensors("x", layer, scheme)) | {"weight_g_idx": torch.full((64,), -1, dtype=torch.int32)}
+    read = form.read(parts, scheme)
+    assert read.group_of is None
+    assert torch.equal(read.weight(), layer.weight())
+
+
+def test_groups_that_there_are_none_of():
+    scheme, form = Scheme(4, 32, symmetric=True), FORMATS["pack-quantized"]
+    parts = own_parts(form.tensors("x", random_layer(scheme), scheme))
+    parts["weight_g_idx"] = torch.arange(64, dtype=torch.int32) // 32 + 1
+    with pytest.raises(ModelError, match="names the groups 1 to 2\n  allowed: each of 0 to 1"):
+        form.read(parts, scheme)
+
+
 # -- bytes, worked out by hand ---------------------------------------------------------------------------------
 
 

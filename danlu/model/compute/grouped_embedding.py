@@ -43,11 +43,15 @@ class GroupedEmbedding(GroupedWeight):
     def forward(self, ids: Tensor) -> Tensor:
         rows = ids.reshape(-1)
         found = self._rows(rows).weight(self.dtype)
+        if self.order is not None:
+            found = found[:, self.order.argsort()]
         if self.factor is not None:
             found = found * self.factor.to(found.device)
         return found.view(*ids.shape, self.embedding_dim)
 
     def _rows(self, ids: Tensor) -> Grouped:
+        """Of these tokens, their columns as they lie."""
         if self.is_laid_out:
             return self.blocks.rows(ids)
-        return Grouped(*(part[ids] for part in self.lying()[:3]))
+        codes, scales, zeros, group_of = self.lying()
+        return Grouped(codes[ids], scales[ids], zeros[ids], group_of)

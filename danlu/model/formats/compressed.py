@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from danlu.errors import ModelError
 from danlu.model.formats.format import fine, grouped_size, part, sized
 from danlu.model.grouped import Scheme
 
@@ -64,10 +65,17 @@ def scales_of(tensors: Mapping[str, Tensor], outputs: int, inputs: int, scheme: 
 
 
 def group_of(tensors: Mapping[str, Tensor], inputs: int, scales: Tensor) -> Tensor | None:
-    """Each input's group, where they are no neighbours."""
+    """Each input's group, where they are no neighbours; -1 is said of inputs that were never put in order."""
     if "weight_g_idx" not in tensors:
         return None
     found = sized("weight_g_idx", part(tensors, "weight_g_idx", 1, torch.int32, torch.int64), (inputs,)).long()
+    if bool((found == -1).any()):
+        return None
     groups = scales.shape[1]
-    sized("the groups that weight_g_idx names", found.unique(), (groups,))
+    if not torch.equal(found.unique(), torch.arange(groups)):
+        raise ModelError(
+            f"weight_g_idx names the groups {int(found.min())} to {int(found.max())}",
+            allowed=f"each of 0 to {groups - 1}, by its layer's other tensors and config.json",
+            fix="fetch the model again; config.json and the weights must be of one",
+        )
     return None if torch.equal(found, torch.arange(inputs) // (inputs // groups)) else found

@@ -95,21 +95,21 @@ class Gptq:
         scales = part(tensors, "scales", 2, torch.float16, torch.bfloat16, torch.float32)
         groups = -(-inputs // (scheme.group_size or inputs))  # the last one may be smaller
         fine(sized("scales", scales, (groups, outputs)))
-        zeros = sized("qzeros", part(tensors, "qzeros", 2, torch.int32), (groups, outputs * bits // WORD))
+        stored = _stored(part(tensors, "qzeros", 2, torch.int32), outputs, groups, scheme)
         group_of = self._group_of(tensors, inputs, groups, scheme)
-        return Grouped(codes, scales.T.contiguous(), self._zeros(unpacked(zeros, bits).T, scheme), group_of)
+        return Grouped(codes, scales.T.contiguous(), self._zeros(stored, scheme, (outputs, groups)), group_of)
 
-    def _zeros(self, stored: Tensor, scheme: Scheme) -> Tensor:
+    def _zeros(self, stored: Tensor, scheme: Scheme, shape: tuple[int, int]) -> Tensor:
         if not scheme.symmetric:
             return (stored + self.less & scheme.largest).contiguous()
-        one = int(stored.flatten()[0])
+        one = int(stored.flatten()[0]) if stored.numel() else scheme.middle
         if one not in (scheme.middle - 1, scheme.middle) or not bool((stored == one).all()):
             raise ModelError(
                 f"its codes are symmetric, and a zero in the files is {int(stored.min())}",
                 allowed=f"{scheme.middle - 1} everywhere, or in version 2 {scheme.middle}",
                 fix=FULL,
             )
-        return torch.full_like(stored, scheme.middle).contiguous()
+        return torch.full(shape, scheme.middle, dtype=torch.uint8)
 
     def _group_of(self, tensors: Mapping[str, Tensor], inputs: int, groups: int, scheme: Scheme) -> Tensor | None:
         """Each input's group; None where groups are neighbours of one size."""
@@ -118,4 +118,17 @@ class Gptq:
         sized("g_idx", found, (inputs,))
         if int(found.min()) < 0 or int(found.max()) >= groups:
             raise ModelError(f"g_idx names group {int(found.max())}", allowed=f"0 to {groups - 1}", fix=FULL)
-        return None if torch.equal(found, plain) and inputs % groups == 0 else found
+        are_even = inputs % groups == 0 and torch.equal(found, torch.arange(inputs) // (inputs // groups))
+        return None if are_even else found
+
+
+def _stored(words: Tensor, outputs: int, groups: int, scheme: Scheme) -> Tensor:
+    """The zeros as they are in the files, (outputs, groups). Of outputs that do not fill words programs write the zeros
+    of those alone that do: fewer, then, where codes are symmetric, and what the others are is known."""
+    each = math.lcm(scheme.bits, WORD) // scheme.bits
+    step = each * scheme.bits // WORD
+    wanted = -(-outputs // each) * step
+    if scheme.symmetric and outputs % WORD:
+        wanted = min(wanted, words.shape[1])
+    words = sized("qzeros", words, (groups, wanted))[:, : wanted // step * step]
+    return unpacked(words, scheme.bits).T[:outputs] if words.numel() else words.new_empty(0, groups).to(torch.uint8)
