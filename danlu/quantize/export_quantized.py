@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import ConfigError, ModelError, ParityError, disk_faults
-from danlu.hub import quiet_transformers, weight_files
+from danlu.hub import weight_files
 from danlu.hub.cache import need_disk
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place
@@ -28,7 +28,6 @@ from danlu.model.formats.format import EMBEDDINGS, Format
 from danlu.model.formats.table import chosen
 from danlu.model.grouped import Scheme
 from danlu.model.load import OLDER_QUANTIZATION, quantization_of, read_json
-from danlu.model.lora_targets import is_linear
 from danlu.model.quantized import QuantizedFiles, quantized_files
 
 
@@ -107,29 +106,24 @@ def _scheme(files: QuantizedFiles) -> Scheme:
 
 
 def _check_layers(files: QuantizedFiles, form: Format, scheme: Scheme) -> list[str]:
-    """The linear layers that are not quantized. Raises ConfigError for what the format cannot hold."""
-    linear = _linear_shapes(files.directory)
-    form.check(scheme, {name: linear[name] for name in files.layers})
-    for name, grouped in files.read():
+    """Those that are not quantized. Raises ConfigError for what the format cannot hold."""
+    for name, grouped in zip(files.layers, (grouped for _, grouped in files.read()), strict=True):
+        outputs, inputs = grouped.codes.shape
+        form.check(scheme, {name: (outputs, inputs)})
         form.tensors(name, grouped, scheme)
-    return sorted(linear.keys() - files.layers.keys())
+    return _left_out(files)
 
 
-def _linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer of the model, by a model without weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _left_out(files: QuantizedFiles) -> list[str]:
+    """Matrices that stay as they are: the head, which may be the embedding, and what sends tokens to experts."""
+    from safetensors import safe_open
 
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        config.__dict__.pop("quantization_config", None)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    found = {}
-    for name, part in model.named_modules():
-        if is_linear(part):
-            rows, columns = part.weight.shape
-            found[name] = (rows, columns) if isinstance(part, torch.nn.Linear) else (columns, rows)
-    return found
+    found = {"lm_head"}
+    for path in weight_files(files.directory):
+        with safe_open(path, framework="pt") as file:
+            weights = [key for key in file.keys() if key.endswith(".weight")]  # noqa: SIM118
+            found |= {key.removesuffix(".weight") for key in weights if len(file.get_slice(key).get_shape()) == 2}
+    return sorted(name for name in found - set(files.layers) if name.rpartition(".")[2] not in EMBEDDINGS)
 
 
 def _write(files: QuantizedFiles, form: Format, scheme: Scheme, made: Path) -> None:

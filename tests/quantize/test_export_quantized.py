@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from quantizing import change, make_quantized
+from quantizing import change, make_quantized, rounded, write
+from safetensors.torch import load_file
 
 from danlu.device import Device
 from danlu.errors import ConfigError, ModelError
@@ -29,6 +30,22 @@ def weights(directory):
     model = load_model(directory, device=CPU, dtype=torch.float32)
     found = {name: layer.whole(torch.float32) for name, layer in grouped_layers(model).items()}
     return found, model.get_input_embeddings().weight
+
+
+def test_experts_are_carried_over_and_what_sends_tokens_to_them_is_left_out(tmp_path):
+    """Other programs make a router in few bits where the configuration does not leave it out."""
+    source = make_tiny_model(tmp_path / "model", architecture="qwen3_moe", changes={"num_experts": 2})
+    tensors = load_file(source / "model.safetensors")
+    experts = [name.removesuffix(".weight") for name in tensors if ".experts." in name]
+    for name in experts:
+        tensors |= FORMATS["gptq"].tensors(name, rounded(tensors.pop(f"{name}.weight"), EVEN), EVEN)
+    write(source, tmp_path / "before", tensors, FORMATS["gptq"].config(EVEN, []), 1)
+    assert export_quantized(tmp_path / "before", tmp_path / "after", "awq", print).layers == len(experts)
+    models = [load_model(tmp_path / one, device=CPU, dtype=torch.float32) for one in ("before", "after")]
+    one, two = (model.model.layers[1].mlp.experts.down_proj.whole(torch.float32) for model in models)
+    assert torch.equal(one, two)
+    said = json.loads((tmp_path / "after" / "config.json").read_text("utf-8"))["quantization_config"]
+    assert {"lm_head", "model.layers.0.mlp.gate"} <= set(said["modules_to_not_convert"])
 
 
 @pytest.mark.parametrize(
