@@ -494,6 +494,7 @@ CHINESE = {
     "{bits} bits a weight with its scales": "每个参数 {bits} bit（含缩放系数）",
     "embedding and norms: {bytes} bytes a weight": "词嵌入与归一化：每个参数 {bytes} 字节",
     "embedding, head, norms and experts: {bytes} bytes a weight": "词嵌入、输出头、归一化与专家：每个参数 {bytes} 字节",
+    "embedding, head, norms and routers: {bytes} bytes a weight": "词嵌入、输出头、归一化与路由：每个参数 {bytes} 字节",
     "of weights that are computed with in 16 bits": "以 16 bit 计算的参数的主副本",
     "{count} weights and their gradients": "{count} 个参数及其梯度",
     "what it keeps of each trained weight": "每个可训练参数的优化器状态",

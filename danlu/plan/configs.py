@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from danlu.errors import ModelError
 from danlu.plan.kinds import GPT2, KINDS, NUMBER, SPELT, WIDTH, Config, Kind, Said
 from danlu.plan.shapes import HEAD, HEADS, INSIDE, Attention, Experts, Layer, Shape
+
+# What programs call the bits of a weight.
+_BITS = ("num_bits", "bits", "w_bit")
 
 
 def shape_from(config: Config, name: str) -> Shape:
@@ -33,26 +37,42 @@ def shape_from(config: Config, name: str) -> Shape:
 
 def _quantized(config: Config) -> str:
     """How the files of the model are quantized, as the configuration says; nothing where they are not."""
-    said = config.get("quantization_config")
-    if not isinstance(said, dict):
+    said = _said(config)
+    if said is None:
         return ""
-    bits = said.get("bits") or said.get("w_bit") or (4 if said.get("load_in_4bit") else None)
+    weights = _of_weights(said)
+    bits = next((found for key in _BITS if (found := weights.get(key))), 4 if said.get("load_in_4bit") else None)
     method = str(said.get("quant_method") or "an unnamed method")
     return method if bits is None else f"{method}, {bits} bit"
 
 
 def _held(config: Config) -> float:
     """Bytes of a weight that stays in few bits: two in a byte up to 4 bits, scale and zero of its group in float32."""
-    said = config.get("quantization_config")
-    if not isinstance(said, dict) or said.get("quant_method") not in ("awq", "gptq", "compressed-tensors"):
+    said = _said(config)
+    if said is None or said.get("quant_method") not in ("awq", "gptq", "compressed-tensors"):
         return 0
-    groups = said.get("config_groups") or {"": {"weights": said}}
-    found = (next(iter(groups.values())) or {}).get("weights") or {}
-    bits = found.get("num_bits") or found.get("bits") or found.get("w_bit")
+    found = _of_weights(said)
+    bits = next((found[key] for key in _BITS if found.get(key)), None)
     size = found.get("group_size") or found.get("q_group_size") or -1
     if not isinstance(bits, int) or found.get("type", "int") != "int":
         return 0
     return (0.5 if bits <= 4 else 1) + (8 / size if isinstance(size, int) and size > 0 else 0)
+
+
+def _said(config: Config) -> dict[str, Any] | None:
+    """What is said of how the files are quantized, of all of them or of the language part."""
+    parts = (config, config.get("text_config") or {})
+    return next((said for part in parts if isinstance(said := part.get("quantization_config"), dict)), None)
+
+
+def _of_weights(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of this what tells bits and groups; of several groups of layers the first one's."""
+    groups = said.get("config_groups")
+    if not groups:
+        return said
+    first = next(iter(groups.values())) if isinstance(groups, dict) else None
+    weights = first.get("weights") if isinstance(first, dict) else None
+    return weights if isinstance(weights, dict) else {}
 
 
 def _read(kind: str, config: Config) -> Config:

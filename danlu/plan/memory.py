@@ -200,11 +200,15 @@ def _weights(job: Job) -> list[Part]:
     if job.method == "full" or (job.frozen == job.dtype and not job.stays_quantized):
         return [Part("weights", shape.parameters * number, "{bytes} bytes a weight", (("bytes", f"{number:g}"),))]
     engines = job.frozen in ("int8", "int4")
-    matrices = shape.linear + shape.expert_parameters if engines else shape.linear
+    matrices = shape.linear + (shape.expert_parameters if engines else 0)
+    if job.stays_quantized and shape.experts is not None:
+        matrices += shape.expert_parameters - shape.experts.blocks * shape.experts.router
     stored = matrices * frozen + (shape.head.parameters * STORED["int8"] if engines else 0)
     others = shape.parameters - matrices - (shape.own_head if engines else 0)
     left = "embedding, head, norms and experts: {bytes} bytes a weight"
-    if engines:
+    if job.stays_quantized:
+        left = "embedding, head, norms and routers: {bytes} bytes a weight"
+    elif engines:
         left = "embedding and norms: {bytes} bytes a weight"
     return [
         Part("linear layers", stored, "{bits} bits a weight with its scales", (("bits", f"{8 * frozen:.3g}"),)),

@@ -339,6 +339,15 @@ def test_weights_in_few_bits_are_counted_as_they_are_held(said, each):
     assert {part.name for part in estimate(replace(job, stored="int8")).parts} >= {"linear layers"}
 
 
+def test_experts_in_few_bits_are_counted_as_they_are_held():
+    config = {**PRESETS["qwen3-30b-a3b"], "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}
+    shape = shape_from(config, "x")
+    parts = {part.name: part.bytes for part in estimate(Job(shape, "inference", dtype="bfloat16")).parts}
+    experts, routers = 48 * 128 * 3 * 2048 * 768, 48 * 128 * 2048
+    assert parts["linear layers"] == pytest.approx((shape.linear + experts) * (0.5 + 8 / 128))
+    assert parts["other weights"] == 2 * (2 * 151936 * 2048 + routers + shape.others)
+
+
 def test_files_in_few_bits_are_told(tmp_path, capsys):
     config = {**PRESETS["llama-2-7b"], "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64}}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -49,6 +49,7 @@ SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 128, "pad_token_id": 0,
 }  # fmt: skip
+BYTES = {"num_bits": 8, "type": "int", "group_size": None}
 EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "n_shared_experts": 1,
@@ -220,11 +221,21 @@ def test_what_cannot_be_counted_is_said(tmp_path, make, error, said):
         ({"quantization_config": {"quant_method": "awq", "w_bit": 4}}, "awq, 4 bit"),
         ({"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}, "bitsandbytes, 4 bit"),
         ({"quantization_config": None}, ""),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": BYTES}}}},
+            "compressed-tensors, 8 bit",
+        ),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"a": "W4A16"}}},
+            "compressed-tensors",
+        ),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": ["a"]}}, "compressed-tensors"),
     ],
 )
 def test_files_that_are_quantized_are_known(config, said):
     assert shape_from({"model_type": "llama", **SMALL, **config}, "x").quantized == said
     assert shape_from({"text_config": {"model_type": "llama", **SMALL}, **config}, "x").quantized == said
+    assert shape_from({"text_config": {"model_type": "llama", **SMALL, **config}}, "x").quantized == said
 
 
 @pytest.mark.parametrize(
