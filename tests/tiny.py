@@ -54,6 +54,13 @@ _EXTRA: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 3,
         "moe_intermediate_size": 32,
     },
+    "mixtral": {
+        **_SHAPE,
+        "head_dim": 8,
+        "tie_word_embeddings": False,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gemma3_text": {
         **_SHAPE,
@@ -102,8 +109,9 @@ def make_tiny_model(
     """Write a random model of two layers and about 30,000 weights, float32, to `directory`; returns it.
 
     The same seed gives the same weights; torch's generator is left as it was found. `architecture` is one
-    of ARCHITECTURES, or qwen3_moe; `vocab_texts` are the sentences that the tokenizer's merges are learnt from;
-    `changes` replace entries of the config. `kind` is what the directory says of itself: random weights end no turn.
+    of ARCHITECTURES, or qwen3_moe or mixtral; `vocab_texts` are the sentences that the tokenizer's merges are learnt
+    from; `changes` replace entries of the config. `kind` is what the directory says of itself: random weights end no
+    turn.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

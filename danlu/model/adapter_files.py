@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+from danlu.model.compute.grouped_experts import is_in_few_bits
 from danlu.model.load import TOKENIZER_FILES, load_tokenizer, read_json, some
 
 _IS_B = re.compile(r"\.lora_(embedding_)?B(\.weight)?$")
@@ -142,6 +143,12 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     base = adapter_config(adapter).get("base_model_name_or_path") or "unknown"
+    if is_in_few_bits(model):
+        raise ModelError(
+            f"{adapter}: the base's weights are in few bits, and the adapter would be a part of them",
+            allowed="plain LoRA, which an engine adds to what such layers answer",
+            fix="merge it into what the codes say: danlu merge",
+        )
     try:
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())

@@ -116,12 +116,15 @@ def load_model(
     with _reading(directory, "model", config):
         options = {"dtype": dtype, "attn_implementation": attention, **packing}
         model, loading = _read_model(directory, part, files, **options)
-    if missing := loading["missing_keys"]:
+    missing, unexpected = loading["missing_keys"], loading["unexpected_keys"]
+    if files is not None:
+        missing, unexpected = files.others(missing), files.others(unexpected)
+    if missing:
         raise ModelError(
             f"{directory}: the files lack weights of {type(model).__name__}: {some(missing)}",
             fix="fetch the model again; a base without its language-model head cannot be used",
         )
-    if unexpected := [key for key in loading["unexpected_keys"] if files is None or not files.is_of_layer(key)]:
+    if unexpected:
         say(f"weights that {type(model).__name__} has no place for: {some(unexpected)}")
     if four_bit is not None or packed_layers(model):  # as the files may be
         settle(model)

@@ -22,9 +22,10 @@ from torch import nn
 from danlu.errors import ModelError
 from danlu.hub import weight_files
 from danlu.model.compute.grouped_embedding import GroupedEmbedding, factor_of
-from danlu.model.compute.grouped_experts import GroupedExperts
+from danlu.model.compute.grouped_experts import is_in_few_bits
 from danlu.model.compute.grouped_linear import GroupedLinear, grouped_layers
-from danlu.model.expert_codes import check_complete, empty, is_expert, own_name, put
+from danlu.model.compute.grouped_weight import GroupedWeight
+from danlu.model.expert_codes import check_complete, empty, is_expert, is_router, make_whole, own_name, put, weight_of
 from danlu.model.formats.format import EMBEDDINGS, FULL, Stored
 from danlu.model.formats.packing import WORD
 from danlu.model.formats.table import METHODS, stored
@@ -53,6 +54,13 @@ class QuantizedFiles:
         """Whether a tensor of the files belongs to a quantized layer, and is not its bias."""
         layer, _, part = tensor.rpartition(".")
         return layer in self.layers and part != "bias"
+
+    def others(self, tensors: Iterable[str]) -> list[str]:
+        """Those of these tensors that belong to no quantized layer; they are called as in the files, or the model."""
+        own = {*self.layers, *self.layers.values()}
+        weights = {weight_of(name) for name in own} | {f"{name}.weight" for name in own}
+        parts = {f"{name}.{part}" for name in own for part in self.stored.parts}
+        return [name for name in tensors if name not in weights and name not in parts]
 
     def read(self) -> Iterator[tuple[str, Grouped]]:
         """Each layer, by its name in the model. Raises ModelError for one that cannot be what config.json says."""
@@ -144,10 +152,12 @@ def taking(files: QuantizedFiles, config: Any) -> dict[str, Any]:
     The configuration is changed: it says nothing of quantization any more.
     """
     last = {name.split(".")[-1] for name in files.layers}
-    is_shared = bool(config.tie_word_embeddings) and "lm_head" not in last and not last.isdisjoint(EMBEDDINGS)
+    has_ends = not last.isdisjoint((*EMBEDDINGS, "lm_head"))
+    has_head = any(name.split(".")[-2:-1] == ["lm_head"] for name in files.places)
+    is_shared = bool(config.tie_word_embeddings) and has_ends and not has_head
     for one in (config, config.get_text_config()):
         one.__dict__.pop("quantization_config", None)
-        if is_shared or "lm_head" in last:
+        if has_ends:
             one.tie_word_embeddings = False
     return {"quantization_config": _description()(tuple(files.layers.values()), is_shared=is_shared)}
 
@@ -166,16 +176,18 @@ def settle_grouped(model: Any, files: QuantizedFiles) -> Any:
             put(model, name, grouped)
             continue
         layer = model.get_submodule(name)
-        is_embedding = isinstance(layer, GroupedEmbedding)
-        own = (layer.num_embeddings, layer.embedding_dim) if is_embedding else (layer.out_features, layer.in_features)
+        own = layer.shape if isinstance(layer, GroupedWeight) else tuple(layer.weight.shape)
         if (seen := tuple(grouped.codes.shape)) != own:
             raise ModelError(
                 f"{files.directory}: {name} is {seen} in the files, and the model has {own}",
                 fix="fetch the model again; config.json and the weights must be of one",
             )
+        if not isinstance(layer, GroupedWeight):  # a router
+            layer.weight.data = grouped.weight(layer.weight.dtype)
+            continue
         layer.fill(grouped)
         head = model.get_output_embeddings()
-        if is_embedding and isinstance(head, GroupedLinear) and "lm_head" not in files.layers.values():
+        if isinstance(layer, GroupedEmbedding) and isinstance(head, GroupedLinear) and not head.bits:
             head.share(layer)
     return model
 
@@ -189,7 +201,7 @@ def whole_sizes(sizes: Mapping[str, int], files: QuantizedFiles | None) -> list[
 
 def refuse_training(model: Any, name: str) -> None:
     """Raises ModelError for a model with layers in few bits: nothing here changes their codes."""
-    if grouped_layers(model) or any(isinstance(part, GroupedExperts) for part in model.modules()):
+    if is_in_few_bits(model):
         raise ModelError(
             f"{name}: its weights are in few bits, and are not trained",
             allowed="weights in 16 or 32 bits, or those that model.load_in_4bit=true packs (QLoRA)",
@@ -214,10 +226,7 @@ def whole_layers(model: Any) -> Any:
             plain.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
         model.set_submodule(name, plain)
     for block in list(model.modules()):
-        for name, part in list(block.named_children()):
-            if isinstance(part, GroupedExperts):
-                delattr(block, name)
-                setattr(block, name, nn.Parameter(part.whole(torch.float32), requires_grad=False))
+        make_whole(block)
     return model.to(torch.float32)
 
 
@@ -262,6 +271,8 @@ def _emptied(model: Any, names: Iterable[str], *, is_shared: bool) -> None:
             if ".experts." in name:
                 seen += ": its experts are one block of weights"
             raise ModelError(seen, fix=FULL) from error
+        if is_router(name, layer) and not isinstance(layer, nn.Linear):
+            continue
         weight: Any = layer.weight
         if isinstance(layer, nn.Embedding):
             with torch.device("meta"):

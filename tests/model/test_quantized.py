@@ -1,6 +1,7 @@
 """Models whose files are quantized: what is read is what the codes say, and what cannot be read is said."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -245,10 +246,95 @@ def test_the_engine_multiplies_with_experts_codes(experts):
     whole.close()
 
 
+def mixture(kind, folder, form, scheme, names):
+    """A mixture with these layers in few bits, and the same with what the codes say as weights."""
+    make_tiny_model(folder / "model", architecture=kind, changes={"initializer_range": 0.3})
+    tensors, whole = {}, load_file(folder / "model" / "model.safetensors")
+    for name, weight in whole.items():
+        if re.search(names, name):
+            found = rounded(weight, scheme)
+            tensors |= FORMATS[form].tensors(name.removesuffix(".weight"), found, scheme)
+            whole[name] = found.weight()
+        else:
+            tensors[name] = weight
+    few = write(folder / "model", folder / "few", tensors, FORMATS[form].config(scheme, ["lm_head"]), 1)
+    return few, write(folder / "model", folder / "whole", whole, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "names"),
+    [
+        ("qwen3_moe", "int-quantized", r"experts\.\d"),
+        ("qwen3_moe", "pack-quantized", r"experts\.\d+\.(gate|up)_proj"),
+        ("qwen3_moe", "pack-quantized", r"mlp\.gate\."),
+        ("mixtral", "gptq_v2", r"experts\.\d"),
+        ("mixtral", "pack-quantized", r"block_sparse_moe|_proj\.weight"),
+    ],
+)
+def test_any_part_of_a_mixture_may_be_in_few_bits(tmp_path, kind, form, names):
+    """All experts, two of their three layers, what sends tokens to them: and nothing of it is said to be left over."""
+    scheme = Scheme(8, None, symmetric=True) if form == "int-quantized" else Scheme(4, 16, symmetric=True)
+    heard: list[str] = []
+    few, whole = mixture(kind, tmp_path, form, scheme, names)
+    made, plain = read(few, say=heard.append), read(whole)
+    assert_same_model(logits(made), logits(plain), plain.config)
+    assert not [words for words in heard if "no place for" in words]
+    assert_same_model(logits(whole_layers(made)), logits(plain), plain.config)
+
+
+def test_an_adapter_of_experts_weights_is_folded_into_their_codes(tmp_path):
+    """Its matrices lie one in the other, in the order of the block's weights."""
+    few, whole = mixture("qwen3_moe", tmp_path, "awq", Scheme(4, 16), r"experts\.\d")
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapter = make_adapter(whole, tmp_path / "a", target_modules=["q_proj"], target_parameters=parameters)
+    made, plain = (put_adapter(whole_layers(read(one)), adapter) for one in (few, whole))
+    assert_same_model(logits(made), logits(plain), plain.config)
+    with pytest.raises(ModelError, match=r"(?s)the base's weights are in few bits.*next: merge it"):
+        Engine(str(few), "float32", adapter=str(adapter))
+
+
+def ends(model, folder, order=None, head=None):
+    """The model with its embedding in 8 bits, and the same with what the codes say; with a head of its own, if given.
+
+    Args:
+        order: each input's group.
+    """
+    scheme, name = Scheme(8, 16, symmetric=True), "model.embed_tokens"
+    tensors = load_file(model / "model.safetensors")
+    found = rounded(tensors.pop(f"{name}.weight"), scheme)
+    parts, whole = FORMATS["pack-quantized"].tensors(name, found, scheme), dict(tensors)
+    if order is not None:
+        parts[f"{name}.weight_g_idx"] = order
+        found = found._replace(group_of=order)
+    whole[f"{name}.weight"] = found.weight()
+    own = {} if head is None else {"lm_head.weight": head}
+    said = FORMATS["pack-quantized"].config(scheme, [])
+    said["config_groups"]["group_0"]["targets"] = ["Embedding"]
+    few = write(model, folder / "few", {**tensors, **parts, **own}, said, 1)
+    return few, write(model, folder / "whole", {**whole, **own}, None, 1)
+
+
+def test_an_embedding_in_groups_of_its_own(model, tmp_path):
+    order = torch.arange(32).remainder(2)
+    few, whole = map(read, ends(model, tmp_path, order=order))
+    assert_same_model(logits(few), logits(whole), whole.config)
+
+
+def test_a_head_that_the_files_have_beside_an_embedding_in_few_bits(model, tmp_path):
+    """The configuration says that they are one, from the time before the embedding was rounded."""
+    rows = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
+    heard: list[str] = []
+    few, whole = ends(model, tmp_path, head=-rows)
+    made, plain = read(few, say=heard.append), read(whole)
+    assert_same_model(logits(made), logits(plain), plain.config)
+    assert torch.equal(made.lm_head.weight, -rows)
+    assert not heard
+
+
 def test_an_expert_that_is_not_there(experts, tmp_path):
     directory = shutil.copytree(experts[0], tmp_path / "few")
     change(directory, ["model.layers.0.mlp.experts.2.up_proj.qweight"])
-    with pytest.raises(ModelError, match="4 experts of three layers, and not all"):
+    with pytest.raises(ModelError, match=r"gate_up_proj is made of 8 layers of 4 experts, and 7 of them are"):
         read(directory)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danlu.model.compute.grouped_linear import fixed_together
+from danlu.model.compute.grouped_linear import fixed_together, grouped_layers
 from danlu.model.compute.grouped_weight import GroupedWeight
 
 
@@ -47,3 +47,8 @@ class GroupedExperts(nn.Module):
     def fixed(self, number: int) -> Callable[[Tensor], Tensor] | None:
         """An expert's product as long as its weight stays as it is; None where it is multiplied by torch."""
         return fixed_together(self.of(number))
+
+
+def is_in_few_bits(model: Any) -> bool:
+    """Whether a model has layers or experts in few bits by groups."""
+    return bool(grouped_layers(model)) or any(isinstance(part, GroupedExperts) for part in model.modules())
