@@ -16,7 +16,7 @@ Only hands names on. Devices, the dtype in use and adapters are the work of mode
 """
 
 from danlu.hub.cache import cache_directory
-from danlu.hub.directory import check_directory, weight_files
+from danlu.hub.directory import OLDER_QUANTIZATION, check_directory, weight_files
 from danlu.hub.gguf import convert_gguf
 from danlu.hub.known import EMBEDDERS, KNOWN, KnownModel, Wheel
 from danlu.hub.names import is_cached, kind_of_name, resolve
@@ -26,6 +26,7 @@ from danlu.hub.quiet import Say, import_bitsandbytes, quiet_transformers, silent
 __all__ = [
     "EMBEDDERS",
     "KNOWN",
+    "OLDER_QUANTIZATION",
     "Kind",
     "KnownModel",
     "Say",

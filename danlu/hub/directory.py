@@ -10,6 +10,9 @@ from pathlib import Path
 
 from danlu.errors import ModelError
 
+# Where older programs wrote how weights are quantized, which config.json says now, and the method that each was for.
+OLDER_QUANTIZATION = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
 
 def check_directory(directory: Path) -> None:
     """Raise ModelError unless `directory` has a config.json and the safetensors files that go with it."""

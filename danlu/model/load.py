@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from danlu.device import Device, bound_compiled_products, is_out_of_memory
 from danlu.errors import ConfigError, DanluError, MemoryShortage, ModelError, nearest, size_in_words
 from danlu.hub import (
+    OLDER_QUANTIZATION,
     Say,
     check_directory,
     quiet_transformers,
@@ -41,9 +42,6 @@ TOKENIZER_FILES = {
     "vocab.txt",
     "tekken.json",
 }
-
-# Where older programs wrote how weights are quantized, which config.json says now, and the method that each was for.
-OLDER_QUANTIZATION = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from danlu.errors import ConfigError, ModelError, nearest
-from danlu.hub import cache_directory, is_cached, resolve
+from danlu.hub import OLDER_QUANTIZATION, cache_directory, is_cached, resolve
 from danlu.plan.configs import shape_from
 from danlu.plan.presets import PRESETS
 from danlu.plan.shapes import Shape
@@ -67,6 +68,14 @@ def _bare(name: str) -> str:
 
 
 def _read(path: Path) -> Shape:
+    config = _document(path)
+    older = next((name for name in OLDER_QUANTIZATION if (path.parent / name).is_file()), None)
+    if older is not None and "quantization_config" not in config:
+        config["quantization_config"] = {"quant_method": OLDER_QUANTIZATION[older], **_document(path.parent / older)}
+    return shape_from(config, path.parent.name)
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -75,4 +84,4 @@ def _read(path: Path) -> Shape:
         raise ModelError(f"{path} cannot be read: {error}", fix="fetch or save the model again") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: a configuration is a mapping", fix="fetch or save the model again")
-    return shape_from(config, path.parent.name)
+    return config

@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import ConfigError, ModelError, ParityError, disk_faults
-from danlu.hub import weight_files
+from danlu.hub import OLDER_QUANTIZATION, weight_files
 from danlu.hub.cache import need_disk
 from danlu.journal import claimed
 from danlu.model.adapters import move_into_place
 from danlu.model.formats.format import EMBEDDINGS, Format
 from danlu.model.formats.table import chosen
 from danlu.model.grouped import Scheme
-from danlu.model.load import OLDER_QUANTIZATION, quantization_of, read_json
+from danlu.model.load import quantization_of, read_json
 from danlu.model.quantized import QuantizedFiles, quantized_files
 
 

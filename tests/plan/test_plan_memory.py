@@ -348,6 +348,13 @@ def test_experts_in_few_bits_are_counted_as_they_are_held():
     assert parts["other weights"] == 2 * (2 * 151936 * 2048 + routers + shape.others)
 
 
+def test_what_older_programs_say_in_a_file_of_its_own_is_told(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS["llama-2-7b"]))
+    (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128, "desc_act": False}))
+    assert call(["plan", "memory", str(tmp_path), "--method", "inference"]) == 0
+    assert "its files are quantized (gptq, 4 bit); counted as they are held" in capsys.readouterr().out
+
+
 def test_files_in_few_bits_are_told(tmp_path, capsys):
     config = {**PRESETS["llama-2-7b"], "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64}}
     (tmp_path / "config.json").write_text(json.dumps(config))
