@@ -58,9 +58,17 @@ class QuantizedFiles:
     def others(self, tensors: Iterable[str]) -> list[str]:
         """Those of these tensors that belong to no quantized layer; they are called as in the files, or the model."""
         own = {*self.layers, *self.layers.values()}
-        weights = {weight_of(name) for name in own} | {f"{name}.weight" for name in own}
+        weights = {weight_of(name) or f"{name}.weight" for name in own}
         parts = {f"{name}.{part}" for name in own for part in self.stored.parts}
-        return [name for name in tensors if name not in weights and name not in parts]
+        return [name for name in tensors if name not in weights | parts and not self._is_bias_of_zeros(name)]
+
+    def _is_bias_of_zeros(self, tensor: str) -> bool:
+        """Of a quantized layer: what GPTQ's programs write where the model has none."""
+        layer, _, part = tensor.rpartition(".")
+        if part != "bias" or layer not in self.layers or tensor not in self.places:
+            return False
+        with _opened({self.places[tensor]}) as files:
+            return not bool(files[self.places[tensor]].get_tensor(tensor).any())
 
     def read(self) -> Iterator[tuple[str, Grouped]]:
         """Each layer, by its name in the model. Raises ModelError for one that cannot be what config.json says."""

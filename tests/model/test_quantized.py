@@ -137,6 +137,18 @@ def test_older_files_say_it_elsewhere(model, tmp_path):
     assert len(grouped_layers(read(directory))) == 14
 
 
+def test_a_bias_of_zeros_is_no_loss(model, tmp_path):
+    """GPTQ's programs write one for each layer; one that says something is told where the model has no place for it."""
+    scheme = Scheme(4, 32, symmetric=True)
+    directory, heard = make_quantized(model, tmp_path / "few", FORMATS["gptq"], scheme), []
+    change(directory, **{f"{LAYER}.bias".replace(".", "__"): torch.zeros(64)})
+    read(directory, say=heard.append)
+    assert not heard
+    change(directory, **{f"{LAYER}.bias".replace(".", "__"): torch.ones(64)})
+    read(directory, say=heard.append)
+    assert heard == [f"weights that LlamaForCausalLM has no place for: {LAYER}.bias"]
+
+
 def test_what_is_not_done_is_said(model, tmp_path):
     heard = []
     scheme = Scheme(8, None, symmetric=True)
