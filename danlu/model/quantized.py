@@ -58,9 +58,9 @@ class QuantizedFiles:
     def others(self, tensors: Iterable[str]) -> list[str]:
         """Those of these tensors that belong to no quantized layer; they are called as in the files, or the model."""
         own = {*self.layers, *self.layers.values()}
-        weights = {weight_of(name) or f"{name}.weight" for name in own}
-        parts = {f"{name}.{part}" for name in own for part in self.stored.parts}
-        return [name for name in tensors if name not in weights | parts and not self._is_bias_of_zeros(name)]
+        known = {weight_of(name) or f"{name}.weight" for name in own}
+        known |= {f"{name}.{part}" for name in own for part in self.stored.parts}
+        return [name for name in tensors if name not in known and not self._is_bias_of_zeros(name)]
 
     def _is_bias_of_zeros(self, tensor: str) -> bool:
         """Of a quantized layer: what GPTQ's programs write where the model has none."""
