@@ -121,7 +121,7 @@ def load(options: ModelOptions, device: Device, *, cache: Path, say: Say = silen
     model = load_model(directory, device=device, dtype=dtype, four_bit=options.four_bit, say=say)
     if adapter is not None:
         model = put_adapter(model, adapter)
-    _check_pair(model, tokenizer, directory)
+    check_pair(model, tokenizer)
     return LoadedModel(model, tokenizer, directory, dtype)
 
 
@@ -136,11 +136,11 @@ def load_random(
     directory = resolve(options.name, cache=cache, say=say, accept_licence=options.accept_licence)
     tokenizer = adapted_tokenizer(directory, None)
     model = random_model(directory, changes, seed=seed, device=device, dtype=dtype)
-    _check_pair(model, tokenizer, directory)
+    check_pair(model, tokenizer)
     return LoadedModel(model, tokenizer, directory, dtype)
 
 
-def _check_pair(model: Any, tokenizer: Any, directory: Path) -> None:
+def check_pair(model: Any, tokenizer: Any) -> None:
     """Every special token has a row in the embedding; a tokenizer of another model often has not."""
     rows = len(model.get_input_embeddings().weight)
     beyond = [
@@ -150,6 +150,7 @@ def _check_pair(model: Any, tokenizer: Any, directory: Path) -> None:
     ]
     if beyond:
         raise ModelError(
-            f"{directory}: {', '.join(beyond)} of the tokenizer has no row in the model's {rows} embeddings",
+            f"{tokenizer.name_or_path}: {', '.join(beyond)} of the tokenizer has no row in the model's {rows} "
+            "embeddings",
             fix="use the tokenizer that the model was trained with",
         )

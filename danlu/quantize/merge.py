@@ -28,11 +28,12 @@ from danlu.generate.engine import Engine
 from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
-from danlu.model.adapter_files import adapted_tokenizer, put_adapter
+from danlu.model.adapter_files import adapted_tokenizer, adapter_config, put_adapter
 from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import language_document, load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.model.lora_bank import Ends
 from danlu.model.lora_sum import Weighted, check_addable, check_one_template, write_sum
+from danlu.model.named import check_pair
 from danlu.model.quantized import quantized_files, whole_sizes
 from danlu.quantize.packed_base import Choice, Loss, Packing, check_onto, choose, packing_of, read_base
 from danlu.quantize.parity import Parity, ask, compare
@@ -137,6 +138,7 @@ def merge_checked(
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter)
     out = _checked_out(out, base, *(one.directory for one in adapters))
     for one in adapters:
+        _check_blocks(one.directory)
         check_onto(options.onto, one.directory)
     if _is_a_sum(adapters):
         check_addable(adapters)
@@ -145,6 +147,17 @@ def merge_checked(
     check_merge(base, options, device)
     with claimed(out, say), scratch(out) as folder:
         return _merge_into(out, folder, base, adapters, conversations, options, device, say, chat_template, loss)
+
+
+def _check_blocks(adapter: Path) -> None:
+    """Raises ModelError where the base's blocks are repeated under the adapter: they share their weights."""
+    if repeated := adapter_config(adapter).get("layer_replication"):
+        raise ModelError(
+            f"{adapter}: it repeats blocks of its base (layer_replication is {repeated}): they share their weights, "
+            "and have A and B of their own",
+            allowed="an adapter on the blocks that the base has",
+            fix="put it on the model itself: Engine(adapter=DIRECTORY), or generate --adapter",
+        )
 
 
 def _merge_into(
@@ -173,6 +186,7 @@ def _merge_into(
     model = read_start()
     adapter = _as_one(adapters, model, folder / "sum")
     adapted = put_adapter(model, adapter)
+    check_pair(adapted, tokenizer)
     del model
     with disk_faults(folder, "keeping logits"), engine_around(adapted, tokenizer) as engine:
         asked = ask(engine, chosen, options.max_new_tokens, folder)

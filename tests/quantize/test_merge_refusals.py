@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 import torch
+from adapting import edit_config
 from merging import CPU, OPTIONS, names_in, run
 
 from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
 from danlu.journal import claimed
+from danlu.model.load import load_tokenizer
 from danlu.quantize import merge
 from danlu.quantize.merge import merge_checked
 from tiny import make_tiny_model
@@ -79,6 +81,28 @@ def test_a_directory_that_is_no_model_is_never_replaced(base, adapter, tmp_path)
     with pytest.raises(ConfigError, match="exists and is no model"):
         run(base, adapter, tmp_path / "home" / "thesis.txt")
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_tokenizer_without_rows_is_found_before_anything_is_written(base, adapter, out, tmp_path):
+    """A pad token that was added for training; the merged model would be one that nobody can load."""
+    own = shutil.copytree(adapter, tmp_path / "adapter")
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(own)
+    with pytest.raises(
+        ModelError, match="adapter: pad_token of the tokenizer has no row in the model's 320 embeddings"
+    ):
+        run(base, own, out)
+    assert names_in(out.parent) == []
+
+
+def test_blocks_that_an_adapter_repeats_are_not_folded(base, adapter, out, tmp_path):
+    """They share their weights, which no file holds twice; an engine answers with them."""
+    own = shutil.copytree(adapter, tmp_path / "adapter")
+    edit_config(own, layer_replication=[[0, 2], [1, 2]])
+    with pytest.raises(ModelError, match=r"repeats blocks of its base(?s:.*)Engine\(adapter=DIRECTORY\)"):
+        run(base, own, out)
+    assert names_in(out.parent) == []
 
 
 def test_what_is_merged_from_is_never_replaced(base, adapter, tmp_path):
