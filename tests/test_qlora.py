@@ -143,6 +143,13 @@ def test_dora_is_refused_where_its_code_misreads_the_weights(base):
         attach(read(base), LoraOptions(use_dora=True), 0)
 
 
+@pytest.mark.parametrize(("saved", "said"), [("o_proj", r"layers\.0\..*o_proj"), ("mlp", r"layers\.0\.mlp\.down_proj")])
+def test_what_lies_in_4_bits_is_not_trained_whole(base, saved, said):
+    with pytest.raises(ConfigError, match=rf"modules_to_save: model\.{said}.* lies in 4 bits"):
+        attach(read(base), LoraOptions(modules_to_save=(saved,)), 0)
+    attach(read(base), LoraOptions(modules_to_save=("lm_head", "norm")), 0)
+
+
 # --- nothing changes them
 
 

@@ -39,6 +39,7 @@ def attach(model: Any, options: LoraOptions, seed: int, tokens: Sequence[int] = 
     targets = targets_of(model, options)
     if options.use_dora:
         _refuse_misread(model, targets.layers)
+    _refuse_packed(model, targets.saved)
     chosen = options.trainable_token_indices
     config = LoraConfig(
         r=options.r,
@@ -72,6 +73,17 @@ def _refuse_misread(model: Any, names: Iterable[str]) -> None:
             f"lora.use_dora over 4-bit weights: bitsandbytes misreads {some(misread)} on a CPU, whose inputs are no "
             "multiple of 64",
             fix="set lora.use_dora=false, or model.load_in_4bit=false",
+        )
+
+
+def _refuse_packed(model: Any, names: Iterable[str]) -> None:
+    """Weights in 4 bits stay as they are; what is trained whole may have none in it."""
+    inside = [part for name in names for part in model.get_submodule(name).named_modules(prefix=name)]
+    if packed := sorted(name for name, layer in inside if is_packed(layer)):
+        raise ConfigError(
+            f"lora.modules_to_save: {some(packed)} lies in 4 bits, which are not trained",
+            allowed="modules without linear layers of the blocks, such as norm, embed_tokens or lm_head",
+            fix="leave it out, to give it an adapter; or set model.load_in_4bit=false",
         )
 
 
