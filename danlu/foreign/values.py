@@ -104,4 +104,9 @@ def is_off(value: Any) -> bool:
 def layers(value: Any) -> Any:
     """Names of layers that get an adapter."""
     names = [str(name) for name in listed(value)]
-    return "all-linear" if {"all", "all-linear", "all_linear"} & set(names) else names or None
+    others = [name for name in names if name not in ("all", "all-linear", "all_linear")]
+    if others and len(others) < len(names):
+        raise ConfigError(
+            f"{', '.join(names)}", allowed="all linear layers alone, or names alone; lora.head=true adds the head"
+        )
+    return "all-linear" if len(others) < len(names) else names or None

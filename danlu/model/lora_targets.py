@@ -133,11 +133,17 @@ def _refuse(model: Any, unknown: Sequence[str], reached: AbstractSet[str], is_pa
             allowed=allowed,
             fix="leave them out; experts get no adapter",
         )
-    fix = nearest(_last(unknown[0]), known) if unknown else ""
+    fix = nearest(_last(unknown[0]), [*known, ALL_LINEAR]) if unknown else ""
+    if ALL_LINEAR in unknown:
+        fix = f"{ALL_LINEAR} stands alone: lora.target_modules={ALL_LINEAR}; lora.head=true adds the head"
     if unknown and any(_meant(unknown[:1], name) for name, part in model.named_modules() if _has_weights(part)):
         fix = f"it is no linear layer that can have an adapter; lora.modules_to_save=[{unknown[0]}] trains it whole"
-    if is_pattern and (ends := [name for name in known if re.fullmatch(unknown[0], name)]):
-        fix = f"text is a regular expression of whole names; name ends in a list: lora.target_modules=[{ends[0]}]"
+    ends = unknown[0] if is_pattern else ""
+    if re.fullmatch(r"[\w, ]+", ends):
+        ends = "|".join(re.findall(r"\w+", ends))
+    if meant := [name for name in known if re.fullmatch(ends, name)]:
+        names = ",".join(meant)
+        fix = f"text is a regular expression of whole names; name ends in a list: lora.target_modules=[{names}]"
     raise ConfigError(
         f"lora.target_modules: no such layers: {', '.join(unknown) or '(none named)'}", allowed=allowed, fix=fix
     )

@@ -87,6 +87,7 @@ def test_stages(become, words, kind):
         ("swift sft --model m --dataset r.jsonl ''", "dataset names nothing"),
         ("swift sft --model m; swift pt --model m", "2 commands train"),
         ("swift sft --model 'm", "a quote is not closed"),
+        ("swift sft --model m --dataset r.jsonl --target_modules all-linear lm_head", "all-linear, lm_head"),
     ],
 )
 def test_what_cannot_be_trained_is_an_error(become, text, said):

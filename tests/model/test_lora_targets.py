@@ -67,6 +67,10 @@ def test_names_that_gpt2_has(tmp_path):
     ("options", "seen", "allowed", "fix"),
     [
         ({"target_modules": "q_proj"}, "no such layers: q_proj", "all-linear", "lora.target_modules=[q_proj]"),
+        ({"target_modules": "q_proj, v_proj"}, "no such layers: q_proj, v_proj", "all-linear", "[q_proj,v_proj]"),
+        ({"target_modules": "(q|v)_proj"}, "no such layers: (q|v)_proj", "all-linear", "[q_proj,v_proj]"),
+        ({"target_modules": ["all-linear", "lm_head"]}, "no such layers: all-linear", "", "stands alone"),
+        ({"target_modules": "all_linear"}, "no such layers: all_linear", "all-linear", "did you mean 'all-linear'?"),
         ({"target_modules": r".*\.q_prj"}, r"no such layers: .*\.q_prj", "all-linear", "did you mean 'q_proj'?"),
         ({"target_modules": ["embed_tokens"]}, "layers: embed_tokens", "all-linear", "modules_to_save=[embed_tokens]"),
         ({"target_modules": ["self_attn"]}, "layers: self_attn", "all-linear", "it is no linear layer"),
