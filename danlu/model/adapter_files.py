@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,16 +25,22 @@ from danlu.model.compute.grouped_experts import is_in_few_bits
 from danlu.model.load import TOKENIZER_FILES, load_tokenizer, read_json, some
 
 _IS_B = re.compile(r"\.lora_(embedding_)?B(\.weight)?$")
+_IS_MATRIX = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
+# Starts of A and B that change the base by random numbers, or by data that no file holds.
+_BY_CHANCE = ("pissa_niter_", "corda", "lora_ga")
 
 
 def adapter_config(adapter: Path) -> dict[str, Any]:
     """The adapter's config. PEFT would look for a missing file on the network; here it is an error."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
+            is_older = (adapter / "adapter_model.bin").is_file() and name == "adapter_model.safetensors"
             raise ModelError(
-                f"{adapter}: no {name}",
+                f"{adapter}: no {name}" + (", only adapter_model.bin, which may hold code and is not read" * is_older),
                 allowed="a directory that PEFT wrote: adapter_config.json and adapter_model.safetensors",
-                fix="give the adapter's directory, such as runs/NAME/adapter",
+                fix="read it with PEFT, and save it again: PeftModel.from_pretrained(...).save_pretrained(...)"
+                if is_older
+                else "give the adapter's directory, such as runs/NAME/adapter",
             )
     return read_json(adapter / "adapter_config.json")
 
@@ -114,22 +121,67 @@ def _of_embedding(key: str) -> bool:
     return "lora_" not in key and key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))
 
 
-def refuse_untrained(adapter: Path, names: Iterable[str], weight: Callable[[str], Tensor]) -> None:
-    """Raises ModelError where the B of a layer is exactly zero, so that the layer answers as without the adapter: its
-    training never reached it, or its weights found no place when it was saved.
+def refuse_unsound(adapter: Path, names: Iterable[str], weight: Callable[[str], Tensor]) -> None:
+    """Raises ModelError where a layer answers as without the adapter, or with what is no number.
 
-    Experts are left out, to some of which no token may ever have come.
+    The B of a layer is exactly zero: its training never reached it, or its weights found no place when it was saved.
+    Experts are left out, to some of which no token may ever have come. Or its alpha is zero, by which it is scaled.
 
     Args:
-        names: of what its file holds; weight: name -> that, asked of each B alone.
+        names: of what its file holds; weight: name -> that.
     """
+    names = list(names)
+    if broken := [name for name in names if not bool(weight(name).isfinite().all())]:
+        raise ModelError(
+            f"{adapter}: {some(map(_layer, broken))} holds values that are not numbers", fix="train it again"
+        )
     matrices = [name for name in names if _IS_B.search(name)]
     still = [name for name in matrices if not bool(weight(name).any())]
-    if idle := [_IS_B.sub("", name).removeprefix("base_model.model.") for name in still if ".experts." not in name]:
+    if idle := [_layer(name) for name in still if ".experts." not in name]:
         raise ModelError(
             f"{adapter}: {len(idle)} of {len(matrices)} layers have learnt nothing, B is exactly zero: {some(idle)}",
             allowed="an adapter each of whose layers was trained",
             fix="train it again; lora.target_modules leaves out layers that nobody calls",
+        )
+    _refuse_alpha(adapter)
+
+
+def _refuse_alpha(adapter: Path) -> None:
+    config = adapter_config(adapter)
+    alphas = {"lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}
+    if idle := {name: alpha for name, alpha in alphas.items() if isinstance(alpha, int | float) and not _scales(alpha)}:
+        said = ", ".join(f"{alpha} ({name})" for name, alpha in idle.items())
+        raise ModelError(
+            f"{adapter / 'adapter_config.json'}: alpha is {said}",
+            allowed="a number other than 0: what A and B add is scaled by it",
+            fix="name the alpha that it was trained with",
+        )
+
+
+def _scales(alpha: float) -> bool:
+    return alpha != 0 and math.isfinite(alpha)
+
+
+def _layer(name: str) -> str:
+    return _IS_MATRIX.sub("", name).removeprefix("base_model.model.")
+
+
+def _refuse_otherwise_trained(adapter: Path) -> None:
+    """Raises ModelError for what PEFT itself answers otherwise, once read again, than it was trained."""
+    config = adapter_config(adapter)
+    if config.get("alora_invocation_tokens"):
+        raise ModelError(
+            f"{adapter}: it is at work only after some tokens (alora_invocation_tokens), which are not looked for here",
+            allowed="an adapter that is at work on every token",
+            fix="answer with PEFT's own generate, or train it without alora_invocation_tokens",
+        )
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(_BY_CHANCE):
+        raise ModelError(
+            f"{adapter}: it was trained on a base that its start had changed, by chance or by data "
+            f"(init_lora_weights is {start!r}): that base cannot be made again",
+            fix="where it was trained, save it as an adapter of the base itself: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 
 
@@ -143,6 +195,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     base = adapter_config(adapter).get("base_model_name_or_path") or "unknown"
+    _refuse_otherwise_trained(adapter)
     if is_in_few_bits(model):
         raise ModelError(
             f"{adapter}: the base's weights are in few bits, and the adapter would be a part of them",
@@ -152,7 +205,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     try:
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             given = set(file.keys())
-            refuse_untrained(adapter, file.keys(), file.get_tensor)
+            refuse_unsound(adapter, file.keys(), file.get_tensor)
         with quiet_transformers():
             _make_room(model, adapter)
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)

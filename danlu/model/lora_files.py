@@ -22,7 +22,7 @@ from torch import Tensor
 from danlu.config import describe_faults
 from danlu.errors import ModelError
 from danlu.hub import import_bitsandbytes
-from danlu.model.adapter_files import adapter_config, refuse_untrained
+from danlu.model.adapter_files import adapter_config, refuse_unsound
 from danlu.model.compute.token_rows import Rows
 from danlu.model.load import some
 
@@ -221,11 +221,9 @@ def read_pairs(directory: Path) -> dict[str, Pair]:
                     allowed=f"rank {rank}, as {CONFIG} says",
                     fix="the two files belong to different adapters; copy both again",
                 )
-            if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
-                raise ModelError(f"{directory}: {layer} holds values that are not numbers", fix="train it again")
     except re.error as error:
         raise ModelError(f"{directory / CONFIG}: no regular expression: {error}") from error
-    refuse_untrained(directory, weights, weights.__getitem__)
+    refuse_unsound(directory, weights, weights.__getitem__)
     return pairs
 
 

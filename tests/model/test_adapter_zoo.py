@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
 import torch
-from adapting import CPU, edit_weights, plain_model
+from adapting import CPU, edit_config, edit_weights, plain_model
 from merging import run as merged
 from merging import strengthen
 from rounding import assert_same_model
 
-from danlu import MergedWeights
+from danlu import Engine, GenerationParams, MergedWeights
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter
@@ -115,6 +116,44 @@ def test_what_a_configuration_says_beyond_plain_is_named(base, tmp_path, changes
     with pytest.raises(ModelError) as caught:
         MergedWeights(plain_model(base)).merge(tmp_path)
     assert said in caught.value.seen
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lora_alpha": 0}, {"alpha_pattern": {"q_proj": 0.0}}, {"lora_alpha": float("nan")}], ids=str
+)
+def test_an_alpha_that_takes_all_away_is_an_error_everywhere(base, tmp_path, changes):
+    """The answers would be the base's, as with a B of zero; llama.cpp even takes the file for one without a scale."""
+    written(base, tmp_path, {})
+    edit_config(tmp_path, **changes)
+    for use in (
+        lambda: put_adapter(plain_model(base), tmp_path),
+        lambda: MergedWeights(plain_model(base)).merge(tmp_path),
+        lambda: export_gguf(tmp_path, base, tmp_path / "x.gguf", print),
+        lambda: merged(base, tmp_path, tmp_path / "merged"),
+    ):
+        with pytest.raises(ModelError, match=r"adapter_config\.json: alpha is (0|0\.0|nan) \("):
+            use()
+    assert not (tmp_path / "merged").exists()
+
+
+EXPERTS = {
+    "their weights": {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    "their older names": {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+    "their router": {"target_parameters": ["mlp.gate.weight"]},
+    "the whole of them": {"modules_to_save": ["experts"]},
+}
+
+
+@pytest.mark.parametrize("options", EXPERTS.values(), ids=EXPERTS)
+def test_an_adapter_on_experts_answers_as_peft_does_in_an_engine_and_merged(tmp_path, options):
+    """PEFT stands around the block of experts then, which the engine's own pass took for the block itself."""
+    base = strengthen(make_tiny_model(tmp_path / "base", architecture="qwen3_moe"))
+    wanted, config = written(base, tmp_path / "adapter", {"target_modules": ["q_proj"], **options})
+    with closing(Engine(str(base), "float32", adapter=str(tmp_path / "adapter"))) as engine:
+        answer = engine.generate([IDS[0].tolist()], GenerationParams(max_new_tokens=1))[0].sequences[0]
+    assert answer.token_ids == (int(wanted[-1].argmax()),)
+    merged(base, tmp_path / "adapter", tmp_path / "merged")
+    assert_same_model(logits(load_model(tmp_path / "merged", device=CPU, dtype=torch.float32)), wanted, config)
 
 
 def test_a_file_whose_keys_match_nothing_is_an_error_everywhere(base, tmp_path):

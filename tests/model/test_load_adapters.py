@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import CPU, edit_weights, plain_model
+from adapting import CPU, edit_config, edit_weights, plain_model
 from rounding import assert_same_model
 from safetensors.torch import load_file
 
@@ -63,6 +63,12 @@ def test_an_adapter_with_a_file_missing_is_not_sought_on_the_network(tiny_model,
         loaded_with(broken_adapter, tiny_model, tmp_path)
 
 
+def test_an_adapter_in_the_older_format_hears_how_to_be_written_anew(tiny_model, broken_adapter, tmp_path):
+    (broken_adapter / "adapter_model.safetensors").rename(broken_adapter / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"only adapter_model\.bin(?s:.*)save_pretrained"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
 def test_an_adapter_is_looked_at_before_the_model_is_fetched(tmp_path):
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         load(ModelOptions(adapter=""), CPU, cache=tmp_path / "cache")
@@ -102,6 +108,61 @@ def test_other_kinds_of_adapters(tmp_path, more):
         adapted.save_pretrained(tmp_path / "adapter")
     expected = adapted(ids).logits
     assert_same_model(loaded_with(tmp_path / "adapter", qwen, tmp_path)(ids).logits, expected, adapted.config)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"])
+def test_values_that_are_no_numbers_are_said_to_be_the_adapters(tiny_model, tmp_path, part, number):
+    """DoRA is read through PEFT, which looks at no value: the scores were no numbers, and the model was blamed."""
+    from peft import LoraConfig, get_peft_model
+
+    with quiet_transformers():
+        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, use_dora=True)
+        get_peft_model(plain_model(tiny_model), config).save_pretrained(tmp_path / "adapter")
+    name = f"base_model.model.model.layers.1.self_attn.q_proj.{part}"
+    weight = load_file(tmp_path / "adapter" / "adapter_model.safetensors")[name]
+    weight.view(-1)[3] = number
+    edit_weights(tmp_path / "adapter", {name: weight})
+    with pytest.raises(ModelError, match=r"adapter: model\.layers\.1\.self_attn\.q_proj.* not numbers"):
+        loaded_with(tmp_path / "adapter", tiny_model, tmp_path)
+
+
+def test_an_adapter_that_waits_for_some_tokens_is_refused(tiny_model, broken_adapter, tmp_path):
+    """PEFT finds them in what its own generate is given: an engine would answer as the base does."""
+    edit_config(broken_adapter, alora_invocation_tokens=[7, 200])
+    with pytest.raises(ModelError, match="at work only after some tokens"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "lora_ga"])
+def test_an_adapter_on_a_base_that_cannot_be_made_again_is_refused(tiny_model, broken_adapter, tmp_path, start):
+    """PEFT changes the base by other random numbers than in training, or not at all."""
+    edit_config(broken_adapter, init_lora_weights=start)
+    with pytest.raises(ModelError, match=f"{start}(?s:.*)path_initial_model_for_weight_conversion"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_on_a_base_that_is_made_again_answers_as_it_was_trained(tiny_model, tmp_path, start):
+    from peft import LoraConfig, get_peft_model
+
+    ids = torch.arange(20)[None]  # (rows, time)
+    with quiet_transformers():
+        adapted = get_peft_model(plain_model(tiny_model), LoraConfig(r=4, init_lora_weights=start)).eval()
+        with torch.no_grad():
+            for weight in (weight for weight in adapted.parameters() if weight.requires_grad):
+                weight.add_(0.05)
+        adapted.save_pretrained(tmp_path / "adapter")
+    loaded = loaded_with(tmp_path / "adapter", tiny_model, tmp_path)
+    assert_same_model(loaded(ids).logits, adapted(ids).logits, adapted.config)
+
+
+def test_a_tokenizer_without_rows_is_said_to_be_the_adapters(tiny_model, broken_adapter, tmp_path):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(broken_adapter)
+    with pytest.raises(ModelError, match=r"tmp.*adapter: pad_token of the tokenizer has no row"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
 
 
 def test_an_adapter_of_another_shape(tiny_model, broken_adapter, tmp_path):

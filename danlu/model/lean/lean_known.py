@@ -51,7 +51,12 @@ def _is_known_layer(layer: Any) -> bool:
     else:
         parts = _children(layer.self_attn)
         knows_mixer = {"q_proj", "o_proj"} <= parts <= _PROJECTIONS | _HEAD_NORMS or parts == {"qkv_proj", "o_proj"}
-    return knows_mixer and (mlp in _MLPS or mlp in _MIXTURES)
+    return knows_mixer and (mlp in _MLPS or (mlp in _MIXTURES and not _is_wrapped(layer.mlp.experts)))
+
+
+def _is_wrapped(experts: nn.Module) -> bool:
+    """Whether PEFT has put an adapter, or a copy that was trained whole, around the block of experts."""
+    return not _children(experts).isdisjoint({"base_layer", "original_module"})
 
 
 def norms_of(layer: Any) -> tuple[str | None, str, str | None] | None:
