@@ -90,19 +90,21 @@ def _make_room(model: Any, adapter: Path) -> None:
     """
     from safetensors import safe_open
 
+    embedding, output = _ends(model)
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys() if _of_embedding(key)}  # noqa: SIM118
+        found = [key for key in file.keys() if key.endswith((f".{embedding}.weight", f".{output}.weight"))]  # noqa: SIM118
+        shapes = {key: file.get_slice(key).get_shape() for key in found}
     rows = max((shape[0] for shape in shapes.values()), default=0)
     had = int(model.get_input_embeddings().num_embeddings)
     if rows <= had:
         return
-    longer = {key.endswith("lm_head.weight") for key, shape in shapes.items() if shape[0] == rows}
-    missing = "the input embedding" if False not in longer else "the output layer (lm_head)"
+    longer = {key.endswith(f".{output}.weight") for key, shape in shapes.items() if shape[0] == rows}
+    missing = f"the input embedding ({embedding})" if False not in longer else f"the output layer ({output})"
     if False not in longer or not (True in longer or _is_one_matrix(model, adapter)):
         raise ModelError(
             f"{adapter}: it was trained on its base extended to {rows:,} embedding rows; the base has {had:,}, "
             f"and the adapter does not bring the new rows of {missing}",
-            allowed="an adapter that holds the rows of both, embed_tokens and lm_head",
+            allowed=f"an adapter that holds the rows of both, {embedding} and {output}",
             fix="save it again where it was trained: model.save_pretrained(..., save_embedding_layers=True)",
         )
     model.resize_token_embeddings(rows, mean_resizing=False)
@@ -113,12 +115,14 @@ def _is_one_matrix(model: Any, adapter: Path) -> bool:
     config, output = adapter_config(adapter), model.get_output_embeddings()
     if output is None or output.weight is not model.get_input_embeddings().weight:
         return False
-    copied = any(_of_embedding(f"{name}.weight") for name in config.get("modules_to_save") or ())
+    copied = any(name.rsplit(".", 1)[-1] in _ends(model) for name in config.get("modules_to_save") or ())
     return not copied or bool(config.get("ensure_weight_tying"))
 
 
-def _of_embedding(key: str) -> bool:
-    return "lora_" not in key and key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight"))
+def _ends(model: Any) -> tuple[str, str]:
+    """The last part of the names of the input embedding and the output layer."""
+    names = {part: name.rsplit(".", 1)[-1] for name, part in model.named_modules()}
+    return names[model.get_input_embeddings()], names.get(model.get_output_embeddings(), "lm_head")
 
 
 def refuse_unsound(adapter: Path, names: Iterable[str], weight: Callable[[str], Tensor]) -> None:
@@ -224,6 +228,12 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     # Of an embedding that is extended and trained as a whole, PEFT writes every form that it holds.
     held = {re.sub(rf"(\.modules_to_save)\.{adapted.active_adapter}\.", r"\1.", key) for key in adapted.state_dict()}
     astray = (wanted - given) | (given - wanted - held)
+    if astray and adapter_config(adapter).get("task_type") == "SEQ_CLS":
+        raise ModelError(
+            f"{adapter}: it scores texts, with a head of its own, and writes none (task_type is SEQ_CLS)",
+            allowed="an adapter of a model that writes",
+            fix="judge with it: reward.model=DIRECTORY",
+        )
     if astray:
         raise ModelError(
             f"{adapter}: its weights and the model's do not match: {some(astray)}",

@@ -10,6 +10,7 @@ import torch
 from adapting import CPU, edit_config, edit_weights, plain_model
 from rounding import assert_same_model
 from safetensors.torch import load_file
+from zoo import tiny_model as tiny_model_of
 
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
@@ -180,6 +181,13 @@ def test_an_adapter_of_a_deeper_model(tiny_model, broken_adapter, name, tmp_path
         loaded_with(broken_adapter, tiny_model, tmp_path)
 
 
+def test_an_adapter_that_scores_is_not_said_to_be_of_another_base(tiny_model, broken_adapter, tmp_path):
+    edit_config(broken_adapter, task_type="SEQ_CLS", modules_to_save=["score"])
+    edit_weights(broken_adapter, {"base_model.model.score.weight": torch.ones(1, 32)})
+    with pytest.raises(ModelError, match=r"it scores texts(?s:.*)reward\.model"):
+        loaded_with(broken_adapter, tiny_model, tmp_path)
+
+
 def test_an_adapter_that_lacks_weights(tiny_model, broken_adapter, tmp_path):
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     edit_weights(broken_adapter, {name: None})
@@ -234,6 +242,21 @@ def extended_adapter(base, out, save_embedding_layers, **more):
 def test_an_adapter_that_trained_the_extended_embedding_as_a_whole(tmp_path, architecture, saved):
     base = make_tiny_model(tmp_path / "base", architecture=architecture)
     ids, wanted = extended_adapter(base, tmp_path / "adapter", True, modules_to_save=saved)
+    loaded = put_adapter(load_model(base, device=CPU, dtype=torch.float32), tmp_path / "adapter")
+    assert_same_model(loaded(ids).logits, wanted, loaded.config)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "bloom", "falcon"])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_ends_of_other_names_bring_their_rows_as_well(tmp_path, kind, is_whole):
+    """embed_in and embed_out, or word_embeddings; saved beside A and B, or trained as a whole."""
+    base = tmp_path / "base"
+    tiny_model_of(kind).save_pretrained(base)
+    own = load_model(base, device=CPU, dtype=torch.float32)
+    layers = {own.get_input_embeddings(): 0, own.get_output_embeddings(): 1}
+    ends = [name.rsplit(".", 1)[-1] for name, part in own.named_modules() if part in layers]
+    more = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "modules_to_save": ends if is_whole else None}
+    ids, wanted = extended_adapter(base, tmp_path / "adapter", True, **more)
     loaded = put_adapter(load_model(base, device=CPU, dtype=torch.float32), tmp_path / "adapter")
     assert_same_model(loaded(ids).logits, wanted, loaded.config)
 
