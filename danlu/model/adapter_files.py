@@ -170,7 +170,7 @@ def _layer(name: str) -> str:
     return _IS_MATRIX.sub("", name).removeprefix("base_model.model.")
 
 
-def _refuse_otherwise_trained(adapter: Path) -> None:
+def refuse_otherwise_trained(adapter: Path) -> None:
     """Raises ModelError for what PEFT itself answers otherwise, once read again, than it was trained."""
     config = adapter_config(adapter)
     if config.get("alora_invocation_tokens"):
@@ -199,7 +199,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     base = adapter_config(adapter).get("base_model_name_or_path") or "unknown"
-    _refuse_otherwise_trained(adapter)
+    refuse_otherwise_trained(adapter)
     if is_in_few_bits(model):
         raise ModelError(
             f"{adapter}: the base's weights are in few bits, and the adapter would be a part of them",

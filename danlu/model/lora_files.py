@@ -22,7 +22,7 @@ from torch import Tensor
 from danlu.config import describe_faults
 from danlu.errors import ModelError
 from danlu.hub import import_bitsandbytes
-from danlu.model.adapter_files import adapter_config, refuse_unsound
+from danlu.model.adapter_files import adapter_config, refuse_otherwise_trained, refuse_unsound
 from danlu.model.compute.token_rows import Rows
 from danlu.model.load import some
 
@@ -98,9 +98,10 @@ def why_not_plain(directory: Path, *, with_head: bool = False) -> str | None:
     Args:
         with_head: A and B of the output head are plain as well.
 
-    Raises ModelError for files that are missing or damaged.
+    Raises ModelError for files that are missing or damaged, and for what is answered nowhere here.
     """
     config = adapter_config(directory)
+    refuse_otherwise_trained(directory)
     if str(config.get("peft_type")).upper() != "LORA":
         return f"peft_type is {config.get('peft_type')!r}"
     if config.get("init_lora_weights", True) not in _STARTS:

@@ -28,7 +28,7 @@ from danlu.generate.engine import Engine
 from danlu.generate.kinds import of_adapter
 from danlu.hub import quiet_transformers, recorded_kind, write_origin
 from danlu.journal import claimed
-from danlu.model.adapter_files import adapted_tokenizer, adapter_config, put_adapter
+from danlu.model.adapter_files import adapted_tokenizer, adapter_config, put_adapter, refuse_otherwise_trained
 from danlu.model.adapters import move_into_place, save_model
 from danlu.model.load import language_document, load_model, load_tokenizer, quantization_of, read_json, weight_sizes
 from danlu.model.lora_bank import Ends
@@ -138,6 +138,7 @@ def merge_checked(
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter)
     out = _checked_out(out, base, *(one.directory for one in adapters))
     for one in adapters:
+        refuse_otherwise_trained(one.directory)
         _check_blocks(one.directory)
         check_onto(options.onto, one.directory)
     if _is_a_sum(adapters):

@@ -105,7 +105,8 @@ def test_it_answers_as_peft_does_alone_and_merged_and_others_hear_the_reason(bas
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora', which changes the base"),
         ({"layer_replication": [[0, 2]]}, "layer_replication is"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
+        ({"alora_invocation_tokens": [1]}, "at work only after some tokens"),
+        ({"init_lora_weights": "corda"}, "cannot be made again"),
         ({"a_field_of_tomorrow": {"x": 1}}, "a_field_of_tomorrow is"),
     ],
 )

@@ -12,6 +12,7 @@ from rounding import assert_same_model
 from safetensors.torch import load_file
 from zoo import tiny_model as tiny_model_of
 
+from danlu import Engine
 from danlu.errors import ModelError
 from danlu.hub import quiet_transformers
 from danlu.model.adapter_files import put_adapter
@@ -133,6 +134,8 @@ def test_an_adapter_that_waits_for_some_tokens_is_refused(tiny_model, broken_ada
     edit_config(broken_adapter, alora_invocation_tokens=[7, 200])
     with pytest.raises(ModelError, match="at work only after some tokens"):
         loaded_with(broken_adapter, tiny_model, tmp_path)
+    with pytest.raises(ModelError, match="at work only after some tokens"):
+        Engine(str(tmp_path / "a base that nobody reads"), adapter=str(broken_adapter))
 
 
 @pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "lora_ga"])

@@ -12,6 +12,7 @@ from merging import CPU, OPTIONS, names_in, run
 from danlu.errors import ConfigError, DiskError, InUse, MemoryShortage, ModelError, ParityError
 from danlu.journal import claimed
 from danlu.model.load import load_tokenizer
+from danlu.model.lora_sum import Weighted
 from danlu.quantize import merge
 from danlu.quantize.merge import merge_checked
 from tiny import make_tiny_model
@@ -102,6 +103,16 @@ def test_blocks_that_an_adapter_repeats_are_not_folded(base, adapter, out, tmp_p
     edit_config(own, layer_replication=[[0, 2], [1, 2]])
     with pytest.raises(ModelError, match=r"repeats blocks of its base(?s:.*)Engine\(adapter=DIRECTORY\)"):
         run(base, own, out)
+    assert names_in(out.parent) == []
+
+
+def test_what_is_answered_nowhere_is_refused_before_the_base_is_read(base, adapter, out, tmp_path, monkeypatch):
+    own = shutil.copytree(adapter, tmp_path / "adapter")
+    edit_config(own, init_lora_weights="pissa_niter_4")
+    monkeypatch.setattr(merge, "load_model", None)
+    for given in (own, [Weighted(own, 0.5)]):
+        with pytest.raises(ModelError, match="cannot be made again"):
+            run(base, given, out)
     assert names_in(out.parent) == []
 
 
