@@ -10,24 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from danlu.model.compute import blocks, products
-from danlu.model.compute.blocks import BlockProduct, fits_blocks, has_blocks, has_pairs, has_tiles
+from danlu.model.compute.blocks import BlockProduct, fits_blocks, has_blocks
 from danlu.model.compute.native import plain_swiglu
 from danlu.model.compute.products import fixed_product, joined
 from danlu.model.compute.rounding import to_int4, to_int8
 
 in_blocks = pytest.mark.skipif(not has_blocks(), reason="no C compiler")
-
-
-@pytest.fixture(params=["tiles", "pairs", "floats", "floats of float32"])
-def form(request, monkeypatch):
-    """How products are made, and the number format that they are made in."""
-    if request.param == "tiles" and not has_tiles():
-        pytest.skip("this processor has no tile registers")
-    if request.param == "pairs" and not has_pairs():
-        pytest.skip("this processor has no AVX-512-BF16")
-    monkeypatch.setattr(blocks, "has_tiles", lambda: request.param == "tiles")
-    monkeypatch.setattr(blocks, "has_pairs", lambda: request.param in ("tiles", "pairs"))
-    return torch.float32 if "float32" in request.param else torch.bfloat16
 
 
 FORMATS = [None, "int8", "int4"]

@@ -8,24 +8,13 @@ from rounding import of_sums, unit
 from torch.nn import functional as F
 
 from danlu.model.compute import blocks, code_blocks
-from danlu.model.compute.blocks import BLOCK, TILE, has_pairs, has_tiles
+from danlu.model.compute.blocks import BLOCK, TILE
 from danlu.model.compute.code_blocks import CodeBlocks, has_code_blocks
 from danlu.model.grouped import Grouped
 
 in_blocks = pytest.mark.skipif(not has_code_blocks(is_in_pairs=False), reason="no C compiler")
 INPUTS = 192
 ROWS = (1, 2, 3, 5, 8, 9, 12, 13, 16, 17, 32, 33, 100)
-
-
-@pytest.fixture(params=["tiles", "pairs", "floats of bfloat16", "floats"])
-def form(request, monkeypatch):
-    """How products are made: whether in pairs, and the number format of rows."""
-    if request.param == "tiles" and not has_tiles():
-        pytest.skip("this processor has no tile registers")
-    if request.param == "pairs" and not has_pairs():
-        pytest.skip("this processor has no AVX-512-BF16")
-    monkeypatch.setattr(blocks, "has_tiles", lambda: request.param == "tiles")
-    return request.param in ("tiles", "pairs"), torch.float32 if request.param == "floats" else torch.bfloat16
 
 
 def grouped(bits, groups, outputs=48, seed=0):
@@ -61,7 +50,7 @@ def test_they_say_what_was_given(is_in_pairs, bits, groups, outputs):
 @pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_products_with_any_number_of_rows(form, bits, groups, outputs):
-    is_in_pairs, dtype = form
+    is_in_pairs, dtype = blocks.has_pairs(), form
     given = grouped(bits, groups, outputs)
     laid = CodeBlocks.of(given, bits, is_in_pairs=is_in_pairs)
     for rows in ROWS:
@@ -79,7 +68,7 @@ def test_products_with_any_number_of_rows(form, bits, groups, outputs):
 @pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_row_is_the_same_in_any_company(form, bits, groups):
-    is_in_pairs, dtype = form
+    is_in_pairs, dtype = blocks.has_pairs(), form
     run = CodeBlocks.of(grouped(bits, groups), bits, is_in_pairs=is_in_pairs).product(torch.linspace(-3, 3, 48))
     x = drawn(100, dtype)
     whole = run(x)
@@ -91,7 +80,7 @@ def test_a_row_is_the_same_in_any_company(form, bits, groups):
 @in_blocks
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_output_is_the_same_whatever_lies_beside_it(form, bits):
-    is_in_pairs, dtype = form
+    is_in_pairs, dtype = blocks.has_pairs(), form
     given, x = grouped(bits, 3), drawn(13, dtype)
     whole = CodeBlocks.of(given, bits, is_in_pairs=is_in_pairs).product(None)(x)
     for outputs in (1, TILE, 33):

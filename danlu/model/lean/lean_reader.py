@@ -26,7 +26,7 @@ from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.grouped_experts import GroupedExperts
 from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
-from danlu.model.compute.own_product import OwnProduct
+from danlu.model.compute.own_product import by_own_product
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lean.lean_known import norms_of
@@ -236,25 +236,15 @@ class Reader:
 
     def _route(self, router: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """By the router's own code, in which a product with weights that are fixed is ours."""
+        run, is_exact = by_own_product(router) if self.taking == "fixed" else (router, True)
+        if not is_exact:
+            self.why_varies = self.why_varies or "experts are picked by products of torch"
 
         def route(h: Tensor) -> tuple[Tensor, Tensor]:
-            _, weights, numbers = router(h)
+            _, weights, numbers = run(h)
             return weights, numbers
 
-        if self.taking != "fixed":
-            return route
-        bias = getattr(router, "bias", None)
-        product = fixed_product(router.weight.detach(), None if bias is None else bias.detach())
-        own = OwnProduct(router.weight, product)
-
-        def by_our_product(h: Tensor) -> tuple[Tensor, Tensor]:
-            with own:
-                return route(h)
-
-        by_our_product(router.weight.detach()[:1])
-        if not own.calls or not isinstance(product, BlockProduct):
-            self.why_varies = self.why_varies or "experts are picked by products of torch"
-        return by_our_product
+        return route
 
     def _expert(self, experts: Any, number: int, is_transposed: bool) -> Expert:
         def product(name: str) -> Product:
