@@ -119,6 +119,19 @@ def test_what_a_configuration_says_beyond_plain_is_named(base, tmp_path, changes
     assert said in caught.value.seen
 
 
+def refused_everywhere(base, adapter, match):
+    """Put on, merged in memory, exported or merged: it is an error, and nothing is written."""
+    for use in (
+        lambda: put_adapter(plain_model(base), adapter),
+        lambda: MergedWeights(plain_model(base)).merge(adapter),
+        lambda: export_gguf(adapter, base, adapter / "x.gguf", print),
+        lambda: merged(base, adapter, adapter / "merged"),
+    ):
+        with pytest.raises(ModelError, match=match):
+            use()
+    assert not (adapter / "merged").exists()
+
+
 @pytest.mark.parametrize(
     "changes", [{"lora_alpha": 0}, {"alpha_pattern": {"q_proj": 0.0}}, {"lora_alpha": float("nan")}], ids=str
 )
@@ -126,15 +139,7 @@ def test_an_alpha_that_takes_all_away_is_an_error_everywhere(base, tmp_path, cha
     """The answers would be the base's, as with a B of zero; llama.cpp even takes the file for one without a scale."""
     written(base, tmp_path, {})
     edit_config(tmp_path, **changes)
-    for use in (
-        lambda: put_adapter(plain_model(base), tmp_path),
-        lambda: MergedWeights(plain_model(base)).merge(tmp_path),
-        lambda: export_gguf(tmp_path, base, tmp_path / "x.gguf", print),
-        lambda: merged(base, tmp_path, tmp_path / "merged"),
-    ):
-        with pytest.raises(ModelError, match=r"adapter_config\.json: alpha is (0|0\.0|nan) \("):
-            use()
-    assert not (tmp_path / "merged").exists()
+    refused_everywhere(base, tmp_path, r"adapter_config\.json: alpha is (0|0\.0|nan) \(")
 
 
 EXPERTS = {
@@ -165,12 +170,4 @@ def test_a_file_whose_keys_match_nothing_is_an_error_everywhere(base, tmp_path):
     weights = load_file(tmp_path / "adapter_model.safetensors")
     moved = {name.replace("base_model.model.", "base_model.model.model."): weight for name, weight in weights.items()}
     edit_weights(tmp_path, {**dict.fromkeys(weights), **moved})
-    for use in (
-        lambda: put_adapter(plain_model(base), tmp_path),
-        lambda: MergedWeights(plain_model(base)).merge(tmp_path),
-        lambda: export_gguf(tmp_path, base, tmp_path / "x.gguf", print),
-        lambda: merged(base, tmp_path, tmp_path / "merged"),
-    ):
-        with pytest.raises(ModelError, match=r"do not match|no such layers"):
-            use()
-    assert not (tmp_path / "merged").exists()
+    refused_everywhere(base, tmp_path, r"do not match|no such layers")

@@ -76,6 +76,7 @@ class BlockProduct:
         for start, portion in _portions(weight, is_paired):
             self._pack(start, portion)
             read(portion)
+        self._laid = Laid(self._weights, self._scales, self._bias, self._outputs, self._format, self._is_in_pairs)
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
         """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
@@ -101,8 +102,7 @@ class BlockProduct:
             self._scales[own] = eight.scale.view(-1, BLOCK)
         else:
             four = to_int4(rows)
-            first, second = packed(four.codes, self._is_in_pairs).chunk(2, 3)
-            self._weights[own] = (first | second << 4).flatten(3)
+            self._weights[own] = two_in_a_byte(packed(four.codes, self._is_in_pairs)).flatten(3)
             for number, numbers in enumerate((four.step, four.middle)):
                 self._scales[own, :, :, number] = numbers.view(-1, 2, TILE, numbers.shape[1]).permute(0, 3, 1, 2)
 
@@ -130,8 +130,7 @@ class BlockProduct:
 
     def _run(self, x: Tensor, is_gated: bool) -> Tensor:
         x = F.pad(x, (0, self._lacking)) if self._lacking else x.contiguous()
-        held = Laid(self._weights, self._scales, self._bias, self._outputs, self._format, self._is_in_pairs)
-        out = laid_product(x, held, is_paired=self.is_paired, is_gated=is_gated)
+        out = laid_product(x, self._laid, is_paired=self.is_paired, is_gated=is_gated)
         if self._columns == self._outputs:
             return out
         parts = 2 if self.is_paired and not is_gated else 1
@@ -212,6 +211,12 @@ def packed(rows: Tensor, is_in_pairs: bool) -> Tensor:
             .view(rows.dtype)
         )
     return rows.view(-1, 2, TILE, rows.shape[1] // CHUNK, CHUNK).permute(0, 3, 1, 4, 2)
+
+
+def two_in_a_byte(codes: Tensor) -> Tensor:
+    """What `packed` made of codes of 4 bits: the first half of each tile's inputs below, the other above."""
+    first, second = codes.chunk(2, 3)
+    return first | second << 4
 
 
 @cache

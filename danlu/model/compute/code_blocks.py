@@ -25,6 +25,7 @@ from danlu.model.compute.blocks import (
     has_pairs,
     laid_product,
     packed,
+    two_in_a_byte,
     whole_pieces,
 )
 from danlu.model.compute.threads import threads
@@ -54,8 +55,7 @@ class CodeBlocks(NamedTuple):
         codes, scales, zeros = (F.pad(one, (0, 0, 0, missing)) for one in grouped[:3])
         laid = packed(codes.contiguous(), is_in_pairs)
         if bits == 4:
-            first, second = laid.chunk(2, 3)
-            laid = first | second << 4
+            laid = two_in_a_byte(laid)
         elif is_in_pairs:
             laid = laid ^ 128
         numbers = torch.stack([scales.float(), zeros.float()], 2).view(-1, 2, TILE, scales.shape[1], 2)

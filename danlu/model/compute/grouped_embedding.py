@@ -53,5 +53,5 @@ class GroupedEmbedding(GroupedWeight):
         """Of these tokens, their columns as they lie."""
         if self.is_laid_out:
             return self.blocks.rows(ids)
-        codes, scales, zeros, group_of = self.lying()
-        return Grouped(codes[ids], scales[ids], zeros[ids], group_of)
+        scales, zeros = self.numbers[ids].unbind(2)
+        return Grouped(self.codes[ids], scales, zeros.to(torch.uint8), self.group_of)
