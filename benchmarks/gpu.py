@@ -58,6 +58,7 @@ WORK = {
     "answer": ("greedy, one request", "贪心，单个请求"),
     "answers": (f"greedy, {MANY} requests", f"贪心，{MANY} 个请求"),
     "lora": ("training, LoRA", "训练，LoRA"),
+    "qlora": ("training, QLoRA", "训练，QLoRA"),
     "full": ("training, all weights", "训练，全参数"),
 }
 HEADS = {
@@ -75,7 +76,7 @@ SAID = {
         "en": f"Answers: prompts of {PROMPT_TOKENS} tokens and {NEW_TOKENS} new ones, beside `generate`. ",
         "zh": f"生成：提示词 {PROMPT_TOKENS} 个 token，新生成 {NEW_TOKENS} 个，对照 `generate`。",
     },
-    ("lora", "full"): {
+    ("lora", "qlora", "full"): {
         "en": f"Training: steps of {BATCH} examples of {SHORTEST} to {LONGEST} tokens, beside a loop over padded "
         f"batches of {PADDED_BATCH}, which keeps all weights in bfloat16 where Danlu trains float32 ones; GB is the "
         "most memory in use. ",
@@ -116,13 +117,18 @@ def texts(count: int, shortest: int, longest: int, vocabulary: int) -> list[list
 
 def measured(work: Callable[[], float]) -> tuple[float, float]:
     """(tokens a second, the most memory in GB) of `work`, which returns the first, on a GPU that holds nothing else."""
+    clear()
+    rate = work()
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return rate, peak / 1e9
+
+
+def clear() -> None:
+    """What was done before holds nothing more of a GPU, and counts for nothing."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    rate = work()
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return rate, peak / 1e9
 
 
 def best_rate(answer: Callable[[], int], runs: int) -> float:
@@ -157,7 +163,13 @@ def danlu_answers(shape: str, count: int, runs: int) -> float:
         engine.close()
 
 
+def as_torch_begins() -> None:
+    """Danlu takes another code for attention than torch would (danlu.device.read_device)."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 def plain_answers(shape: str, count: int, runs: int) -> float:
+    as_torch_begins()
     model = model_of(shape)
     prompts = texts(count, PROMPT_TOKENS, PROMPT_TOKENS, SHAPES[shape]["vocab_size"])
     ids = torch.tensor(prompts, device=model.device)
@@ -180,19 +192,33 @@ def examples_of(shape: str) -> list[list[int]]:
     return texts(STEPS * BATCH, SHORTEST, LONGEST, SHAPES[shape]["vocab_size"])
 
 
-def danlu_training(shape: str, lora: bool) -> float:
+def packed_of(shape: str, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of the files of the same model; both sides pack its layers into NF4, scales too."""
+    with tempfile.TemporaryDirectory() as directory:
+        model_of(shape).save_pretrained(directory)
+        return read(Path(directory))
+
+
+def danlu_training(shape: str, way: str) -> float:
     from danlu.data.example import Example
     from danlu.device import read_device
     from danlu.journal import Journal
     from danlu.model.adapters import attach
+    from danlu.model.four_bit import FourBit
     from danlu.model.likelihood import prepare
+    from danlu.model.load import load_model
     from danlu.model.lora_options import LoraOptions
     from danlu.train.batches import Shuffled
     from danlu.train.loop import Run, TrainOptions, train
     from danlu.train.sft import sft_stage
 
-    device, model = read_device(), model_of(shape)
-    if lora:
+    device = read_device()
+    if way == "qlora":
+        packed = {"device": device, "dtype": torch.bfloat16, "four_bit": FourBit("nf4", is_double=True)}
+        model = packed_of(shape, lambda directory: load_model(directory, **packed))
+    else:
+        model = model_of(shape)
+    if way != "full":
         model = attach(model, LoraOptions(**LORA), 0)
     prepare(model)
     examples = [Example(tuple(ids), (True,) * len(ids), "made up") for ids in examples_of(shape)]
@@ -205,11 +231,12 @@ def danlu_training(shape: str, lora: bool) -> float:
     return median(row["tokens"] / row["seconds"] for row in rows)
 
 
-def plain_training(shape: str, lora: bool) -> float:
+def plain_training(shape: str, way: str) -> float:
     from peft import LoraConfig, get_peft_model
 
-    model = model_of(shape)
-    if lora:
+    as_torch_begins()
+    model = packed_of(shape, _plainly_packed) if way == "qlora" else model_of(shape)
+    if way != "full":
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RATE, fused=True)
@@ -227,6 +254,15 @@ def plain_training(shape: str, lora: bool) -> float:
     return median(rates[1:-1])
 
 
+def _plainly_packed(directory: Path) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    packing = BitsAndBytesConfig(load_in_4bit=True, **kind)
+    placed = {"device_map": {"": _device()}, "dtype": torch.bfloat16}
+    return AutoModelForCausalLM.from_pretrained(directory, quantization_config=packing, **placed)
+
+
 def _plain_step(model: Any, chosen: Sequence[Sequence[int]]) -> None:
     model.train()
     counted = sum(len(ids) - 1 for ids in chosen)
@@ -239,10 +275,11 @@ def _plain_step(model: Any, chosen: Sequence[Sequence[int]]) -> None:
         model(input_ids=ids, attention_mask=is_text.long(), labels=labels, num_items_in_batch=counted).loss.backward()
 
 
-def second(training: Callable[[str, bool], float], shape: str, lora: bool) -> float:
+def second(training: Callable[[str, str], float], shape: str, way: str) -> float:
     """The rate of a training that was run once before."""
-    training(shape, lora)
-    return training(shape, lora)
+    training(shape, way)
+    clear()
+    return training(shape, way)
 
 
 # -- all of it -------------------------------------------------------------------------------------------
@@ -253,8 +290,9 @@ def works(shape: str, runs: int) -> dict[str, tuple[Callable[[], float], Callabl
     return {
         "answer": (lambda: danlu_answers(shape, 1, runs), lambda: plain_answers(shape, 1, runs)),
         "answers": (lambda: danlu_answers(shape, MANY, runs), lambda: plain_answers(shape, MANY, runs)),
-        "lora": (partial(second, danlu_training, shape, True), partial(second, plain_training, shape, True)),
-        "full": (partial(second, danlu_training, shape, False), partial(second, plain_training, shape, False)),
+    } | {
+        way: (partial(second, danlu_training, shape, way), partial(second, plain_training, shape, way))
+        for way in ("lora", "qlora", "full")
     }
 
 
@@ -280,7 +318,7 @@ def rows_of(found: dict[str, Any], language: str) -> list[tuple[str, ...]]:
     rows = []
     for row in found["rows"]:
         figures = (f"{row['danlu']:,.0f}", f"{row['plain']:,.0f}", f"{row['danlu'] / row['plain']:.1f}")
-        is_training = row["work"] in ("lora", "full")
+        is_training = row["work"] not in ("answer", "answers")
         peaks = (f"{row['danlu_gb']:.1f}", f"{row['plain_gb']:.1f}") if is_training else ("–", "–")
         rows.append((row["model"], WORK[row["work"]][language == "zh"], *figures, *peaks))
     return rows

@@ -67,11 +67,16 @@ class Device:
 
 
 def read_device() -> Device:
-    """Look at the machine: this process's CUDA device if there is one, else the CPU."""
+    """Look at the machine: this process's CUDA device if there is one, else the CPU.
+
+    Attention by cuDNN is turned off in this process: it builds a plan for every new length, some 60 ms each time, and
+    an answer is longer with every token.
+    """
     import torch
 
     cores = torch.get_num_threads()
     if torch.cuda.is_available():
+        torch.backends.cuda.enable_cudnn_sdp(False)
         free, _ = torch.cuda.mem_get_info()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for whoever asks next
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)

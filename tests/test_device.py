@@ -68,9 +68,11 @@ def test_a_gpu_is_preferred_and_emulated_bfloat16_does_not_count(monkeypatch, na
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2 * 10**9)  # what torch keeps is free for what it does
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "card")
+    torch.backends.cuda.enable_cudnn_sdp(True)  # as torch begins
     device = read_device()
     assert (device.name, device.memory_bytes, device.has_bfloat16) == ("cuda", 6 * 10**9, native)
     assert device.card == "card"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_a_cpu_that_torch_is_to_use_as_an_older_one_has_no_bfloat16(monkeypatch):

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from danlu.train.sharding import own_part, part_of, whole_of
 
-CHANCES = 1 << 16  # drawn a step, and dealt to so many weights at a time, which stay in the cache
+CHANCES = 1 << 16  # drawn a step, and dealt to so many weights at a time
+# Weights that are rounded at once: on a CPU they stay in the cache; a GPU begins each piece of work by itself.
+_AT_ONCE = {"cpu": CHANCES, "cuda": CHANCES << 8}
 
 
 class Master:
@@ -104,15 +106,20 @@ class Master:
     def publish(self, step: int) -> None:
         """Give the model what the optimizer has made of its weights in so many steps."""
         dice = random.Random(f"{self._seed} {step}")
-        chances = _chances(dice.getrandbits(63)) if self._rounded else None
+        drawn = _chances(dice.getrandbits(63)) if self._rounded else None
+        dealt: dict[torch.device, Tensor] = {}
         for parameter, master in self._rounded:
-            if chances is None or parameter.dtype != torch.bfloat16 or not parameter.is_contiguous():
+            if drawn is None or parameter.dtype != torch.bfloat16 or not parameter.is_contiguous():
                 parameter.copy_(master)
                 continue
-            at_hand = chances.to(master.device)
-            parts = (x.view(-1).split(CHANCES) for x in (parameter, master))
+            if master.device not in dealt:
+                dealt[master.device] = drawn.to(master.device).unfold(0, CHANCES, 1)
+            at_once = _AT_ONCE[master.device.type]
+            parts = (x.view(-1).split(at_once) for x in (parameter, master))
             for copy, exact in zip(*parts, strict=True):
-                _round_by_chance(copy, exact, at_hand[dice.randrange(CHANCES) :])
+                starts = [dice.randrange(CHANCES) for _ in range(0, len(exact), CHANCES)]
+                chances = dealt[master.device][starts if len(starts) > 1 else starts[0]]
+                _round_by_chance(copy, exact, chances.reshape(-1)[: len(exact)])
 
 
 def _chances(seed: int) -> Tensor:
@@ -126,7 +133,7 @@ def _round_by_chance(copy: Tensor, exact: Tensor, chances: Tensor) -> None:
 
     bfloat16 is float32 without its last 16 bits: adding so many at random carries with just that probability.
     """
-    bits = exact.view(torch.int32) + chances[: len(exact)]
+    bits = exact.view(torch.int32) + chances
     copy.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
 
 _WORD = 0xFFFFFFFF
+_AT_ONCE = 1 << 24  # weights that `plain_step` works on, of a matrix that has more: it holds many numbers of each
 
 
 class Factors(NamedTuple):
@@ -43,12 +45,25 @@ class Factors(NamedTuple):
 
 def plain_step(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, key: int, factors: Factors) -> None:
     """Change weight, mean and square in place; where they are bfloat16, `key` says what is drawn."""
+    tensors = [torch.atleast_1d(x) for x in (weight, grad, mean, square)]
+    of_one = max(1, tensors[0][:1].numel())
+    rows = max(1, _AT_ONCE // of_one)
+    parts = zip(*(x.split(rows) for x in tensors), strict=True)
+    for start, (w, g, m, v) in zip(count(0, rows * of_one), parts, strict=False):
+        _step_in_part(w, g, m, v, start, key, factors)
+
+
+def _step_in_part(
+    weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, start: int, key: int, factors: Factors
+) -> None:
+    """`plain_step` for some of the weights, from that one on."""
     rate, decay, beta1, beta2, first, second, epsilon = factors
     g = grad.float()
     m = beta1 * mean.float() + (1 - beta1) * g
     v = beta2 * square.float() + (1 - beta2) * g * g
     w = weight.float() * (1 - rate * decay) - rate * (m / first) / ((v / second).sqrt() + epsilon)
-    one = _mixed(torch.arange(weight.numel(), device=weight.device).bitwise_and_(_WORD) ^ key).view(weight.shape)
+    places = torch.arange(start, start + weight.numel(), device=weight.device)
+    one = _mixed(places.bitwise_and_(_WORD) ^ key).view(weight.shape)
     for kept, value, chance in ((weight, w, one), (mean, m, one >> 16), (square, v, _mixed(one ^ 0x9E3779B9))):
         kept.copy_(value if kept.dtype == torch.float32 else _rounded(value, chance))
 

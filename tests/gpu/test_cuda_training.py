@@ -8,6 +8,7 @@ import pytest
 import torch
 from devices import DEVICES, little_memory, on
 from showing import Lines, Stops
+from torch import nn
 
 from danlu import Engine
 from danlu.config import validate
@@ -16,6 +17,8 @@ from danlu.hub import import_bitsandbytes
 from danlu.journal import Journal
 from danlu.run import run
 from danlu.steps.kinds import KINDS
+from danlu.train.master import Master
+from danlu.train.rounded_adamw import Factors, plain_step
 from tiny import make_golden_model
 
 pytestmark = pytest.mark.cuda
@@ -121,6 +124,7 @@ def _card(device):
         ("dpo", {"lora": {"lora_dropout": 0.1}}),
         ("sft", {"model": {"dtype": "bfloat16"}}),
         ("sft_full", {"model": {"dtype": "bfloat16"}}),
+        ("sft_full", {"model": {"dtype": "bfloat16"}, "train": {"optim": "adamw_bf16"}}),
         ("sft", {"model": {"dtype": "float16"}}),
         ("sft_full", {"model": {"dtype": "float16"}}),
         ("sft", {"train": {"neftune_noise_alpha": 5}}),
@@ -136,6 +140,32 @@ def test_a_run_that_is_stopped_goes_on_as_it_would_have(recipe, training, change
         run(recipe(training, "halves", **changes), Stops(3), "")
     halves = run(recipe(training, "halves", resume=True, **changes), Lines(), "")
     assert metrics(halves) == metrics(whole)
+
+
+@torch.no_grad()
+def test_weights_are_rounded_by_the_same_chances_as_on_the_cpu():
+    copies, drawn = [], torch.Generator().manual_seed(0)
+    values = torch.randn(1000, 300, generator=drawn)
+    for device in DEVICES:
+        layer = nn.Linear(300, 1000, bias=False).to(device, torch.bfloat16)
+        with Master(layer, seed=3) as master:
+            master.weights["weight"].copy_(values)
+            master.publish(5)
+        copies.append(layer.weight.cpu())
+    assert torch.equal(*copies)
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16_alone_are_moved_as_on_the_cpu():
+    factors, drawn = Factors(0.01, 0.1, 0.9, 0.999, 0.1, 0.001, 1e-8), torch.Generator().manual_seed(0)
+    weight, grad, mean = (torch.randn(100, 300, generator=drawn).bfloat16() for _ in range(3))
+    moved = []
+    for device in DEVICES:
+        own = [x.to(device, copy=True) for x in (weight, grad, mean, mean.square())]
+        plain_step(*own, 0xDEADBEEF, factors)
+        moved.append([x.cpu() for x in own])
+    for one, other in zip(*moved, strict=True):
+        assert (one == other).float().mean() > 0.99  # but at the edge of a chance
 
 
 def test_what_a_laptop_began_a_gpu_goes_on_with(recipe):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import danlu.train.master
 from danlu.train.master import CHANCES, Master
 
 
@@ -101,3 +102,17 @@ def test_float16_is_rounded_to_the_nearest():
     layer, master = moved(0.4 * 2**-10, torch.float16)
     master.publish(1)
     assert (layer.weight == 1.0).all()
+
+
+@torch.no_grad()
+def test_how_many_are_rounded_at_once_changes_nothing(monkeypatch):
+    """A GPU rounds many more at once than a CPU: the copies are the same."""
+    found = []
+    for at_once in (CHANCES, 4 * CHANCES):
+        monkeypatch.setitem(danlu.train.master._AT_ONCE, "cpu", at_once)
+        model = nn.Linear(CHANCES // 64, 601, bias=False).bfloat16()  # nine pieces and a bit
+        with Master(model, seed=3) as master:
+            master.weights["weight"].copy_(torch.linspace(-1, 1, model.weight.numel()).view_as(model.weight))
+            master.publish(5)
+        found.append(model.weight.clone())
+    assert torch.equal(*found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -155,3 +157,15 @@ def test_other_formats_are_refused():
 def test_an_adapter_is_refused():
     with pytest.raises(ValidationError, match="for training all weights"):
         Recipe.model_validate({"data": {"source": "rows.jsonl"}, "train": {"optim": "adamw_bf16"}})
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (30, 100), (5, 4, 50)])
+def test_a_large_weight_is_worked_on_in_parts_as_in_one(monkeypatch, shape):
+    found = []
+    for at_once in (64, 1 << 24):
+        monkeypatch.setattr("danlu.train.rounded_adamw._AT_ONCE", at_once)
+        weight, grad, mean, square = (x[: math.prod(shape)].clone().view(shape) for x in drawn())
+        plain_step(weight, grad, mean, square, 17, FACTORS)
+        found.append((weight, mean, square))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
