@@ -6,7 +6,7 @@ import queue
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from danlu.generate.search.rows import RowStates
 from danlu.generate.search.strategies import Independent, Limits, Step, Strategy
 
 Prompt = str | Sequence[Message] | Sequence[int]
+STEPS_AT_ONCE, ROWS_AT_ONCE, MOST_ROWS_AT_ONCE = 64, 16, 1024  # whose numbers are drawn together
 
 
 @dataclass(eq=False)
@@ -272,7 +273,18 @@ def _drawn(seed: int, scores: Tensor, numbers: Sequence[int], made: int) -> list
 
 def uniforms_of(seed: int, numbers: Sequence[int], made: int) -> Tensor:
     """The u of each row, (rows,): it depends on the request's seed, the step and the row's number alone."""
-    return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
+    if max(numbers) >= MOST_ROWS_AT_ONCE:
+        return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
+    span, step = divmod(made, STEPS_AT_ONCE)
+    return _table(seed, span, max(numbers) // ROWS_AT_ONCE)[step, list(numbers)]
+
+
+@lru_cache(maxsize=256)
+def _table(seed: int, span: int, rows: int) -> Tensor:
+    """`uniforms_of` for the steps of a span and rows up to so many: (steps, rows). One by one they take longer than what
+    is drawn with them."""
+    steps = torch.arange(span * STEPS_AT_ONCE, (span + 1) * STEPS_AT_ONCE)
+    return logits.uniforms(torch.tensor(seed), steps[:, None], torch.arange((rows + 1) * ROWS_AT_ONCE))
 
 
 def _likeliest_one(scores: Tensor, _lane: int, _made: int) -> int:

@@ -257,11 +257,19 @@ def _candidates(scores: Tensor) -> tuple[Tensor, Tensor]:
 
     Leaving out probabilities of 0 does not change a running sum, so the width may depend on the batch.
     """
-    width = max(int((scores > -torch.inf).sum(-1).max()), 1)
+    everything = scores, torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    if _most_left(scores[:, : 4 * FEW]) > FEW:  # as where nothing was left out
+        return everything
+    width = max(_most_left(scores), 1)
     if width > FEW:
-        return scores, torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+        return everything
     tokens = scores.topk(width).indices.sort(-1).values
     return scores.gather(1, tokens), tokens
+
+
+def _most_left(scores: Tensor) -> int:
+    """How many scores of a row are not -inf, at most."""
+    return int((scores > -torch.inf).sum(-1).max())
 
 
 def _unnormalised(scores: Tensor) -> Tensor:

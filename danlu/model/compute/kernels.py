@@ -28,9 +28,11 @@ from danlu.model.compute.rotary import use_fast_rotary
 
 # Rows of logits held at once by the loss: 256 x 49,152 float32 is 50 MB.
 LOSS_CHUNK = 256
-# Rows of the logits' gradient that go into one product for a trained weight: as bfloat16, twice as much. Four products
-# of a quarter take three times as long, and each is added up in float32.
+# The same where the weight is trained, as bfloat16 twice as much: each product of fewer rows lays the weight out anew.
 WEIGHT_BLOCK = 1024
+# Tokens whose logits one product on a CPU makes or takes: a part of the weight, of its gradient and of the logits stay
+# in the cache together.
+COLUMNS = 4096
 
 
 def apply(operation: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -142,21 +144,21 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        is_trained = ctx.needs_input_grad[1]
-        of_weight = torch.zeros_like(weight) if is_trained and not len(hidden) else None
-        size = WEIGHT_BLOCK if is_trained else LOSS_CHUNK
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        size = LOSS_CHUNK if of_weight is None else WEIGHT_BLOCK
         room = hidden.new_empty(min(size, len(hidden)), len(weight))
         for block in _slices(0, len(hidden), size):
-            for rows in _slices(block.start, block.stop, LOSS_CHUNK):
-                place = room[rows.start - block.start : rows.stop - block.start]
-                losses[rows], pull = _loss_and_pull(torch.mm(hidden[rows], weight.T, out=place), targets[rows])
-                if grad is not None:
-                    grad[rows] = pull @ weight
-                if is_trained and pull is not place:
-                    place.copy_(pull)
-            if is_trained:
-                product = room[: block.stop - block.start].T @ hidden[block]
-                of_weight = product if of_weight is None else of_weight.float().add_(product)
+            losses[block], pulls = _losses_and_pulls(hidden[block], weight, targets[block], room)
+            if grad is not None:
+                grad[block] = _through(pulls, weight)
+            if of_weight is not None:
+                if block.start == size:  # more than one block: their sum is kept in float32
+                    of_weight = of_weight.float()
+                for part in _parts(weight):
+                    if block.start == 0:
+                        torch.mm(pulls[:, part].T, hidden[block], out=of_weight[part])
+                    else:
+                        of_weight[part] += pulls[:, part].T @ hidden[block]
         ctx.save_for_backward(grad, of_weight, *((hidden, weight, targets) if of_weight is not None else (None,) * 3))
         return losses
 
@@ -172,14 +174,42 @@ class _HeadLoss(torch.autograd.Function):
         return None if grad is None else grad * grad_losses.unsqueeze(1).to(grad.dtype), of_weight, None
 
 
+def _losses_and_pulls(hidden: Tensor, weight: Tensor, targets: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each row, float32, and its gradient at the row's logits, (rows, vocabulary), in `room`."""
+    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    pulls = room[: len(hidden)]
+    for part in _parts(weight):
+        torch.mm(hidden, weight[part].T, out=pulls[:, part])
+    for rows in _slices(0, len(hidden), LOSS_CHUNK):
+        losses[rows], pull = _loss_and_pull(pulls[rows], targets[rows])
+        if pull.data_ptr() != pulls[rows].data_ptr():
+            pulls[rows] = pull
+    return losses, pulls
+
+
+def _through(pulls: Tensor, weight: Tensor) -> Tensor:
+    """pulls @ weight, in float32."""
+    parts = (pulls[:, part] @ weight[part] for part in _parts(weight))
+    total = next(parts).float()
+    for product in parts:
+        total += product
+    return total
+
+
+def _parts(weight: Tensor) -> Iterator[slice]:
+    """Of the vocabulary, what one product takes."""
+    return _slices(0, len(weight), COLUMNS if weight.device.type == "cpu" else len(weight))
+
+
 def _of_weight(hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
     """The gradient of a head's weight where each row's loss counts as its factor says: (vocabulary, dim) float32."""
     total = torch.zeros_like(weight, dtype=torch.float32)
-    room = hidden.new_empty(min(LOSS_CHUNK, len(hidden)), len(weight))
-    for rows in _slices(0, len(hidden), LOSS_CHUNK):
-        logits = torch.mm(hidden[rows], weight.T, out=room[: rows.stop - rows.start])
-        _, pull = _loss_and_pull(logits, targets[rows])
-        total += (pull * factors[rows].unsqueeze(1)).to(hidden.dtype).T @ hidden[rows]
+    room = hidden.new_empty(min(WEIGHT_BLOCK, len(hidden)), len(weight))
+    for block in _slices(0, len(hidden), WEIGHT_BLOCK):
+        _, pulls = _losses_and_pulls(hidden[block], weight, targets[block], room)
+        pulls *= factors[block].unsqueeze(1)
+        for part in _parts(weight):
+            total[part] += pulls[:, part].T @ hidden[block]
     return total
 
 
