@@ -281,8 +281,7 @@ def uniforms_of(seed: int, numbers: Sequence[int], made: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _table(seed: int, span: int, rows: int) -> Tensor:
-    """`uniforms_of` for the steps of a span and rows up to so many: (steps, rows). One by one they take longer than what
-    is drawn with them."""
+    """`uniforms_of` for the steps of a span and rows up to so many: (steps, rows)."""
     steps = torch.arange(span * STEPS_AT_ONCE, (span + 1) * STEPS_AT_ONCE)
     return logits.uniforms(torch.tensor(seed), steps[:, None], torch.arange((rows + 1) * ROWS_AT_ONCE))
 

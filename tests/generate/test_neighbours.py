@@ -84,3 +84,35 @@ def test_what_a_thread_is_told_is_its_own():
     thread.join()
     assert found == [1]
     assert threads() == before
+
+
+def test_after_a_rest_a_long_step_waits_to_see_who_is_there(monkeypatch):
+    clock = Clock(monkeypatch)
+    found, there = Neighbours(2), 1.0
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: clock.go_on(seconds, others=there, own=0.0))
+    new_prompt = {"after_rest": True, "is_long": True}
+    assert (found.look(**new_prompt), clock.now) == (False, 0.0)  # no thread was given up: nothing to wait for
+    clock.go_on(LOOK_SECONDS, others=1.0, own=1.0)
+    assert (found.look(), found.threads) == (True, 1)
+    assert (found.look(**new_prompt), found.threads) == (False, 1)  # it is there still
+    there = 0.0
+    assert (found.look(after_rest=True), found.threads) == (False, 1)  # too soon
+    assert (found.look(**new_prompt), found.threads) == (True, 2)
+
+
+def test_what_was_there_in_a_long_rest_is_not_held_against_now(monkeypatch):
+    clock = Clock(monkeypatch)
+    found = Neighbours(2)
+    clock.go_on(60.0, others=1.0, own=0.0)
+    assert (found.look(after_rest=True), found.threads) == (False, 2)
+    clock.go_on(LOOK_SECONDS, others=0.1, own=1.9)
+    assert (found.look(), found.threads) == (False, 2)
+
+
+def test_short_work_with_short_rests_between_is_seen_as_one(monkeypatch):
+    clock = Clock(monkeypatch)
+    found = Neighbours(2)
+    for _ in range(3):
+        clock.go_on(LOOK_SECONDS / 2, others=1.0, own=0.5)
+        found.look(after_rest=True)
+    assert found.threads == 1

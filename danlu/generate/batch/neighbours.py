@@ -13,6 +13,7 @@ import psutil
 
 # So often it is looked at: the system counts in hundredths of a second.
 LOOK_SECONDS = 0.5
+BRIEF_SECONDS = 0.05
 # A thread is given up where others have used more than this of a core, and taken back where they use less.
 MUCH, LITTLE = 0.4, 0.2
 
@@ -32,14 +33,26 @@ class Neighbours:
         self._cores = len(_own_cores())
         self._seen = _used(), time.process_time(), time.monotonic()
 
-    def look(self) -> bool:
-        """Whether `threads` changed, where it is time to look again."""
-        now = time.monotonic()
-        passed = now - self._seen[2]
-        if passed < LOOK_SECONDS or self._most == 1:
+    def look(self, *, after_rest: bool = False, is_long: bool = False) -> bool:
+        """Whether `threads` changed, where it is time to look again.
+
+        Args:
+            after_rest: the engine had nothing to do before; what others did then says little of now.
+            is_long: the next step takes much longer than BRIEF_SECONDS. After a rest, where threads were given up, so
+                long is waited to see who is there.
+        """
+        if self._most == 1:
             return False
-        used, own = _used(), time.process_time()
-        others = max(0.0, used - self._seen[0] - (own - self._seen[1])) / passed
+        passed, has_fewer = time.monotonic() - self._seen[2], self.threads < self._most
+        if after_rest and (passed > 2 * LOOK_SECONDS or (is_long and has_fewer)):
+            self._seen = _used(), time.process_time(), time.monotonic()
+            if not (is_long and has_fewer):
+                return False
+            time.sleep(BRIEF_SECONDS)
+        elif passed < LOOK_SECONDS:
+            return False
+        used, own, now = _used(), time.process_time(), time.monotonic()
+        others = max(0.0, used - self._seen[0] - (own - self._seen[1])) / (now - self._seen[2])
         self._seen = used, own, now
         before, self.threads = self.threads, threads_beside(others, self.threads, self._cores, self._most)
         return before != self.threads

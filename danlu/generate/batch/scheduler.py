@@ -166,6 +166,11 @@ class Scheduler:
         """Every request that has not ended."""
         return [*self.waiting, *self.reading, *self.running]
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Of prompts that nobody reads yet."""
+        return sum(len(request.prompt) for request in self.waiting)
+
     def submit(self, request: Request) -> None:
         """Queue a request. Raises MemoryShortage if not even its prompt can ever fit."""
         tokens = len(request.prompt) + request.rows

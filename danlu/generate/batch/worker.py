@@ -33,6 +33,7 @@ _IDLE_SECONDS = 5.0
 # Under load it is looked at so often, and given back above so many bytes: pieces too small to be used again.
 _LOOK_SECONDS = 10.0
 _MOST_SPARE_BYTES = 256 * 2**20
+_LONG_PROMPTS = 256  # tokens: reading so many takes longer than a look at who else is there
 
 
 # So often a thread that waits looks whether a signal has come.
@@ -216,8 +217,11 @@ def _end(inbox: Inbox, threads: list[threading.Thread]) -> None:
 
 def _loop(core: Core, inbox: Inbox) -> None:
     looked, spare, neighbours = time.monotonic(), Spare(), Neighbours(threads())
-    while _take_in(core, inbox, spare):
-        if neighbours.look():
+    while True:
+        was_idle = core.is_idle
+        if not _take_in(core, inbox, spare):
+            return
+        if neighbours.look(after_rest=was_idle, is_long=core.scheduler.waiting_tokens >= _LONG_PROMPTS):
             keep_to(neighbours.threads)
         try:
             core.step()
