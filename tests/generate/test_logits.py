@@ -9,6 +9,7 @@ import torch
 from rounding import of_sums
 from transformers.generation import logits_process as hf
 
+from danlu.generate.requests import MOST_ROWS_AT_ONCE, uniforms_of
 from danlu.generate.scores import logits as ops
 
 INF = math.inf
@@ -253,3 +254,22 @@ def test_a_temperature_however_small_leaves_the_likeliest_token(tiny):
     assert not ops.faulty_rows(scaled).any()
     assert ops.draw(scaled, doubles(0.0, 0.999)).tolist() == [1, 3]
     assert scaled.isneginf().tolist() == scores.isneginf().tolist()
+
+
+@pytest.mark.parametrize("made", [0, 63, 64, 1000])
+@pytest.mark.parametrize("numbers", [[0], [3, 0, 17], [MOST_ROWS_AT_ONCE - 1], [2, MOST_ROWS_AT_ONCE], [2**40]])
+def test_numbers_made_for_many_steps_at_once_are_those_of_each(made, numbers):
+    one_by_one = [float(ops.uniforms(*(torch.tensor(x) for x in (11, made, number)))) for number in numbers]
+    assert uniforms_of(11, numbers, made).tolist() == one_by_one
+
+
+@pytest.mark.parametrize("left", [1, ops.FEW, ops.FEW + 1])
+@pytest.mark.parametrize("start", [0, 4 * ops.FEW - 9, 4 * ops.FEW + 9])
+def test_a_draw_is_the_same_wherever_what_is_left_lies(left, start):
+    scores = torch.full((2, 6 * ops.FEW), -INF)
+    scores[0, start : start + left] = drawn = torch.randn(left, generator=torch.Generator().manual_seed(0))
+    scores[1, -1] = 0.0
+    place = torch.searchsorted(
+        (drawn.double() - drawn.max()).exp().cumsum(0), 0.4 * (drawn.double() - drawn.max()).exp().sum()
+    )
+    assert ops.draw(scores, doubles(0.4, 0.4)).tolist() == [start + int(place), 6 * ops.FEW - 1]
