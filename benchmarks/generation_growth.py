@@ -61,7 +61,7 @@ LABELS = {
     },
     "zh": {
         "shape": "规模", "side": "一方", "seconds": "加载，秒", "peak": "峰值，MB", "resident": "加载后，MB",
-        "prompt": "{} token 的提示，秒", "rows": "{} 行，token/秒", "neighbour": "1 行，旁有一个满载进程",
+        "prompt": "{} token 的提示词，秒", "rows": "{} 行，token/秒", "neighbour": "1 行，旁有一个满载进程",
     },
 }  # fmt: skip
 UNDER = {

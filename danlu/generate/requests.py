@@ -6,7 +6,7 @@ import queue
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from danlu.generate.search.rows import RowStates
 from danlu.generate.search.strategies import Independent, Limits, Step, Strategy
 
 Prompt = str | Sequence[Message] | Sequence[int]
-STEPS_AT_ONCE, ROWS_AT_ONCE, MOST_ROWS_AT_ONCE = 64, 16, 1024  # whose numbers are drawn together
+STEPS_AT_ONCE = 64  # whose numbers of the generator are made together
 
 
 @dataclass(eq=False)
@@ -206,7 +206,7 @@ class Maker:
             take = partial(_drawn_one, seed) if params.do_sample else _likeliest_one
             return Banked(params.live_rows, limits, forced, take, warp)
         if params.num_beams == 1:
-            pick: Pick = partial(_drawn, seed) if params.do_sample else _likeliest
+            pick: Pick = Drawing(seed) if params.do_sample else _likeliest
             return Independent(params.live_rows, limits, ledger.noting(pick) if ledger else pick)
         options = BeamOptions(
             params.num_beams, params.length_penalty, params.early_stopping, params.num_return_sequences
@@ -266,24 +266,31 @@ def _likeliest(scores: Tensor, _numbers: Sequence[int], _made: int) -> list[int]
     return picked
 
 
-def _drawn(seed: int, scores: Tensor, numbers: Sequence[int], made: int) -> list[int]:
-    picked: list[int] = logits.draw(scores, uniforms_of(seed, numbers, made)).tolist()
-    return picked
+class Drawing:
+    """A draw for each row of one request. Its numbers are made for many steps at once: one by one they take longer than
+    what is drawn with them."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._span, self._numbers = seed, -1, torch.empty(0, 0)
+
+    def __call__(self, scores: Tensor, numbers: Sequence[int], made: int) -> list[int]:
+        picked: list[int] = logits.draw(scores, self.uniforms(numbers, made)).tolist()
+        return picked
+
+    def uniforms(self, numbers: Sequence[int], made: int) -> Tensor:
+        """`uniforms_of` these rows."""
+        span, step = divmod(made, STEPS_AT_ONCE)
+        rows = max(numbers) + 1
+        if span != self._span or rows > self._numbers.shape[1]:
+            steps = torch.arange(span * STEPS_AT_ONCE, (span + 1) * STEPS_AT_ONCE)
+            self._numbers = logits.uniforms(torch.tensor(self._seed), steps[:, None], torch.arange(rows))
+            self._span = span
+        return self._numbers[step, list(numbers)]
 
 
 def uniforms_of(seed: int, numbers: Sequence[int], made: int) -> Tensor:
     """The u of each row, (rows,): it depends on the request's seed, the step and the row's number alone."""
-    if max(numbers) >= MOST_ROWS_AT_ONCE:
-        return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
-    span, step = divmod(made, STEPS_AT_ONCE)
-    return _table(seed, span, max(numbers) // ROWS_AT_ONCE)[step, list(numbers)]
-
-
-@lru_cache(maxsize=256)
-def _table(seed: int, span: int, rows: int) -> Tensor:
-    """`uniforms_of` for the steps of a span and rows up to so many: (steps, rows)."""
-    steps = torch.arange(span * STEPS_AT_ONCE, (span + 1) * STEPS_AT_ONCE)
-    return logits.uniforms(torch.tensor(seed), steps[:, None], torch.arange((rows + 1) * ROWS_AT_ONCE))
+    return logits.uniforms(torch.tensor(seed), torch.tensor(made), torch.tensor(list(numbers)))
 
 
 def _likeliest_one(scores: Tensor, _lane: int, _made: int) -> int:
@@ -291,7 +298,7 @@ def _likeliest_one(scores: Tensor, _lane: int, _made: int) -> int:
 
 
 def _drawn_one(seed: int, scores: Tensor, lane: int, made: int) -> int:
-    return _drawn(seed, scores[None], [lane], made)[0]
+    return int(logits.draw(scores[None], uniforms_of(seed, [lane], made)))
 
 
 def _drawn_candidates(seed: int, total: Tensor, count: int, made: int) -> tuple[Tensor, Tensor]:

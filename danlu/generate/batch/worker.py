@@ -221,7 +221,7 @@ def _loop(core: Core, inbox: Inbox) -> None:
         was_idle = core.is_idle
         if not _take_in(core, inbox, spare):
             return
-        if neighbours.look(after_rest=was_idle, is_long=core.scheduler.waiting_tokens >= _LONG_PROMPTS):
+        if neighbours.look(after_rest=was_idle, is_long=was_idle and core.scheduler.waiting_tokens >= _LONG_PROMPTS):
             keep_to(neighbours.threads)
         try:
             core.step()
