@@ -69,7 +69,7 @@ UNDER = {
     f"first answer and after it; {NEW_TOKENS} new tokens after prompts of {SHORT_PROMPT}; –: not asked for, or more "
     "than {limit} s. {cores} cores of {cpu}; {day}. Command: `make bench-generate-growth`.",
     "zh": "随机权重，规模取自 SmolLM2、Qwen2.5 和 TinyLlama；峰值与加载后均为第一个回答之前和之后的常驻内存；"
-    f"提示 {SHORT_PROMPT} 个 token，生成 {NEW_TOKENS} 个；"
+    f"提示词 {SHORT_PROMPT} 个 token，生成 {NEW_TOKENS} 个；"
     "–：未测，或会超过 {limit} 秒。{cores} 核 {cpu}；{day}。命令：`make bench-generate-growth`。",
 }
 
