@@ -61,6 +61,7 @@ WORK = {
     "qlora": ("training, QLoRA", "训练，QLoRA"),
     "full": ("training, all weights", "训练，全参数"),
 }
+TRAININGS = ("lora", "qlora", "full")
 HEADS = {
     "en": ("model", "work", "Danlu, tokens/s", "plain, tokens/s", "Danlu / plain", "Danlu, GB", "plain, GB"),
     "zh": ("模型", "任务", "Danlu，token/秒", "原样，token/秒", "Danlu / 原样", "Danlu，GB", "原样，GB"),
@@ -76,7 +77,7 @@ SAID = {
         "en": f"Answers: prompts of {PROMPT_TOKENS} tokens and {NEW_TOKENS} new ones, beside `generate`. ",
         "zh": f"生成：提示词 {PROMPT_TOKENS} 个 token，新生成 {NEW_TOKENS} 个，对照 `generate`。",
     },
-    ("lora", "qlora", "full"): {
+    TRAININGS: {
         "en": f"Training: steps of {BATCH} examples of {SHORTEST} to {LONGEST} tokens, beside a loop over padded "
         f"batches of {PADDED_BATCH}, which keeps all weights in bfloat16 where Danlu trains float32 ones; GB is the "
         "most memory in use. ",
@@ -292,7 +293,7 @@ def works(shape: str, runs: int) -> dict[str, tuple[Callable[[], float], Callabl
         "answers": (lambda: danlu_answers(shape, MANY, runs), lambda: plain_answers(shape, MANY, runs)),
     } | {
         way: (partial(second, danlu_training, shape, way), partial(second, plain_training, shape, way))
-        for way in ("lora", "qlora", "full")
+        for way in TRAININGS
     }
 
 
@@ -318,7 +319,7 @@ def rows_of(found: dict[str, Any], language: str) -> list[tuple[str, ...]]:
     rows = []
     for row in found["rows"]:
         figures = (f"{row['danlu']:,.0f}", f"{row['plain']:,.0f}", f"{row['danlu'] / row['plain']:.1f}")
-        is_training = row["work"] not in ("answer", "answers")
+        is_training = row["work"] in TRAININGS
         peaks = (f"{row['danlu_gb']:.1f}", f"{row['plain_gb']:.1f}") if is_training else ("–", "–")
         rows.append((row["model"], WORK[row["work"]][language == "zh"], *figures, *peaks))
     return rows

@@ -257,14 +257,11 @@ def _candidates(scores: Tensor) -> tuple[Tensor, Tensor]:
 
     Leaving out probabilities of 0 does not change a running sum, so the width may depend on the batch.
     """
-    everything = scores, torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
-    if _most_left(scores[:, : 4 * FEW]) > FEW:  # as where nothing was left out
-        return everything
-    width = max(_most_left(scores), 1)
-    if width > FEW:
-        return everything
-    tokens = scores.topk(width).indices.sort(-1).values
-    return scores.gather(1, tokens), tokens
+    # Where nothing was left out, the first tokens tell.
+    if _most_left(scores[:, : 4 * FEW]) <= FEW and (width := max(_most_left(scores), 1)) <= FEW:
+        tokens = scores.topk(width).indices.sort(-1).values
+        return scores.gather(1, tokens), tokens
+    return scores, torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
 
 
 def _most_left(scores: Tensor) -> int:
