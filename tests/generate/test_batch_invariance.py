@@ -13,7 +13,6 @@ from zoo import tiny_model
 from danlu import Engine, GenerationParams
 from danlu.generate.batch.core import Core
 from danlu.model.compute.float_attention import float_attention
-from danlu.model.compute.tile_attention import tile_attention
 from danlu.model.formats.table import FORMATS
 from danlu.model.grouped import Scheme
 from tiny import make_golden_model, make_tiny_model
@@ -55,18 +54,12 @@ def said(generations):
     ]
 
 
-def varies_by_tiles(dtype):
-    return not dtype.endswith("float32") and tile_attention() is not None
-
-
 @pytest.mark.parametrize(
     ("architecture", "dtype", "count"),
     [("llama", "float32", 300), ("llama", "bfloat16", 300), ("qwen3", "bfloat16", 60), ("gemma3_text", "float32", 60),
      ("llama", "int8", 60), ("qwen3_moe", "float32", 60), ("qwen3_moe", "bfloat16", 60)],
 )  # fmt: skip
 def test_it_is_the_same_in_any_company(tmp_path, architecture, dtype, count):
-    if varies_by_tiles(dtype):
-        pytest.skip("attention on tile registers is not held to it, and says so")
     source, (prompts, params) = make_golden_model(tmp_path, architecture), asked(count)
     engine = Engine(str(source), dtype, prefix_cache=False)
     assert engine.info().is_batch_invariant, engine.info()
@@ -84,8 +77,6 @@ def test_it_is_the_same_in_any_company(tmp_path, architecture, dtype, count):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_so_it_is_with_adapters_of_requests(tmp_path, dtype):
-    if varies_by_tiles(dtype):
-        pytest.skip("attention on tile registers is not held to it, and says so")
     source, (prompts, params) = make_golden_model(tmp_path / "model", "llama"), asked(60)
     engine = Engine(str(source), dtype, prefix_cache=False)
     for name, rank in (("few", 2), ("many", 6)):
@@ -102,8 +93,6 @@ def test_so_it_is_with_adapters_of_requests(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_so_it_is_with_weights_of_files_in_few_bits(tmp_path, bits, dtype):
-    if varies_by_tiles(dtype):
-        pytest.skip("attention on tile registers is not held to it, and says so")
     source = make_golden_model(tmp_path / "model", "llama")
     quantized = make_quantized(source, tmp_path / "quantized", FORMATS["gptq"], Scheme(bits, 32))
     engine = Engine(str(quantized), dtype, prefix_cache=False)
@@ -129,8 +118,6 @@ def test_where_it_may_vary_that_is_said(kind, why):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sizes_that_fill_no_block_are_no_reason(tmp_path, dtype):
-    if varies_by_tiles(dtype):
-        pytest.skip("attention on tile registers is not held to it, and says so")
     odd = {"initializer_range": 0.4, "intermediate_size": 50, "vocab_size": 333}
     engine = Engine(str(make_tiny_model(tmp_path, seed=17, changes=odd)), dtype, prefix_cache=False)
     assert engine.info().is_batch_invariant, engine.info()
@@ -142,9 +129,3 @@ def test_sizes_that_fill_no_block_are_no_reason(tmp_path, dtype):
 
 def test_weights_that_may_change_are_multiplied_by_torch():
     assert "may change" in Core(tiny_model("llama"), 2**26).why_varies
-
-
-def test_tiles_are_not_held_to_it(monkeypatch):
-    core = Core(tiny_model("llama").bfloat16(), 2**26, weights_change=False)
-    monkeypatch.setattr("danlu.generate.batch.core.tile_attention", lambda: object())
-    assert "tile registers" in core.why_varies

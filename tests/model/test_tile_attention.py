@@ -89,6 +89,23 @@ def test_rows_of_slots_of_different_length(rows, group):
 
 
 @on_tiles
+@pytest.mark.parametrize("group", [1, 3, 4, 5])
+@pytest.mark.parametrize("window", [1000, 50])
+def test_a_query_is_the_same_alone_as_among_many(group, window):
+    """Bit for bit: up to four have a way of their own, and one alone begins where its own window does."""
+    count, dim = 320, 128
+    keys, values = (drawn(1, 1, count, dim, seed=seed) for seed in (0, 1))
+    tokens = drawn(count, group + 2, dim, seed=2)
+    q, k, v = tokens[:, :group], tokens[:, -2:-1], tokens[:, -1:]
+    own = torch.arange(count)
+    may = (own[:, None] >= own) & (own[:, None] - own < window)
+    together = attended(q, k, v, keys, values, may[None], [count], 0.05)
+    keys, values = (cache.repeat(count, 1, 1, 1) for cache in (keys, values))
+    alone = attended(q, k, v, keys, values, may[:, None], [at + 1 for at in range(count)], 0.05)
+    assert torch.equal(alone, together)
+
+
+@on_tiles
 def test_far_scores_do_not_disturb():
     """A key that towers above the others takes all; softmax is of differences, however large the scores."""
     keys, values = drawn(1, 1, 64, 32) * 0.1, drawn(1, 1, 64, 32, seed=1)

@@ -31,7 +31,6 @@ from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import base_of, kind_of, wire
 from danlu.model.compute.native import kernels
 from danlu.model.compute.rounding import Rounded
-from danlu.model.compute.tile_attention import tile_attention
 from danlu.model.lean.lean import Decoder, LeanDecoder, alone_decoder, decoder_of, plain_decoder
 from danlu.model.lora_bank import LoraBank, Step
 
@@ -207,8 +206,6 @@ class Core:
         shape = self.store.shape
         if shape.must_be_clean or shape.states:
             return "attention is torch's" if shape.must_be_clean else "layers carry states"
-        if tile_attention() is not None and shape.dtype == torch.bfloat16:
-            return "attention on tile registers takes few queries otherwise than many"
         return self.decoder.why_varies
 
     @property

@@ -116,9 +116,10 @@ INLINE __m512 scores_of(float *scores, float scaling, const uint16_t *bits, long
     return largest;
 }
 
-/* Scores become weights, as a left factor: (keys / 32, 16 queries, 32 keys). Returns their sum. */
+/* Scores become weights, as a left factor: (keys / 32, 16 queries, 32 keys). Returns their sum, which every fourth key adds
+ * to, as `few_weights_of` does: a query's is the same however many there are. */
 INLINE __m512 weights_of(const float *scores, __m512 largest, const uint16_t *bits, long count, bf16 *weights) {
-    __m512 sum = _mm512_setzero_ps();
+    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512i alternately = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                            5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (long key = 0; key < count; key += PAIR) {
@@ -126,17 +127,17 @@ INLINE __m512 weights_of(const float *scores, __m512 largest, const uint16_t *bi
         for (int pair = 0; pair < 16; pair++) {
             __m512 both[2];
             for (int odd = 0; odd < 2; odd++) {
-                long at = key + 2 * pair + odd;
+                const long at = key + 2 * pair + odd;
                 __m512 less = _mm512_sub_ps(_mm512_load_ps(scores + at * SOME), largest);
                 both[odd] = _mm512_maskz_mov_ps(bits[at], power_of_two(less));
-                sum = _mm512_add_ps(sum, both[odd]);
+                sums[at % 4] = _mm512_add_ps(sums[at % 4], both[odd]);
             }
             pairs[pair] = _mm512_permutexvar_epi16(alternately, (__m512i)_mm512_cvtne2ps_pbh(both[1], both[0]));
         }
         turn(pairs);
         for (int u = 0; u < 16; u++) _mm512_store_si512(weights + key * SOME + u * PAIR, pairs[u]);
     }
-    return sum;
+    return _mm512_add_ps(_mm512_add_ps(sums[0], sums[2]), _mm512_add_ps(sums[1], sums[3]));
 }
 
 /* Of four queries: their tiles for scores are narrow, those for sums are low. */

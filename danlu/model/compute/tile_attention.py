@@ -75,7 +75,8 @@ class TileAttention:
 @cache
 def tile_attention() -> TileAttention | None:
     """The functions, where this machine can."""
-    return agreeing(Path(__file__).with_name("tile_attention.c"), TileAttention, _agrees) if has_tiles() else None
+    source = Path(__file__).with_name("tile_attention.c")
+    return agreeing(source, TileAttention, _agrees, exact=True) if has_tiles() else None
 
 
 def _agrees(found: TileAttention) -> bool:
