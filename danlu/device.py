@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
 
+from danlu import container
 from danlu.errors import ConfigError, MemoryShortage
 from danlu.processes import ALONE, Processes, here
 
@@ -69,11 +69,14 @@ class Device:
 def read_device() -> Device:
     """Look at the machine: this process's CUDA device if there is one, else the CPU.
 
-    Attention by cuDNN is turned off in this process: it builds a plan for every new length, some 60 ms each time, and
-    an answer is longer with every token.
+    From then on torch has no more threads than a container's limit leaves cores, unless OMP_NUM_THREADS says how many.
+    Attention by cuDNN is off: it builds a plan for every new length, some 60 ms each time, and an answer is longer
+    with every token.
     """
     import torch
 
+    if container.threads_given() is None and container.cores() < torch.get_num_threads():
+        torch.set_num_threads(container.cores())
     cores = torch.get_num_threads()
     if torch.cuda.is_available():
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -89,48 +92,8 @@ def free_memory_bytes() -> int:
     """Main memory that this process may still take: of the machine, and of the control groups that it is in (a
     container's limit), without what swapping would give."""
     free = psutil.virtual_memory().available
-    for group in _control_groups():
-        limit, used = _number_in(group / "memory.max"), _number_in(group / "memory.current")
-        if limit is None:  # the older interface
-            limit, used = _number_in(group / "memory.limit_in_bytes"), _number_in(group / "memory.usage_in_bytes")
-        if limit is not None and used is not None:
-            free = min(free, max(0, limit - used + _file_pages(group)))
-    return free
-
-
-def _control_groups() -> list[Path]:
-    """Folders of the groups of this process that may limit memory, with all that hold them; none outside Linux."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        top = root / "memory" if controllers else root
-        own = top / path.lstrip("/")
-        found += [place for place in (own, *own.parents) if place == top or top in place.parents]
-    return found
-
-
-def _number_in(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # "max" is no limit
-        return None
-
-
-def _file_pages(group: Path) -> int:
-    """Bytes of files that the group counts as used and gives back when memory is wanted."""
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    figures = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(figures.get("inactive_file", figures.get("total_inactive_file", 0)))
+    left = container.memory_left_bytes()
+    return free if left is None else min(free, left)
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -9,10 +9,10 @@ import danlu
 
 ROOT = Path(danlu.__file__).parent
 ROWS = [
-    "errors", "fingerprint", "words", "config", "processes", "device", "journal", "track", "spec", "hub", "native",
-    "loopback", "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve", "report",
-    "recipe", "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "ui", "commands", "cli",
-    "__main__",
+    "errors", "fingerprint", "words", "config", "processes", "container", "device", "journal", "track", "spec", "hub",
+    "native", "loopback", "plan", "data", "model", "generate", "train", "evaluate", "quantize", "recall", "serve",
+    "report", "recipe", "steps", "chain", "run", "foreign", "terminal", "help", "flags", "answering", "ui", "commands",
+    "cli", "__main__",
 ]  # fmt: skip
 
 

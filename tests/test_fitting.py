@@ -11,7 +11,7 @@ import pytest
 from showing import Lines
 
 from danlu.config import validate
-from danlu.device import free_memory_bytes, read_device
+from danlu.device import read_device
 from danlu.errors import ConfigError, DataError
 from danlu.journal import Draft, Journal
 from danlu.recipe import Recipe
@@ -146,17 +146,3 @@ def test_sizes_begin_where_memory_is_foreseen_to_end():
     assert _sizes(1000, 10**4, 1000)[:3] == [1000, 1100, 2200]
     assert _within([5, 4, 3], int, 9) == [5, 4]
     assert _within([5, 4], int, 3) == [5]
-
-
-@pytest.mark.parametrize("version", ["2", "1"])
-def test_a_containers_limit_is_what_is_free(tmp_path, monkeypatch, version):
-    group = tmp_path / "group"
-    group.mkdir()
-    names = ("memory.max", "memory.current") if version == "2" else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    for name, number in zip(names, (10 * 2**20, 4 * 2**20), strict=True):
-        (group / name).write_text(f"{number}\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 1048576\n")
-    monkeypatch.setattr("danlu.device._control_groups", lambda: [group])
-    assert free_memory_bytes() == 7 * 2**20
-    (group / names[0]).write_text("max\n")
-    assert free_memory_bytes() > 2**20 * 10

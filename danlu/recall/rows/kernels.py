@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from danlu import container
 from danlu.native import LONG, POINTER, agreeing, declared
 from danlu.recall.rows.bits import Array, Bits, shards_of
 from danlu.recall.rows.plain import Answer, Plain
@@ -174,11 +175,8 @@ def shared(parts: Sequence[tuple[int, int, int]], work: Callable[[int, int, int]
 
 
 def threads() -> int:
-    """What OMP_NUM_THREADS says, as elsewhere; else the processors that this process may use."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """What OMP_NUM_THREADS says, as elsewhere; else the cores that this process may keep busy."""
+    return container.threads_given() or container.cores()
 
 
 @cache
