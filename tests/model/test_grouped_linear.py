@@ -6,6 +6,7 @@ from rounding import of_sums, unit
 from torch.nn import functional as F
 
 from danlu.model.compute import grouped_weight
+from danlu.model.compute.blocks import has_tiles
 from danlu.model.compute.code_blocks import has_code_blocks
 from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together, side_by_side
 from danlu.model.compute.grouped_weight import plain_whole
@@ -56,10 +57,12 @@ def test_its_product_is_the_plain_one(bits, rows):
 
 
 def test_inputs_of_16_bits_are_multiplied_in_32():
+    """Tile registers want weights of 16 bits as well."""
     weights, x = grouped(4, 3), torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(1)).to(SHORT)
     layer = layer_of(weights, dtype=SHORT)
     assert layer.bias is not None
-    wanted = F.linear(x.float(), weights.weight(), layer.bias.float())
+    whole = weights.weight(SHORT if has_tiles() else torch.float32).float()
+    wanted = F.linear(x.float(), whole, layer.bias.float())
     if has_kernel:
         torch.testing.assert_close(layer(x).float(), wanted, rtol=2 * unit(SHORT), atol=1e-3)
     assert layer(x).dtype == SHORT

@@ -264,6 +264,7 @@ static int on_tiles(const Layer *layer, const bf16 *x, long rows, bf16 *out, int
 
 #define TALL 12   /* rows whose sums are in registers */
 #define FEW 8     /* rows for which codes of int4 are opened: of more, steps and middles of each chunk take longer than widening */
+#define FEWEST 2  /* such rows beside tile registers */
 #define FAR 12288 /* bytes of bfloat16 weights that are fetched ahead */
 
 typedef int32_t two __attribute__((may_alias)); /* neighbouring inputs */
@@ -452,7 +453,8 @@ int danlu_product(const bf16 *x, long rows, const char *weights, const void *sca
 #pragma omp parallel for num_threads(threads) if (rows * inputs > 65536)
     for (long row = 0; row < (apart ? rows : 0); row++)
         memcpy(apart + row * stride, x + row * inputs, inputs * sizeof(bf16));
-    int failed = (is_tiled ? on_tiles : in_vectors)(&layer, apart ? apart : x, rows, out, format, is_gated, threads);
+    const int is_opened = format == INT4 && rows <= FEWEST; /* in half the time that widening takes */
+    int failed = (is_tiled && !is_opened ? on_tiles : in_vectors)(&layer, apart ? apart : x, rows, out, format, is_gated, threads);
     free(apart);
     return failed;
 }

@@ -109,7 +109,7 @@ class BlockProduct:
     @property
     def is_exact(self) -> bool:
         """Whether a row is the same, bit for bit, whatever rows it comes with."""
-        return not (self._is_in_pairs and self._format == _FORMATS["int4"]) or has_tiles()
+        return not (self._is_in_pairs and self._format == _FORMATS["int4"])
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
