@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/profile_generate.py [--dtype bfloat16] [--new_tokens 64]
 
 Timers around the parts of a step; what they do not account for of the forward pass is python between them. A step in
-which prompts are read counts as reading.
+which prompts are read counts as reading. Where there are few tokens, what lies between two attentions is one call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from danlu.model.lean.lean import LeanDecoder
 
 SHOWN = ("greedy-1", "greedy-32", "beam")
 FORWARD = "the whole forward pass"
-INSIDE = ("products of the layers", "the head", "attention", "norms and rotation")
+INSIDE = ("between attentions", "products of the layers", "the head", "attention", "norms and rotation")
 BESIDE = ("scheduling", "choosing")
 
 
@@ -41,7 +41,10 @@ class Stopwatch:
 
     def around(self, owner: Any, name: str, part: str) -> None:
         """Time an attribute's calls from now on."""
-        function: Callable[..., Any] = getattr(owner, name)
+        setattr(owner, name, self.timed(getattr(owner, name), part))
+
+    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """The function, timed."""
 
         def timed(*arguments: Any, **named: Any) -> Any:
             started = time.perf_counter()
@@ -49,7 +52,7 @@ class Stopwatch:
             self.seconds[self.is_reading, part] += time.perf_counter() - started
             return result
 
-        setattr(owner, name, timed)
+        return timed
 
     def around_steps(self, core: Core) -> None:
         step = core.step
@@ -85,6 +88,8 @@ def watched(engine: Engine) -> Stopwatch:
                 watch.around(block, name, "products of the layers")
         for owner, name in ((layer, "before_mixer"), (layer, "before_mlp"), (layer.mixer, "rotate")):
             watch.around(owner, name, "norms and rotation")
+    if decoder.few is not None:
+        decoder.few.gaps = [watch.timed(gap, "between attentions") for gap in decoder.few.gaps]
     watch.around(decoder, "head", "the head")
     watch.around(core, "_forward", FORWARD)
     watch.around(core.scheduler, "next_work", "scheduling")

@@ -166,11 +166,9 @@ class Plan:
         q, k, v = _together(q, dtype), _together(k, dtype), _together(v, dtype)
         out = q.new_empty(*q.shape[:2], v.shape[2])
         for at, rows in enumerate(self.rows):
-            span = slice(rows.start, rows.start + rows.count)
-            self._attend_rows(at, store, q[span], k[span], v[span], scoring, out[span])
+            self._attend_rows(at, store, _own(q, rows), _own(k, rows), _own(v, rows), scoring, _own(out, rows))
         for at, chunk in enumerate(self.chunks):
-            span = slice(chunk.start, chunk.start + chunk.count)
-            self._attend_chunk(at, store, q[span], k[span], v[span], scoring, out[span])
+            self._attend_chunk(at, store, _own(q, chunk), _own(k, chunk), _own(v, chunk), scoring, _own(out, chunk))
         return out if given == dtype else out.to(given)
 
     @cached_property
@@ -193,7 +191,7 @@ class Plan:
             return
         is_simple = _is_simple(scoring, q, v)
         tiles = _on_tiles(q.dtype, q.device, q.shape[2]) if is_simple else None
-        floats = _in_floats(q.dtype, q.device, q.shape[2]) if is_simple else None
+        floats = _in_floats(q.dtype, q.device, q.shape[2]) if is_simple and tiles is None else None
         if tiles is not None:
             bits = self._bits(tiles, ("rows", at), lambda: self._rows_may(at, window, None), group, window)
             tiles.attend(q, k, v, keys, values, bits, part.lengths, scaling, out)
@@ -309,6 +307,11 @@ class Plan:
             sees_all = all(limit is None or end <= limit for limit in (window, chunk))
             self.masks[key] = None if part.place == 0 and sees_all else part.may(window, chunk)
         return self.masks[key]
+
+
+def _own(x: Tensor, part: Rows | Chunk) -> Tensor:
+    """Of all tokens of the step, those of the part; a slice takes as long as some kernels do."""
+    return x if len(x) == part.count else x[part.start : part.start + part.count]
 
 
 def _together(x: Tensor, dtype: torch.dtype) -> Tensor:

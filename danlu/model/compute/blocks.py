@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from danlu.model.compute.rounding import GROUP, Rounded, to_int4, to_int8
 from danlu.model.compute.threads import threads
-from danlu.native import INT, LONG, POINTER, declared, library
+from danlu.native import INT, LONG, POINTER, declared, library, place_of
 
 TILE = 16  # outputs in one
 BLOCK = 2 * TILE
@@ -76,7 +76,7 @@ class BlockProduct:
         for start, portion in _portions(weight, is_paired):
             self._pack(start, portion)
             read(portion)
-        self._laid = Laid(self._weights, self._scales, self._bias, self._outputs, self._format, self._is_in_pairs)
+        self.laid = Laid(self._weights, self._scales, self._bias, self._outputs, self._format, self._is_in_pairs)
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
         """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
@@ -117,6 +117,16 @@ class BlockProduct:
         return (self._weights,) if self._scales is None else (self._weights, self._scales)
 
     @property
+    def inputs(self) -> int:
+        """Of each row that the kernel reads."""
+        return self._inputs
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether rows go in and come out as they are: inputs and outputs fill their pieces."""
+        return not self._lacking and self._columns == self._outputs
+
+    @property
     def bytes(self) -> int:
         """What they take."""
         return sum(tensor.nbytes for tensor in self.tensors)
@@ -130,7 +140,7 @@ class BlockProduct:
 
     def _run(self, x: Tensor, is_gated: bool) -> Tensor:
         x = F.pad(x, (0, self._lacking)) if self._lacking else x.contiguous()
-        out = laid_product(x, self._laid, is_paired=self.is_paired, is_gated=is_gated)
+        out = laid_product(x, self.laid, is_paired=self.is_paired, is_gated=is_gated)
         if self._columns == self._outputs:
             return out
         parts = 2 if self.is_paired and not is_gated else 1
@@ -163,6 +173,14 @@ def laid_product(x: Tensor, held: Laid, *, is_paired: bool = False, is_gated: bo
     if failed:
         raise MemoryError("no memory to widen the weights of one product")
     return out
+
+
+def product_call(product: BlockProduct) -> tuple[int, Laid, bool]:
+    """Where the function is that multiplies bfloat16 with it, what that takes, and its last argument but one."""
+    laid = product.laid
+    if laid.is_in_pairs:
+        return place_of(_functions().danlu_product), laid, has_tiles()
+    return place_of(float_functions().danlu_float_product), laid, False
 
 
 def whole_pieces(count: int, size: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.model.compute.threads import threads
-from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared
+from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared, place_of
 
 SQUARES = 4096  # numbers whose squares are summed up by themselves
 CHUNK = 64  # tokens whose part in a weight's gradient is summed up by itself
@@ -121,6 +121,7 @@ class Kernels:
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._squares = declared(functions.danlu_squares, [POINTER, LONG, LONG, POINTER, INT], ctypes.c_double)
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
+        self.places = {"add_norm": place_of(self._add_norm), "rotate": place_of(self._rotate)}
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -27,6 +27,7 @@ from danlu.model.company.wiring import as_it_came, kind_of, run_in_company
 from danlu.model.compute.grouped_linear import grouped_layers
 from danlu.model.compute.products import Product
 from danlu.model.compute.rounding import Rounded
+from danlu.model.lean.lean_few import MOST, Few, few_of
 from danlu.model.lean.lean_known import KNOWN, is_known
 from danlu.model.lean.lean_parts import AddNorm, LeanLayer, Pass
 from danlu.model.lean.lean_reader import Reader, Taking, Told
@@ -51,6 +52,7 @@ class LeanDecoder:
         held: what the products took from the model, in forms of their own.
         why_varies: what makes a token's answer depend on those beside it, in words; "" where nothing does.
         lent: makes the same pass anew, faster, which is right as long as no weight changes; None where weights do not.
+        few: the layers for a few tokens, where they are all plain; it answers as they do, bit for bit.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -65,6 +67,7 @@ class LeanDecoder:
     held: Sequence[Tensor] = ()
     why_varies: str = ""
     lent: Callable[[], LeanDecoder] | None = None
+    few: Few | None = None
 
     @torch.no_grad()
     def __call__(
@@ -80,13 +83,20 @@ class LeanDecoder:
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         # A token's answer goes the same way whether those beside it have an adapter or not.
         at = Pass(company, self.angles(x, positions), partial(self._add, step) if self.bank.adapters else None, inputs)
-        y: Tensor | None = None
-        for layer in self.layers:
-            x, y = layer(x, y, at)
+        x, y = self._through(x, at)
         states = self.norm(x[kept], None if y is None else y[kept])[1]
         logits = self.head(states)
         self.bank.put_outputs(states, logits, step, kept)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def _through(self, x: Tensor, at: Pass) -> tuple[Tensor, Tensor | None]:
+        """x (tokens, hidden) -> x and y behind the last layer."""
+        if self.few is not None and at.add is None and len(x) <= MOST:
+            return self.few(x, at)
+        y: Tensor | None = None
+        for layer in self.layers:
+            x, y = layer(x, y, at)
+        return x, y
 
     def _add(self, step: Step, name: str, x: Tensor, out: Tensor) -> None:
         self.bank.add_to(name, x, out, step)
@@ -185,4 +195,5 @@ def _read(model: Any, bank: LoraBank, told: Told, taking: Taking, rounded: Round
         softcap=getattr(model.config, "final_logit_softcapping", None),
         held=reader.held,
         why_varies=reader.why_varies,
+        few=few_of(layers, reader.kernels if taking == "fixed" else None),
     )

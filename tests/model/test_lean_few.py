@@ -1,0 +1,75 @@
+"""A few tokens' pass: the same answer as layer by layer, bit for bit, or none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from answering import strengthen
+
+from danlu.device import Device
+from danlu.model.company.company import Side
+from danlu.model.company.documents import documents_of
+from danlu.model.company.wiring import wire
+from danlu.model.compute.calls import has_calls
+from danlu.model.compute.native import kernels
+from danlu.model.lean.lean import LeanDecoder, decoder_of
+from danlu.model.lean.lean_few import MOST
+from danlu.model.load import load_model
+from danlu.model.lora_bank import LoraBank, Step
+from tiny import make_tiny_model
+
+pytestmark = pytest.mark.skipif(kernels() is None or not has_calls(), reason="no C compiler here")
+CPU = Device("cpu", 1, 10**9, has_bfloat16=True)
+NOBODY = Step.of([], torch.device("cpu"))
+
+
+def decoder_for(directory, architecture="llama", rounded=None, **changes):
+    source = make_tiny_model(directory, architecture=architecture, changes=changes)
+    model = load_model(source, device=CPU, dtype=torch.bfloat16)
+    wire(model)
+    decoder = decoder_of(strengthen(model), LoraBank.of(model), weights_change=False, rounded=rounded)
+    assert isinstance(decoder, LeanDecoder)
+    return decoder
+
+
+def logits(decoder, tokens):
+    ids = torch.randint(5, 60, (tokens,), generator=torch.Generator().manual_seed(tokens))
+    return decoder(ids, torch.arange(tokens), Side(documents_of((tokens,), "cpu")), slice(None), NOBODY)
+
+
+@pytest.mark.parametrize("rounded", [None, "int8", "int4"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
+def test_it_is_the_pass_layer_by_layer(tmp_path, architecture, rounded):
+    decoder = decoder_for(tmp_path, architecture, rounded, num_hidden_layers=3)
+    few = decoder.few
+    assert few is not None
+    for tokens in (1, 2, 3, 17, MOST, 5):
+        decoder.few = few
+        found = logits(decoder, tokens)
+        decoder.few = None
+        assert torch.equal(found, logits(decoder, tokens))
+
+
+def test_more_tokens_and_those_beside_adapters_go_layer_by_layer(tmp_path, monkeypatch):
+    decoder = decoder_for(tmp_path)
+    assert decoder.few is not None
+    monkeypatch.setattr(decoder.few, "mixers", [])  # so it would fail
+    logits(decoder, MOST + 1)
+    with pytest.raises(IndexError):
+        logits(decoder, MOST)
+    decoder.bank.adapters["one"] = object()
+    logits(decoder, MOST)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("llama", {"intermediate_size": 50}),  # fills no chunk
+        ("llama", {"hidden_act": "gelu"}),
+        ("qwen3", {}),  # norms of heads
+        ("gemma3_text", {}),
+        ("qwen3_moe", {}),
+    ],
+)
+def test_what_is_not_plain_has_none(tmp_path, architecture, changes):
+    assert decoder_for(tmp_path, architecture, **changes).few is None
