@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+
 import pytest
 
+from danlu import Engine, GenerationParams
+from danlu.errors import ConfigError
 from danlu.generate.batch import worker
 from danlu.generate.batch.worker import Spare
+from tiny import make_tiny_model
 
 
 @pytest.fixture
@@ -41,3 +47,30 @@ def test_what_was_taken_into_use_again_does_not_count(system):
 def test_where_the_system_does_not_tell_nothing_has_grown(monkeypatch):
     monkeypatch.setattr(worker, "memory_parts", lambda: {"resident": 10**9})
     assert Spare().grown_bytes == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_a_fork_of_a_process_whose_engine_works_is_told_so(tmp_path, is_warm):
+    """It has no thread that would answer. Before the first request there is none to be lost."""
+    engine, params = Engine(str(make_tiny_model(tmp_path))), GenerationParams(max_new_tokens=3)
+    if is_warm:
+        engine.generate(["one two"], params)
+    ours, theirs = multiprocessing.Pipe()
+
+    def ask() -> None:
+        try:
+            theirs.send(engine.generate(["one two"], params)[0].sequences[0].token_ids)
+        except ConfigError as error:
+            theirs.send(str(error))
+        os._exit(0)
+
+    child = multiprocessing.get_context("fork").Process(target=ask)
+    child.start()
+    assert ours.poll(60), "it hangs"
+    found = ours.recv()
+    child.join()
+    if is_warm:
+        assert f"in process {child.pid}, a fork of it" in found
+    assert is_warm or found == engine.generate(["one two"], params)[0].sequences[0].token_ids
+    engine.close()

@@ -8,6 +8,7 @@ and no text.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from danlu.device import give_back_memory, memory_parts
-from danlu.errors import Interrupted
+from danlu.errors import ConfigError, Interrupted
 from danlu.generate.batch.core import Core
 from danlu.generate.batch.neighbours import Neighbours
 from danlu.generate.batch.scheduler import Request
@@ -83,6 +84,7 @@ class Worker:
         self._inbox: Inbox = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []  # none, or the one
         self._handing_in = threading.Lock()
+        self._process: int | None = None  # that which it works in
         # Also at exit: a thread that the interpreter tears down inside torch would abort the process.
         self._stop = weakref.finalize(self, _end, self._inbox, self._threads)
 
@@ -114,10 +116,22 @@ class Worker:
         with self._handing_in:
             self._stop()
 
+    def _require_usable(self) -> None:
+        """A fork of the process has the model but no thread, neither this nor a product's: it would wait for ever."""
+        if not self._stop.alive:
+            raise _closed()
+        here = os.getpid()
+        self._process = self._process or here
+        if here != self._process:
+            raise ConfigError(
+                f"an engine that works in process {self._process} is asked in process {here}, a fork of it",
+                allowed="one process",
+                fix="make the engine in the process that asks it, or fork before its first request",
+            )
+
     def _hand_in(self, job: Job) -> None:
         with self._handing_in:
-            if not self._stop.alive:
-                raise _closed()
+            self._require_usable()
             if not self._threads:
                 # The thread holds the core and the inbox, not the worker: a forgotten engine must be able to end.
                 arguments = (self.core, self._inbox)
@@ -163,8 +177,7 @@ class InPlace(Worker):
             self.core.fail(_closed())
 
     def _hand_in(self, job: Job) -> None:
-        if not self._stop.alive:
-            raise _closed()
+        self._require_usable()
         self._inbox.put(job)
 
     def _take_in(self) -> None:
