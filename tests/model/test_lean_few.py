@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from answering import strengthen
+from quantizing import make_quantized
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from danlu.device import Device
 from danlu.model.company.company import Side
@@ -12,6 +14,8 @@ from danlu.model.company.documents import documents_of
 from danlu.model.company.wiring import wire
 from danlu.model.compute.calls import has_calls
 from danlu.model.compute.native import kernels
+from danlu.model.formats.table import FORMATS
+from danlu.model.grouped import Scheme
 from danlu.model.lean.lean import LeanDecoder, decoder_of
 from danlu.model.lean.lean_few import MOST
 from danlu.model.load import load_model
@@ -32,22 +36,62 @@ def decoder_for(directory, architecture="llama", rounded=None, **changes):
     return decoder
 
 
+def decoder_of_kind(kind, changes):
+    """One that make_tiny_model does not make."""
+    config = AutoConfig.for_model(
+        kind, vocab_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        **({"hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | changes),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    wire(model)
+    return decoder_of(strengthen(model), LoraBank.of(model), weights_change=False)
+
+
 def logits(decoder, tokens):
     ids = torch.randint(5, 60, (tokens,), generator=torch.Generator().manual_seed(tokens))
     return decoder(ids, torch.arange(tokens), Side(documents_of((tokens,), "cpu")), slice(None), NOBODY)
 
 
-@pytest.mark.parametrize("rounded", [None, "int8", "int4"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
-def test_it_is_the_pass_layer_by_layer(tmp_path, architecture, rounded):
-    decoder = decoder_for(tmp_path, architecture, rounded, num_hidden_layers=3)
+def is_the_same_layer_by_layer(decoder, name=""):
     few = decoder.few
-    assert few is not None
+    assert few is not None, name
     for tokens in (1, 2, 3, 17, MOST, 5):
         decoder.few = few
         found = logits(decoder, tokens)
         decoder.few = None
-        assert torch.equal(found, logits(decoder, tokens))
+        assert torch.equal(found, logits(decoder, tokens)), name
+
+
+@pytest.mark.parametrize("rounded", [None, "int8", "int4"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
+def test_it_is_the_pass_layer_by_layer(tmp_path, architecture, rounded):
+    is_the_same_layer_by_layer(decoder_for(tmp_path, architecture, rounded, num_hidden_layers=3))
+
+
+def test_layers_that_turn_nothing(tmp_path):
+    """SmolLM3's every fourth; and a model that turns half of each head."""
+    for name, kind, changes in (
+        ("some", "smollm3", {"no_rope_layers": [1, 0, 1], "hidden_size": 32, "head_dim": 8}),
+        (
+            "half",
+            "phi3",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        ),
+    ):
+        is_the_same_layer_by_layer(decoder_of_kind(kind, changes), name)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_files_in_few_bits(tmp_path, bits):
+    sizes = {"hidden_size": 64, "head_dim": 16}
+    source = make_tiny_model(tmp_path / "model", architecture="qwen3", changes=sizes)
+    quantized = make_quantized(source, tmp_path / "quantized", FORMATS["gptq"], Scheme(bits, 32))
+    model = load_model(quantized, device=CPU, dtype=torch.bfloat16)
+    wire(model)
+    decoder = decoder_of(model, LoraBank.of(model), weights_change=False)
+    assert isinstance(decoder, LeanDecoder)
+    is_the_same_layer_by_layer(decoder)
 
 
 def test_more_tokens_and_those_beside_adapters_go_layer_by_layer(tmp_path, monkeypatch):
@@ -66,7 +110,6 @@ def test_more_tokens_and_those_beside_adapters_go_layer_by_layer(tmp_path, monke
     [
         ("llama", {"intermediate_size": 50}),  # fills no chunk
         ("llama", {"hidden_act": "gelu"}),
-        ("qwen3", {}),  # norms of heads
         ("gemma3_text", {}),
         ("qwen3_moe", {}),
     ],

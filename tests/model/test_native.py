@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from danlu.model.compute import native
 from danlu.model.compute.document_attention import document_attention
 from danlu.model.compute.native import (
+    HeadNorm,
     LowRank,
     kernels,
     length,
     plain_adapt,
     plain_add_norm,
     plain_head_loss,
+    plain_norm_heads,
     plain_rotate,
     plain_swiglu,
 )
@@ -41,6 +43,18 @@ def test_norms(shape):
     assert torch.equal(total, x + y)
     assert_near(normed, plain_add_norm(x, y, weight, 1e-5)[1])
     assert_near(kernels().norm(x, weight, 1e-5), F.rms_norm(x.float(), weight.shape, weight, 1e-5))
+
+
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "dim"), [(1, 4, 2, 128), (7, 3, 1, 20), (300, 16, 8, 64)])
+def test_norms_of_heads(tokens, heads, kv_heads, dim):
+    """Of queries that lie beside their gates, and of keys behind them."""
+    mixed = drawn(tokens, (2 * heads + 2 * kv_heads) * dim) * 3
+    q = mixed[:, : 2 * heads * dim].view(tokens, heads, 2, dim)[:, :, 0]
+    k = mixed[:, 2 * heads * dim :].view(tokens, 2 * kv_heads, dim)[:, :kv_heads]
+    of_q, of_k = (HeadNorm(drawn(dim, seed=at, dtype=torch.float32), 10.0**-at) for at in (5, 6))
+    wanted = plain_norm_heads(q.float(), k.float(), of_q, of_k)
+    assert_near(kernels().norm_heads(q, k, of_q, of_k), wanted)
+    assert_near(kernels().norm_heads(q, k, of_q, None), wanted[:, :heads])
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])

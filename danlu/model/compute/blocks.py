@@ -175,12 +175,11 @@ def laid_product(x: Tensor, held: Laid, *, is_paired: bool = False, is_gated: bo
     return out
 
 
-def product_call(product: BlockProduct) -> tuple[int, Laid, bool]:
-    """Where the function is that multiplies bfloat16 with it, what that takes, and its last argument but one."""
-    laid = product.laid
+def product_place(laid: Laid) -> tuple[int, bool]:
+    """Where the function is that multiplies bfloat16 with it, and its last argument but one."""
     if laid.is_in_pairs:
-        return place_of(_functions().danlu_product), laid, has_tiles()
-    return place_of(float_functions().danlu_float_product), laid, False
+        return place_of(_functions().danlu_product), has_tiles()
+    return place_of(float_functions().danlu_float_product), False
 
 
 def whole_pieces(count: int, size: int) -> int:

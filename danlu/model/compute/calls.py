@@ -12,14 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from danlu.model.compute.blocks import BlockProduct, product_call
-from danlu.model.compute.native import Kernels
+from danlu.model.compute.blocks import BlockProduct, product_place
+from danlu.model.compute.code_blocks import CodeProduct
+from danlu.model.compute.native import HeadNorm, Kernels
 from danlu.model.compute.threads import threads
 from danlu.native import INT, LONG, POINTER, declared, library
 
-_PRODUCT, _ADD_NORM, _ROTATE = range(3)
+_PRODUCT, _ADD_NORM, _NORM_HEADS, _ROTATE, _SWIGLU = range(5)
 _POINTERS = ("function", "x", "y", "weights", "scales", "bias", "sum", "out")
-_NUMBERS = ("outputs", "inputs", "together", "format", "is_paired", "is_gated", "way", "stride", "heads", "dim")
+_SIZES = ("outputs", "inputs", "together", "format", "is_paired", "is_gated", "way")
+_NUMBERS = (*_SIZES, "stride", "out_stride", "heads", "dim", "turns")
 
 
 class _Call(ctypes.Structure):
@@ -40,40 +42,50 @@ class Calls:
     """
 
     def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+        self._places = kernels.places
         self._calls: list[_Call] = []
-        self._tensors: list[Tensor] = []  # their places are in the calls
+        self._kept: list[Any] = []  # what has its places in the calls
         self._written: Any = None
 
-    def product(self, product: BlockProduct, x: Tensor | None, out: Tensor, *, is_gated: bool = False) -> None:
+    def product(
+        self, product: BlockProduct | CodeProduct, x: Tensor | None, out: Tensor, *, is_gated: bool = False
+    ) -> None:
         """out (tokens, outputs) = x W^T + b, or silu(first half) * second half of it.
 
         Args:
             x: None is what is given to the run.
         """
-        function, numbers, way = product_call(product)
-        self._tensors += product.tensors
-        sizes = {"outputs": numbers.outputs, "inputs": product.inputs, "together": numbers.together}
-        how = {"format": numbers.format, "is_paired": product.is_paired, "is_gated": is_gated, "way": way}
-        self._add(
-            _PRODUCT, function, x=x, weights=numbers.weights, scales=numbers.scales, bias=numbers.bias, out=out,
-            **sizes, **how,
-        )  # fmt: skip
+        self._kept.append(product)
+        laid, (place, way) = product.laid, product_place(product.laid)
+        numbers = (laid.outputs, product.inputs, laid.together, laid.format, product.is_paired, is_gated, way)
+        sizes = dict(zip(_SIZES, numbers, strict=True))
+        self._add(_PRODUCT, place, x=x, weights=laid.weights, scales=laid.scales, bias=laid.bias, out=out, **sizes)
 
     def add_norm(self, x: Tensor, y: Tensor | None, total: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         """total = x + y, out = its RMS norm; without y, the norm of x."""
-        function, dim = self._kernels.places["add_norm"], len(weight)
-        self._add(_ADD_NORM, function, x=x, y=y, weights=weight, sum=total, out=out, dim=dim, eps=eps)
+        place, dim = self._places["add_norm"], len(weight)
+        self._add(_ADD_NORM, place, x=x, y=y, weights=weight, sum=total, out=out, dim=dim, eps=eps)
 
-    def rotate(self, x: Tensor, heads: int, dim: int, out: Tensor) -> None:
-        """The first heads of x (tokens, more) turned by the angles of the run: out (tokens, heads, dim)."""
-        function = self._kernels.places["rotate"]
-        self._add(_ROTATE, function, x=x, out=out, stride=x.stride(0), heads=heads, dim=dim)
+    def norm_heads(self, x: Tensor, heads: int, norm: HeadNorm, out: Tensor) -> None:
+        """The first heads of x (tokens, more) normed, to the beginning of out (tokens, more)."""
+        place, sizes = self._places["norm_heads"], {"heads": heads, "dim": len(norm.weight)}
+        strides = {"stride": x.stride(0), "out_stride": out.stride(0)}
+        self._add(_NORM_HEADS, place, x=x, weights=norm.weight, out=out, eps=norm.eps, **strides, **sizes)
 
-    def _add(self, kind: int, function: int, **given: Any) -> None:
-        self._tensors += [value for value in given.values() if isinstance(value, Tensor)]
+    def rotate(self, x: Tensor, heads: int, dim: int, out: Tensor, *, turns: bool) -> None:
+        """out (tokens, heads * dim): the first heads of x (tokens, more) turned by the run's angles, or as they are."""
+        place = self._places["rotate"]
+        self._add(_ROTATE, place, x=x, out=out, stride=x.stride(0), heads=heads, dim=dim, turns=turns)
+
+    def swiglu(self, gate_up: Tensor, out: Tensor) -> None:
+        """out (tokens, dim) = silu(gate) * up of gate and up side by side, (tokens, 2 * dim)."""
+        place, dim = self._places["swiglu"], out.shape[1]
+        self._add(_SWIGLU, place, x=gate_up, y=gate_up[:, dim:], out=out, stride=gate_up.stride(0), dim=dim)
+
+    def _add(self, kind: int, place: int, **given: Any) -> None:
+        self._kept += [value for value in given.values() if isinstance(value, Tensor)]
         plain = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in given.items()}
-        self._calls.append(_Call(kind=kind, function=function, **plain))
+        self._calls.append(_Call(kind=kind, function=place, **plain))
         self._written = (_Call * len(self._calls))(*self._calls)
 
     def __call__(self, given: Tensor | None, angles: tuple[Tensor, Tensor], tokens: int) -> None:

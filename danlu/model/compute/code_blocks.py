@@ -7,9 +7,9 @@ weights are rounded to bfloat16 first, as `whole` rounds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,15 +93,13 @@ class CodeBlocks(NamedTuple):
         scales, zeros = numbers.unbind(2)
         return Grouped(codes.flatten(1), scales, zeros.to(torch.uint8))
 
-    def product(self, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def product(self, bias: Tensor | None) -> CodeProduct:
         """x (tokens, inputs), in pairs bfloat16, else float32 as well -> x W^T + b (tokens, outputs), of x's format."""
         width = whole_pieces(self.outputs, TILE)
         if bias is not None:
             bias = F.pad(bias.float(), (0, -self.outputs % BLOCK))
         laid = Laid(self.codes, self.numbers, bias, width, CODES[self.bits], self.is_in_pairs, self._together)
-        if width == self.outputs:
-            return lambda x: laid_product(x.contiguous(), laid)
-        return lambda x: laid_product(x.contiguous(), laid)[:, : self.outputs].contiguous()
+        return CodeProduct(laid, self.inputs, self.outputs)
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """(outputs, inputs) as float32 or bfloat16."""
@@ -115,6 +113,25 @@ class CodeBlocks(NamedTuple):
     def _together(self) -> int:
         """Chunks of a group."""
         return self.codes.shape[1] // self.numbers.shape[1]
+
+
+@dataclass(frozen=True)
+class CodeProduct:
+    """What CodeBlocks.product makes."""
+
+    laid: Laid
+    inputs: int
+    outputs: int
+    is_paired: ClassVar[bool] = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether outputs fill their pieces."""
+        return self.laid.outputs == self.outputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = laid_product(x.contiguous(), self.laid)
+        return out if self.is_whole else out[:, : self.outputs].contiguous()
 
 
 @cache

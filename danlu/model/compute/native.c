@@ -28,6 +28,21 @@ void danlu_add_norm(const bf16 *x, const bf16 *y, bf16 *sum, const float *weight
     }
 }
 
+/* RMS norm of each head: those of x (tokens, heads, dim) lie `apart`, tokens `stride`, those of out next to each other. */
+void danlu_norm_heads(const bf16 *x, long stride, long apart, const float *weight, bf16 *out, long out_stride, long tokens,
+                      long heads, long dim, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (tokens * heads * dim > 65536)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads; head++) {
+            const bf16 *from = x + token * stride + head * apart;
+            bf16 *restrict to = out + token * out_stride + head * dim;
+            float squares = 0;
+            for (long d = 0; d < dim; d++) squares += wide(from[d]) * wide(from[d]);
+            float scale = 1.0f / sqrtf(squares / dim + eps);
+            for (long d = 0; d < dim; d++) to[d] = narrow(wide(from[d]) * scale * weight[d]);
+        }
+}
+
 /* out = silu(gate) * up: (rows, dim), rows of gate and of up `stride` apart. */
 void danlu_swiglu(const bf16 *gate, const bf16 *up, long stride, bf16 *out, long rows, long dim, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * dim > 16384)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,6 +79,19 @@ class LowRank:
         return cls(down.contiguous(), ups, torch.tensor(rows, dtype=torch.int64))
 
 
+class HeadNorm(NamedTuple):
+    """An RMS norm of heads: weight (dim,) float32."""
+
+    weight: Tensor
+    eps: float
+
+
+def plain_norm_heads(q: Tensor, k: Tensor, of_q: HeadNorm, of_k: HeadNorm) -> Tensor:
+    """q (tokens, heads, dim), k (tokens, kv_heads, dim) -> both normed, (tokens, heads + kv_heads, dim)."""
+    pairs = ((q, of_q), (k, of_k))
+    return torch.cat([F.rms_norm(x.float(), norm.weight.shape, *norm).to(x.dtype) for x, norm in pairs], 1)
+
+
 def plain_adapt(x: Tensor, low_rank: LowRank, out: Tensor) -> None:
     """Add to out (tokens, outputs) what the adapters make of x (tokens, inputs)."""
     inner = x.to(low_rank.down.dtype) @ low_rank.down.T
@@ -114,6 +128,8 @@ class Kernels:
 
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._add_norm = declared(functions.danlu_add_norm, 5 * [POINTER] + 2 * [LONG] + [FLOAT, INT])
+        strides = [POINTER, LONG, LONG, POINTER, POINTER]
+        self._norm_heads = declared(functions.danlu_norm_heads, strides + 4 * [LONG] + [FLOAT, INT])
         self._swiglu = declared(functions.danlu_swiglu, [POINTER, POINTER, LONG, POINTER, LONG, LONG, INT])
         self._swiglu_back = declared(functions.danlu_swiglu_back, 5 * [POINTER] + [LONG, INT])
         self._norm_back = declared(functions.danlu_norm_back, 5 * [POINTER] + 3 * [LONG] + [FLOAT, INT])
@@ -121,7 +137,13 @@ class Kernels:
         self._largest = declared(functions.danlu_largest, [POINTER, LONG, LONG, POINTER, POINTER, INT])
         self._squares = declared(functions.danlu_squares, [POINTER, LONG, LONG, POINTER, INT], ctypes.c_double)
         self._head_loss = declared(functions.danlu_head_loss, 3 * [POINTER] + 2 * [LONG] + [INT], INT)
-        self.places = {"add_norm": place_of(self._add_norm), "rotate": place_of(self._rotate)}
+        named = {
+            "add_norm": self._add_norm,
+            "norm_heads": self._norm_heads,
+            "rotate": self._rotate,
+            "swiglu": self._swiglu,
+        }
+        self.places = {name: place_of(function) for name, function in named.items()}
         self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -139,6 +161,16 @@ class Kernels:
         pointers = (x.data_ptr(), y.data_ptr(), total.data_ptr(), weight.data_ptr(), out.data_ptr())
         self._add_norm(*pointers, *x.shape, eps, threads())
         return total, out
+
+    def norm_heads(self, q: Tensor, k: Tensor, of_q: HeadNorm, of_k: HeadNorm | None) -> Tensor:
+        """`plain_norm_heads`; without of_k, of queries alone. The numbers of a head lie together."""
+        parts = [(q, of_q)] if of_k is None else [(q, of_q), (k, of_k)]
+        out, at = q.new_empty(len(q), sum(x.shape[1] for x, _ in parts), q.shape[2]), 0
+        for x, norm in parts:
+            lying, to = (x.data_ptr(), x.stride(0), x.stride(1)), out[:, at:].data_ptr()
+            self._norm_heads(*lying, norm.weight.data_ptr(), to, out.stride(0), *x.shape, norm.eps, threads())
+            at += x.shape[1]
+        return out
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """`plain_swiglu`."""
@@ -236,6 +268,7 @@ def _agree(found: Kernels) -> bool:
     weight, cos, sin = (torch.randn(shape, generator=generator) for shape in ((64,), (3, 1, 16), (3, 1, 16)))
     heads, cos, sin = x.view(3, 4, 16), cos.bfloat16(), sin.bfloat16()
     some = cos[..., :8].contiguous(), sin[..., :8].contiguous()
+    norms = HeadNorm(weight[:16], 1e-5), HeadNorm(weight[16:32], 1e-6)
     a, up = (torch.randn(shape, generator=generator) / 8 for shape in ((5, 64), (5, 64)))
     added, wanted = x.clone(), x.clone()
     low_rank = LowRank.of([(0, a[:2], up[:2, :20].contiguous()), (24, a[2:], up[2:, :40].contiguous())])
@@ -247,6 +280,7 @@ def _agree(found: Kernels) -> bool:
         (found.length(x), plain_length(x)),
         *zip(found.head_loss(x.clone(), targets), plain_head_loss(x, targets), strict=True),
         (found.rotate(heads, *some), plain_rotate(heads, *some)),
+        (found.norm_heads(heads, heads[:, :2], *norms), plain_norm_heads(heads, heads[:, :2], *norms)),
         *zip(found.add_norm(x, y, weight, 1e-5), plain_add_norm(x, y, weight, 1e-5), strict=True),
         (found.swiglu(gate_up), plain_swiglu(gate_up)),
         (found.rotate(heads, cos, sin), plain_rotate(heads, cos, sin)),

@@ -187,7 +187,7 @@ def _read(model: Any, bank: LoraBank, told: Told, taking: Taking, rounded: Round
         embed=reader.decoder.embed_tokens,
         angles=reader.angles,
         layers=layers,
-        norm=reader.add_norm(reader.decoder.norm),
+        norm=reader.norms.add_norm(reader.decoder.norm),
         head=reader.product([model.lm_head], "int8" if rounded else None),
         bank=bank,
         hooks=Hooks(bank, model, but=reader.joined | reader.ends),

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.calls import Calls, has_calls
+from danlu.model.compute.code_blocks import CodeProduct
 from danlu.model.compute.native import Kernels
-from danlu.model.lean.lean_parts import AddNorm, Attention, Gated, Joined, LeanLayer, Pass
+from danlu.model.lean.lean_parts import AddNorm, Attention, Gated, HeadNorms, Joined, LeanLayer, Pass, as_it_is
 
 MOST = 64  # tokens; with more of them products take nearly all of the time
 
@@ -66,76 +69,95 @@ class Few:
 
 def few_of(layers: Sequence[LeanLayer], kernels: Kernels | None) -> Few | None:
     """None where a layer has something else than norm, attention, norm and gated block, all by kernels of ours."""
-    if kernels is None or not has_calls() or not all(_is_plain(layer, kernels) for layer in layers):
+    if kernels is None or not has_calls():
         return None
-    mixers = [layer.mixer for layer in layers if isinstance(layer.mixer, Attention)]
-    if len({(mixer.heads, mixer.kv_heads) for mixer in mixers}) != 1:
+    parts = [part for layer in layers if (part := _parts_of(layer, kernels)) is not None]
+    if len(parts) < len(layers) or len({part.sizes for part in parts}) > 1:
         return None
-    hidden, widths = len(_numbers(layers[0].before_mixer)[0]), [_widths(layer) for layer in layers]
-    room, h, y, first, second = (_rows(hidden) for _ in range(5))
-    mixed, inner = (_rows(max(sizes)) for sizes in zip(*widths, strict=True))
-    if any(sizes[0] != mixed.shape[1] for sizes in widths):
-        return None
-    heads, kv_heads = mixers[0].heads, mixers[0].kv_heads
-    dim = mixed.shape[1] // (heads + 2 * kv_heads)
-    turned, gaps, gap = _rows((heads + kv_heads) * dim), [], Calls(kernels)
-    total, other = room, first
-    for number, layer in enumerate(layers):
-        mixer, mlp = layer.mixer, layer.mlp
-        assert isinstance(mixer, Attention)
-        assert isinstance(mlp, Gated)
-        gap.add_norm(total, y if number else None, other, *_numbers(layer.before_mixer), h)
-        if number:
-            total, other = other, second if other is first else first
-        gap.product(_product(mixer.qkv), h, mixed)
-        gap.rotate(mixed, heads + kv_heads, dim, turned)
+    heads, kv_heads, outputs, inner_size, hidden = parts[0].sizes
+    dim = outputs // (heads + 2 * kv_heads)
+    room, h, y, first, second, mixed, inner, gate_up, normed, turned = (
+        torch.empty(MOST, size, dtype=torch.bfloat16)
+        for size in (*(5 * [hidden]), outputs, inner_size, 2 * inner_size, *(2 * [(heads + kv_heads) * dim]))
+    )
+    gaps, gap, total, others = [], Calls(kernels), room, cycle((first, second))
+    for number, part in enumerate(parts):
+        other = next(others)
+        gap.add_norm(total, y if number else None, other, *_numbers(part.before_mixer), h)
+        total = other if number else total
+        gap.product(part.qkv, h, mixed)
+        if part.norms is not None:
+            assert part.norms.of_k is not None, "keys are the layer's own"
+            gap.norm_heads(mixed, heads, part.norms.of_q, normed)
+            gap.norm_heads(mixed[:, heads * dim :], kv_heads, part.norms.of_k, normed[:, heads * dim :])
+        straight = mixed if part.norms is None else normed
+        gap.rotate(straight, heads + kv_heads, dim, turned, turns=part.mixer.rotate is not as_it_is)
         gaps.append(gap)
-        gap = Calls(kernels)
-        gap.product(_product(mixer.out), None, y)
-        gap.add_norm(total, y, other, *_numbers(layer.before_mlp), h)
-        total, other = other, second if other is first else first
-        gap.product(_product(mlp.gated_up.joined), h, inner, is_gated=True)
-        gap.product(_product(mlp.down), inner, y)
+        gap, other = Calls(kernels), next(others)
+        gap.product(part.out, None, y)
+        gap.add_norm(total, y, other, *_numbers(part.before_mlp), h)
+        total = other
+        if part.gated_up.is_paired:
+            gap.product(part.gated_up, h, inner, is_gated=True)
+        else:
+            gap.product(part.gated_up, h, gate_up)
+            gap.swiglu(gate_up, inner)
+        gap.product(part.down, inner, y)
     gaps.append(gap)
-    return Few(mixers, gaps, room, (total, y), turned, mixed)
+    return Few([part.mixer for part in parts], gaps, room, (total, y), turned, mixed)
 
 
-def _is_plain(layer: LeanLayer, kernels: Kernels) -> bool:
-    mixer, mlp = layer.mixer, layer.mlp
+Ours = BlockProduct | CodeProduct
+
+
+class _Parts(NamedTuple):
+    """Of a layer that consists of kernels of ours alone."""
+
+    before_mixer: AddNorm
+    mixer: Attention
+    qkv: Ours
+    norms: HeadNorms | None
+    out: Ours
+    before_mlp: AddNorm
+    gated_up: Ours
+    down: Ours
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Heads of queries and of keys; what goes into an attention, into the last product, and out of it."""
+        return (
+            self.mixer.heads, self.mixer.kv_heads, self.qkv.laid.outputs, self.down.inputs, self.down.laid.outputs,
+        )  # fmt: skip
+
+
+def _parts_of(layer: LeanLayer, kernels: Kernels) -> _Parts | None:
+    mixer, mlp, norms = layer.mixer, layer.mlp, (layer.before_mixer, layer.before_mlp)
     if not (isinstance(mixer, Attention) and isinstance(mlp, Gated)):
-        return False
-    if layer.after_mixer or layer.after_mlp or layer.inputs is not None or layer.scale is not None:
-        return False
+        return None
+    if layer.after_mixer or layer.after_mlp or layer.inputs is not None or layer.scale is not None or mixer.value_norm:
+        return None
     if not mixer.kv_heads or not mixer.has_values or mixer.is_gated or mixer.is_shared:
-        return False
-    if mixer.head_norm is not None or mixer.value_norm is not None or mixer.rotate != kernels.rotate:
-        return False
-    norms = (layer.before_mixer, layer.before_mlp)
+        return None
     if not all(isinstance(norm, partial) and norm.func == kernels.add_norm for norm in norms):
-        return False
-    joined = (mixer.qkv, mixer.out, mlp.gated_up.joined, mlp.down)
-    if not all(isinstance(one.product, BlockProduct) and one.product.is_whole for one in joined):
-        return False
-    return _product(mlp.gated_up.joined).is_paired
+        return None
+    head_norms = mixer.head_norm
+    if not (head_norms is None or isinstance(head_norms, HeadNorms)) or mixer.rotate not in (kernels.rotate, as_it_is):
+        return None
+    found = [_ours(one) for one in (mixer.qkv, mixer.out, mlp.gated_up.joined, mlp.down)]
+    qkv, out, gated_up, down = found
+    if qkv is None or out is None or gated_up is None or down is None:
+        return None
+    if not gated_up.is_paired and mlp.gated_up.activate != kernels.swiglu:
+        return None
+    return _Parts(layer.before_mixer, mixer, qkv, head_norms, out, layer.before_mlp, gated_up, down)
 
 
-def _widths(layer: LeanLayer) -> tuple[int, int]:
-    """Of what goes into the attention, and into the last product."""
-    assert isinstance(layer.mixer, Attention)
-    assert isinstance(layer.mlp, Gated)
-    return _product(layer.mixer.qkv).laid.outputs, _product(layer.mlp.down).inputs
-
-
-def _product(joined: Joined) -> BlockProduct:
-    assert isinstance(joined.product, BlockProduct)
-    return joined.product
+def _ours(joined: Joined) -> Ours | None:
+    product = joined.product
+    return product if isinstance(product, Ours) and product.is_whole else None
 
 
 def _numbers(norm: AddNorm) -> tuple[Tensor, float]:
     """Weight and eps."""
     assert isinstance(norm, partial)
     return norm.keywords["weight"], norm.keywords["eps"]
-
-
-def _rows(size: int) -> Tensor:
-    return torch.empty(MOST, size, dtype=torch.bfloat16)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from danlu.model.company.attention import Scoring
 from danlu.model.company.company import Company, Part
 from danlu.model.compute.blocks import BlockProduct
+from danlu.model.compute.native import HeadNorm, Kernels
 from danlu.model.compute.products import Product
 
 Norm = Callable[[Tensor], Tensor]
@@ -100,6 +101,23 @@ class Expert:
 
     gate_up: Product
     down: Product
+
+
+@dataclass
+class HeadNorms:
+    """Norms of queries and of keys, by a kernel. of_k is None where keys are not the layer's own."""
+
+    kernels: Kernels
+    of_q: HeadNorm
+    of_k: HeadNorm | None
+
+    def __call__(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.kernels.norm_heads(q, k, self.of_q, self.of_k)
+
+
+def as_it_is(x: Tensor, _cos: Tensor, _sin: Tensor) -> Tensor:
+    """The Rotate of layers that turn nothing."""
+    return x
 
 
 def _mixed(answers: Tensor, weights: Tensor) -> Tensor:

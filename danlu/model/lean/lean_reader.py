@@ -6,10 +6,9 @@ lean.py to compare; the kinds for which tests do so are lean_known.KNOWN.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -30,8 +29,8 @@ from danlu.model.compute.own_product import by_own_product
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
 from danlu.model.lean.lean_known import norms_of
+from danlu.model.lean.lean_norms import Norms
 from danlu.model.lean.lean_parts import (
-    AddNorm,
     Attention,
     Block,
     DeltaNet,
@@ -42,8 +41,8 @@ from danlu.model.lean.lean_parts import (
     LayerInputs,
     LeanLayer,
     Mixture,
-    Norm,
     Rotate,
+    as_it_is,
 )
 from danlu.model.mapped import FilePages
 
@@ -55,12 +54,6 @@ Taking = Literal["live", "lent", "fixed"]
 _PAIRS, _ONCE = {"glm", "glm4"}, {"gpt_oss"}
 
 _SILU = ("SiLU", "SiLUActivation")
-
-
-def _agree(own: Tensor, wanted: Tensor) -> bool:
-    """Whether answers are equal but for rounding."""
-    tolerance = 5e-2 if wanted.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    return bool((own - wanted).abs().max() <= tolerance * wanted.abs().max().clamp_min(1e-6))
 
 
 class Told(Side):
@@ -90,6 +83,7 @@ class Reader:
         self._names = {module: name for name, module in model.named_modules()}
         is_short = model.dtype == torch.bfloat16 and model.device.type == "cpu"
         self.kernels: Kernels | None = kernels() if taking != "live" and is_short else None
+        self.norms = Norms(self.kernels, may_change=taking == "live")
         self.joined: set[str] = set()  # layers that became columns of a product
         self.held: list[Tensor] = []  # by the products
         self.why_varies = ""  # what makes a token's answer depend on those beside it, in words
@@ -113,12 +107,12 @@ class Reader:
         after_mixer, before_mlp, after_mlp = (None if name is None else getattr(layer, name) for name in names)
         has_state = hasattr(layer, "linear_attn")
         return LeanLayer(
-            before_mixer=self.add_norm(layer.input_layernorm),
+            before_mixer=self.norms.add_norm(layer.input_layernorm),
             mixer=self._delta_net(layer.linear_attn) if has_state else self._attention(layer.self_attn),
-            after_mixer=None if after_mixer is None else self._norm(after_mixer),
-            before_mlp=self.add_norm(before_mlp),
+            after_mixer=None if after_mixer is None else self.norms.norm(after_mixer),
+            before_mlp=self.norms.add_norm(before_mlp),
             mlp=self._mlp(layer.mlp),
-            after_mlp=None if after_mlp is None else self._norm(after_mlp),
+            after_mlp=None if after_mlp is None else self.norms.norm(after_mlp),
             inputs=self._inputs(layer) if hasattr(layer, "per_layer_input_gate") else None,
             scale=getattr(layer, "layer_scalar", None),
         )
@@ -140,25 +134,18 @@ class Reader:
             scoring=self.scoring[call],
             qkv=self._joined([getattr(attention, name) for name in names]),
             out=self._joined([attention.o_proj]),
-            rotate=self._rotate() if getattr(attention, "use_rope", True) else _as_it_is,
+            rotate=self._rotate() if getattr(attention, "use_rope", True) else as_it_is,
             has_values="qkv_proj" in names or "v_proj" in names,
             is_gated="q_proj" in names and attention.q_proj.out_features == 2 * heads * dim,
             is_shared=self.wiring.stores.count(store) > 1 and reads_own,
-            head_norm=self._head_norm(attention, reads_own) if hasattr(attention, "q_norm") else None,
-            value_norm=self._norm(attention.v_norm) if hasattr(attention, "v_norm") else None,
+            head_norm=self.norms.of_heads(attention, reads_own) if hasattr(attention, "q_norm") else None,
+            value_norm=self.norms.norm(attention.v_norm) if hasattr(attention, "v_norm") else None,
         )
 
     def _rotate(self) -> Rotate:
         if kind_of(self.model) in _PAIRS:
             return plain_rotate_pairs
         return plain_rotate if self.kernels is None else self.kernels.rotate
-
-    def _head_norm(self, attention: Any, reads_own: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        of_q = _plain_norm(attention.q_norm, self._scale(attention.q_norm))
-        if not reads_own:
-            return lambda q, _: of_q(q)
-        of_k = _plain_norm(attention.k_norm, self._scale(attention.k_norm))
-        return lambda q, k: torch.cat([of_q(q), of_k(k)], 1)
 
     def _delta_net(self, layer: Any) -> DeltaNet:
         self.why_varies = self.why_varies or "layers that carry states go over prompts by torch"
@@ -272,7 +259,7 @@ class Reader:
             gate=self._joined([layer.per_layer_input_gate]),
             activate=layer.act_fn,
             up=self._joined([layer.per_layer_projection]),
-            norm=self._norm(layer.post_per_layer_input_norm),
+            norm=self.norms.norm(layer.post_per_layer_input_norm),
         )
 
     def layer_inputs(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -288,40 +275,7 @@ class Reader:
 
         return inputs
 
-    # -- norms and rotation ----------------------------------------------------------------------------
-
-    def _norm(self, module: Any) -> Norm:
-        scale = self._scale(module)
-        if self.kernels is not None and scale is not None:
-            return partial(self.kernels.norm, weight=scale.float(), eps=_eps(module))
-        return _plain_norm(module, scale)
-
-    def add_norm(self, module: Any) -> AddNorm:
-        scale = self._scale(module)
-        if self.kernels is not None and scale is not None:
-            return partial(self.kernels.add_norm, weight=scale.float(), eps=_eps(module))
-        norm = _plain_norm(module, scale)
-
-        def add_norm(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-            total = x if y is None else x + y
-            return total, norm(total)
-
-        return add_norm
-
-    def _scale(self, module: Any) -> Tensor | None:
-        """The weight of an RMS norm, where it is one that answers as `_rms_norm` does; else None."""
-        weight, eps = getattr(module, "weight", None), _eps(module)
-        if weight is None:
-            return None
-        x = torch.linspace(-2, 3, 4 * len(weight), dtype=weight.dtype, device=weight.device).view(4, -1)
-        # Gemma's weights are what is added to 1; that sum would not follow a weight that is trained.
-        candidates = (weight, 1 + weight.float()) if self.taking != "live" else (weight,)
-        with torch.no_grad():
-            for scale in candidates:
-                if _agree(_rms_norm(tuple(weight.shape), scale.to(weight.dtype), eps, x), module(x)):
-                    found: Tensor = scale.detach() if self.taking != "live" else scale
-                    return found
-        return None
+    # -- rotation ----------------------------------------------------------------------------
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -386,26 +340,7 @@ def _nothing(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.new_empty(0), requires_grad=False)
 
 
-def _as_it_is(x: Tensor, _cos: Tensor, _sin: Tensor) -> Tensor:
-    return x
-
-
 def _signed(sin: Tensor) -> Tensor:
     """The first half of the last dimension negated: rotating (a, b) is (a, b) cos + (-b, a) sin."""
     half = sin.shape[-1] // 2
     return torch.cat([-sin[..., :half], sin[..., half:]], -1)
-
-
-def _plain_norm(module: Any, scale: Tensor | None) -> Norm:
-    """The norm by torch; `scale` is what `Reader._scale` found."""
-    if scale is None:
-        return lambda x: module(x)
-    return partial(_rms_norm, tuple(scale.shape), scale, _eps(module))
-
-
-def _eps(module: Any) -> float:
-    return float(getattr(module, "variance_epsilon", getattr(module, "eps", math.nan)))
-
-
-def _rms_norm(shape: tuple[int, ...], weight: Tensor, eps: float, x: Tensor) -> Tensor:
-    return F.rms_norm(x, shape, weight.to(x.dtype), eps)
