@@ -27,8 +27,14 @@ def cores() -> int:
     A container's `--cpus 2` hides no core. More threads than that are stopped for most of each tenth of a second, and
     those of a product wait for each other.
     """
-    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(may, int(_granted())))
+    return max(1, min(len(own_cores()), int(_granted())))
+
+
+def own_cores() -> list[int]:
+    """Numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 @cache  # asked for each question of recall's

@@ -39,7 +39,7 @@ class Clock:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module.time, "process_time", lambda: self.own)
         monkeypatch.setattr(module, "_used", lambda: self.used)
-        monkeypatch.setattr(module, "_own_cores", lambda: [0, 1])
+        monkeypatch.setattr(module, "own_cores", lambda: [0, 1])
 
     def go_on(self, seconds, others, own):
         self.now += seconds
@@ -69,7 +69,7 @@ def test_one_thread_has_nothing_to_give_up(monkeypatch):
 
 def test_the_machine_tells():
     assert module._used() > 0
-    assert module._own_cores()
+    assert module.own_cores()
 
 
 def test_what_a_thread_is_told_is_its_own():

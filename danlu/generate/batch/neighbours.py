@@ -6,10 +6,11 @@ So the engine looks now and then at what others have used of its cores, and keep
 
 from __future__ import annotations
 
-import os
 import time
 
 import psutil
+
+from danlu.container import own_cores
 
 # So often it is looked at: the system counts in hundredths of a second.
 LOOK_SECONDS = 0.5
@@ -30,7 +31,7 @@ class Neighbours:
 
     def __init__(self, most: int) -> None:
         self._most = self.threads = most
-        self._cores = len(_own_cores())
+        self._cores = len(own_cores())
         self._seen = _used(), time.process_time(), time.monotonic()
 
     def look(self, *, after_rest: bool = False, is_long: bool = False) -> bool:
@@ -64,16 +65,10 @@ def threads_beside(others: float, threads: int, cores: int, most: int) -> int:
     return max(1, min(most, fewer if fewer < threads else max(more, threads)))
 
 
-def _own_cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def _used() -> float:
     """Seconds that this process's cores have worked, but for whoever is nice about it."""
     times = psutil.cpu_times(percpu=True)
-    own = [times[core] for core in _own_cores() if core < len(times)]
+    own = [times[core] for core in own_cores() if core < len(times)]
     return sum(
         one.user + one.system + sum(getattr(one, name, 0.0) for name in ("irq", "softirq", "steal")) for one in own
     )

@@ -453,8 +453,8 @@ int danlu_product(const bf16 *x, long rows, const char *weights, const void *sca
 #pragma omp parallel for num_threads(threads) if (rows * inputs > 65536)
     for (long row = 0; row < (apart ? rows : 0); row++)
         memcpy(apart + row * stride, x + row * inputs, inputs * sizeof(bf16));
-    const int is_opened = format == INT4 && rows <= FEWEST; /* in half the time that widening takes */
-    int failed = (is_tiled && !is_opened ? on_tiles : in_vectors)(&layer, apart ? apart : x, rows, out, format, is_gated, threads);
+    is_tiled &= format != INT4 || rows > FEWEST; /* codes are opened in half the time that widening takes */
+    int failed = (is_tiled ? on_tiles : in_vectors)(&layer, apart ? apart : x, rows, out, format, is_gated, threads);
     free(apart);
     return failed;
 }

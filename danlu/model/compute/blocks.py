@@ -51,6 +51,9 @@ class BlockProduct:
         rounded: the number format that the weights are rounded to.
         is_paired: two layers of one size side by side, of which `gated` makes silu(first) * second.
         read: hears of each part of the weight that has been packed.
+
+    Attributes:
+        inputs: of each row that the kernel reads.
     """
 
     def __init__(
@@ -64,8 +67,8 @@ class BlockProduct:
     ) -> None:
         self._columns, given = weight.shape
         parts = 2 if is_paired else 1
-        self._outputs, self._inputs = parts * whole_pieces(self._columns // parts, TILE), whole_pieces(given, CHUNK)
-        self._lacking = self._inputs - given  # inputs of the last chunk, whose weights are zero
+        self._outputs, self.inputs = parts * whole_pieces(self._columns // parts, TILE), whole_pieces(given, CHUNK)
+        self._lacking = self.inputs - given  # inputs of the last chunk, whose weights are zero
         self._format, self.is_paired = _FORMATS[rounded], is_paired
         self._is_wide = weight.dtype == torch.float32
         self._is_in_pairs = not self._is_wide and has_pairs()
@@ -80,7 +83,7 @@ class BlockProduct:
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
         """Room for the weights and their scales: (blocks, chunks, 2 tiles, what lies in one)."""
-        blocks, chunks = whole_pieces(self._outputs, BLOCK) // BLOCK, self._inputs // CHUNK
+        blocks, chunks = whole_pieces(self._outputs, BLOCK) // BLOCK, self.inputs // CHUNK
         kind, numbers = _LAID_OUT[self._format]
         weights = torch.empty(blocks, chunks, 2, numbers, dtype=kind)
         if self._format == _FORMATS["int8"]:
@@ -115,11 +118,6 @@ class BlockProduct:
     def tensors(self) -> tuple[Tensor, ...]:
         """The weights, and their scales."""
         return (self._weights,) if self._scales is None else (self._weights, self._scales)
-
-    @property
-    def inputs(self) -> int:
-        """Of each row that the kernel reads."""
-        return self._inputs
 
     @property
     def is_whole(self) -> bool:

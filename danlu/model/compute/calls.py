@@ -6,7 +6,7 @@ They are the kernels of blocks.py and native.py, so what comes out is the same, 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class Calls:
         self._places = kernels.places
         self._calls: list[_Call] = []
         self._kept: list[Any] = []  # what has its places in the calls
-        self._written: Any = None
 
     def product(
         self, product: BlockProduct | CodeProduct, x: Tensor | None, out: Tensor, *, is_gated: bool = False
@@ -86,7 +85,11 @@ class Calls:
         self._kept += [value for value in given.values() if isinstance(value, Tensor)]
         plain = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in given.items()}
         self._calls.append(_Call(kind=kind, function=place, **plain))
-        self._written = (_Call * len(self._calls))(*self._calls)
+
+    @cached_property
+    def _written(self) -> Any:
+        """As C reads them: at the first run nothing is added any more."""
+        return (_Call * len(self._calls))(*self._calls)
 
     def __call__(self, given: Tensor | None, angles: tuple[Tensor, Tensor], tokens: int) -> None:
         """Run them. angles: cos and sin (tokens, 1, turned), contiguous."""

@@ -8,23 +8,27 @@
 
 #define PART 128 /* numbers of a row whose sums are kept in registers or nearly so */
 
+/* weight * from / sqrt(mean(from^2) + eps) */
+INLINE void norm(const bf16 *from, const float *weight, bf16 *to, long dim, float eps) {
+    float squares = 0;
+    for (long d = 0; d < dim; d++) squares += wide(from[d]) * wide(from[d]);
+    float scale = 1.0f / sqrtf(squares / dim + eps);
+    for (long d = 0; d < dim; d++) to[d] = narrow(wide(from[d]) * scale * weight[d]);
+}
+
 /* sum = x + y (y may be absent: sum is then x, and not written), out = weight * sum / sqrt(mean(sum^2) + eps). */
 void danlu_add_norm(const bf16 *x, const bf16 *y, bf16 *sum, const float *weight, bf16 *out, long rows, long dim,
                     float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * dim > 65536)
     for (long row = 0; row < rows; row++) {
         const bf16 *from = x + row * dim;
-        bf16 *to = out + row * dim;
-        float squares = 0;
         if (y) {
             const bf16 *other = y + row * dim;
             bf16 *kept = sum + row * dim;
             for (long d = 0; d < dim; d++) kept[d] = narrow(wide(from[d]) + wide(other[d]));
             from = kept;
         }
-        for (long d = 0; d < dim; d++) squares += wide(from[d]) * wide(from[d]);
-        float scale = 1.0f / sqrtf(squares / dim + eps);
-        for (long d = 0; d < dim; d++) to[d] = narrow(wide(from[d]) * scale * weight[d]);
+        norm(from, weight, out + row * dim, dim, eps);
     }
 }
 
@@ -33,14 +37,8 @@ void danlu_norm_heads(const bf16 *x, long stride, long apart, const float *weigh
                       long heads, long dim, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (tokens * heads * dim > 65536)
     for (long token = 0; token < tokens; token++)
-        for (long head = 0; head < heads; head++) {
-            const bf16 *from = x + token * stride + head * apart;
-            bf16 *restrict to = out + token * out_stride + head * dim;
-            float squares = 0;
-            for (long d = 0; d < dim; d++) squares += wide(from[d]) * wide(from[d]);
-            float scale = 1.0f / sqrtf(squares / dim + eps);
-            for (long d = 0; d < dim; d++) to[d] = narrow(wide(from[d]) * scale * weight[d]);
-        }
+        for (long head = 0; head < heads; head++)
+            norm(x + token * stride + head * apart, weight, out + token * out_stride + head * dim, dim, eps);
 }
 
 /* out = silu(gate) * up: (rows, dim), rows of gate and of up `stride` apart. */
