@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from danlu.model.compute import blocks, products
-from danlu.model.compute.blocks import BlockProduct, fits_blocks, has_blocks
+from danlu.model.compute.blocks import BlockProduct, fits_blocks, has_blocks, packed, two_in_a_byte
 from danlu.model.compute.native import plain_swiglu
 from danlu.model.compute.products import fixed_product, joined
 from danlu.model.compute.rounding import to_int4, to_int8
@@ -40,6 +40,40 @@ def held(weight, rounded):
 def relative(found, wanted):
     """A column or a row in the wrong place makes it 0.1 and more, rounding to bfloat16 0.002."""
     return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def laid_out(weight, rounded, is_paired, is_in_pairs):
+    """Weights and scales as they are to lie, by torch: (blocks, chunks, 2 tiles, those of a tile)."""
+    inputs = weight.shape[1]
+    halves = weight.split(len(weight) // 2) if is_paired else [weight]
+    whole = [F.pad(half, (0, -inputs % 32, 0, -len(half) % (16 if is_paired else 32))) for half in halves]
+    rows = torch.cat([tile for both in zip(*(one.split(16) for one in whole), strict=True) for tile in both])
+    if rounded is None:
+        return packed(rows, is_in_pairs=weight.dtype == torch.bfloat16).flatten(3), None
+    if rounded == "int8":
+        eight = to_int8(rows)
+        return packed(eight.codes, is_in_pairs).flatten(3), eight.scale.view(-1, 32)
+    four = to_int4(rows)
+    scales = torch.stack([four.step, four.middle]).view(2, -1, 2, 16, rows.shape[1] // 32).permute(1, 4, 2, 0, 3)
+    return two_in_a_byte(packed(four.codes, is_in_pairs)).flatten(3), scales
+
+
+@in_blocks
+@pytest.mark.parametrize("is_paired", [False, True])
+@pytest.mark.parametrize("rounded", FORMATS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 32), (64, 576), (20, 96), (1000, 160), (62, 50)])
+def test_weights_lie_as_torch_would_lay_them(form, outputs, inputs, rounded, is_paired, monkeypatch):
+    """Rounded alike too; and read part by part, each part once."""
+    if rounded is not None and inputs % 32:
+        pytest.skip("groups of 32")
+    weight, parts = drawn(outputs, inputs, dtype=form), []
+    weight[3] = 0  # of which nothing can be the largest
+    monkeypatch.setattr(blocks, "PORTION", 64 * inputs)
+    product = BlockProduct(weight, None, rounded, is_paired=is_paired, read=parts.append)
+    is_in_pairs = form == torch.bfloat16 and blocks.has_pairs()
+    for seen, wanted in zip(product.tensors, laid_out(weight, rounded, is_paired, is_in_pairs), strict=False):
+        assert torch.equal(seen, wanted)
+    assert sum(len(part) for part in parts) == outputs
 
 
 @in_blocks

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from danlu.model.compute import blocks, code_blocks, document_attention
+from danlu.model.compute import adapt, blocks, code_blocks, delta, document_attention
 from danlu.model.compute.blocks import BlockProduct, has_floats
 from danlu.model.compute.code_blocks import CodeBlocks
 from danlu.model.compute.float_attention import FloatAttention
+from danlu.model.compute.rounding import to_int4, to_int8
 from danlu.model.grouped import Grouped
 from danlu.native import library
 
@@ -26,7 +27,7 @@ LEVELS = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 @pytest.fixture(scope="module", params=LEVELS)
 def functions(request, tmp_path_factory):
-    """Both libraries, compiled for a level."""
+    """The libraries by name, compiled for a level."""
     with open("/proc/cpuinfo") as file:
         if f" {LEVELS[request.param]} " not in file.read():
             pytest.skip(f"this processor is below {request.param}")
@@ -37,9 +38,10 @@ def functions(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CC", str(compiler))
         patch.setenv("DANLU_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = [library(folder / name, exact=True) for name in ("floats.c", "attention.c")]
-        found.append(library(folder / "document_attention.c"))
-    assert None not in found
+        names = ("floats", "attention", "adapt", "pack", "delta")
+        found = {name: library(folder / f"{name}.c", exact=True) for name in names}
+        found["document_attention"] = library(folder / "document_attention.c")
+    assert None not in found.values()
     return found
 
 
@@ -47,10 +49,13 @@ def functions(request, tmp_path_factory):
 def product(functions, monkeypatch):
     made = blocks.float_functions.__wrapped__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "library", lambda _source, **_options: functions[0])
+        patch.setattr(blocks, "library", lambda _source, **_options: functions["floats"])
         found = made()
+        patch.setattr(blocks, "library", lambda _source, **_options: functions["pack"])
+        packing = blocks._packing.__wrapped__()
     for module in (blocks, code_blocks):
         monkeypatch.setattr(module, "float_functions", lambda: found)
+    monkeypatch.setattr(blocks, "_packing", lambda: packing)
     monkeypatch.setattr(blocks, "has_pairs", lambda: False)
 
 
@@ -64,7 +69,7 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 def test_products(rounded, dtype):
     weight, x = drawn(112, 160, dtype=dtype), drawn(41, 160, seed=1, dtype=dtype)
     made = BlockProduct(weight, None, rounded)
-    held = {None: weight.float, "int8": blocks.to_int8(weight).weight, "int4": blocks.to_int4(weight).weight}[rounded]()
+    held = {None: weight.float, "int8": to_int8(weight).weight, "int4": to_int4(weight).weight}[rounded]()
     whole, wanted = made(x), F.linear(x.float(), held)
     assert (whole.float() - wanted).norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
     for count in (1, 2, 3, 4, 6, 7, 12, 13, 40):
@@ -90,13 +95,30 @@ def test_codes_by_groups(bits, is_in_pairs):
 
 
 def test_attention_under_training(functions):
-    assert document_attention._agrees(document_attention.DocumentAttention(functions[2]))
+    assert document_attention._agrees(document_attention.DocumentAttention(functions["document_attention"]))
+
+
+def test_the_delta_rule(functions):
+    assert delta._agrees(delta.Delta(functions["delta"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_adapters_add(functions, dtype):
+    found, x = adapt.Adapt(functions["adapt"]), drawn(11, 50, dtype=dtype)
+    assert adapt._agrees(found)
+    table = adapt.Table([adapt.Adapter.of([(2, drawn(50, 9, dtype=dtype), drawn(9, 77, seed=1, dtype=dtype))])])
+    whole = drawn(11, 80, seed=2, dtype=dtype)
+    alone = whole.clone()
+    found(x, table, adapt.Owners.of_one(11), whole)
+    for row in range(11):
+        found(x[row : row + 1], table, adapt.Owners.of_one(1), alone[row : row + 1])
+    assert torch.equal(whole, alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dim", [8, 48, 64])
 def test_attention(functions, dtype, dim):
-    found, tokens = FloatAttention(functions[1]), drawn(70, 9, dim, dtype=dtype)
+    found, tokens = FloatAttention(functions["attention"]), drawn(70, 9, dim, dtype=dtype)
     q, k, v = tokens[:, :6], tokens[:, 6:8], tokens[:, 7:]
     visible, positions = torch.ones(128, dtype=torch.bool), torch.arange(128)[None]
 

@@ -10,7 +10,7 @@ bit for bit, whatever rows it comes with; but for int4 in pairs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danlu.model.compute.rounding import GROUP, Rounded, to_int4, to_int8
+from danlu.model.compute.rounding import GROUP, Rounded
 from danlu.model.compute.threads import threads
 from danlu.native import INT, LONG, POINTER, declared, library, place_of
 
@@ -33,7 +33,7 @@ CODES = {4: 4, 8: 5}
 # Number format, and numbers of a tile: two codes of int4 lie in a byte.
 _LAID_OUT = ((torch.bfloat16, 512), (torch.int8, 512), (torch.int8, 256), (torch.float32, 512))
 _TWICE = {torch.bfloat16: torch.int32, torch.int8: torch.int16, torch.uint8: torch.int16}
-PORTION = 1 << 18  # weights that are packed at a time
+PORTION = 1 << 22  # weights that are packed at a time
 
 
 def fits_blocks(weight: Tensor) -> bool:
@@ -73,12 +73,10 @@ class BlockProduct:
         self._is_wide = weight.dtype == torch.float32
         self._is_in_pairs = not self._is_wide and has_pairs()
         self._bias = None if bias is None else _in_blocks(bias.float()[:, None], is_paired).flatten()
-        if rounded is None and self._is_wide and not all(_is_short(one) for _, one in _portions(weight, is_paired)):
+        if rounded is None and self._is_wide and not all(map(_is_short, weight.split(_rows_of_portion(weight)))):
             self._format = _FLOAT32
         self._weights, self._scales = self._empty()
-        for start, portion in _portions(weight, is_paired):
-            self._pack(start, portion)
-            read(portion)
+        self._pack(weight if weight.stride(1) == 1 else weight.contiguous(), read)
         self.laid = Laid(self._weights, self._scales, self._bias, self._outputs, self._format, self._is_in_pairs)
 
     def _empty(self) -> tuple[Tensor, Tensor | None]:
@@ -92,22 +90,21 @@ class BlockProduct:
             return weights, torch.empty(blocks, chunks, 2, 2, TILE, dtype=torch.bfloat16)
         return weights, None
 
-    def _pack(self, start: int, portion: Tensor) -> None:
-        """Put blocks, (some, 2, TILE, inputs), in their places: no more than these stand beside what is packed."""
-        own, rows = slice(start, start + len(portion)), portion.flatten(0, 2)
-        rows = F.pad(rows, (0, self._lacking)) if self._lacking else rows.contiguous()
-        if self._scales is None:
-            rows = rows.to(self._weights.dtype)
-            self._weights[own] = packed(rows, self._format != _FLOAT32).flatten(3)
-        elif self._format == _FORMATS["int8"]:
-            eight = to_int8(rows)
-            self._weights[own] = packed(eight.codes, self._is_in_pairs).flatten(3)
-            self._scales[own] = eight.scale.view(-1, BLOCK)
-        else:
-            four = to_int4(rows)
-            self._weights[own] = two_in_a_byte(packed(four.codes, self._is_in_pairs)).flatten(3)
-            for number, numbers in enumerate((four.step, four.middle)):
-                self._scales[own, :, :, number] = numbers.view(-1, 2, TILE, numbers.shape[1]).permute(0, 3, 1, 2)
+    def _pack(self, weight: Tensor, read: Callable[[Tensor], None]) -> None:
+        """Put the weights in their places, rounded on the way; part by part, so that what was read can go meanwhile."""
+        outputs, inputs = weight.shape
+        blocks, half = len(self._weights), outputs // 2
+        some = max(1, _rows_of_portion(weight) // BLOCK)
+        for first in range(0, blocks, some):
+            last = min(first + some, blocks)
+            whose = (self._is_wide, self.is_paired, self._format, self._is_in_pairs, first, last)
+            places = (self._weights.data_ptr(), _pointer(self._scales), threads())
+            _packing()(weight.data_ptr(), weight.stride(0) * weight.itemsize, outputs, inputs, *whose, *places)
+            if self.is_paired:
+                read(weight[first * TILE : min(last * TILE, half)])
+                read(weight[half + first * TILE : half + last * TILE])
+            else:
+                read(weight[first * BLOCK : last * BLOCK])
 
     @property
     def is_exact(self) -> bool:
@@ -200,13 +197,8 @@ def _in_blocks(rows: Tensor, is_paired: bool) -> Tensor:
     return filled.view(-1, 2, TILE, rows.shape[1])
 
 
-def _portions(weight: Tensor, is_paired: bool) -> Iterator[tuple[int, Tensor]]:
-    """The first block and the blocks, (some, 2, TILE, inputs), of parts so small that what is made of one stays in a
-    cache."""
-    some = max(1, PORTION // (BLOCK * weight.shape[1]))
-    parts = _in_blocks(weight, is_paired).split(some) if is_paired else weight.split(some * BLOCK)
-    for number, part in enumerate(parts):
-        yield number * some, part if is_paired else _in_blocks(part, is_paired)
+def _rows_of_portion(weight: Tensor) -> int:
+    return max(BLOCK, PORTION // weight.shape[1])
 
 
 def _is_short(portion: Tensor) -> bool:
@@ -256,6 +248,15 @@ def float_functions() -> Any:
 
 
 @cache
+def _packing() -> Any:
+    """That of pack.c; None where nothing was compiled."""
+    functions = library(Path(__file__).with_name("pack.c"), exact=True)
+    if functions is None:
+        return None
+    return declared(functions.danlu_pack, [POINTER, *(3 * [LONG]), *(4 * [INT]), LONG, LONG, POINTER, POINTER, INT])
+
+
+@cache
 def has_tiles() -> bool:
     """Whether this machine has tile registers that we may use."""
     return os.environ.get("DANLU_TILES") != "0" and has_pairs() and bool(_functions().danlu_tiles())
@@ -270,13 +271,13 @@ def has_pairs() -> bool:
 @cache
 def has_blocks() -> bool:
     """Whether this machine has one of the forms for bfloat16, and its products are right."""
-    return (has_pairs() or float_functions() is not None) and _is_right(torch.bfloat16)
+    return (has_pairs() or float_functions() is not None) and _packing() is not None and _is_right(torch.bfloat16)
 
 
 @cache
 def has_floats() -> bool:
     """Whether it has the form for float32, and its products are right."""
-    return float_functions() is not None and _is_right(torch.float32)
+    return float_functions() is not None and _packing() is not None and _is_right(torch.float32)
 
 
 def _is_right(dtype: torch.dtype) -> bool:
