@@ -32,6 +32,7 @@
 #   make bench-quantize  every method at every width: bytes, perplexity, divergence
 #   make bench-calibration  what GPTQ's text does to texts of other kinds   make bench-bits   whether a form that was chosen for a budget keeps it on new text
 #   make bench-recipe the recipe that is planned, beside a small grid around it
+#   make bench-adapters  answers with LoRA adapters of their own
 #   make bench-qlora  4-bit weights beside 16-bit ones   make bench-replay  what a second task makes a model forget
 #   make bench-rate   the learning rate that is found by itself, beside a grid   make bench-doctor  what a run heals
 #   make bench-formats  whether vLLM, llama.cpp and transformers load what is written, and answer alike
@@ -44,7 +45,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo docs dist test test-slow test-everywhere test-fuzz test-models test-cuda browser test-clients check format bench bench-sft \
 	bench-train bench-generate bench-generate-growth bench-lean bench-cuda bench-serve bench-data bench-memory bench-length bench-align \
-	bench-rate bench-qlora bench-quantize bench-calibration bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
+	bench-rate bench-qlora bench-adapters bench-quantize bench-calibration bench-bits bench-replay bench-doctor bench-parameters bench-plan bench-recipe \
 	bench-formats bench-recall bench-recall-growth bench-recall-vectors bench-words bench-adult bench-passages \
 	bench-behaviour bench-judge bench-hostile bench-pages bench-furnace clean
 .DEFAULT_GOAL := test
@@ -114,7 +115,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-quantize bench-bits bench-replay \
+bench: bench-sft bench-train bench-align bench-length bench-plan bench-rate bench-qlora bench-adapters bench-quantize bench-bits bench-replay \
 	bench-doctor bench-parameters bench-recipe bench-generate bench-generate-growth bench-lean bench-serve bench-data bench-memory \
 	bench-recall bench-recall-growth bench-recall-vectors bench-words bench-behaviour bench-pages
 
@@ -179,6 +180,9 @@ bench-length: $(INSTALLED)
 
 bench-rate: $(INSTALLED)
 	$(BIN)/python benchmarks/rate.py $(ARGS) $(WRITE)
+
+bench-adapters: $(INSTALLED)
+	$(BIN)/python benchmarks/adapters.py $(ARGS) $(WRITE)
 
 bench-qlora: $(INSTALLED)
 	$(BIN)/python benchmarks/qlora.py $(WRITE)

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -69,6 +68,7 @@ def make_job(work: Work, ids: list[int], tokenizer: Any, new_tokens: int, calls:
         "name": work.name,
         "rows": work.rows,
         "knobs": knobs,
+        "adapters": [f"a{at % work.adapters}" if work.adapters else None for at in range(work.prompts)],
         "new_tokens": new_tokens,
         "calls": [prompts() for _ in range(calls + 1)],
         # a forced phrase does not fit into one new token, so its prompt alone cannot be timed
@@ -285,8 +285,7 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=scratch_parent) as name:
         if asked.isa:
             keep_to_instructions(LIMITS[asked.isa], Path(name))
-        builds = LIMITS[asked.isa].builds if asked.isa else {}
-        peers = [replace(side, environment=builds.get(side.environment or "", side.environment)) for side in PEERS]
+        peers = [LIMITS[asked.isa].kept(side) for side in PEERS] if asked.isa else PEERS
         files = prepare_files(Path(name))
         tokenizer = load_tokenizer(Path(files["model"]))
         ids = ordinary_ids(tokenizer)

