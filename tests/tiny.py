@@ -69,6 +69,15 @@ _EXTRA: dict[str, dict[str, Any]] = {
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "qwen3_5_text": {
+        **_SHAPE,
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
 }
 
 
@@ -109,9 +118,9 @@ def make_tiny_model(
     """Write a random model of two layers and about 30,000 weights, float32, to `directory`; returns it.
 
     The same seed gives the same weights; torch's generator is left as it was found. `architecture` is one
-    of ARCHITECTURES, or qwen3_moe or mixtral; `vocab_texts` are the sentences that the tokenizer's merges are learnt
-    from; `changes` replace entries of the config. `kind` is what the directory says of itself: random weights end no
-    turn.
+    of ARCHITECTURES, or qwen3_moe, mixtral or qwen3_5_text; `vocab_texts` are the sentences that the tokenizer's
+    merges are learnt from; `changes` replace entries of the config. `kind` is what the directory says of itself:
+    random weights end no turn.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,9 +1,8 @@
 """Many LoRA adapters over one model: each token of a step takes the part of its own adapter, or of none.
 
-The base stays as it is. `LoraBank.add_to` is the whole computation, by a layer's name and on plain tensors, for
+The base stays as it is. `LoraBank.add_to` is the whole computation, by layers' names and on plain tensors, for
 whoever computes the layers, and `put_inputs` and `put_outputs` are that of adapters with rows of tokens; `Hooks` brings
-it into a transformers model. Reading files is lora_files.py's. Knows no
-requests.
+it into a transformers model. Reading files is lora_files.py's. Knows no requests.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from danlu.errors import ConfigError, ModelError, nearest
 from danlu.model.company.company import Part
 from danlu.model.company.wiring import wiring_of
-from danlu.model.compute.blocks import CHUNK, BlockProduct, fits_blocks
+from danlu.model.compute.adapt import Adapter, Owners, Table, adapt
 from danlu.model.compute.token_rows import Rows, bare, put_inputs, put_outputs, scale_of
 from danlu.model.lora_files import LowRank, read_lora, read_rows
 from danlu.model.lora_targets import is_linear, linear_shape
@@ -33,14 +31,11 @@ from danlu.model.lora_targets import is_linear, linear_shape
 # Which tokens of a step have an adapter: a slice, or (count,) int64.
 Tokens = slice | Tensor
 EVERY = slice(None)
-
-# In a step of at most so many tokens the calls cost more than the products: all adapters are then multiplied at once
-# for every token, and the foreign parts zeroed. A CPU does it in float32: one product of 8 tokens, 576 numbers and
-# rank 8 takes 2.4 microseconds there, and 18 in bfloat16 (oneDNN's set-up).
-FEW_TOKENS = 64
+# Layers that read the same input, and which columns of what was made of it are whose.
+Columns = Sequence[tuple[str, slice]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """Which adapter each token of a forward pass has; a token in no segment has none.
 
@@ -54,7 +49,7 @@ class Step:
     count: int
     device: torch.device
     runs: Sequence[tuple[str | None, int]] = ()
-    _foreign: dict[tuple[tuple[str, int], ...], Tensor] = field(default_factory=dict)
+    _owners: tuple[Sequence[str], Owners] | None = None
 
     @classmethod
     def of(cls, runs: Iterable[tuple[str | None, int]], device: torch.device) -> Step:
@@ -84,50 +79,19 @@ class Step:
         is_whole = kept == EVERY if isinstance(kept, slice) else len(kept) == self.count
         return self if is_whole else self.of_part(lambda x: x[kept])
 
-    def foreign(self, ranks: tuple[tuple[str, int], ...]) -> Tensor:
-        """(count, sum of ranks): True where the column of an adapter is not the token's own."""
-        if ranks not in self._foreign:
-            places = dict(self.segments)
-            masks = []
-            for name, rank in ranks:
-                mask = torch.ones(self.count, rank, dtype=torch.bool, device=self.device)
-                mask[places[name]] = False
-                masks.append(mask)
-            self._foreign[ranks] = torch.cat(masks, 1)
-        return self._foreign[ranks]
+    def owners(self, names: Sequence[str]) -> Owners:
+        """Whose tokens are which, of these adapters."""
+        if self._owners is None or self._owners[0] != names:
+            every, places = torch.arange(self.count), dict(self.segments)
+            own = [every[places[name]] if name in places else every[:0] for name in names]
+            self._owners = names, Owners(torch.cat(own), torch.tensor([len(tokens) for tokens in own]))
+        return self._owners[1]
 
 
 def _tokens(spans: Sequence[tuple[int, int]], device: torch.device) -> Tokens:
     if len(spans) == 1:
         return slice(*spans[0])
     return torch.tensor([at for start, end in spans for at in range(start, end)], device=device)
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Several adapters' parts of one layer, side by side.
-
-    Attributes:
-        down: (tokens, in) -> (tokens, sum of ranks or more), float32 on a CPU.
-        up: that -> (tokens, out).
-    """
-
-    ranks: tuple[tuple[str, int], ...]
-    down: Callable[[Tensor], Tensor]
-    up: Callable[[Tensor], Tensor]
-
-    @classmethod
-    def of(cls, ranks: tuple[tuple[str, int], ...], parts: Sequence[LowRank]) -> _Stack:
-        down, up = torch.cat([part.down for part in parts], 1), torch.cat([part.up for part in parts])
-        if down.device.type == "cpu" and down.dtype in (torch.bfloat16, torch.float32):
-            spare = -len(up) % CHUNK
-            of_inputs, of_ranks = F.pad(down.T.float(), (0, 0, 0, spare)), F.pad(up.T.float(), (0, spare))
-            if fits_blocks(of_inputs) and fits_blocks(of_ranks):  # a token's answer is then the same in any company
-                product = BlockProduct(of_inputs, None)
-                return cls(ranks, lambda x: product(x.float()), BlockProduct(of_ranks, None))
-        dtype = torch.promote_types(down.dtype, torch.float32) if down.device.type == "cpu" else down.dtype
-        down, up = down.to(dtype), up.to(dtype)
-        return cls(ranks, lambda x: x.to(dtype) @ down, lambda inner: inner @ up)
 
 
 @dataclass(frozen=True)
@@ -182,8 +146,8 @@ class LoraBank:
         self._outputs: dict[str, Rows] = {}  # adapter -> its rows of the head
         self.adapters: dict[str, Path] = {}
         self._layers: dict[str, dict[str, LowRank]] = {}  # layer -> adapter -> its part
-        self._stacks: dict[str, _Stack] = {}
-        self._single: dict[tuple[str, str], _Stack] = {}  # of (layer, adapter)
+        self._tables: dict[tuple[str, ...], Table] = {}
+        self.changes = 0  # of adapters; what was made of them before is no longer right
 
     @classmethod
     def of(cls, model: Any) -> LoraBank:
@@ -220,18 +184,22 @@ class LoraBank:
             if layer == self._ends.head:
                 self._outputs[name] = part
         self.adapters[name] = directory
+        self._change()
 
     def drop(self, name: str) -> None:
         """Forget an adapter. Raises ConfigError if there is none of that name."""
         self.require(name)
         del self.adapters[name]
-        self._stacks.clear()
-        self._single = {key: stack for key, stack in self._single.items() if key[1] != name}
         self._inputs.pop(name, None)
         self._outputs.pop(name, None)
         for parts in self._layers.values():
             parts.pop(name, None)
         self._layers = {layer: parts for layer, parts in self._layers.items() if parts}
+        self._change()
+
+    def _change(self) -> None:
+        self.changes += 1
+        self._tables.clear()
 
     def require(self, name: str) -> None:
         """Raises ConfigError if there is no adapter of that name."""
@@ -240,50 +208,48 @@ class LoraBank:
             fix = nearest(name, self.adapters) or "load it first: engine.load_adapter(name, directory)"
             raise ConfigError(f"no adapter {name!r}", allowed=known, fix=fix)
 
-    def add_to(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
-        """Add to each token's output what its adapter has for `layer`: out += x A^T (scaling B)^T.
+    def add_to(self, columns: Columns, x: Tensor, out: Tensor, step: Step) -> None:
+        """Add to each token's output what its adapter has for these layers: out += x A^T (scaling B)^T.
 
         Args:
             x: (tokens, in).
-            out: (tokens, out), what the base made of x; it may be a part of a wider tensor.
+            out: (tokens, their columns), what the base made of x; it may be a part of a wider tensor.
         """
-        parts = self._layers.get(layer)
-        if parts is None:
+        if not step.segments or (table := self.table(columns)) is None:
             return
-        ranks = tuple((name, parts[name].down.shape[1]) for name, _ in step.segments if name in parts)
-        if step.count <= FEW_TOKENS and ranks:
-            stack = self._stack(layer, ranks)
-            inner = stack.down(x)
-            if step.segments[0][1] is not EVERY:
-                inner[:, : sum(rank for _, rank in ranks)].masked_fill_(step.foreign(ranks), 0)
-            out.add_(stack.up(inner))
-        elif x.device.type != "cpu":
-            self.add_one_by_one(layer, x, out, step)
+        if x.device.type == "cpu":
+            adapt(x, table, step.owners(tuple(self.adapters)), out)
         else:
-            self._add_each(layer, x, out, step)
+            self.add_one_by_one(columns, x, out, step)
 
-    def _add_each(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
-        """What the stack of all adds, from each with its own tokens."""
-        for name, tokens in step.segments:
-            if (part := self._layers[layer].get(name)) is None:
-                continue
-            if (stack := self._single.get((layer, name))) is None:
-                stack = self._single[layer, name] = _Stack.of(((name, part.down.shape[1]),), [part])
-            out[tokens] += stack.up(stack.down(x[tokens]))
+    def table(self, columns: Columns) -> Table | None:
+        """What the adapters have for these layers, in their order; None where that is nothing."""
+        if not any(name in self._layers for name, _ in columns):
+            return None
+        names = tuple(name for name, _ in columns)
+        if names not in self._tables:
+            self._tables[names] = Table([self._adapter(adapter, columns) for adapter in self.adapters])
+        return self._tables[names]
 
-    def add_one_by_one(self, layer: str, x: Tensor, out: Tensor, step: Step) -> None:
-        """The plain form of `add_to`, which is the definition: each adapter with its own tokens."""
-        parts = self._layers.get(layer, {})
-        for name, tokens in step.segments:
-            part = parts.get(name)
-            if part is None:
-                continue
-            if tokens is EVERY:
-                out.addmm_(x @ part.down, part.up)
-            elif isinstance(tokens, slice):
-                out[tokens].addmm_(x[tokens] @ part.down, part.up)
-            else:
-                out.index_add_(0, tokens, x[tokens] @ part.down @ part.up)
+    def _adapter(self, adapter: str, columns: Columns) -> Adapter | None:
+        found = [(place.start or 0, self._layers.get(name, {}).get(adapter)) for name, place in columns]
+        parts = [(start, part.down, part.up) for start, part in found if part is not None]
+        return Adapter.of(parts) if parts else None
+
+    def add_one_by_one(self, columns: Columns, x: Tensor, out: Tensor, step: Step) -> None:
+        """The plain form of `add_to`, which is the definition: each adapter of each layer with its own tokens."""
+        for layer, place in columns:
+            for name, tokens in step.segments:
+                part = self._layers.get(layer, {}).get(name)
+                if part is None:
+                    continue
+                own = out[:, place]
+                if tokens is EVERY:
+                    own.addmm_(x @ part.down, part.up)
+                elif isinstance(tokens, slice):
+                    own[tokens].addmm_(x[tokens] @ part.down, part.up)
+                else:
+                    own.index_add_(0, tokens, x[tokens] @ part.down @ part.up)
 
     def put_inputs(self, token_ids: Tensor, x: Tensor, step: Step) -> None:
         """Replace what tokens are embedded as where their adapter has rows of its own.
@@ -315,12 +281,20 @@ class LoraBank:
         """The layers whose rows any adapter replaces; None while none does."""
         return self._ends if self._inputs or self._outputs else None
 
-    def _stack(self, layer: str, ranks: tuple[tuple[str, int], ...]) -> _Stack:
-        """The stack of these adapters; the last one of each layer is kept, as steps mostly have what the last had."""
-        stack = self._stacks.get(layer)
-        if stack is None or stack.ranks != ranks:
-            self._stacks[layer] = stack = _Stack.of(ranks, [self._layers[layer][name] for name, _ in ranks])
-        return stack
+
+@dataclass(frozen=True)
+class Adding:
+    """What a bank adds to a step."""
+
+    bank: LoraBank
+    step: Step
+
+    def __call__(self, columns: Columns, x: Tensor, out: Tensor) -> None:
+        self.bank.add_to(columns, x, out, self.step)
+
+    @property
+    def owners(self) -> Owners:
+        return self.step.owners(tuple(self.bank.adapters))
 
 
 class Hooks:
@@ -399,4 +373,4 @@ class Hooks:
             rows, step = inputs[0].reshape(-1, inputs[0].shape[-1]), self._step_now()
             if len(rows) != step.count:
                 raise ModelError(f"{name} sees {len(rows)} of {step.count} tokens: it cannot have an adapter here")
-            self._bank.add_to(name, rows, out.view(-1, out.shape[-1]), step)
+            self._bank.add_to([(name, EVERY)], rows, out.view(-1, out.shape[-1]), step)

@@ -12,10 +12,8 @@ from danlu.model.compute import native
 from danlu.model.compute.document_attention import document_attention
 from danlu.model.compute.native import (
     HeadNorm,
-    LowRank,
     kernels,
     length,
-    plain_adapt,
     plain_add_norm,
     plain_head_loss,
     plain_norm_heads,
@@ -61,26 +59,6 @@ def test_norms_of_heads(tokens, heads, kv_heads, dim):
 def test_swiglu(rows):
     gate_up = drawn(rows, 2 * 1536) * 4
     assert_near(kernels().swiglu(gate_up), plain_swiglu(gate_up.float()))
-
-
-@pytest.mark.parametrize(("rows", "dim"), [(1, 8), (7, 300), (64, 1536)])
-def test_what_adapters_add(rows, dim):
-    """Two of three layers side by side have one, of other ranks; inputs and outputs are parts of wider tensors."""
-    x, out = drawn(rows, dim + 4), drawn(rows, 2 * dim + 20, seed=2)
-    sizes = ((3, 5, dim), (dim + 9, 2, dim + 7))  # where, of which rank, how many columns
-    parts = [
-        (at, *(drawn(rank, size, dtype=torch.float32, seed=at) / 16 for size in (dim, columns)))
-        for at, rank, columns in sizes
-    ]
-    found, wanted = out.clone(), out.clone()
-    kernels().adapt(x[:, 2:-2], LowRank.of(parts), found)
-    plain_adapt(x[:, 2:-2], LowRank.of(parts), wanted)
-    for at, a, up in parts:
-        inner = (x[:, 2:-2].double() @ a.T.double()) @ up.double()
-        assert_near(found[:, at : at + up.shape[1]], out[:, at : at + up.shape[1]].double() + inner)
-    assert_near(found, wanted)
-    untouched = [*range(3), *range(dim + 3, dim + 9), *range(2 * dim + 16, 2 * dim + 20)]
-    assert torch.equal(found[:, untouched], out[:, untouched])
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (7, 300), (40, 5000)])

@@ -203,10 +203,7 @@ class Core:
             return "a GPU's kernels are chosen by how many rows there are"
         if not isinstance(self.decoder, LeanDecoder):
             return "the model's own layers are called, by torch"
-        shape = self.store.shape
-        if shape.must_be_clean or shape.states:
-            return "attention is torch's" if shape.must_be_clean else "layers carry states"
-        return self.decoder.why_varies
+        return "attention is torch's" if self.store.shape.must_be_clean else self.decoder.why_varies
 
     @property
     def weight_bytes(self) -> tuple[int, int]:

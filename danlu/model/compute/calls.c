@@ -1,7 +1,7 @@
 /* Kernels called one behind the other, which Python would take longer to call than they take. calls.py writes the list. */
 #include "numbers.h"
 
-enum { PRODUCT, ADD_NORM, NORM_HEADS, ROTATE, SWIGLU };
+enum { PRODUCT, ADD_NORM, NORM_HEADS, ROTATE, SWIGLU, ADAPT };
 
 typedef int Product(const bf16 *x, long rows, const void *weights, const void *scales, const float *bias, bf16 *out,
                     long outputs, long inputs, long together, int format, int is_paired, int is_gated, int way, int threads);
@@ -12,19 +12,22 @@ typedef void NormHeads(const bf16 *x, long stride, long apart, const float *weig
 typedef void Rotate(const bf16 *x, long stride, const bf16 *cosine, const bf16 *sine, bf16 *out, long tokens, long heads,
                     long dim, long turned, int in_steps, int threads);
 typedef void Swiglu(const bf16 *gate, const bf16 *up, long stride, bf16 *out, long rows, long dim, int threads);
+typedef int Adapt(const void *x, long x_stride, const void *adapters, const int64_t *counts, long held, const int64_t *rows,
+                  void *out, long stride, long inputs, int is_wide, int has_wide, int threads);
 
 /* One of them; what a kernel does not have is 0. x is what is given, where it is NULL. */
 typedef struct {
     long kind;
     const void *function, *x, *y, *weights, *scales, *bias;
     void *sum, *out;
-    long outputs, inputs, together, format, is_paired, is_gated, way, stride, out_stride, heads, dim, turns;
+    long outputs, inputs, together, format, is_paired, is_gated, way, stride, out_stride, heads, dim, turns, held;
     double eps;
 } Call;
 
-/* All of them, over the rows of `tokens` tokens. Returns 1 when there was no memory. */
+/* All of them, over the rows of `tokens` tokens; counts and owned: whose these are. Returns 1 when there was no memory. */
 int danlu_calls(const Call *calls, long count, const bf16 *given, const bf16 *cosine, const bf16 *sine, long turned,
-                long tokens, int threads) {
+                const int64_t *counts, const int64_t *owned, long tokens, int threads) {
+    const int64_t every = tokens;
     int failed = 0;
     for (const Call *one = calls; one < calls + count; one++) {
         const bf16 *x = one->x ? one->x : given;
@@ -47,6 +50,11 @@ int danlu_calls(const Call *calls, long count, const bf16 *given, const bf16 *co
             break;
         case SWIGLU:
             ((Swiglu *)kernel)(x, one->y, one->stride, one->out, tokens, one->dim, threads);
+            break;
+        case ADAPT: /* of all tokens where scales has their numbers */
+            failed |= ((Adapt *)kernel)(x, one->inputs, one->weights, one->scales ? &every : counts, one->held,
+                                        one->scales ? one->scales : owned, one->out, one->out_stride, one->inputs, 0,
+                                        one->format, threads);
         }
     }
     return failed;

@@ -10,18 +10,20 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from danlu.model.compute.adapt import Owners, Table, compiled_adapt
 from danlu.model.compute.blocks import BlockProduct, product_place
 from danlu.model.compute.code_blocks import CodeProduct
 from danlu.model.compute.native import HeadNorm, Kernels
 from danlu.model.compute.threads import threads
 from danlu.native import INT, LONG, POINTER, declared, library
 
-_PRODUCT, _ADD_NORM, _NORM_HEADS, _ROTATE, _SWIGLU = range(5)
+_PRODUCT, _ADD_NORM, _NORM_HEADS, _ROTATE, _SWIGLU, _ADAPT = range(6)
 _POINTERS = ("function", "x", "y", "weights", "scales", "bias", "sum", "out")
 _SIZES = ("outputs", "inputs", "together", "format", "is_paired", "is_gated", "way")
-_NUMBERS = (*_SIZES, "stride", "out_stride", "heads", "dim", "turns")
+_NUMBERS = (*_SIZES, "stride", "out_stride", "heads", "dim", "turns", "held")
 
 
 class _Call(ctypes.Structure):
@@ -81,6 +83,25 @@ class Calls:
         place, dim = self._places["swiglu"], out.shape[1]
         self._add(_SWIGLU, place, x=gate_up, y=gate_up[:, dim:], out=out, stride=gate_up.stride(0), dim=dim)
 
+    def adapt(self, x: Tensor | None, inputs: int, table: Table, out: Tensor, *, of_all: bool = False) -> None:
+        """Add to out (tokens, columns) what the adapters make of x (tokens, inputs), to each token of theirs.
+
+        Args:
+            x: None is what is given to the run.
+            of_all: the table has one adapter, and every token is its own.
+        """
+        found = compiled_adapt()
+        assert found is not None, "has_calls() was asked"
+        self._kept.append(table)
+        sizes = {
+            "inputs": inputs,
+            "out_stride": out.stride(0),
+            "held": len(table),
+            "format": table.dtype == torch.float32,
+        }
+        every = Owners.of_one(len(out)).tokens if of_all else None
+        self._add(_ADAPT, found.place, x=x, weights=ctypes.addressof(table.places), scales=every, out=out, **sizes)
+
     def _add(self, kind: int, place: int, **given: Any) -> None:
         self._kept += [value for value in given.values() if isinstance(value, Tensor)]
         plain = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in given.items()}
@@ -91,13 +112,22 @@ class Calls:
         """As C reads them: at the first run nothing is added any more."""
         return (_Call * len(self._calls))(*self._calls)
 
-    def __call__(self, given: Tensor | None, angles: tuple[Tensor, Tensor], tokens: int) -> None:
-        """Run them. angles: cos and sin (tokens, 1, turned), contiguous."""
+    def __call__(
+        self, given: Tensor | None, angles: tuple[Tensor, Tensor], tokens: int, owners: Owners | None = None
+    ) -> None:
+        """Run them.
+
+        Args:
+            given: (tokens, inputs), contiguous.
+            angles: cos and sin (tokens, 1, turned), contiguous.
+            owners: whose tokens they are, where adapters are among the calls.
+        """
         cosine, sine = angles
+        whose = (None, None) if owners is None else (owners.counts.data_ptr(), owners.tokens.data_ptr())
         start = None if given is None else given.data_ptr()
-        places = (start, cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1])
+        places = (start, cosine.data_ptr(), sine.data_ptr(), cosine.shape[-1], *whose)
         if _function()(self._written, len(self._calls), *places, tokens, threads()):
-            raise MemoryError("no memory to widen the weights of one product")
+            raise MemoryError("no memory for what one product takes besides")
 
 
 @cache
@@ -106,9 +136,9 @@ def _function() -> Any:
     functions = library(Path(__file__).with_name("calls.c"))
     if functions is None:
         return None
-    return declared(functions.danlu_calls, [POINTER, LONG, *(3 * [POINTER]), LONG, LONG, INT], INT)
+    return declared(functions.danlu_calls, [POINTER, LONG, *(3 * [POINTER]), LONG, POINTER, POINTER, LONG, INT], INT)
 
 
 def has_calls() -> bool:
     """Whether they can be run here."""
-    return _function() is not None
+    return _function() is not None and compiled_adapt() is not None

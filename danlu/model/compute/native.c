@@ -134,39 +134,6 @@ int danlu_head_loss(bf16 *logits, const int64_t *targets, float *losses, long ro
     return failed;
 }
 
-/* What adapters add to the product of x (rows, inputs): inner = x down^T, down (ranks, inputs), and to some columns of
-   out a part of it times an up of theirs (ranks of the part, columns). plan has five numbers a part: its first column,
-   how many, its first rank, how many, and where its up begins. Rows of x and of out lie apart. */
-void danlu_adapt(const bf16 *x, long x_stride, const float *down, const float *up, const int64_t *plan, bf16 *out,
-                 long stride, long rows, long inputs, long ranks, long parts, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * ranks * inputs > 65536)
-    for (long row = 0; row < rows; row++) {
-        const bf16 *from = x + row * x_stride;
-        float given[inputs], inner[ranks];
-        for (long d = 0; d < inputs; d++) given[d] = wide(from[d]);
-        for (long r = 0; r < ranks; r++) {
-            const float *weights = down + r * inputs;
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (long d = 0; d < inputs; d++) sum += given[d] * weights[d];
-            inner[r] = sum;
-        }
-        for (const int64_t *part = plan; part < plan + 5 * parts; part += 5) {
-            long dim = part[1], rank = part[3];
-            const float *factors = inner + part[2], *of_part = up + part[4];
-            bf16 *to = out + row * stride + part[0];
-            for (long start = 0; start < dim; start += PART) {
-                long size = dim - start < PART ? dim - start : PART;
-                float sum[PART];
-                for (long d = 0; d < size; d++) sum[d] = wide(to[start + d]);
-                for (long r = 0; r < rank; r++)
-                    for (long d = 0; d < size; d++) sum[d] += factors[r] * of_part[r * dim + start + d];
-                for (long d = 0; d < size; d++) to[start + d] = narrow(sum[d]);
-            }
-        }
-    }
-}
-
 /* A number's place among all, as an integer: what is no number lies beyond both infinities. */
 INLINE int16_t order_of(bf16 x) { return (int16_t)(x ^ ((uint16_t)((int16_t)x >> 15) & 0x7fff)); }
 

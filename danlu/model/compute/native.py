@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -54,31 +53,6 @@ def plain_length(x: Tensor) -> Tensor:
     return found
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """What adapters add to a product whose answers lie side by side.
-
-    Attributes:
-        down: (ranks, inputs) float32, of all parts.
-        up: float32, one behind the other: of each part (its ranks, its columns).
-        plan: (parts, 5) int64: the first column, how many, the first rank, how many, where the part's up begins.
-    """
-
-    down: Tensor
-    up: Tensor
-    plan: Tensor
-
-    @classmethod
-    def of(cls, parts: Sequence[tuple[int, Tensor, Tensor]]) -> LowRank:
-        """From (first column, A (rank, inputs), B^T (rank, columns)) of each part."""
-        rows, rank, start = [], 0, 0
-        for column, a, up in parts:
-            rows.append([column, up.shape[1], rank, len(a), start])
-            rank, start = rank + len(a), start + up.numel()
-        down, ups = torch.cat([a for _, a, _ in parts]), torch.cat([up.reshape(-1) for _, _, up in parts])
-        return cls(down.contiguous(), ups, torch.tensor(rows, dtype=torch.int64))
-
-
 class HeadNorm(NamedTuple):
     """An RMS norm of heads: weight (dim,) float32."""
 
@@ -90,14 +64,6 @@ def plain_norm_heads(q: Tensor, k: Tensor, of_q: HeadNorm, of_k: HeadNorm) -> Te
     """q (tokens, heads, dim), k (tokens, kv_heads, dim) -> both normed, (tokens, heads + kv_heads, dim)."""
     pairs = ((q, of_q), (k, of_k))
     return torch.cat([F.rms_norm(x.float(), norm.weight.shape, *norm).to(x.dtype) for x, norm in pairs], 1)
-
-
-def plain_adapt(x: Tensor, low_rank: LowRank, out: Tensor) -> None:
-    """Add to out (tokens, outputs) what the adapters make of x (tokens, inputs)."""
-    inner = x.to(low_rank.down.dtype) @ low_rank.down.T
-    for column, columns, first, ranks, start in low_rank.plan.tolist():
-        up = low_rank.up[start : start + ranks * columns].view(ranks, columns)
-        out[:, column : column + columns].add_(inner[:, first : first + ranks] @ up)
 
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -144,7 +110,6 @@ class Kernels:
             "swiglu": self._swiglu,
         }
         self.places = {name: place_of(function) for name, function in named.items()}
-        self._adapt = declared(functions.danlu_adapt, [POINTER, LONG] + 4 * [POINTER] + 5 * [LONG] + [INT])
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm of x (tokens, dim); weight (dim,) float32."""
@@ -216,13 +181,6 @@ class Kernels:
         squares = self._squares(x.data_ptr(), x.numel(), SQUARES, room.data_ptr(), threads())
         return torch.tensor(math.sqrt(squares))
 
-    def adapt(self, x: Tensor, low_rank: LowRank, out: Tensor) -> None:
-        """`plain_adapt`; the numbers of a token lie together, tokens may lie apart."""
-        pointers = (low_rank.down.data_ptr(), low_rank.up.data_ptr(), low_rank.plan.data_ptr(), out.data_ptr())
-        ranks, inputs = low_rank.down.shape
-        sizes = (out.stride(0), len(out), inputs, ranks, len(low_rank.plan))
-        self._adapt(x.data_ptr(), x.stride(0), *pointers, *sizes, threads())
-
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, dim) -> the largest number of each row, float32 (rows,), and its place, int64 (rows,)."""
         values, places = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
@@ -269,14 +227,8 @@ def _agree(found: Kernels) -> bool:
     heads, cos, sin = x.view(3, 4, 16), cos.bfloat16(), sin.bfloat16()
     some = cos[..., :8].contiguous(), sin[..., :8].contiguous()
     norms = HeadNorm(weight[:16], 1e-5), HeadNorm(weight[16:32], 1e-6)
-    a, up = (torch.randn(shape, generator=generator) / 8 for shape in ((5, 64), (5, 64)))
-    added, wanted = x.clone(), x.clone()
-    low_rank = LowRank.of([(0, a[:2], up[:2, :20].contiguous()), (24, a[2:], up[2:, :40].contiguous())])
-    found.adapt(y, low_rank, added)
-    plain_adapt(y, low_rank, wanted)
     targets = torch.tensor([0, 63, 5])
     pairs = [
-        (added, wanted),
         (found.length(x), plain_length(x)),
         *zip(found.head_loss(x.clone(), targets), plain_head_loss(x, targets), strict=True),
         (found.rotate(heads, *some), plain_rotate(heads, *some)),

@@ -31,7 +31,7 @@ from danlu.model.lean.lean_few import MOST, Few, few_of
 from danlu.model.lean.lean_known import KNOWN, is_known
 from danlu.model.lean.lean_parts import AddNorm, LeanLayer, Pass
 from danlu.model.lean.lean_reader import Reader, Taking, Told
-from danlu.model.lora_bank import Hooks, LoraBank, Step
+from danlu.model.lora_bank import Adding, Hooks, LoraBank, Step
 
 # On how many tokens it is looked at.
 PROBE_TOKENS = 12
@@ -82,7 +82,8 @@ class LeanDecoder:
         self.bank.put_inputs(token_ids, x, step)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         # A token's answer goes the same way whether those beside it have an adapter or not.
-        at = Pass(company, self.angles(x, positions), partial(self._add, step) if self.bank.adapters else None, inputs)
+        adding = Adding(self.bank, step) if self.bank.adapters else None
+        at = Pass(company, self.angles(x, positions), adding, inputs)
         x, y = self._through(x, at)
         states = self.norm(x[kept], None if y is None else y[kept])[1]
         logits = self.head(states)
@@ -91,15 +92,12 @@ class LeanDecoder:
 
     def _through(self, x: Tensor, at: Pass) -> tuple[Tensor, Tensor | None]:
         """x (tokens, hidden) -> x and y behind the last layer."""
-        if self.few is not None and at.add is None and len(x) <= MOST:
+        if self.few is not None and len(x) <= MOST:
             return self.few(x, at)
         y: Tensor | None = None
         for layer in self.layers:
             x, y = layer(x, y, at)
         return x, y
-
-    def _add(self, step: Step, name: str, x: Tensor, out: Tensor) -> None:
-        self.bank.add_to(name, x, out, step)
 
 
 def decoder_of(model: Any, bank: LoraBank, *, weights_change: bool, rounded: Rounded | None = None) -> Decoder:
@@ -195,5 +193,5 @@ def _read(model: Any, bank: LoraBank, told: Told, taking: Taking, rounded: Round
         softcap=getattr(model.config, "final_logit_softcapping", None),
         held=reader.held,
         why_varies=reader.why_varies,
-        few=few_of(layers, reader.kernels if taking == "fixed" else None),
+        few=few_of(layers, reader.kernels),
     )

@@ -1,4 +1,4 @@
-"""What a lean pass (lean.py) is made of: joined products, norms, attention, a state's layer, gated blocks, mixtures.
+"""What a lean pass (lean.py) is made of: joined products, norms, attention, gated blocks, mixtures.
 
 Each part is written flat, on one row of tokens, and takes what it computes with from lean_reader.py. What its tokens
 see and carry, it asks the company of the pass.
@@ -12,19 +12,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from danlu.model.company.attention import Scoring
-from danlu.model.company.company import Company, Part
+from danlu.model.company.company import Company
 from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.native import HeadNorm, Kernels
 from danlu.model.compute.products import Product
+from danlu.model.lora_bank import Adding, Columns
 
 Norm = Callable[[Tensor], Tensor]
 # (x, y or nothing) -> x + y, and its norm
 AddNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-# (layer's name, x, what its base made of x): adds what the adapters of a step have for it
-AddLora = Callable[[str, Tensor, Tensor], None]
 # (x (tokens, heads, dim), cos, sin (tokens, 1, rotated dims)) -> x turned
 Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -41,7 +39,7 @@ class Pass:
 
     company: Company
     rotations: dict[str, tuple[Tensor, Tensor]]
-    add: AddLora | None
+    add: Adding | None
     inputs: Tensor | None = None
     shared: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -58,14 +56,13 @@ class Joined:
     """Layers that read the same input, as one product; each is so many columns of it, under its name in the model."""
 
     product: Product
-    columns: Sequence[tuple[str, slice]]
+    columns: Columns
 
-    def __call__(self, x: Tensor, add: AddLora | None) -> Tensor:
+    def __call__(self, x: Tensor, add: Adding | None) -> Tensor:
         """x (tokens, inputs) -> (tokens, sum of outputs)."""
         out = self.product(x)
         if add is not None:
-            for name, columns in self.columns:
-                add(name, x, out[:, columns])
+            add(self.columns, x, out)
         return out
 
 
@@ -76,7 +73,7 @@ class GatedUp:
     joined: Joined
     activate: Callable[[Tensor], Tensor]
 
-    def __call__(self, x: Tensor, add: AddLora | None) -> Tensor:
+    def __call__(self, x: Tensor, add: Adding | None) -> Tensor:
         """x (tokens, hidden) -> (tokens, intermediate)."""
         product = self.joined.product
         if add is None and isinstance(product, BlockProduct) and product.is_paired:
@@ -229,105 +226,6 @@ class Attention:
         if gate is not None:
             answer = answer * torch.sigmoid(gate.reshape(tokens, -1))
         return self.out(answer, at.add)
-
-
-@dataclass
-class DeltaNet:
-    """Linear attention by the gated delta rule (Yang et al. 2024, arXiv:2412.06464), as Qwen 3.5 has it.
-
-    Attributes:
-        inputs: what the layer makes of its input, in one product: queries, keys and values before their
-            convolution, the gate of the answer, and two numbers a head: how much is written and how much forgotten.
-        widths: of these, in columns.
-        key_heads, value_heads, key_dim, value_dim: a key head serves value_heads / key_heads value heads.
-        kernel: (channels, size) of the convolution.
-        decay: -exp(A), (value_heads,) float32. bias: (value_heads,), what is added to the time step.
-        norm: (answers, gates), (tokens * value_heads, value_dim) each -> answers.
-        chunk: transformers' function for many tokens at once.
-        conv, recurrent: the places of the layer's states in those of a part.
-    """
-
-    inputs: Joined
-    out: Joined
-    widths: tuple[int, int, int, int]
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: Tensor
-    decay: Callable[[], Tensor]
-    bias: Tensor
-    norm: Callable[[Tensor, Tensor], Tensor]
-    chunk: Callable[..., tuple[Tensor, Tensor]]
-    conv: int
-    recurrent: int
-
-    def __call__(self, h: Tensor, at: Pass) -> Tensor:
-        mixed = self.inputs(h, at.add)
-        answers = [part.give(self._read(part, part.take(mixed))) for part in at.company.parts]
-        answer = answers[0] if len(answers) == 1 else torch.cat(answers)
-        gate = mixed[:, self.widths[0] : self.widths[0] + self.widths[1]]
-        normed = self.norm(answer.reshape(-1, self.value_dim), gate.reshape(-1, self.value_dim))
-        return self.out(normed.view(len(h), -1), at.add)
-
-    def _read(self, part: Part, mixed: Tensor) -> Tensor:
-        """(texts, tokens, columns) -> (texts, tokens, value_heads, value_dim)."""
-        qkv, _, write, forget = mixed.split(self.widths, -1)
-        convolved = F.silu(self._convolve(part, qkv))
-        keys = self.key_heads * self.key_dim
-        q, k, v = convolved.split([keys, keys, self.value_heads * self.value_dim], -1)
-        q, k = (x.unflatten(-1, (self.key_heads, self.key_dim)) for x in (q, k))
-        v = v.unflatten(-1, (self.value_heads, self.value_dim))
-        g = self.decay() * F.softplus(forget.float() + self.bias)
-        has_past = part.states is not None and not part.is_fresh
-        if has_past and part.shape[1] == 1:
-            return self._step(part, q[:, 0], k[:, 0], v[:, 0], g[:, 0].exp(), torch.sigmoid(write[:, 0]))
-        state = part.states[self.recurrent] if part.states is not None else None
-        answer, left = self.chunk(
-            q, k, v, g=g, beta=torch.sigmoid(write), initial_state=state if has_past else None,
-            output_final_state=state is not None, use_qk_l2norm_in_kernel=True,
-        )  # fmt: skip
-        if state is not None:
-            state.copy_(left)
-            part.settle(self.recurrent)
-        return answer
-
-    def _convolve(self, part: Part, x: Tensor) -> Tensor:
-        """x (texts, tokens, channels) -> the same, each channel over its last few tokens."""
-        size, x = self.kernel.shape[1], x.transpose(1, 2)
-        state = part.states[self.conv] if part.states is not None else None
-        if state is None or part.is_fresh:
-            whole = F.pad(x, (size - 1, 0))
-        else:
-            whole = torch.cat([state[:, :, 1:], x], -1)
-        if state is not None:
-            state.copy_(whole[:, :, -size:])
-            part.settle(self.conv)
-        if x.shape[2] == 1:
-            return (whole.float() * self.kernel.float()).sum(-1).to(x.dtype).unsqueeze(1)
-        return F.conv1d(whole, self.kernel.unsqueeze(1), groups=len(self.kernel)).transpose(1, 2)
-
-    def _step(self, part: Part, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, write: Tensor) -> Tensor:
-        """One token of each text: its state forgets, learns what it lacked of v, and answers q.
-
-        Args:
-            q, k: (texts, key_heads, key_dim). v: (texts, value_heads, value_dim). keep, write: (texts, value_heads).
-        """
-        assert part.states is not None
-        texts, served = len(v), self.value_heads // self.key_heads
-        state = part.states[self.recurrent].view(-1, self.key_dim, self.value_dim)
-        q, k = (_unit(x.float()).repeat_interleave(served, 1).view(-1, 1, self.key_dim) for x in (q, k))
-        state.mul_(keep.view(-1, 1, 1))
-        lacking = (v.reshape(-1, 1, self.value_dim).float() - torch.bmm(k, state)).mul_(write.float().view(-1, 1, 1))
-        state.baddbmm_(k.transpose(1, 2), lacking)
-        part.settle(self.recurrent)
-        answer = torch.bmm(q, state).mul_(self.key_dim**-0.5)
-        return answer.view(texts, 1, self.value_heads, self.value_dim).to(v.dtype)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Vectors of length one, as the delta rule takes them."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 @dataclass

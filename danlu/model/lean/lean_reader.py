@@ -22,18 +22,19 @@ from danlu.model.company.documents import Documents
 from danlu.model.company.wiring import kind_of, wiring_of
 from danlu.model.compute.adapted_product import adapted_product
 from danlu.model.compute.blocks import BlockProduct
+from danlu.model.compute.delta import MOST_KEY_DIM, DeltaRule, compiled_delta
 from danlu.model.compute.grouped_experts import GroupedExperts
 from danlu.model.compute.grouped_linear import GroupedLinear, fixed_together
 from danlu.model.compute.native import Kernels, kernels, plain_rotate, plain_rotate_pairs
 from danlu.model.compute.own_product import by_own_product
 from danlu.model.compute.products import Product, fixed_product, joined, live_product
 from danlu.model.compute.rounding import Rounded
+from danlu.model.lean.lean_delta import CompiledReading, DeltaNet, TorchReading
 from danlu.model.lean.lean_known import norms_of
 from danlu.model.lean.lean_norms import Norms
 from danlu.model.lean.lean_parts import (
     Attention,
     Block,
-    DeltaNet,
     Expert,
     Gated,
     GatedUp,
@@ -148,36 +149,33 @@ class Reader:
         return plain_rotate if self.kernels is None else self.kernels.rotate
 
     def _delta_net(self, layer: Any) -> DeltaNet:
-        self.why_varies = self.why_varies or "layers that carry states go over prompts by torch"
         names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
         inputs = [getattr(layer, name) for name in names]
         numbers = {key: number for number, key in enumerate(self.wiring.states)}
-        qkv, z, write, forget = (part.out_features for part in inputs)
-        return DeltaNet(
-            inputs=self._joined(inputs),
-            out=self._joined([layer.out_proj]),
-            widths=(qkv, z, write, forget),
-            key_heads=layer.num_k_heads,
-            value_heads=layer.num_v_heads,
-            key_dim=layer.head_k_dim,
-            value_dim=layer.head_v_dim,
-            kernel=layer.conv1d.weight.detach().squeeze(1),
-            decay=self._decay(layer.A_log),
-            bias=layer.dt_bias.detach(),
-            norm=layer.norm,
-            chunk=sys.modules[type(layer).__module__].torch_chunk_gated_delta_rule,
-            conv=numbers[layer.layer_idx, "conv", 0],
-            recurrent=numbers[layer.layer_idx, "recurrent", 0],
-        )
+        sizes = {
+            "key_heads": layer.num_k_heads, "value_heads": layer.num_v_heads, "key_dim": layer.head_k_dim,
+            "value_dim": layer.head_v_dim,
+        }  # fmt: skip
+        places = {name: numbers[layer.layer_idx, name, 0] for name in ("conv", "recurrent")}
+        kernel, bias = layer.conv1d.weight.detach().squeeze(1), layer.dt_bias.detach()
 
-    def _decay(self, logarithm: Tensor) -> Callable[[], Tensor]:
         def decay() -> Tensor:
-            return -logarithm.detach().float().exp()
+            logarithm: Tensor = layer.A_log.detach()
+            return -logarithm.float().exp()
 
-        if self.taking == "live":
-            return decay
-        now = decay()
-        return lambda: now
+        run = compiled_delta() if self.taking != "live" and _fits_delta(layer, kernel) else None
+        if run is None:
+            self.why_varies = self.why_varies or "layers that carry states go over prompts by torch"
+            widths = tuple(part.out_features for part in inputs)
+            chunk = sys.modules[type(layer).__module__].torch_chunk_gated_delta_rule
+            found = TorchReading(
+                widths=widths, kernel=kernel, decay=decay, bias=bias, norm=layer.norm, chunk=chunk, **sizes, **places
+            )
+            return DeltaNet(self._joined(inputs), self._joined([layer.out_proj]), found)
+        norm, eps = layer.norm.weight.detach().float(), layer.norm.variance_epsilon
+        rule = DeltaRule(kernel.T.float().contiguous(), decay(), bias.float(), norm, eps, **sizes)
+        read = CompiledReading(run, rule, **places)
+        return DeltaNet(self._joined(inputs), self._joined([layer.out_proj]), read)
 
     # -- second blocks ---------------------------------------------------------------------------------
 
@@ -307,7 +305,7 @@ class Reader:
         if self.taking != "fixed":
             self.why_varies = self.why_varies or "weights that may change are multiplied by torch"
         if self.taking == "lent":
-            lent = adapted_product(layers, self.kernels, is_paired=is_paired)
+            lent = adapted_product(layers, is_paired=is_paired)
             self.held += lent.tensors
             return lent
         if self.taking == "live":
@@ -328,6 +326,12 @@ class Reader:
             self._pages.give_back(layer.weight)
             layer.weight = _nothing(layer.weight)
         return product
+
+
+def _fits_delta(layer: Any, kernel: Tensor) -> bool:
+    is_ours = kernel.device.type == "cpu" and kernel.dtype in (torch.bfloat16, torch.float32)
+    is_plain = layer.conv1d.bias is None and type(layer.norm).__name__.endswith("RMSNormGated")
+    return is_ours and is_plain and layer.head_k_dim <= MOST_KEY_DIM
 
 
 def _weights(experts: Any, name: str, number: int, is_transposed: bool) -> tuple[Tensor, Tensor | None]:
