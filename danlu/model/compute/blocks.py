@@ -33,7 +33,7 @@ CODES = {4: 4, 8: 5}
 # Number format, and numbers of a tile: two codes of int4 lie in a byte.
 _LAID_OUT = ((torch.bfloat16, 512), (torch.int8, 512), (torch.int8, 256), (torch.float32, 512))
 _TWICE = {torch.bfloat16: torch.int32, torch.int8: torch.int16, torch.uint8: torch.int16}
-PORTION = 1 << 22  # weights that are packed at a time
+PORTION = 1 << 19  # weights that are packed at a time
 
 
 def fits_blocks(weight: Tensor) -> bool:
