@@ -25,19 +25,6 @@ typedef struct {
     int count;
 } Block;
 
-INLINE float number(const void *from, long at, const int is_wide) {
-    return is_wide ? ((const float *)from)[at] : wide(((const bf16 *)from)[at]);
-}
-
-INLINE lanes vector(const void *from, long at, const int is_wide) {
-    return is_wide ? *(const lanes *)((const float *)from + at) : wide_lanes((const bf16 *)from + at);
-}
-
-INLINE void put(void *to, long at, float value, const int is_wide) {
-    if (is_wide) ((float *)to)[at] = value;
-    else ((bf16 *)to)[at] = narrow(value);
-}
-
 INLINE const void *row_of(const void *from, long row, long stride, const int is_wide) {
     return (const char *)from + row * stride * (is_wide ? 4 : 2);
 }
@@ -54,7 +41,7 @@ INLINE void go_down(const Block *block, long rank, const void *x, long stride, l
     }
     for (long d = 0; d < inputs; d++)
         for (int n = 0; n < PARTS; n++) {
-            const lanes weights = vector(own->down, d * own->ranks + rank + n * LANES, has_wide);
+            const lanes weights = lanes_at(own->down, d * own->ranks + rank + n * LANES, has_wide);
             for (int row = 0; row < rows; row++)
                 sums[row][n] = fused(weights, spread(number(from[row], d, is_wide)), sums[row][n]);
         }
@@ -76,21 +63,21 @@ INLINE void go_up(const Block *block, const int64_t *part, long start, long end,
         for (int row = 0; row < rows; row++) sums[row][0] = sums[row][1] = (lanes){0};
         for (long r = 0; r < rank; r++)
             for (int n = 0; n < 2; n++) {
-                const lanes weights = vector(up, part[4] + r * dim + start + n * LANES, has_wide);
+                const lanes weights = lanes_at(up, part[4] + r * dim + start + n * LANES, has_wide);
                 for (int row = 0; row < rows; row++)
                     sums[row][n] = fused(weights, spread(inner[row * ranks + r]), sums[row][n]);
             }
         for (int row = 0; row < rows; row++) {
             float made[STEP];
             for (int n = 0; n < 2; n++) *(lanes *)(made + n * LANES) = sums[row][n];
-            for (int n = 0; n < STEP; n++) put(to[row], start + n, number(to[row], start + n, is_wide) + made[n], is_wide);
+            for (int n = 0; n < STEP; n++) put_number(to[row], start + n, number(to[row], start + n, is_wide) + made[n], is_wide);
         }
     }
     for (; start < end; start++)
         for (int row = 0; row < rows; row++) {
             float sum = 0;
             for (long r = 0; r < rank; r++) sum += inner[row * ranks + r] * number(up, part[4] + r * dim + start, has_wide);
-            put(to[row], start, number(to[row], start, is_wide) + sum, is_wide);
+            put_number(to[row], start, number(to[row], start, is_wide) + sum, is_wide);
         }
 }
 
@@ -157,11 +144,10 @@ int danlu_adapt(const void *x, long x_stride, const Adapter *adapters, const int
     }
     float *room = inner;
     for (long a = 0; a < held; a++)
-        for (long left = counts[a]; left > 0; left -= ROWS, rows += ROWS) {
-            const int taken = left < ROWS ? left : ROWS;
+        for (long left = counts[a], taken; left; left -= taken, rows += taken) {
+            taken = left < ROWS ? left : ROWS;
             *block++ = (Block){adapters + a, rows, room, taken};
             room += taken * adapters[a].ranks;
-            if (left < ROWS) rows -= ROWS - left;
         }
     if (products < WORTH) threads = 1;
     const long pieces = count >= 4 * threads ? 1 : threads;

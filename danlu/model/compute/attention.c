@@ -62,15 +62,11 @@ typedef uint32_t word_of __attribute__((may_alias));
 /* Words of a key or a query. */
 INLINE long steps_of(const long dim, const int is_paired) { return is_paired ? dim / 2 : ROOM(dim); }
 
-INLINE lanes load(const char *from, long at, int is_wide) {
-    return is_wide ? *(const lanes *)(from + at * 4) : wide_lanes((const bf16 *)from + at);
-}
-
 /* A head's numbers as floats, with zeros behind them. */
 INLINE void open_row(const char *from, float *to, const long dim, int is_wide) {
-    for (long d = 0; d + LANES <= dim; d += LANES) *(lanes *)(to + d) = load(from, d, is_wide);
+    for (long d = 0; d + LANES <= dim; d += LANES) *(lanes *)(to + d) = lanes_at(from, d, is_wide);
     for (long d = dim / LANES * LANES; d < ROOM(dim); d++)
-        to[d] = d >= dim ? 0 : is_wide ? ((const float *)from)[d] : wide(((const bf16 *)from)[d]);
+        to[d] = d >= dim ? 0 : number(from, d, is_wide);
 }
 
 INLINE void fetch(const Job *job, const char *row, long dim) {
@@ -123,7 +119,7 @@ ONCE int open_values(const Job *job, const char *from, long start, long end, flo
             const char *next = row + bytes_of(job, dim);
             fetch(job, next, dim);
             for (long d = 0; d < dim; d += LANES) {
-                const lanes first = load(row, d, 0), second = at + 1 < end ? load(next, d, 0) : (lanes){0};
+                const lanes first = lanes_at(row, d, 0), second = at + 1 < end ? lanes_at(next, d, 0) : (lanes){0};
                 *(ints *)(to + d) = (ints)((uints)first >> 16) | (ints)second;
                 odd += (first - first) + (second - second);
             }

@@ -27,19 +27,6 @@ typedef struct {
 
 INLINE long channels_of(const Layer *own) { return 2 * own->key_heads * own->key_dim + own->value_heads * own->value_dim; }
 
-INLINE float number(const void *from, long at, int is_wide) {
-    return is_wide ? ((const float *)from)[at] : wide(((const bf16 *)from)[at]);
-}
-
-INLINE lanes vector(const void *from, long at, int is_wide) {
-    return is_wide ? *(const lanes *)((const float *)from + at) : wide_lanes((const bf16 *)from + at);
-}
-
-INLINE void put(void *to, long at, float value, int is_wide) {
-    if (is_wide) ((float *)to)[at] = value;
-    else ((bf16 *)to)[at] = narrow(value);
-}
-
 INLINE const void *at_token(const Given *given, long text, long token) {
     return (const char *)given->from + (text * given->text + token * given->token) * (given->is_wide ? 4 : 2);
 }
@@ -67,7 +54,7 @@ INLINE void convolve(const Layer *own, const Given *given, long text, long token
         lanes sum = {0};
         for (long j = 0; j <= back; j++) {
             const long at = token + j - back;
-            const lanes x = at < 0 ? *(const lanes *)(past + (at + back) * channels + c) : vector(at_token(given, text, at), c, is_wide);
+            const lanes x = at < 0 ? *(const lanes *)(past + (at + back) * channels + c) : lanes_at(at_token(given, text, at), c, is_wide);
             sum = fused(x, *(const lanes *)(own->kernel + j * channels + c), sum);
         }
         *(lanes *)(out + c) = silu(sum);
@@ -83,15 +70,19 @@ INLINE void convolve(const Layer *own, const Given *given, long text, long token
     }
 }
 
-/* A vector of length `length`. */
-INLINE void set_length(float *x, long dim, float length) {
+INLINE float squares(const float *x, long dim) {
     lanes sums = {0};
     long d = 0;
-    for (; d + LANES <= dim; d += LANES) sums = fused(*(lanes *)(x + d), *(lanes *)(x + d), sums);
+    for (; d + LANES <= dim; d += LANES) sums = fused(*(const lanes *)(x + d), *(const lanes *)(x + d), sums);
     float sum = total(sums);
     for (; d < dim; d++) sum += x[d] * x[d];
-    const float scale = length / sqrtf(sum + 1e-6f);
-    for (d = 0; d < dim; d++) x[d] *= scale;
+    return sum;
+}
+
+/* A vector of length `length`. */
+INLINE void set_length(float *x, long dim, float length) {
+    const float scale = length / sqrtf(squares(x, dim) + 1e-6f);
+    for (long d = 0; d < dim; d++) x[d] *= scale;
 }
 
 /* One strip of a head's state over some tokens of a text. made: queries, keys and values; answers: (tokens, all heads' dim). */
@@ -148,15 +139,10 @@ static void go_through(const Layer *own, const Given *given, long text, long sta
 /* RMS norm of a head's answer, times its weight and silu of its gate. */
 INLINE void norm(const Layer *own, const float *answer, const void *gates, long gate, void *out, long at, int is_wide) {
     const long dim = own->value_dim;
-    lanes sums = {0};
-    long d = 0;
-    for (; d + LANES <= dim; d += LANES) sums = fused(*(const lanes *)(answer + d), *(const lanes *)(answer + d), sums);
-    float sum = total(sums);
-    for (; d < dim; d++) sum += answer[d] * answer[d];
-    const float scale = 1 / sqrtf(sum / dim + (float)own->eps);
-    for (d = 0; d < dim; d++) {
+    const float scale = 1 / sqrtf(squares(answer, dim) / dim + (float)own->eps);
+    for (long d = 0; d < dim; d++) {
         const float x = number(gates, gate + d, is_wide);
-        put(out, at + d, answer[d] * scale * own->norm[d] * x * sigmoid(x), is_wide);
+        put_number(out, at + d, answer[d] * scale * own->norm[d] * x * sigmoid(x), is_wide);
     }
 }
 
@@ -168,14 +154,14 @@ INLINE void keep_inputs(const Layer *own, const Given *given, long text, long to
         for (long c = 0; c < channels; c++) {
             const float x = at >= 0 ? number(at_token(given, text, at), c, given->is_wide)
                                     : at + back >= 0 ? past[(at + back) * channels + c] : 0;
-            put(conv, c * own->size + j, x, given->is_wide);
+            put_number(conv, c * own->size + j, x, given->is_wide);
         }
     }
 }
 
 /* out (texts, tokens, value heads * value dim). conv: of each text (channels, size), the inputs that it saw last, and state:
- * (value heads, key dim, value dim), so far apart from text to text; conv may be NULL where is_fresh, and nothing is kept
- * there then. Returns 1 when there was no memory. */
+ * (value heads, key dim, value dim), so far apart from text to text; both are read unless is_fresh, and written. Returns 1
+ * when there was no memory. */
 int danlu_delta(const Layer *own, const void *from, long text_stride, long token_stride, long texts, long tokens, void *conv,
                 long conv_stride, float *state, long state_stride, int is_fresh, void *out, int is_wide, int threads) {
     const Given given = {from, text_stride, token_stride, is_wide};
@@ -218,7 +204,7 @@ int danlu_delta(const Layer *own, const void *from, long text_stride, long token
             }
         }
 #pragma omp for
-        for (long text = 0; text < (conv ? texts : 0); text++)
+        for (long text = 0; text < texts; text++)
             keep_inputs(own, &given, text, tokens, past + text * back * channels,
                         (char *)conv + text * conv_stride * (is_wide ? 4 : 2));
     }

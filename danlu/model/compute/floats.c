@@ -156,11 +156,6 @@ INLINE void add_rows(const Layer *layer, long block, int tile, const int tiles, 
             for (int n = 0; n < PARTS; n++) *(lanes *)(sums[tile + t][row] + n * LANES) = made[t][row][n];
 }
 
-INLINE void put(void *out, long at, float x, int is_wide) {
-    if (is_wide) ((float *)out)[at] = x;
-    else ((bf16 *)out)[at] = narrow(x);
-}
-
 /* Sums of some rows, scaled and with the bias; gated: silu(first tile) * second tile. */
 static void write_out(const Layer *layer, long block, float (*sums)[TALL][16], void *out, long first, long rows,
                       int is_gated, int is_wide) {
@@ -181,12 +176,12 @@ static void write_out(const Layer *layer, long block, float (*sums)[TALL][16], v
             for (int lane = 0; lane < 16; lane++)
                 gated[lane] = made[0][lane] / (1.0f + exponential(-made[0][lane])) * made[1][lane];
             for (int lane = 0; lane < 16; lane++)
-                put(out, (first + row) * (layer->outputs / 2) + columns[0] + lane, gated[lane], is_wide);
+                put_number(out, (first + row) * (layer->outputs / 2) + columns[0] + lane, gated[lane], is_wide);
             continue;
         }
         for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++)
             for (int lane = 0; lane < 16; lane++)
-                put(out, (first + row) * layer->outputs + columns[tile] + lane, made[tile][lane], is_wide);
+                put_number(out, (first + row) * layer->outputs + columns[tile] + lane, made[tile][lane], is_wide);
     }
 }
 

@@ -49,6 +49,11 @@ INLINE lanes wide_lanes(const bf16 *from) {
     return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
 }
 
+/* Neighbours among many numbers, from `at` on: float32 where is_wide, else bfloat16. */
+INLINE lanes lanes_at(const void *from, long at, int is_wide) {
+    return is_wide ? *(const lanes *)((const float *)from + at) : wide_lanes((const bf16 *)from + at);
+}
+
 INLINE lanes each_larger(lanes a, lanes b) {
     const ints is_larger = a > b;
     return (lanes)(((ints)a & is_larger) | ((ints)b & ~is_larger));

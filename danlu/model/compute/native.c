@@ -6,7 +6,6 @@
  */
 #include "numbers.h"
 
-#define PART 128 /* numbers of a row whose sums are kept in registers or nearly so */
 
 /* weight * from / sqrt(mean(from^2) + eps) */
 INLINE void norm(const bf16 *from, const float *weight, bf16 *to, long dim, float eps) {

@@ -19,6 +19,16 @@ INLINE bf16 narrow(float x) {
     return (both.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (bf16)rounded;
 }
 
+/* One of many numbers: float32 where is_wide, else bfloat16. */
+INLINE float number(const void *from, long at, int is_wide) {
+    return is_wide ? ((const float *)from)[at] : wide(((const bf16 *)from)[at]);
+}
+
+INLINE void put_number(void *to, long at, float x, int is_wide) {
+    if (is_wide) ((float *)to)[at] = x;
+    else ((bf16 *)to)[at] = narrow(x);
+}
+
 /* e^x to 2 ulp (Cephes' polynomial), 0 below -87. */
 INLINE float exponential(float x) {
     float inside = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);

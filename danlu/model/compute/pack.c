@@ -30,7 +30,7 @@ INLINE void read_chunk(const Rows *own, long start, lanes x[CHUNK][PARTS]) {
                 char filled[LANES * 4] = {0};
                 if (output >= own->count || some == 0) from = filled;
                 else if (some < LANES) from = memcpy(filled, from, some * size);
-                y[row] = own->is_wide ? *(const lanes *)from : wide_lanes((const bf16 *)from);
+                y[row] = lanes_at(from, 0, own->is_wide);
             }
             transpose(y);
             for (int i = 0; i < LANES; i++) x[d + i][n] = y[i];

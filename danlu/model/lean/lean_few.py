@@ -20,6 +20,7 @@ from danlu.model.compute.blocks import BlockProduct
 from danlu.model.compute.calls import Calls, has_calls
 from danlu.model.compute.code_blocks import CodeProduct
 from danlu.model.compute.native import Kernels
+from danlu.model.compute.products import Product
 from danlu.model.lean.lean_parts import AddNorm, Attention, Gated, HeadNorms, Joined, LeanLayer, Pass, as_it_is
 from danlu.model.lora_bank import LoraBank
 
@@ -209,15 +210,19 @@ def _parts_of(layer: LeanLayer, kernels: Kernels) -> _Parts | None:
 
 
 def _is_ours(joined: Joined) -> bool:
-    product = joined.product.base if isinstance(joined.product, Adapted) else joined.product
+    product = _base(joined)
     return isinstance(product, Ours) and product.is_whole
 
 
 def _ours(joined: Joined) -> Ours:
-    """The product, that of the base where it has an adapter inside."""
-    product = joined.product.base if isinstance(joined.product, Adapted) else joined.product
+    product = _base(joined)
     assert isinstance(product, Ours), "it was looked at"
     return product
+
+
+def _base(joined: Joined) -> Product:
+    """The product, that of the base where it has an adapter inside."""
+    return joined.product.base if isinstance(joined.product, Adapted) else joined.product
 
 
 def _numbers(norm: AddNorm) -> tuple[Tensor, float]:
