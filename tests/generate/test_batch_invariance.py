@@ -92,6 +92,20 @@ def test_so_it_is_with_adapters_of_requests(tmp_path, dtype):
     engine.close()
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "qwen3_5_text"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_an_adapter_that_is_loaded_leaves_the_models_own_answers_alone(tmp_path, architecture, dtype):
+    source, (prompts, params) = make_golden_model(tmp_path / "model", architecture), asked(20)
+    engine = Engine(str(source), dtype, prefix_cache=False)
+    before = said(engine.generate(prompts, params))
+    engine.load_adapter("loud", make_adapter(source, tmp_path / "loud", target_modules="all-linear", strength=0.1))
+    assert said(engine.generate(prompts, params)) == before
+    beside = engine.generate(prompts, params, [("loud", None)[at % 2] for at in range(20)])
+    assert said(beside)[1::2] == before[1::2]
+    assert said(beside)[::2] != before[::2]
+    engine.close()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_so_it_is_with_weights_of_files_in_few_bits(tmp_path, bits, dtype):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from danlu.model.compute import blocks, products
 from danlu.model.compute.blocks import BlockProduct, fits_blocks, has_blocks, packed, two_in_a_byte
-from danlu.model.compute.native import plain_swiglu
+from danlu.model.compute.native import kernels, plain_swiglu
 from danlu.model.compute.products import fixed_product, joined
 from danlu.model.compute.rounding import to_int4, to_int8
 
@@ -98,6 +98,18 @@ def test_a_pair_of_layers_is_gated_in_the_product(form, rounded, rows):
     side_by_side = F.linear(x.float(), held(weight, rounded), bias.float())
     assert relative(product(x), side_by_side) < near(form)
     assert relative(product.gated(x), plain_swiglu(side_by_side)) < 1.5 * near(form)
+
+
+@in_blocks
+@pytest.mark.parametrize("half", [48, 50, 1536])
+@pytest.mark.parametrize("rounded", FORMATS)
+def test_gated_at_once_is_as_if_after_the_product(form, rounded, half):
+    """What an adapter is added to is gated after it; tokens without one are gated at once, or beside them."""
+    weight, bias = drawn(2 * half, 64, dtype=form), drawn(2 * half, seed=1, dtype=form)
+    product = BlockProduct(weight, bias, rounded, is_paired=True)
+    for rows in (1, 6, 40):
+        x = drawn(rows, 64, seed=2, dtype=form)
+        assert torch.equal(product.gated(x), kernels().swiglu(product(x)))
 
 
 @in_blocks

@@ -14,9 +14,10 @@ from danlu.model.compute import adapt, blocks, code_blocks, delta, document_atte
 from danlu.model.compute.blocks import BlockProduct, has_floats
 from danlu.model.compute.code_blocks import CodeBlocks
 from danlu.model.compute.float_attention import FloatAttention
+from danlu.model.compute.native import plain_swiglu
 from danlu.model.compute.rounding import to_int4, to_int8
 from danlu.model.grouped import Grouped
-from danlu.native import library
+from danlu.native import INT, LONG, POINTER, declared, library
 
 pytestmark = pytest.mark.skipif(
     not has_floats() or platform.machine() != "x86_64", reason="no C compiler here, or no registers but one kind"
@@ -74,6 +75,20 @@ def test_products(rounded, dtype):
     assert (whole.float() - wanted).norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
     for count in (1, 2, 3, 4, 6, 7, 12, 13, 40):
         assert torch.equal(made(x[-count:]), whole[-count:])
+
+
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gated_at_once_is_as_if_after_the_product(functions, dtype):
+    pair = BlockProduct(drawn(2 * 50, 160, dtype=dtype), None, is_paired=True)
+    x = drawn(41, 160, seed=1, dtype=dtype)
+    gate, up = pair(x).chunk(2, 1)
+    out, pointers = torch.empty_like(gate), (gate.data_ptr(), up.data_ptr())
+    gate_after = declared(functions["floats"].danlu_swiglu, [*(2 * [POINTER]), LONG, POINTER, LONG, LONG, INT, INT])
+    gate_after(*pointers, gate.stride(0), out.data_ptr(), *gate.shape, dtype == torch.float32, 1)
+    assert torch.equal(out, pair.gated(x))
+    wanted = plain_swiglu(pair(x).float())
+    assert (out.float() - wanted).norm() < (0.004 if dtype == torch.bfloat16 else 2e-6) * wanted.norm()
 
 
 @pytest.mark.usefixtures("product")

@@ -140,11 +140,10 @@ INLINE void write_out(const Layer *layer, long block, float (*sums)[256], bf16 *
         for (int tile = 0; tile < 2; tile++)
             made[tile] = _mm512_fmadd_ps(_mm512_load_ps(sums[row / 16 * 2 + tile] + row % 16 * 16), scale[tile], bias[tile]);
         if (is_gated) {
-            __m512 power = power_of_two(_mm512_mul_ps(made[0], _mm512_set1_ps(-LOG2_E)));
-            __m512 share = _mm512_rcp14_ps(_mm512_add_ps(power, _mm512_set1_ps(1.0f)));
-            __m512 product = _mm512_mul_ps(_mm512_mul_ps(made[0], share), made[1]);
-            bf16 *to = out + row * (layer->outputs / 2) + columns[0];
-            _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(product));
+            lanes rounded[2]; /* as they are where they are written */
+            for (int tile = 0; tile < 2; tile++)
+                rounded[tile] = widened(narrow_lanes((lanes)made[tile]));
+            put_lanes(out, row * (layer->outputs / 2) + columns[0], gated(rounded[0], rounded[1], 0), 0);
             continue;
         }
         for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++) {

@@ -244,6 +244,7 @@ def float_functions() -> Any:
         return None
     declared(functions.danlu_float_product, [POINTER, LONG, *(4 * [POINTER]), *(3 * [LONG]), *(5 * [INT])], INT)
     declared(functions.danlu_whole, [*(3 * [POINTER]), *(3 * [LONG]), *(4 * [INT])])
+    declared(functions.danlu_swiglu, [POINTER, POINTER, LONG, POINTER, LONG, LONG, INT, INT])
     return functions
 
 

@@ -11,7 +11,7 @@ typedef void NormHeads(const bf16 *x, long stride, long apart, const float *weig
                        long heads, long dim, float eps, int threads);
 typedef void Rotate(const bf16 *x, long stride, const bf16 *cosine, const bf16 *sine, bf16 *out, long tokens, long heads,
                     long dim, long turned, int in_steps, int threads);
-typedef void Swiglu(const bf16 *gate, const bf16 *up, long stride, bf16 *out, long rows, long dim, int threads);
+typedef void Swiglu(const void *gate, const void *up, long stride, void *out, long rows, long dim, int is_wide, int threads);
 typedef int Adapt(const void *x, long x_stride, const void *adapters, const int64_t *counts, long held, const int64_t *rows,
                   void *out, long stride, long inputs, int is_wide, int has_wide, int threads);
 
@@ -49,7 +49,7 @@ int danlu_calls(const Call *calls, long count, const bf16 *given, const bf16 *co
                                0, threads);
             break;
         case SWIGLU:
-            ((Swiglu *)kernel)(x, one->y, one->stride, one->out, tokens, one->dim, threads);
+            ((Swiglu *)kernel)(x, one->y, one->stride, one->out, tokens, one->dim, 0, threads);
             break;
         case ADAPT: /* of all tokens where scales has their numbers */
             failed |= ((Adapt *)kernel)(x, one->inputs, one->weights, one->scales ? &every : counts, one->held,

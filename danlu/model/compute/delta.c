@@ -36,14 +36,6 @@ INLINE float sigmoid(float x) {
     return (x < 0 ? small : 1.0f) / (1.0f + small);
 }
 
-/* x sigmoid(x). */
-INLINE lanes silu(lanes x) {
-    const ints is_low = x < (lanes){0};
-    const lanes small = raised_to((lanes)((ints)x | (int)0x80000000)), one = spread(1.0f);
-    const lanes above = (lanes)(((ints)small & is_low) | ((ints)one & ~is_low));
-    return x * above / (one + small);
-}
-
 /* Queries, keys and values of a token: each channel over the last `size` tokens, then silu. Before the text's first token
  * comes its past, (size - 1, channels). */
 INLINE void convolve(const Layer *own, const Given *given, long text, long token, const float *past, float *out) {

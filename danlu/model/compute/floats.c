@@ -172,11 +172,12 @@ static void write_out(const Layer *layer, long block, float (*sums)[TALL][16], v
             }
         }
         if (is_gated) {
-            float gated[16];
-            for (int lane = 0; lane < 16; lane++)
-                gated[lane] = made[0][lane] / (1.0f + exponential(-made[0][lane])) * made[1][lane];
-            for (int lane = 0; lane < 16; lane++)
-                put_number(out, (first + row) * (layer->outputs / 2) + columns[0] + lane, gated[lane], is_wide);
+            for (int tile = 0; tile < 2 && !is_wide; tile++)
+                for (int lane = 0; lane < 16; lane++) made[tile][lane] = wide(narrow(made[tile][lane]));
+            for (int lane = 0; lane < 16; lane += LANES) {
+                const lanes gate = *(const lanes *)(made[0] + lane), up = *(const lanes *)(made[1] + lane);
+                put_lanes(out, (first + row) * (layer->outputs / 2) + columns[0] + lane, gated(gate, up, is_wide), is_wide);
+            }
             continue;
         }
         for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++)
@@ -324,4 +325,25 @@ void danlu_whole(const char *weights, const float *numbers, void *out, long outp
         write_whole(from, own, to, row_bytes, outputs - tile * 16, is_short, FORMAT, PAIRS);
             WHOLE(CODES4, 0) WHOLE(CODES4, 1) WHOLE(CODES8, 0) WHOLE(CODES8, 1)
         }
+}
+
+/* out = silu(gate) * up, as a gated product has it, where something was added to the product first: (rows, dim), rows of gate
+ * and of up `stride` apart; bfloat16, or float32 where is_wide. */
+void danlu_swiglu(const void *gate, const void *up, long stride, void *out, long rows, long dim, int is_wide, int threads) {
+    const long whole = dim / LANES * LANES;
+#pragma omp parallel for num_threads(threads) if (rows * dim > 16384)
+    for (long row = 0; row < rows; row++) {
+        const long from = row * stride, to = row * dim;
+        for (long d = 0; d < whole; d += LANES)
+            put_lanes(out, to + d, gated(lanes_at(gate, from + d, is_wide), lanes_at(up, from + d, is_wide), is_wide), is_wide);
+        if (whole == dim) continue;
+        float rest[3][LANES] = {0};
+        const long size = is_wide ? sizeof(float) : sizeof(bf16);
+        for (long d = whole; d < dim; d++) {
+            rest[0][d - whole] = number(gate, from + d, is_wide);
+            rest[1][d - whole] = number(up, from + d, is_wide);
+        }
+        put_lanes(rest[2], 0, gated(*(lanes *)rest[0], *(lanes *)rest[1], is_wide), is_wide);
+        memcpy((char *)out + (to + whole) * size, rest[2], (dim - whole) * size);
+    }
 }

@@ -45,9 +45,9 @@ INLINE lanes fused(lanes a, lanes b, lanes c) {
 #endif
 }
 
-INLINE lanes wide_lanes(const bf16 *from) {
-    return (lanes)(__builtin_convertvector(*(const ushorts *)from, ints) << 16);
-}
+INLINE lanes widened(ushorts x) { return (lanes)(__builtin_convertvector(x, ints) << 16); }
+
+INLINE lanes wide_lanes(const bf16 *from) { return widened(*(const ushorts *)from); }
 
 /* Neighbours among many numbers, from `at` on: float32 where is_wide, else bfloat16. */
 INLINE lanes lanes_at(const void *from, long at, int is_wide) {
@@ -92,6 +92,58 @@ INLINE lanes raised_to(lanes x) {
     p = fused(p, r, spread(5.0000001201e-1f));
     const ints power = ((ints)shifted - 0x4b400000 + 127) << 23;
     return (lanes)((ints)((fused(p * r, r, r) + 1.0f) * (lanes)power) & ~is_low);
+}
+
+/* To the nearest, as `narrow` has it, but for what is below 1e-38, which some processors let be 0. */
+INLINE ushorts narrow_lanes(lanes x) {
+#ifdef __AVX512BF16__
+    return (ushorts)_mm512_cvtneps_pbh((__m512)x);
+#else
+    const ints bits = (ints)x, is_none = x != x;
+    const ints rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector((rounded & ~is_none) | (is_none & 0x7fc0), ushorts);
+#endif
+}
+
+/* Neighbours to among many numbers, from `at` on. */
+INLINE void put_lanes(void *to, long at, lanes x, int is_wide) {
+    if (is_wide) *(lanes *)((float *)to + at) = x;
+    else *(ushorts *)((bf16 *)to + at) = narrow_lanes(x);
+}
+
+/* x sigmoid(x). */
+INLINE lanes silu(lanes x) {
+    const ints is_low = x < (lanes){0};
+    const lanes small = raised_to((lanes)((ints)x | (int)0x80000000)), one = spread(1.0f);
+    const lanes above = (lanes)(((ints)small & is_low) | ((ints)one & ~is_low));
+    return x * above / (one + small);
+}
+
+#if LANES == 16
+#define LOG2_E 1.44269504f
+
+/* 2^x to a relative 1e-4, which is a fortieth of bfloat16's rounding; 2^-120 below that. What is no number stays so. The
+ * polynomial is 2^f's for f of -1/2 to 1/2, its largest relative error made least. */
+INLINE __m512 power_of_two(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-120.0f), x);
+    __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.05516788f), f, _mm512_set1_ps(0.24260202f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69326081f));
+    return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992869f)), n);
+}
+#endif
+
+/* silu(gate) * up, to what float32 holds where is_wide, else to what bfloat16 does. */
+INLINE lanes gated(lanes gate, lanes up, int is_wide) {
+    lanes open = silu(gate);
+#if LANES == 16
+    if (!is_wide) {
+        const __m512 power = power_of_two(_mm512_mul_ps((__m512)gate, _mm512_set1_ps(-LOG2_E)));
+        open = gate * (lanes)_mm512_rcp14_ps(_mm512_add_ps(power, _mm512_set1_ps(1.0f)));
+        asm("" : "+v"(open)); /* or a compiler that may reorder products would have another than one that may not */
+    }
+#endif
+    return open * up;
 }
 
 /* As many vectors as one has numbers: rows become columns. Blocks of half the size are exchanged, then of a quarter. */

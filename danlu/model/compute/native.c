@@ -40,19 +40,6 @@ void danlu_norm_heads(const bf16 *x, long stride, long apart, const float *weigh
             norm(x + token * stride + head * apart, weight, out + token * out_stride + head * dim, dim, eps);
 }
 
-/* out = silu(gate) * up: (rows, dim), rows of gate and of up `stride` apart. */
-void danlu_swiglu(const bf16 *gate, const bf16 *up, long stride, bf16 *out, long rows, long dim, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * dim > 16384)
-    for (long row = 0; row < rows; row++) {
-        const bf16 *g_row = gate + row * stride, *u_row = up + row * stride;
-        bf16 *restrict to = out + row * dim;
-        for (long d = 0; d < dim; d++) {
-            float g = wide(g_row[d]);
-            to[d] = narrow(g / (1.0f + exponential(-g)) * wide(u_row[d]));
-        }
-    }
-}
-
 /* The gradients of gate and up from that of their silu(gate) * up; all contiguous, `size` numbers. */
 void danlu_swiglu_back(const bf16 *grad, const bf16 *gate, const bf16 *up, bf16 *restrict of_gate, bf16 *restrict of_up,
                        long size, int threads) {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danlu.model.compute.blocks import float_functions
 from danlu.model.compute.threads import threads
 from danlu.native import FLOAT, INT, LONG, POINTER, agreeing, declared, place_of
 
@@ -90,13 +91,13 @@ def plain_rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Kernels:
-    """The functions of native.c on tensors."""
+    """The functions of native.c, and one of floats.c, on tensors."""
 
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._add_norm = declared(functions.danlu_add_norm, 5 * [POINTER] + 2 * [LONG] + [FLOAT, INT])
         strides = [POINTER, LONG, LONG, POINTER, POINTER]
         self._norm_heads = declared(functions.danlu_norm_heads, strides + 4 * [LONG] + [FLOAT, INT])
-        self._swiglu = declared(functions.danlu_swiglu, [POINTER, POINTER, LONG, POINTER, LONG, LONG, INT])
+        self._swiglu = float_functions().danlu_swiglu
         self._swiglu_back = declared(functions.danlu_swiglu_back, 5 * [POINTER] + [LONG, INT])
         self._norm_back = declared(functions.danlu_norm_back, 5 * [POINTER] + 3 * [LONG] + [FLOAT, INT])
         self._rotate = declared(functions.danlu_rotate, [POINTER, LONG] + 3 * [POINTER] + 4 * [LONG] + [INT, INT])
@@ -142,10 +143,12 @@ class Kernels:
         return self.gated(*gate_up.chunk(2, -1))
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up of (tokens, dim) each; the numbers of a token lie together, tokens alike apart."""
+        """silu(gate) * up of (tokens, dim) each, bfloat16 or float32; the numbers of a token lie together, tokens alike
+        apart. It is what a product of blocks.py makes that is `gated`, bit for bit."""
         rows, dim = gate.shape
         out = gate.new_empty(rows, dim)
-        self._swiglu(gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), rows, dim, threads())
+        pointers, is_wide = (gate.data_ptr(), up.data_ptr()), gate.dtype == torch.float32
+        self._swiglu(*pointers, gate.stride(0), out.data_ptr(), rows, dim, is_wide, threads())
         return out
 
     def gated_back(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,6 +205,8 @@ class Kernels:
 @cache
 def kernels() -> Kernels | None:
     """The compiled kernels; None where there are none, or where they differ from the plain forms."""
+    if float_functions() is None:
+        return None
     return agreeing(Path(__file__).with_name("native.c"), Kernels, _agree)
 
 

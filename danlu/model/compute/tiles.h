@@ -1,28 +1,7 @@
-/* What blocks.c and tile_attention.c share: bfloat16 and 2^x in registers, and the shapes of tile registers. */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+/* What blocks.c and tile_attention.c share: bfloat16 in registers, and the shapes of tile registers. */
+#include "lanes.h"
 
-typedef uint16_t bf16;
-#define INLINE static inline __attribute__((always_inline))
-
-#define LOG2_E 1.44269504f
-
-INLINE __m512 wide16(const bf16 *from) {
-    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
-}
-
-/* 2^x to a relative 1e-4, which is a fortieth of bfloat16's rounding; 2^-120 below that. What is no number stays so. The
- * polynomial is 2^f's for f of -1/2 to 1/2, its largest relative error made least. */
-INLINE __m512 power_of_two(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-120.0f), x);
-    __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.05516788f), f, _mm512_set1_ps(0.24260202f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69326081f));
-    return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992869f)), n);
-}
+INLINE __m512 wide16(const bf16 *from) { return (__m512)wide_lanes(from); }
 
 #ifdef __AMX_TILE__
 typedef struct {

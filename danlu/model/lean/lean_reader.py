@@ -82,8 +82,10 @@ class Reader:
         self.model, self.decoder, self.wiring = model, model.model, wiring
         self.scoring, self.taking, self.rounded = list(told.scoring), taking, rounded
         self._names = {module: name for name, module in model.named_modules()}
-        is_short = model.dtype == torch.bfloat16 and model.device.type == "cpu"
-        self.kernels: Kernels | None = kernels() if taking != "live" and is_short else None
+        compiled = kernels() if taking != "live" and model.device.type == "cpu" else None
+        self.kernels: Kernels | None = compiled if model.dtype == torch.bfloat16 else None
+        # Of those that take float32 too.
+        self._wide_kernels = compiled if model.dtype in (torch.bfloat16, torch.float32) else None
         self.norms = Norms(self.kernels, may_change=taking == "live")
         self.joined: set[str] = set()  # layers that became columns of a product
         self.held: list[Tensor] = []  # by the products
@@ -191,8 +193,8 @@ class Reader:
         return Gated(gated_up, self._joined([mlp.down_proj]))
 
     def _activate(self, activation: Any) -> Callable[[Tensor], Tensor]:
-        if self.kernels is not None and type(activation).__name__ in _SILU:
-            return self.kernels.swiglu
+        if self._wide_kernels is not None and type(activation).__name__ in _SILU:
+            return self._wide_kernels.swiglu
 
         def activate(gate_up: Tensor) -> Tensor:
             gate, up = gate_up.chunk(2, -1)
