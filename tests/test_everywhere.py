@@ -26,6 +26,8 @@ def small_suite(tmp_path, monkeypatch):
         "def test_skipped(): pass\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    (tmp_path / "conftest.py").write_text("from shuffling import *\n")
+    monkeypatch.setenv("PYTHONPATH", str(everywhere.Path(__file__).parent))
     monkeypatch.setattr(everywhere, "ROOT", tmp_path)
     monkeypatch.setattr(everywhere, "SCRATCH", tmp_path / "scratch")
 
@@ -67,7 +69,6 @@ def test_a_configuration_that_changes_nothing_is_not_run(monkeypatch):
     assert not alike.was_run
     assert "changes nothing" in everywhere.table([alike])
     assert everywhere.examine(BASE, FOUND).was_run
-    assert everywhere.examine(BY_NAME["shuffled-1"], FOUND).was_run
     assert everywhere.examine(BY_NAME["no-tiles"], {**FOUND, "tiles": True}).note == "torch AVX512, tiles no"
 
 
@@ -116,10 +117,17 @@ def test_shuffling_keeps_files_together_and_a_seed_has_one_order():
     assert len({at // 5 for at, (path, _) in enumerate(names[0]) if path == "a"}) == 1
 
 
+def test_only_this_machine_as_it_is_keeps_the_order(small_suite, monkeypatch):
+    monkeypatch.setattr(everywhere, "BASE", Configuration("c"))
+    assert "--shuffle" not in everywhere.run(everywhere.BASE, "").command
+    other = everywhere.run(Configuration("c", {"COLOUR": "blue"}), "")
+    assert "--shuffle" in other.command
+    assert other.note.startswith("--shuffle")
+    assert (other.passed, other.failed) == (2, 0)
+
+
 def test_the_order_that_was_drawn_is_said(small_suite, tmp_path):
-    (tmp_path / "conftest.py").write_text("from shuffling import *\n")
     command = [sys.executable, "-m", "pytest", "--shuffle", "0"]
-    environment = everywhere.environment_of(BASE) | {"PYTHONPATH": str(everywhere.Path(__file__).parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "shuffled: --shuffle " in done.stdout
