@@ -1,6 +1,6 @@
 """Speed of answers with LoRA adapters of their own, beside the model alone, PEFT's mixed batches and vLLM.
 
-    make bench-adapters WRITE=--write     (puts what it found into docs/lora.md and its Chinese twin; some ten minutes)
+    make bench-adapters WRITE=--write     (puts what it found into docs/lora.md and its Chinese twin; an hour)
     .venv/bin/python benchmarks/adapters.py --runs 1 --new_tokens 8
 
 Adapters of rank 8 on every linear layer, of random numbers; each prompt asks for one of them, in turn. Sides, clock and
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from guides import LORA
 from machine import cpu_name
 from safetensors.torch import save_file
 
-RANK, SEED = 8, 42
+RANK, SEED, TRIAL_NEW_TOKENS = 8, 42, 8
 WORKS = {
     "one": Work("one", 1, 160),
     "32": Work("32", 32, 160),  # those without one first: PEFT changes the model
@@ -35,7 +36,13 @@ WORKS = {
 }
 PEERS = (
     Side("transformers with PEFT", "transformers_generate.py", {"bf16, sdpa": hf("bfloat16", "sdpa")}),
-    Side("vLLM-CPU", "vllm_generate.py", {"bf16, eager": vllm("bfloat16", eager=True, all_cores=True)}, "vllm"),
+    Side(
+        "vLLM-CPU",
+        "vllm_generate.py",
+        # More places cost its kernels more, whoever is in them; fewer than adapters mean that it waits and loads.
+        {f"bf16, eager, {n} at once": vllm("bfloat16", eager=True, all_cores=True) | {"loras": n} for n in (4, 32)},
+        "vllm",
+    ),
 )
 WORDS = {
     "en": {
@@ -91,11 +98,12 @@ def measure_all(asked: argparse.Namespace) -> dict[str, Any]:
         tokenizer = load_tokenizer(Path(files["model"]))
         ids = ordinary_ids(tokenizer)
 
-        def jobs(work: str, _trial: bool) -> dict[str, Any]:
-            return make_job(WORKS[work], ids, tokenizer, asked.new_tokens, asked.runs, SEED)
+        def jobs(work: str, trial: bool) -> dict[str, Any]:
+            tokens, runs = (TRIAL_NEW_TOKENS, 1) if trial else (asked.new_tokens, asked.runs)
+            return make_job(WORKS[work], ids, tokenizer, tokens, runs, SEED + 1 if trial else SEED)
 
         sides = [danlu_side(dtype) for dtype in asked.dtypes] + [side for side in PEERS if side.name in asked.peers]
-        columns = [measure(side, asked.works, jobs, files) for side in sides]
+        columns = [measure(replace(side, works=tuple(WORKS)), asked.works, jobs, files) for side in sides]
     return {
         "date": date.today().isoformat(), "machine": f"{cores_in_use()} cores of {cpu_name()}", "works": asked.works,
         "new_tokens": asked.new_tokens, "runs": asked.runs, "columns": columns,
@@ -134,7 +142,7 @@ def block(found: dict[str, Any], language: str) -> str:
     heads = [words["work"], *(f"{column['name']} {shown_version(column)}".strip() for column in found["columns"])]
     lines = [heads, ["---", *("--:" for _ in found["columns"])]]
     for work in found["works"]:
-        cells = [column["cells"].get(work, {}) for column in found["columns"]]
+        cells = [column["cells"][work] for column in found["columns"]]
         lines.append([words[work], *(f"{cell['rate']:.0f}" if "rate" in cell else words["refused"] for cell in cells)])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     reasons = {

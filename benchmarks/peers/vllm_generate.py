@@ -12,6 +12,7 @@ def load(job):
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GB
     if job["setting"]["all_cores"]:  # left to itself it keeps one for its scheduler
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    loras = job["setting"].get("loras")
     engine = vllm.LLM(
         job["model"],
         dtype=job["setting"]["weights"],
@@ -19,7 +20,7 @@ def load(job):
         max_model_len=1024,
         max_num_seqs=64,
         disable_log_stats=True,
-        **({"enable_lora": True, "max_loras": len(job["adapters"]), "max_lora_rank": 8} if "adapters" in job else {}),
+        **({"enable_lora": True, "max_loras": loras, "max_lora_rank": 8} if loras else {}),
     )
     numbers = {name: number + 1 for number, name in enumerate(job.get("adapters", {}))}
 
