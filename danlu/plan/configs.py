@@ -10,8 +10,9 @@ from danlu.errors import ModelError
 from danlu.plan.kinds import GPT2, KINDS, NUMBER, SPELT, WIDTH, Config, Kind, Said
 from danlu.plan.shapes import HEAD, HEADS, INSIDE, Attention, Experts, Layer, Shape
 
-# What programs call the bits of a weight.
+# What programs call the bits of a weight, and embeddings.
 _BITS = ("num_bits", "bits", "w_bit")
+_EMBEDDINGS = ("Embedding", "embed_tokens", "wte")
 
 
 def shape_from(config: Config, name: str) -> Shape:
@@ -19,7 +20,7 @@ def shape_from(config: Config, name: str) -> Shape:
 
     Raises ModelError for a kind that is not known, and for numbers that are missing.
     """
-    quantized, held = _quantized(config), _held(config)
+    quantized, (held, held_ends) = _quantized(config), _held(config)
     config = config.get("text_config") or config
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -32,7 +33,7 @@ def shape_from(config: Config, name: str) -> Shape:
         shape = (_gpt2 if kind == GPT2 else _shape)(_read(kind, config), KINDS[kind], name)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise ModelError(f"{name}: its configuration lacks a number, or has none: {error}") from error
-    return replace(shape, quantized=quantized, held=held)
+    return replace(shape, quantized=quantized, held=held, held_ends=held_ends)
 
 
 def _quantized(config: Config) -> str:
@@ -46,15 +47,20 @@ def _quantized(config: Config) -> str:
     return method if bits is None else f"{method}, {bits} bit"
 
 
-def _held(config: Config) -> float:
-    """Bytes of a weight that stays in few bits: two in a byte up to 4 bits, scale and zero of its group in float32."""
+def _held(config: Config) -> tuple[float, float]:
+    """Bytes of a weight of the layers, and of embedding and head, where these stay in few bits; else 0 each."""
     said = _said(config)
     if said is None or said.get("quant_method") not in ("awq", "gptq", "compressed-tensors"):
-        return 0
-    found = _of_weights(said)
-    bits = next((found[key] for key in _BITS if found.get(key)), None)
-    size = found.get("group_size") or found.get("q_group_size") or -1
-    if not isinstance(bits, int) or found.get("type", "int") != "int":
+        return 0, 0
+    layers, ends = _bytes_of(_of_weights(said)), _bytes_of(_of_embedding(said))
+    return (layers, ends) if layers else (0, 0)
+
+
+def _bytes_of(weights: Mapping[str, Any]) -> float:
+    """Two in a byte up to 4 bits, scale and zero of each group in float32."""
+    bits = next((weights[key] for key in _BITS if weights.get(key)), None)
+    size = weights.get("group_size") or weights.get("q_group_size") or -1
+    if not isinstance(bits, int) or weights.get("type", "int") != "int":
         return 0
     return (0.5 if bits <= 4 else 1) + (8 / size if isinstance(size, int) and size > 0 else 0)
 
@@ -67,12 +73,23 @@ def _said(config: Config) -> dict[str, Any] | None:
 
 def _of_weights(said: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of this what tells bits and groups; of several groups of layers the first one's."""
-    groups = said.get("config_groups")
-    if not groups:
+    if not said.get("config_groups"):
         return said
-    first = next(iter(groups.values())) if isinstance(groups, dict) else None
-    weights = first.get("weights") if isinstance(first, dict) else None
-    return weights if isinstance(weights, dict) else {}
+    return next(iter(_groups(said)), ((), {}))[1]
+
+
+def _of_embedding(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same of the group that names an embedding."""
+    own = (weights for names, weights in _groups(said) if any(name.rpartition(".")[2] in _EMBEDDINGS for name in names))
+    return next(own, {})
+
+
+def _groups(said: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]]]:
+    """Which layers each group names, and how it holds their weights."""
+    groups = said.get("config_groups")
+    found = [one for one in groups.values() if isinstance(one, dict)] if isinstance(groups, dict) else []
+    sides = [(one.get("targets") or [], one.get("weights")) for one in found]
+    return [([*map(str, names)], weights if isinstance(weights, dict) else {}) for names, weights in sides]
 
 
 def _read(kind: str, config: Config) -> Config:

@@ -205,14 +205,19 @@ def _weights(job: Job) -> list[Part]:
         matrices += shape.expert_parameters - shape.experts.blocks * shape.experts.router
     stored = matrices * frozen + (shape.head.parameters * STORED["int8"] if engines else 0)
     others = shape.parameters - matrices - (shape.own_head if engines else 0)
-    left = "embedding, head, norms and experts: {bytes} bytes a weight"
-    if job.stays_quantized:
+    left, ends = "embedding, head, norms and experts: {bytes} bytes a weight", 0
+    if job.stays_quantized and shape.held_ends:
+        ends = shape.embedding + shape.own_head
+        left = "norms and routers: {bytes} bytes a weight"
+    elif job.stays_quantized:
         left = "embedding, head, norms and routers: {bytes} bytes a weight"
     elif engines:
         left = "embedding and norms: {bytes} bytes a weight"
+    bits = "{bits} bits a weight with its scales"
     return [
-        Part("linear layers", stored, "{bits} bits a weight with its scales", (("bits", f"{8 * frozen:.3g}"),)),
-        Part("other weights", others * number, left, (("bytes", f"{number:g}"),)),
+        Part("linear layers", stored, bits, (("bits", f"{8 * frozen:.3g}"),)),
+        Part("embedding and head", ends * shape.held_ends, bits, (("bits", f"{8 * shape.held_ends:.3g}"),)),
+        Part("other weights", (others - ends) * number, left, (("bytes", f"{number:g}"),)),
     ]
 
 

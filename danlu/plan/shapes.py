@@ -111,6 +111,7 @@ class Shape:
         takes_kernels: whether its norms and activations are those that fast kernels have.
         quantized: how its configuration says that its files are quantized; nothing where they are not.
         held: bytes of a weight of its linear layers, where they stay in few bits when the files are read; else 0.
+        held_ends: the same of embedding and head.
         experts: where a token takes some of many feed-forward parts; no adapter reaches them.
     """
 
@@ -129,6 +130,7 @@ class Shape:
     takes_kernels: bool = True
     quantized: str = ""
     held: float = 0
+    held_ends: float = 0
 
     @property
     def width(self) -> int:

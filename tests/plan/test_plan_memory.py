@@ -339,6 +339,22 @@ def test_weights_in_few_bits_are_counted_as_they_are_held(said, each):
     assert {part.name for part in estimate(replace(job, stored="int8")).parts} >= {"linear layers"}
 
 
+def test_embedding_and_head_in_few_bits_are_counted_as_they_are_held():
+    groups = {
+        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128, "type": "int"}},
+        "group_1": {
+            "targets": ["model.embed_tokens", "lm_head"],
+            "weights": {"num_bits": 8, "group_size": 128, "type": "int"},
+        },
+    }
+    said = {"quant_method": "compressed-tensors", "config_groups": groups}
+    shape = shape_from({**PRESETS["llama-2-7b"], "quantization_config": said}, "x")
+    parts = {part.name: part.bytes for part in estimate(Job(shape, "inference", dtype="bfloat16")).parts}
+    assert parts["linear layers"] == pytest.approx(shape.linear * (0.5 + 8 / 128))
+    assert parts["embedding and head"] == pytest.approx(2 * 32000 * 4096 * (1 + 8 / 128))
+    assert parts["other weights"] == 2 * 65 * 4096
+
+
 def test_experts_in_few_bits_are_counted_as_they_are_held():
     config = {**PRESETS["qwen3-30b-a3b"], "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}
     shape = shape_from(config, "x")
