@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -44,9 +45,26 @@ def library(source: Path, *, exact: bool = False) -> ctypes.CDLL | None:
     if not has_compiler():
         return None
     try:
-        return ctypes.CDLL(str(_compiled(source, EXACT_FLAGS if exact else FLAGS)), mode=os.RTLD_NOW)
+        return _loaded(_compiled(source, EXACT_FLAGS if exact else FLAGS))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _loaded(compiled: Path) -> ctypes.CDLL:
+    """Raises OSError where it wants OpenMP's functions and nobody has them."""
+    try:
+        return ctypes.CDLL(str(compiled), mode=os.RTLD_NOW)
+    except OSError:
+        _share_openmp()
+        return ctypes.CDLL(str(compiled), mode=os.RTLD_NOW)
+
+
+def _share_openmp() -> None:
+    """Let every library see the OpenMP runtime that is loaded for some alone: torch's is, in its wheels for arm64."""
+    mapped = [line.split(maxsplit=5)[5:] for line in Path("/proc/self/maps").read_text().splitlines()]
+    paths = dict.fromkeys(path[0] for path in mapped if path and re.match(r"lib(g|i|)omp", Path(path[0]).name))
+    for path in sorted(paths, key=lambda path: "/torch" not in path):
+        ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL)
 
 
 def has_compiler() -> bool:

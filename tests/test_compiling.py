@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import danlu.model.compute
 from danlu import native
@@ -74,6 +76,25 @@ def test_a_source_without_openmp_needs_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["42", "False"], done.stderr
+
+
+def test_a_runtime_of_openmp_that_was_loaded_for_others_alone_is_shared(tmp_path):
+    """As torch loads its own on arm64: every kernel was missing there, and nobody said so."""
+    runtimes = [path for path in Path(torch.__file__).parent.glob("lib/lib*omp*.so*") if path.is_file()]
+    if not runtimes:
+        pytest.skip("torch has its OpenMP from elsewhere")
+    source = tmp_path / "most.c"
+    source.write_text("#include <omp.h>\nint danlu_most(void) { return omp_get_max_threads(); }\n")
+    code = (
+        "import ctypes, os, sys; from pathlib import Path; from danlu.native import INT, declared, library\n"
+        f"source = Path({str(source)!r})\n"
+        "before = library(source)\n"
+        f"ctypes.CDLL({str(runtimes[0])!r}, mode=os.RTLD_LOCAL)\n"
+        "print(before, declared(library(source).danlu_most, [], INT)(), 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["None", "3", "False"], done.stderr
 
 
 def test_it_can_be_turned_off(monkeypatch):
