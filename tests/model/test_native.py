@@ -80,8 +80,8 @@ def test_lengths_are_those_of_the_numbers_on_any_number_of_threads(size, monkeyp
     assert float(found) == pytest.approx(float(x.double().norm()), rel=1e-6)
     monkeypatch.setattr(native, "threads", lambda: 1)
     assert torch.equal(length(x), found)
-    apart = torch.stack([x, x], 1)[:, 0]  # not contiguous: torch's own
-    assert float(length(apart)) == pytest.approx(float(found), rel=1e-5)
+    apart = torch.stack([x, x], 1)[:, 0]  # not contiguous: torch's own, which adds up one by one on arm64
+    assert float(length(apart)) == pytest.approx(float(found), rel=1e-4)
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
