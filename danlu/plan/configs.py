@@ -88,8 +88,11 @@ def _groups(said: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]]
     """Which layers each group names, and how it holds their weights."""
     groups = said.get("config_groups")
     found = [one for one in groups.values() if isinstance(one, dict)] if isinstance(groups, dict) else []
-    sides = [(one.get("targets") or [], one.get("weights")) for one in found]
-    return [([*map(str, names)], weights if isinstance(weights, dict) else {}) for names, weights in sides]
+    sides = [(one.get("targets"), one.get("weights")) for one in found]
+    return [
+        ([*map(str, names)] if isinstance(names, list) else [], weights if isinstance(weights, dict) else {})
+        for names, weights in sides
+    ]
 
 
 def _read(kind: str, config: Config) -> Config:
