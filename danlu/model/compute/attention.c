@@ -27,11 +27,9 @@
 #if LANES == 16 && defined(__AVX512BF16__)
 #define HAS_PAIRS 1
 INLINE lanes paired(lanes a, lanes b, lanes c) { return (lanes)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
-INLINE void put_short(bf16 *to, lanes x) { *(__m256bh *)to = _mm512_cvtneps_pbh((__m512)x); }
 #else
 #define HAS_PAIRS 0
 INLINE lanes paired(lanes a, lanes b, lanes c) { return fused(a, b, c); }
-INLINE void put_short(bf16 *to, lanes x) { for (int lane = 0; lane < LANES; lane++) to[lane] = narrow(x[lane]); }
 #endif
 
 /* One step of a sum. */
@@ -187,8 +185,7 @@ ONCE float share(const Job *job, float *scores, long places, long seen, const ui
     for (long start = 0; start < width; start += LANES) {
         const lanes raised = raised_to(fused(*(const lanes *)(scores + start), scale, spread(-base)));
         sums += raised;
-        if (is_paired) put_short((bf16 *)scores + start, raised);
-        else *(lanes *)(scores + start) = raised;
+        put_lanes(scores, start, raised, !is_paired);
     }
     const float factor = exponential(before - base);
     *whole = *whole * factor + total(sums);
@@ -297,11 +294,7 @@ INLINE void attend_piece(const Job *job, long slot, long head, long first, long 
     for (long line = 0; line < lines; line++) {
         const long token = slot * job->rows + first + line / group;
         const long at = (token * job->kv_heads * group + head * group + line % group) * dim;
-        for (long d = 0; d < dim; d++) {
-            const float mean = sums[line * room + d] / whole[line];
-            if (job->is_wide) ((float *)job->out)[at + d] = mean;
-            else ((bf16 *)job->out)[at + d] = narrow(mean);
-        }
+        for (long d = 0; d < dim; d++) put_number(job->out, at + d, sums[line * room + d] / whole[line], job->is_wide);
     }
 }
 

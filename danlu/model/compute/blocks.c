@@ -141,15 +141,12 @@ INLINE void write_out(const Layer *layer, long block, float (*sums)[256], bf16 *
             made[tile] = _mm512_fmadd_ps(_mm512_load_ps(sums[row / 16 * 2 + tile] + row % 16 * 16), scale[tile], bias[tile]);
         if (is_gated) {
             lanes rounded[2]; /* as they are where they are written */
-            for (int tile = 0; tile < 2; tile++)
-                rounded[tile] = widened(narrow_lanes((lanes)made[tile]));
+            for (int tile = 0; tile < 2; tile++) rounded[tile] = widened(narrow_lanes((lanes)made[tile]));
             put_lanes(out, row * (layer->outputs / 2) + columns[0], gated(rounded[0], rounded[1], 0), 0);
             continue;
         }
-        for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++) {
-            bf16 *to = out + row * layer->outputs + columns[tile];
-            _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(made[tile]));
-        }
+        for (int tile = 0; tile < 2 && columns[tile] < layer->outputs; tile++)
+            put_lanes(out, row * layer->outputs + columns[tile], (lanes)made[tile], 0);
     }
 }
 

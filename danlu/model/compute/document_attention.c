@@ -176,7 +176,7 @@ INLINE void pack(const float *from, unit *to, long columns, const int paired) {
     for (long d = 0; d < columns; d += LANES) {
 #if HAS_PAIRS
         if (paired) {
-            *(__m256i *)((bf16 *)to + d) = (__m256i)_mm512_cvtneps_pbh(*(const __m512_u *)(from + d));
+            put_lanes(to, d, *(const lanes *)(from + d), 0);
             continue;
         }
 #endif
